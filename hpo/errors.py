@@ -1,0 +1,89 @@
+"""Every error that hpo raises on purpose.
+
+    HpoError                     1   something went wrong; the message says what and what next
+    ├── InputError               2   what the user gave cannot be used; nothing was created
+    │   ├── ConfigError              a field of a study file or configuration
+    │   ├── DataError                images: missing, unreadable, too few, a leaking class
+    │   ├── NotFound                 no such study, trial, run or worker
+    │   └── Conflict                 a study of that name exists with another definition
+    ├── StorageError             2   the database cannot be reached or used
+    ├── TrialFailed              1   one trial cannot be trained; the study goes on
+    ├── Fenced                   1   this worker no longer owns its trial: drop it, go on
+    └── Interrupted            130   stopped by a signal, work handed back
+
+The number is the exit code of `hpo`. A message says the value, what is allowed, and the next step.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class HpoError(Exception):
+    """Base of all errors with a message meant for the user."""
+
+    exit_code = 1
+
+
+class InputError(HpoError):
+    """What the user gave cannot be used; nothing was created."""
+
+    exit_code = 2
+
+
+class ConfigError(InputError):
+    """A field of a study file or configuration is wrong.
+
+    `where` is the file, `key` the dotted path of the field; either may be empty.
+    """
+
+    def __init__(self, message: str, *, key: str = "", where: str = "") -> None:
+        self.message, self.key, self.where = message, key, where
+        super().__init__(": ".join(part for part in (where, key, message) if part))
+
+    def at(self, where: str) -> ConfigError:
+        """The same error, naming the file `where` unless it names one already."""
+        return ConfigError(self.message, key=self.key, where=self.where or where)
+
+
+class DataError(InputError):
+    """Images are missing, unreadable, too few, or a class stands where it must not."""
+
+
+class NotFound(InputError):
+    """No study, trial, run or worker of that name."""
+
+
+class Conflict(InputError):
+    """A study of that name exists with another definition."""
+
+
+class StorageError(HpoError):
+    """The database cannot be reached, or is not one of ours."""
+
+    exit_code = 2
+
+
+class TrialFailed(HpoError):
+    """This configuration cannot be trained; the study goes on without it."""
+
+
+class Fenced(HpoError):
+    """Another worker owns the trial now: every write of ours is refused."""
+
+
+class Interrupted(HpoError):
+    """Stopped by a signal; the work was handed back."""
+
+    exit_code = 130
+
+
+def nearest(value: object, allowed: Iterable[str], *, most: int = 8) -> str:
+    """The end of a message about an unknown name: the nearest valid ones, else a list of them."""
+    names = list(allowed)
+    close = difflib.get_close_matches(str(value), names, n=3, cutoff=0.6)
+    if close:
+        return "did you mean " + " or ".join(repr(name) for name in close) + "?"
+    shown = ", ".join(names[:most]) + (f", ... ({len(names)} in all)" if len(names) > most else "")
+    return f"allowed: {shown}"

@@ -1,0 +1,192 @@
+"""`hpo init`: a first study file for a folder of one's own photographs."""
+
+from __future__ import annotations
+
+import re
+import statistics
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import tomli_w
+from PIL import Image
+
+from hpo.errors import DataError
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm"})
+SAMPLED = 60  # pictures whose size is read; enough for a median
+
+TEMPLATE = """\
+# {name}: search for a classifier of the images in
+#   {root}
+# {summary}
+#
+#   hpo check {file}    looks at the data, estimates time and memory, writes nothing
+#   hpo run {file}      searches; run it again after an interruption and it goes on
+#
+# Every field, its range and its default: hpo schema
+
+[study]
+name = {name_toml}
+metric = "val_top1"       # share of validation images whose class is named right
+trials = 40               # exactly so many are run
+# timeout_s = 14400       # or stop after so many seconds of work
+# patience_trials = 15    # or after so many trials in a row without a better one
+
+[train]
+epochs = {epochs}               # of a full trial; most are stopped earlier
+
+[train.data]
+dataset = "folder"
+root = {root_toml}
+image_size = {size}          # side in pixels that the network sees; smaller is quicker
+normalize = {normalize}
+{split}
+
+[train.model]
+architecture = "{architecture}"
+{stem}# Start from ImageNet's weights instead of random ones (a download of {megabytes} MB, once):
+# weights = "DEFAULT"
+# trainable_blocks = 2    # and train only the last two blocks and the head: quicker
+
+[train.augment]
+# horizontal_flip = 0.5   # searched below; fix a value here and remove it there
+{crop}
+# What is searched, by the dotted name of its field: a range or a list of choices.
+[space]
+optimizer.name = ["sgd", "adamw"]
+optimizer.lr = {{low = 1e-4, high = 0.1, log = true}}
+optimizer.weight_decay = {{low = 1e-6, high = 1e-2, log = true}}
+optimizer.momentum = {{low = 0.8, high = 0.98, when = {{"optimizer.name" = "sgd"}}}}
+batch_size = {batches}
+label_smoothing = [0.0, 0.1]
+model.dropout = {{low = 0.0, high = 0.5, step = 0.1}}
+augment.horizontal_flip = [0.0, 0.5]    # leave out if left and right differ, as in writing
+augment.rotation = [0, 10, 20]
+augment.brightness = [0.0, 0.2, 0.4]
+
+# Tried first: what one would take without a search. All other trials must beat it.
+[[baseline]]
+optimizer.name = "adamw"
+optimizer.lr = 1e-3
+optimizer.weight_decay = 1e-2
+"""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What a look at a folder of images tells, files unopened but for some sizes."""
+
+    classes: int
+    images: int
+    """Images for training; all of them where the folder has no split."""
+    side: int
+    """Median of the shorter side of some pictures, in pixels."""
+    parts: tuple[str, ...]
+    """Which of train, val and test stand in it; empty: one folder per class."""
+
+
+def look(root: Path) -> Folder:
+    """Count classes and images under `root` (train/ [val/] [test/] by class, or one folder per
+    class); raises DataError where there is nothing to learn from."""
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; give the folder of your images")
+    parts = tuple(name for name in ("train", "val", "test") if (root / name).is_dir())
+    base = root / "train" if "train" in parts else root
+    by_class = {
+        folder.name: images
+        for folder in sorted(base.iterdir())
+        if folder.is_dir() and not folder.name.startswith(".") and (images := _images(folder))
+    }
+    if len(by_class) < 2:
+        found = f"{len(by_class)} class" + ("" if len(by_class) == 1 else "es")
+        raise DataError(
+            f"{base}: {found} with images; two or more are needed: put the images of each class "
+            f"into a folder of their own, named after the class"
+        )
+    files = [file for images in by_class.values() for file in images]
+    return Folder(len(by_class), len(files), _side(files), parts if "train" in parts else ())
+
+
+def _images(folder: Path) -> list[Path]:
+    return [file for file in sorted(folder.rglob("*")) if file.suffix.lower() in SUFFIXES]
+
+
+def _side(files: list[Path]) -> int:
+    """Median shorter side of up to `SAMPLED` pictures, spread over all classes."""
+    sides = []
+    for file in files[:: max(1, len(files) // SAMPLED)]:
+        try:
+            with warnings.catch_warnings(), Image.open(file) as image:
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                sides.append(min(image.size))
+        except (OSError, Image.DecompressionBombError):
+            continue  # `hpo check` names what cannot be read
+    if not sides:
+        raise DataError(f"{files[0].parent.parent}: none of the images that were tried can be read")
+    return int(statistics.median(sides))
+
+
+def starter(data_dir: Path, name: str | None = None) -> str:
+    """The text of a study file for the images under `data_dir`, which works as it is.
+
+    Its settings are cheap enough for a CPU. `name` is the study's; default: the folder's. Raises
+    DataError where the folder holds no two classes of images.
+    """
+    root = data_dir.expanduser().absolute()
+    folder = look(root)
+    name = name or _name(root)
+    small = folder.side <= 64
+    return TEMPLATE.format(
+        name=name,
+        file=f"{name}.toml",
+        name_toml=_quoted(name),
+        root=root if str(root).isprintable() else _quoted(str(root)),
+        root_toml=_quoted(str(root)),
+        summary=_summary(folder),
+        epochs=30 if folder.images < 5_000 else 15,
+        size=max(16, folder.side) if small else 128 if folder.side >= 128 else 96,
+        normalize='"dataset"      # "imagenet" with ImageNet\'s weights',
+        split=_split(folder),
+        architecture="resnet18" if small else "mobilenet_v2",
+        stem='stem = "small"            # for images of some 32 pixels\n' if small else "",
+        megabytes=45 if small else 14,
+        crop="# crop_padding = 4\n" if small else "random_resized_crop = [0.5, 1.0]\n",
+        batches=_batches(folder.images),
+    )
+
+
+def _summary(folder: Folder) -> str:
+    of = "for training " if folder.parts else ""
+    return (
+        f"{folder.images:,} images {of}in {folder.classes} classes, "
+        f"shorter side about {folder.side} pixels."
+    )
+
+
+def _split(folder: Folder) -> str:
+    """The comments and fields that say which images validate and test."""
+    lines = []
+    if "val" not in folder.parts:
+        lines.append("val_fraction = 0.15        # part of the images that compares the trials")
+    if not folder.parts:
+        lines.append("test_fraction = 0.15       # part kept for the test after the search")
+    lines += [f"# {part}/ is used as it is" for part in folder.parts]
+    return "\n".join(lines)
+
+
+def _batches(images: int) -> str:
+    """Small data sets need small batches to make enough steps in an epoch."""
+    if images < 500:
+        return "[8, 16]"
+    return "[16, 32]" if images < 2_000 else "[32, 64, 128]"
+
+
+def _name(root: Path) -> str:
+    """A study's name from a folder's."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", root.name).strip("-.")[:64] or "photos"
+
+
+def _quoted(text: str) -> str:
+    """A TOML string."""
+    return tomli_w.dumps({"x": text}).removeprefix("x = ").rstrip("\n")

@@ -1,0 +1,317 @@
+"""One TOML file -> StudyFile: what to train, what to search, by which means, and how long.
+
+Everything is judged here, before a worker starts; an error names the file, the key, its value, and
+what is allowed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+
+from hpo import toml
+from hpo.config import TrainConfig, check_path, direction, field_errors, flatten, with_values
+from hpo.document import Document
+from hpo.errors import ConfigError
+from hpo.space import Space, shown
+from hpo.spacefile import parse_space
+from hpo.studyconfig import Grid, Hyperband, Patient, StudyConfig
+
+
+@dataclass(frozen=True)
+class StudyFile:
+    """A validated study."""
+
+    study: StudyConfig
+    train: dict[str, Any]
+    """Fixed values as they were given, nested."""
+    space: Space
+    baselines: tuple[dict[str, Any], ...] = ()
+    """{dotted path: config value} each, tried first; under grid complete, else maybe partial."""
+    text: str = field(default="", compare=False)
+    """The file as it was read; empty where the study comes from a database."""
+
+    @property
+    def name(self) -> str:
+        return self.study.name
+
+    @property
+    def metric(self) -> str:
+        return self.study.metric
+
+    @property
+    def direction(self) -> Literal["minimize", "maximize"]:
+        return direction(self.study.metric)
+
+    @property
+    def max_epochs(self) -> int:
+        """The most epochs that a trial of this study can have."""
+        return max(self.config(corner).epochs for corner in self.space.corners())
+
+    def config(self, values: Mapping[str, Any]) -> TrainConfig:
+        """The training with `values` ({dotted path: config value}) in place of the searched fields.
+
+        Raises ConfigError where the values do not fit the fields or each other.
+        """
+        return TrainConfig.parse(with_values(self.train, values))
+
+    def definition(self) -> dict[str, Any]:
+        """All that decides the study, defaults included, as plain data for JSON.
+
+        Parameters are a list, since their order counts and not every database keeps that of keys.
+        """
+        return {
+            "study": json.loads(self.study.model_dump_json(exclude_none=True)),
+            "train": self._resolved_train(),
+            "space": [{"name": name, **one} for name, one in self.space.to_dict().items()],
+            "baselines": [dict(baseline) for baseline in self.baselines],
+        }
+
+    def _resolved_train(self) -> dict[str, Any]:
+        """Fixed values and the defaults of all fields that are not searched."""
+        given = flatten(self.train)
+        resolved = flatten(self.config(self.space.corners()[0]).to_dict())
+        if "data.image_size" in self.space and "data.resize_size" not in given:
+            del resolved["data.resize_size"]  # follows the size
+        lists = {path: value for path, value in given.items() if isinstance(value, list)}
+        resolved |= lists  # whose items may be searched
+        return with_values({}, {k: value for k, value in resolved.items() if k not in self.space})
+
+    @classmethod
+    def from_definition(cls, definition: Mapping[str, Any], text: str = "") -> StudyFile:
+        """The study of a stored `definition`; raises ConfigError where it is not one of ours."""
+        space = {one["name"]: _without(one, "name") for one in definition["space"]}
+        document = Document(
+            study=dict(definition["study"]),
+            train=dict(definition["train"]),
+            space=space,
+            baselines=list(definition["baselines"]),
+        )
+        return _build(document, text)
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What differs between two definitions, a line each: `study.trials: 20 -> 40`."""
+    before, after = _flat_definition(old), _flat_definition(new)
+    return [
+        f"{key}: {_side(before, key)} -> {_side(after, key)}"
+        for key in dict.fromkeys([*before, *after])
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _flat_definition(definition: Mapping[str, Any]) -> dict[str, Any]:
+    named = {one["name"]: _without(one, "name") for one in definition["space"]}
+    numbered = {str(i): one for i, one in enumerate(definition["baselines"], 1)}
+    return flatten({**definition, "space": named, "baselines": numbered})
+
+
+def _side(flat: Mapping[str, Any], key: str) -> str:
+    return shown(flat[key]) if key in flat else "(not given)"
+
+
+def _without(table: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in table.items() if key != name}
+
+
+def load_study(path: Path, overrides: Mapping[str, Any] | None = None) -> StudyFile:
+    """Read the study file `path`; its name, where it gives none, is that of the file.
+
+    `overrides` are `--set` values by key (see `hpo.toml.assignments`). Raises ConfigError.
+    """
+    defaults = {"name": path.stem}
+    return parse_study(toml.read_text(path), str(path), overrides, defaults)
+
+
+def parse_study(
+    text: str,
+    where: str = "",
+    overrides: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> StudyFile:
+    """The study that `text` (TOML) describes; `where` stands before every message, `defaults` are
+    for [study]. Raises ConfigError."""
+    document = Document.read(toml.parse(text, where), where)
+    for key, value in (overrides or {}).items():
+        try:
+            document.override(key, value)
+        except ConfigError as error:
+            raise error.at("--set") from None
+    document.study = {**(defaults or {}), **document.study}
+    try:
+        return _build(document, text)
+    except ConfigError as error:
+        raise error.at(where) from None
+
+
+def _build(document: Document, text: str) -> StudyFile:
+    train = _with_absolute_root(document.train)
+    _raise_all(field_errors(train, "train."))
+    space = parse_space(document.space, train)
+    if not space:
+        raise ConfigError(
+            "nothing is searched: give at least one range or list of choices, for example "
+            "optimizer.lr = {low = 1e-4, high = 0.1, log = true}; `hpo train` trains a single "
+            "configuration",
+            key="space",
+        )
+    study = _study_config(document.study, space)
+    baselines = _checked(document.baselines, space, train, complete=isinstance(study.sampler, Grid))
+    file = StudyFile(study, train, space, baselines, text)
+    for values in [*space.corners(), *baselines]:
+        _check_together(file, values)
+    _check_resources(file)
+    return file
+
+
+def _study_config(given: dict[str, Any], space: Space) -> StudyConfig:
+    """[study]; a grid's number of points is its default budget and its largest."""
+    study = StudyConfig.parse(given)
+    if not isinstance(study.sampler, Grid):
+        return study
+    try:
+        points = len(space.grid())
+    except ConfigError as error:
+        message = f"{error.message}; or use another study.sampler"
+        raise ConfigError(message, key=f"space.{error.key}") from None
+    if "trials" not in given:
+        return StudyConfig.parse({**given, "trials": points})
+    if study.trials > points:
+        message = f"{study.trials}: the grid has {points} points; allowed: 1 to {points}"
+        raise ConfigError(message, key="study.trials")
+    return study
+
+
+def _checked(
+    baselines: Iterable[dict[str, Any]], space: Space, train: Mapping[str, Any], complete: bool
+) -> tuple[dict[str, Any], ...]:
+    checked: list[dict[str, Any]] = []
+    for number, values in enumerate(baselines, 1):
+        try:
+            checked.append(_checked_baseline(values, space, train, complete))
+        except ConfigError as error:
+            key = f"baseline {number}" + (f": {error.key}" if error.key else "")
+            raise ConfigError(error.message, key=key) from None
+        if checked[-1] in checked[:-1]:
+            first = checked.index(checked[-1]) + 1
+            message = f"the same as baseline {first}: remove one"
+            raise ConfigError(message, key=f"baseline {number}")
+    return tuple(checked)
+
+
+def _checked_baseline(
+    values: dict[str, Any], space: Space, train: Mapping[str, Any], complete: bool
+) -> dict[str, Any]:
+    if not values:
+        raise ConfigError("empty: give at least one searched parameter")
+    fixed = flatten(train)
+    for name in values:
+        if name in space:
+            continue
+        check_path(name)
+        if name in fixed:
+            message = f"fixed at {shown(fixed[name])} in [train]: remove it here"
+        else:
+            message = "not searched: put it under [space], or under [train] to fix it"
+        raise ConfigError(message, key=name)
+    try:
+        space.check(values, complete)
+    except ConfigError as error:
+        hint = "; under grid a baseline is complete" if error.message.startswith("missing") else ""
+        raise ConfigError(error.message + hint, key=error.key) from None
+    return space.decode(space.encode(values))
+
+
+def _check_together(file: StudyFile, values: Mapping[str, Any]) -> None:
+    """Raise ConfigError unless `values` and the fixed ones make a training: rules between fields
+    are met before the search starts, not in the middle of it."""
+    try:
+        file.config(values)
+    except ConfigError as error:
+        table = "space" if error.key in file.space else "train"
+        key = f"{table}.{error.key}" if error.key else ""
+        tried = ", ".join(f"{name} = {shown(value)}" for name, value in values.items())
+        message = f"{error.message} (with {tried}, which [space] or a baseline allows)"
+        raise ConfigError(message, key=key) from None
+
+
+def _check_resources(file: StudyFile) -> None:
+    pruner, key = file.study.pruner, "study.pruner.min_resource"
+    if isinstance(pruner, Patient):
+        pruner, key = pruner.wrapped_pruner, "study.pruner.wrapped_pruner.min_resource"
+    if isinstance(pruner, Hyperband) and pruner.min_resource > file.max_epochs:
+        allowed = f"1 to {file.max_epochs}, the largest number of epochs"
+        raise ConfigError(f"{pruner.min_resource}: allowed: {allowed}", key=key)
+
+
+def _raise_all(errors: list[ConfigError]) -> None:
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        lines = "".join(f"\n  {one}" for one in errors)
+        raise ConfigError(f"{len(errors)} fields are wrong:{lines}")
+
+
+def _with_absolute_root(train: Mapping[str, Any]) -> dict[str, Any]:
+    """A worker may run in another directory: the data are found from everywhere."""
+    data = train.get("data")
+    root = data.get("root") if isinstance(data, Mapping) else None
+    if not isinstance(root, str) or not root:
+        return dict(train)
+    return with_values(train, {"data.root": str(Path(root).expanduser().absolute())})
+
+
+def load_config(
+    path: Path, overrides: Mapping[str, Any] | None = None
+) -> tuple[TrainConfig, dict[str, Any]]:
+    """Read a TrainConfig, exported or written by hand, and its [provenance] table ({} if none).
+
+    `overrides` are `--set` values by field path. Raises ConfigError, also for a study file.
+    """
+    where = str(path)
+    data = toml.parse(toml.read_text(path), where)
+    if {"study", "space", "train"} & set(data):
+        raise ConfigError(
+            "a study file, not a configuration: `hpo run` searches it, `hpo export` writes the "
+            "configuration of its best trial",
+            where=where,
+        )
+    provenance = data.pop("provenance", {})
+    if not isinstance(provenance, Mapping):
+        raise ConfigError(f"{shown(provenance)}: a table", key="provenance", where=where)
+    fields = _overridden(data, overrides or {}, where)
+    return TrainConfig.parse(_with_absolute_root(fields), where=where), dict(provenance)
+
+
+def _overridden(
+    data: Mapping[str, Any], overrides: Mapping[str, Any], where: str = ""
+) -> dict[str, Any]:
+    """Nested fields of a configuration with `overrides` (with or without `train.`) in place."""
+    values = {key.removeprefix("train."): value for key, value in overrides.items()}
+    try:
+        for key in values:
+            check_path(key)
+        return with_values(toml.expand(data, where), values)
+    except ConfigError as error:
+        raise error.at("--set") from None
+
+
+def dump_config(
+    config: TrainConfig, provenance: Mapping[str, Any] | None = None, comments: Iterable[str] = ()
+) -> str:
+    """`config` as TOML that `load_config` takes back: `comments` above, [provenance] below.
+
+    Entries of `provenance` that are None are left out, since TOML has no null.
+    """
+    lines = [line for comment in comments for line in comment.splitlines()]
+    head = "".join(
+        f"# {''.join(c for c in line if c.isprintable())}".rstrip() + "\n" for line in lines
+    )
+    known = {key: value for key, value in (provenance or {}).items() if value is not None}
+    data = {**config.to_dict(), **({"provenance": known} if known else {})}
+    return head + ("\n" if head else "") + tomli_w.dumps(data)
