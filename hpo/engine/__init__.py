@@ -1,0 +1,1 @@
+"""Training: images, models, optimizers, one generator. Knows neither Optuna nor the database."""

@@ -1,0 +1,275 @@
+"""Pictures decoded once: each part of a data set becomes one file that all workers of a host map.
+
+    cache/
+    ├── digests/<root>.json   content digests of a folder's files, by size and time of change
+    ├── <key>.lock            one builder; others wait
+    └── <key>/                one part (train, val or test) at one size
+        ├── index.npz         sizes, sums of channels, files that could not be read
+        └── pixels            uint8, picture after picture (H, W, 3); absent where streamed
+
+The key is made of the contents of the files, so a changed file is a new part. A part that would not
+fit is streamed: the same pictures, decoded again whenever they are asked for.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import numpy as np
+import PIL
+from filelock import FileLock
+
+from hpo.engine.images import Images, Mapped, Numbers, Pixels, Sizing, Source, Streamed, decode
+from hpo.errors import HpoError
+
+_FORMAT = 1
+_THREADS = min(8, os.cpu_count() or 1)
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Index:
+    """What is known of a part once every picture of it was decoded."""
+
+    good: Numbers
+    """(G,): positions of the pictures that could be read."""
+    sizes: Numbers
+    """(G, 2): height and width after resizing."""
+    moments: Numbers
+    """(2, 3): sums of each channel's values 0..255, and of their squares."""
+    bad: dict[int, str]
+    """Position of each file that could not be read, and why."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all pixels."""
+        return int(self.sizes.prod(1).sum()) * 3
+
+    def mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Of each channel, in 0..1. A constant channel gets the deviation of one grey level."""
+        first, second = self.moments / (self.size / 3)
+        std = np.sqrt(np.maximum(second - first**2, 1.0))
+        return tuple((first / 255).tolist()), tuple((std / 255).tolist())
+
+    def save(self, file: Path) -> None:
+        np.savez(
+            file,
+            good=self.good,
+            sizes=self.sizes,
+            moments=self.moments,
+            bad=np.array(json.dumps(list(self.bad.items()))),
+        )
+
+    @classmethod
+    def load(cls, file: Path) -> Index:
+        with np.load(file) as arrays:
+            bad = {int(k): str(v) for k, v in json.loads(str(arrays["bad"]))}
+            return cls(arrays["good"], arrays["sizes"], arrays["moments"], bad)
+
+
+@dataclass(frozen=True)
+class Store:
+    """The cache of one host; at most `limit` bytes a part are kept, more are streamed."""
+
+    root: Path
+    limit: float
+
+    def has_room(self, size: int) -> bool:
+        return size <= self.limit and size <= shutil.disk_usage(self.root).free
+
+    def open(
+        self,
+        source: Source,
+        names: Sequence[str],
+        labels: Sequence[int],
+        digests: Sequence[str],
+        sizing: Sizing,
+    ) -> tuple[Images, Index]:
+        """The pictures that can be read, built first if need be; `index.bad` has the others.
+
+        Raises HpoError when the disk is full.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        folder = self.root / _key(digests, sizing)
+        with FileLock(f"{folder}.lock"):
+            index = self._ready(folder) or self._build(folder, source, names, sizing)
+            good_names = tuple(names[i] for i in index.good)
+            good_labels = np.array([labels[i] for i in index.good], np.int64)
+            pixels = folder / "pixels"
+            if 0 < index.size <= self.limit and pixels.exists():
+                return Mapped(pixels, index.sizes, good_labels, good_names), index
+        return Streamed(source, sizing, index.sizes, good_labels, good_names), index
+
+    def _ready(self, folder: Path) -> Index | None:
+        """The index of a part that needs no building: pixels are there, or there is no room."""
+        if not (folder / "index.npz").exists():
+            return None
+        index = Index.load(folder / "index.npz")
+        if (folder / "pixels").exists() or not self.has_room(index.size):
+            return index
+        return None
+
+    def _build(self, folder: Path, source: Source, names: Sequence[str], sizing: Sizing) -> Index:
+        beside = folder.with_name(f".{folder.name}")
+        shutil.rmtree(beside, ignore_errors=True)  # left by a builder that was killed
+        shutil.rmtree(folder, ignore_errors=True)  # one without pixels
+        beside.mkdir()
+        try:
+            index = self._fill(beside, source, names, sizing)
+            beside.replace(folder)
+        except BaseException as error:
+            shutil.rmtree(beside)
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise HpoError(
+                    f"{self.root}: the disk is full; free space there, set HPO_HOME to another "
+                    "disk, or set data.cache_limit_gb = 0 to decode in every epoch"
+                ) from error
+            raise
+        return index
+
+    def _fill(self, folder: Path, source: Source, names: Sequence[str], sizing: Sizing) -> Index:
+        with warnings.catch_warnings():
+            # Odd metadata is of no interest here, and pool threads share this filter.
+            warnings.simplefilter("ignore")
+            headers = list(_threaded(partial(_attempt, _target, source, sizing), names))
+            size = sum(w * h for w, h in (one for one in headers if not isinstance(one, str))) * 3
+            todo = [i for i, one in enumerate(headers) if not isinstance(one, str)]
+            bad = {i: one for i, one in enumerate(headers) if isinstance(one, str)}
+            decoded = _threaded(
+                partial(_attempt, _decoded, source, sizing), [names[i] for i in todo]
+            )
+            with (folder / "pixels").open("wb") as file:
+                keep = file if self.has_room(size) else None
+                index = _collect(zip(todo, decoded, strict=True), bad, keep)
+                file.flush()
+                os.fsync(file.fileno())
+        if keep is None:
+            (folder / "pixels").unlink()
+        index.save(folder / "index.npz")
+        return index
+
+
+def _collect(
+    pictures: Iterable[tuple[int, tuple[Pixels, Numbers] | str]],
+    bad: dict[int, str],
+    file: BinaryIO | None,
+) -> Index:
+    good, sizes, moments = [], [], np.zeros((2, 3), np.int64)
+    for i, picture in pictures:
+        if isinstance(picture, str):
+            bad[i] = picture
+            continue
+        pixels, sums = picture
+        good.append(i)
+        sizes.append(pixels.shape[:2])
+        moments += sums
+        if file:
+            file.write(pixels.data)
+    shape = np.array(sizes, np.int64).reshape(-1, 2)
+    return Index(np.array(good, np.int64), shape, moments, dict(sorted(bad.items())))
+
+
+def _attempt(function: Callable[[Source, str, Sizing], R], *args: Any) -> R | str:
+    """What `function` gives, or why this file cannot be read."""
+    source, sizing, name = args
+    try:
+        return function(source, name, sizing)
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise anything; the reason is kept and named
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        return "not an image" if isinstance(error, PIL.UnidentifiedImageError) else reason
+
+
+def _target(source: Source, name: str, sizing: Sizing) -> tuple[int, int]:
+    """(width, height) after resizing, from the header alone."""
+    with source.open(name) as image:
+        size = image.size
+    if reason := sizing.refuse(*size):
+        raise ValueError(reason)
+    return sizing.target(*size)
+
+
+def _decoded(source: Source, name: str, sizing: Sizing) -> tuple[Pixels, Numbers]:
+    """(H, W, 3) pixels and their moments, (2, 3)."""
+    image = decode(source, name, sizing)
+    counts = np.array(image.histogram(), np.int64).reshape(3, 256)
+    values = np.arange(256)
+    return np.asarray(image), np.stack([counts @ values, counts @ values**2])
+
+
+def _threaded(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """`function` of each item, in order, a few at a time: Pillow lets other threads run."""
+    rest = iter(items)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        while chunk := list(islice(rest, 32 * _THREADS)):
+            yield from pool.map(function, chunk)
+
+
+def _key(digests: Sequence[str], sizing: Sizing) -> str:
+    facts = [_FORMAT, PIL.__version__, sizing.squash, sizing.resize_size, sizing.max_pixels]
+    return short_hash([facts, list(digests)])
+
+
+def short_hash(value: object) -> str:
+    """32 hex digits from anything that JSON can write."""
+    return hashlib.blake2b(json.dumps(value).encode(), digest_size=16).hexdigest()
+
+
+def file_digests(root: Path, names: Sequence[str], cache: Path | None) -> dict[str, str]:
+    """Digest of the content of each file; those whose size and time of change are as they were
+    the last time are not read again. Without `cache` nothing is remembered."""
+    memo = cache / "digests" / f"{short_hash(str(root.resolve()))}.json" if cache else None
+    known: dict[str, list[Any]] = json.loads(memo.read_text()) if memo and memo.exists() else {}
+    stamps = {name: _stamp(root, name) for name in names}
+    found = {name: known[name] for name in names if known.get(name, [])[:2] == stamps[name]}
+    new = [name for name in names if name not in found]
+    for name, digest in zip(new, _threaded(partial(_digest, root), new), strict=True):
+        if digest:
+            found[name] = [*stamps[name], digest]
+    if memo and found != known:
+        _replace(memo, json.dumps(found))
+    # What cannot be read is named, with the reason, when it is to be decoded.
+    return {name: found[name][2] if name in found else f"unreadable {name}" for name in names}
+
+
+def _stamp(root: Path, name: str) -> list[int]:
+    """[size, time of change in ns] of a file; two zeros where it is not known."""
+    try:
+        stat = (root / name).stat()
+    except OSError:
+        return [0, 0]
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def _digest(root: Path, name: str) -> str | None:
+    """Of a file's content; None where it cannot be read."""
+    try:
+        with (root / name).open("rb") as file:
+            return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).hexdigest()
+    except OSError:
+        return None
+
+
+def _replace(file: Path, text: str) -> None:
+    """Write beside and move in place."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, beside = tempfile.mkstemp(dir=file.parent)
+    with os.fdopen(handle, "w") as out:
+        out.write(text)
+    Path(beside).replace(file)

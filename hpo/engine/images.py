@@ -1,0 +1,178 @@
+"""Labelled pictures: how one is decoded, and the forms in which a data set holds them.
+
+Mapped from a file, streamed from the original files, or two sets joined: the same pixels.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from hpo.config import DataConfig
+from hpo.errors import DataError
+
+# Pillow warns of large pictures when it opens them; `data.max_pixels` refuses them by the header,
+# before anything is decoded.
+Image.MAX_IMAGE_PIXELS = None
+
+Pixels = NDArray[np.uint8]
+Numbers = NDArray[np.int64]
+
+
+class Source(Protocol):
+    """Where pictures come from, by name; must pickle, because streaming opens it elsewhere."""
+
+    def open(self, name: str) -> Image.Image:
+        """The picture, not decoded yet; a context manager."""
+
+
+@dataclass(frozen=True)
+class Sizing:
+    """The size at which pictures are kept."""
+
+    squash: bool
+    image_size: int
+    resize_size: int
+    max_pixels: int
+
+    @classmethod
+    def of(cls, config: DataConfig) -> Sizing:
+        squash = config.resize == "squash"
+        side = config.image_size if squash else config.resize_size
+        return cls(squash, config.image_size, side, config.max_pixels)
+
+    def target(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) after resizing, rounded as torchvision's Resize rounds."""
+        side = self.resize_size
+        if self.squash:
+            return side, side
+        if width <= height:
+            return side, int(side * height / width)
+        return int(side * width / height), side
+
+    def refuse(self, width: int, height: int) -> str | None:
+        """Why a picture of this size is not decoded; None if it may be."""
+        target = self.target(width, height)
+        for what, (w, h) in (("", (width, height)), (" after resizing", target)):
+            if w * h > self.max_pixels:
+                return f"{w} x {h} pixels{what}, data.max_pixels allows {self.max_pixels}"
+        return None
+
+
+def decode(source: Source, name: str, sizing: Sizing) -> Image.Image:
+    """One picture as torchvision's ImageFolder and Resize give it: RGB, bilinear, EXIF orientation
+    ignored. Raises whatever Pillow raises on a broken file."""
+    with source.open(name) as image:
+        if isinstance(image.info.get("transparency"), bytes):
+            del image.info["transparency"]  # only makes Pillow warn; RGB has none
+        rgb = image.convert("RGB")
+    target = sizing.target(*rgb.size)
+    return rgb if rgb.size == target else rgb.resize(target, Image.Resampling.BILINEAR)
+
+
+class Images(ABC):
+    """Labelled pictures, uint8 RGB. `labels`: (N,); `sizes`: (N, 2), height and width of each."""
+
+    names: tuple[str, ...]
+    labels: Numbers
+    sizes: Numbers
+    streamed = False
+    """Whether `pixels` decodes a file at every call."""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @abstractmethod
+    def pixels(self, i: int) -> Pixels:
+        """Picture `i`, (H, W, 3)."""
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all pictures are squares of one size, and `stacked` has them."""
+        return not self.streamed and bool((self.sizes == self.sizes[0, 0]).all())
+
+    def stacked(self) -> Pixels:
+        """All pictures, (N, S, S, 3). Raises ValueError unless `uniform`."""
+        raise ValueError("pictures of several sizes, or streamed ones, have no single array")
+
+
+class Mapped(Images):
+    """Pictures in a file that is mapped into memory: one copy per host."""
+
+    def __init__(self, file: Path, sizes: Numbers, labels: Numbers, names: tuple[str, ...]) -> None:
+        self.file, self.sizes, self.labels, self.names = file, sizes, labels, names
+        self._ends = np.cumsum(sizes.prod(1) * 3)
+        # Copy on write: torch wants writable memory, and nobody writes.
+        self._data: Pixels = np.asarray(np.memmap(file, np.uint8, "c"))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Mapped, (self.file, self.sizes, self.labels, self.names)
+
+    def pixels(self, i: int) -> Pixels:
+        height, width = self.sizes[i]
+        end = self._ends[i]
+        return self._data[end - height * width * 3 : end].reshape(height, width, 3)
+
+    def stacked(self) -> Pixels:
+        if not self.uniform:
+            return super().stacked()
+        side = int(self.sizes[0, 0])
+        return self._data.reshape(len(self), side, side, 3)
+
+
+class Streamed(Images):
+    """Pictures that are decoded whenever they are asked for."""
+
+    streamed = True
+
+    def __init__(
+        self,
+        source: Source,
+        sizing: Sizing,
+        sizes: Numbers,
+        labels: Numbers,
+        names: tuple[str, ...],
+    ) -> None:
+        self.source, self.sizing = source, sizing
+        self.sizes, self.labels, self.names = sizes, labels, names
+
+    def pixels(self, i: int) -> Pixels:
+        # A copy, because torch wants writable memory.
+        try:
+            return np.array(decode(self.source, self.names[i], self.sizing))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DataError(
+                f"{self.names[i]}: could be read when the search began, not any more ({error}); "
+                "put the file back"
+            ) from error
+
+
+class Joined(Images):
+    """Two sets of pictures, one after the other."""
+
+    def __init__(self, first: Images, second: Images) -> None:
+        self._parts = first, second
+        self.names = first.names + second.names
+        self.labels = np.concatenate([first.labels, second.labels])
+        self.sizes = np.concatenate([first.sizes, second.sizes])
+        self.streamed = first.streamed or second.streamed
+
+    def pixels(self, i: int) -> Pixels:
+        first, second = self._parts
+        return first.pixels(i) if i < len(first) else second.pixels(i - len(first))
+
+    def stacked(self) -> Pixels:
+        if not self.uniform:
+            return super().stacked()
+        return np.concatenate([part.stacked() for part in self._parts])
+
+
+def concat(first: Images, second: Images) -> Images:
+    """Both sets as one, in this order."""
+    return Joined(first, second)

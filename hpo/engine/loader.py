@@ -1,0 +1,316 @@
+"""Batches of normalised pictures on the device.
+
+Pictures of one size live on the device as one uint8 tensor where they fit; others are cropped and
+resized one by one on the host, as uint8 with antialiasing, ahead of their use where a GPU would
+wait, and by processes of their own where they must be decoded as well. Either way a batch has the
+same bits. Nothing inside an epoch waits for the device.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, suppress
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from hpo.config import AugmentConfig
+from hpo.engine import augment as aug
+from hpo.engine.images import Images
+
+T = TypeVar("T")
+Batch = tuple[Tensor, Tensor]
+"""((B, 3, S, S) float32 normalised, (B,) int64 labels), both on the device."""
+
+
+_MOST_COPIED = 500_000_000
+
+
+class TrainBatches:
+    """Shuffled and augmented batches. What epoch n shows depends on (seed, n) alone.
+
+    The last batch may be short; of a single picture it is dropped, unless it is the only one: batch
+    norm cannot learn from one value.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        augment: AugmentConfig,
+        image_size: int,
+        batch_size: int,
+        device: torch.device,
+        memory_format: torch.memory_format = torch.contiguous_format,
+        seed: int = 0,
+        loader_workers: int = 0,
+    ) -> None:
+        self._augment, self._size, self._seed = augment, image_size, seed
+        self._sizes = torch.from_numpy(images.sizes)
+        resized = augment.random_resized_crop is not None
+        padding = augment.crop_padding
+        self._feed = _feed(images, image_size, padding, device, loader_workers, resized=resized)
+        self._finish = _Finish(mean, std, device, memory_format)
+        self._labels = torch.from_numpy(images.labels).to(device)
+        self._slices = _slices(len(images), batch_size)
+        if len(self._slices) > 1 and len(images) % batch_size == 1:
+            del self._slices[-1]
+
+    def __len__(self) -> int:
+        """Steps of an epoch."""
+        return len(self._slices)
+
+    def epoch(self, n: int) -> Generator[Batch, None, None]:
+        """The batches of epoch `n`; close the iterator (or exhaust it) to end its helpers."""
+        order = torch.randperm(len(self._sizes), generator=aug.generator(self._seed, n, "order"))
+        draws = aug.draw(self._augment, self._sizes[order], self._size, self._seed, n)
+        labels = self._labels[_moved(order, self._labels.device)]
+        moved = draws.to(self._labels.device)
+        feed = self._feed.batches(order, draws.boxes, self._slices)
+        with closing(feed):
+            for part, pixels in zip(self._slices, feed, strict=True):
+                yield self._finish(pixels, moved[part]), labels[part]
+
+
+class EvalBatches:
+    """All pictures in their order, centre crops without augmentation."""
+
+    def __init__(
+        self,
+        images: Images,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        image_size: int,
+        batch_size: int,
+        device: torch.device,
+        memory_format: torch.memory_format = torch.contiguous_format,
+        loader_workers: int = 0,
+    ) -> None:
+        self._feed = _feed(images, image_size, 0, device, loader_workers, resized=False)
+        self._finish = _Finish(mean, std, device, memory_format)
+        self._labels = torch.from_numpy(images.labels).to(device)
+        self._slices = _slices(len(images), batch_size)
+
+    def __len__(self) -> int:
+        return len(self._slices)
+
+    def __iter__(self) -> Iterator[Batch]:
+        feed = self._feed.batches(torch.arange(len(self._labels)), None, self._slices)
+        with closing(feed):
+            for part, pixels in zip(self._slices, feed, strict=True):
+                yield self._finish(pixels, aug.Draws()), self._labels[part]
+
+
+def _slices(count: int, batch_size: int) -> list[slice]:
+    return [slice(at, min(at + batch_size, count)) for at in range(0, count, batch_size)]
+
+
+def _moved(values: Tensor, device: torch.device) -> Tensor:
+    """On `device`, without waiting for the copy."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
+class _Finish:
+    """From (B, S, S, 3) uint8 on the device to the model's input."""
+
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device,
+        memory_format: torch.memory_format,
+    ) -> None:
+        centre = torch.tensor(mean, dtype=torch.float64)
+        scale = 1 / torch.tensor(std, dtype=torch.float64)
+        self._scale = scale.float().view(1, 3, 1, 1).to(device)
+        self._shift = (-centre * scale).float().view(1, 3, 1, 1).to(device)
+        self._format = memory_format
+
+    def __call__(self, pixels: Tensor, draws: aug.Draws) -> Tensor:
+        if draws.flip is not None:
+            pixels = aug.horizontal_flip(pixels, draws.flip)
+        batch = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=self._format)
+        batch = aug.apply(batch.mul_(1 / 255), draws)
+        return batch.mul_(self._scale).add_(self._shift).contiguous(memory_format=self._format)
+
+
+def _feed(
+    images: Images,
+    size: int,
+    padding: int,
+    device: torch.device,
+    workers: int,
+    *,
+    resized: bool,
+) -> _Resident | _OneByOne:
+    if images.uniform and not resized:
+        side = int(images.sizes[0, 0]) + 2 * padding
+        if _fits(len(images) * side * side * 3, padding, device):
+            return _Resident(images, size, padding, device)
+    return _OneByOne(images, size, device, workers)
+
+
+def _fits(size: int, padding: int, device: torch.device) -> bool:
+    """On a GPU half of the free memory is left to the model. The host maps a file that is there
+    anyway, but padding makes a copy, and each worker has its own."""
+    if device.type == "cuda":
+        return size <= torch.cuda.mem_get_info(device)[0] // 2
+    return not padding or size <= _MOST_COPIED
+
+
+class _Resident:
+    """Pictures of one size as one tensor on the device, black padding included."""
+
+    def __init__(self, images: Images, size: int, padding: int, device: torch.device) -> None:
+        data = torch.from_numpy(images.stacked()).to(device)
+        self._padding, self._device, self._size = padding, device, size
+        self._data = F.pad(data, (0, 0, padding, padding, padding, padding)) if padding else data
+
+    def batches(
+        self, order: Tensor, boxes: Tensor | None, slices: Sequence[slice]
+    ) -> Generator[Tensor, None, None]:
+        index = _moved(order, self._device)
+        if boxes is None:
+            pictures = self._centre()
+            for part in slices:
+                yield pictures.index_select(0, index[part])
+            return
+        windows = self._windows()
+        top, left = _moved(boxes[:, :2] + self._padding, self._device).unbind(1)
+        for part in slices:
+            yield windows[index[part], top[part], left[part]]
+
+    def _centre(self) -> Tensor:
+        side, size = self._data.shape[1], self._size
+        top = int(aug.centre(torch.tensor([[side, side]]), size)[0, 0])
+        return self._data[:, top : top + size, top : top + size]
+
+    def _windows(self) -> Tensor:
+        """(N, tops, lefts, S, S, 3): every possible crop, as a view."""
+        count, side, _, _ = self._data.shape
+        places = side - self._size + 1
+        picture, row, column, channel = self._data.stride()
+        return self._data.as_strided(
+            (count, places, places, self._size, self._size, 3),
+            (picture, row, column, row, column, channel),
+        )
+
+
+Request = tuple[Tensor, Tensor]
+"""Indices (B,) and boxes (B, 4) of one batch."""
+
+
+class _Crops(Dataset[Tensor]):
+    """Crops made on the host; an item is a whole batch."""
+
+    def __init__(self, images: Images, size: int) -> None:
+        self._images, self._size = images, size
+
+    def __getitem__(self, request: Request) -> Tensor:
+        indices, boxes = request
+        out = torch.empty(len(indices), self._size, self._size, 3, dtype=torch.uint8)
+        for target, i, box in zip(out, indices.tolist(), boxes.tolist(), strict=True):
+            crop(torch.from_numpy(self._images.pixels(i)), box, target)
+        return out
+
+
+def crop(picture: Tensor, box: Sequence[int], out: Tensor) -> None:
+    """Write the part of `picture`, (H, W, 3) uint8, inside `box` to `out`, (S, S, 3) uint8: as it
+    is, black outside the picture, where the box has that size; else resized with antialiasing."""
+    top, left, height, width = box
+    size = out.shape[0]
+    if (height, width) != (size, size):
+        inside = picture[top : top + height, left : left + width].permute(2, 0, 1)[None]
+        inside = inside.contiguous(memory_format=torch.channels_last)  # twice as fast
+        resized = F.interpolate(
+            inside, (size, size), mode="bilinear", align_corners=False, antialias=True
+        )
+        out.copy_(resized[0].permute(1, 2, 0))
+        return
+    rows = slice(max(top, 0), min(top + size, picture.shape[0]))
+    columns = slice(max(left, 0), min(left + size, picture.shape[1]))
+    inside = picture[rows, columns]
+    if inside.shape != out.shape:
+        out.zero_()
+    out[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = inside
+
+
+class _OneByOne:
+    """Pictures of any size, each cropped by itself on the host."""
+
+    def __init__(self, images: Images, size: int, device: torch.device, workers: int) -> None:
+        self._sizes, self._size = torch.from_numpy(images.sizes), size
+        self._crops, self._device = _Crops(images, size), device
+        self._requests: list[Request] = []
+        self._loader = self._processes(workers) if images.streamed and workers else None
+
+    def _processes(self, workers: int) -> DataLoader[Tensor]:
+        # `batch_size=None`: an item is a batch already. The generator of its own keeps torch's
+        # global one, and so dropout, as it is without processes. Never fork: CUDA and threads.
+        requests: Any = self._requests
+        return DataLoader(
+            self._crops,
+            batch_size=None,
+            sampler=requests,
+            num_workers=workers,
+            multiprocessing_context="spawn",
+            persistent_workers=True,
+            generator=torch.Generator(),
+        )
+
+    def batches(
+        self, order: Tensor, boxes: Tensor | None, slices: Sequence[slice]
+    ) -> Generator[Tensor, None, None]:
+        if boxes is None:
+            boxes = aug.centre(self._sizes[order], self._size)
+        self._requests[:] = [(order[part], boxes[part]) for part in slices]
+        made = iter(self._loader or map(self._crops.__getitem__, self._requests))
+        if self._device.type != "cuda":
+            yield from (batch.to(self._device) for batch in made)
+            return
+        with closing(_ahead(batch.pin_memory() for batch in made)) as ready:
+            for batch in ready:
+                yield batch.to(self._device, non_blocking=True)
+
+
+def _ahead(items: Iterator[T], most: int = 2) -> Generator[T, None, None]:
+    """The same items, made by a thread up to `most` ahead of their use. Closing ends the thread."""
+    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(most)
+    over = threading.Event()
+
+    def offer(item: T | None, error: BaseException | None = None) -> None:
+        while not over.is_set():
+            with suppress(queue.Full):
+                ready.put((item, error), timeout=0.1)
+                break
+
+    def work() -> None:
+        try:
+            for item in items:
+                offer(item)
+                if over.is_set():
+                    return
+            offer(None)
+        except BaseException as error:  # raised where the item is asked for
+            offer(None, error)
+
+    thread = threading.Thread(target=work, name="batches", daemon=True)
+    thread.start()
+    try:
+        while (got := ready.get())[0] is not None:
+            yield got[0]
+        if got[1] is not None:
+            raise got[1]
+    finally:
+        over.set()
+        thread.join()

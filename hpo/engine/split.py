@@ -1,0 +1,111 @@
+"""Which part a picture belongs to: pure functions of contents and a seed."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from hpo.engine.cache import short_hash
+
+
+@dataclass(frozen=True)
+class Item:
+    """A picture before it is decoded."""
+
+    name: str
+    label: int
+    digest: str
+
+
+Parts = dict[str, list[Item]]
+
+
+def split(items: Sequence[Item], fractions: Mapping[str, float], seed: int) -> Parts:
+    """{"train": rest, part: its fraction of every class...}, by a hash of content and `seed`.
+
+    Identical files share a part, also when they stand in two classes: they count for the first.
+    A part gets the rounded fraction of a class, at least 1 while the class has pictures to give.
+    """
+    groups: dict[str, list[Item]] = defaultdict(list)
+    for item in items:
+        groups[item.digest].append(item)
+    classes: dict[int, list[str]] = defaultdict(list)
+    for digest, group in groups.items():
+        classes[min(item.label for item in group)].append(digest)
+    chosen: dict[str, str] = {}
+    for digests in classes.values():
+        order = _ranked(digests, "split", seed)
+        count = sum(len(groups[digest]) for digest in order)
+        for part, fraction in fractions.items():
+            rest = [digest for digest in order if digest not in chosen]
+            sizes = [len(groups[digest]) for digest in rest]
+            for position in _fill(sizes, max(1, round(count * fraction))):
+                chosen[rest[position]] = part
+    parts: Parts = {part: [] for part in ("train", *fractions)}
+    for item in items:
+        parts[chosen.get(item.digest, "train")].append(item)
+    return parts
+
+
+def _fill(sizes: Sequence[int], quota: int) -> list[int]:
+    """Positions of groups that together have at most `quota` pictures, or of the smallest group
+    where none is that small; never all of them."""
+    taken: list[int] = []
+    left = quota
+    for position, size in enumerate(sizes):
+        if size <= left and len(taken) + 1 < len(sizes):
+            taken.append(position)
+            left -= size
+    if not taken and len(sizes) > 1:
+        taken.append(sizes.index(min(sizes)))
+    return taken
+
+
+def _ranked(digests: Iterable[str], purpose: str, seed: int) -> list[str]:
+    return sorted(digests, key=lambda digest: short_hash([purpose, seed, digest]))
+
+
+def limited(items: Sequence[Item], limit: int, seed: int) -> list[Item]:
+    """`limit` of the pictures in their order: every class in its proportion (largest remainders),
+    at least 1, chosen by a hash of content and `seed`. `limit` is at least the number of classes.
+    """
+    total, counts = len(items), Counter(item.label for item in items)
+    if limit >= total:
+        return list(items)
+    shares = {label: max(1.0, limit * n / total) for label, n in counts.items()}
+    quotas = {label: int(share) for label, share in shares.items()}
+    by_rest = sorted(shares, key=lambda label: (quotas[label] - shares[label], label))
+    for label in by_rest[: max(0, limit - sum(quotas.values()))]:
+        quotas[label] += 1
+    while sum(quotas.values()) > limit:  # where the rule of 1 gave too many
+        quotas[max(quotas, key=lambda label: (quotas[label], -label))] -= 1
+    return _first(items, quotas, seed)
+
+
+def _first(items: Sequence[Item], quotas: Mapping[int, int], seed: int) -> list[Item]:
+    """The first of each class in the order of a seeded hash; the result keeps the given order."""
+    order = sorted(items, key=lambda item: (short_hash(["limit", seed, item.digest]), item.name))
+    left, kept = dict(quotas), set()
+    for item in order:
+        if left[item.label]:
+            left[item.label] -= 1
+            kept.add(item.name)
+    return [item for item in items if item.name in kept]
+
+
+def duplicates(parts: Parts) -> list[str]:
+    """Warnings about identical files on two sides, or in two classes."""
+    found = []
+    digests = {part: {item.digest for item in items} for part, items in parts.items()}
+    for part, of in (("val", "train"), ("test", "train"), ("test", "val")):
+        count = sum(item.digest in digests[of] for item in parts.get(part, ()))
+        if count:
+            found.append(f"{count} files of {part} are identical to files of {of}")
+    labels: dict[str, set[int]] = defaultdict(set)
+    for items in parts.values():
+        for item in items:
+            labels[item.digest].add(item.label)
+    if count := sum(len(one) > 1 for one in labels.values()):
+        found.append(f"{count} files stand in more than one class with identical content")
+    return found
