@@ -1,0 +1,108 @@
+"""Checkpoints and weights: written whole or not at all, read without running code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from hpo.config import ModelConfig, TrainConfig, flatten
+from hpo.engine import models, weights
+from hpo.errors import DataError, NotFound, TrialFailed
+
+State = dict[str, Tensor]
+
+FREE = ("data.root", "data.cache_limit_gb", "data.loader_workers", "runtime.micro_batch")
+"""Fields that another host may set differently and still go on with a checkpoint."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A training after one of its epochs: all that the next epoch depends on."""
+
+    config: dict[str, Any]
+    """TrainConfig.to_dict(), to refuse another configuration."""
+    metrics: list[dict[str, float]]
+    """Of each epoch so far; their number is the epoch."""
+    best_epoch: int
+    """From 1."""
+    micro_batch: int
+    """Images computed at once."""
+    model: State
+    best: State | None
+    """Weights of the best epoch; None where they are those of `model`."""
+    optimizer: dict[str, Any]
+
+    @property
+    def epoch(self) -> int:
+        return len(self.metrics)
+
+    def save(self, path: Path) -> None:
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        _write_whole(path, lambda beside: torch.save(fields, beside))
+
+    @classmethod
+    def load(cls, path: Path) -> Checkpoint:
+        """Raises NotFound for a missing file, TrialFailed for one that is not a checkpoint."""
+        if not path.is_file():
+            raise NotFound(f"checkpoint {path} is not on this host; share the run directory")
+        try:
+            return cls(**torch.load(path, map_location="cpu", weights_only=True))
+        except (pickle.UnpicklingError, RuntimeError, EOFError, TypeError) as error:
+            raise TrialFailed(f"checkpoint {path} cannot be read: {error}") from error
+
+    def require(self, config: TrainConfig) -> None:
+        """Raise TrialFailed unless this is a checkpoint of `config`."""
+        mine, theirs = flatten(self.config), flatten(config.to_dict())
+        differing = [
+            f"{key} = {mine.get(key)} instead of {theirs.get(key)}"
+            for key in sorted(mine.keys() | theirs.keys())
+            if key not in FREE and mine.get(key) != theirs.get(key)
+        ]
+        if differing:
+            raise TrialFailed(f"checkpoint of another configuration: {'; '.join(differing)}")
+
+
+def best_weights(checkpoint: Path) -> State:
+    """The state dict of the best epoch, on the CPU."""
+    loaded = Checkpoint.load(checkpoint)
+    return loaded.model if loaded.best is None else loaded.best
+
+
+def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a state dict as safetensors, `metadata` in its header."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    _write_whole(path, lambda beside: safetensors.torch.save_file(plain, beside, dict(metadata)))
+
+
+def load_trained(path: Path, config: ModelConfig, *, classes: int, image_size: int) -> nn.Module:
+    """The network of `config` with the weights that `save_weights` wrote, in eval mode.
+
+    Raises DataError where the file is missing or is not of this network.
+    """
+    model = models.build(config, classes=classes, image_size=image_size, pretrained=False)
+    try:
+        model.load_state_dict(weights.read_file(path))
+    except RuntimeError as error:
+        raise DataError(f"{path} does not hold this network: {error}") from error
+    return model.eval()
+
+
+def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write beside, sync, rename: `path` is either complete or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(beside)
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)

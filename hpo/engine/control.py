@@ -1,0 +1,24 @@
+"""What a training asks at every step: go on, stop now, or not mine any more."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Control(Protocol):
+    """Asked by `train` before every optimizer step and every evaluation batch.
+
+    `step` must be cheap and must not synchronise with the device. It raises to end the training:
+    `Interrupted` (stop and hand back; the unfinished epoch is dropped) or `Fenced` (another worker
+    owns the trial).
+    """
+
+    def step(self, *, epoch: int, images: int) -> None:
+        """`epoch` counts from 1; `images` were processed since the last call."""
+
+
+class Unattended:
+    """A control that never interferes."""
+
+    def step(self, *, epoch: int, images: int) -> None:
+        """Go on."""

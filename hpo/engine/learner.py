@@ -1,0 +1,188 @@
+"""A network that learns: one optimizer step, and evaluation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from hpo.config import TrainConfig
+from hpo.engine import metrics, models
+from hpo.engine.control import Control
+from hpo.engine.optim import make_optimizer
+from hpo.errors import TrialFailed
+
+Batch = tuple[Tensor, Tensor]
+"""Images (B, 3, S, S) float32 and labels (B,) int64, on one device."""
+
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+def memory_format(name: str) -> torch.memory_format:
+    """torch's layout for `runtime.memory_format`; auto means contiguous until it is resolved."""
+    return FORMATS.get(name, torch.contiguous_format)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Mixed precision where `runtime.precision` asks for it."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+class Tally:
+    """Sums of loss and hits, kept on the device until they are asked for."""
+
+    def __init__(self, device: torch.device) -> None:
+        # MPS has no float64.
+        kind = torch.float32 if device.type == "mps" else torch.float64
+        self.loss = torch.zeros((), dtype=kind, device=device)
+        self.hits = torch.zeros((), dtype=torch.int64, device=device)
+        self.images = 0
+
+    def add(self, loss: Tensor, hits: Tensor, images: int) -> None:
+        """`loss` () is the mean over `images`, `hits` () their count of correct ones."""
+        self.loss += loss.detach() * images
+        self.hits += hits
+        self.images += images
+
+    def means(self) -> tuple[float, float]:
+        """Mean loss and the part of hits; waits for the device."""
+        return self.loss.item() / self.images, self.hits.item() / self.images
+
+
+class Learner:
+    """The network and the optimizer of one configuration.
+
+    `micro_batch` is the largest number of images computed at once. Raises what `models.build`
+    raises.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        classes: int,
+        device: torch.device,
+        micro_batch: int = 0,
+        pretrained: bool = True,
+    ) -> None:
+        self.config, self.device = config, device
+        self.micro_batch = micro_batch or config.batch_size
+        model = models.build(
+            config.model,
+            classes=classes,
+            image_size=config.data.image_size,
+            pretrained=pretrained,
+        )
+        self._frozen = models.set_trainable(model, config.model.trainable_blocks)
+        layout = memory_format(config.runtime.memory_format)
+        self.model: nn.Module = model.to(device, memory_format=layout)  # type: ignore[call-overload]
+        self.optimizer = make_optimizer(self.model, config.optimizer)
+        self._learning = [part for group in self.optimizer.param_groups for part in group["params"]]
+        self.normed = any(isinstance(part, _BatchNorm) for part in self.model.modules())
+
+    def train_mode(self) -> None:
+        """Dropout and batch norm as in training, but for what is frozen."""
+        self.model.train()
+        for part in self._frozen:
+            part.eval()
+
+    def step(self, batch: Batch, lr: float, tally: Tally | None = None) -> None:
+        """One optimizer step on the mean loss of `batch`, summed over micro-batches."""
+        images, labels = batch
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        count = self._parts(len(labels))
+        parts = zip(images.tensor_split(count), labels.tensor_split(count), strict=True)
+        for part, truth in parts:
+            loss, logits = self._loss(part, truth)
+            (loss * (len(truth) / len(labels)) if count > 1 else loss).backward()  # type: ignore[no-untyped-call]
+            if tally:
+                hits = metrics.top_k_correct(logits.detach(), truth, 1)
+                tally.add(loss, hits, len(truth))
+        if self.config.clip_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self._learning, self.config.clip_grad_norm)
+        self.optimizer.step()
+
+    def _parts(self, images: int) -> int:
+        """How many micro-batches; batch norm cannot learn from a part of one image."""
+        parts = math.ceil(images / self.micro_batch)
+        return max(1, min(parts, images // 2)) if self.normed else parts
+
+    def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        try:
+            with autocast(self.device, self.config.runtime.precision):
+                logits = self.model(images).float()
+        except ValueError as error:
+            raise TrialFailed(
+                f"a batch of {len(labels)} cannot be learned from: {error}; "
+                "choose another batch_size"
+            ) from error
+        smoothing = self.config.label_smoothing
+        return functional.cross_entropy(logits, labels, label_smoothing=smoothing), logits
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A network on a set of images, in the set's order."""
+
+    loss: float
+    """Mean cross-entropy, without label smoothing."""
+    top1: float
+    top5: float
+    """Part of the images whose class is among the min(5, classes) most likely ones."""
+    labels: metrics.Counts
+    """(N,) true classes."""
+    predictions: metrics.Counts
+    """(N,) most likely classes."""
+    classes: int
+
+    @cached_property
+    def confusion(self) -> metrics.Counts:
+        """(C, C) int64: rows are true classes, columns predicted ones."""
+        return metrics.confusion_matrix(self.labels, self.predictions, self.classes)
+
+
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    classes: int,
+    device: torch.device,
+    precision: str,
+    control: Control,
+    epoch: int = 0,
+) -> Evaluation:
+    """Run `model`, which lies on `device`, in eval mode over `batches`.
+
+    `control.step` is asked before every batch and told of the images before it.
+    """
+    model.eval()
+    first, fifth = Tally(device), Tally(device)
+    seen: list[tuple[Tensor, Tensor]] = []
+    images = 0
+    with torch.inference_mode():
+        for pixels, labels in batches:
+            control.step(epoch=epoch, images=images)
+            with autocast(device, precision):
+                logits = model(pixels).float()
+            loss, images = functional.cross_entropy(logits, labels), len(labels)
+            first.add(loss, metrics.top_k_correct(logits, labels, 1), images)
+            fifth.add(loss, metrics.top_k_correct(logits, labels, 5), images)
+            seen.append((labels, logits.argmax(dim=1)))
+        control.step(epoch=epoch, images=images)
+    loss_mean, top1 = first.means()
+    truths, predictions = (_joined(column) for column in zip(*seen, strict=True))
+    return Evaluation(loss_mean, top1, fifth.means()[1], truths, predictions, classes)
+
+
+def _joined(parts: Sequence[Tensor]) -> metrics.Counts:
+    joined: metrics.Counts = torch.cat(list(parts)).cpu().numpy().astype(np.int64)
+    return joined

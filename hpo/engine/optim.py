@@ -1,0 +1,134 @@
+"""Optimizers, learning rates and early stopping.
+
+A learning rate is a pure function of the configuration, the epoch, the step and the metrics of the
+epochs before, so that a resumed training needs no state of a scheduler.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
+
+from hpo.config import EarlyStoppingConfig, OptimizerConfig, ScheduleConfig, TrainConfig, direction
+from hpo.errors import TrialFailed
+
+History = Sequence[Mapping[str, float]]
+"""The metrics of the epochs so far, first to last."""
+
+
+def make_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
+    """An optimizer over the parameters of `model` that require a gradient."""
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    lr, decay = config.lr, config.weight_decay
+    if config.name == "sgd":
+        return SGD(learning, lr, config.momentum, weight_decay=decay, nesterov=config.nesterov)
+    if config.name == "adam":
+        return Adam(learning, lr, config.betas, weight_decay=decay)
+    if config.name == "adamw":
+        return AdamW(learning, lr, config.betas, weight_decay=decay)
+    return RMSprop(learning, lr, momentum=config.momentum, weight_decay=decay)
+
+
+def learning_rates(
+    config: TrainConfig, *, epoch: int, steps: int, history: History = ()
+) -> list[float]:
+    """The learning rate of each of the `steps` steps of `epoch` (from 1).
+
+    `history` holds the metrics of the epochs before this one. Cosine and onecycle begin where the
+    warm-up ends; the other schedules count epochs from the start. Replay keeps below the warm-up
+    of the training that it repeats.
+    """
+    warmup = round(config.schedule.warmup_epochs * steps)
+    total = config.epochs * steps
+    level = _level(config, epoch, history)
+    return [
+        _rate(config, level, step, warmup, total)
+        for step in range((epoch - 1) * steps, epoch * steps)
+    ]
+
+
+def _rate(config: TrainConfig, level: float, step: int, warmup: int, total: int) -> float:
+    """The rate of one step (from 0) out of `total`; `level` is the rate of its epoch."""
+    schedule, highest = config.schedule, config.optimizer.lr
+    rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
+    done, of = max(0, step - warmup), total - warmup
+    if schedule.name == "replay":
+        return min(level, rise * highest)
+    if schedule.name == "cosine":
+        level = _between(highest, schedule.min_lr, done / of)
+    elif schedule.name == "onecycle":
+        level = highest * onecycle(done, of, schedule.pct_start)
+    return rise * level
+
+
+def _level(config: TrainConfig, epoch: int, history: History) -> float:
+    """The rate of a schedule that changes between epochs only; else the largest rate."""
+    schedule, lr = config.schedule, config.optimizer.lr
+    if schedule.name == "step":
+        drops = (epoch - 1) // schedule.step_size
+        return float(lr * schedule.gamma**drops)
+    if schedule.name == "plateau":
+        return plateau(schedule, lr, _values(history, schedule.metric, "schedule.metric"))
+    if schedule.name == "replay":
+        return schedule.rates[epoch - 1]
+    return lr
+
+
+def _between(start: float, end: float, part: float) -> float:
+    """From start to end along half a cosine (Loshchilov & Hutter 2017, equation 5)."""
+    return end + (start - end) * (1 + math.cos(math.pi * part)) / 2
+
+
+def onecycle(step: int, steps: int, pct_start: float) -> float:
+    """Factor of the largest rate: from 1/25 up to 1, then down to 1/250,000, both along a cosine.
+
+    Smith & Topin 2018 with the numbers and the rounding of torch's OneCycleLR.
+    """
+    start, end = 1 / 25, 1 / 25 / 1e4
+    top, last = pct_start * steps - 1, steps - 1
+    if step < top:
+        return _between(start, 1.0, step / top)
+    return _between(1.0, end, (step - top) / (last - top)) if last > top else 1.0
+
+
+def plateau(schedule: ScheduleConfig, lr: float, values: Sequence[float]) -> float:
+    """The rate after epochs of these values of `schedule.metric`, by the rule of torch's
+    ReduceLROnPlateau: a value is better when it beats the best by one part in 10,000."""
+    lower = direction(schedule.metric) == "minimize"
+    best = math.inf if lower else -math.inf
+    bad = 0
+    for value in values:
+        if value < best * (1 - 1e-4) if lower else value > best * (1 + 1e-4):
+            best, bad = value, 0
+        else:
+            bad += 1
+        if bad > schedule.patience:
+            lr, bad = max(lr * schedule.factor, schedule.min_lr), 0
+    return lr
+
+
+def should_stop(config: EarlyStoppingConfig, history: History) -> bool:
+    """Whether the last `patience` epochs all failed to improve on the best before them."""
+    if config.patience is None:
+        return False
+    sign = -1.0 if direction(config.metric) == "minimize" else 1.0
+    best, since = -math.inf, 0
+    for value in _values(history, config.metric, "early_stopping.metric"):
+        if sign * value > best + config.min_delta:
+            best, since = sign * value, 0
+        else:
+            since += 1
+    return since >= config.patience
+
+
+def _values(history: History, metric: str, key: str) -> list[float]:
+    try:
+        return [metrics[metric] for metrics in history]
+    except KeyError:
+        raise TrialFailed(
+            f"{key}: {metric} is not measured where training has no validation part; watch "
+            'train_loss, or use schedule.name = "replay" and no early stopping'
+        ) from None

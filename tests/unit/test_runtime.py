@@ -1,0 +1,89 @@
+"""Devices by name, what is fastest, what a step costs."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+
+from hpo.config import TrainConfig
+from hpo.engine import runtime
+from hpo.errors import InputError
+
+CPU = torch.device("cpu")
+
+
+def config(**fields: Any) -> TrainConfig:
+    base = {"batch_size": 8, "data": {"image_size": 8}, "model": {"filters": [4, 8]}}
+    return TrainConfig.parse(base | fields)
+
+
+def test_devices_by_name() -> None:
+    assert runtime.torch_device("cpu") == CPU
+    for name in ("cuda:99", "tpu", "", "cpu:3"):
+        with pytest.raises(InputError, match="not available here; allowed: cpu"):
+            runtime.torch_device(name)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "chosen"),
+    [
+        ([1.0, 1.0, 1.0, 1.0], 0),
+        ([1.0, 0.95, 0.93, 0.92], 0),
+        ([1.0, 0.5, 0.48, 0.47], 1),
+        ([1.0, 0.9, 0.8, 0.4], 3),
+        ([float("inf"), 0.9, 0.8, 0.85], 2),
+    ],
+)
+def test_the_simplest_of_the_fast_ones_is_chosen(seconds: list[float], chosen: int) -> None:
+    assert runtime.fastest(seconds) == chosen
+
+
+def test_what_is_auto_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {
+        ("float32", "contiguous"): 1.0,
+        ("float32", "channels_last"): 0.5,
+        ("bfloat16", "contiguous"): 0.9,
+        ("bfloat16", "channels_last"): 0.49,
+    }
+    asked = []
+
+    def timed(_config: object, choice: Any, *_rest: object) -> float:
+        asked.append((choice.precision, choice.memory_format))
+        return times[asked[-1]]
+
+    monkeypatch.setattr(runtime, "_timed", timed)
+    found = runtime.resolve(config(), classes=3, device=CPU, threads=3)
+    assert asked == list(itertools.product(runtime.PRECISIONS, runtime.FORMATS))
+    assert (found.precision, found.memory_format) == ("float32", "channels_last")
+    assert found.threads == 3
+
+
+def test_what_is_given_stays() -> None:
+    given = {"precision": "bfloat16", "memory_format": "contiguous", "threads": 2, "micro_batch": 4}
+    settings = config(runtime=given)
+    assert runtime.resolve(settings, classes=3, device=CPU, threads=1) == settings.runtime
+
+
+def test_measuring_leaves_no_auto_and_the_threads_alone() -> None:
+    before = torch.get_num_threads()
+    found = runtime.resolve(config(), classes=3, device=CPU, threads=1)
+    assert "auto" not in (found.precision, found.memory_format)
+    assert torch.get_num_threads() == before
+
+
+def test_a_step_keeps_more_at_a_larger_batch() -> None:
+    small, large = (
+        runtime.measure_step(config(batch_size=size), classes=3, device=CPU) for size in (8, 80)
+    )
+    assert small.seconds > 0
+    assert large.images == 80
+    assert 5 * small.peak_memory_mb < large.peak_memory_mb < 11 * small.peak_memory_mb
+
+
+def test_micro_batches_keep_less() -> None:
+    whole = runtime.measure_step(config(batch_size=64), classes=3, device=CPU)
+    parts = runtime.measure_step(
+        config(batch_size=64, runtime={"micro_batch": 8}), classes=3, device=CPU
+    )
+    assert parts.peak_memory_mb < whole.peak_memory_mb / 2

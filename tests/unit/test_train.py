@@ -1,0 +1,404 @@
+"""The training generator: resuming, determinism, best epoch, divergence, memory."""
+
+import dataclasses
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hpo.config import TrainConfig
+from hpo.engine import learner, models, train
+from hpo.engine.checkpoint import Checkpoint, best_weights
+from hpo.engine.control import Unattended
+from hpo.engine.datasets import open_data
+from hpo.engine.images import Images
+from hpo.engine.learner import Learner, Tally, evaluate
+from hpo.engine.train import EpochResult, TrainingData
+from hpo.errors import Interrupted, TrialFailed
+
+CPU = torch.device("cpu")
+
+
+class Pictures(Images):
+    """Noise of 8 pixels around a brightness that is the class."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        self.names = tuple(str(number) for number in range(count))
+        self.labels = rng.integers(0, 3, count)
+        self.sizes = np.full((count, 2), 8)
+        noise = rng.integers(0, 120, (count, 8, 8, 3))
+        self._pixels = (noise + 60 * self.labels[:, None, None, None]).astype(np.uint8)
+
+    def pixels(self, i: int) -> Any:
+        return self._pixels[i]
+
+    def stacked(self) -> Any:
+        return self._pixels
+
+
+DATA = TrainingData(
+    classes=3,
+    train=Pictures(70, 0),
+    val=Pictures(30, 1),
+    mean=(0.5, 0.5, 0.5),
+    std=(0.25, 0.25, 0.25),
+)
+
+
+def config(**fields: Any) -> TrainConfig:
+    base: dict[str, Any] = {
+        "epochs": 4,
+        "batch_size": 16,
+        "data": {"image_size": 8},
+        "model": {"filters": [4, 8], "dropout": 0.3},
+        "optimizer": {"lr": 0.05},
+        "augment": {"horizontal_flip": 0.5, "crop_padding": 1},
+        "runtime": {"precision": "float32", "memory_format": "contiguous", "threads": 1},
+    }
+    return TrainConfig.parse(base | fields)
+
+
+def files(folder: Path) -> Any:
+    return lambda epoch: folder / f"epoch-{epoch}.ckpt"
+
+
+def run(settings: TrainConfig, data: TrainingData = DATA, **options: Any) -> list[EpochResult]:
+    control = options.pop("control", Unattended())
+    return list(train.train(settings, data, control, device=CPU, **options))
+
+
+def numbers(results: list[EpochResult]) -> list[dict[str, float]]:
+    """Metrics that do not depend on the clock or on what else the process does."""
+    clocked = ("seconds", "images_per_s", "peak_memory_mb")
+    return [
+        {key: value for key, value in one.metrics.items() if key not in clocked} for one in results
+    ]
+
+
+def assert_same(ours: Any, theirs: Any) -> None:
+    """Equal bit for bit, tensors in nested dicts and lists included."""
+    if isinstance(ours, torch.Tensor):
+        assert ours.dtype == theirs.dtype
+        assert torch.equal(ours, theirs)
+    elif isinstance(ours, dict):
+        assert ours.keys() == theirs.keys()
+        for key in ours:
+            assert_same(ours[key], theirs[key])
+    elif isinstance(ours, list):
+        assert len(ours) == len(theirs)
+        for one, other in zip(ours, theirs, strict=True):
+            assert_same(one, other)
+    else:
+        assert ours == theirs
+
+
+def assert_same_checkpoint(ours: Path, theirs: Path) -> None:
+    one, other = Checkpoint.load(ours), Checkpoint.load(theirs)
+    for field in ("config", "best_epoch", "micro_batch", "model", "best", "optimizer"):
+        assert_same(getattr(one, field), getattr(other, field))
+
+
+def test_an_epoch_reports_its_metrics() -> None:
+    results = run(config())
+    assert [one.epoch for one in results] == [1, 2, 3, 4]
+    assert [one.last for one in results] == [False, False, False, True]
+    assert set(results[0].metrics) == {
+        *("train_loss", "train_top1", "val_loss", "val_top1", "val_top5"),
+        *("lr", "seconds", "images_per_s", "peak_memory_mb"),
+    }
+    assert results[-1].metrics["val_top5"] == 1.0
+    assert all(one.metrics["images_per_s"] > 0 for one in results)
+
+
+def test_it_learns() -> None:
+    assert run(config(epochs=8))[-1].metrics["val_top1"] > 0.8
+
+
+def test_the_same_seed_gives_the_same_bits(tmp_path: Path) -> None:
+    first = run(config(), checkpoint=files(tmp_path / "a"))
+    torch.rand(5)
+    second = run(config(), checkpoint=files(tmp_path / "b"))
+    assert numbers(first) == numbers(second)
+    assert_same_checkpoint(tmp_path / "a/epoch-4.ckpt", tmp_path / "b/epoch-4.ckpt")
+    assert numbers(run(config(seed=1))) != numbers(first)
+
+
+def test_real_digits_are_learned(tmp_path: Path) -> None:
+    data = open_data(TrainConfig.parse({}).data, tmp_path)
+    settings = config(epochs=4, batch_size=64, model={"filters": [16, 32]}, augment={})
+    seen = TrainingData(len(data.classes), data.train, data.val, data.mean, data.std)
+    assert run(settings, seen)[-1].metrics["val_top1"] > 0.9
+
+
+class StopsAt(Unattended):
+    """Interrupts before the n-th step."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def step(self, *, epoch: int, images: int) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Interrupted("stop")
+
+
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "constant": {},
+    "step": {"step_size": 2},
+    "cosine": {"warmup_epochs": 1.5},
+    "plateau": {"patience": 0, "factor": 0.5},
+    "onecycle": {},
+    "replay": {"rates": [0.05, 0.05, 0.01, 0.02, 0.03]},
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_resumed_equals_uninterrupted(tmp_path: Path, schedule: str, optimizer: str) -> None:
+    settings = config(
+        epochs=5,
+        optimizer={"name": optimizer, "lr": 0.05},
+        schedule={"name": schedule, **SCHEDULES[schedule]},
+    )
+    whole = run(settings, checkpoint=files(tmp_path / "whole"))
+    halves: list[EpochResult] = []
+    # Five training and two validation batches an epoch, and a call behind each of both: this is in
+    # the middle of the third epoch.
+    cut = train.train(settings, DATA, StopsAt(21), device=CPU, checkpoint=files(tmp_path / "first"))
+    with pytest.raises(Interrupted):
+        halves.extend(cut)
+    assert len(halves) == 2
+    resume = halves[-1].checkpoint
+    halves += run(settings, checkpoint=files(tmp_path / "second"), resume=resume)
+    assert numbers(halves) == numbers(whole)
+    assert [one.best_epoch for one in halves] == [one.best_epoch for one in whole]
+    assert_same_checkpoint(tmp_path / "second/epoch-5.ckpt", tmp_path / "whole/epoch-5.ckpt")
+
+
+def test_early_stopping_counts_across_a_resume(tmp_path: Path) -> None:
+    settings = config(
+        epochs=20,
+        optimizer={"lr": 1e-9},
+        early_stopping={"patience": 3, "metric": "val_top1"},
+        schedule={"name": "constant"},
+    )
+    whole = run(settings, checkpoint=files(tmp_path))
+    assert len(whole) < 20
+    assert whole[-1].last
+    resumed = run(settings, resume=whole[1].checkpoint)
+    assert [one.epoch for one in resumed] == [one.epoch for one in whole[2:]]
+    assert run(settings, resume=whole[-1].checkpoint) == []
+
+
+def test_the_best_epoch_is_kept_and_not_twice(tmp_path: Path) -> None:
+    settings = config(epochs=6, optimizer={"lr": 2.0})
+    results = run(settings, metric="val_loss", checkpoint=files(tmp_path))
+    losses = [one.metrics["val_loss"] for one in results]
+    for one in results:
+        assert one.best_epoch == losses.index(min(losses[: one.epoch])) + 1
+        assert one.checkpoint is not None
+        kept = Checkpoint.load(one.checkpoint)
+        assert (kept.best is None) is (one.best_epoch == one.epoch)
+    last = results[-1]
+    assert last.best_epoch < last.epoch
+    assert last.checkpoint is not None
+    best = files(tmp_path)(last.best_epoch)
+    assert_same(best_weights(last.checkpoint), Checkpoint.load(best).model)
+    assert results[-2].best_epoch == last.best_epoch < results[-2].epoch
+    again = files(tmp_path / "again")
+    run(settings, metric="val_loss", checkpoint=again, resume=results[-2].checkpoint)
+    assert_same_checkpoint(again(6), last.checkpoint)
+
+
+def test_without_validation_the_last_epoch_is_the_best(tmp_path: Path) -> None:
+    data = dataclasses.replace(DATA, val=None)
+    results = run(config(epochs=2), data, checkpoint=files(tmp_path))
+    assert [one.best_epoch for one in results] == [1, 2]
+    assert "val_loss" not in results[0].metrics
+
+
+def test_early_stopping_without_validation_says_what_to_do() -> None:
+    data = dataclasses.replace(DATA, val=None)
+    with pytest.raises(TrialFailed, match=r"early_stopping\.metric: val_loss is not measured"):
+        run(config(early_stopping={"patience": 2}), data)
+
+
+def test_a_loss_that_is_not_finite_ends_the_training() -> None:
+    results = run(config(epochs=6, optimizer={"lr": 100.0, "weight_decay": 10.0}))
+    assert results[-1].diverged
+    assert results[-1].last
+    assert len(results) < 6
+    assert not any(one.diverged for one in results[:-1])
+
+
+def test_another_configuration_cannot_resume(tmp_path: Path) -> None:
+    results = run(config(epochs=2), checkpoint=files(tmp_path))
+    with pytest.raises(TrialFailed, match=r"optimizer\.lr = 0\.05 instead of 0\.1"):
+        run(config(epochs=2, optimizer={"lr": 0.1}), resume=results[0].checkpoint)
+
+
+class Counts(Unattended):
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, int]] = []
+
+    def step(self, *, epoch: int, images: int) -> None:
+        self.seen.append((epoch, images))
+
+
+def test_the_control_hears_of_every_image() -> None:
+    control = Counts()
+    run(config(epochs=2), control=control)
+    for epoch in (1, 2):
+        assert sum(images for at, images in control.seen if at == epoch) == 70 + 30
+
+
+def test_leaving_the_loop_closes_the_training() -> None:
+    control = Counts()
+    with closing(train.train(config(), DATA, control, device=CPU)) as results:
+        next(results)
+    calls = len(control.seen)
+    assert next(results, None) is None
+    assert len(control.seen) == calls
+
+
+def batch(images: int = 8) -> learner.Batch:
+    torch.manual_seed(0)
+    return torch.randn(images, 3, 8, 8), torch.arange(images) % 3
+
+
+def test_micro_batches_give_the_gradient_of_the_whole_batch() -> None:
+    settings = config(model={"architecture": "small_cnn", "filters": [4], "dropout": 0.0})
+    steps = []
+    for size in (8, 3):
+        torch.manual_seed(1)
+        made = Learner(settings, classes=3, device=CPU, micro_batch=size)
+        made.model.eval()
+        tally = Tally(CPU)
+        made.step(batch(), 0.1, tally)
+        steps.append((tally.means(), [part.grad for part in made.model.parameters()]))
+    assert steps[0][0] == pytest.approx(steps[1][0])
+    for whole, summed in zip(steps[0][1], steps[1][1], strict=True):
+        torch.testing.assert_close(whole, summed)
+
+
+def test_gradients_are_clipped() -> None:
+    made = Learner(config(clip_grad_norm=0.01), classes=3, device=CPU)
+    made.step(batch(), 0.1)
+    norms = [part.grad.norm() for part in made.model.parameters() if part.grad is not None]
+    assert torch.stack(norms).norm() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_frozen_blocks_do_not_move_nor_do_their_statistics() -> None:
+    settings = config(model={"filters": [4, 8], "trainable_blocks": 1})
+    made = Learner(settings, classes=3, device=CPU)
+    before = {name: value.clone() for name, value in made.model.state_dict().items()}
+    made.train_mode()
+    made.step(batch(), 0.1)
+    moved = {
+        name for name, value in made.model.state_dict().items() if (value != before[name]).any()
+    }
+    assert not any(name.startswith("features.0") for name in moved)
+    assert "features.1.1.running_mean" in moved
+    assert "classifier.1.weight" in moved
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_precisions_and_layouts_train(precision: str, layout: str, tmp_path: Path) -> None:
+    runtime = {"precision": precision, "memory_format": layout, "threads": 1}
+    settings = config(epochs=2, runtime=runtime)
+    whole = run(settings, checkpoint=files(tmp_path))
+    assert np.isfinite(whole[-1].metrics["val_loss"])
+    resumed = run(settings, resume=whole[0].checkpoint)
+    assert numbers(resumed) == numbers(whole[1:])
+
+
+def test_evaluation_of_known_logits() -> None:
+    logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0], [2.0, 0.0, 0.0]])
+    labels = torch.tensor([0, 1, 2])
+    batches = [(logits[:2], labels[:2]), (logits[2:], labels[2:])]
+    found = evaluate(
+        nn.Identity(), batches, classes=3, device=CPU, precision="float32", control=Unattended()
+    )
+    assert found.loss == pytest.approx(nn.functional.cross_entropy(logits, labels).item())
+    assert (found.top1, found.top5) == (pytest.approx(2 / 3), 1.0)
+    assert found.confusion.tolist() == [[1, 0, 0], [0, 1, 0], [1, 0, 0]]
+    assert found.predictions.tolist() == [0, 1, 0]
+
+
+@pytest.fixture
+def small_device(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Networks run out of memory at more than `most` images, from step `after` on."""
+    limits = {"most": 10**9, "after": 0, "steps": 0}
+    original = models.build
+
+    def check(model: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        limits["steps"] += 1
+        if len(inputs[0]) > limits["most"] and limits["steps"] > limits["after"]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def build(*args: Any, **kwargs: Any) -> nn.Module:
+        model = original(*args, **kwargs)
+        model.register_forward_pre_hook(check)
+        return model
+
+    monkeypatch.setattr(models, "build", build)
+    return limits
+
+
+def test_out_of_memory_halves_the_micro_batch(small_device: dict[str, int]) -> None:
+    small_device["most"] = 5
+    results = run(config(epochs=2))
+    assert [one.micro_batch for one in results] == [4, 4]
+    small_device["most"] = 10**9
+    runtime = {
+        "precision": "float32",
+        "memory_format": "contiguous",
+        "micro_batch": 4,
+        "threads": 1,
+    }
+    assert numbers(results) == numbers(run(config(epochs=2, runtime=runtime)))
+
+
+def test_out_of_memory_later_goes_back_to_the_checkpoint(
+    small_device: dict[str, int], tmp_path: Path
+) -> None:
+    # An epoch runs the network seven times: this is in the second one.
+    small_device |= {"most": 8, "after": 9}
+    results = run(config(epochs=3), checkpoint=files(tmp_path))
+    assert [(one.epoch, one.micro_batch) for one in results] == [(1, 16), (2, 8), (3, 8)]
+    resumed = run(config(epochs=3), resume=results[1].checkpoint)
+    assert numbers(resumed) == numbers(results[2:])
+    assert resumed[0].micro_batch == 8
+
+
+def test_out_of_memory_later_without_a_checkpoint_fails(small_device: dict[str, int]) -> None:
+    small_device |= {"most": 8, "after": 9}
+    with pytest.raises(TrialFailed, match="epoch 2, without a checkpoint"):
+        run(config(epochs=3))
+
+
+def test_a_network_that_does_not_fit_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(*_args: Any, **_kwargs: Any) -> nn.Module:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(models, "build", build)
+    with pytest.raises(TrialFailed, match="small_cnn alone does not fit in memory"):
+        run(config())
+
+
+def test_one_image_cannot_teach_batch_norm() -> None:
+    settings = config(batch_size=1, augment={}, model={"filters": [4, 4, 4, 4]})
+    with pytest.raises(TrialFailed, match="a batch of 1 cannot be learned from"):
+        run(settings)
+
+
+def test_out_of_memory_to_the_end_fails_the_trial(small_device: dict[str, int]) -> None:
+    small_device["most"] = 0
+    with pytest.raises(TrialFailed, match="out of memory even with 2 images at once"):
+        run(config())
