@@ -1,0 +1,319 @@
+"""One trial, from its lease to its end: the only module where Optuna meets the engine.
+
+Order within an epoch: checkpoint file -> one transaction {metrics, pointer to the checkpoint} ->
+report -> prune question. Whoever takes over after a death between any two of them resumes from the
+pointer, makes up for missing reports, asks, then trains.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+from optuna.trial import TrialState
+
+from hpo.config import RuntimeConfig, TrainConfig
+from hpo.engine import runtime
+from hpo.engine.checkpoint import best_weights, save_weights
+from hpo.engine.control import Control
+from hpo.engine.datasets import Data, open_data
+from hpo.engine.train import EpochResult, TrainingData, train
+from hpo.errors import ConfigError, Conflict, Interrupted, TrialFailed
+from hpo.paths import Home
+from hpo.search import keeping, plan
+from hpo.search.samplers import draft_params, make_sampler
+from hpo.search.study import Study
+from hpo.storage import leases, records
+from hpo.storage.leases import Ending, Lease, Taken
+from hpo.storage.optuna_rdb import FencedStorage
+from hpo.storage.records import EpochRow
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Bench:
+    """What a worker has ready for its trials, one after another."""
+
+    study: Study
+    storage: FencedStorage
+    optuna_study: optuna.Study
+    home: Home
+    device: torch.device
+    threads: int
+    _data: tuple[Any, Data] | None = None
+
+    def data(self, config: TrainConfig) -> Data:
+        """Images for `config`, opened once for trials that share them; refuses other images under
+        the same name than those that the study began with."""
+        if self._data is None or self._data[0] != config.data:
+            data = open_data(config.data, self.home.cache)
+            part = config.data.model_dump(include={"dataset", "val_fraction", "test_fraction",
+                                                   "split_seed", "limit_train"})  # fmt: skip
+            key = "data " + "/".join(str(value) for value in part.values())
+            found = records.resolve_once(
+                self.study.database, self.study.uuid, key, data.fingerprint
+            )
+            if found != data.fingerprint:
+                raise Conflict(
+                    f"the images here (fingerprint {data.fingerprint}) are not those that the "
+                    f"study began with ({found}); restore them, or start a study of another name"
+                )
+            self._data = config.data, data
+        return self._data[1]
+
+    def run(self, taken: Taken, control: Control) -> None:
+        """Run the trial of `taken` to its end and tell Optuna, all under its lease.
+
+        Raises Interrupted (the caller hands the trial back), Fenced (it is somebody else's now) and
+        StorageError; a configuration that cannot be trained ends its trial as failed instead.
+        """
+        lease = taken.lease
+        with self.storage.guarded(lease):
+            trial = _open(self, taken)
+            try:
+                ending = _Training(self, taken, trial).run(control)
+            except (TrialFailed, ConfigError) as error:
+                ending = Ending("failed", reason=str(error))
+            except (ArithmeticError, LookupError, TypeError, ValueError, RuntimeError) as error:
+                if _is_device_fault(error):
+                    raise  # the device is in an unknown state: only a new process helps
+                log.exception("trial %d failed", lease.number)
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                ending = Ending("failed", reason=reason)
+            _tell(self, lease, trial, ending)
+        keeping.tidy(self.study, self.home)
+
+    def drain(self, taken: Taken, reason: str) -> None:
+        """Tell a trial that nobody runs any more pruned, because the study is over."""
+        with self.storage.guarded(taken.lease):
+            trial = optuna.trial.Trial(self.optuna_study, taken.lease.trial_id)
+            _tell(self, taken.lease, trial, Ending("pruned", reason=reason))
+
+
+def _open(bench: Bench, taken: Taken) -> optuna.trial.Trial:
+    """Decide what the trial tries, write that down first, then start it; all of it repeatable."""
+    lease, study = taken.lease, bench.optuna_study
+    study.get_trials(deepcopy=False)  # Optuna's cache must know the trial before its first write
+    frozen = bench.storage.get_trial(lease.trial_id)
+    file = bench.study.file
+    if "fixed_params" not in frozen.system_attrs:
+        grid = file.space.grid() if file.study.sampler.name == "grid" else ()
+        values = plan.planned(
+            lease.number, file.baselines, grid, taken.enqueued, taken.enqueued_before
+        )
+        params = draft_params(
+            study,
+            file.space,
+            frozen,
+            values,
+            lambda draw: make_sampler(file, lease.number, lease.k, draw),
+        )
+        bench.storage.set_trial_system_attr(lease.trial_id, "fixed_params", params)
+    if frozen.state == TrialState.WAITING:
+        bench.storage.set_trial_state_values(lease.trial_id, TrialState.RUNNING)
+    study.sampler = make_sampler(file, lease.number, lease.k, 0)
+    return optuna.trial.Trial(study, lease.trial_id)
+
+
+def _config(bench: Bench, lease: Lease, trial: optuna.trial.Trial) -> TrainConfig:
+    """The configuration from the parameters as they are *stored*: of two workers that suggested,
+    only one wrote."""
+    file = bench.study.file
+    file.space.suggest(trial)
+    stored = bench.storage.get_trial(lease.trial_id).params
+    return file.config(file.space.decode(stored))
+
+
+def _runtime(bench: Bench, taken: Taken, config: TrainConfig, classes: int) -> RuntimeConfig:
+    """How this trial computes. Whoever takes it over keeps that; precision and layout are measured
+    once per study, device type, architecture and size: each changes the bits of a result."""
+    if taken.runtime is not None:
+        return RuntimeConfig.model_validate(taken.runtime)
+    study, model = bench.study, config.model
+    key = f"runtime {bench.device.type} {model.architecture} {model.stem} {config.data.image_size}"
+    chosen = records.read_resolved(study.database, study.uuid).get(key)
+    if chosen is None:
+        found = runtime.resolve(config, classes=classes, device=bench.device, threads=bench.threads)
+        measured = {"precision": found.precision, "memory_format": found.memory_format}
+        chosen = records.resolve_once(study.database, study.uuid, key, measured)
+    resolved = config.runtime.model_copy(
+        update={"threads": config.runtime.threads or bench.threads}
+        | {name: v for name, v in chosen.items() if getattr(config.runtime, name) == "auto"}
+    )
+    leases.keep_runtime(study.database, taken.lease, resolved.model_dump())
+    return resolved
+
+
+class _Training:
+    """The epochs of one trial: those that are stored, then those that this attempt computes."""
+
+    def __init__(self, bench: Bench, taken: Taken, trial: optuna.trial.Trial) -> None:
+        if taken.fruitless >= leases.MAX_FRUITLESS:
+            raise TrialFailed(
+                f"{taken.fruitless} attempts in a row died without finishing an epoch; "
+                f"see hpo trial {bench.study.row.name} {taken.lease.number}"
+            )
+        self.bench, self.lease, self.trial = bench, taken.lease, trial
+        self.metric = bench.study.file.metric
+        config = _config(bench, taken.lease, trial)
+        self.data = bench.data(config)
+        resolved = _runtime(bench, taken, config, len(self.data.classes))
+        self.config = config.model_copy(update={"runtime": resolved})
+        self.directory = bench.study.directory(bench.home)
+        self.rows, self.checkpoint = self._stored()
+
+    def _stored(self) -> tuple[list[EpochRow], Path | None]:
+        """The epochs that predecessors finished, and the checkpoint to go on from; nothing of both
+        where the checkpoint lies on another host."""
+        study, number = self.bench.study, self.lease.number
+        rows = records.read_epochs(study.database, study.uuid, self.lease.trial_id).get(number, [])
+        if not rows or rows[-1].checkpoint is None:
+            return [], None
+        path = self.directory.checkpoint(number, rows[-1].checkpoint, rows[-1].epoch)
+        return (rows, path) if path.exists() else ([], None)
+
+    def run(self, control: Control) -> Ending:
+        ending = self._judge()
+        if ending is not None:
+            return ending
+        self._begin_epoch()
+        results = train(
+            self.config,
+            TrainingData(
+                len(self.data.classes),
+                self.data.train,
+                self.data.val,
+                self.data.mean,
+                self.data.std,
+            ),
+            control,
+            device=self.bench.device,
+            metric=self.metric,
+            checkpoint=lambda n: self.directory.checkpoint(self.lease.number, self.lease.k, n),
+            resume=self.checkpoint,
+        )
+        with closing(results):
+            for result in results:
+                ending = self._finish_epoch(result)
+                if ending is not None:
+                    return ending
+        self._keep_weights()
+        return Ending("complete", self._best())
+
+    def _begin_epoch(self) -> None:
+        leases.begin_epoch(
+            self.bench.study.database, self.lease, len(self.rows) + 1, self._progress()
+        )
+
+    def _finish_epoch(self, result: EpochResult) -> Ending | None:
+        """Store, report, ask; the next epoch begins only if this returns None."""
+        self.rows.append(EpochRow(result.epoch, self.lease.k, 0.0, dict(result.metrics), None))
+        stop = leases.record_epoch(
+            self.bench.study.database,
+            self.lease,
+            result.epoch,
+            result.metrics,
+            checkpoint=result.checkpoint is not None,
+            progress=self._progress(),
+        )
+        if self.checkpoint is not None:
+            self.checkpoint.unlink(missing_ok=True)
+        self.checkpoint = result.checkpoint
+        self._remember(result.micro_batch)
+        ending = self._judge()
+        if ending is not None:
+            return ending
+        if stop == "user":
+            raise Interrupted("the study was stopped")
+        if stop == "rule":
+            return Ending("pruned", self._best(), "the study is over: a stop rule fired")
+        if not result.last:
+            self._begin_epoch()
+        return None
+
+    def _remember(self, micro_batch: int) -> None:
+        """Out of memory halved the micro-batch: with batch norm that changes the result, so the
+        trial is marked, and its retraining uses the same."""
+        before = self.config.runtime.micro_batch or self.config.batch_size
+        if micro_batch == before:
+            return
+        runtime = self.config.runtime.model_copy(update={"micro_batch": micro_batch})
+        self.config = self.config.model_copy(update={"runtime": runtime})
+        leases.keep_runtime(self.bench.study.database, self.lease, runtime.model_dump())
+        self.trial.set_user_attr("micro_batch", micro_batch)
+
+    def _judge(self) -> Ending | None:
+        """Report the epochs that Optuna does not have yet, and ask whether to go on."""
+        if not self.rows:
+            return None
+        last = self.rows[-1]
+        if not all(math.isfinite(v) for k, v in last.metrics.items() if k.endswith("_loss")):
+            value = chance(self.metric, len(self.data.classes))
+            reason = f"loss not finite in epoch {last.epoch}; told with the value of chance"
+            return Ending("diverged", value, reason)
+        known = self.bench.storage.get_trial(self.lease.trial_id).intermediate_values
+        for row in self.rows:
+            if row.epoch not in known:
+                self.trial.report(row.metrics[self.metric], row.epoch)
+        if self.trial.should_prune():
+            pruner = self.bench.study.file.study.pruner.name
+            return Ending("pruned", self._best(), f"{pruner} pruned it after epoch {last.epoch}")
+        return None
+
+    def _best(self) -> float:
+        """The objective: the best epoch's metric."""
+        values = [row.metrics[self.metric] for row in self.rows]
+        return max(values) if self.bench.study.maximize else min(values)
+
+    def _progress(self) -> dict[str, Any]:
+        last = self.rows[-1].metrics if self.rows else {}
+        return {
+            "number": self.lease.number,
+            "epoch": min(len(self.rows) + 1, self.config.epochs),
+            "epochs": self.config.epochs,
+            "value": last.get(self.metric),
+            "images_per_s": last.get("images_per_s"),
+        }
+
+    def _keep_weights(self) -> None:
+        """The best epoch's weights, if the trial is among the best so far."""
+        study = self.bench.study
+        if self.checkpoint is None or not keeping.is_kept(study, self._best()):
+            return
+        about = {"study": study.row.name, "trial": str(self.lease.number)}
+        path = self.directory.weights(self.lease.number)
+        save_weights(path, best_weights(self.checkpoint), about)
+
+
+def chance(metric: str, classes: int) -> float:
+    """What guessing gives: the value of a trial that diverged, so that it counts and never wins."""
+    if metric.endswith("_loss"):
+        return math.log(classes)
+    return min(1.0, (5 if metric.endswith("top5") else 1) / classes)
+
+
+def _tell(bench: Bench, lease: Lease, trial: optuna.trial.Trial, ending: Ending) -> None:
+    """End the trial in Optuna and our attempt in one transaction. Attributes go in before: a
+    finished trial is immutable."""
+    states = {"failed": TrialState.FAIL, "pruned": TrialState.PRUNED}
+    state = states.get(ending.outcome, TrialState.COMPLETE)
+    trial.set_user_attr("outcome", ending.outcome)
+    if ending.reason:
+        trial.set_user_attr("reason", ending.reason)
+    with bench.storage.guarded(lease, ending):
+        values = ending.value if state == TrialState.COMPLETE else None
+        bench.optuna_study.tell(trial, values, state=state)
+    shown = "" if ending.value is None else f" {ending.value:.4f}"
+    log.info("trial %d: %s%s %s", lease.number, ending.outcome, shown, ending.reason or "")
+
+
+def _is_device_fault(error: Exception) -> bool:
+    """A CUDA error that is not lack of memory leaves the process unusable."""
+    return "CUDA error" in str(error)

@@ -1,0 +1,241 @@
+"""A study in the database: create, load, extend, stop, enqueue, delete."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid as uuids
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+
+from hpo.errors import ConfigError, Conflict, InputError
+from hpo.paths import Home, StudyDir
+from hpo.search import plan
+from hpo.search.samplers import make_pruner
+from hpo.storage import leases, records
+from hpo.storage.db import Database
+from hpo.storage.facts import Facts, read_facts
+from hpo.storage.optuna_rdb import FencedStorage, cached, create_schema, find_optuna_study
+from hpo.storage.records import StudyRow
+from hpo.studyfile import StudyFile, difference
+
+
+@dataclass(frozen=True)
+class Study:
+    """One study of a database: its row, its study file, and Optuna's view of it."""
+
+    database: Database
+    row: StudyRow
+    file: StudyFile
+
+    @property
+    def uuid(self) -> str:
+        return self.row.uuid
+
+    @property
+    def maximize(self) -> bool:
+        return self.file.direction == "maximize"
+
+    def directory(self, home: Home) -> StudyDir:
+        return home.study(self.uuid)
+
+    def facts(self) -> Facts:
+        return read_facts(self.database, self.uuid, maximize=self.maximize)
+
+    def rule(self, facts: Facts) -> str | None:
+        """The stop rule that has fired, written down by whoever saw it first."""
+        if facts.stop == "rule":
+            return facts.stop_reason or "a stop rule fired"
+        if facts.stop is not None:
+            return None
+        reason = plan.fired(
+            facts, maximize=self.maximize, max_failures=self.file.study.max_failures
+        )
+        if reason is not None:
+            records.stop_study(self.database, self.uuid, "rule", reason)
+        return reason
+
+    def optuna_study(self, storage: FencedStorage) -> optuna.Study:
+        """Optuna's study with this study's pruner, over `storage`."""
+        return optuna.load_study(
+            study_name=self.row.name, storage=cached(storage), pruner=make_pruner(self.file)
+        )
+
+
+def load(database: Database, name: str) -> Study:
+    """Raises NotFound naming the nearest studies."""
+    row = records.get_study(database, name)
+    return Study(database, row, StudyFile.from_definition(row.definition))
+
+
+def create(database: Database, file: StudyFile) -> tuple[Study, bool]:
+    """The study of `file`, made if it is new; whether it was.
+
+    Raises Conflict, showing the difference, where a study of that name has another definition.
+    Safe to call from many processes at once, and after a crash at any point of itself.
+    """
+    create_schema(database)
+    row = records.find_study(database, file.name)
+    if row is not None:
+        return _same(database, row, file), False
+    _register(database, file)
+    return load(database, file.name), True
+
+
+def _register(database: Database, file: StudyFile) -> None:
+    """Optuna's study, then our row; a process that died between the two left an empty study."""
+    storage = FencedStorage(database)
+    with database.alone():
+        if records.find_study(database, file.name) is not None:
+            return
+        records.purge_orphans(database)
+        study_id, trials = find_optuna_study(storage, file.name)
+        if trials:
+            raise Conflict(
+                f"{database.shown} holds a study {file.name!r} with {trials} trials that was not "
+                "made by hpo; choose another study.name"
+            )
+        if study_id is None:
+            direction = optuna.study.StudyDirection[file.direction.upper()]
+            study_id = storage.create_new_study([direction], file.name)
+        uuid = uuids.uuid4().hex
+        storage.set_study_user_attr(study_id, "hpo:uuid", uuid)
+        storage.set_study_system_attr(study_id, "study:metric_names", [file.metric])
+        if not records.insert_study(database, _row_values(file, uuid, study_id)):
+            raise Conflict(f"study {file.name!r} was being made elsewhere; run it again")
+
+
+def _row_values(file: StudyFile, uuid: str, study_id: int) -> dict[str, Any]:
+    limits = file.study
+    return {
+        "uuid": uuid,
+        "study_id": study_id,
+        "name": file.name,
+        "definition": json.dumps(file.definition(), sort_keys=True),
+        "source": file.text,
+        "trials": limits.trials,
+        "timeout_s": limits.timeout_s,
+        "target": limits.target,
+        "patience_trials": limits.patience_trials,
+        "lease_s": limits.lease_s,
+    }
+
+
+def _same(database: Database, row: StudyRow, file: StudyFile) -> Study:
+    changed = difference(row.definition, file.definition())
+    if changed:
+        lines = "".join(f"\n  {line}" for line in changed)
+        only_trials = all(line.startswith("study.trials:") for line in changed)
+        advice = (
+            f"hpo extend {file.name} --trials {file.study.trials}"
+            if only_trials
+            else "choose another study.name (--set study.name=...), or restore the values"
+        )
+        raise Conflict(
+            f"study {file.name!r} exists with another definition (database -> file):{lines}\n"
+            f"To go on: {advice}; without a change, hpo resume {file.name} continues it"
+        )
+    return Study(database, row, StudyFile.from_definition(row.definition))
+
+
+def extend(
+    study: Study,
+    *,
+    trials: int | None = None,
+    timeout_s: float | None = None,
+    target: float | None = None,
+    retry_failed: bool = False,
+) -> int:
+    """Raise the limits of a study and let it go on; returns how many failed configurations were
+    enqueued again (within the budget). Raises InputError for a limit that is not larger."""
+    row = study.row
+    if trials is not None and trials <= row.trials:
+        raise InputError(
+            f"--trials {trials}: study {row.name!r} has {row.trials} already; give more"
+        )
+    if timeout_s is not None and timeout_s <= (row.timeout_s or 0.0):
+        raise InputError(
+            f"--timeout-s {timeout_s:g}: give more than the {row.timeout_s:g} s it has"
+        )
+    new = {"trials": trials, "timeout_s": timeout_s, "target": target}
+    if any(value is not None for value in new.values()):
+        given = {key: value for key, value in new.items() if value is not None}
+        records.update_study(study.database, study.uuid, **given)
+    retried = _enqueue_failed(study) if retry_failed else 0
+    records.resume_study(study.database, study.uuid)
+    return retried
+
+
+def _enqueue_failed(study: Study) -> int:
+    queued = [params for params, _ in records.read_enqueued(study.database, study.uuid)]
+    storage = FencedStorage(study.database)
+    failed = study.optuna_study(storage).get_trials(states=[optuna.trial.TrialState.FAIL])
+    count = 0
+    for trial in failed:
+        values = study.file.space.decode(trial.params)
+        if values and values not in queued:
+            records.enqueue(study.database, study.uuid, values)
+            count += 1
+    return count
+
+
+def enqueue(study: Study, values: Mapping[str, Any]) -> None:
+    """Let the next trial that starts try `values` (the rest is sampled), within the budget.
+
+    Raises ConfigError for values outside the space or a configuration that cannot be, InputError
+    where no trial is left or a grid plans it anyway.
+    """
+    try:
+        study.file.space.check(values)
+    except ConfigError as error:
+        raise error.at("enqueue") from None
+    facts = study.facts()
+    waiting = sum(
+        1 for _, number in records.read_enqueued(study.database, study.uuid) if number is None
+    )
+    if facts.finished + facts.running + waiting >= facts.trials:
+        raise InputError(
+            f"all {facts.trials} trials of {study.row.name!r} are finished, running or spoken for; "
+            f"first: hpo extend {study.row.name} --trials {facts.trials + waiting + 1}"
+        )
+    if study.file.study.sampler.name == "grid" and values in study.file.space.grid():
+        raise InputError("the grid holds this configuration already; it will be tried once")
+    records.enqueue(study.database, study.uuid, values)
+
+
+def stop(study: Study) -> None:
+    """Running trials are handed back after their current step; `resume` goes on with them."""
+    records.stop_study(study.database, study.uuid, "user", "stopped by hpo stop")
+
+
+def resume(study: Study) -> None:
+    """Lift a stop. Raises InputError where its rule would fire again at once."""
+    facts = study.facts()
+    reason = plan.fired(facts, maximize=study.maximize, max_failures=10**9)
+    if reason is not None:
+        raise InputError(
+            f"{study.row.name!r} would stop at once: {reason}; raise the limit first: "
+            f"hpo extend {study.row.name} --timeout-s ... or --target ..."
+        )
+    records.resume_study(study.database, study.uuid)
+
+
+def delete(study: Study, home: Home, *, force: bool = False) -> None:
+    """Remove the study, its trials and its files. Raises Conflict while a worker holds a lease;
+    with `force` the leases are ended first, so that every later write of those workers is refused.
+    """
+    name = study.row.name
+    holders = leases.live_leases(study.database, study.uuid)
+    if holders and not force:
+        raise Conflict(
+            f"study {name!r} is being worked on by {', '.join(holders)}; "
+            f"hpo stop {name} first, or --force"
+        )
+    records.stop_study(study.database, study.uuid, "user", "deleted")
+    for worker in holders:
+        leases.abandon(study.database, worker, "its study was deleted")
+    FencedStorage(study.database).delete_study(study.row.study_id)
+    shutil.rmtree(study.directory(home).root, ignore_errors=True)

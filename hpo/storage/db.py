@@ -1,0 +1,214 @@
+"""One URL, one engine: how every connection to the database is prepared.
+
+SQLite: WAL, a long busy timeout, foreign keys on, and `BEGIN IMMEDIATE` for whatever writes. Stock
+transactions start deferred there, so two processes can both read that a trial is theirs to take.
+PostgreSQL: UTC and a liveness check when a connection is taken from the pool.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import sqlalchemy as sa
+from filelock import FileLock
+from sqlalchemy.engine import URL, Connection, Engine, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+
+from hpo.errors import StorageError
+
+BUSY_TIMEOUT_S = 60
+NETWORK_FILE_SYSTEMS = {
+    *("nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "lustre", "glusterfs", "beegfs", "9p"),
+    *("fuse.sshfs", "fuse.glusterfs"),
+}
+_ADVISORY_LOCK = 0x68706F  # 'hpo': PostgreSQL's key for the one-time set-up
+
+
+class Database:
+    """A database that holds studies; `read()` and `write()` give transactions."""
+
+    def __init__(self, url: URL) -> None:
+        self.url = url
+        self._mode = threading.local()
+        options: dict[str, Any] = {}
+        if self.is_sqlite:
+            options["connect_args"] = {"timeout": BUSY_TIMEOUT_S, "check_same_thread": False}
+        else:
+            options |= {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 0}
+        try:
+            self.engine: Engine = sa.create_engine(url, **options)
+        except (ImportError, NoSuchModuleError) as error:
+            raise StorageError(
+                f"{self.shown}: no driver for {url.drivername!r} ({error}); "
+                "use sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME"
+            ) from None
+        if self.is_sqlite:
+            sa.event.listen(self.engine, "connect", _prepare_sqlite)
+            sa.event.listen(self.engine, "begin", self._begin)
+        elif url.get_backend_name() == "postgresql":
+            sa.event.listen(self.engine, "connect", _prepare_postgresql)
+
+    @property
+    def is_sqlite(self) -> bool:
+        return self.url.get_backend_name() == "sqlite"
+
+    @property
+    def shown(self) -> str:
+        """The URL for messages: the password is never in it."""
+        return self.url.render_as_string(hide_password=True)
+
+    @property
+    def secret_url(self) -> str:
+        """The URL with its password, for Optuna and for child processes' environment alone."""
+        return self.url.render_as_string(hide_password=False)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Transactions that this thread begins inside will write."""
+        before = getattr(self._mode, "writing", False)
+        self._mode.writing = True
+        try:
+            yield
+        finally:
+            self._mode.writing = before
+
+    @property
+    def is_writing(self) -> bool:
+        return getattr(self._mode, "writing", False)
+
+    def _begin(self, connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if self.is_writing else "BEGIN")
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction that only reads."""
+        with self.translated(), self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction that writes: on SQLite it waits for its turn before it reads anything."""
+        with self.translated(), self.writing(), self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Database faults as StorageError, in words, without a password."""
+        try:
+            yield
+        except DBAPIError as error:
+            if isinstance(error, sa.exc.IntegrityError):
+                raise
+            text = str(error.orig).strip().splitlines()[0]
+            raise StorageError(f"{self.shown}: {text}{_advice(text)}") from error
+
+    def now(self) -> sa.ColumnElement[float]:
+        """The database's clock, in seconds since 1970 (SQLite has its host's), as an expression."""
+        if self.is_sqlite:
+            return sa.literal_column("(julianday('now') - 2440587.5) * 86400.0", sa.Float)
+        if self.url.get_backend_name() == "postgresql":
+            return sa.literal_column("extract(epoch from clock_timestamp())::float8", sa.Float)
+        return sa.literal_column("unix_timestamp(sysdate(6))", sa.Float)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """One process at a time, over all that use this database: for its one-time set-up."""
+        if self.is_sqlite and self.url.database:
+            with FileLock(f"{self.url.database}.lock"):
+                yield
+        elif self.url.get_backend_name() == "postgresql":
+            with self.engine.connect() as connection:
+                connection.execute(sa.select(sa.func.pg_advisory_lock(_ADVISORY_LOCK)))
+                try:
+                    yield
+                finally:
+                    connection.execute(sa.select(sa.func.pg_advisory_unlock(_ADVISORY_LOCK)))
+        else:
+            yield
+
+    def dispose(self) -> None:
+        self.engine.dispose()
+
+
+def connect(url: str) -> Database:
+    """A database for `url`; raises StorageError for a URL that cannot be used. Touches nothing."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        # The text may hold a password, so it is not shown.
+        raise StorageError(
+            "the storage URL is not one (its text is not shown, it may hold a password); "
+            "examples: sqlite:///hpo.db, postgresql+psycopg://USER@HOST/NAME"
+        ) from None
+    if parsed.get_backend_name() == "sqlite":
+        if not parsed.database or parsed.database == ":memory:":
+            raise StorageError(
+                f"{url}: a database in memory cannot be shared by workers; name a file"
+            )
+        path = Path(parsed.database).absolute()
+        parsed = parsed.set(database=str(path))
+        _refuse_network(path)
+    return Database(parsed)
+
+
+def exists(database: Database) -> bool:
+    """Whether there is anything at all to read; False only for an absent SQLite file."""
+    return not database.is_sqlite or Path(database.url.database or "").exists()
+
+
+def _refuse_network(path: Path) -> None:
+    """SQLite's locks do not hold on network file systems: two hosts would corrupt the file."""
+    mounts = sorted(psutil.disk_partitions(all=True), key=lambda m: len(m.mountpoint), reverse=True)
+    for mount in mounts:
+        if path.is_relative_to(mount.mountpoint):
+            if mount.fstype.lower() in NETWORK_FILE_SYSTEMS:
+                raise StorageError(
+                    f"{path}: SQLite on a network file system ({mount.fstype} at "
+                    f"{mount.mountpoint}) loses data; use a local disk, or PostgreSQL"
+                )
+            return
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # transactions begin where we say, in the 'begin' event
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_S * 1000}")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.execute("PRAGMA synchronous = NORMAL")  # safe with WAL: a power cut loses no consistency
+    cursor.close()
+
+
+def use_wal(database: Database) -> None:
+    """Switch a SQLite file to WAL; once, alone: sixteen at a time get 'database is locked'."""
+    if database.is_sqlite:
+        with database.translated():
+            raw = database.engine.raw_connection()
+            try:
+                raw.cursor().execute("PRAGMA journal_mode = WAL")
+            finally:
+                raw.close()
+
+
+def _prepare_postgresql(connection: Any, _record: Any) -> None:
+    cursor = connection.cursor()
+    cursor.execute("SET TIME ZONE 'UTC'")
+    cursor.close()
+    connection.commit()
+
+
+def _advice(text: str) -> str:
+    lower = text.lower()
+    if "disk is full" in lower or "disk i/o" in lower:
+        return "; free some space on that disk and start again: nothing is lost"
+    if "unable to open" in lower or "readonly" in lower:
+        return "; check that its folder exists and may be written"
+    if "not a database" in lower:
+        return "; name another file with --storage"
+    if "locked" in lower:
+        return f"; another process held it for over {BUSY_TIMEOUT_S} s"
+    return "; check --storage or HPO_STORAGE, and that the database is running"

@@ -1,0 +1,200 @@
+"""Optuna's own storage, prepared and fenced. The only module that touches its private names.
+
+Two things are added to `RDBStorage`, both proved necessary by experiment:
+
+- whatever writes begins its transaction as a writer (see `db`);
+- inside `guarded(lease)`, a write first reads our attempt row in the *same* transaction, locked. A
+  worker that was stopped past its lease and has a successor is refused with `Fenced`, instead of
+  overwriting its successor's report, parameter or result. The write that ends a trial closes the
+  attempt in that transaction too: there is no moment between the two.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import optuna
+import sqlalchemy as sa
+from optuna.storages import RDBStorage
+from optuna.storages._cached_storage import _CachedStorage
+from optuna.storages._rdb import models
+from sqlalchemy import orm
+
+from hpo.errors import StorageError
+from hpo.storage import tables
+from hpo.storage.db import Database, use_wal
+from hpo.storage.leases import Ending, Lease
+from hpo.storage.tables import attempts
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _write(
+    method: Callable[Concatenate[FencedStorage, P], R],
+) -> Callable[Concatenate[FencedStorage, P], R]:
+    """A storage method whose transactions write."""
+
+    @wraps(method)
+    def call(self: FencedStorage, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            with self.database.translated(), self.database.writing():
+                return method(self, *args, **kwargs)
+        except optuna.exceptions.StorageInternalError as error:
+            raise self.database_error(error) from error
+
+    return call
+
+
+class FencedStorage(RDBStorage):
+    """Optuna's storage over a prepared Database; its tables must exist (`create_schema`)."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self._guard = threading.local()
+        super().__init__(
+            database.secret_url,
+            engine_kwargs={"poolclass": sa.NullPool},
+            skip_table_creation=True,
+            skip_compatibility_check=True,
+        )
+        self.engine.dispose()
+        self.engine = database.engine
+        self.scoped_session = orm.scoped_session(orm.sessionmaker(bind=database.engine))
+        sa.event.listen(self.scoped_session, "after_begin", self._check)
+
+    @contextmanager
+    def guarded(self, lease: Lease, ending: Ending | None = None) -> Iterator[None]:
+        """Every write of this thread is refused with Fenced unless `lease` still holds; the write
+        that finishes the trial closes the attempt with `ending`."""
+        before = getattr(self._guard, "lease", None), getattr(self._guard, "ending", None)
+        self._guard.lease, self._guard.ending = lease, ending
+        try:
+            yield
+        finally:
+            self._guard.lease, self._guard.ending = before
+
+    def _check(self, _session: orm.Session, _transaction: Any, connection: sa.Connection) -> None:
+        lease: Lease | None = getattr(self._guard, "lease", None)
+        if lease is None or not self.database.is_writing:
+            return
+        held = sa.select(attempts.c.k).where(lease.holds()).with_for_update()
+        if connection.execute(held).first() is None:
+            raise lease.lost()
+        ending: Ending | None = getattr(self._guard, "ending", None)
+        if ending is not None and getattr(self._guard, "finishing", False):
+            connection.execute(
+                sa.update(attempts)
+                .where(lease.holds())
+                .values(
+                    outcome=ending.outcome,
+                    value=ending.value,
+                    reason=ending.reason,
+                    ended=self.database.now(),
+                )
+            )
+
+    def database_error(self, error: Exception) -> StorageError:
+        cause = error.__cause__ or error
+        text = str(getattr(cause, "orig", cause)).strip().splitlines()[0]
+        return StorageError(f"{self.database.shown}: {text}")
+
+    @_write
+    def set_trial_state_values(
+        self,
+        trial_id: int,
+        state: optuna.trial.TrialState,
+        values: Any = None,
+    ) -> bool:
+        self._guard.finishing = state.is_finished()
+        try:
+            return super().set_trial_state_values(trial_id, state, values)
+        finally:
+            self._guard.finishing = False
+
+    create_new_study = _write(RDBStorage.create_new_study)
+    delete_study = _write(RDBStorage.delete_study)
+    set_study_user_attr = _write(RDBStorage.set_study_user_attr)
+    set_study_system_attr = _write(RDBStorage.set_study_system_attr)
+    create_new_trial = _write(RDBStorage.create_new_trial)
+    _create_new_trial = _write(RDBStorage._create_new_trial)
+    set_trial_param = _write(RDBStorage.set_trial_param)
+    _set_trial_param = _write(RDBStorage._set_trial_param)
+    set_trial_intermediate_value = _write(RDBStorage.set_trial_intermediate_value)
+    set_trial_user_attr = _write(RDBStorage.set_trial_user_attr)
+    set_trial_system_attr = _write(RDBStorage.set_trial_system_attr)
+    record_heartbeat = _write(RDBStorage.record_heartbeat)
+    _get_stale_trial_ids = _write(RDBStorage._get_stale_trial_ids)
+
+
+def cached(storage: FencedStorage) -> optuna.storages.BaseStorage:
+    """What samplers and the dashboard read: finished trials are kept in memory."""
+    return _CachedStorage(storage)
+
+
+def add_waiting(storage: FencedStorage, study_id: int) -> None:
+    """Add one empty waiting trial; the database counts its number."""
+    storage.create_new_trial(
+        study_id, optuna.trial.create_trial(state=optuna.trial.TrialState.WAITING)
+    )
+
+
+def sampling_view(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> optuna.Study:
+    """The study as samplers see it for `trial`: under Hyperband the trials of its bracket only."""
+    return optuna.pruners._filter_study(study, trial)
+
+
+def create_schema(database: Database) -> None:
+    """Optuna's tables and ours, made once and alone; raises StorageError for a newer database.
+
+    Eight processes that let Optuna create its tables in a new database at the same time crash all
+    but a few of each other, so it happens under a lock.
+    """
+    if _is_current(database):
+        return
+    with database.translated(), database.alone():
+        if _is_current(database):
+            return
+        use_wal(database)
+        with database.writing():
+            models.BaseModel.metadata.create_all(database.engine)
+        _stamp(database)  # nests two connections, so it cannot begin as a writer; it is alone here
+        with database.writing():
+            tables.metadata.create_all(database.engine, tables=tables.OURS)
+        with database.write() as connection:
+            connection.execute(tables.schema.insert().values(version=tables.VERSION))
+
+
+def _stamp(database: Database) -> None:
+    """Let Optuna write its schema version, so that its own tools know the database."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.storages._rdb.storage._VersionManager(
+        database.secret_url,
+        database.engine,
+        orm.scoped_session(orm.sessionmaker(bind=database.engine)),
+    ).check_table_schema_compatibility()
+
+
+def _is_current(database: Database) -> bool:
+    with database.read() as connection:
+        if not sa.inspect(connection).has_table(tables.schema.name):
+            return False
+        version = connection.scalar(sa.select(sa.func.max(tables.schema.c.version)))
+    if version is not None and version > tables.VERSION:
+        raise StorageError(
+            f"{database.shown}: written by a newer hpo (schema {version}, this one knows "
+            f"{tables.VERSION}); upgrade hpo"
+        )
+    return version is not None
+
+
+def find_optuna_study(storage: FencedStorage, name: str) -> tuple[int | None, int]:
+    """Optuna's id of the study `name` and its number of trials, or (None, 0)."""
+    for study in storage.get_all_studies():
+        if study.study_name == name:
+            return study._study_id, len(storage.get_all_trials(study._study_id, deepcopy=False))
+    return None, 0

@@ -1,0 +1,176 @@
+"""Our tables, beside Optuna's twelve in the same database, under the prefix `hpo_`.
+
+They hold what Optuna's cannot: the study file itself, who runs which trial, every metric of every
+epoch, the workers. Times are seconds since 1970 by the database's clock. Rows go with their study:
+foreign keys cascade, also when the study is deleted in the dashboard.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Enum,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+
+VERSION = 1
+"""Version of our schema; a database with a larger one was written by a newer hpo."""
+
+metadata = MetaData()
+
+# Optuna's own tables, never created or changed through these: only the columns that claims and
+# status read. A test compares them with Optuna's models.
+optuna_studies = Table(
+    "studies",
+    metadata,
+    Column("study_id", Integer, primary_key=True),
+    Column("study_name", String(512)),
+)
+optuna_trials = Table(
+    "trials",
+    metadata,
+    Column("trial_id", Integer, primary_key=True),
+    Column("number", Integer),
+    Column("study_id", Integer),
+    Column("state", Enum("RUNNING", "COMPLETE", "PRUNED", "FAIL", "WAITING", name="trialstate")),
+)
+
+optuna_params = Table(
+    "trial_params",
+    metadata,
+    Column("param_id", Integer, primary_key=True),
+    Column("trial_id", Integer),
+    Column("param_name", String(512)),
+    Column("param_value", Float(53)),
+    Column("distribution_json", Text),
+)
+
+schema = Table("hpo_schema", metadata, Column("version", Integer, primary_key=True))
+
+studies = Table(
+    "hpo_studies",
+    metadata,
+    # SQLite gives a study_id out again after a delete; the uuid is never seen twice.
+    Column("uuid", String(32), primary_key=True),
+    Column(
+        "study_id",
+        Integer,
+        ForeignKey("studies.study_id", ondelete="CASCADE"),
+        nullable=False,
+        unique=True,
+    ),
+    Column("name", String(64), nullable=False, unique=True),
+    Column("definition", Text, nullable=False),  # JSON, as created
+    Column("source", Text, nullable=False),  # the study file's text
+    Column("created", Float(53), nullable=False),
+    Column("trials", Integer, nullable=False),  # the budget
+    Column("timeout_s", Float(53)),
+    Column("target", Float(53)),
+    Column("patience_trials", Integer),
+    Column("lease_s", Float(53), nullable=False),
+    Column("stop", String(8)),  # NULL, 'user' (hand back) or 'rule' (drain)
+    Column("stop_reason", Text),
+    Column("resumed", Float(53), nullable=False),  # failures before this do not count
+    Column("filler", String(32)),
+    Column("filler_until", Float(53)),
+)
+
+attempts = Table(
+    "hpo_attempts",
+    metadata,
+    Column(
+        "trial_id",
+        Integer,
+        ForeignKey("trials.trial_id", ondelete="CASCADE"),
+        primary_key=True,
+        autoincrement=False,
+    ),
+    Column("k", Integer, primary_key=True, autoincrement=False),  # from 1
+    Column("study", String(32), ForeignKey("hpo_studies.uuid", ondelete="CASCADE"), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("token", String(32), nullable=False),
+    Column("worker", String(64), nullable=False),
+    Column("started", Float(53), nullable=False),
+    Column("until", Float(53), nullable=False),  # the lease's end
+    Column("ended", Float(53)),
+    # NULL while it is the owner; complete, pruned, failed and diverged end the trial;
+    # handed_back and lost permit a successor.
+    Column("outcome", String(16)),
+    Column("reason", Text),
+    Column("value", Float(53)),
+    Column("first_epoch", Integer),  # the first epoch that this attempt began
+    Column("epoch", Integer),  # the last one
+    Column("runtime", Text),  # JSON: threads, precision, ... that the trial keeps
+    Index("ix_hpo_attempts_study", "study", "outcome"),
+)
+
+epochs = Table(
+    "hpo_epochs",
+    metadata,
+    Column(
+        "trial_id",
+        Integer,
+        ForeignKey("trials.trial_id", ondelete="CASCADE"),
+        primary_key=True,
+        autoincrement=False,
+    ),
+    Column("epoch", Integer, primary_key=True, autoincrement=False),  # from 1, as Optuna's steps
+    Column("study", String(32), ForeignKey("hpo_studies.uuid", ondelete="CASCADE"), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("finished", Float(53), nullable=False),
+    Column("metrics", Text, nullable=False),  # JSON
+    Column("checkpoint", Integer),  # the attempt under whose path it lies; NULL: none
+    Index("ix_hpo_epochs_study", "study"),
+)
+
+enqueued = Table(
+    "hpo_enqueued",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("study", String(32), ForeignKey("hpo_studies.uuid", ondelete="CASCADE"), nullable=False),
+    Column("params", Text, nullable=False),  # JSON, config values by dotted path
+    Column("number", Integer),  # the trial that took it
+    Index("ix_hpo_enqueued_study", "study"),
+)
+
+resolved = Table(
+    "hpo_resolved",
+    metadata,
+    # What the first worker found and all others keep: data fingerprint, precision, layout.
+    Column(
+        "study", String(32), ForeignKey("hpo_studies.uuid", ondelete="CASCADE"), primary_key=True
+    ),
+    Column("key", String(255), primary_key=True),
+    Column("value", Text, nullable=False),
+)
+
+workers = Table(
+    "hpo_workers",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("study", String(32), ForeignKey("hpo_studies.uuid", ondelete="CASCADE"), nullable=False),
+    Column("host", String(255), nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("device", String(64), nullable=False),
+    Column("versions", Text, nullable=False),  # JSON
+    Column("started", Float(53), nullable=False),
+    Column("seen", Float(53), nullable=False),
+    Column("ended", Float(53)),
+    Column("reason", Text),
+    Column("number", Integer),  # the trial in hand
+    Column("epoch", Integer),
+    Column("epochs", Integer),
+    Column("value", Float(53)),  # the trial's metric so far
+    Column("images_per_s", Float(53)),
+    Index("ix_hpo_workers_study", "study"),
+)
+
+OURS = (schema, studies, attempts, epochs, enqueued, resolved, workers)

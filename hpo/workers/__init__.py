@@ -1,0 +1,1 @@
+"""Processes that run trials, and the one that keeps them alive."""

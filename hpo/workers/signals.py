@@ -1,0 +1,30 @@
+"""Signals as a context manager around a stop event."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+HARD_EXIT = 130
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[threading.Event]:
+    """An event that the first SIGTERM or SIGINT sets; the second ends the process at once."""
+    event = threading.Event()
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        if event.is_set():
+            os._exit(HARD_EXIT)
+        event.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

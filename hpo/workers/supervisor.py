@@ -1,0 +1,158 @@
+"""Keeps the wanted number of workers alive: reap, start what is missing, look for stalls, sleep.
+
+Imports neither torch nor Optuna. A worker that it saw die has no heartbeat left, so its trials are
+set free at once instead of when their lease runs out.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hpo.errors import HpoError, InputError
+from hpo.paths import StudyDir
+from hpo.storage import leases, records
+from hpo.storage.db import Database
+from hpo.workers.launch import Launcher, Process, new_worker_id
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.25
+FIRST_BACK_OFF_S = 1.0
+LARGEST_BACK_OFF_S = 30.0
+HEALTHY_S = 60.0
+"""A worker that lived this long starts its back-off anew."""
+QUICK_DEATHS = 5
+GRACE_S = 60.0
+"""Time for workers to hand back after SIGTERM, before they are killed."""
+
+
+def back_off(deaths: int) -> float:
+    """Seconds to wait before the next start after `deaths` crashes in a row."""
+    return min(LARGEST_BACK_OFF_S, FIRST_BACK_OFF_S * 2.0 ** (deaths - 1)) if deaths else 0.0
+
+
+def is_stalled(alive: Path, now: float, stall_timeout_s: float) -> bool:
+    """Whether a worker's last step lies further back than `stall_timeout_s`."""
+    try:
+        return now - alive.stat().st_mtime > stall_timeout_s
+    except FileNotFoundError:
+        return False  # not started yet, or just ended
+
+
+@dataclass
+class Slot:
+    """One wanted worker: its device, and the process that fills it now."""
+
+    device: str
+    worker: str = ""
+    process: Process | None = None
+    started: float = 0.0
+    deaths: int = 0
+    not_before: float = 0.0
+    done: bool = False
+
+
+@dataclass
+class Supervisor:
+    """Workers of one study on this host."""
+
+    database: Database
+    uuid: str
+    directory: StudyDir
+    launcher: Launcher
+    devices: Sequence[str]
+    stall_timeout_s: float
+    slots: list[Slot] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.slots = [Slot(device) for device in self.devices]
+
+    def run(self, stop: threading.Event, tick: Callable[[], None] = lambda: None) -> None:
+        """Until the study is over or `stop` is set; `tick` is called a few times a second.
+
+        Raises HpoError where workers cannot start, with the end of the last one's log.
+        """
+        try:
+            while not stop.is_set() and not all(slot.done for slot in self.slots):
+                for slot in self.slots:
+                    self._tend(slot)
+                tick()
+                stop.wait(TICK_S)
+        finally:
+            self._end(tick)
+
+    def _tend(self, slot: Slot) -> None:
+        now = time.monotonic()
+        if slot.done:
+            return
+        if slot.process is None:
+            if now >= slot.not_before:
+                self._start(slot)
+            return
+        code = slot.process.poll()
+        if code is None:
+            alive = self.directory.alive(slot.worker)
+            if is_stalled(alive, time.time(), self.stall_timeout_s):
+                log.warning("%s made no step for %g s: killed", slot.worker, self.stall_timeout_s)
+                slot.process.kill()
+            return
+        self._reap(slot, code, now)
+
+    def _start(self, slot: Slot) -> None:
+        slot.worker = new_worker_id()
+        slot.process = self.launcher.start(slot.worker, slot.device)
+        slot.started = time.monotonic()
+
+    def _reap(self, slot: Slot, code: int, now: float) -> None:
+        slot.process = None
+        self.directory.alive(slot.worker).unlink(missing_ok=True)
+        if code == 0:
+            slot.done = True
+            return
+        if code == InputError.exit_code:
+            raise HpoError(f"worker {slot.worker} cannot work:\n{self._last_words(slot)}")
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        freed = leases.abandon(self.database, slot.worker, f"worker died: {how}")
+        log.warning("%s died (%s); %d trial(s) set free", slot.worker, how, freed)
+        if code < 0:
+            return  # a signal comes from outside: start the next one at once
+        useful = now - slot.started > HEALTHY_S or self._has_epochs(slot.worker)
+        slot.deaths = 1 if useful else slot.deaths + 1
+        if slot.deaths > QUICK_DEATHS:
+            raise HpoError(
+                f"workers die again and again ({how}); the last one's log "
+                f"{self.directory.log(slot.worker)} ends:\n{self._last_words(slot)}"
+            )
+        slot.not_before = now + back_off(slot.deaths)
+
+    def _has_epochs(self, worker: str) -> bool:
+        rows = records.read_attempts(self.database, self.uuid).values()
+        return any(row.worker == worker and row.epoch for attempts in rows for row in attempts)
+
+    def _last_words(self, slot: Slot) -> str:
+        path = self.directory.log(slot.worker)
+        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+        return "\n".join(lines[-8:])
+
+    def _end(self, tick: Callable[[], None]) -> None:
+        """Ask every worker to hand back, wait for it, kill what does not; free what they held."""
+        running = [slot for slot in self.slots if slot.process is not None]
+        for slot in running:
+            if slot.process is not None and slot.process.poll() is None:
+                slot.process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + GRACE_S
+        for slot in running:
+            while slot.process is not None and slot.process.poll() is None:
+                if time.monotonic() > deadline:
+                    slot.process.kill()
+                    slot.process.wait()
+                tick()
+                time.sleep(TICK_S / 2)
+            leases.abandon(self.database, slot.worker, "worker ended")
+            self.directory.alive(slot.worker).unlink(missing_ok=True)

@@ -1,0 +1,237 @@
+"""One process, one device: claim a trial, run it, finish it, again, until the study is over."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+from hpo.errors import Fenced, InputError, Interrupted, NotFound, StorageError
+from hpo.paths import Home
+from hpo.search import keeping, plan
+from hpo.search.study import Study
+from hpo.storage import leases, records
+from hpo.storage.leases import Lease, Taken
+from hpo.storage.optuna_rdb import FencedStorage, add_waiting
+from hpo.workers.launch import new_worker_id
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.5
+BEATS_PER_LEASE = 4
+LARGEST_BEAT_S = 5.0
+VERSIONED = ("hpo", "torch", "torchvision", "optuna")
+
+
+@dataclass
+class Progress:
+    """What the heartbeat tells of the trial in hand; and the control that training asks.
+
+    `alive` is a file whose age says how long ago the last step was made: it tells the supervisor's
+    watchdog apart a training that hangs from one that is only slow to finish its epoch.
+    """
+
+    stop: threading.Event
+    alive: Path
+    lease: Lease | None = None
+    fenced: bool = False
+    images: int = 0
+    began: float = field(default_factory=time.monotonic)
+    epoch: int = 0
+    touched: float = 0.0
+
+    def take(self, lease: Lease | None) -> None:
+        self.lease, self.fenced, self.images, self.epoch = lease, False, 0, 0
+
+    def step(self, *, epoch: int, images: int) -> None:
+        now = time.monotonic()
+        if epoch != self.epoch:
+            self.epoch, self.images, self.began = epoch, 0, now
+        self.images += images
+        self.touch(now)
+        if self.fenced and self.lease is not None:
+            raise self.lease.lost()
+        if self.stop.is_set():
+            raise Interrupted("stopped by a signal")
+
+    def touch(self, now: float) -> None:
+        if now - self.touched > 1.0:
+            self.touched = now
+            self.alive.touch()
+
+    def row(self) -> dict[str, Any] | None:
+        """What changed since the last epoch's row, for the worker's row in the database."""
+        spent = time.monotonic() - self.began
+        return {"images_per_s": self.images / spent} if self.images and spent > 1 else {}
+
+
+class Trials(Protocol):
+    """What a worker does with a trial that it holds (`hpo.search.objective.Bench`)."""
+
+    def run(self, taken: Taken, control: Progress) -> None:
+        """Run it to its end; raises Interrupted or Fenced where that is not to be."""
+
+    def drain(self, taken: Taken, reason: str) -> None:
+        """End it as pruned without training."""
+
+
+class Worker:
+    """Pulls trials of one study until its budget is spent."""
+
+    def __init__(
+        self,
+        study: Study,
+        storage: FencedStorage,
+        trials: Trials,
+        *,
+        home: Home,
+        device: str = "cpu",
+        worker_id: str | None = None,
+    ) -> None:
+        self.study, self.storage, self.trials = study, storage, trials
+        self.database, self.home, self.device = study.database, home, device
+        self.id = worker_id or new_worker_id()
+        self.parent = os.getppid()
+
+    def run(self, stop: threading.Event, *, supervised: bool = False) -> str:
+        """Work until the study is over or `stop` is set; returns why it ended."""
+        directory = self.study.directory(self.home)
+        alive = directory.alive(self.id)
+        alive.parent.mkdir(parents=True, exist_ok=True)
+        progress = Progress(stop, alive)
+        progress.touch(time.monotonic())
+        records.add_worker(self.database, self.id, self.study.uuid, self._about())
+        done = threading.Event()
+        heart = threading.Thread(
+            target=self._beat, args=(progress, done, supervised), name="heartbeat", daemon=True
+        )
+        heart.start()
+        reason = "failed"
+        try:
+            reason = self._loop(progress)
+        finally:
+            done.set()
+            heart.join()
+            alive.unlink(missing_ok=True)
+            if reason != "the study was deleted":
+                records.end_worker(self.database, self.id, reason)
+        return reason
+
+    def _about(self) -> dict[str, Any]:
+        versions = {name: version(name) for name in VERSIONED}
+        versions["python"] = platform.python_version()
+        return {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "device": self.device,
+            "versions": json.dumps(versions),
+        }
+
+    def _loop(self, progress: Progress) -> str:
+        keeping.tidy(self.study, self.home)
+        while not progress.stop.is_set():
+            try:
+                reason = self._turn(progress)
+            except Fenced as error:
+                log.warning("%s: dropped", error)
+            except NotFound:
+                return "the study was deleted"
+            except Interrupted as error:
+                if progress.stop.is_set():
+                    return str(error)
+            else:
+                if reason is not None:
+                    return reason
+        return "stopped by a signal"
+
+    def _turn(self, progress: Progress) -> str | None:
+        """One decision and what follows from it; a reason where there is nothing left to do."""
+        facts = self.study.facts()
+        rule = self.study.rule(facts)
+        decision = plan.decide(facts, rule)
+        if rule is None and facts.stop is None and len(facts.free) < 2:
+            self._fill(facts)
+        if isinstance(decision, plan.Over):
+            return decision.reason
+        if isinstance(decision, plan.Run):
+            self._try(decision.free, progress, lambda taken: self._run(taken, progress))
+        elif isinstance(decision, plan.Drain):
+            self._try(
+                decision.free,
+                progress,
+                lambda taken: self.trials.drain(taken, decision.reason),
+            )
+        else:
+            progress.touch(time.monotonic())
+            progress.stop.wait(POLL_S * random.uniform(0.5, 1.0))
+        return None
+
+    def _fill(self, facts: Any) -> None:
+        """Add waiting trials if some are missing; counted again while it is our turn."""
+        if not plan.missing(facts):
+            return
+        if not leases.take_fill_turn(self.database, self.study.uuid, self.id):
+            return
+        for _ in range(plan.missing(self.study.facts())):
+            add_waiting(self.storage, self.study.row.study_id)
+        leases.end_fill_turn(self.database, self.study.uuid, self.id)
+
+    def _try(self, free: Any, progress: Progress, work: Callable[[Taken], None]) -> None:
+        for candidate in free:
+            taken = leases.take(self.database, self.study.uuid, candidate, self.id)
+            if taken is None:
+                continue
+            progress.take(taken.lease)
+            try:
+                work(taken)
+            finally:
+                progress.take(None)
+            return
+
+    def _run(self, taken: Taken, progress: Progress) -> None:
+        log.info("trial %d: attempt %d", taken.lease.number, taken.lease.k)
+        try:
+            self.trials.run(taken, progress)
+        except Fenced:
+            raise
+        except Exception as error:
+            # Whatever happened here is no result of the trial: somebody else may go on with it.
+            # What ends this process for another cause than the user's counts against the trial.
+            meant = isinstance(error, Interrupted | InputError)
+            reason = str(error) if meant else f"{type(error).__name__}: {error}"
+            outcome = "handed_back" if meant else "lost"
+            leases.release(self.database, taken.lease, outcome, reason)
+            log.info("trial %d: %s (%s)", taken.lease.number, outcome.replace("_", " "), reason)
+            raise
+        records.update_worker(self.database, self.id, number=None, epoch=None, epochs=None)
+
+    def _beat(self, progress: Progress, done: threading.Event, supervised: bool) -> None:
+        """Renew the lease in hand; notice that it is lost, or that the supervisor is gone."""
+        beat_s = min(self.study.row.lease_s / BEATS_PER_LEASE, LARGEST_BEAT_S)
+        while not done.wait(beat_s):
+            lease = progress.lease
+            try:
+                if progress.epoch == 0:
+                    progress.alive.touch()  # no step is due yet: images may still be decoded
+                if lease is not None:
+                    leases.renew(self.database, lease, progress.row())
+                else:
+                    records.update_worker(self.database, self.id)
+            except Fenced:
+                progress.fenced = progress.lease is lease
+            except StorageError as error:
+                # The owner writes on, however late; the training itself will meet the fault.
+                log.warning("heartbeat: %s", error)
+            if supervised and os.getppid() != self.parent:
+                log.warning("the supervisor is gone: handing back and ending")
+                progress.stop.set()

@@ -1,0 +1,106 @@
+"""Stand-ins for training, over the real database, leases and Optuna."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import optuna
+from optuna.trial import TrialState
+
+from hpo.search import plan
+from hpo.search.samplers import draft_params, make_sampler
+from hpo.search.study import Study
+from hpo.storage import leases
+from hpo.storage.leases import Ending, Taken
+from hpo.storage.optuna_rdb import FencedStorage
+from hpo.studyfile import StudyFile, parse_study
+from hpo.workers.worker import Progress
+
+STUDY = """
+[study]
+name = "{name}"
+trials = {trials}
+lease_s = {lease_s}
+sampler = "{sampler}"
+pruner = "none"
+{study}
+[train]
+{train}
+[space]
+{space}
+"""
+
+
+def study_file(
+    *,
+    trials: int = 6,
+    lease_s: float = 5.0,
+    name: str = "toy",
+    sampler: str = "random",
+    study: str = "",
+    train: str = "epochs = 3",
+    space: str = "optimizer.lr = {low = 1e-4, high = 1e-1, log = true}",
+) -> StudyFile:
+    """A small study over digits; the arguments are TOML lines of its tables."""
+    fields = {"trials": trials, "lease_s": lease_s, "name": name, "sampler": sampler}
+    text = STUDY.format(**fields, study=study, train=train, space=space)
+    return parse_study(text, f"{name}.toml")
+
+
+@dataclass
+class InstantTrials:
+    """Trials whose value is the learning rate, at once: suggested, reported and told for real."""
+
+    study: Study
+    storage: FencedStorage
+    epochs: int = 1
+    seconds: float = 0.0
+    optuna_study: optuna.Study = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.optuna_study = self.study.optuna_study(self.storage)
+
+    def run(self, taken: Taken, control: Progress) -> None:
+        lease, file = taken.lease, self.study.file
+        with self.storage.guarded(lease):
+            self.optuna_study.get_trials(deepcopy=False)
+            frozen = self.storage.get_trial(lease.trial_id)
+            grid = file.space.grid() if file.study.sampler.name == "grid" else ()
+            values = plan.planned(
+                lease.number, file.baselines, grid, taken.enqueued, taken.enqueued_before
+            )
+            params = draft_params(
+                self.optuna_study,
+                file.space,
+                frozen,
+                values,
+                lambda draw: make_sampler(file, lease.number, lease.k, draw),
+            )
+            self.storage.set_trial_system_attr(lease.trial_id, "fixed_params", params)
+            if frozen.state == TrialState.WAITING:
+                self.storage.set_trial_state_values(lease.trial_id, TrialState.RUNNING)
+            trial = optuna.trial.Trial(self.optuna_study, lease.trial_id)
+            file.space.suggest(trial)
+            value = float(trial.params.get("optimizer.lr", 0.5))
+            for epoch in range(1, self.epochs + 1):
+                leases.begin_epoch(self.study.database, lease, epoch, {})
+                time.sleep(self.seconds)
+                control.step(epoch=epoch, images=1)
+                leases.record_epoch(
+                    self.study.database, lease, epoch, {"val_top1": value}, checkpoint=False,
+                    progress={},
+                )  # fmt: skip
+                trial.report(value, epoch)
+            self._tell(trial, taken, Ending("complete", value))
+
+    def drain(self, taken: Taken, reason: str) -> None:
+        with self.storage.guarded(taken.lease):
+            trial = optuna.trial.Trial(self.optuna_study, taken.lease.trial_id)
+            self._tell(trial, taken, Ending("pruned", reason=reason))
+
+    def _tell(self, trial: optuna.Trial, taken: Taken, ending: Ending) -> None:
+        state = TrialState.PRUNED if ending.outcome == "pruned" else TrialState.COMPLETE
+        value = ending.value if state == TrialState.COMPLETE else None
+        with self.storage.guarded(taken.lease, ending):
+            self.optuna_study.tell(trial, value, state=state)

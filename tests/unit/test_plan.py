@@ -1,0 +1,101 @@
+"""Decisions by table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from hpo.search import plan
+from hpo.storage.facts import Facts
+from hpo.storage.leases import Free
+
+FACTS = Facts(
+    uuid="u",
+    trials=10,
+    timeout_s=None,
+    target=None,
+    patience_trials=None,
+    stop=None,
+    stop_reason=None,
+    created=5,
+    finished=3,
+    running=1,
+    waiting=1,
+    free=(Free(7, 4, False),),
+    active_s=12.0,
+    best=0.8,
+    since_best=2,
+    failures=(),
+)
+ORPHAN = Free(6, 3, True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule", "expected"),
+    [
+        ({}, None, plan.Run(FACTS.free)),
+        ({"free": ()}, None, plan.Wait()),
+        ({"finished": 10, "free": ()}, None, plan.Over("all 10 trials are finished")),
+        ({"stop": "user", "stop_reason": "by hand"}, None, plan.Over("by hand")),
+        ({"running": 0}, "enough", plan.Over("enough")),
+        ({"running": 1}, "enough", plan.Wait()),
+        ({"free": (ORPHAN, *FACTS.free)}, "enough", plan.Drain((ORPHAN,), "enough")),
+    ],
+)
+def test_decide(changes: dict[str, object], rule: str | None, expected: object) -> None:
+    assert plan.decide(replace(FACTS, **changes), rule) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "maximize", "part"),
+    [
+        ({}, True, None),
+        ({"target": 0.9}, True, None),
+        ({"target": 0.8}, True, "target 0.8 was reached: 0.8"),
+        ({"target": 0.9}, False, "target 0.9 was reached: 0.8"),
+        ({"target": 0.9, "best": None}, True, None),
+        ({"timeout_s": 12.5}, True, None),
+        ({"timeout_s": 12.0}, True, "timeout_s = 12"),
+        ({"patience_trials": 3}, True, None),
+        ({"patience_trials": 2}, True, "2 trials in a row brought nothing better than 0.8"),
+        ({"failures": ("a", "a")}, True, None),
+        ({"failures": ("a", "a", "b")}, True, None),
+        ({"failures": ("a", "a", "a", "b")}, True, "3 trials in a row failed"),
+    ],
+)
+def test_stop_rules(changes: dict[str, object], maximize: bool, part: str | None) -> None:
+    found = plan.fired(replace(FACTS, **changes), maximize=maximize, max_failures=3)  # type: ignore[arg-type]
+    assert (found is None) if part is None else (part in str(found))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"created": 0, "running": 0, "waiting": 0}, 2),
+        ({}, 2),
+        ({"waiting": 3}, 0),
+        ({"created": 9, "waiting": 0}, 1),
+        ({"created": 10, "waiting": 0}, 0),
+        ({"created": 14, "waiting": 0}, 0),
+        ({"created": 0, "running": 0, "waiting": 0, "trials": 1}, 1),
+    ],
+)
+def test_missing_is_a_few_ahead_and_never_past_the_budget(
+    changes: dict[str, object], expected: int
+) -> None:
+    assert plan.missing(replace(FACTS, **changes)) == expected  # type: ignore[arg-type]
+
+
+def test_planned_is_baselines_then_grid_then_sampled() -> None:
+    a, b, c = {"x": 1}, {"x": 2}, {"x": 3}
+    grid = [a, b, c]
+    tried = [plan.planned(n, [b], grid, None, 0) for n in range(4)]
+    assert tried == [b, a, c, {}]
+
+
+def test_planned_shifts_by_what_was_enqueued() -> None:
+    a, b = {"x": 1}, {"x": 2}
+    assert plan.planned(0, [], [a, b], None, 0) == a
+    assert plan.planned(1, [], [a, b], {"x": 9}, 0) == {"x": 9}
+    assert plan.planned(2, [], [a, b], None, 1) == b
