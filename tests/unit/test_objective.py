@@ -1,0 +1,205 @@
+"""One trial from its lease to its end, with the real engine on a small part of the digits."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from optuna.trial import TrialState
+
+from hpo.engine import learner
+from hpo.errors import Conflict
+from hpo.paths import Home
+from hpo.search import objective
+from hpo.search import study as studies
+from hpo.search.objective import Bench, chance
+from hpo.search.status import StudyStatus, TrialStatus, read_status
+from hpo.search.study import Study
+from hpo.storage import records
+from hpo.storage.db import Database, connect
+from hpo.storage.optuna_rdb import FencedStorage
+from hpo.studyfile import StudyFile, parse_study
+from hpo.workers.worker import Worker
+from tests.fakes import study_file
+
+TRAIN = """epochs = 2
+[train.data]
+limit_train = 100
+[train.model]
+filters = [4]
+[train.runtime]
+precision = "float32"
+memory_format = "contiguous"
+"""
+
+
+def search(
+    database: Database,
+    home: Home,
+    file: StudyFile | None = None,
+    *,
+    before: Callable[[Study], None] = lambda _study: None,
+) -> StudyStatus:
+    """Run a study to its end in this process."""
+    study, _ = studies.create(database, file or study_file(trials=4, train=TRAIN))
+    storage = FencedStorage(database)
+    bench = Bench(study, storage, study.optuna_study(storage), home, torch.device("cpu"), threads=1)
+    before(study)
+    Worker(study, storage, bench, home=home).run(threading.Event())
+    return read_status(database, study.row.name)
+
+
+def only(status: StudyStatus) -> TrialStatus:
+    assert len(status.trials) == 1
+    return status.trials[0]
+
+
+def test_a_trial_stores_every_metric_of_every_epoch(database: Database, home: Home) -> None:
+    status = search(database, home)
+    assert status.count("complete") == 4
+    wanted = {"train_loss", "train_top1", "val_loss", "val_top1", "val_top5", "lr", "seconds",
+              "images_per_s", "peak_memory_mb"}  # fmt: skip
+    for trial in status.trials:
+        assert [row.epoch for row in trial.epochs] == [1, 2]
+        assert all(set(row.metrics) == wanted for row in trial.epochs)
+        assert trial.value == max(row.metrics["val_top1"] for row in trial.epochs)
+    best = status.best
+    assert best is not None
+    assert best.value == max(trial.value or 0 for trial in status.trials)
+    view = studies.load(database, "toy").optuna_study(FencedStorage(database))
+    assert view.best_value == best.value
+    assert all(set(t.intermediate_values) == {1, 2} for t in view.trials)
+
+
+def test_only_the_best_three_keep_weights(database: Database, home: Home) -> None:
+    status = search(database, home, study_file(trials=6, train=TRAIN))
+    kept = {int(path.parent.name) for path in home.root.rglob("weights.safetensors")}
+    assert kept == {trial.number for trial in status.ranked()[:3]}
+    assert list(home.root.rglob("*.ckpt")) == []
+
+
+def test_a_trial_that_diverges_counts_with_the_value_of_chance(
+    database: Database, home: Home
+) -> None:
+    space = "optimizer.lr = [1e-3, 90.0]"
+    train = TRAIN.replace("epochs = 2", "epochs = 8\noptimizer = {weight_decay = 10.0}")
+    baseline = "[[baseline]]\noptimizer.lr = 90.0\n"
+    file = study_file(trials=2, train=train, space=space + "\n" + baseline)
+    status = search(database, home, file)
+    first = status.trials[0]
+    assert first.state == "diverged"
+    assert first.value == chance("val_top1", 10) == 0.1
+    assert "not finite in epoch" in str(first.reason)
+    assert status.best is not None
+    assert status.best.number == 1
+    assert status.finished == 2
+
+
+@pytest.mark.parametrize(
+    ("metric", "expected"), [("val_top1", 0.25), ("val_top5", 1.0), ("val_loss", 1.3862943611)]
+)
+def test_chance(metric: str, expected: float) -> None:
+    assert chance(metric, 4) == pytest.approx(expected)
+
+
+def test_a_configuration_that_cannot_be_trained_fails_alone(database: Database, home: Home) -> None:
+    space = "model.trainable_blocks = [7, 1]\n[[baseline]]\nmodel.trainable_blocks = 7"
+    status = search(database, home, study_file(trials=2, train=TRAIN, space=space))
+    assert status.trials[0].state == "failed"
+    assert "trainable_blocks" in str(status.trials[0].reason)
+    assert "Traceback" not in str(status.trials[0].reason)
+
+
+def test_pruned_by_the_study_s_own_pruner(database: Database, home: Home) -> None:
+    file = study_file(trials=1, train=TRAIN)
+    text = file.text.replace('pruner = "none"', 'pruner = {name = "threshold", lower = 0.999}')
+    trial = only(search(database, home, parse_study(text, "toy.toml")))
+    assert (trial.state, len(trial.epochs)) == ("pruned", 1)
+    assert trial.reason == "threshold pruned it after epoch 1"
+    view = studies.load(database, "toy").optuna_study(FencedStorage(database))
+    assert view.trials[0].state == TrialState.PRUNED
+
+
+def test_a_stop_rule_ends_running_trials_after_their_epoch(
+    database: Database, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = objective.leases.record_epoch
+
+    def fire(*args: Any, **kwargs: Any) -> Any:
+        records.stop_study(database, args[1].study, "rule", "enough")
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(objective.leases, "record_epoch", fire)
+    status = search(database, home, study_file(trials=3, train=TRAIN))
+    trial = only(status)  # waiting ones are hidden
+    assert (trial.state, len(trial.epochs)) == ("pruned", 1)
+    assert trial.reason == "the study is over: a stop rule fired"
+    assert status.state == "finished"
+
+
+def test_a_trial_goes_on_from_the_beginning_where_the_checkpoint_is_elsewhere(
+    database: Database, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another host has the database, not the files."""
+    original = objective.leases.record_epoch
+    calls: list[int] = []
+
+    def die_once(*args: Any, **kwargs: Any) -> Any:
+        done = original(*args, **kwargs)
+        calls.append(args[2])
+        if len(calls) == 1:
+            shutil.rmtree(home.root / "studies")
+            raise OSError("the host went away")
+        return done
+
+    monkeypatch.setattr(objective.leases, "record_epoch", die_once)
+    file = study_file(trials=1, train=TRAIN)
+    with pytest.raises(OSError, match="went away"):
+        search(database, home, file)
+    trial = only(search(database, home, file))
+    assert calls == [1, 1, 2]
+    assert trial.state == "complete"
+    assert [row.attempt for row in trial.epochs] == [2, 2]
+    assert [a.outcome for a in trial.attempts] == ["lost", "complete"]
+
+
+def test_what_runs_out_of_memory_is_marked_and_keeps_its_micro_batch(
+    database: Database, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = learner.Learner._loss
+
+    def small_only(self: Any, images: torch.Tensor, labels: torch.Tensor) -> Any:
+        if len(images) > 16:
+            raise torch.OutOfMemoryError("pretended")
+        return original(self, images, labels)
+
+    monkeypatch.setattr(learner.Learner, "_loss", small_only)
+    file = study_file(trials=1, train=TRAIN.replace("epochs = 2", "epochs = 2\nbatch_size = 32"))
+    trial = only(search(database, home, file))
+    assert trial.state == "complete"
+    runtime = trial.attempts[-1].runtime
+    assert runtime is not None
+    assert runtime["micro_batch"] == 16
+
+
+def test_other_images_under_the_same_name_are_refused(database: Database, home: Home) -> None:
+    def began_elsewhere(study: Study) -> None:
+        records.resolve_once(database, study.uuid, "data digits/0.15/0.15/0/100", "0123")
+
+    with pytest.raises(Conflict, match="are not those that the study began with"):
+        search(database, home, before=began_elsewhere)
+    status = read_status(database, "toy")
+    assert [a.outcome for a in status.trials[0].attempts] == ["handed_back"]
+
+
+def test_the_same_study_twice_gives_the_same_numbers(tmp_path: Path, home: Home) -> None:
+    values = []
+    for name in ("a", "b"):
+        status = search(connect(f"sqlite:///{tmp_path / name}.db"), home)
+        values.append([(t.params, t.value) for t in status.trials])
+    assert values[0] == values[1]
