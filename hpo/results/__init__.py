@@ -1,0 +1,1 @@
+"""After the search: export, retrain, evaluate, predict, report."""

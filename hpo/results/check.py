@@ -1,0 +1,265 @@
+"""What a study would do here, tried without writing anything: no cache, no database, no download.
+
+Every combination of the choices that shape the network is built; of each architecture, stem and
+image size the one with most to learn makes a training step at the largest batch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hpo.config import TrainConfig
+from hpo.engine import models, runtime
+from hpo.engine.datasets import describe
+from hpo.engine.weights import SUFFIXES
+from hpo.errors import ConfigError, HpoError, InputError
+from hpo.paths import Home
+from hpo.space import shown
+from hpo.studyfile import StudyFile
+
+MOST_BUILT = 200
+"""Combinations that are built; beyond it every choice is, but not every combination."""
+EVALUATION = 1 / 3
+"""Cost of an image in evaluation against training: no backward pass."""
+UNSHAPED = ("model.dropout",)
+"""Fields of the model that change no shape."""
+SIZES = ("data.image_size", "data.resize_size", "data.resize")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a network costs at the largest batch."""
+
+    architecture: str
+    stem: str
+    image_size: int
+    built: int
+    """Combinations of the other choices that were built."""
+    parameters: int
+    """Of the combination with most to learn, frozen ones included."""
+    batch_size: int
+    memory_mb: float | None
+    """Of a training step, in MB (10^6 bytes); None where it does not fit the device."""
+    epoch_s: float | None
+    """Seconds of one epoch with validation, decoding and augmentation apart."""
+
+    def __str__(self) -> str:
+        name = f"{self.architecture} at {self.image_size} px"
+        name += " (small stem)" if self.stem == "small" else ""
+        size = f"{self.parameters:,} parameters"
+        if self.memory_mb is None or self.epoch_s is None:
+            return (
+                f"{name}: {size}; a batch of {self.batch_size} does not fit the device, so it will "
+                "be computed in smaller parts"
+            )
+        return (
+            f"{name}: {size}, about {self.memory_mb:,.0f} MB at batch {self.batch_size}, "
+            f"{duration(self.epoch_s)} an epoch"
+        )
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """Data and costs of a study; `str` is what `hpo check` prints."""
+
+    name: str
+    data: Mapping[str, Mapping[str, int]]
+    """{part: {class: images}}, of the first choice where the data are searched."""
+    costs: tuple[Cost, ...]
+    trials: int
+    epochs: int
+    """The most of a trial."""
+    workers: int
+    device: str
+    notes: tuple[str, ...]
+
+    @property
+    def total_s(self) -> float | None:
+        """Seconds of the whole budget if no trial is pruned; None where nothing could be timed."""
+        timed = [cost.epoch_s for cost in self.costs if cost.epoch_s is not None]
+        if not timed:
+            return None
+        rounds = math.ceil(self.trials / self.workers)
+        return rounds * self.epochs * sum(timed) / len(timed)
+
+    def __str__(self) -> str:
+        lines = [f"study {self.name}: {self.trials} trials of up to {self.epochs} epochs", "data:"]
+        lines += [f"  {part}: {_counts(count)}" for part, count in self.data.items()]
+        if "test" not in self.data:
+            lines.append("  no test split: nothing will be called a test result")
+        lines.append(f"networks, a step on {self.device}:")
+        lines += [f"  {cost}" for cost in self.costs]
+        if self.total_s is not None:
+            lines.append(
+                f"in all: about {duration(self.total_s)} with {self.workers} "
+                f"worker{'s' * (self.workers > 1)}; pruning shortens it"
+            )
+        return "\n".join([*lines, *self.notes, "nothing was written"])
+
+
+def check(file: StudyFile, *, home: Home, device: str, workers: int, threads: int) -> CheckResult:
+    """Find the data, build the networks, time a step of each, on `device` with `threads` CPU
+    threads as each of `workers` would have.
+
+    Raises DataError for data that cannot be used, InputError for an unknown device, and ConfigError
+    naming every architecture that cannot be built or trained, together.
+    """
+    chosen = runtime.torch_device(device)
+    configs = list(_configs(file))
+    data = _described(configs)
+    counts = {part: sum(count.values()) for part, count in data.items()}
+    classes = len(data["train"])
+    costs, problems = [], []
+    for group in _grouped(configs):
+        try:
+            costs.append(_cost(group, classes, counts, chosen, threads))
+        except HpoError as error:
+            model = group[0].model
+            problems.append(f"{model.architecture} at {group[0].data.image_size} px: {error}")
+    if problems:
+        lines = "".join(f"\n  {one}" for one in problems)
+        raise ConfigError(f"{len(problems)} networks of the space cannot be trained:{lines}")
+    return CheckResult(
+        name=file.name,
+        data=data,
+        costs=tuple(costs),
+        trials=file.study.trials,
+        epochs=file.max_epochs,
+        workers=workers,
+        device=device,
+        notes=tuple(_notes(configs, home)),
+    )
+
+
+def _configs(file: StudyFile) -> Iterator[TrainConfig]:
+    """Configurations with every combination of what shapes the network, at the largest batch."""
+    batch = max(file.config(corner).batch_size for corner in file.space.corners())
+    for values in _combinations(file):
+        config = file.config(values)
+        yield config.model_copy(update={"batch_size": batch})
+
+
+def _combinations(file: StudyFile) -> list[dict[str, Any]]:
+    """All combinations of what shapes the network, other parameters at their first value; only
+    each choice once where these are too many."""
+    space = file.space
+    found: list[dict[str, Any]] = [{}]
+    for name, parameter in space.items():
+        shaping = (name.startswith("model.") or name in SIZES) and name not in UNSHAPED
+        ends = parameter.ends() if shaping else parameter.ends()[:1]
+        found = [
+            values | ({name: end} if on else {})
+            for values in found
+            for on in [space.is_active(name, values)]
+            for end in (ends if on else ends[:1])
+        ]
+        if len(found) > MOST_BUILT:
+            return space.corners()
+    return found
+
+
+def _described(configs: list[TrainConfig]) -> dict[str, dict[str, int]]:
+    """Images per part and class of the first configuration; every other kind of data is judged
+    as well."""
+    found: dict[str, dict[str, dict[str, int]]] = {}
+    for config in configs:
+        key = config.data.model_copy(update=dict.fromkeys(("image_size", "resize_size"), 224))
+        if repr(key) not in found:
+            found[repr(key)] = describe(config.data)
+    return next(iter(found.values()))
+
+
+def _grouped(configs: list[TrainConfig]) -> Iterator[list[TrainConfig]]:
+    """Configurations by architecture, stem and image size, each network once."""
+
+    def group(config: TrainConfig) -> tuple[str, str, int]:
+        return config.model.architecture, config.model.stem, config.data.image_size
+
+    for _, found in itertools.groupby(sorted(configs, key=group), key=group):
+        different: dict[str, TrainConfig] = {}
+        for config in found:
+            different.setdefault(repr(config.model), config)
+        yield list(different.values())
+
+
+def _cost(
+    group: list[TrainConfig],
+    classes: int,
+    counts: Mapping[str, int],
+    device: torch.device,
+    threads: int,
+) -> Cost:
+    """Build each of `group`, then let the one with most to learn make a step."""
+    sizes = [_built(config, classes) for config in group]
+    place = max(range(len(group)), key=lambda i: sizes[i])
+    config, (_, total) = group[place], sizes[place]
+    batch = min(config.batch_size, counts["train"])
+    config = config.model_copy(update={"batch_size": batch})
+    memory, epoch = None, None
+    try:
+        settled = runtime.resolve(config, classes=classes, device=device, threads=threads)
+        config = config.model_copy(update={"runtime": settled})
+        step = runtime.measure_step(config, classes=classes, device=device)
+        images = counts["train"] + EVALUATION * counts["val"]
+        memory, epoch = step.peak_memory_mb, images * step.seconds / step.images
+    except torch.OutOfMemoryError:
+        pass  # shown as such: training would go on with smaller parts of the batch
+    model, size = config.model, config.data.image_size
+    return Cost(model.architecture, model.stem, size, len(group), total, batch, memory, epoch)
+
+
+def _built(config: TrainConfig, classes: int) -> tuple[int, int]:
+    """(parameters that learn, all parameters); a local file of weights is read, a name is not
+    downloaded."""
+    weights = config.model.weights
+    try:
+        model = models.build(
+            config.model,
+            classes=classes,
+            image_size=config.data.image_size,
+            pretrained=weights is not None and _is_file(weights),
+        )
+        models.set_trainable(model, config.model.trainable_blocks)
+    except HpoError as error:
+        chosen = config.model.model_dump(exclude_defaults=True, exclude={"architecture", "stem"})
+        raise InputError(f"{error} (with {shown(chosen)})" if chosen else str(error)) from error
+    parameters = list(model.parameters())
+    learning = sum(one.numel() for one in parameters if one.requires_grad)
+    return learning, sum(one.numel() for one in parameters)
+
+
+def _is_file(weights: str) -> bool:
+    return Path(weights).suffix in SUFFIXES or "/" in weights
+
+
+def _notes(configs: list[TrainConfig], home: Home) -> Iterator[str]:
+    names = {
+        f"{config.model.weights} of {config.model.architecture}"
+        for config in configs
+        if config.model.weights is not None and not _is_file(config.model.weights)
+    }
+    if names:
+        yield f"the first trial downloads {', '.join(sorted(names))}"
+    yield f"trials and decoded images will be under {home.root}"
+
+
+def _counts(of_class: Mapping[str, int], most: int = 10) -> str:
+    each = [f"{name} {count}" for name, count in of_class.items()]
+    more = f", ... ({len(each)} classes)" if len(each) > most else ""
+    return f"{sum(of_class.values())} images ({', '.join(each[:most])}{more})"
+
+
+def duration(seconds: float) -> str:
+    """Rough, for people: 0.4 s, 12 s, 3 min, 2.5 h."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,160 @@
+"""A trained run on images that it has not seen: its own test split, or a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hpo.config import DataConfig, TrainConfig
+from hpo.engine.cache import Store, file_digests
+from hpo.engine.checkpoint import load_trained
+from hpo.engine.control import Control, Unattended
+from hpo.engine.datasets import FolderSource, open_test
+from hpo.engine.folders import list_folder
+from hpo.engine.images import Images, Sizing
+from hpo.engine.learner import Evaluation, evaluate, memory_format
+from hpo.engine.loader import EvalBatches
+from hpo.engine.runtime import torch_device
+from hpo.errors import DataError
+from hpo.paths import Home
+from hpo.results.runs import About, Run, load_run, spread
+from hpo.results.scores import scores
+
+__all__ = ["RunEvaluation", "evaluate_images", "evaluate_run", "load_network", "load_run"]
+
+
+@dataclass(frozen=True)
+class RunEvaluation:
+    """Every seed of a run on the same images."""
+
+    data: str
+    """Which images: the test split of the run's data, or a folder."""
+    images: int
+    classes: tuple[str, ...]
+    seeds: Mapping[int, Evaluation]
+
+    def scores(self) -> dict[int, dict[str, Any]]:
+        """Of each seed (see `hpo.results.scores.scores`)."""
+        return {seed: scores(found, self.classes) for seed, found in self.seeds.items()}
+
+    @property
+    def summary(self) -> dict[str, dict[str, float | None]]:
+        """Mean and standard deviation (n - 1; None for one seed) of each score over the seeds."""
+        return spread(list(self.scores().values()))
+
+
+def evaluate_run(
+    run: Run,
+    *,
+    data: Path | None = None,
+    home: Home,
+    device: str,
+    control: Control | None = None,
+) -> RunEvaluation:
+    """Run every seed of `run` over the test split of its data, or over the folder `data`: test/
+    inside it where it has one, else itself, one folder per class.
+
+    Raises DataError where there is no test split, or for classes that the run does not know,
+    InputError for an unknown device.
+    """
+    chosen = torch_device(device)
+    if data is None:
+        images = open_test(run.config.data, home.cache)
+        where = f"the test split of {run.config.data.root or run.config.data.dataset}"
+    else:
+        folder = _test_folder(data)
+        images = open_folder(folder, run.classes, run.config.data, home.cache)
+        where = str(folder)
+    if images is None:
+        raise DataError(
+            f"{run.config.data.root or run.config.data.dataset} has no test split; "
+            "give a folder of images by class with --data DIR"
+        )
+    found = {
+        one.seed: evaluate_images(
+            run.config, run.about, one.files.weights, images, chosen, control or Unattended()
+        )
+        for one in run.seeds
+    }
+    return RunEvaluation(where, len(images), run.classes, found)
+
+
+def evaluate_images(
+    config: TrainConfig,
+    about: About,
+    weights: Path,
+    images: Images,
+    device: torch.device,
+    control: Control,
+) -> Evaluation:
+    """The network in `weights` on `images`, preprocessed as in its validation."""
+    return evaluate(
+        load_network(config, about, weights, device),
+        eval_batches(config, about, images, device),
+        classes=len(about.classes),
+        device=device,
+        precision=config.runtime.precision,
+        control=control,
+    )
+
+
+def load_network(
+    config: TrainConfig, about: About, weights: Path, device: torch.device
+) -> nn.Module:
+    """A trained network on `device` in eval mode."""
+    model = load_trained(
+        weights, config.model, classes=len(about.classes), image_size=config.data.image_size
+    )
+    layout = memory_format(config.runtime.memory_format)
+    return model.to(device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
+
+
+def eval_batches(
+    config: TrainConfig, about: About, images: Images, device: torch.device
+) -> EvalBatches:
+    return EvalBatches(
+        images,
+        mean=about.mean,
+        std=about.std,
+        image_size=config.data.image_size,
+        batch_size=min(config.batch_size, config.runtime.micro_batch or config.batch_size),
+        device=device,
+        memory_format=memory_format(config.runtime.memory_format),
+        loader_workers=config.data.loader_workers,
+    )
+
+
+def open_folder(root: Path, classes: tuple[str, ...], config: DataConfig, cache: Path) -> Images:
+    """The pictures of a folder by class, labelled by their place in `classes`, at the size of
+    `config`. Raises DataError for other classes and for pictures that cannot be read."""
+    listing = list_folder(root)
+    if "all" not in listing.parts:
+        raise DataError(f"{root}: has train/ but no test/; give a folder with one folder per class")
+    unknown = [name for name in listing.classes if name not in classes]
+    if unknown:
+        raise DataError(
+            f"{root}: the run does not know the classes {', '.join(unknown)}; it was trained on "
+            f"{', '.join(classes)}"
+        )
+    names = [name for name, _ in listing.parts["all"]]
+    labels = [classes.index(listing.classes[label]) for _, label in listing.parts["all"]]
+    digests = file_digests(root, names, cache)
+    images, index = Store(cache, config.cache_limit_gb * 1e9).open(
+        FolderSource(root), names, labels, [digests[name] for name in names], Sizing.of(config)
+    )
+    if index.bad and not (config.skip_unreadable and len(images)):
+        shown = "".join(f"\n  {names[i]} ({why})" for i, why in list(index.bad.items())[:10])
+        raise DataError(f"{root}: {len(index.bad)} files cannot be read as images:{shown}")
+    return images
+
+
+def _test_folder(data: Path) -> Path:
+    """test/ inside `data` (upper and lower case are alike), else `data`."""
+    below = sorted(data.iterdir()) if data.is_dir() else []
+    inside = [one for one in below if one.is_dir() and one.name.lower() == "test"]
+    return inside[0] if inside else data

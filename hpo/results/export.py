@@ -1,0 +1,115 @@
+"""A trial as a complete configuration with its provenance, ready for `hpo train`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hpo.config import RuntimeConfig, TrainConfig
+from hpo.errors import Conflict, InputError, NotFound
+from hpo.results.provenance import comments, describe_trial
+from hpo.results.runs import write_whole
+from hpo.search.status import StudyStatus, TrialStatus, read_status
+from hpo.storage.db import Database
+from hpo.storage.leases import FINAL
+from hpo.studyfile import dump_config
+
+Export = tuple[TrainConfig, dict[str, Any]]
+"""A configuration and its provenance."""
+
+
+def export(database: Database, name: str, *, number: int | None = None) -> Export:
+    """The configuration of the best trial of study `name`, or of trial `number`: every field, the
+    runtime that the trial had, and where it comes from (see `provenance.describe_trial`).
+
+    Raises NotFound for an unknown study or trial and where no trial is complete yet, InputError for
+    a trial that is not over, failed or diverged. A pruned one is exported, with a note.
+    """
+    status = read_status(database, name)
+    trial = _best(status, 1)[0] if number is None else _numbered(status, number)
+    return _exported(database, status, trial)
+
+
+def export_top(database: Database, name: str, k: int) -> list[Export]:
+    """The `k` best complete trials, best first; fewer where the study has fewer.
+
+    Raises NotFound as `export` does, InputError for k below 1.
+    """
+    if k < 1:
+        raise InputError(f"--top {k}: at least 1")
+    status = read_status(database, name)
+    return [_exported(database, status, trial) for trial in _best(status, k)]
+
+
+def write_export(
+    path: Path, config: TrainConfig, provenance: Mapping[str, Any], *, force: bool = False
+) -> None:
+    """Write a configuration as TOML that `load_config` takes back. Raises Conflict where the file
+    exists, unless `force`."""
+    _refuse([path], force)
+    write_whole(path, dump_config(config, provenance, comments(provenance)))
+
+
+def write_top(folder: Path, exports: Sequence[Export], *, force: bool = False) -> list[Path]:
+    """One file for each in `folder`, named by rank and trial; returns their paths. Raises Conflict
+    where one of them exists, unless `force`; then none is written."""
+    digits = len(str(len(exports)))
+    paths = [
+        folder / f"{rank:0{digits}}-trial-{provenance['trial']}.toml"
+        for rank, (_, provenance) in enumerate(exports, 1)
+    ]
+    _refuse(paths, force)
+    for path, (config, provenance) in zip(paths, exports, strict=True):
+        write_export(path, config, provenance, force=True)
+    return paths
+
+
+def _refuse(paths: Sequence[Path], force: bool) -> None:
+    there = [str(path) for path in paths if path.exists()]
+    if there and not force:
+        raise Conflict(f"{', '.join(there)} exists; choose another name, or --force replaces it")
+
+
+def _best(status: StudyStatus, k: int) -> list[TrialStatus]:
+    ranked = status.ranked()
+    if not ranked:
+        name = status.row.name
+        states = ("waiting", "running", "interrupted", *FINAL)
+        there = [f"{status.count(one)} {one}" for one in states if status.count(one)]
+        pruned = any(trial.state == "pruned" and trial.epochs for trial in status.trials)
+        advice = f"hpo export {name} --trial N takes a pruned one" if pruned else ""
+        raise NotFound(
+            f"study {name!r} has no complete trial yet ({', '.join(there) or 'none at all'}); "
+            f"{advice or f'hpo run or hpo worker {name} goes on with it'}"
+        )
+    return ranked[:k]
+
+
+def _numbered(status: StudyStatus, number: int) -> TrialStatus:
+    name = status.row.name
+    found = next((trial for trial in status.trials if trial.number == number), None)
+    if found is None:
+        numbers = [trial.number for trial in status.trials]
+        have = f"0 to {max(numbers)}" if numbers else "none yet"
+        raise NotFound(f"study {name!r} has no trial {number}; its trials: {have}")
+    reason = f" ({found.reason})" if found.reason else ""
+    if found.state in ("failed", "diverged"):
+        raise InputError(
+            f"trial {number} of {name!r} {found.state}{reason}: there is nothing worth training "
+            f"again; hpo trials {name} shows the others"
+        )
+    if found.state not in FINAL:
+        raise InputError(f"trial {number} of {name!r} is {found.state}; export it when it is over")
+    if not found.epochs:
+        raise InputError(f"trial {number} of {name!r} ended before its first epoch{reason}")
+    return found
+
+
+def _exported(database: Database, status: StudyStatus, trial: TrialStatus) -> Export:
+    config = status.file.config(trial.params)
+    runtimes = [one.runtime for one in trial.attempts if one.runtime is not None]
+    if runtimes:
+        runtime = RuntimeConfig.model_validate(runtimes[-1])
+        config = config.model_copy(update={"runtime": runtime})
+    return config, describe_trial(database, status, trial, config)

@@ -1,0 +1,307 @@
+"""From a configuration to tested networks: train anew with several seeds, then open the test set.
+
+The trial chose its best epoch by the validation images; retraining adds them to the training
+images, so nothing is left to choose by, and the full schedule is run instead.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from hpo.config import TrainConfig, flatten
+from hpo.engine import datasets
+from hpo.engine.checkpoint import Checkpoint, best_weights, save_weights
+from hpo.engine.control import Control, Unattended
+from hpo.engine.datasets import Data, concat
+from hpo.engine.runtime import resolve, torch_device
+from hpo.engine.train import EpochResult, TrainingData, train
+from hpo.errors import Conflict, InputError, TrialFailed
+from hpo.paths import Home
+from hpo.results.evaluate import evaluate_images
+from hpo.results.recipe import Recipe, make_recipe
+from hpo.results.runs import About, Run, RunDir, SeedDir, as_json, read_run, write_whole
+from hpo.results.scores import scores
+from hpo.studyfile import dump_config, load_config
+
+__all__ = ["Run", "retrain"]
+
+Tell = Callable[[str], None]
+
+
+def retrain(
+    config: TrainConfig,
+    provenance: Mapping[str, Any],
+    *,
+    seeds: int = 1,
+    out: Path,
+    home: Home,
+    device: str,
+    keep_validation: bool = False,
+    control: Control | None = None,
+    progress: Tell = lambda line: None,
+) -> Run:
+    """Train `config` with the seeds config.seed, +1, ... into the directory `out`, each to the end
+    of its schedule, then evaluate each once on the test split, if there is one.
+
+    `provenance` is that of an exported trial, or empty. Training takes in the validation images,
+    unless `keep_validation`: then the best epoch's weights are kept, and early stopping and the
+    plateau schedule watch validation. Interrupted, the same call goes on where it was; finished
+    seeds are not run again. `progress` gets a line for each epoch and each step of the way.
+
+    Raises ConfigError where the schedule cannot be run without validation images, Conflict where
+    `out` holds the run of another configuration or is being written to, TrialFailed for a loss
+    that is not finite, Interrupted when `control` says so.
+    """
+    if seeds < 1:
+        raise InputError(f"--seeds {seeds}: at least 1")
+    chosen = torch_device(device)
+    recipe = make_recipe(config, provenance, keep_validation)
+    files = RunDir(out)
+    with _alone(out):
+        stored = _stored_recipe(files, recipe, keep_validation)
+        data = datasets.open_data(config.data, home.cache)
+        if stored is None:
+            recipe = _begin(files, config, provenance, recipe, data, chosen, keep_validation)
+        about = About.read(files.about)
+        if about.fingerprint != data.fingerprint:
+            raise Conflict(f"{out} was begun with other images; restore them, or use -o")
+        job = _Job(
+            files, about, stored or recipe, data, home, chosen, control or Unattended(), progress
+        )
+        for seed in range(config.seed, config.seed + seeds):
+            job.run(seed)
+        run = read_run(files, files.finished())
+        write_whole(files.summary, as_json(run.summary))
+    return run
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """One writer at a time. Raises Conflict where there is another, InputError where `out` cannot
+    be a directory."""
+    lock = FileLock(out / ".lock", timeout=0)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise Conflict(f"{out}: another hpo train is writing there; wait, or use -o") from None
+    except OSError as error:
+        raise InputError(f"{out} cannot be a run directory: {error.strerror}; use -o") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _stored_recipe(files: RunDir, asked: Recipe, keep_validation: bool) -> Recipe | None:
+    """The recipe of the run that `files` holds, if it is the one asked for; None if there is no
+    run. Raises Conflict where it is another."""
+    if not files.exists:
+        if files.config.exists():
+            raise Conflict(f"{files.config} is not of a run; choose another directory with -o")
+        return None
+    about = About.read(files.about)
+    stored = make_recipe(*load_config(files.config), about.keep_validation)
+    changed = _differences(stored, asked)
+    if about.keep_validation != keep_validation:
+        changed.append(f"keep_validation: {about.keep_validation} -> {keep_validation}")
+    if changed:
+        lines = "".join(f"\n  {line}" for line in changed)
+        raise Conflict(
+            f"{files.root} holds the run of another configuration (there -> asked for):{lines}\n"
+            "Choose another directory with -o, or remove this one"
+        )
+    return stored
+
+
+def _differences(stored: Recipe, asked: Recipe) -> list[str]:
+    """A line for each field; what is left to be resolved matches whatever it was resolved to."""
+    there, here = flatten(stored.config.to_dict()), flatten(asked.config.to_dict())
+    if there["epochs"] == here["epochs"]:
+        there["epochs trained"], here["epochs trained"] = stored.epochs, asked.epochs
+    open_ = {key for key in here if key.startswith("runtime.") and here[key] in (0, "auto")}
+    return [
+        f"{key}: {there.get(key)} -> {here.get(key)}"
+        for key in sorted(there.keys() | here.keys())
+        if key not in open_ and there.get(key) != here.get(key)
+    ]
+
+
+def _begin(
+    files: RunDir,
+    config: TrainConfig,
+    provenance: Mapping[str, Any],
+    recipe: Recipe,
+    data: Data,
+    device: torch.device,
+    keep_validation: bool,
+) -> Recipe:
+    """Resolve what is `auto` and write down what the run is; returns the recipe with that in it."""
+    threads = torch.get_num_threads()
+    runtime = resolve(config, classes=len(data.classes), device=device, threads=threads)
+    about = About(
+        classes=data.classes,
+        mean=data.mean,
+        std=data.std,
+        fingerprint=data.fingerprint,
+        keep_validation=keep_validation,
+        has_test=data.has_test,
+        epochs=recipe.epochs,
+        notes=(*recipe.notes, *_data_notes(config, provenance, data)),
+    )
+    about.write(files.about)
+    settled = config.model_copy(update={"runtime": runtime})
+    write_whole(files.config, dump_config(settled, provenance))
+    return recipe.with_runtime(runtime)
+
+
+def _data_notes(config: TrainConfig, provenance: Mapping[str, Any], data: Data) -> Iterator[str]:
+    if config.data.limit_train is not None:
+        yield (
+            f"data.limit_train = {config.data.limit_train}: only so many training images were "
+            "used, as in the search; --set data.limit_train=1000000000 uses all"
+        )
+    known = provenance.get("data_fingerprints", [])
+    if known and data.fingerprint not in known:
+        yield "The images are not those of the search: their contents or their split changed."
+    if data.unreadable:
+        yield f"{len(data.unreadable)} unreadable files were left out."
+    yield from data.warnings
+    if not data.has_test:
+        yield "There is no test split: no number here is a test result."
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all seeds of a run share."""
+
+    files: RunDir
+    about: About
+    recipe: Recipe
+    data: Data
+    home: Home
+    device: torch.device
+    control: Control
+    progress: Tell
+
+    def run(self, seed: int) -> None:
+        """Train one seed and test it, unless that is done; then drop its checkpoints."""
+        files = self.files.seed(seed)
+        if files.metrics.exists():
+            self.progress(f"seed {seed}: finished before")
+        else:
+            self.complete(seed, files)
+        for _, path in files.checkpoints():
+            path.unlink()
+
+    def complete(self, seed: int, files: SeedDir) -> None:
+        seen = self.training_data()
+        trained = self.train(seed, files, seen)
+        save_weights(files.weights, best_weights(trained), {"seed": str(seed)})
+        done = Checkpoint.load(trained)
+        write_whole(files.curves, curves(done.metrics))
+        test, tested = self.test(seed, files)
+        counts = {"train": len(seen.train), "val": len(seen.val) if seen.val else 0, "test": tested}
+        report = {**_summed_up(seed, done), "images": counts, "test": test}
+        write_whole(files.metrics, as_json(report))
+
+    def training_data(self) -> TrainingData:
+        """Normalised by the training part alone, whatever is trained on."""
+        data, kept = self.data, self.about.keep_validation
+        return TrainingData(
+            classes=len(data.classes),
+            train=data.train if kept else concat(data.train, data.val),
+            val=data.val if kept else None,
+            mean=data.mean,
+            std=data.std,
+        )
+
+    def train(self, seed: int, files: SeedDir, seen: TrainingData) -> Path:
+        """Train to the end of the recipe; returns the last checkpoint."""
+        there = files.checkpoints()
+        done, last = there[-1] if there else (0, None)
+        if done < self.recipe.epochs:
+            results = train(
+                self.recipe.config.model_copy(update={"seed": seed}),
+                seen,
+                self.control,
+                device=self.device,
+                metric=self.recipe.metric,
+                checkpoint=files.checkpoint,
+                resume=last,
+            )
+            with closing(results):
+                for result in results:
+                    self.progress(_line(seed, result, self.recipe.epochs))
+                    if last is not None:
+                        last.unlink()
+                    last = result.checkpoint
+                    if result.epoch >= self.recipe.epochs:
+                        break
+        assert last is not None  # every epoch leaves one
+        _require_finite(seed, last)
+        return last
+
+    def test(self, seed: int, files: SeedDir) -> tuple[dict[str, Any] | None, int]:
+        """Open the test set: the one place where training does, once for each seed."""
+        if not self.about.has_test:
+            return None, 0
+        images = datasets.open_test(self.recipe.config.data, self.home.cache)
+        assert images is not None  # has_test
+        self.progress(f"seed {seed}: opening the test set ({len(images)} images)")
+        found = evaluate_images(
+            self.recipe.config, self.about, files.weights, images, self.device, self.control
+        )
+        return scores(found, self.about.classes), len(images)
+
+
+def _line(seed: int, result: EpochResult, epochs: int) -> str:
+    names = [name for name in ("train_loss", "train_top1", "val_loss", "val_top1") if
+             name in result.metrics]  # fmt: skip
+    values = "  ".join(f"{name} {result.metrics[name]:.4f}" for name in names)
+    return f"seed {seed}: epoch {result.epoch}/{epochs}  {values}"
+
+
+def _require_finite(seed: int, checkpoint: Path) -> None:
+    metrics = Checkpoint.load(checkpoint).metrics
+    losses = [value for name, value in metrics[-1].items() if name.endswith("_loss")]
+    if not all(math.isfinite(value) for value in losses):
+        raise TrialFailed(
+            f"seed {seed}: the loss is not finite in epoch {len(metrics)}; try a smaller "
+            "--set optimizer.lr=..., or a limit on the gradient, --set clip_grad_norm=1.0, with -o "
+            "another directory"
+        )
+
+
+def _summed_up(seed: int, done: Checkpoint) -> dict[str, Any]:
+    """What metrics.json says of the training: its kept epoch's scores, and how it went."""
+    kept = done.metrics[done.best_epoch - 1]
+    val = {name: kept[f"val_{name}"] for name in ("loss", "top1", "top5") if f"val_{name}" in kept}
+    return {
+        "seed": seed,
+        "epochs": done.epoch,
+        "best_epoch": done.best_epoch,
+        "micro_batch": done.micro_batch,
+        "seconds": sum(one["seconds"] for one in done.metrics),
+        "train": {"loss": kept["train_loss"], "top1": kept["train_top1"]},
+        "val": val or None,
+    }
+
+
+def curves(metrics: list[dict[str, float]]) -> str:
+    """Every metric of every epoch as CSV."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["epoch", *metrics[0]], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({"epoch": epoch, **row} for epoch, row in enumerate(metrics, 1))
+    return text.getvalue()

@@ -1,0 +1,229 @@
+"""A trained run on disk: what `hpo train` writes, and evaluation, prediction and reports read.
+
+    RUN/
+    ├── run.json                 classes, normalisation, what was trained on what
+    ├── config.toml              the configuration with its runtime resolved, and its provenance
+    ├── summary.json             mean and standard deviation over the seeds
+    └── seed-<s>/
+        ├── epoch-<n>.ckpt       while it trains
+        ├── weights.safetensors
+        ├── curves.csv           every metric of every epoch
+        └── metrics.json         written last: a seed that has it is finished
+
+Each file is written beside, synced and moved: what is visible is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hpo.config import TrainConfig
+from hpo.errors import InputError, NotFound
+from hpo.studyfile import load_config
+
+PARTS = ("test", "val", "train")
+"""The parts of which metrics.json and summary.json have scores, or null."""
+
+
+@dataclass(frozen=True)
+class SeedDir:
+    """Files of one seed."""
+
+    root: Path
+
+    @property
+    def weights(self) -> Path:
+        return self.root / "weights.safetensors"
+
+    @property
+    def curves(self) -> Path:
+        return self.root / "curves.csv"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.json"
+
+    def checkpoint(self, epoch: int) -> Path:
+        return self.root / f"epoch-{epoch}.ckpt"
+
+    def checkpoints(self) -> list[tuple[int, Path]]:
+        """(epoch, file) of those that are there, oldest first."""
+        found = self.root.glob("epoch-*.ckpt")
+        return sorted((int(path.stem.removeprefix("epoch-")), path) for path in found)
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Files of a run."""
+
+    root: Path
+
+    @property
+    def about(self) -> Path:
+        return self.root / "run.json"
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.toml"
+
+    @property
+    def summary(self) -> Path:
+        return self.root / "summary.json"
+
+    @property
+    def exists(self) -> bool:
+        return self.about.is_file() and self.config.is_file()
+
+    def seed(self, seed: int) -> SeedDir:
+        return SeedDir(self.root / f"seed-{seed}")
+
+    def finished(self) -> list[int]:
+        """The seeds whose training and test are over, in order."""
+        found = self.root.glob("seed-*/metrics.json")
+        return sorted(int(path.parent.name.removeprefix("seed-")) for path in found)
+
+
+@dataclass(frozen=True)
+class About:
+    """What all seeds of a run share, beside the configuration."""
+
+    classes: tuple[str, ...]
+    """Names, in the order of the network's outputs."""
+    mean: tuple[float, ...]
+    """Per channel, of pixels scaled to 0..1; of the training part alone, or ImageNet's."""
+    std: tuple[float, ...]
+    fingerprint: str
+    """Of the training and validation images."""
+    keep_validation: bool
+    """Whether the validation images were kept for validation instead of being trained on."""
+    has_test: bool
+    epochs: int
+    """The most epochs that are trained."""
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, path: Path) -> About:
+        fields = json.loads(path.read_text())
+        lists = {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
+        return cls(**(fields | lists))
+
+    def write(self, path: Path) -> None:
+        write_whole(path, as_json(asdict(self)))
+
+
+@dataclass(frozen=True)
+class SeedResult:
+    """One finished seed."""
+
+    seed: int
+    files: SeedDir
+    metrics: dict[str, Any]
+    """metrics.json: epochs, best_epoch, micro_batch, seconds, images {part: count}, and scores of
+    test, val and train, each null where there are none."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run as it lies on disk."""
+
+    path: Path
+    config: TrainConfig
+    provenance: dict[str, Any]
+    about: About
+    seeds: tuple[SeedResult, ...]
+
+    @property
+    def files(self) -> RunDir:
+        return RunDir(self.path)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.about.classes
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.about.notes
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Over all finished seeds: {"test": {"top1": {"mean": .., "std": ..}, ...} or None, "val":
+        .., "train": .., "seeds": [..], "notes": [..]}. `std` is of a sample (n - 1), None for one
+        seed."""
+        parts: dict[str, Any] = {}
+        for part in PARTS:
+            found = [one.metrics[part] for one in self.seeds if one.metrics[part] is not None]
+            parts[part] = spread(found) if found else None
+        seeds = [one.seed for one in self.seeds]
+        kept = self.about.keep_validation
+        return {"seeds": seeds, "keep_validation": kept, **parts, "notes": list(self.notes)}
+
+
+def load_run(path: Path) -> Run:
+    """The run in the directory `path`, or one seed of it where `path` is that seed's directory.
+
+    Raises NotFound where there is none, or none of its seeds is finished.
+    """
+    root, only = path, None
+    if not RunDir(path).exists and RunDir(path.absolute().parent).exists:
+        root, only = path.absolute().parent, path.name
+    files = RunDir(root)
+    if not files.exists:
+        raise NotFound(
+            f"{path}: not a trained run (no {files.about.name} and {files.config.name} in it); "
+            "`hpo train CONFIG.toml -o DIR` makes one"
+        )
+    finished = [seed for seed in files.finished() if only in (None, files.seed(seed).root.name)]
+    if not finished:
+        raise NotFound(
+            f"{path}: no finished seed yet; type the same `hpo train` again, it goes on from there"
+        )
+    return read_run(files, finished)
+
+
+def read_run(files: RunDir, seeds: Sequence[int]) -> Run:
+    """The run in `files` with these seeds, which must be finished."""
+    config, provenance = load_config(files.config)
+    results = [
+        SeedResult(seed, files.seed(seed), json.loads(files.seed(seed).metrics.read_text()))
+        for seed in seeds
+    ]
+    return Run(files.root, config, provenance, About.read(files.about), tuple(results))
+
+
+def spread(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """Mean and sample standard deviation (n - 1; None of a single one) of every plain number."""
+    numbers = [key for key, value in results[0].items() if isinstance(value, float)]
+    return {
+        key: {
+            "mean": statistics.fmean(one[key] for one in results),
+            "std": statistics.stdev([one[key] for one in results]) if len(results) > 1 else None,
+        }
+        for key in numbers
+    }
+
+
+def as_json(value: Any) -> str:
+    return json.dumps(value, indent=2) + "\n"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write beside, sync, rename: `path` is either complete or as it was. Raises InputError where
+    it cannot be written."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with beside.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}; choose another") from error
+    finally:
+        beside.unlink(missing_ok=True)

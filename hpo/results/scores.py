@@ -1,0 +1,31 @@
+"""What a network's answers on labelled images are worth, as plain data for JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hpo.engine.learner import Evaluation
+from hpo.engine.metrics import classification_report
+
+
+def scores(evaluation: Evaluation, classes: Sequence[str]) -> dict[str, Any]:
+    """loss, top1, top5, macro_precision, macro_recall, macro_f1 (fractions, each a float);
+    `per_class`: precision, recall, f1 and support of each class by name; `confusion`: rows are true
+    classes, columns predicted ones, in the order of `classes`."""
+    found = classification_report(evaluation.confusion)
+    columns = (found.precision, found.recall, found.f1, found.support)
+    rows = zip(classes, *(column.tolist() for column in columns), strict=True)
+    return {
+        "loss": evaluation.loss,
+        "top1": evaluation.top1,
+        "top5": evaluation.top5,
+        "macro_precision": found.macro_precision,
+        "macro_recall": found.macro_recall,
+        "macro_f1": found.macro_f1,
+        "per_class": {
+            name: {"precision": precision, "recall": recall, "f1": f1, "support": support}
+            for name, precision, recall, f1, support in rows
+        },
+        "confusion": evaluation.confusion.tolist(),
+    }

@@ -1,0 +1,33 @@
+"""Real searches, small enough for a unit test: one worker in this process."""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+
+from hpo.paths import Home
+from hpo.search import study as studies
+from hpo.search.objective import Bench
+from hpo.search.study import Study
+from hpo.storage.db import Database
+from hpo.storage.optuna_rdb import FencedStorage
+from hpo.studyfile import StudyFile
+from hpo.workers.worker import Worker
+
+TINY = """
+epochs = 3
+batch_size = 64
+model.filters = [4]
+runtime = {precision = "float32", memory_format = "contiguous"}
+"""
+"""Lines of [train] that make an epoch of digits take a fraction of a second."""
+
+
+def search(database: Database, home: Home, file: StudyFile) -> Study:
+    """Create the study of `file` and run it to its end."""
+    study, _ = studies.create(database, file)
+    storage = FencedStorage(database)
+    bench = Bench(study, storage, study.optuna_study(storage), home, torch.device("cpu"), threads=1)
+    Worker(study, storage, bench, home=home).run(threading.Event())
+    return study

@@ -1,0 +1,211 @@
+"""`hpo check`: the data counted, every network built, a step timed, nothing written."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hpo.engine import models, runtime
+from hpo.engine.checkpoint import save_weights
+from hpo.engine.runtime import StepCost
+from hpo.errors import ConfigError, DataError, InputError
+from hpo.paths import Home
+from hpo.results import check as checks
+from hpo.results.check import CheckResult, Cost, check, duration
+from hpo.studyfile import StudyFile
+from tests.fakes import study_file
+from tests.images import make_folder
+from tests.searches import TINY
+
+
+def examined(file: StudyFile, home: Home, **options: Any) -> CheckResult:
+    return check(file, home=home, **{"device": "cpu", "workers": 2, "threads": 1, **options})
+
+
+@pytest.fixture
+def instant(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Steps of 0.5 s that are not computed; the configurations that were to be timed."""
+    timed: list[Any] = []
+
+    def step(config: Any, *, classes: int, device: torch.device) -> StepCost:
+        timed.append(config)
+        return StepCost(0.5, 100.0, config.batch_size)
+
+    monkeypatch.setattr(runtime, "measure_step", step)
+    return timed
+
+
+def files_below(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))}
+
+
+def test_nothing_is_written(tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_folder(tmp_path / "pictures", count=8, size=(20, 16))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    data = f'data = {{dataset = "folder", root = "{root}", image_size = 12}}\n'
+    before = files_below(tmp_path)
+    result = examined(study_file(train=data + "model.filters = [4]"), home)
+    assert files_below(tmp_path) == before
+    assert result.data["test"] == {"class0": 1, "class1": 1, "class2": 1}
+    assert not home.root.exists()
+
+
+def test_the_result_in_words(home: Home) -> None:
+    train = TINY.replace("batch_size = 64", "")
+    file = study_file(trials=7, train=train, space="batch_size = [32, 128]")
+    result = examined(file, home)
+    [cost] = result.costs
+    assert cost.batch_size == 128
+    # A convolution of 4 filters, its norm, and a linear layer to 10 classes.
+    assert cost.parameters == 3 * 9 * 4 + 8 + 4 * 10 + 10
+    assert cost.memory_mb is not None
+    assert cost.memory_mb > 0
+    text = str(result)
+    assert text.startswith("study toy: 7 trials of up to 3 epochs\ndata:\n  train: 1259 images (0 ")
+    assert f"  small_cnn at 8 px: {cost.parameters} parameters, about " in text
+    assert "with 2 workers; pruning shortens it" in text
+    assert text.endswith("nothing was written")
+
+
+def test_the_estimate(home: Home, instant: list[Any]) -> None:
+    space = "epochs = [2, 10]\nbatch_size = [64, 100]"
+    result = examined(study_file(trials=5, train="model.filters = [4]", space=space), home)
+    epoch_s = (1259 + 269 / 3) * 0.5 / 100
+    assert result.costs[0].epoch_s == pytest.approx(epoch_s)
+    assert result.total_s == pytest.approx(3 * 10 * epoch_s)  # 5 trials in 3 rounds of 2 workers
+    assert result.epochs == 10
+
+
+def test_a_batch_is_no_larger_than_the_data(home: Home, instant: list[Any]) -> None:
+    examined(study_file(train="batch_size = 60_000"), home)
+    assert instant[0].batch_size == 1259
+
+
+def test_each_architecture_at_each_size_and_every_combination(
+    home: Home, instant: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = []
+    build = models.build
+
+    def counted(config: Any, **options: Any) -> Any:
+        built.append((config.architecture, options["image_size"], config.trainable_blocks))
+        return build(config, **options)
+
+    monkeypatch.setattr(models, "build", counted)
+    space = """
+        model.architecture = ["resnet18", "small_cnn"]
+        model.trainable_blocks = [0, "all"]
+        data.image_size = [32, 64]
+        model.filters = {choices = [[4], [8, 8]], when = {"model.architecture" = "small_cnn"}}
+        model.dropout = {low = 0.0, high = 0.5}
+    """
+    file = study_file(train='runtime = {precision = "float32", memory_format = "contiguous"}',
+                      space=space)  # fmt: skip
+    result = examined(file, home)
+    combinations = {
+        (name, size, blocks)
+        for name in ("resnet18", "small_cnn")
+        for size in (32, 64)
+        for blocks in (0, "all")
+    }
+    assert set(built) == combinations
+    assert len(built) == 4 + 8
+    assert [(cost.architecture, cost.image_size, cost.built) for cost in result.costs] == [
+        ("resnet18", 32, 2), ("resnet18", 64, 2), ("small_cnn", 32, 4), ("small_cnn", 64, 4),
+    ]  # fmt: skip
+    # Timed is what has most to learn.
+    assert all(config.model.trainable_blocks == "all" for config in instant)
+    assert all(config.model.filters == (8, 8) for config in instant[2:])
+
+
+def test_too_many_combinations_are_thinned(
+    home: Home, instant: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "MOST_BUILT", 5)
+    space = "model.filters = [[4], [8], [16]]\nmodel.trainable_blocks = [0, 1]"
+    result = examined(study_file(space=space), home)
+    assert result.costs[0].built == 4  # each choice once: 3 filters, and one more of blocks
+
+
+def test_problems_are_shown_together(home: Home, instant: list[Any]) -> None:
+    space = 'model.architecture = ["alexnet", "small_cnn", "vit_b_16"]'
+    file = study_file(train="data.image_size = 8\nmodel.filters = [4, 4]", space=space)
+    with pytest.raises(ConfigError) as caught:
+        examined(file, home)
+    text = str(caught.value)
+    assert "2 networks of the space cannot be trained" in text
+    assert "\n  alexnet at 8 px: " in text
+    assert "\n  vit_b_16 at 8 px: data.image_size: 8" in text
+    assert "small_cnn at" not in text
+
+
+def test_a_problem_names_the_choice(home: Home, instant: list[Any]) -> None:
+    file = study_file(train="model.filters = [4]", space="model.trainable_blocks = [0, 99]")
+    with pytest.raises(ConfigError, match=r"at most 1, or 'all' \(with .*\"trainable_blocks\": 99"):
+        examined(file, home)
+
+
+def test_weights_from_a_file_are_tried(tmp_path: Path, home: Home, instant: list[Any]) -> None:
+    path = tmp_path / "odd.safetensors"
+    save_weights(path, {"no.such": torch.zeros(1)}, {})
+    with pytest.raises(ConfigError, match="does not fit small_cnn"):
+        examined(study_file(train=f'model.weights = "{path}"'), home)
+
+
+def test_weights_by_name_are_not_downloaded(
+    home: Home, instant: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reached(*_: Any, **__: Any) -> None:
+        raise AssertionError("downloaded")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", reached)
+    train = 'model = {architecture = "squeezenet1_1", weights = "DEFAULT"}\ndata.image_size = 32'
+    result = examined(study_file(train=train), home)
+    assert "the first trial downloads DEFAULT of squeezenet1_1" in str(result)
+
+
+def test_what_does_not_fit_is_said(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(runtime, "measure_step", full)
+    result = examined(study_file(train=TINY), home)
+    assert result.total_s is None
+    assert "a batch of 64 does not fit the device" in str(result)
+
+
+def test_data_and_devices_that_are_not_there(tmp_path: Path, home: Home) -> None:
+    train = f'data = {{dataset = "folder", root = "{tmp_path / "gone"}"}}'
+    with pytest.raises(DataError, match="no such folder"):
+        examined(study_file(train=train), home)
+    with pytest.raises(InputError, match="'tpu' is not available"):
+        examined(study_file(), home, device="tpu")
+
+
+def test_without_a_test_split_it_says_so(tmp_path: Path, home: Home) -> None:
+    root = make_folder(tmp_path / "pictures", {"train": 4, "val": 2}, size=(20, 16))
+    train = f'data = {{dataset = "folder", root = "{root}", image_size = 12}}\n{TINY}'
+    assert "no test split: nothing will be called a test result" in str(
+        examined(study_file(train=train), home)
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.44, "0.4 s"), (12.3, "12 s"), (240, "4 min"), (9000, "2.5 h")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_long_lists_of_classes_are_cut(home: Home) -> None:
+    cost = Cost("small_cnn", "default", 8, 1, 10, 64, 1.0, 1.0)
+    many = {f"c{i}": 2 for i in range(30)}
+    result = CheckResult("x", {"train": many}, (cost,), 4, 2, 1, "cpu", ())
+    assert "train: 60 images (c0 2, " in str(result)
+    assert "c9 2, ... (30 classes))" in str(result)
+    assert dataclasses.replace(result, trials=1).total_s == 2.0

@@ -1,0 +1,206 @@
+"""The test set is sealed in a search: no code leads there, no test picture is decoded, and no seed
+of a training moves a picture between the parts."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import hpo
+from hpo.config import DataConfig, TrainConfig
+from hpo.engine import datasets
+from hpo.engine.datasets import DigitsSource, FolderSource, open_data, open_test
+from hpo.engine.images import Images
+from hpo.errors import DataError
+from hpo.paths import Home
+from hpo.search.status import read_status
+from hpo.storage.db import Database
+from hpo.studyfile import StudyFile
+from tests.fakes import study_file
+from tests.images import make_folder
+from tests.searches import TINY, search
+from tests.trained import tiny_config, train_run
+
+ROOT = Path(hpo.__file__).parent
+SEARCHING = ("search", "workers", "storage")
+DOOR = "open_test"
+
+
+def modules(folder: str) -> Iterator[Path]:
+    found = sorted((ROOT / folder).rglob("*.py"))
+    assert found
+    yield from found
+
+
+def names_in(path: Path) -> set[str]:
+    """Every name, attribute, import and text that stands in the code of a module."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Name):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute):
+            found.add(node.attr)
+        elif isinstance(node, ast.alias):
+            found |= {node.name, *node.name.split(".")}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module or "", *(f"{node.module}.{one.name}" for one in node.names)}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.add(node.value)
+    return found
+
+
+# No code leads there
+
+
+@pytest.mark.parametrize("folder", SEARCHING)
+def test_searching_never_names_the_door(folder: str) -> None:
+    for path in modules(folder):
+        assert DOOR not in names_in(path), path
+
+
+@pytest.mark.parametrize("folder", [*SEARCHING, "engine"])
+def test_searching_imports_nothing_that_comes_after_it(folder: str) -> None:
+    for path in modules(folder):
+        assert not [name for name in names_in(path) if name.startswith("hpo.results")], path
+
+
+def test_only_retraining_and_evaluation_open_the_door() -> None:
+    users = {path.relative_to(ROOT).as_posix() for path in modules("") if DOOR in names_in(path)}
+    assert users == {"engine/datasets.py", "results/retrain.py", "results/evaluate.py"}
+
+
+def test_what_a_search_gets_has_no_test_pictures() -> None:
+    fields = [field.name for field in dataclasses.fields(datasets.Data) if "test" in field.name]
+    assert fields == ["has_test"]
+
+
+# No test picture is decoded
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Names of all pictures that are opened from now on."""
+    found: set[str] = set()
+    for source in (FolderSource, DigitsSource):
+
+        def spied(self: object, name: str, real: object = source.open) -> object:
+            found.add(name)
+            return real(self, name)  # type: ignore[operator]
+
+        monkeypatch.setattr(source, "open", spied)
+    return found
+
+
+def folder_study(root: Path) -> StudyFile:
+    data = f'data = {{dataset = "folder", root = "{root}", image_size = 12}}'
+    return study_file(trials=2, train=f"{TINY}\n{data}")
+
+
+def test_a_search_decodes_training_and_validation_alone(
+    database: Database, home: Home, opened: set[str]
+) -> None:
+    search(database, home, study_file(trials=2, train=TINY))
+    assert read_status(database, "toy").count("complete") == 2
+    searched = set(opened)
+    test = open_test(DataConfig(), home.cache)
+    assert test is not None
+    assert len(test) == 269
+    assert searched
+    assert not searched & set(test.names)
+
+
+def test_a_search_works_where_test_pictures_cannot_be_decoded(
+    tmp_path: Path, database: Database, home: Home, opened: set[str]
+) -> None:
+    root = make_folder(tmp_path / "pictures", {"train": 8, "val": 4, "test": 3}, size=(20, 16))
+    for path in root.glob("test/*/*"):
+        path.write_text(f"no picture {path}")
+    search(database, home, folder_study(root))
+    status = read_status(database, "toy")
+    assert status.count("complete") == 2
+    assert {name.split("/")[0] for name in opened} == {"train", "val"}
+    # And whoever does open it is told.
+    with pytest.raises(DataError, match="9 files cannot be read"):
+        train_run(tiny_config(root), tmp_path / "run", home)
+
+
+def test_a_hashed_split_is_sealed_as_well(
+    tmp_path: Path, database: Database, home: Home, opened: set[str]
+) -> None:
+    root = make_folder(tmp_path / "pictures", count=12, size=(20, 16))
+    search(database, home, folder_study(root))
+    searched = set(opened)
+    config = DataConfig(dataset="folder", root=str(root), image_size=12)
+    test = open_test(config, home.cache)
+    assert test is not None
+    assert len(searched) + len(test) == 36
+    assert not searched & set(test.names)
+
+
+def test_normalisation_never_sees_the_test_pictures(tmp_path: Path, home: Home) -> None:
+    root = make_folder(tmp_path / "pictures", {"train": 4, "val": 2, "test": 2}, size=(20, 16))
+    config = DataConfig(dataset="folder", root=str(root), image_size=12)
+    before = open_data(config, home.cache)
+    make_folder(root, {"test": 5}, size=(40, 16), seed=9)
+    after = open_data(config, home.cache)
+    assert (before.mean, before.std) == (after.mean, after.std)
+    assert before.fingerprint == after.fingerprint
+
+
+# No training seed moves a picture
+
+
+def parts(config: DataConfig, cache: Path) -> dict[str, frozenset[str]]:
+    data = open_data(config, cache)
+    test = open_test(config, cache)
+    assert test is not None
+    found: dict[str, Images] = {"train": data.train, "val": data.val, "test": test}
+    return {part: frozenset(images.names) for part, images in found.items()}
+
+
+@pytest.mark.parametrize("limit", [None, 300])
+def test_training_seeds_move_nothing(home: Home, limit: int | None) -> None:
+    data = {} if limit is None else {"data": {"limit_train": limit}}
+    configs = [TrainConfig.parse({"seed": seed, **data}) for seed in (0, 1, 77)]
+    first, *others = [parts(config.data, home.cache) for config in configs]
+    assert all(other == first for other in others)
+    assert not first["train"] & first["test"]
+    assert not first["val"] & first["test"]
+    assert not first["train"] & first["val"]
+
+
+def test_the_split_seed_does(home: Home) -> None:
+    first, second = (parts(DataConfig(split_seed=seed), home.cache) for seed in (0, 1))
+    for part in ("train", "val", "test"):
+        assert first[part] != second[part]
+        assert len(first[part]) == len(second[part])
+
+
+def test_every_seed_of_a_run_is_tested_on_the_same_pictures(
+    tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tested: list[tuple[str, ...]] = []
+    trained: list[set[str]] = []
+
+    def spied_test(*args: object) -> Images | None:
+        images = real_test(*args)  # type: ignore[arg-type]
+        tested.append(images.names if images else ())
+        return images
+
+    def spied_data(*args: object) -> datasets.Data:
+        data = real_data(*args)  # type: ignore[arg-type]
+        trained.append({*data.train.names, *data.val.names})
+        return data
+
+    real_test, real_data = datasets.open_test, datasets.open_data
+    monkeypatch.setattr(datasets, "open_test", spied_test)
+    monkeypatch.setattr(datasets, "open_data", spied_data)
+    root = make_folder(tmp_path / "pictures", count=12, size=(20, 16))
+    train_run(tiny_config(root), tmp_path / "run", home, seeds=3)
+    assert len(tested) == 3
+    assert len(set(tested)) == 1
+    assert all(not seen & set(tested[0]) for seen in trained)
