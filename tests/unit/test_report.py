@@ -1,0 +1,307 @@
+"""Reports: what each page says, for every state that a study can be in."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy.engine import make_url
+
+from hpo.errors import NotFound
+from hpo.paths import Home
+from hpo.results import figures, study_figures
+from hpo.results.report import (
+    importances,
+    storage_option,
+    study_report,
+    training_report,
+    write_report,
+)
+from hpo.results.table import duration, number, setting
+from hpo.search.status import read_status
+from hpo.storage import records
+from hpo.storage.db import Database
+from tests.fakes import study_file
+from tests.filled import EVIL, MIXED, RICH_SPACE, Trial, fill, trained
+
+
+def drawn(page: str) -> dict[str, Any]:
+    """The figures in a page, by name."""
+    found = re.search(r'id="figures">(.*?)</script>', page, re.DOTALL)
+    assert found is not None
+    figures: dict[str, Any] = json.loads(found[1])
+    return figures
+
+
+def text_of(page: str) -> str:
+    """The page without its scripts, styles and tags."""
+    bare = re.sub(r"<(script|style).*?</\1>", " ", page, flags=re.DOTALL)
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", "", bare))
+
+
+def test_a_study_of_all_kinds_of_trials(database: Database) -> None:
+    study = fill(database, study_file(trials=20, space=RICH_SPACE, name="rich"), MIXED)
+    records.resolve_once(database, study.uuid, "data digits", "f00d")
+    page = study_report(database, "rich")
+    text, found = text_of(page), drawn(page)
+    assert "Trial 11 is the best: val_top1 0.7100 in epoch 2 of 3" in text
+    assert "15 of 20 trials finished" in text
+    for said in ("12 complete", "1 pruned", "1 failed", "1 diverged", "out of memory", "f00d"):
+        assert said in text
+    assert "hpo export rich --trial 11 -o rich.best.toml --storage sqlite:///" in text
+    assert "hpo train rich.best.toml --seeds 3" in text
+    assert "[32, 64]" in text
+    slices = {f"slice-{i}" for i in range(5)}
+    others = {"history", "intermediate", "importance", "parallel", "loss", "accuracy", "lr"}
+    assert set(found) == slices | others
+    assert page.count('data-figure="') == len(found)
+
+
+def test_the_page_loads_nothing(database: Database) -> None:
+    fill(database, study_file(), [Trial("complete", (0.5,))])
+    page = study_report(database, "toy")
+    own = re.sub(r"<script nonce[^>]*>.*?</script>", "", page, flags=re.DOTALL)
+    assert not re.findall(r"\b(?:src|href)\s*=|@import|url\(", own)
+    assert "default-src 'none'" in page
+    assert len(page) < 6_000_000
+
+
+def test_a_study_without_trials(database: Database) -> None:
+    fill(database, study_file(), [])
+    page = study_report(database, "toy")
+    assert drawn(page) == {}
+    assert "No trial has finished yet" in text_of(page)
+    assert "hpo export" not in page
+
+
+@pytest.mark.parametrize("outcome", ["failed", "diverged", "pruned"])
+def test_a_study_without_a_complete_trial(database: Database, outcome: str) -> None:
+    fill(database, study_file(), [Trial(outcome, (0.3,), "because")] * 3)
+    page = study_report(database, "toy")
+    assert "No trial is complete, so there is no best one" in text_of(page)
+    assert text_of(page).count("because") == 3
+    assert "history" in drawn(page)
+    assert "parallel" not in drawn(page)
+
+
+def test_failures_without_an_epoch_are_in_the_history(database: Database) -> None:
+    fill(database, study_file(), [Trial("failed", (), "out of memory")])
+    page = study_report(database, "toy")
+    (marks,) = [t for t in drawn(page)["history"]["data"] if t["name"] == "failed"]
+    assert (marks["x"], marks["yaxis"]) == ([0], "y2")
+    assert "intermediate" not in drawn(page)
+
+
+def test_one_trial(database: Database) -> None:
+    fill(database, study_file(), [Trial("complete", (0.5, 0.4))])
+    page = study_report(database, "toy")
+    assert "Too few complete trials to tell parameters apart: 1, at least 8" in text_of(page)
+    assert {"history", "parallel", "slice-0"} <= set(drawn(page))
+
+
+def test_a_constant_parameter(database: Database) -> None:
+    space = "optimizer.lr = {low = 0.1, high = 0.1, log = true}\nbatch_size = [32]"
+    fill(database, study_file(trials=20, space=space), MIXED)
+    page = study_report(database, "toy")
+    assert {"slice-0", "slice-1", "parallel"} <= set(drawn(page))
+    assert importances(database, "toy") == {}
+    assert "do not tell the parameters apart" in text_of(page)
+
+
+def test_minimized_metrics_know_their_best(database: Database) -> None:
+    file = study_file(study='metric = "val_loss"', trials=20)
+    fill(database, file, [Trial("complete", (0.5 + i / 100,)) for i in range(3)])
+    best, *_ = drawn(study_report(database, "toy"))["history"]["data"]
+    assert best["name"] == "best so far"
+    assert "val_loss, minimized" in text_of(study_report(database, "toy"))
+
+
+def test_importances_name_every_parameter_and_sum_to_one(database: Database) -> None:
+    fill(database, study_file(trials=20, space=RICH_SPACE), MIXED)
+    found = importances(database, "toy")
+    assert set(found) == {"optimizer.name", "optimizer.lr", "optimizer.momentum", "model.filters",
+                          "batch_size"}  # fmt: skip
+    assert sum(found.values()) == pytest.approx(1.0)
+    assert list(found.values()) == sorted(found.values(), reverse=True)
+
+
+@pytest.mark.parametrize(
+    "trials",
+    [[], [Trial("complete", (0.5,))] * 7, [Trial("complete", (0.5,))] * 12],
+    ids=["none", "too few", "all the same"],
+)
+def test_no_importances_where_there_is_nothing_to_tell(
+    database: Database, trials: list[Trial]
+) -> None:
+    fill(database, study_file(trials=20), trials)
+    assert importances(database, "toy") == {}
+
+
+def test_an_unknown_study_is_named(database: Database) -> None:
+    fill(database, study_file(), [])
+    with pytest.raises(NotFound, match="toy"):
+        study_report(database, "tou")
+
+
+def test_names_from_outside_stay_text(database: Database) -> None:
+    fill(database, study_file(), [Trial("failed", (0.2,), EVIL)])
+    page = study_report(database, "toy")
+    assert EVIL not in page
+    assert "<img" not in page.replace(plotly(), "")
+    assert "&lt;img src=x" in page
+
+
+def plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return str(get_plotlyjs())
+
+
+@pytest.mark.parametrize(
+    ("url", "option"),
+    [
+        ("sqlite:////data/my hpo.db", " --storage 'sqlite:////data/my hpo.db'"),
+        ("postgresql://me@db.example/hpo", " --storage postgresql://me@db.example/hpo"),
+        ("postgresql://me:hunter2@db.example/hpo", ""),
+    ],
+)
+def test_commands_name_the_storage_but_no_password(url: str, option: str) -> None:
+    assert storage_option(make_url(url)) == option
+
+
+def test_the_default_storage_needs_no_option() -> None:
+    assert storage_option(make_url(f"sqlite:///{Home.default().database}")) == ""
+
+
+def test_a_report_is_seen_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "report.html"
+    write_report(path, "first")
+    with pytest.raises(UnicodeEncodeError):
+        write_report(path, "second \ud800")
+    assert path.read_text() == "first"
+    assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+
+
+# ---- figures ----
+
+
+@pytest.mark.parametrize(
+    ("values", "maximize", "best", "left_out"),
+    [
+        ([0.97, 0.98, 0.985, 0.99, 0.975, 0.98, 0.982, 0.1], True, 0.99, 0.1),
+        ([0.03, 0.02, 0.015, 0.01, 0.025, 0.02, 0.018, 2.3], False, 0.01, 2.3),
+    ],
+)
+def test_few_bad_values_do_not_squeeze_the_rest(
+    values: list[float], maximize: bool, best: float, left_out: float
+) -> None:
+    bounds = study_figures.focus(values, maximize=maximize)
+    assert bounds is not None
+    assert bounds[0] < best < bounds[1]
+    assert not bounds[0] <= left_out <= bounds[1]
+
+
+@pytest.mark.parametrize("values", [[0.1, 0.9], [0.5] * 20, [i / 20 for i in range(20)]])
+def test_values_that_fit_are_all_shown(values: list[float]) -> None:
+    assert study_figures.focus(values, maximize=True) is None
+
+
+def test_lists_and_logs_have_readable_axes(database: Database) -> None:
+    fill(database, study_file(trials=20, space=RICH_SPACE), MIXED)
+    status = read_status(database, "toy")
+    lr = study_figures.slice_of(status, "optimizer.lr")
+    lists = study_figures.slice_of(status, "model.filters")
+    assert lr is not None
+    assert lists is not None
+    assert lr["layout"]["xaxis"]["type"] == "log"
+    assert lists["layout"]["xaxis"]["ticktext"] == ["[16, 32]", "[32, 64]"]
+    momentum = study_figures.slice_of(status, "optimizer.momentum")
+    used = [t for t in status.trials if t.params.get("optimizer.name") == "sgd"
+            and t.state in ("complete", "pruned")]  # fmt: skip
+    assert momentum is not None
+    assert len(momentum["data"][0]["x"]) == len(used)
+
+
+def test_text_in_figures_is_no_html(database: Database) -> None:
+    matrix = figures.confusion(["<b>cat</b>", "dog"], [[3, 1], [0, 4]])
+    assert matrix is not None
+    assert matrix["layout"]["xaxis"]["ticktext"] == ["&lt;b&gt;cat&lt;/b&gt;", "dog"]
+    assert "<b>" not in json.dumps(matrix)
+
+
+def test_confusion_colours_are_shares_of_the_true_class() -> None:
+    matrix = figures.confusion(["a", "b"], [[3, 1], [0, 0]])
+    assert matrix is not None
+    assert matrix["data"][0]["z"] == [[0.75, 0.25], [0.0, 0.0]]
+    assert [note["text"] for note in matrix["layout"]["annotations"]] == ["3", "1"]
+
+
+# ---- a retrained model ----
+
+
+def test_a_tested_model() -> None:
+    page = training_report(trained())
+    text = text_of(page)
+    for said in ("Measured on the test images", "test top1 ± 0.0120, n = 2", "optimizer.lr",
+                 "a note", "cat"):  # fmt: skip
+        assert said in text
+    assert set(drawn(page)) == {"loss", "accuracy", "lr", "confusion"}
+    # Summed over the two seeds.
+    assert "cat named dog<br>2 of 22" in json.dumps(drawn(page)["confusion"])
+
+
+def test_without_a_test_split_nothing_is_called_test() -> None:
+    text = text_of(training_report(trained("validation")))
+    assert "There is no test split: these are results on the validation images" in text
+    assert "validation top1" in text
+    assert text.count("test") == 1
+
+
+def test_without_any_split_it_says_so() -> None:
+    page = training_report(trained(None) | {"provenance": None})
+    text = text_of(page)
+    assert "nothing was measured after the training" in text
+    assert "written by hand" in text
+    assert "confusion" not in drawn(page)
+
+
+def test_a_thousand_classes_get_a_table_instead_of_a_matrix() -> None:
+    page = training_report(trained(classes=[f"class {i}" for i in range(150)]))
+    assert "confusion" not in drawn(page)
+    assert "The matrix is drawn up to 100 classes" in text_of(page)
+    assert "Confused most" in text_of(page)
+
+
+def test_class_names_stay_text() -> None:
+    run = trained(classes=[EVIL, "dog"]) | {"title": EVIL, "notes": [EVIL]}
+    page = training_report(run)
+    assert EVIL not in page
+    assert "&lt;script&gt;alert(1)" in page
+
+
+def test_a_class_name_that_is_no_utf8_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    write_report(path, training_report(trained(classes=["caf\udce9", "dog"])))
+    assert "caf?" in path.read_text(encoding="utf-8")
+
+
+# ---- values as text ----
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.04, "0.0 s"), (8.44, "8.4 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"),
+     (7500, "2 h 05 min"), (273600, "3 d 4 h")],
+)  # fmt: skip
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_numbers_and_settings() -> None:
+    values = (0.97, 1.5e-6, 3.2e9, None, float("nan"), 0)
+    assert [number(v) for v in values] == ["0.9700", "1.5e-06", "3.2e+09", "–", "not finite",
+                                           "0.0000"]  # fmt: skip
+    assert setting([[32, 64], True, None, 0.003, "adamw"]) == "[[32, 64], true, none, 0.003, adamw]"
