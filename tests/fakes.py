@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 import optuna
 from optuna.trial import TrialState
 
+from hpo.definition.studyfile import StudyFile, parse_study
 from hpo.search import plan
 from hpo.search.samplers import draft_params, make_sampler
 from hpo.search.study import Study
 from hpo.storage import leases
 from hpo.storage.leases import Ending, Taken
 from hpo.storage.optuna_rdb import FencedStorage
-from hpo.studyfile import StudyFile, parse_study
 from hpo.workers.worker import Progress
 
 STUDY = """

@@ -11,6 +11,7 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
+from hpo.definition.studyfile import StudyFile
 from hpo.search import study as studies
 from hpo.search.samplers import make_sampler
 from hpo.search.study import Study
@@ -18,7 +19,6 @@ from hpo.storage import leases
 from hpo.storage.db import Database
 from hpo.storage.leases import Ending
 from hpo.storage.optuna_rdb import FencedStorage, add_waiting
-from hpo.studyfile import StudyFile
 
 STATES = {"pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hpo.config import TrainConfig, with_values
+from hpo.definition.config import TrainConfig
+from hpo.definition.fields import with_values
 from hpo.paths import Home
 from hpo.results.retrain import retrain
 from hpo.results.runs import Run

@@ -13,7 +13,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from hpo.config import ModelConfig, TrainConfig, flatten
+from hpo.definition.config import ModelConfig, TrainConfig
+from hpo.definition.fields import flatten
 from hpo.engine import models, weights
 from hpo.errors import DataError, NotFound, TrialFailed
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hpo.config import TrainConfig
+from hpo.definition.config import TrainConfig
 from hpo.engine import metrics, models
 from hpo.engine.control import Control
 from hpo.engine.optim import make_optimizer

@@ -12,7 +12,13 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
-from hpo.config import EarlyStoppingConfig, OptimizerConfig, ScheduleConfig, TrainConfig, direction
+from hpo.definition.config import (
+    EarlyStoppingConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainConfig,
+    direction,
+)
 from hpo.errors import TrialFailed
 
 History = Sequence[Mapping[str, float]]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hpo.config import RuntimeConfig, TrainConfig
+from hpo.definition.config import RuntimeConfig, TrainConfig
 from hpo.engine.learner import Batch, Learner, memory_format
 from hpo.errors import InputError
 

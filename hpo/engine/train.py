@@ -22,7 +22,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from hpo.config import TrainConfig, direction
+from hpo.definition.config import TrainConfig, direction
 from hpo.engine import optim
 from hpo.engine.checkpoint import Checkpoint
 from hpo.engine.control import Control

@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 
-from hpo.config import TrainConfig
+from hpo.definition.config import TrainConfig
+from hpo.definition.parameters import shown
+from hpo.definition.studyfile import StudyFile
 from hpo.engine import models, runtime
 from hpo.engine.datasets import describe
 from hpo.engine.weights import SUFFIXES
 from hpo.errors import ConfigError, HpoError, InputError
 from hpo.paths import Home
-from hpo.space import shown
-from hpo.studyfile import StudyFile
 
 MOST_BUILT = 200
 """Combinations that are built; beyond it every choice is, but not every combination."""

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hpo.config import RuntimeConfig, TrainConfig
+from hpo.definition.config import RuntimeConfig, TrainConfig
+from hpo.definition.studyfile import dump_config
 from hpo.errors import Conflict, InputError, NotFound
 from hpo.results.provenance import comments, describe_trial
 from hpo.results.runs import write_whole
 from hpo.search.status import StudyStatus, TrialStatus, read_status
 from hpo.storage.db import Database
 from hpo.storage.leases import FINAL
-from hpo.studyfile import dump_config
 
 Export = tuple[TrainConfig, dict[str, Any]]
 """A configuration and its provenance."""

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from hpo.config import TrainConfig
+from hpo.definition.config import TrainConfig
 from hpo.engine.images import Images, Pixels, Sizing, decode
 from hpo.engine.learner import autocast
 from hpo.engine.runtime import torch_device

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from hpo.config import TrainConfig
+from hpo.definition.config import TrainConfig
 from hpo.search.status import StudyStatus, TrialStatus
 from hpo.storage import records
 from hpo.storage.db import Database

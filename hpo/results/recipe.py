@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hpo.config import EarlyStoppingConfig, RuntimeConfig, TrainConfig
+from hpo.definition.config import EarlyStoppingConfig, RuntimeConfig, TrainConfig
 from hpo.errors import ConfigError
 
 KEEP = "--keep-validation trains without the validation images and watches them"

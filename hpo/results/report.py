@@ -17,9 +17,8 @@ from typing import Any
 import optuna
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from optuna.trial import TrialState
-from sqlalchemy.engine import URL
 
-from hpo.config import flatten
+from hpo.definition.fields import flatten
 from hpo.paths import Home
 from hpo.results import figures, study_figures
 from hpo.results.runs import write_whole
@@ -175,20 +174,20 @@ def _fixed(status: StudyStatus, best: TrialStatus) -> list[tuple[str, Any]]:
 def _commands(database: Database, status: StudyStatus, best: TrialStatus) -> list[str]:
     """What to type next, for this database."""
     study, file = shlex.quote(status.row.name), shlex.quote(f"{status.row.name}.best.toml")
-    storage = storage_option(database.url)
+    storage = storage_option(database)
     return [
         f"hpo export {study} --trial {best.number} -o {file}{storage}",
         f"hpo train {file} --seeds 3",
     ]
 
 
-def storage_option(url: URL) -> str:
-    """What a command needs to find the storage at `url`: nothing for the default one, and nothing
-    where a password would be shown (then it is HPO_STORAGE that holds it)."""
-    is_default = url.database == str(Home.default().database)
-    if is_default or url.password is not None:
+def storage_option(database: Database) -> str:
+    """What a command needs to find this storage: nothing for the default one, and nothing where a
+    password would be shown (then it is HPO_STORAGE that holds it)."""
+    is_default = database.url.database == str(Home.default().database)
+    if is_default or database.url.password is not None:
         return ""
-    return f" --storage {shlex.quote(url.render_as_string())}"
+    return f" --storage {shlex.quote(database.shown)}"
 
 
 def _trials_table(status: StudyStatus) -> Table:

@@ -18,7 +18,9 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from hpo.config import TrainConfig, flatten
+from hpo.definition.config import TrainConfig
+from hpo.definition.fields import flatten
+from hpo.definition.studyfile import dump_config, load_config
 from hpo.engine import datasets
 from hpo.engine.checkpoint import Checkpoint, best_weights, save_weights
 from hpo.engine.control import Control, Unattended
@@ -31,7 +33,6 @@ from hpo.results.evaluate import evaluate_images
 from hpo.results.recipe import Recipe, make_recipe
 from hpo.results.runs import About, Run, RunDir, SeedDir, as_json, read_run, write_whole
 from hpo.results.scores import scores
-from hpo.studyfile import dump_config, load_config
 
 __all__ = ["Run", "retrain"]
 

@@ -23,9 +23,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hpo.config import TrainConfig
+from hpo.definition.config import TrainConfig
+from hpo.definition.studyfile import load_config
 from hpo.errors import InputError, NotFound
-from hpo.studyfile import load_config
 
 PARTS = ("test", "val", "train")
 """The parts of which metrics.json and summary.json have scores, or null."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from hpo.definition.parameters import Choice, Float, Int, Parameter, canonical
 from hpo.results.figures import (
     BLUE,
     GREEN,
@@ -24,7 +25,6 @@ from hpo.results.figures import (
 )
 from hpo.results.table import number, setting
 from hpo.search.status import StudyStatus, TrialStatus
-from hpo.space import Choice, Float, Int, Parameter, canonical
 
 STATE_COLORS = {
     "complete": BLUE,

@@ -18,7 +18,7 @@ import optuna
 import torch
 from optuna.trial import TrialState
 
-from hpo.config import RuntimeConfig, TrainConfig
+from hpo.definition.config import RuntimeConfig, TrainConfig
 from hpo.engine import runtime
 from hpo.engine.checkpoint import best_weights, save_weights
 from hpo.engine.control import Control

@@ -13,9 +13,8 @@ from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial
 
-from hpo.space import Space
-from hpo.storage.optuna_rdb import sampling_view
-from hpo.studyconfig import (
+from hpo.definition.space import Space
+from hpo.definition.studyconfig import (
     ASHA,
     Hyperband,
     Median,
@@ -25,7 +24,8 @@ from hpo.studyconfig import (
     Strategy,
     Threshold,
 )
-from hpo.studyfile import StudyFile
+from hpo.definition.studyfile import StudyFile
+from hpo.storage.optuna_rdb import sampling_view
 
 
 def derive_seed(*parts: object) -> int:

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from hpo.definition.studyfile import StudyFile
 from hpo.storage import records
 from hpo.storage.db import Database
 from hpo.storage.leases import FINAL
 from hpo.storage.params import read_params
 from hpo.storage.records import AttemptRow, EpochRow, StudyRow, WorkerRow
-from hpo.studyfile import StudyFile
 
 ALIVE_S = 30.0
 """A worker that was not seen for this long, and a lease more, is shown as lost."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import optuna
 
+from hpo.definition.studyfile import StudyFile, difference
 from hpo.errors import ConfigError, Conflict, InputError
 from hpo.paths import Home, StudyDir
 from hpo.search import plan
@@ -20,7 +21,6 @@ from hpo.storage.db import Database
 from hpo.storage.facts import Facts, read_facts
 from hpo.storage.optuna_rdb import FencedStorage, cached, create_schema, find_optuna_study
 from hpo.storage.records import StudyRow
-from hpo.studyfile import StudyFile, difference
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
-"""Parameters of Optuna's trials, read from its tables in one query."""
+"""Parameters of Optuna's trials, read from its tables in one query and without loading Optuna."""
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from typing import Any
 
 import sqlalchemy as sa
-from optuna.distributions import json_to_distribution
 
 from hpo.storage.db import Database
 from hpo.storage.tables import optuna_params, optuna_trials
@@ -24,5 +24,12 @@ def read_params(database: Database, study_id: int) -> dict[int, dict[str, Any]]:
     rows: dict[int, dict[str, Any]] = defaultdict(dict)
     with database.read() as c:
         for number, name, value, distribution in c.execute(query):
-            rows[number][name] = json_to_distribution(distribution).to_external_repr(value)
+            rows[number][name] = _external(value, json.loads(distribution))
     return dict(rows)
+
+
+def _external(value: float, distribution: dict[str, Any]) -> Any:
+    """As Optuna's `to_external_repr`: a choice is stored by its place in the list."""
+    if distribution["name"] == "CategoricalDistribution":
+        return distribution["attributes"]["choices"][int(value)]
+    return int(value) if distribution["name"] == "IntDistribution" else value

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from hpo.definition.studyfile import StudyFile
 from hpo.engine.checkpoint import Checkpoint
 from hpo.paths import Home
 from hpo.search import objective
@@ -27,7 +28,6 @@ from hpo.search import study as studies
 from hpo.storage import leases, records
 from hpo.storage.db import Database, connect
 from hpo.storage.optuna_rdb import FencedStorage
-from hpo.studyfile import StudyFile
 from hpo.workers import worker as worker_module
 from hpo.workers.supervisor import Supervisor
 from tests.fakes import study_file

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from hpo.definition.studyfile import StudyFile
 from hpo.engine import models, runtime
 from hpo.engine.checkpoint import save_weights
 from hpo.engine.runtime import StepCost
@@ -16,7 +17,6 @@ from hpo.errors import ConfigError, DataError, InputError
 from hpo.paths import Home
 from hpo.results import check as checks
 from hpo.results.check import CheckResult, Cost, check, duration
-from hpo.studyfile import StudyFile
 from tests.fakes import study_file
 from tests.images import make_folder
 from tests.searches import TINY

@@ -7,16 +7,15 @@ import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpo.config import (
-    TORCHVISION_ARCHITECTURES,
+from hpo.definition.architectures import TORCHVISION_ARCHITECTURES
+from hpo.definition.config import (
     TrainConfig,
     check_path,
     direction,
     field_errors,
     field_paths,
-    flatten,
-    with_values,
 )
+from hpo.definition.fields import flatten, with_values
 from hpo.errors import ConfigError
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hpo.config import TrainConfig
+from hpo.definition.config import TrainConfig
 from hpo.engine.checkpoint import load_trained
 from hpo.errors import DataError, InputError, NotFound
 from hpo.paths import Home

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from hpo.definition.studyfile import load_config
 from hpo.errors import Conflict, InputError, NotFound
 from hpo.paths import Home
 from hpo.results import export as exports
@@ -18,7 +19,6 @@ from hpo.search import study as studies
 from hpo.search.status import read_status
 from hpo.storage import tables
 from hpo.storage.db import Database
-from hpo.studyfile import load_config
 from tests.fakes import study_file
 from tests.searches import TINY, search
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from hpo.config import AugmentConfig, DataConfig
+from hpo.definition.config import AugmentConfig, DataConfig
 from hpo.engine import loader
 from hpo.engine.datasets import concat, open_data
 from hpo.engine.images import Images

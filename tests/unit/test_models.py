@@ -11,7 +11,8 @@ import torch
 import torchvision
 from torch import nn
 
-from hpo.config import TORCHVISION_ARCHITECTURES, ModelConfig
+from hpo.definition.architectures import TORCHVISION_ARCHITECTURES
+from hpo.definition.config import ModelConfig
 from hpo.engine import models, weights
 from hpo.errors import ConfigError, DataError
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from optuna.trial import TrialState
 
+from hpo.definition.studyfile import StudyFile, parse_study
 from hpo.engine import learner
 from hpo.errors import Conflict
 from hpo.paths import Home
@@ -23,7 +24,6 @@ from hpo.search.study import Study
 from hpo.storage import records
 from hpo.storage.db import Database, connect
 from hpo.storage.optuna_rdb import FencedStorage
-from hpo.studyfile import StudyFile, parse_study
 from hpo.workers.worker import Worker
 from tests.fakes import study_file
 

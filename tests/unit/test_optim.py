@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.optim import lr_scheduler as reference
 
-from hpo.config import EarlyStoppingConfig, OptimizerConfig, TrainConfig
+from hpo.definition.config import EarlyStoppingConfig, OptimizerConfig, TrainConfig
 from hpo.engine.optim import learning_rates, make_optimizer, should_stop
 from hpo.errors import TrialFailed
 

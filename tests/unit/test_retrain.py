@@ -12,14 +12,14 @@ import pytest
 import safetensors.torch
 import torch
 
-from hpo.config import TrainConfig
+from hpo.definition.config import TrainConfig
+from hpo.definition.studyfile import load_config
 from hpo.engine import datasets
 from hpo.errors import ConfigError, Conflict, InputError, Interrupted, NotFound, TrialFailed
 from hpo.paths import Home
 from hpo.results import retrain as retraining
 from hpo.results.recipe import make_recipe
 from hpo.results.runs import Run, RunDir, load_run
-from hpo.studyfile import load_config
 from tests.trained import SPLITS, pictures, tiny_config, train_run
 
 

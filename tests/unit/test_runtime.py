@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from hpo.config import TrainConfig
+from hpo.definition.config import TrainConfig
 from hpo.engine import runtime
 from hpo.errors import InputError
 

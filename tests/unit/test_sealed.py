@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import hpo
-from hpo.config import DataConfig, TrainConfig
+from hpo.definition.config import DataConfig, TrainConfig
+from hpo.definition.studyfile import StudyFile
 from hpo.engine import datasets
 from hpo.engine.datasets import DigitsSource, FolderSource, open_data, open_test
 from hpo.engine.images import Images
@@ -19,7 +20,6 @@ from hpo.errors import DataError
 from hpo.paths import Home
 from hpo.search.status import read_status
 from hpo.storage.db import Database
-from hpo.studyfile import StudyFile
 from tests.fakes import study_file
 from tests.images import make_folder
 from tests.searches import TINY, search

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hpo.definition.parameters import Choice, Float, Int, Parameter
+from hpo.definition.space import Space
+from hpo.definition.spacefile import parse_space, split_space
 from hpo.errors import ConfigError
-from hpo.space import Choice, Float, Int, Parameter, Space
-from hpo.spacefile import parse_space, split_space
 
 SPACE = Space(
     {

@@ -15,14 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from hpo import toml
-from hpo.config import TrainConfig
-from hpo.errors import ConfigError, DataError
-from hpo.schema import json_schema
-from hpo.space import Choice, Float, Int
-from hpo.starter import starter
-from hpo.studyconfig import PRUNERS, SAMPLERS, Grid, Hyperband, Median, Patient
-from hpo.studyfile import (
+from hpo.definition import toml
+from hpo.definition.config import TrainConfig
+from hpo.definition.parameters import Choice, Float, Int
+from hpo.definition.schema import json_schema
+from hpo.definition.starter import starter
+from hpo.definition.studyconfig import PRUNERS, SAMPLERS, Grid, Hyperband, Median, Patient
+from hpo.definition.studyfile import (
     StudyFile,
     difference,
     dump_config,
@@ -30,6 +29,7 @@ from hpo.studyfile import (
     load_study,
     parse_study,
 )
+from hpo.errors import ConfigError, DataError
 
 STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("*.toml"))
 
@@ -525,7 +525,7 @@ class TestStarter:
 
 def test_no_heavy_import() -> None:
     code = (
-        "import sys, hpo.studyfile, hpo.schema, hpo.starter\n"
+        "import sys, hpo.definition.studyfile, hpo.definition.schema, hpo.definition.starter\n"
         "heavy = {'torch', 'torchvision', 'optuna', 'plotly', 'sklearn', 'sqlalchemy', 'ray'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )

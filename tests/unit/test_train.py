@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from hpo.config import TrainConfig
+from hpo.definition.config import TrainConfig
 from hpo.engine import learner, models, train
 from hpo.engine.checkpoint import Checkpoint, best_weights
 from hpo.engine.control import Unattended

@@ -14,13 +14,15 @@ from typing import Any, Literal
 
 import tomli_w
 
-from hpo import toml
-from hpo.config import TrainConfig, check_path, direction, field_errors, flatten, with_values
-from hpo.document import Document
+from hpo.definition import toml
+from hpo.definition.config import TrainConfig, check_path, direction, field_errors
+from hpo.definition.document import Document
+from hpo.definition.fields import flatten, with_values
+from hpo.definition.parameters import shown
+from hpo.definition.space import Space
+from hpo.definition.spacefile import parse_space
+from hpo.definition.studyconfig import Grid, Hyperband, Patient, StudyConfig
 from hpo.errors import ConfigError
-from hpo.space import Space, shown
-from hpo.spacefile import parse_space
-from hpo.studyconfig import Grid, Hyperband, Patient, StudyConfig
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def _without(table: Mapping[str, Any], name: str) -> dict[str, Any]:
 def load_study(path: Path, overrides: Mapping[str, Any] | None = None) -> StudyFile:
     """Read the study file `path`; its name, where it gives none, is that of the file.
 
-    `overrides` are `--set` values by key (see `hpo.toml.assignments`). Raises ConfigError.
+    `overrides` are `--set` values by key (see `toml.assignments`). Raises ConfigError.
     """
     defaults = {"name": path.stem}
     return parse_study(toml.read_text(path), str(path), overrides, defaults)

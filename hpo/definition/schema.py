@@ -1,7 +1,7 @@
 """The JSON Schema of a study file (draft 7), for TOML editors and other programs.
 
 It knows every field's type, range, default and meaning. Rules between fields, such as low <= high,
-are left to `hpo.studyfile`.
+are left to `hpo.definition.studyfile`.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from hpo.config import TrainConfig, field_paths
-from hpo.spacefile import FIXED_ONLY
-from hpo.studyconfig import PRUNERS, SAMPLERS, WRAPPED, Strategy, StudyConfig
+from hpo.definition.config import TrainConfig, field_paths
+from hpo.definition.spacefile import FIXED_ONLY
+from hpo.definition.studyconfig import PRUNERS, SAMPLERS, WRAPPED, Strategy, StudyConfig
 
 Schema = dict[str, Any]
 

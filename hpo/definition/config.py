@@ -7,7 +7,6 @@ Schema that `hpo schema` prints is made from this module.
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self, get_args
@@ -15,36 +14,15 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     WithJsonSchema,
     model_validator,
 )
 
+from hpo.definition.architectures import ARCHITECTURES
+from hpo.definition.fields import Part, complaint, explain, fail, model_at
 from hpo.errors import ConfigError, nearest
-
-# torchvision's classification models by name, kept here so that a study file is validated without
-# importing torch; a test holds the list against torchvision's own.
-TORCHVISION_ARCHITECTURES = (
-    *("alexnet", "convnext_base", "convnext_large", "convnext_small", "convnext_tiny"),
-    *("densenet121", "densenet161", "densenet169", "densenet201"),
-    *("efficientnet_b0", "efficientnet_b1", "efficientnet_b2", "efficientnet_b3"),
-    *("efficientnet_b4", "efficientnet_b5", "efficientnet_b6", "efficientnet_b7"),
-    *("efficientnet_v2_l", "efficientnet_v2_m", "efficientnet_v2_s", "googlenet", "inception_v3"),
-    *("maxvit_t", "mnasnet0_5", "mnasnet0_75", "mnasnet1_0", "mnasnet1_3", "mobilenet_v2"),
-    *("mobilenet_v3_large", "mobilenet_v3_small", "regnet_x_16gf", "regnet_x_1_6gf"),
-    *("regnet_x_32gf", "regnet_x_3_2gf", "regnet_x_400mf", "regnet_x_800mf", "regnet_x_8gf"),
-    *("regnet_y_128gf", "regnet_y_16gf", "regnet_y_1_6gf", "regnet_y_32gf", "regnet_y_3_2gf"),
-    *("regnet_y_400mf", "regnet_y_800mf", "regnet_y_8gf", "resnet101", "resnet152", "resnet18"),
-    *("resnet34", "resnet50", "resnext101_32x8d", "resnext101_64x4d", "resnext50_32x4d"),
-    *("shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0"),
-    *("squeezenet1_0", "squeezenet1_1", "swin_b", "swin_s", "swin_t", "swin_v2_b", "swin_v2_s"),
-    *("swin_v2_t", "vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19"),
-    *("vgg19_bn", "vit_b_16", "vit_b_32", "vit_h_14", "vit_l_16", "vit_l_32"),
-    *("wide_resnet101_2", "wide_resnet50_2"),
-)
-ARCHITECTURES = ("small_cnn", *TORCHVISION_ARCHITECTURES)
 
 Metric = Literal["val_top1", "val_top5", "val_loss", "train_top1", "train_loss"]
 METRICS: tuple[str, ...] = get_args(Metric)
@@ -109,14 +87,6 @@ Blocks = Annotated[
 ]  # fmt: skip
 
 
-class Part(BaseModel):
-    """A frozen table of fields; unknown keys and values of a wrong type are refused."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-
 class DataConfig(Part):
     """Where the images come from, how they are split, and the size at which they are kept."""
 
@@ -169,14 +139,14 @@ class DataConfig(Part):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.dataset == "folder" and not self.root:
-            _fail("root", self.root, 'dataset = "folder" needs the folder of the images')
+            fail("root", self.root, 'dataset = "folder" needs the folder of the images')
         if self.dataset == "digits" and self.root:
-            _fail("root", self.root, 'digits come with scikit-learn; use dataset = "folder"')
+            fail("root", self.root, 'digits come with scikit-learn; use dataset = "folder"')
         if self.resize == "crop" and self.resize_size < self.image_size:
-            _fail("resize_size", self.resize_size, f"at least image_size = {self.image_size}")
+            fail("resize_size", self.resize_size, f"at least image_size = {self.image_size}")
         if self.val_fraction + self.test_fraction >= 1:
             left = f"with test_fraction = {self.test_fraction} nothing is left for training"
-            _fail("val_fraction", self.val_fraction, left)
+            fail("val_fraction", self.val_fraction, left)
         return self
 
 
@@ -201,7 +171,7 @@ class HeadConfig(Part):
         for name in ("activations", "dropout"):
             values = getattr(self, name)
             if self.hidden and not 1 <= len(values) <= len(self.hidden):
-                _fail(name, list(values), f"1 to {len(self.hidden)} items, one per hidden layer")
+                fail(name, list(values), f"1 to {len(self.hidden)} items, one per hidden layer")
         return self
 
 
@@ -250,7 +220,7 @@ class OptimizerConfig(Part):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.nesterov and self.name == "sgd" and self.momentum == 0:
-            _fail("nesterov", True, "needs momentum above 0")
+            fail("nesterov", True, "needs momentum above 0")
         return self
 
 
@@ -306,9 +276,9 @@ class AugmentConfig(Part):
     def _consistent(self) -> Self:
         crop = self.random_resized_crop
         if crop is not None and not 0 < crop[0] <= crop[1] <= 1:
-            _fail("random_resized_crop", list(crop), "[least, most] with 0 < least <= most <= 1")
+            fail("random_resized_crop", list(crop), "[least, most] with 0 < least <= most <= 1")
         if crop is not None and self.crop_padding:
-            _fail("crop_padding", self.crop_padding, "0 beside random_resized_crop: use one crop")
+            fail("crop_padding", self.crop_padding, "0 beside random_resized_crop: use one crop")
         return self
 
 
@@ -368,18 +338,18 @@ class TrainConfig(Part):
     def _consistent(self) -> Self:
         schedule = self.schedule
         if schedule.warmup_epochs >= self.epochs:
-            _fail("schedule.warmup_epochs", schedule.warmup_epochs,
+            fail("schedule.warmup_epochs", schedule.warmup_epochs,
                   f"less than epochs = {self.epochs}")  # fmt: skip
         if schedule.name == "replay" and len(schedule.rates) < self.epochs:
-            _fail(
+            fail(
                 "schedule.rates",
                 f"{len(schedule.rates)} rates",
                 f"one for each of {self.epochs} epochs",
             )
         if schedule.name != "replay" and schedule.rates:
-            _fail("schedule.rates", "given", 'only with schedule.name = "replay"')
+            fail("schedule.rates", "given", 'only with schedule.name = "replay"')
         if schedule.min_lr > self.optimizer.lr:
-            _fail("schedule.min_lr", schedule.min_lr, f"at most optimizer.lr = {self.optimizer.lr}")
+            fail("schedule.min_lr", schedule.min_lr, f"at most optimizer.lr = {self.optimizer.lr}")
         return self
 
     @classmethod
@@ -396,46 +366,6 @@ class TrainConfig(Part):
         return json.loads(self.model_dump_json(exclude_none=True))  # type: ignore[no-any-return]
 
 
-def _fail(key: str, value: Any, allowed: str) -> None:
-    """Raise from a validator of several fields, naming the one at fault (see `explain`)."""
-    raise ValueError(f"\0{key}\0{_shown(value)}: {allowed}")
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def explain(
-    error: ValidationError, model: type[BaseModel], *, where: str = "", prefix: str = ""
-) -> ConfigError:
-    """One ConfigError for all that pydantic found, a line each: key, value, what is allowed."""
-    found = [_complaint(item, model, prefix) for item in error.errors(include_url=False)]
-    if len(found) == 1:
-        return found[0].at(where)
-    lines = "".join(f"\n  {one}" for one in found)
-    return ConfigError(f"{len(found)} fields are wrong:{lines}", where=where)
-
-
-def _complaint(item: Any, model: type[BaseModel], prefix: str = "") -> ConfigError:
-    """What pydantic says about one field, in our words: key, value, what is allowed."""
-    path = [str(part) for part in item["loc"]]
-    message = str(item["msg"]).removeprefix("Value error, ")
-    if message.startswith("\0"):
-        key, message = message[1:].split("\0")
-        path += key.split(".")
-    elif item["type"] == "extra_forbidden":
-        fields = _model_at(model, path[:-1])
-        message = f"unknown key; {nearest(path[-1], fields.model_fields if fields else ())}"
-    elif item["type"] == "literal_error":
-        expected = item["ctx"]["expected"].replace(" or ", ", ").split(", ")
-        allowed = [part.strip("'") for part in expected]
-        message = f"{_shown(item['input'])}: {nearest(item['input'], allowed)}"
-    elif item["type"] != "missing":
-        message = f"{_shown(item['input'])}: {message[0].lower()}{message[1:]}"
-    return ConfigError(message, key=prefix + ".".join(path))
-
-
 def field_errors(data: Mapping[str, Any], prefix: str = "") -> list[ConfigError]:
     """What is wrong with single fields of nested `data`, leaving out rules between fields: those
     cannot be judged before every searched value is in its place."""
@@ -444,26 +374,14 @@ def field_errors(data: Mapping[str, Any], prefix: str = "") -> list[ConfigError]
     except ValidationError as error:
         items = error.errors(include_url=False)
         alone = [item for item in items if not item["msg"].startswith("Value error, \0")]
-        return [_complaint(item, TrainConfig, prefix) for item in alone]
+        return [complaint(item, TrainConfig, prefix) for item in alone]
     return []
-
-
-def _model_at(model: type[BaseModel], path: list[str]) -> type[BaseModel] | None:
-    """The part that stands at `path`, also where it may be None; None where there is none."""
-    for name in path:
-        field = model.model_fields.get(name)
-        kinds = [field.annotation, *get_args(field.annotation)] if field else []
-        parts = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
-        if not parts:
-            return None
-        model = parts[0]
-    return model
 
 
 def field_paths(model: type[BaseModel] = TrainConfig, prefix: str = "") -> Iterator[str]:
     """Every dotted path of a single field, in the order of the definition."""
     for name in model.model_fields:
-        part = _model_at(model, [name])
+        part = model_at(model, [name])
         if part:
             yield from field_paths(part, f"{prefix}{name}.")
         else:
@@ -479,47 +397,3 @@ def check_path(path: str) -> None:
         base = base.rpartition(".")[0]
     if base not in known:
         raise ConfigError(f"unknown field; {nearest(path, known)}", key=path)
-
-
-def with_values(data: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of nested `data` with `values` set by dotted path; list items by index from 0.
-
-    Raises ConfigError where a path runs through a single value or past the end of a list.
-    """
-    result: dict[str, Any] = copy.deepcopy(dict(data))
-    for path, value in values.items():
-        node: Any = result
-        *parents, last = path.split(".")
-        for name in parents:
-            node = _step(node, name, path)
-        if isinstance(node, list):
-            _step(node, last, path)
-            node[int(last)] = value
-        elif isinstance(node, dict):
-            node[last] = value
-        else:
-            raise ConfigError(f"{_shown(node)} has no fields", key=path)
-    return result
-
-
-def _step(node: Any, name: str, path: str) -> Any:
-    if isinstance(node, list):
-        if not name.isdigit() or int(name) >= len(node):
-            raise ConfigError(
-                f"no item {name}: the list has {len(node)} (counted from 0)", key=path
-            )
-        return node[int(name)]
-    if not isinstance(node, dict):
-        raise ConfigError(f"{_shown(node)} has no field {name!r}", key=path)
-    return node.setdefault(name, {})
-
-
-def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested plain data as {dotted path: value}; `trainable_blocks` tables stay whole."""
-    flat: dict[str, Any] = {}
-    for name, value in data.items():
-        if isinstance(value, Mapping) and name != "trainable_blocks":
-            flat.update(flatten(value, f"{prefix}{name}."))
-        else:
-            flat[prefix + name] = value
-    return flat

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hpo.config import TrainConfig, check_path, field_paths, flatten, with_values
+from hpo.definition.config import TrainConfig, check_path, field_paths
+from hpo.definition.fields import flatten, with_values
+from hpo.definition.parameters import shown
+from hpo.definition.spacefile import KEYS, split_space
+from hpo.definition.toml import expand
 from hpo.errors import ConfigError, nearest
-from hpo.space import shown
-from hpo.spacefile import KEYS, split_space
-from hpo.toml import expand
 
 TABLES = ("study", "train", "space", "baseline")
 

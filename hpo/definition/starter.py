@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tomli_w
-from PIL import Image
 
 from hpo.errors import DataError
 
@@ -114,6 +113,8 @@ def _images(folder: Path) -> list[Path]:
 
 def _side(files: list[Path]) -> int:
     """Median shorter side of up to `SAMPLED` pictures, spread over all classes."""
+    from PIL import Image
+
     sides = []
     for file in files[:: max(1, len(files) // SAMPLED)]:
         try:

@@ -11,13 +11,14 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from hpo.config import Metric, Part, explain
+from hpo.definition.config import Metric
+from hpo.definition.fields import Part, explain
+from hpo.definition.parameters import shown
 from hpo.errors import ConfigError, nearest
-from hpo.space import shown
 
 
 def _wrong(key: str, message: str) -> ValueError:
-    """What a rule between fields raises, naming the one at fault (see `hpo.config.explain`)."""
+    """What a rule between fields raises, naming the one at fault (see `fields.explain`)."""
     return ValueError(f"\0{key}\0{message}")
 
 

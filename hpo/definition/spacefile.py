@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
-from hpo.config import check_path, field_errors, field_paths, flatten, with_values
+from hpo.definition.config import check_path, field_errors, field_paths
+from hpo.definition.fields import flatten, with_values
+from hpo.definition.parameters import Choice, Float, Int, Parameter, When, canonical, shown
+from hpo.definition.space import Space
 from hpo.errors import ConfigError, nearest
-from hpo.space import Choice, Float, Int, Parameter, Space, When, canonical, shown
 
 KEYS = ("low", "high", "log", "step", "choices", "when")
 
