@@ -97,13 +97,17 @@ class StudyStatus:
 
     @property
     def elapsed_s(self) -> float:
-        """From the first attempt to now, or to the last one's end where nothing runs."""
-        attempts = [a for trial in self.trials for a in trial.attempts]
-        if not attempts:
-            return 0.0
-        busy = any(a.live for a in attempts)
-        end = self.now if busy else max(a.ended or a.started for a in attempts)
-        return end - min(a.started for a in attempts)
+        """Time in which anything ran, by the clock: pauses between two runs do not count."""
+        elapsed = reached = 0.0
+        spans = [
+            (a.started, a.ended or (self.now if a.live else a.started))
+            for trial in self.trials
+            for a in trial.attempts
+        ]
+        for start, end in sorted(spans):
+            elapsed += max(0.0, end - max(start, reached))
+            reached = max(reached, end)
+        return elapsed
 
     @property
     def eta_s(self) -> float | None:

@@ -1,0 +1,65 @@
+"""What `hpo run` ends with: the best configuration, what made the difference, what to type next."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.text import Text
+
+from hpo.cli.tables import counts, parameters_table
+from hpo.results.table import duration, number
+from hpo.search.status import StudyStatus
+from hpo.storage.db import Database
+
+
+def print_ending(
+    database: Database, status: StudyStatus, out: Console, *, hpo: str, flag: str
+) -> None:
+    """Print the result of a study that is over; `hpo` and `flag` begin and end each command that
+    is printed."""
+    out.print()
+    out.print(Text(f"{status.row.name} is finished", "bold"))
+    out.print(_summary(status), markup=False, soft_wrap=True)
+    if status.row.stop_reason:
+        out.print(f"stopped early: {status.row.stop_reason}", markup=False, soft_wrap=True)
+    if status.best is None:
+        out.print(f"no trial was completed. Why: {hpo} trials {status.row.name}{flag}")
+        return
+    _print_best(database, status, out)
+    _print_next(status, out, hpo, flag)
+
+
+def _summary(status: StudyStatus) -> str:
+    elapsed = duration(status.elapsed_s)
+    return f"{counts(status)}  |  {elapsed} elapsed, {duration(status.active_s)} of work"
+
+
+def _print_best(database: Database, status: StudyStatus, out: Console) -> None:
+    from hpo.results.report import MIN_COMPLETE, importances
+
+    best = status.best
+    assert best is not None
+    out.print()
+    value = f"{status.file.metric} {number(best.value)}"
+    out.print(Text(f"best: trial {best.number}, {value} in epoch {best.best_epoch}", "bold green"))
+    out.print()
+    shares = importances(database, status.row.name)
+    out.print(parameters_table(best.params, shares))
+    if not shares:
+        few = f"fewer than {MIN_COMPLETE} complete trials, or all alike"
+        out.print(Text(f"what made the difference cannot be told: {few}", "dim"))
+
+
+def _print_next(status: StudyStatus, out: Console, hpo: str, flag: str) -> None:
+    name = status.row.name
+    steps = (
+        (f"{hpo} export {name}{flag}", "the best configuration, with its provenance"),
+        (f"{hpo} train {name}.best.toml --seeds 3", "retrain it, then open the test set"),
+        (f"{hpo} report {name}{flag}", "the whole search in one page"),
+        (f"{hpo} dashboard{flag}", "browse the trials in optuna-dashboard"),
+    )
+    width = max(len(command) for command, _ in steps)
+    out.print()
+    out.print(Text("next", "bold"))
+    for command, what in steps:
+        line = Text.assemble("  ", (command.ljust(width), "cyan"), f"  {what}")
+        out.print(line if out.width >= len(line) else Text(f"  {command}", "cyan"), soft_wrap=True)

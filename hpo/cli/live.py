@@ -1,0 +1,245 @@
+"""A study at work: a live view on a terminal, plain lines anywhere else.
+
+Drawn from plain data alone (`StudyStatus`), so that a test can draw any moment at any width.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from hpo.cli.tables import STYLES, state_text
+from hpo.results.table import count, duration, number
+from hpo.search.status import StudyStatus, TrialStatus
+from hpo.storage.leases import FINAL
+from hpo.storage.records import WorkerRow
+
+READ_S = 1.0
+"""The database is read at most this often, and never for more than a tenth of the time."""
+REFRESHES_PER_S = 4
+NARROW = 76
+"""Below so many columns a worker's line leaves out its throughput's unit and its host."""
+WIDEST = 100
+MOST_WORKERS = 24
+
+
+@dataclass
+class Screen:
+    """The live view of one moment; `age_s` seconds have passed since it was read."""
+
+    status: StudyStatus
+    note: str = ""
+    read: float = field(default_factory=time.monotonic)
+    clock: Callable[[], float] = time.monotonic
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        age = self.clock() - self.read if self.status.state == "running" else 0.0
+        width = min(options.max_width, WIDEST)
+        yield study_lines(self.status, width, age)
+        if self.status.state in ("running", "waiting"):
+            yield worker_lines(self.status, width)
+        if self.note:
+            yield Text(self.note, "yellow")
+
+
+def study_lines(status: StudyStatus, width: int, age_s: float = 0.0) -> RenderableType:
+    """Name, bar and counts; below them the best value, elapsed and remaining time."""
+    done, budget = status.finished, status.row.trials
+    head = Table.grid(padding=(0, 2, 0, 0))
+    head.width = width
+    head.add_column(no_wrap=True)
+    head.add_column(ratio=1)
+    head.add_column(no_wrap=True)
+    head.add_row(
+        Text(status.row.name, "bold"),
+        ProgressBar(total=max(budget, 1), completed=done),
+        Text(f"{done}/{budget} trials"),
+    )
+    return Group(head, _joined(_outcomes(status)), _joined(_best_and_time(status, age_s)))
+
+
+def _outcomes(status: StudyStatus) -> list[Text]:
+    kinds = ("complete", "pruned", "failed", "diverged", "running", "interrupted")
+    parts = [Text(f"{n} {kind}", STYLES[kind]) for kind in kinds if (n := status.count(kind))]
+    if status.state != "running":
+        parts.insert(0, state_text(status.state))
+    return parts or [Text("no trial has begun yet", "dim")]
+
+
+def _best_and_time(status: StudyStatus, age_s: float) -> list[Text]:
+    best, eta = status.best, status.eta_s
+    parts = [Text(f"elapsed {duration(status.elapsed_s + age_s)}")]
+    if best is not None:
+        shown = f"best {status.file.metric} {number(best.value)} (trial {best.number})"
+        parts.insert(0, Text(shown, "green"))
+    if status.state == "running" and eta is not None:
+        parts.append(Text(f"~{duration(max(0.0, eta - age_s))} left"))
+    return parts
+
+
+def _joined(parts: list[Text]) -> Text:
+    return Text("  ", overflow="fold").join(parts)
+
+
+def worker_lines(status: StudyStatus, width: int) -> RenderableType:
+    """A line for each live worker: device, trial, epoch, the metric so far, images per second."""
+    workers = status.live_workers
+    if not workers:
+        return Text("no worker is alive" if status.workers else "no worker has begun yet", "dim")
+    hosts = len({worker.host for worker in workers}) > 1
+    wide = width >= NARROW
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.width = width
+    for justify in ("left", "right"):
+        table.add_column(justify=justify, no_wrap=True)
+    table.add_column(ratio=1)
+    for _ in range(3):
+        table.add_column(justify="right", no_wrap=True)
+    heads = ("worker", "trial", "epoch", "", status.file.metric, "images/s" if wide else "img/s")
+    table.add_row(*(Text(head, "dim") for head in heads))
+    for worker in workers[:MOST_WORKERS]:
+        place = f"{worker.host}:{worker.device}" if hosts and wide else worker.device
+        table.add_row(Text(place), *_work(worker))
+    if len(workers) > MOST_WORKERS:
+        table.add_row(Text(f"and {len(workers) - MOST_WORKERS} more", "dim"))
+    return Group(Text(), table)
+
+
+def _work(worker: WorkerRow) -> list[RenderableType]:
+    if worker.number is None or not worker.epochs:
+        return [Text("-", "dim"), Text("between trials", "dim")]
+    epoch = worker.epoch or 1
+    speed = "-" if worker.images_per_s is None else f"{worker.images_per_s:,.0f}"
+    return [
+        Text(str(worker.number)),
+        ProgressBar(total=worker.epochs, completed=epoch - 1),
+        Text(f"{epoch}/{worker.epochs}"),
+        Text(number(worker.value)),
+        Text(speed),
+    ]
+
+
+def trial_line(status: StudyStatus, trial: TrialStatus, finished: int) -> str:
+    """A finished trial as one line of a log."""
+    line = f"[{finished}/{status.row.trials}] trial {trial.number} {trial.state}"
+    if trial.value is not None:
+        line += f"  {status.file.metric} {number(trial.value)}"
+    if trial.best_epoch:
+        line += f" (epoch {trial.best_epoch})"
+    if trial.epochs:
+        line += f"  {count(len(trial.epochs), 'epoch')}  {duration(trial.seconds)}"
+    return line + (f": {trial.reason}" if trial.reason else "")
+
+
+class View:
+    """Follows a study's progress and shows messages alone; `tick` may be called at any pace."""
+
+    def __init__(
+        self,
+        console: Console,
+        read: Callable[[], StudyStatus],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.console, self.read, self.clock = console, read, clock
+        self.status = read()
+        self.due = clock() + READ_S
+        self.note = ""
+
+    def tick(self) -> StudyStatus:
+        """Read and show again, if it is time to; the latest status."""
+        began = self.clock()
+        if began >= self.due:
+            self.finish()
+            ended = self.clock()
+            self.due = ended + max(READ_S, 10 * (ended - began))
+        return self.status
+
+    def finish(self) -> None:
+        """Read and show now."""
+        self.status = self.read()
+        self.show()
+
+    def show(self) -> None:
+        """Show `status`."""
+
+    def say(self, note: str) -> None:
+        """Show a message beside the progress."""
+        self.note = note
+        self.console.print(note, markup=False, soft_wrap=True)
+
+
+class PlainView(View):
+    """A line for each trial that finishes."""
+
+    def __init__(
+        self,
+        console: Console,
+        read: Callable[[], StudyStatus],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(console, read, clock)
+        self.seen = {trial.number for trial in self.status.trials if trial.state in FINAL}
+
+    def show(self) -> None:
+        fresh = [t for t in self.status.trials if t.state in FINAL and t.number not in self.seen]
+        for trial in sorted(fresh, key=_ended):
+            self.seen.add(trial.number)
+            self.say(trial_line(self.status, trial, len(self.seen)))
+
+
+def _ended(trial: TrialStatus) -> float:
+    return max((one.ended or 0.0 for one in trial.attempts), default=0.0)
+
+
+class LiveView(View):
+    """Redraws itself in place."""
+
+    def __init__(
+        self,
+        console: Console,
+        read: Callable[[], StudyStatus],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(console, read, clock)
+        self.screen = Screen(self.status, read=clock(), clock=clock)
+        self.live = Live(
+            self.screen, console=console, refresh_per_second=REFRESHES_PER_S, transient=True
+        )
+
+    def show(self) -> None:
+        self.screen.status, self.screen.read = self.status, self.clock()
+
+    def say(self, note: str) -> None:
+        self.note = self.screen.note = note
+        self.console.show_cursor(True)  # a second signal ends the process without any cleaning up
+
+
+@contextmanager
+def opened(
+    console: Console, read: Callable[[], StudyStatus], *, plain: bool = False, quiet: bool = False
+) -> Iterator[View]:
+    """The view that suits `console`: live on a terminal, else (or with `plain`) lines."""
+    if quiet:
+        yield View(console, read)
+    elif plain or not console.is_terminal:
+        yield PlainView(console, read)
+    else:
+        view = LiveView(console, read)
+        with view.live:
+            yield view
+
+
+def headline(status: StudyStatus, storage: str, devices: list[str]) -> str:
+    """What is about to run, for the first line of a log."""
+    return (
+        f"{status.row.name}: {status.finished}/{status.row.trials} trials; "
+        f"{count(len(devices), 'worker')} on {', '.join(dict.fromkeys(devices))}; {storage}"
+    )

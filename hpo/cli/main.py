@@ -1,0 +1,112 @@
+"""`hpo`: the commands, and how every error leaves."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.main import get_command
+
+from hpo import __version__
+from hpo.cli import prepare, results, run, status, studies, worker
+from hpo.errors import HpoError
+
+COMMANDS: dict[str, dict[str, Callable[..., Any]]] = {
+    "Search": {
+        "init": prepare.init,
+        "check": prepare.check,
+        "run": run.run,
+        "worker": worker.worker,
+    },
+    "Look": {
+        "list": status.list_studies,
+        "status": status.status,
+        "trials": status.trials,
+        "trial": status.trial,
+        "logs": status.logs,
+        "report": results.report,
+        "dashboard": studies.dashboard,
+    },
+    "Steer": {
+        "enqueue": studies.enqueue,
+        "stop": studies.stop,
+        "resume": studies.resume,
+        "extend": studies.extend,
+        "delete": studies.delete,
+    },
+    "Use": {
+        "export": results.export,
+        "train": results.train,
+        "evaluate": results.evaluate,
+        "predict": results.predict,
+        "schema": prepare.schema,
+    },
+}
+
+app = typer.Typer(
+    name="hpo",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"hpo {__version__}")
+        raise typer.Exit
+
+
+@app.callback(epilog="Start here: hpo run studies/digits.toml --workers 2")
+def hpo(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Hyperparameter search for image classifiers: from one study file to a retrained, honestly
+    tested model."""
+
+
+def _help(command: Callable[..., Any]) -> str:
+    """The docstring with its paragraphs unbroken, to be filled to the terminal's width."""
+    paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
+    return "\n\n".join(" ".join(one.split()) for one in paragraphs)
+
+
+for panel, commands in COMMANDS.items():
+    for name, command in commands.items():
+        app.command(name, rich_help_panel=panel, help=_help(command))(command)
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Run one command and exit: 0, or the code of its error with one message on stderr.
+
+    HPO_DEBUG=1 shows the traceback. Ctrl-C and a reader that has left are Typer's: 130 and 1.
+    """
+    try:
+        get_command(app)(args, prog_name="hpo")
+    except (HpoError, OSError) as error:
+        if os.environ.get("HPO_DEBUG"):
+            raise
+        _say(_message(error))
+        sys.exit(error.exit_code if isinstance(error, HpoError) else 1)
+    sys.exit(0)
+
+
+def _message(error: HpoError | OSError) -> str:
+    """What the user is told: of a file that cannot be read or written its name and the reason."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
+def _say(message: str) -> None:
+    """One message on standard error; what a terminal would obey is shown instead."""
+    safe = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in message)
+    print(f"hpo: {safe}", file=sys.stderr)

@@ -1,0 +1,123 @@
+"""Arguments and options that several commands share, and what every command does with them."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hpo.paths import Home
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hpo.storage.db import Database
+
+PIPE_WIDTH = 200
+"""Columns of a table that goes into a file or a pipe."""
+
+StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="Name of the study.")]
+StudyPath = Annotated[
+    Path, typer.Argument(metavar="STUDY.toml", help="The study file.", show_default=False)
+]
+Storage = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        envvar="HPO_STORAGE",
+        help="Database of the studies, such as sqlite:///hpo.db or "
+        "postgresql+psycopg://USER@HOST/NAME.",
+        show_default="hpo_runs/hpo.db under the working directory",
+    ),
+]
+Overrides = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a field of the file, such as epochs=100; repeatable.",
+        show_default="none",
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DEVICE",
+        help="cpu, cuda, cuda:1 or mps.",
+        show_default="the first GPU, else the CPU",
+    ),
+]
+
+
+def default_storage() -> str:
+    return f"sqlite:///{Home.default().database}"
+
+
+@contextmanager
+def database(storage: str | None) -> Iterator[Database]:
+    """The database of `--storage`, closed at the end; raises StorageError for a bad URL. Touches
+    nothing."""
+    from hpo.storage.db import connect
+
+    found = connect(storage or default_storage())
+    try:
+        yield found
+    finally:
+        found.dispose()
+
+
+def console() -> Console:
+    """Standard output; as wide as the terminal, and wide in a pipe, where nothing is to be cut."""
+    from rich.console import Console
+
+    out = Console(highlight=False)
+    if not out.is_terminal and "COLUMNS" not in os.environ:
+        out = Console(highlight=False, width=PIPE_WIDTH)
+    return out
+
+
+def first_device(device: str | None) -> str:
+    """`device`, else the first visible GPU, else the CPU."""
+    from hpo.workers.devices import visible_gpus
+
+    return device or next(iter(visible_gpus()), "cpu")
+
+
+def program() -> str:
+    """hpo as it was called, so that a command that we print can be typed."""
+    called = Path(sys.argv[0])
+    if called.name != "hpo":
+        return "python -m hpo"
+    found = shutil.which("hpo")
+    if found is not None and called.exists() and called.samefile(found):
+        return "hpo"
+    here = Path.cwd()
+    return str(called.relative_to(here) if called.is_relative_to(here) else called)
+
+
+def storage_flag(found: Database) -> str:
+    """What a printed command needs to reach this database: nothing where it is the default or in
+    HPO_STORAGE, never a password."""
+    from hpo.storage.db import connect
+
+    usual = connect(os.environ.get("HPO_STORAGE") or default_storage())
+    usual.dispose()
+    if usual.url == found.url:
+        return ""
+    if found.url.password is None:
+        return f" --storage {shlex.quote(found.shown)}"
+    return " --storage URL"
+
+
+def quiet_optuna() -> None:
+    """No messages of Optuna's own: we say what its trials do."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)

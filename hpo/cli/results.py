@@ -1,0 +1,284 @@
+"""What comes after a search: export, train, evaluate, predict, report."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hpo.cli.options import (
+    Device,
+    Overrides,
+    Storage,
+    StudyName,
+    console,
+    database,
+    first_device,
+    program,
+)
+from hpo.errors import InputError, Interrupted
+from hpo.paths import Home
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hpo.definition.config import TrainConfig
+
+RunPath = Annotated[
+    Path,
+    typer.Argument(metavar="RUN", help="What `hpo train` wrote: its folder.", show_default=False),
+]
+
+
+def export(
+    study: StudyName,
+    trial: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=0, help="This trial.", show_default="the best one"),
+    ] = None,
+    top: Annotated[
+        int | None,
+        typer.Option(
+            metavar="K", min=1, help="The best K trials, a file each.", show_default="only the best"
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="PATH",
+            help="File, or with --top a folder.",
+            show_default="STUDY.best.toml, STUDY.trial-N.toml, or the folder STUDY.top",
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    storage: Storage = None,
+) -> None:
+    """Write a trial's complete configuration, with where it comes from, for `hpo train`.
+
+    Example: hpo export digits -o best.toml
+    """
+    from hpo.results import export as exports
+
+    if trial is not None and top is not None:
+        raise InputError("--trial and --top exclude each other")
+    with database(storage) as found:
+        if top is not None:
+            chosen = exports.export_top(found, study, top)
+            paths = exports.write_top(output or Path(f"{study}.top"), chosen, force=force)
+        else:
+            chosen = [exports.export(found, study, number=trial)]
+            which = "best" if trial is None else f"trial-{trial}"
+            paths = [output or Path(f"{study}.{which}.toml")]
+            exports.write_export(paths[0], *chosen[0], force=force)
+    for path, (_, provenance) in zip(paths, chosen, strict=True):
+        typer.echo(f"{path}: trial {provenance['trial']}")
+    typer.echo(f"next: {program()} train {' '.join(map(str, paths))} --seeds 3")
+
+
+def train(
+    configs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="CONFIG.toml...",
+            help="Configurations, exported or written by hand; a run for each.",
+            show_default=False,
+        ),
+    ],
+    seeds: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Train with so many seeds, one after another.")
+    ] = 1,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="The run's folder; with several files, a folder of runs.",
+            show_default="hpo_runs/trained/CONFIG",
+        ),
+    ] = None,
+    keep_validation: Annotated[
+        bool,
+        typer.Option(
+            "--keep-validation",
+            help="Do not train on the validation images: choose the best epoch by them.",
+        ),
+    ] = False,
+    device: Device = None,
+    set_: Overrides = [],  # noqa: B006
+) -> None:
+    """Train on training and validation images over the full schedule, then open the test set.
+
+    The test set is opened once per seed. The run's folder has weights (safetensors), curves,
+    metrics per class, the confusion matrix, and report.html. Interrupted, the same command goes on.
+
+    Example: hpo train best.toml --seeds 3 --set epochs=100
+    """
+    from hpo.definition.studyfile import load_config
+    from hpo.definition.toml import assignments
+
+    overrides = assignments(set_)
+    jobs = [
+        (folder, *load_config(path, overrides))
+        for path, folder in zip(configs, _run_folders(configs, output), strict=True)
+    ]
+    _train(jobs, seeds, first_device(device), keep_validation)
+
+
+def _train(
+    jobs: list[tuple[Path, TrainConfig, dict[str, Any]]],
+    seeds: int,
+    device: str,
+    keep_validation: bool,
+) -> None:
+    """A run for each (folder, configuration, provenance), then the table of all."""
+    from hpo.cli.tables import run_notes, runs_table
+    from hpo.results.report import training_report, write_report
+    from hpo.results.retrain import retrain
+    from hpo.results.training import as_page
+
+    out = console()
+    runs = []
+    with _progress(out) as (tell, control):
+        for folder, config, provenance in jobs:
+            run = retrain(
+                config,
+                provenance,
+                seeds=seeds,
+                out=folder,
+                home=Home.default(),
+                device=device,
+                keep_validation=keep_validation,
+                control=control,
+                progress=tell,
+            )
+            write_report(folder / "report.html", training_report(as_page(run)))
+            runs.append(run)
+    out.print(runs_table(runs))
+    for line in run_notes(runs):
+        out.print(line, markup=False, soft_wrap=True)
+
+
+def _run_folders(configs: Sequence[Path], output: Path | None) -> list[Path]:
+    """Where each configuration's run goes; raises InputError where two would share a folder."""
+    if len(configs) == 1 and output is not None:
+        return [output]
+    folders = [output / path.stem if output else Home.default().trained(path.stem)
+               for path in configs]  # fmt: skip
+    if len(set(folders)) < len(folders):
+        raise InputError("two configurations of the same file name: rename one")
+    return folders
+
+
+class _UntilStopped:
+    """Training goes on until a signal comes."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self.stop = stop
+
+    def step(self, *, epoch: int, images: int) -> None:
+        if self.stop.is_set():
+            raise Interrupted("stopped by a signal; type the same command again, it goes on")
+
+
+@contextmanager
+def _progress(out: Console) -> Iterator[tuple[Callable[[str], None], _UntilStopped]]:
+    """Where lines of progress go (one that changes on a terminal), and what a signal stops."""
+    from hpo.workers.signals import stop_on_signal
+
+    with stop_on_signal() as stop:
+        if not out.is_terminal:
+            yield lambda line: out.print(line, markup=False, soft_wrap=True), _UntilStopped(stop)
+            return
+        from rich.text import Text
+
+        with out.status("preparing the images") as status:
+            yield lambda line: status.update(Text(line)), _UntilStopped(stop)
+
+
+def evaluate(
+    run: RunPath,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Images by class: its test/, or itself.",
+            show_default="the test split of the run's own data",
+        ),
+    ] = None,
+    device: Device = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Everything as JSON, confusion matrices too.")
+    ] = False,
+) -> None:
+    """Measure a trained run: top-1, top-5, loss, and precision, recall, F1 of each class.
+
+    Example: hpo evaluate hpo_runs/trained/best --data new_photos/
+    """
+    from hpo.cli.tables import evaluation_page, to_json
+    from hpo.results.evaluate import evaluate_run
+    from hpo.results.runs import load_run
+
+    found = evaluate_run(load_run(run), data=data, home=Home.default(), device=first_device(device))
+    if as_json:
+        scores = {"seeds": found.scores(), "summary": found.summary}
+        typer.echo(to_json({"data": found.data, "images": found.images, **scores}))
+    else:
+        console().print(evaluation_page(found))
+
+
+def predict(
+    run: RunPath,
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE...", help="Image files.", show_default=False)
+    ],
+    top: Annotated[int, typer.Option(metavar="K", min=1, help="Classes to show.")] = 5,
+    device: Device = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """What a trained run sees in images: the most likely classes with their probabilities.
+
+    Probabilities are means over the run's seeds.
+
+    Example: hpo predict hpo_runs/trained/best cat.jpg dog.jpg
+    """
+    from hpo.cli.tables import predictions_table, to_json
+    from hpo.results.predict import predict as look
+    from hpo.results.runs import load_run
+
+    found = look(load_run(run), images, device=first_device(device), k=top)
+    if as_json:
+        typer.echo(to_json([{"image": str(one.path), "top": one.top} for one in found]))
+    else:
+        console().print(predictions_table(found))
+
+
+def report(
+    study: StudyName,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Where to.", show_default="STUDY.report.html"
+        ),
+    ] = None,
+    storage: Storage = None,
+) -> None:
+    """Write the whole search as one page that opens without network.
+
+    History, intermediate values, importances, parallel coordinates, a slice plot per parameter, the
+    best trial's curves, and a table of the trials.
+
+    Example: hpo report digits -o report.html
+    """
+    from hpo.results.report import study_report, write_report
+
+    path = output or Path(f"{study}.report.html")
+    with database(storage) as found:
+        write_report(path, study_report(found, study))
+    typer.echo(f"{path} written: open it in a browser")

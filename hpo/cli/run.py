@@ -1,0 +1,226 @@
+"""`hpo run`: create or resume, search, show, end with the result."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hpo.cli.options import (
+    Overrides,
+    Storage,
+    StudyPath,
+    console,
+    database,
+    program,
+    quiet_optuna,
+    storage_flag,
+)
+from hpo.paths import Home
+
+if TYPE_CHECKING:
+    import threading
+
+    from rich.console import Console
+
+    from hpo.cli.live import View
+    from hpo.definition.studyfile import StudyFile
+    from hpo.search.study import Study
+    from hpo.storage.db import Database
+    from hpo.workers.supervisor import Supervisor
+
+
+def run(
+    study_file: StudyPath,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Worker processes in all.", show_default="one a device"
+        ),
+    ] = None,
+    workers_per_device: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Worker processes on each device.")
+    ] = 1,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DEVICE",
+            help="Put all workers there: cpu, cuda:1 or mps.",
+            show_default="all visible GPUs in turn, else the CPU",
+        ),
+    ] = None,
+    dashboard: Annotated[
+        bool, typer.Option("--dashboard", help="Serve optuna-dashboard beside the search.")
+    ] = False,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="One line per finished trial instead of a live view.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Only the result.")] = False,
+    set_: Overrides = [],  # noqa: B006
+    storage: Storage = None,
+) -> None:
+    """Search: create or resume the study, start workers, show them live, end with the result.
+
+    Ctrl-C once hands the running trials back and ends; the same command goes on with them. Twice
+    ends at once. More workers may join at any time, from any host: hpo worker STUDY.
+
+    Example: hpo run studies/digits.toml --workers 2
+    """
+    from hpo.definition.studyfile import load_study
+    from hpo.definition.toml import assignments
+    from hpo.workers.devices import spread
+    from hpo.workers.signals import stop_on_signal
+
+    file = load_study(study_file, assignments(set_))
+    devices = spread(workers, workers_per_device, device)
+    _check_device(device)
+    with database(storage) as found:
+        study, note = _study(found, file)
+        out = console()
+        if note:
+            out.print(note, markup=False, soft_wrap=True)
+        again = shlex.join([str(study_file), *(part for one in set_ for part in ("--set", one))])
+        with stop_on_signal() as stop:
+            if not _is_over(study):
+                _search(study, devices, out, stop, plain=plain, quiet=quiet, dashboard=dashboard)
+            _end(study, again, out, stopped=stop.is_set())
+
+
+def _check_device(device: str | None) -> None:
+    """Raise InputError for a device that is not there, before anything is created. The usual ones
+    are known without torch, which a supervisor must not load."""
+    from hpo.workers.devices import visible_gpus
+
+    gpus = visible_gpus()
+    if device in (None, "cpu", *gpus) or (device == "cuda" and gpus):
+        return
+    from hpo.engine.runtime import torch_device
+
+    torch_device(str(device))
+
+
+def _study(found: Database, file: StudyFile) -> tuple[Study, str]:
+    """The study of `file`, new or resumed, and a word on that. Bad data creates nothing."""
+    from hpo.search import study as studies
+    from hpo.storage.records import find_study
+
+    quiet_optuna()
+    if find_study(found, file.name) is None:
+        check_data(file)
+    if found.url.database == str(Home.default().database):
+        Home.default().root.mkdir(parents=True, exist_ok=True)
+    study, is_new = studies.create(found, file)
+    if study.row.stop == "user":
+        studies.resume(study)
+        return studies.load(found, file.name), f"study {file.name} was stopped; it goes on"
+    if is_new or _is_over(study):
+        return study, ""
+    return study, f"study {file.name} goes on where it was"
+
+
+def check_data(file: StudyFile) -> None:
+    """Look for the images of every data set in the space; raises DataError. Writes nothing."""
+    from hpo.engine.datasets import describe
+
+    matters = {"dataset", "root", "val_fraction", "test_fraction", "split_seed", "limit_train"}
+    seen = set()
+    for corner in file.space.corners():
+        data = file.config(corner).data
+        key = data.model_dump_json(include=matters)
+        if key not in seen:
+            seen.add(key)
+            describe(data)
+
+
+def _is_over(study: Study) -> bool:
+    facts = study.facts()
+    return facts.finished >= facts.trials or (facts.stop == "rule" and not facts.running)
+
+
+def _search(
+    study: Study,
+    devices: list[str],
+    out: Console,
+    stop: threading.Event,
+    *,
+    plain: bool,
+    quiet: bool,
+    dashboard: bool,
+) -> None:
+    """Run workers until the study is over or `stop` is set, and show them."""
+    from hpo.cli import live
+    from hpo.search.status import read_status
+
+    database, name = study.database, study.row.name
+    with ExitStack() as stack:
+        if dashboard:
+            from hpo.dashboard import start_beside
+
+            address, end = start_beside(database)
+            stack.callback(end)
+            out.print(f"dashboard: {address}", markup=False)
+        if not quiet and (plain or not out.is_terminal):
+            line = live.headline(read_status(database, name), database.shown, devices)
+            out.print(line, markup=False, soft_wrap=True)
+        view = stack.enter_context(
+            live.opened(out, lambda: read_status(database, name), plain=plain, quiet=quiet)
+        )
+        stack.enter_context(_logged(out))
+        _supervisor(study, devices).run(stop, lambda: _tick(view, stopping=stop.is_set()))
+        view.finish()
+
+
+def _supervisor(study: Study, devices: list[str]) -> Supervisor:
+    from hpo.workers.devices import threads_for
+    from hpo.workers.launch import LocalProcesses
+    from hpo.workers.supervisor import Supervisor
+
+    directory = study.directory(Home.default())
+    launcher = LocalProcesses(study.database, study.row.name, directory, threads_for(len(devices)))
+    stall_timeout_s = study.file.study.stall_timeout_s
+    return Supervisor(study.database, study.uuid, directory, launcher, devices, stall_timeout_s)
+
+
+STOPPING = "stopping: running trials are handed back after their current step; again: stop now"
+
+
+def _tick(view: View, *, stopping: bool) -> None:
+    if stopping and view.note != STOPPING:
+        view.say(STOPPING)
+    view.tick()
+
+
+@contextmanager
+def _logged(out: Console) -> Iterator[None]:
+    """Warnings of the supervisor, above the live view."""
+    from rich.logging import RichHandler
+
+    log = logging.getLogger("hpo.workers")
+    handler = RichHandler(logging.WARNING, console=out, show_path=False)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
+def _end(study: Study, again: str, out: Console, *, stopped: bool) -> None:
+    """The result, or how to go on: `again` are the arguments that name this study."""
+    from hpo.cli.ending import print_ending
+    from hpo.search.status import read_status
+
+    hpo, flag = program(), storage_flag(study.database)
+    status = read_status(study.database, study.row.name)
+    if stopped and status.state != "finished":
+        out.print(
+            f"\nstopped: {status.finished} of {status.row.trials} trials are finished, the running "
+            f"ones were handed back.\nTo go on: {hpo} run {again}{flag}",
+            markup=False,
+            soft_wrap=True,
+        )
+        return
+    print_ending(study.database, status, out, hpo=hpo, flag=flag)

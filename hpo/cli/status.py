@@ -1,0 +1,197 @@
+"""Looking at studies: list, status, trials, trial, logs. Imports no torch."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from hpo.cli.options import Storage, StudyName, console, database, program
+from hpo.errors import NotFound
+from hpo.paths import Home
+
+if TYPE_CHECKING:
+    from hpo.storage.db import Database
+
+POLL_S = 0.5
+
+
+def list_studies(storage: Storage = None) -> None:
+    """All studies: state, finished trials of the budget, best value, workers, when created.
+
+    Example: hpo list
+    """
+    from hpo.cli.tables import studies_table
+    from hpo.search.status import read_status
+    from hpo.storage import records
+
+    with database(storage) as found:
+        rows = records.list_studies(found)
+        if not rows:
+            typer.echo(f"no studies in {found.shown}; to make one: {program()} run STUDY.toml")
+            return
+        console().print(studies_table([read_status(found, row.name) for row in rows]))
+
+
+def status(
+    study: StudyName,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Go on showing it until it is over; Ctrl-C ends.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="As JSON; times in seconds, also since 1970.")
+    ] = False,
+    storage: Storage = None,
+) -> None:
+    """What a study is doing: trials by state, best so far, time left, and its workers.
+
+    Of each worker its device, trial, epoch, metric so far and images per second.
+
+    Example: hpo status digits --watch
+    """
+    from hpo.cli import live
+    from hpo.cli.tables import to_json
+    from hpo.search.status import read_status
+
+    with database(storage) as found:
+        now = read_status(found, study)
+        if as_json:
+            typer.echo(to_json(now.to_dict()))
+        elif watch:
+            _watch(found, study)
+        else:
+            out = console()
+            out.print(live.Screen(now, clock=lambda: 0.0, read=0.0))
+            if now.row.stop_reason:
+                out.print(f"\n{now.row.stop_reason}", markup=False)
+
+
+def _watch(found: Database, study: str) -> None:
+    from hpo.cli import live
+    from hpo.search.status import read_status
+
+    with live.opened(console(), lambda: read_status(found, study)) as view:
+        pause = threading.Event()
+        while view.tick().state not in ("finished", "stopped"):
+            pause.wait(POLL_S)
+
+
+def trials(
+    study: StudyName,
+    format_: Annotated[
+        Literal["table", "csv", "json"], typer.Option("--format", help="How to print them.")
+    ] = "table",
+    storage: Storage = None,
+) -> None:
+    """All trials of a study: state, epochs, value, training time, parameters.
+
+    In csv and json numbers stand in full and times in seconds; json has every epoch and attempt.
+
+    Example: hpo trials digits --format csv > trials.csv
+    """
+    from hpo.cli import tables
+    from hpo.search.status import read_status
+
+    with database(storage) as found:
+        now = read_status(found, study)
+    if format_ == "csv":
+        typer.echo(tables.trials_csv(now), nl=False)
+    elif format_ == "json":
+        typer.echo(tables.to_json([one.to_dict() for one in now.trials]))
+    else:
+        console().print(tables.trials_table(now))
+
+
+def trial(
+    study: StudyName,
+    number: Annotated[int, typer.Argument(metavar="N", min=0, help="Number of the trial, from 0.")],
+    storage: Storage = None,
+) -> None:
+    """One trial: parameters, its curve epoch by epoch, its attempts, why it ended.
+
+    Example: hpo trial digits 12
+    """
+    from hpo.cli.tables import trial_page
+    from hpo.search.status import read_status
+
+    with database(storage) as found:
+        now = read_status(found, study)
+    wanted = next((one for one in now.trials if one.number == number), None)
+    if wanted is None:
+        last = max((one.number for one in now.trials), default=None)
+        have = "it has none yet" if last is None else f"allowed: 0 to {last}"
+        raise NotFound(f"no trial {number} in study {study!r}; {have}")
+    console().print(trial_page(now, wanted))
+
+
+def logs(
+    study: StudyName,
+    follow: Annotated[
+        bool,
+        typer.Option("--follow", "-f", help="Go on until the study is over; Ctrl-C ends."),
+    ] = False,
+    worker: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="Only this worker's.", show_default="all workers"),
+    ] = None,
+    storage: Storage = None,
+) -> None:
+    """The log files of the workers that `hpo run` started on this host.
+
+    Example: hpo logs digits -f
+    """
+    from hpo.search.status import read_status
+
+    with database(storage) as found:
+        now = read_status(found, study)
+        folder = Home.default().study(now.row.uuid).logs
+        tail = Tail(folder, worker)
+        if not tail.files():
+            raise NotFound(_no_logs(folder, study, worker))
+        pause = threading.Event()
+        while True:
+            over = not follow or read_status(found, study).state in ("finished", "stopped")
+            for line in tail.fresh():
+                typer.echo(line)
+            if over:
+                return
+            pause.wait(POLL_S)
+
+
+def _no_logs(folder: Path, study: str, worker: str | None) -> str:
+    have = sorted(path.stem for path in folder.glob("*.log"))
+    if worker is not None and have:
+        return f"no log of a worker {worker!r} on this host; there are: {', '.join(have)}"
+    return (
+        f"no logs of study {study!r} under {folder}: workers write them that `hpo run` starts on "
+        "this host; `hpo worker` writes to its terminal"
+    )
+
+
+class Tail:
+    """Lines of log files, each read once; with several files the worker stands before its lines."""
+
+    def __init__(self, folder: Path, worker: str | None) -> None:
+        self.folder, self.worker = folder, worker
+        self.read: dict[Path, int] = {}
+
+    def files(self) -> Sequence[Path]:
+        """Oldest first."""
+        found = self.folder.glob("*.log")
+        wanted = [path for path in found if self.worker in (None, path.stem)]
+        return sorted(wanted, key=lambda path: path.stat().st_mtime)
+
+    def fresh(self) -> Iterator[str]:
+        """Complete lines that were written since the last call."""
+        files = self.files()
+        for path in files:
+            with path.open("rb") as file:
+                file.seek(self.read.get(path, 0))
+                data = file.read()
+            whole = data[: data.rfind(b"\n") + 1]
+            self.read[path] = self.read.get(path, 0) + len(whole)
+            prefix = f"{path.stem} | " if len(files) > 1 else ""
+            yield from (prefix + line for line in whole.decode(errors="replace").splitlines())

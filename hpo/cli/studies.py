@@ -1,0 +1,168 @@
+"""Steering a study: enqueue, stop, resume, extend, delete; and the dashboard."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from hpo.cli.options import Storage, StudyName, database, program, storage_flag
+from hpo.errors import InputError, NotFound
+from hpo.paths import Home
+
+
+def enqueue(
+    study: StudyName,
+    values: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="KEY=VALUE...",
+            help="Searched parameters by dotted name; what is left out is sampled.",
+        ),
+    ],
+    storage: Storage = None,
+) -> None:
+    """Let the next trial try this configuration, within the budget.
+
+    Example: hpo enqueue digits optimizer.name=adamw optimizer.lr=0.003
+    """
+    from hpo.definition.toml import assignments
+    from hpo.search import study as studies
+
+    given = assignments(values)
+    with database(storage) as found:
+        studies.enqueue(studies.load(found, study), given)
+    typer.echo(f"the next trial of {study} that starts tries it")
+
+
+def stop(study: StudyName, storage: Storage = None) -> None:
+    """Hand running trials back after their current epoch and end the workers; nothing is lost.
+
+    Example: hpo stop digits
+    """
+    from hpo.search import study as studies
+
+    with database(storage) as found:
+        studies.stop(studies.load(found, study))
+        flag = storage_flag(found)
+    typer.echo(f"{study} stops; to go on: {program()} resume {study}{flag}")
+
+
+def resume(study: StudyName, storage: Storage = None) -> None:
+    """Let a stopped study go on. Starts no worker: `hpo run` or `hpo worker` does.
+
+    Example: hpo resume digits
+    """
+    from hpo.search import study as studies
+
+    with database(storage) as found:
+        studies.resume(studies.load(found, study))
+        flag = storage_flag(found)
+    typer.echo(f"{study} may go on; start workers: {program()} worker {study}{flag}")
+
+
+def extend(
+    study: StudyName,
+    trials: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|+N", help="New budget in trials, or so many more.", show_default="unchanged"
+        ),
+    ] = None,
+    timeout_s: Annotated[
+        float | None,
+        typer.Option(
+            metavar="S", help="New limit of active time, in seconds.", show_default="unchanged"
+        ),
+    ] = None,
+    target: Annotated[
+        float | None,
+        typer.Option(metavar="V", help="New value to stop at.", show_default="unchanged"),
+    ] = None,
+    retry_failed: Annotated[
+        bool,
+        typer.Option("--retry-failed", help="Try failed configurations again, within the budget."),
+    ] = False,
+    storage: Storage = None,
+) -> None:
+    """Raise the limits of a study and let it go on. Starts no worker.
+
+    Example: hpo extend digits --trials +20
+    """
+    from hpo.search import study as studies
+
+    if trials is None and timeout_s is None and target is None and not retry_failed:
+        raise InputError(
+            "nothing to extend: give --trials, --timeout-s, --target or --retry-failed"
+        )
+    with database(storage) as found:
+        old = studies.load(found, study)
+        budget = None if trials is None else _budget(trials, old.row.trials)
+        retried = studies.extend(
+            old, trials=budget, timeout_s=timeout_s, target=target, retry_failed=retry_failed
+        )
+        row, flag = studies.load(found, study).row, storage_flag(found)
+    again = f", {retried} failed configurations come again" if retry_failed else ""
+    typer.echo(f"{study}: {row.trials} trials in all{again}")
+    typer.echo(f"start workers: {program()} worker {study}{flag}")
+
+
+def _budget(text: str, now: int) -> int:
+    """`50` is the new total, `+20` is twenty more than now."""
+    digits = text.removeprefix("+")
+    if not (digits.isascii() and digits.isdigit()):
+        raise InputError(f"--trials {text!r}: a whole number such as 50, or +20 for so many more")
+    return now + int(digits) if text.startswith("+") else int(digits)
+
+
+def delete(
+    study: StudyName,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also while workers are at it; ends their trials first.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    storage: Storage = None,
+) -> None:
+    """Remove a study: its trials, curves, logs, checkpoints and weights. There is no way back.
+
+    Refused while a worker holds a trial; --force ends that first.
+
+    Example: hpo delete digits
+    """
+    from hpo.search import study as studies
+
+    with database(storage) as found:
+        old = studies.load(found, study)
+        if not yes:
+            _confirm(study, old.facts().finished)
+        studies.delete(old, Home.default(), force=force)
+    typer.echo(f"{study} was deleted")
+
+
+def _confirm(study: str, finished: int) -> None:
+    if not sys.stdin.isatty():
+        raise InputError(f"{study} has {finished} finished trials; to delete it: --yes")
+    typer.confirm(f"Delete {study} with {finished} finished trials?", abort=True)
+
+
+def dashboard(
+    port: Annotated[
+        int, typer.Option(metavar="N", min=0, max=65535, help="TCP port; 0: any that is free.")
+    ] = 8080,
+    storage: Storage = None,
+) -> None:
+    """Serve optuna-dashboard on this machine alone (127.0.0.1) until Ctrl-C.
+
+    Example: hpo dashboard --port 8080
+    """
+    from hpo.dashboard import serve
+    from hpo.storage.records import is_empty
+
+    def ready(address: str) -> None:
+        typer.echo(f"dashboard: {address}  (Ctrl-C ends)")
+
+    with database(storage) as found:
+        if is_empty(found):
+            raise NotFound(f"no studies in {found.shown}; to make one: {program()} run STUDY.toml")
+        serve(found, host="127.0.0.1", port=port, ready=ready)

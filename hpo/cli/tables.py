@@ -1,0 +1,270 @@
+"""Plain data of a study as tables for the terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from hpo.cli.text import bar, cell, moment, sparkline
+from hpo.results.table import count, duration, number, setting
+from hpo.search.status import StudyStatus, TrialStatus
+
+if TYPE_CHECKING:
+    from hpo.results.evaluate import RunEvaluation
+    from hpo.results.predict import Prediction
+    from hpo.results.runs import Run
+
+STYLES = {
+    "complete": "green",
+    "pruned": "yellow",
+    "failed": "red",
+    "diverged": "red",
+    "running": "cyan",
+    "interrupted": "magenta",
+    "waiting": "dim",
+    "finished": "green",
+    "stopped": "yellow",
+}
+BAR = 20
+"""Cells of the bar that shows a parameter's importance."""
+
+
+def plain_table(*headers: str, right: Iterable[str] = ()) -> Table:
+    """A table without lines; columns named in `right` hold numbers."""
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for header in headers:
+        justify = "right" if header in set(right) else "left"
+        table.add_column(header, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    return table
+
+
+def state_text(state: str) -> Text:
+    return Text(state, STYLES.get(state, ""))
+
+
+def studies_table(studies: Sequence[StudyStatus]) -> Table:
+    """All studies of a database, a line each."""
+    numbers = ("trials", "best", "workers")
+    table = plain_table("study", "state", "trials", "metric", "best", "workers", "created",
+                        right=numbers)  # fmt: skip
+    for one in studies:
+        best = one.best
+        table.add_row(
+            Text(one.row.name),
+            state_text(one.state),
+            f"{one.finished}/{one.row.trials}",
+            one.file.metric,
+            number(best.value if best else None),
+            str(len(one.live_workers)),
+            moment(one.row.created),
+        )
+    return table
+
+
+def trials_table(status: StudyStatus) -> Table:
+    """Trials, a line each, with a column for each searched parameter (its dotted name, broken at
+    the dots)."""
+    names = list(status.file.space)
+    broken = [name.replace(".", "\n.") for name in names]
+    numbers = ("trial", "epochs", status.file.metric, "time", *broken)
+    table = plain_table("trial", "state", "epochs", status.file.metric, "time", *broken,
+                        right=numbers)  # fmt: skip
+    best = status.best
+    for trial in status.trials:
+        table.add_row(
+            str(trial.number),
+            state_text(trial.state),
+            str(len(trial.epochs)),
+            number(trial.value),
+            duration(trial.seconds) if trial.epochs else "-",
+            *(Text(setting(trial.params[n])) if n in trial.params else Text("") for n in names),
+            style="bold" if best is not None and trial.number == best.number else None,
+        )
+    return table
+
+
+def trials_csv(status: StudyStatus) -> str:
+    """Trials for a spreadsheet or another program; numbers in full, times in seconds."""
+    names = list(status.file.space)
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    head = ("number", "state", status.file.metric, "best_epoch", "epochs", "seconds", "attempts")
+    writer.writerow([*head, "reason", *names])
+    for trial in status.trials:
+        row = [trial.number, trial.state, trial.value, trial.best_epoch, len(trial.epochs)]
+        row += [trial.seconds, len(trial.attempts), trial.reason]
+        writer.writerow([cell(item) for item in [*row, *(trial.params.get(n) for n in names)]])
+    return out.getvalue()
+
+
+def to_json(data: Any) -> str:
+    """Indented JSON; a number that JSON lacks (a loss that is not finite) becomes null."""
+    return json.dumps(_finite(data), indent=2, ensure_ascii=False)
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {str(key): _finite(one) for key, one in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(one) for one in data]
+    infinite = isinstance(data, float) and data - data != 0
+    return None if infinite else data
+
+
+def trial_page(status: StudyStatus, trial: TrialStatus) -> Group:
+    """Everything about one trial: parameters, curve, attempts, why it ended."""
+    shown = number(trial.value)
+    epoch = f" (epoch {trial.best_epoch})" if trial.best_epoch else ""
+    title = Text.assemble(
+        (f"{status.row.name} trial {trial.number}", "bold"),
+        "  ",
+        state_text(trial.state),
+        f"  {status.file.metric} {shown}{epoch}  {duration(trial.seconds)} of training",
+    )
+    parts: list[RenderableType] = [title]
+    if trial.reason:
+        parts.append(Text(f"why it ended: {trial.reason}"))
+    parts += [Text(), parameters_table(trial.params, {})]
+    if trial.epochs:
+        parts += [Text(), _curve(status, trial)]
+    if trial.attempts:
+        parts += [Text(), _attempts(status, trial)]
+    return Group(*parts)
+
+
+def _curve(status: StudyStatus, trial: TrialStatus) -> Group:
+    target = status.file.metric
+    names = list(dict.fromkeys(name for row in trial.epochs for name in row.metrics))
+    table = plain_table("epoch", *names, right=("epoch", *names))
+    for row in trial.epochs:
+        style = "bold" if row.epoch == trial.best_epoch else None
+        cells = [_measured(name, row.metrics.get(name)) for name in names]
+        table.add_row(str(row.epoch), *cells, style=style)
+    curve = sparkline([row.metrics.get(target, float("nan")) for row in trial.epochs])
+    return Group(table, Text(f"{target}  {curve}", "cyan"))
+
+
+def _measured(name: str, measured: float | None) -> str:
+    """Shares and losses with four decimals; rates, seconds and megabytes with four digits."""
+    if measured is None or name.startswith(("train_", "val_")):
+        return number(measured)
+    if name == "images_per_s":
+        return f"{measured:,.0f}"
+    return setting(float(measured))
+
+
+def _attempts(status: StudyStatus, trial: TrialStatus) -> Table:
+    hosts = {worker.id: worker.host for worker in status.workers}
+    table = plain_table("attempt", "worker", "host", "epochs", "time", "outcome", "reason",
+                        right=("attempt", "time"))  # fmt: skip
+    for one in trial.attempts:
+        done = [row.epoch for row in trial.epochs if row.attempt == one.k]
+        epochs = "-" if not done else f"{done[0]} to {done[-1]}" if len(done) > 1 else f"{done[0]}"
+        running = "running" if one.live else "interrupted"
+        table.add_row(
+            str(one.k),
+            Text(one.worker),
+            Text(hosts.get(one.worker, "-")),
+            epochs,
+            duration((one.ended or status.now) - one.started),
+            (one.outcome or running).replace("_", " "),
+            Text(one.reason or ""),
+        )
+    return table
+
+
+def parameters_table(params: Mapping[str, Any], importances: Mapping[str, float]) -> Table:
+    """Searched parameters and their values, aligned; with their importances (shares of 1) most
+    important first."""
+    table = plain_table("parameter", "value", *(["what made the difference"] * bool(importances)))
+    for name in sorted(params, key=lambda one: -importances.get(one, 0.0)):
+        row = [Text(name), Text(setting(params[name]), "bold")]
+        if importances:
+            share = importances.get(name)
+            text = "" if share is None else f"{bar(share, BAR)} {share:4.0%}"
+            row.append(Text(text, "cyan"))
+        table.add_row(*row)
+    return table
+
+
+def counts(status: StudyStatus) -> str:
+    """`30 trials: 18 complete, 11 pruned, 1 failed`, the finished ones."""
+    kinds = ("complete", "pruned", "diverged", "failed")
+    parts = [f"{found} {kind}" for kind in kinds if (found := status.count(kind))]
+    return f"{count(status.finished, 'trial')} finished" + (
+        f": {', '.join(parts)}" if parts else ""
+    )
+
+
+def runs_table(runs: Sequence[Run]) -> Table:
+    """Trained runs, a line each: mean ± standard deviation over their seeds."""
+    scores = ("top1", "top5", "loss", "macro_f1")
+    table = plain_table("run", "measured on", "seeds", *scores, right=("seeds", *scores))
+    for run in runs:
+        part = measured_part(run)
+        found = run.summary[part]
+        cells = [_spread(found.get(name)) for name in scores]
+        table.add_row(Text(str(run.path)), PARTS[part], str(len(run.seeds)), *cells)
+    return table
+
+
+PARTS = {"test": "test", "val": "validation", "train": "training only"}
+
+
+def measured_part(run: Run) -> str:
+    """The most honest images that a run was measured on: test, else val, else train."""
+    return next(part for part in PARTS if run.summary[part] is not None)
+
+
+def _spread(found: Mapping[str, float | None] | None) -> str:
+    """`0.9812 ± 0.0021`; a dash where it was not measured."""
+    if found is None:
+        return number(None)
+    std = found["std"]
+    return number(found["mean"]) + ("" if std is None else f" ± {number(std)}")
+
+
+def run_notes(runs: Sequence[Run]) -> Iterator[str]:
+    """What one must know to read the numbers."""
+    if any(run.summary["test"] is not None for run in runs):
+        yield "the test set was opened once per seed, after training"
+    if any(len(run.seeds) > 1 for run in runs):
+        yield "mean ± standard deviation over seeds (n - 1)"
+    for run in runs:
+        yield from (f"{run.path}: {note}" for note in run.notes)
+        yield f"{run.path / 'report.html'}: curves, classes, confusion matrix"
+
+
+def evaluation_page(found: RunEvaluation) -> Group:
+    """Scores of a run on one set of images, and of each class (means over seeds)."""
+    seeds = count(len(found.seeds), "seed")
+    title = Text(f"{found.data}: {count(found.images, 'image')}, {seeds}", "bold")
+    scores = plain_table("score", "mean ± std" if len(found.seeds) > 1 else "value",
+                         right=("value",))  # fmt: skip
+    for name, spread in found.summary.items():
+        scores.add_row(name, _spread(spread))
+    columns = ("precision", "recall", "f1")
+    by_seed = [one["per_class"] for one in found.scores().values()]
+    classes = plain_table("class", *columns, "images", right=(*columns, "images"))
+    for name in found.classes:
+        rows = [per_class[name] for per_class in by_seed]
+        means = [number(sum(row[column] for row in rows) / len(rows)) for column in columns]
+        classes.add_row(Text(name), *means, f"{rows[0]['support']:,}")
+    return Group(title, Text(), scores, Text(), classes)
+
+
+def predictions_table(found: Sequence[Prediction]) -> Table:
+    """The most likely classes of images, a line each."""
+    table = plain_table("image", "class", "probability", right=("probability",))
+    for one in found:
+        for place, (name, share) in enumerate(one.top):
+            image = Text(str(one.path)) if place == 0 else Text()
+            table.add_row(image, Text(name), f"{share:.4f}", style="bold" if place == 0 else None)
+    return table

@@ -1,0 +1,48 @@
+"""Times, small drawings and spreadsheet cells as text; numbers are in `hpo.results.table`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+SPARKS = "▁▂▃▄▅▆▇█"
+
+
+def moment(seconds: float) -> str:
+    """A time since 1970 in this machine's time zone, to the minute."""
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """One block per value, from the lowest to the highest; a dot where it is not finite."""
+    finite = [one for one in values if math.isfinite(one)]
+    if not finite:
+        return "·" * len(values)
+    low, span = min(finite), max(finite) - min(finite)
+
+    def block(one: float) -> str:
+        if not math.isfinite(one):
+            return "·"
+        return SPARKS[round((one - low) / span * (len(SPARKS) - 1))] if span else SPARKS[0]
+
+    return "".join(block(one) for one in values)
+
+
+def bar(share: float, width: int) -> str:
+    """`width` cells, filled to `share` (0..1) in eighths of a cell."""
+    eighths = round(max(0.0, min(1.0, share)) * width * 8)
+    full, rest = divmod(eighths, 8)
+    return ("█" * full + (" ▏▎▍▌▋▊▉"[rest] if rest else "")).ljust(width)
+
+
+def cell(item: Any) -> str:
+    """A value for a spreadsheet: text that it would run as a formula gets a leading apostrophe."""
+    if item is None:
+        return ""
+    if isinstance(item, bool | int | float):
+        return json.dumps(item)
+    text = item if isinstance(item, str) else json.dumps(item, default=str)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

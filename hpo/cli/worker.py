@@ -1,0 +1,66 @@
+"""`hpo worker`: one process, one device, until the study is over."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated
+
+import typer
+
+from hpo.cli.options import Device, Storage, StudyName, database, first_device, quiet_optuna
+from hpo.paths import Home
+
+
+def worker(
+    study: StudyName,
+    device: Device = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="CPU threads.", show_default="all cores of this machine"
+        ),
+    ] = None,
+    storage: Storage = None,
+    worker_id: Annotated[str | None, typer.Option(hidden=True)] = None,
+    supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
+) -> None:
+    """Pull trials of an existing study until it is over. Start any number, anywhere.
+
+    Needs the storage and the study's name alone (and the images at the same path): the study file
+    is in the database. Ctrl-C once: stop after the current step and hand the trial back; twice:
+    stop now.
+
+    Example: HPO_STORAGE=postgresql+psycopg://me@server/hpo hpo worker digits --device cuda:1
+    """
+    from hpo.search import study as studies
+
+    with database(storage) as found:
+        wanted = studies.load(found, study)
+
+        from hpo.engine.runtime import torch_device
+        from hpo.search.objective import Bench
+        from hpo.storage.optuna_rdb import FencedStorage
+        from hpo.workers.devices import threads_for
+        from hpo.workers.signals import stop_on_signal
+        from hpo.workers.worker import Worker
+
+        place = torch_device(first_device(device))
+        _log()
+        own = FencedStorage(found)
+        home = Home.default()
+        bench = Bench(wanted, own, wanted.optuna_study(own), home, place, threads or threads_for(1))
+        with stop_on_signal() as stop:
+            reason = Worker(
+                wanted, own, bench, home=home, device=str(place), worker_id=worker_id
+            ).run(stop, supervised=supervised)
+    logging.getLogger("hpo.cli").info("%s: %s", study, reason)
+
+
+def _log() -> None:
+    """Times and messages on standard error, which is a supervised worker's log file."""
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+        datefmt="%Y-%m-%d %H:%M:%S",
+    )
+    quiet_optuna()

@@ -1,0 +1,153 @@
+"""The floors of the house, and what the command line may load."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import hpo
+from hpo.cli.main import COMMANDS
+
+PACKAGE = Path(hpo.__file__).parent
+CORE = "core"
+BELOW = {
+    CORE: set(),
+    "engine": {CORE},
+    "storage": {CORE},
+    "search": {CORE, "engine", "storage"},
+    "workers": {CORE, "engine", "storage", "search"},
+    "results": {CORE, "engine", "storage", "search"},
+    "dashboard": {CORE, "engine", "storage", "search"},
+    "cli": {CORE, "engine", "storage", "search", "workers", "results", "dashboard"},
+}
+"""The floors that each floor may import, beside itself."""
+
+OWNERS = {
+    "torch": (
+        "hpo.engine",
+        "hpo.search.objective",
+        *(f"hpo.results.{name}" for name in ("check", "retrain", "evaluate", "predict")),
+    ),
+    "torchvision": ("hpo.engine",),
+    "sqlalchemy": ("hpo.storage",),
+    "ray": ("hpo.workers.launch",),
+}
+"""Who may import a library at all, inside functions too."""
+
+HEAVY = ("torch", "torchvision", "optuna", "plotly", "sklearn", "sqlalchemy", "ray", "numpy", "PIL")
+COMMAND_NAMES = [name for commands in COMMANDS.values() for name in commands]
+
+
+def modules() -> dict[str, ast.Module]:
+    """Every module of the package by dotted name."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found[name] = ast.parse(path.read_text(encoding="utf-8"))
+    return found
+
+
+MODULES = modules()
+
+
+def floor(module: str) -> str:
+    """The floor of `hpo.<...>`; what stands in no folder is the core."""
+    part = module.split(".")[1] if "." in module else ""
+    return part if part in BELOW else CORE
+
+
+def is_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def imports(node: ast.AST, *, nested: bool) -> Iterator[str]:
+    """Modules imported under `node`, those for type checkers left out; `nested`: inside functions
+    as well."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from (alias.name for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            assert child.level == 0, "imports are absolute"
+            whole = [f"{child.module}.{alias.name}" for alias in child.names]
+            yield from (one if one in MODULES else str(child.module) for one in whole)
+        elif is_for_types(child):
+            assert isinstance(child, ast.If)
+            yield from (name for part in child.orelse for name in imports(part, nested=nested))
+        elif nested or not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from imports(child, nested=nested)
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_imports_go_only_downward(module: str) -> None:
+    if module == "hpo.__main__":
+        return  # the door of the house
+    here = floor(module)
+    inside = {one for one in imports(MODULES[module], nested=True) if one.startswith("hpo.")}
+    wrong = {one for one in inside if floor(one) not in BELOW[here] | {here}}
+    assert not wrong, f"{module} ({here}) imports {', '.join(sorted(wrong))}"
+
+
+@pytest.mark.parametrize("library", sorted(OWNERS))
+def test_a_library_has_one_owner(library: str) -> None:
+    users = {
+        module
+        for module, tree in MODULES.items()
+        if library in {one.split(".")[0] for one in imports(tree, nested=True)}
+    }
+    wrong = {user for user in users if not user.startswith(OWNERS[library])}
+    assert not wrong, f"{library} is imported by {', '.join(sorted(wrong))}"
+
+
+@pytest.mark.parametrize("module", [one for one in MODULES if floor(one) == CORE])
+def test_the_core_is_light(module: str) -> None:
+    if module == "hpo.__main__":
+        return  # the door of the house
+    loaded = {one.split(".")[0] for one in imports(MODULES[module], nested=False)}
+    assert not loaded & set(HEAVY)
+
+
+def test_commands_load_heavy_modules_inside_functions_only() -> None:
+    for module, tree in MODULES.items():
+        if floor(module) == "cli":
+            loaded = {one.split(".")[0] for one in imports(tree, nested=False)}
+            assert not loaded & set(HEAVY), module
+
+
+def loaded_by(code: str, folder: Path) -> set[str]:
+    """Top-level modules in memory after `code` in a fresh process."""
+    script = f"import sys\n{code}\nprint(chr(10) + ' '.join(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=folder, env={**os.environ, "HPO_HOME": str(folder / "runs")},
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return {name.split(".")[0] for name in done.stdout.splitlines()[-1].split()}
+
+
+CALL = "from hpo.cli.main import main\ntry:\n    main({args!r})\nexcept SystemExit as end:\n    "
+CALL += "assert end.code in {codes!r}, end.code"
+
+
+def test_help_loads_nothing_heavy(tmp_path: Path) -> None:
+    calls = [["--help"], ["--version"], *([name, "--help"] for name in COMMAND_NAMES)]
+    code = "\n".join(CALL.format(args=args, codes=(0,)) for args in calls)
+    assert not loaded_by(code, tmp_path) & set(HEAVY)
+
+
+def test_looking_loads_no_torch(tmp_path: Path) -> None:
+    calls = [["list"], ["status", "x"], ["trials", "x"], ["trial", "x", "0"], ["logs", "x"]]
+    code = "\n".join(CALL.format(args=args, codes=(0, 2)) for args in calls)
+    assert not loaded_by(code, tmp_path) & {"torch", "torchvision", "optuna", "plotly", "sklearn"}
+
+
+def test_the_supervisor_loads_no_torch(tmp_path: Path) -> None:
+    code = "import hpo.cli.run, hpo.search.study, hpo.engine.datasets, hpo.workers.supervisor"
+    assert "torch" not in loaded_by(code, tmp_path)

@@ -1,0 +1,241 @@
+"""What the live view draws, at several widths, from fixed data."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from hpo.cli.live import LiveView, PlainView, Screen, View, headline
+from hpo.cli.tables import trials_csv, trials_table
+from hpo.cli.text import bar, cell, sparkline
+from hpo.search.status import StudyStatus, TrialStatus
+from hpo.storage.records import AttemptRow, EpochRow, StudyRow, WorkerRow
+from tests.fakes import study_file
+
+WIDTHS = (60, 100, 140)
+
+
+def trial(number: int, state: str, values: list[float], reason: str | None = None) -> TrialStatus:
+    """A trial that began at 10 x its number seconds and took 10."""
+    live = state == "running"
+    epochs = tuple(
+        EpochRow(i, 1, 0.0, {"val_top1": value, "seconds": 2.0}, 1)
+        for i, value in enumerate(values, 1)
+    )
+    attempt = AttemptRow(
+        number=number, k=1, worker="w1", started=10.0 * number,
+        ended=None if live else 10.0 * number + 10, outcome=None if live else state,
+        reason=reason, value=None, first_epoch=1, epoch=len(values), runtime=None, live=live,
+    )  # fmt: skip
+    best = max(values, default=None)
+    where = values.index(best) + 1 if best is not None else None
+    params = {"optimizer.lr": 0.003 * (number + 1)}
+    return TrialStatus(number, state, params, best, where, epochs, (attempt,), reason)
+
+
+def worker(name: str, number: int | None = 3, host: str = "box", value: float = 0.91) -> WorkerRow:
+    return WorkerRow(
+        id=name, host=host, pid=1, device="cuda:1", versions={}, started=0.0, seen=40.0,
+        ended=None, reason=None, number=number, epoch=3, epochs=15, value=value,
+        images_per_s=12345.6,
+    )  # fmt: skip
+
+
+TRIALS = (
+    trial(0, "complete", [0.5, 0.9, 0.8]),
+    trial(1, "pruned", [0.4], "median pruned it after epoch 1"),
+    trial(2, "failed", [], "the images ran out"),
+    trial(3, "running", [0.7, 0.91]),
+)
+
+
+def status(
+    trials: tuple[TrialStatus, ...] = TRIALS,
+    workers: tuple[WorkerRow, ...] = (worker("w1"), worker("w2", None)),
+    **changes: object,
+) -> StudyStatus:
+    file = study_file(trials=6, name="flowers")
+    row = StudyRow(
+        uuid="u", study_id=1, name="flowers", definition={}, source="", created=0.0, trials=6,
+        timeout_s=None, target=None, patience_trials=None, lease_s=30.0, stop=None,
+        stop_reason=None,
+    )  # fmt: skip
+    return StudyStatus(replace(row, **changes), file, 40.0, trials, workers, workers)
+
+
+def drawn(item: object, width: int = 100) -> list[str]:
+    """The lines that `item` makes on a terminal of `width` columns."""
+    out = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None,
+                  legacy_windows=False)  # fmt: skip
+    out.print(item)
+    assert isinstance(out.file, io.StringIO)
+    return [line.rstrip() for line in out.file.getvalue().splitlines()]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_screen_fits_and_says_all(width: int) -> None:
+    lines = drawn(Screen(status()), width)
+    text = "\n".join(lines)
+    assert max(map(len, lines)) <= min(width, 100)
+    for part in ("flowers", "3/6 trials", "1 complete", "1 pruned", "1 failed", "1 running",
+                 "best val_top1 0.9000 (trial 0)", "elapsed 40 s", "left", "cuda:1", "3/15",
+                 "0.9100", "12,346", "between trials"):  # fmt: skip
+        assert part in text, part
+    assert len(lines) == 7, text
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_long_names_are_cut_not_wrapped(width: int) -> None:
+    far = tuple(worker(f"w{i}", host="a-machine-with-a-name-" + "x" * 40 + str(i)) for i in (1, 2))
+    lines = drawn(Screen(status(workers=far)), width)
+    assert max(map(len, lines)) <= width
+    assert len(lines) == 7
+
+
+def test_hosts_are_shown_where_there_are_several() -> None:
+    two = (worker("w1", host="alpha"), worker("w2", host="beta"))
+    assert "alpha:cuda:1" in "\n".join(drawn(Screen(status(workers=two))))
+    assert "box" not in "\n".join(drawn(Screen(status())))
+
+
+def test_many_workers_are_counted() -> None:
+    many = tuple(worker(f"w{i}") for i in range(30))
+    lines = drawn(Screen(status(workers=many)))
+    assert "and 6 more" in lines[-1]
+
+
+def test_an_empty_study_says_so() -> None:
+    text = "\n".join(drawn(Screen(status(trials=(), workers=()))))
+    assert "0/6 trials" in text
+    assert "no worker has begun yet" in text
+    assert "best" not in text
+
+
+def test_a_finished_study_has_no_worker_lines() -> None:
+    text = "\n".join(drawn(Screen(status(stop="rule", trials=TRIALS[:3]))))
+    assert "finished" in text
+    assert "cuda:1" not in text
+
+
+def test_time_goes_on_between_two_readings() -> None:
+    text = "\n".join(drawn(Screen(status(), read=100.0, clock=lambda: 105.0)))
+    assert "elapsed 45 s" in text
+
+
+class Readings:
+    """Statuses in turn, and a clock that the test moves."""
+
+    def __init__(self, *found: StudyStatus, cost_s: float = 0.0) -> None:
+        self.found, self.cost_s = list(found), cost_s
+        self.now, self.count = 0.0, 0
+
+    def read(self) -> StudyStatus:
+        self.now += self.cost_s
+        self.count += 1
+        return self.found[min(self.count, len(self.found)) - 1]
+
+    def clock(self) -> float:
+        return self.now
+
+
+def plain_console() -> Console:
+    return Console(file=io.StringIO(), width=200)
+
+
+def test_the_database_is_read_once_a_second_at_most() -> None:
+    readings = Readings(status())
+    view = View(plain_console(), readings.read, readings.clock)
+    for tenth in range(30):
+        readings.now = tenth / 10
+        view.tick()
+    assert readings.count == 3  # at 0, 1 and 2 s
+
+
+def test_slow_readings_become_rare() -> None:
+    readings = Readings(status(), cost_s=2.0)
+    view = View(plain_console(), readings.read, readings.clock)
+    readings.now = 10.0
+    view.tick()
+    readings.now += 19.0
+    view.tick()
+    assert readings.count == 2
+    readings.now += 2.0
+    view.tick()
+    assert readings.count == 3
+
+
+def test_plain_lines_tell_each_trial_once() -> None:
+    readings = Readings(status(TRIALS[:1]), status(), status())
+    out = plain_console()
+    view = PlainView(out, readings.read, readings.clock)
+    view.finish()
+    view.finish()
+    assert isinstance(out.file, io.StringIO)
+    lines = out.file.getvalue().splitlines()
+    assert lines == [
+        "[2/6] trial 1 pruned  val_top1 0.4000 (epoch 1)  1 epoch  2.0 s: "
+        "median pruned it after epoch 1",
+        "[3/6] trial 2 failed: the images ran out",
+    ]
+
+
+def test_a_live_view_shows_what_was_read_last() -> None:
+    readings = Readings(status(TRIALS[:1]), status())
+    view = LiveView(plain_console(), readings.read, readings.clock)
+    view.say("stopping")
+    view.finish()
+    assert "3/6 trials" in "\n".join(drawn(view.screen))
+    assert "stopping" in drawn(view.screen)
+
+
+def test_the_headline_of_a_log() -> None:
+    line = headline(status(), "sqlite:///x.db", ["cpu", "cpu"])
+    assert line == "flowers: 3/6 trials; 2 workers on cpu; sqlite:///x.db"
+
+
+def test_names_with_markup_are_shown_as_they_are() -> None:
+    odd = status((trial(0, "failed", [], "no [bold]class[/bold] [/x]"),))
+    readings = Readings(status(()), odd)
+    out = plain_console()
+    PlainView(out, readings.read, readings.clock).finish()
+    assert isinstance(out.file, io.StringIO)
+    assert "no [bold]class[/bold] [/x]" in out.file.getvalue()
+
+
+def test_csv_is_safe_for_spreadsheets_and_exact() -> None:
+    odd = trial(0, "failed", [0.1 + 0.2], '=HYPERLINK("http://x")')
+    head, row = trials_csv(status((odd,))).splitlines()
+    assert head.startswith("number,state,val_top1,best_epoch,epochs,seconds,attempts,reason")
+    assert row == (
+        '0,failed,0.30000000000000004,1,1,2.0,1,"\'=HYPERLINK(""http://x"")",0.003'
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("item", "shown"),
+    [("=1", "'=1"), ("+x", "'+x"), ("-x", "'-x"), ("@x", "'@x"), ("\tx", "'\tx"), ("a=1", "a=1"),
+     (-1.5, "-1.5"), (True, "true"), (None, ""), ([1, "=2"], '[1, "=2"]')],
+)  # fmt: skip
+def test_cells(item: object, shown: str) -> None:
+    assert cell(item) == shown
+
+
+def test_the_trials_table_has_whole_names() -> None:
+    lines = drawn(trials_table(status()), 120)
+    assert [lines[0].split()[-1], lines[1].split()[-1]] == ["optimizer", ".lr"]
+    assert any("pruned" in line and "0.006" in line for line in lines)
+
+
+def test_sparklines() -> None:
+    assert sparkline([0.0, 0.5, 1.0]) == "▁▅█"
+    assert sparkline([2.0, 2.0]) == "▁▁"
+    assert sparkline([float("nan"), 1.0, 2.0]) == "·▁█"
+
+
+def test_bars() -> None:
+    assert bar(0.5, 4) == "██  "
+    assert bar(1 / 32, 4) == "▏   "
+    assert bar(2.0, 4) == "████"

@@ -1,0 +1,45 @@
+"""What the README shows exists and works as written."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from hpo.cli.main import COMMANDS, app
+from hpo.definition.studyfile import load_study, parse_study
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_command_is_in_the_table_and_exists() -> None:
+    named = set(re.findall(r"`hpo ([a-z]+)", README))
+    assert named == {name for commands in COMMANDS.values() for name in commands}
+
+
+def test_every_option_shown_exists() -> None:
+    for line in re.findall(r"^ +(?:\.venv/bin/)?hpo (.+?)(?: +#.*)?$", README, re.MULTILINE):
+        command, options = line.split()[0], re.findall(r"(--?[a-z][a-z-]*)", line)
+        shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output
+        for option in options:
+            assert option in shown, f"hpo {command} has no {option}"
+
+
+def test_the_study_file_shown_is_valid(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
+    file = parse_study(text, "README.md")
+    assert (file.name, file.study.trials, len(file.baselines)) == ("photos", 40, 1)
+
+
+def test_the_first_line_runs_a_study_that_is_there() -> None:
+    (path,) = re.findall(r"hpo run (studies/\S+) --workers 2$", README, re.MULTILINE)
+    assert load_study(ROOT / path).name == "digits"
+
+
+def test_ci_runs_the_test_line_of_the_readme() -> None:
+    lines = re.findall(r"^ *(python3 -m venv .*pytest) *$", README, re.MULTILINE)
+    assert lines == [
+        "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/pytest"
+    ]
