@@ -16,12 +16,13 @@ from pydantic import (
     BeforeValidator,
     Field,
     ValidationError,
-    WithJsonSchema,
     model_validator,
 )
 
-from hpo.definition.architectures import ARCHITECTURES
-from hpo.definition.fields import Part, complaint, explain, fail, model_at
+from hpo.definition.augment import AugmentConfig
+from hpo.definition.data import DataConfig
+from hpo.definition.fields import Part, Rates, Ratio, complaint, explain, fail, listed, model_at
+from hpo.definition.model import ModelConfig
 from hpo.errors import ConfigError, nearest
 
 Metric = Literal["val_top1", "val_top5", "val_loss", "train_top1", "train_loss"]
@@ -31,174 +32,6 @@ METRICS: tuple[str, ...] = get_args(Metric)
 def direction(metric: str) -> Literal["minimize", "maximize"]:
     """Losses are minimized, everything else is maximized."""
     return "minimize" if metric.endswith("_loss") else "maximize"
-
-
-def _architecture(value: Any) -> Any:
-    if isinstance(value, str) and value not in ARCHITECTURES:
-        raise ValueError(f"unknown architecture; {nearest(value, ARCHITECTURES)}")
-    return value
-
-
-def _tuple(value: Any) -> Any:
-    """TOML has lists only; frozen parts hold tuples."""
-    return tuple(value) if isinstance(value, list) else value
-
-
-_BLOCKS = "'all', 0 or more (the last k blocks), {first = k}, or {start = i, stop = j}"
-
-
-def _blocks(value: Any) -> Any:
-    """Validate `trainable_blocks`; a table stays a table, so that TOML and JSON round-trip."""
-
-    def count(item: Any, least: int) -> bool:
-        return isinstance(item, int) and not isinstance(item, bool) and item >= least
-
-    if value == "all" or count(value, 0):
-        return value
-    if isinstance(value, Mapping):
-        if set(value) == {"first"} and count(value["first"], 1):
-            return dict(value)
-        if set(value) == {"start", "stop"} and count(value["start"], 0):
-            start, stop = value["start"], value["stop"]
-            if count(stop, start + 1):
-                return dict(value)
-    raise ValueError(f"allowed: {_BLOCKS}")
-
-
-Ratio = Annotated[float, Field(ge=0, le=1)]
-Rates = Annotated[tuple[Annotated[float, Field(ge=0)], ...], BeforeValidator(_tuple)]
-Sizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_tuple)]
-Blocks = Annotated[
-    Any,
-    BeforeValidator(_blocks),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"const": "all"},
-                {"type": "integer", "minimum": 0},
-                {"type": "object", "required": ["first"], "additionalProperties": False,
-                 "properties": {"first": {"type": "integer", "minimum": 1}}},
-                {"type": "object", "required": ["start", "stop"], "additionalProperties": False,
-                 "properties": {"start": {"type": "integer", "minimum": 0},
-                                "stop": {"type": "integer", "minimum": 1}}},
-            ]
-        }
-    ),
-]  # fmt: skip
-
-
-class DataConfig(Part):
-    """Where the images come from, how they are split, and the size at which they are kept."""
-
-    dataset: Literal["digits", "folder"] = "digits"
-    """digits: scikit-learn's 1,797 scans of handwritten digits, 8 x 8 pixels. folder: images by
-    class under `root`, either train/ [val/] [test/] or one folder per class."""
-    root: str | None = None
-    """Folder of the images, for dataset = "folder"; relative to the working directory."""
-    image_size: int = Field(default=224, ge=8, le=1024)
-    """Side of the square that the model sees, in pixels; default 8 for digits, 224 otherwise."""
-    resize: Literal["crop", "squash"] = "crop"
-    """crop: resize the shorter side to `resize_size`, keep the aspect ratio, evaluate on the centre
-    (torchvision's Resize + CenterCrop). squash: stretch to a square."""
-    resize_size: int = Field(default=256, ge=8, le=2048)
-    """Shorter side after resizing, in pixels; default: image_size up to 64, above it image_size x
-    256 / 224, torchvision's own ratio. Not used by squash."""
-    normalize: Literal["dataset", "imagenet"] = "dataset"
-    """Mean and standard deviation: of the training part, or ImageNet's. With torchvision's weights
-    use imagenet."""
-    val_fraction: float = Field(default=0.15, gt=0, lt=1)
-    """Part of the images for validation where the data has no val/ folder."""
-    test_fraction: float = Field(default=0.15, ge=0, lt=1)
-    """Part of the images for the test where the data has neither train/ nor test/; 0: no test."""
-    split_seed: int = Field(default=0, ge=0)
-    """Seed of the split; training seeds never move an image between parts."""
-    limit_train: int | None = Field(default=None, ge=1)
-    """Use a seeded, stratified part of this many training images, for cheap searches."""
-    skip_unreadable: bool = False
-    """Leave out files that cannot be read as images (counted and listed) instead of stopping."""
-    max_pixels: int = Field(default=50_000_000, ge=64)
-    """Refuse images of more pixels than this before they are decoded."""
-    cache_limit_gb: float = Field(default=20.0, ge=0)
-    """Largest cache of decoded images, in GB (10^9 bytes); beyond it images are decoded in every
-    epoch by `loader_workers` processes, with the same results."""
-    loader_workers: int = Field(default=2, ge=0, le=64)
-    """Processes that decode images where no cache is used; 0: in the training process."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _sizes(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        data = dict(data)
-        digits = data.get("dataset", "digits") == "digits"
-        size = data.setdefault("image_size", 8 if digits else 224)
-        if isinstance(size, int):
-            data.setdefault("resize_size", size if size <= 64 else round(size * 256 / 224))
-        return data
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.dataset == "folder" and not self.root:
-            fail("root", self.root, 'dataset = "folder" needs the folder of the images')
-        if self.dataset == "digits" and self.root:
-            fail("root", self.root, 'digits come with scikit-learn; use dataset = "folder"')
-        if self.resize == "crop" and self.resize_size < self.image_size:
-            fail("resize_size", self.resize_size, f"at least image_size = {self.image_size}")
-        if self.val_fraction + self.test_fraction >= 1:
-            left = f"with test_fraction = {self.test_fraction} nothing is left for training"
-            fail("val_fraction", self.val_fraction, left)
-        return self
-
-
-Activation = Literal["relu", "leaky_relu"]
-
-
-class HeadConfig(Part):
-    """A classifier of one's own: per hidden layer linear, batch norm, activation, dropout; then a
-    linear layer to the classes. Lists shorter than `hidden` repeat their last item."""
-
-    hidden: Sizes = (128,)
-    """Units of each hidden layer; empty: one linear layer."""
-    activations: Annotated[tuple[Activation, ...], BeforeValidator(_tuple)] = ("relu",)
-    """relu or leaky_relu (slope 0.01), per hidden layer."""
-    dropout: Annotated[tuple[Ratio, ...], BeforeValidator(_tuple)] = (0.0,)
-    """Dropout after each hidden layer, 0 to 1."""
-    batch_norm: bool = False
-    """Batch norm between each hidden linear layer and its activation."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        for name in ("activations", "dropout"):
-            values = getattr(self, name)
-            if self.hidden and not 1 <= len(values) <= len(self.hidden):
-                fail(name, list(values), f"1 to {len(self.hidden)} items, one per hidden layer")
-        return self
-
-
-class ModelConfig(Part):
-    """The network, where its weights come from, and which part of it is trained."""
-
-    architecture: Annotated[
-        str,
-        BeforeValidator(_architecture),
-        WithJsonSchema({"type": "string", "enum": list(ARCHITECTURES)}),
-    ] = "small_cnn"
-    """small_cnn, or the name of a torchvision classification model."""
-    weights: str | None = None
-    """None (random), a torchvision weights name (IMAGENET1K_V1, DEFAULT), or a local file:
-    .safetensors, or a state dict (.pt, .pth; read without unpickling code)."""
-    stem: Literal["default", "small"] = "default"
-    """small: a first convolution of 3 x 3, stride 1, and no max-pool, for images of 32 pixels."""
-    dropout: float | None = Field(default=None, ge=0, lt=1)
-    """Dropout of the architecture's own classifier; None: as the architecture has it."""
-    head: HeadConfig | None = None
-    """A classifier of one's own; None: the architecture's, with its last layer replaced."""
-    trainable_blocks: Blocks = "all"
-    """all; 0: the head alone; k: the last k blocks; {first = k}: the first k; {start = i, stop =
-    j}: blocks i to j - 1, counted from 0. A block is one child of torchvision's `features`, one
-    layerN of a ResNet, one encoder layer of a transformer. The head is always trained."""
-    filters: Sizes = (32, 64, 128)
-    """small_cnn only: filters of each convolution (3 x 3, batch norm, ReLU, max-pool)."""
 
 
 class OptimizerConfig(Part):
@@ -214,7 +47,7 @@ class OptimizerConfig(Part):
     """sgd only; needs momentum above 0."""
     weight_decay: float = Field(default=0.0, ge=0, le=10)
     """L2 penalty; adamw decouples it from the gradient."""
-    betas: Annotated[tuple[Ratio, Ratio], BeforeValidator(_tuple)] = (0.9, 0.999)
+    betas: Annotated[tuple[Ratio, Ratio], BeforeValidator(listed)] = (0.9, 0.999)
     """adam and adamw only: decay rates of the two moments."""
 
     @model_validator(mode="after")
@@ -249,37 +82,6 @@ class ScheduleConfig(Part):
     """onecycle only: part of the steps in which the rate rises."""
     rates: Rates = ()
     """replay only: the learning rate of each epoch."""
-
-
-class AugmentConfig(Part):
-    """Random changes of training images; all off by default."""
-
-    horizontal_flip: Ratio = 0.0
-    """Probability of a left-right flip."""
-    crop_padding: int = Field(default=0, ge=0, le=256)
-    """Pixels of black padding on each side before a random crop back to image_size; 0: off."""
-    random_resized_crop: Annotated[tuple[float, float], BeforeValidator(_tuple)] | None = None
-    """[least, most] part of the picture's area in a random resized crop (aspect 3/4 to 4/3), taken
-    from the whole picture; None: off."""
-    rotation: float = Field(default=0.0, ge=0, le=180)
-    """Random rotation within +- this many degrees."""
-    brightness: float = Field(default=0.0, ge=0, le=1)
-    """Colour jitter: factor within 1 +- this."""
-    contrast: float = Field(default=0.0, ge=0, le=1)
-    """Colour jitter: factor within 1 +- this."""
-    saturation: float = Field(default=0.0, ge=0, le=1)
-    """Colour jitter: factor within 1 +- this."""
-    hue: float = Field(default=0.0, ge=0, le=0.5)
-    """Colour jitter: shift within +- this part of the colour circle."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        crop = self.random_resized_crop
-        if crop is not None and not 0 < crop[0] <= crop[1] <= 1:
-            fail("random_resized_crop", list(crop), "[least, most] with 0 < least <= most <= 1")
-        if crop is not None and self.crop_padding:
-            fail("crop_padding", self.crop_padding, "0 beside random_resized_crop: use one crop")
-        return self
 
 
 class EarlyStoppingConfig(Part):

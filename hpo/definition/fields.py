@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from hpo.errors import ConfigError, nearest
+
+
+def listed(value: Any) -> Any:
+    """TOML has lists only; frozen parts hold tuples."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+Ratio = Annotated[float, Field(ge=0, le=1)]
+Rates = Annotated[tuple[Annotated[float, Field(ge=0)], ...], BeforeValidator(listed)]
+Sizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(listed)]
 
 
 class Part(BaseModel):

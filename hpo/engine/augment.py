@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hpo.definition.config import AugmentConfig
+from hpo.definition.augment import AugmentConfig
 
 _ASPECTS = 3 / 4, 4 / 3
 _CACHED = 200_000  # floats

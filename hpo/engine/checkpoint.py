@@ -13,8 +13,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from hpo.definition.config import ModelConfig, TrainConfig
+from hpo.definition.config import TrainConfig
 from hpo.definition.fields import flatten
+from hpo.definition.model import ModelConfig
 from hpo.engine import models, weights
 from hpo.errors import DataError, NotFound, TrialFailed
 

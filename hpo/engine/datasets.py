@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from hpo.definition.config import DataConfig
+from hpo.definition.data import DataConfig
 from hpo.engine.cache import Index, Store, file_digests, short_hash
 from hpo.engine.folders import Listing, list_folder
 from hpo.engine.images import Images, Pixels, Sizing, Source, concat

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hpo.definition.config import DataConfig
+from hpo.definition.data import DataConfig
 from hpo.errors import DataError
 
 # Pillow warns of large pictures when it opens them; `data.max_pixels` refuses them by the header,

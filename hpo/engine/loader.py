@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from hpo.definition.config import AugmentConfig
+from hpo.definition.augment import AugmentConfig
 from hpo.engine import augment as aug
 from hpo.engine.images import Images
 

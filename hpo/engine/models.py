@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision import models as zoo
 
-from hpo.definition.config import HeadConfig, ModelConfig
+from hpo.definition.model import HeadConfig, ModelConfig
 from hpo.engine import weights
 from hpo.engine.small_cnn import SmallCnn
 from hpo.errors import ConfigError

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hpo.definition.config import DataConfig, TrainConfig
+from hpo.definition.config import TrainConfig
+from hpo.definition.data import DataConfig
 from hpo.engine.cache import Store, file_digests
 from hpo.engine.checkpoint import load_trained
 from hpo.engine.control import Control, Unattended

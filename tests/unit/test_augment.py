@@ -10,7 +10,7 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
-from hpo.definition.config import AugmentConfig
+from hpo.definition.augment import AugmentConfig
 from hpo.engine import augment as aug
 
 

@@ -8,7 +8,8 @@ import pytest
 import safetensors
 import torch
 
-from hpo.definition.config import ModelConfig, TrainConfig
+from hpo.definition.config import TrainConfig
+from hpo.definition.model import ModelConfig
 from hpo.engine import models
 from hpo.engine.checkpoint import Checkpoint, best_weights, load_trained, save_weights
 from hpo.errors import DataError, NotFound, TrialFailed

@@ -8,13 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpo.definition.architectures import TORCHVISION_ARCHITECTURES
-from hpo.definition.config import (
-    TrainConfig,
-    check_path,
-    direction,
-    field_errors,
-    field_paths,
-)
+from hpo.definition.config import TrainConfig, check_path, direction, field_errors, field_paths
 from hpo.definition.fields import flatten, with_values
 from hpo.errors import ConfigError
 

@@ -20,7 +20,7 @@ from PIL import Image
 from torchvision.datasets.folder import pil_loader
 from torchvision.transforms import v2
 
-from hpo.definition.config import DataConfig
+from hpo.definition.data import DataConfig
 from hpo.engine import cache as cache_module
 from hpo.engine import datasets, images
 from hpo.engine.datasets import concat, describe, open_data, open_test

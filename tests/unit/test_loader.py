@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from hpo.definition.config import AugmentConfig, DataConfig
+from hpo.definition.augment import AugmentConfig
+from hpo.definition.data import DataConfig
 from hpo.engine import loader
 from hpo.engine.datasets import concat, open_data
 from hpo.engine.images import Images

@@ -12,7 +12,7 @@ import torchvision
 from torch import nn
 
 from hpo.definition.architectures import TORCHVISION_ARCHITECTURES
-from hpo.definition.config import ModelConfig
+from hpo.definition.model import ModelConfig
 from hpo.engine import models, weights
 from hpo.errors import ConfigError, DataError
 

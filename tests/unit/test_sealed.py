@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import hpo
-from hpo.definition.config import DataConfig, TrainConfig
+from hpo.definition.config import TrainConfig
+from hpo.definition.data import DataConfig
 from hpo.definition.studyfile import StudyFile
 from hpo.engine import datasets
 from hpo.engine.datasets import DigitsSource, FolderSource, open_data, open_test
