@@ -21,6 +21,7 @@ MOST_STEPS = 1_000_000_000
 FIXED_ONLY = (
     *("data.dataset", "data.root", "data.split_seed", "data.val_fraction", "data.test_fraction"),
     *("data.skip_unreadable", "data.max_pixels", "data.cache_limit_gb", "data.loader_workers"),
+    "data.download",
 )
 
 _FIELDS = frozenset(field_paths())

@@ -16,6 +16,7 @@ import tomli_w
 
 from hpo.definition import toml
 from hpo.definition.config import TrainConfig, check_path, direction, field_errors
+from hpo.definition.datasets import DEFAULT_ROOT
 from hpo.definition.document import Document
 from hpo.definition.fields import flatten, with_values
 from hpo.definition.parameters import shown
@@ -263,6 +264,8 @@ def _with_absolute_root(train: Mapping[str, Any]) -> dict[str, Any]:
     """A worker may run in another directory: the data are found from everywhere."""
     data = train.get("data")
     root = data.get("root") if isinstance(data, Mapping) else None
+    if isinstance(data, Mapping) and data.get("dataset", "digits") not in ("digits", "folder"):
+        root = root or DEFAULT_ROOT
     if not isinstance(root, str) or not root:
         return dict(train)
     return with_values(train, {"data.root": str(Path(root).expanduser().absolute())})

@@ -21,7 +21,8 @@ from hpo.errors import DataError, NotFound, TrialFailed
 
 State = dict[str, Tensor]
 
-FREE = ("data.root", "data.cache_limit_gb", "data.loader_workers", "runtime.micro_batch")
+FREE = ("data.root", "data.download", "data.cache_limit_gb", "data.loader_workers",
+        "runtime.micro_batch")  # fmt: skip
 """Fields that another host may set differently and still go on with a checkpoint."""
 
 

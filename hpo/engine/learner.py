@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hpo.definition.config import TrainConfig
 from hpo.engine import metrics, models
+from hpo.engine.balance import weighted_cross_entropy
 from hpo.engine.control import Control
 from hpo.engine.optim import make_optimizer
 from hpo.errors import TrialFailed
@@ -74,6 +75,8 @@ class Learner:
     ) -> None:
         self.config, self.device = config, device
         self.micro_batch = micro_batch or config.batch_size
+        self.class_weights: Tensor | None = None
+        """(C,) float32 on the device: how much the training loss of each class counts."""
         model = models.build(
             config.model,
             classes=classes,
@@ -126,6 +129,8 @@ class Learner:
                 "choose another batch_size"
             ) from error
         smoothing = self.config.label_smoothing
+        if self.class_weights is not None:
+            return weighted_cross_entropy(logits, labels, self.class_weights, smoothing), logits
         return functional.cross_entropy(logits, labels, label_smoothing=smoothing), logits
 
 

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from hpo.definition.augment import AugmentConfig
 from hpo.engine import augment as aug
+from hpo.engine.balance import balanced_order
 from hpo.engine.images import Images
 
 T = TypeVar("T")
@@ -35,7 +36,8 @@ class TrainBatches:
     """Shuffled and augmented batches. What epoch n shows depends on (seed, n) alone.
 
     The last batch may be short; of a single picture it is dropped, unless it is the only one: batch
-    norm cannot learn from one value.
+    norm cannot learn from one value. With `balanced` every class is drawn equally often, with
+    replacement.
     """
 
     def __init__(
@@ -51,7 +53,9 @@ class TrainBatches:
         memory_format: torch.memory_format = torch.contiguous_format,
         seed: int = 0,
         loader_workers: int = 0,
+        balanced: bool = False,
     ) -> None:
+        self._balanced = torch.from_numpy(images.labels) if balanced else None
         self._augment, self._size, self._seed = augment, image_size, seed
         self._sizes = torch.from_numpy(images.sizes)
         resized = augment.random_resized_crop is not None
@@ -69,7 +73,11 @@ class TrainBatches:
 
     def epoch(self, n: int) -> Generator[Batch, None, None]:
         """The batches of epoch `n`; close the iterator (or exhaust it) to end its helpers."""
-        order = torch.randperm(len(self._sizes), generator=aug.generator(self._seed, n, "order"))
+        source = aug.generator(self._seed, n, "order")
+        if self._balanced is not None:
+            order = balanced_order(self._balanced, source)
+        else:
+            order = torch.randperm(len(self._sizes), generator=source)
         draws = aug.draw(self._augment, self._sizes[order], self._size, self._seed, n)
         labels = self._labels[_moved(order, self._labels.device)]
         moved = draws.to(self._labels.device)

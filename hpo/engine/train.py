@@ -24,6 +24,7 @@ from torch import Tensor
 
 from hpo.definition.config import TrainConfig, direction
 from hpo.engine import optim
+from hpo.engine.balance import class_weights
 from hpo.engine.checkpoint import Checkpoint
 from hpo.engine.control import Control
 from hpo.engine.images import Images
@@ -134,6 +135,9 @@ class _Run:
         self.classes = data.classes
         self.prepare(0)
         self.learner = self.make_learner(micro_batch, pretrained=start is None)
+        if config.data.balance == "loss":
+            weights = class_weights(data.train.labels, data.classes)
+            self.learner.class_weights = weights.float().to(device)
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Tensor] = {}
         self.best_epoch = 0
@@ -290,6 +294,7 @@ def _batches(
         memory_format=layout,
         seed=config.seed,
         loader_workers=config.data.loader_workers,
+        balanced=config.data.balance == "sampling",
     )
     if data.val is None:
         return training, None

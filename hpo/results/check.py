@@ -92,6 +92,7 @@ class CheckResult:
     def __str__(self) -> str:
         lines = [f"study {self.name}: {self.trials} trials of up to {self.epochs} epochs", "data:"]
         lines += [f"  {part}: {_counts(count)}" for part, count in self.data.items()]
+        lines += [f"  {line}" for line in _imbalance(self.data["train"])]
         if "test" not in self.data:
             lines.append("  no test split: nothing will be called a test result")
         lines.append(f"networks, a step on {self.device}:")
@@ -254,6 +255,17 @@ def _counts(of_class: Mapping[str, int], most: int = 10) -> str:
     each = [f"{name} {count}" for name, count in of_class.items()]
     more = f", ... ({len(each)} classes)" if len(each) > most else ""
     return f"{sum(of_class.values())} images ({', '.join(each[:most])}{more})"
+
+
+def _imbalance(of_class: Mapping[str, int], least: float = 1.5) -> Iterator[str]:
+    """How unequal the training classes are, where they are."""
+    most, fewest = (choose(of_class, key=lambda name: of_class[name]) for choose in (max, min))
+    if (ratio := of_class[most] / max(1, of_class[fewest])) >= least:
+        yield (
+            f"unequal classes: {most} has {ratio:.3g} times as many training images as {fewest} "
+            f'({of_class[most]} and {of_class[fewest]}); data.balance = "loss" or "sampling" lets '
+            "them count alike"
+        )
 
 
 def duration(seconds: float) -> str:

@@ -258,7 +258,8 @@ class _Job:
         if not self.about.has_test:
             return None, 0
         images = datasets.open_test(self.recipe.config.data, self.home.cache)
-        assert images is not None  # has_test
+        if images is None:  # a data set of the user's own, asked for its test split only now
+            return None, 0
         self.progress(f"seed {seed}: opening the test set ({len(images)} images)")
         found = evaluate_images(
             self.recipe.config, self.about, files.weights, images, self.device, self.control
