@@ -55,7 +55,7 @@ def config(**fields: Any) -> TrainConfig:
         "epochs": 4,
         "batch_size": 16,
         "data": {"image_size": 8},
-        "model": {"filters": [4, 8], "dropout": 0.3},
+        "model": {"cnn": {"filters": [4, 8]}, "dropout": 0.3},
         "optimizer": {"lr": 0.05},
         "augment": {"horizontal_flip": 0.5, "crop_padding": 1},
         "runtime": {"precision": "float32", "memory_format": "contiguous", "threads": 1},
@@ -130,7 +130,7 @@ def test_the_same_seed_gives_the_same_bits(tmp_path: Path) -> None:
 
 def test_real_digits_are_learned(tmp_path: Path) -> None:
     data = open_data(TrainConfig.parse({}).data, tmp_path)
-    settings = config(epochs=4, batch_size=64, model={"filters": [16, 32]}, augment={})
+    settings = config(epochs=4, batch_size=64, model={"cnn": {"filters": [16, 32]}}, augment={})
     seen = TrainingData(len(data.classes), data.train, data.val, data.mean, data.std)
     assert run(settings, seen)[-1].metrics["val_top1"] > 0.9
 
@@ -272,7 +272,7 @@ def batch(images: int = 8) -> learner.Batch:
 
 
 def test_micro_batches_give_the_gradient_of_the_whole_batch() -> None:
-    settings = config(model={"architecture": "small_cnn", "filters": [4], "dropout": 0.0})
+    settings = config(model={"architecture": "small_cnn", "cnn": {"filters": [4]}, "dropout": 0.0})
     steps = []
     for size in (8, 3):
         torch.manual_seed(1)
@@ -294,7 +294,7 @@ def test_gradients_are_clipped() -> None:
 
 
 def test_frozen_blocks_do_not_move_nor_do_their_statistics() -> None:
-    settings = config(model={"filters": [4, 8], "trainable_blocks": 1})
+    settings = config(model={"cnn": {"filters": [4, 8]}, "trainable_blocks": 1})
     made = Learner(settings, classes=3, device=CPU)
     before = {name: value.clone() for name, value in made.model.state_dict().items()}
     made.train_mode()
@@ -303,7 +303,7 @@ def test_frozen_blocks_do_not_move_nor_do_their_statistics() -> None:
         name for name, value in made.model.state_dict().items() if (value != before[name]).any()
     }
     assert not any(name.startswith("features.0") for name in moved)
-    assert "features.1.1.running_mean" in moved
+    assert "features.1.norm.running_mean" in moved
     assert "classifier.1.weight" in moved
 
 
@@ -393,7 +393,7 @@ def test_a_network_that_does_not_fit_at_all(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_one_image_cannot_teach_batch_norm() -> None:
-    settings = config(batch_size=1, augment={}, model={"filters": [4, 4, 4, 4]})
+    settings = config(batch_size=1, augment={}, model={"cnn": {"filters": [4, 4, 4, 4]}})
     with pytest.raises(TrialFailed, match="a batch of 1 cannot be learned from"):
         run(settings)
 
