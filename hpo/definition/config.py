@@ -181,7 +181,7 @@ class TrainConfig(Part):
         if not phases or "epochs" in data or not isinstance(phases, list | tuple):
             return data
         lengths = [one.get("epochs") if isinstance(one, dict) else None for one in phases]
-        whole = all(isinstance(one, int) for one in lengths)
+        whole = all(isinstance(one, int) and one > 0 for one in lengths)
         return {**data, "epochs": sum(lengths)} if whole else data
 
     @model_validator(mode="before")

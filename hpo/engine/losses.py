@@ -46,7 +46,7 @@ def _own(name: str) -> Loss:
     function = own.load(name, "loss")
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
-        found = own.call(function, name, "loss", logits, labels)
+        found = own.call(function, repr(name), "loss", logits, labels)
         return _mean(found, name, len(labels))
 
     return loss

@@ -90,7 +90,8 @@ def build(
     if config.stem == "small":
         _shrink_stem(model, config.architecture)
     replaced = _replace_head(model, config, classes)
-    _check_forward(model, config, image_size)
+    if not is_own(config.architecture):  # which has run already
+        _check_forward(model, config, image_size)
     if config.weights is not None and pretrained:
         fit = weights.Fit(head=family(model).head, replaced=replaced, image_size=image_size)
         weights.load_into(model, config.weights, config.architecture, fit)

@@ -36,14 +36,15 @@ def load(name: str, key: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def call(function: Callable[..., Any], name: str, key: str, *args: Any, **options: Any) -> Any:
-    """What `function` returns; whatever it raises becomes a ConfigError for the field `key`."""
+def call(function: Callable[..., Any], what: str, key: str, *args: Any, **options: Any) -> Any:
+    """What `function` returns; whatever it raises becomes a ConfigError for the field `key` that
+    says `what` raised."""
     try:
         return function(*args, **options)
-    except torch.OutOfMemoryError:
+    except torch.OutOfMemoryError:  # training goes on with smaller parts of the batch
         raise
     except Exception as error:
-        raise ConfigError(f"{name!r} raised {_told(error)}", key=key) from error
+        raise ConfigError(f"{what} raised {_told(error)}", key=key) from error
 
 
 def build(name: str, *, classes: int, image_size: int) -> nn.Module:
@@ -51,14 +52,14 @@ def build(name: str, *, classes: int, image_size: int) -> nn.Module:
     pictures. Raises ConfigError where that fails or gives anything but (2, classes) logits."""
     key = "model.architecture"
     function = load(name, key)
-    model = call(function, name, key, classes=classes, image_size=image_size)
+    model = call(function, repr(name), key, classes=classes, image_size=image_size)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"{name!r} returned {type(model).__name__}, not a nn.Module", key=key)
     images = torch.zeros(2, 3, image_size, image_size)
     training = model.training
     model.eval()
     with torch.no_grad():
-        logits = call(model, f"the network of {name}", key, images)
+        logits = call(model, f"the network of {name!r}", key, images)
     model.train(training)
     shape = tuple(getattr(logits, "shape", ()))
     if not isinstance(logits, torch.Tensor) or shape != (2, classes):

@@ -97,6 +97,40 @@ def test_a_head_of_ones_own(name: str) -> None:
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
 
 
+BLOCKS = {
+    "mobilenet_v2": ("features.0", "features.18", 19),
+    "mobilenet_v3_small": ("features.0", "features.12", 13),
+    "mobilenet_v3_large": ("features.0", "features.16", 17),
+    "resnet18": ("layer1", "layer4", 4),
+    "resnet50": ("layer1", "layer4", 4),
+    "alexnet": ("features.0", "features.10", 5),
+    "efficientnet_b0": ("features.0", "features.8", 9),
+    "efficientnet_b7": ("features.0", "features.8", 9),
+    "vit_b_16": ("encoder.layers.encoder_layer_0", "encoder.layers.encoder_layer_11", 12),
+    "convnext_tiny": ("features.0", "features.7", 8),
+}
+"""The first block, the last, and how many there are."""
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_blocks_are_counted_the_same_way(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with torch.device("meta"):
+        model = torchvision.models.get_model(name)
+    parts = models.blocks(model)
+    names = {id(part): path for path, part in model.named_modules()}
+    paths = [names[id(part)] for part in parts]
+    with capsys.disabled():
+        print(f"\n{name}: {len(paths)} blocks, {paths[0]} to {paths[-1]}")
+    assert (paths[0], paths[-1], len(paths)) == BLOCKS[name]
+    for last in range(len(parts) + 1):  # each block brings weights of its own
+        models.set_trainable(model, last)
+        learning = {key for key, one in model.named_parameters() if one.requires_grad}
+        expected = {path for path in paths[len(paths) - last :]}
+        assert {path for path in paths if any(key.startswith(f"{path}.") for key in learning)} == (
+            expected
+        )
+
+
 def test_an_empty_head_is_one_linear_layer() -> None:
     own = build("resnet18", head={"hidden": []}).fc[-1]
     assert [type(layer) for layer in own] == [nn.Linear]

@@ -81,7 +81,8 @@ def built(size: int, classes: int, cnn: dict[str, Any], **fields: Any) -> nn.Mod
     [
         (64, NICHE, Niche(7, 64, False, 0.0)),
         (64, {**NICHE, "residual": [False] * 4 + [True]}, Niche(7, 64, True, 0.0)),
-        (256, {**NICHE, "residual": [False] * 4 + [True], "dropout": 0.3}, Niche(7, 256, True, 0.3)),
+        (256, {**NICHE, "residual": [False] * 4 + [True], "dropout": 0.3},
+         Niche(7, 256, True, 0.3)),
         (48, {**FOUR, "adaptive_pool": 0, "dropout": 0.4},
          four(nn.MaxPool2d, nn.Identity(), 64 * 9, 0.4)),
         (48, {**FOUR, "adaptive_pool": 0, "pool": "average", "dropout": 0.3},
@@ -156,7 +157,7 @@ def test_a_head_of_ones_own_replaces_the_fully_connected_layers() -> None:
          "validation, not 0"),
         ({"kernels": [4]},
          "model.cnn.kernels.0: 4: allowed: 1, 3, 5, ... 31: an even kernel has no middle"),
-        ({"pool": "avg"}, "model.cnn.pool: 'avg': allowed: max, average"),
+        ({"pool": "avg"}, "model.cnn.pool: 'avg': did you mean 'average'?"),
         ({"norm": [1]}, "model.cnn.norm.0: 1: input should be a valid boolean"),
         ({"filter": [8]}, "model.cnn.filter: unknown key; did you mean 'filters'?"),
     ],
