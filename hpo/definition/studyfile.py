@@ -81,6 +81,8 @@ class StudyFile:
         resolved = flatten(self.config(self.space.corners()[0]).to_dict())
         if "data.image_size" in self.space and "data.resize_size" not in given:
             del resolved["data.resize_size"]  # follows the size
+        if "phases" in given and "epochs" not in given:
+            resolved.pop("epochs", None)  # follows the phases
         lists = {path: value for path, value in given.items() if isinstance(value, list)}
         resolved |= lists  # whose items may be searched
         return with_values({}, {k: value for k, value in resolved.items() if k not in self.space})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from hpo.engine.images import Numbers
 
@@ -16,17 +15,6 @@ def class_weights(labels: Numbers, classes: int) -> Tensor:
     counts = np.bincount(labels, minlength=classes)
     weights = len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1))
     return torch.from_numpy(np.where(counts > 0, weights, 1.0))
-
-
-def weighted_cross_entropy(
-    logits: Tensor, labels: Tensor, weights: Tensor, label_smoothing: float
-) -> Tensor:
-    """The mean () of each image's cross-entropy times its class's weight. Unlike torch's own, the
-    sum is divided by the number of images, so that parts of a batch add up."""
-    losses = functional.cross_entropy(
-        logits, labels, reduction="none", label_smoothing=label_smoothing
-    )
-    return (losses * weights[labels]).mean()
 
 
 def balanced_order(labels: Tensor, generator: torch.Generator) -> Tensor:

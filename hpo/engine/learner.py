@@ -14,10 +14,12 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hpo.definition.config import TrainConfig
+from hpo.definition.phases import Phase
 from hpo.engine import metrics, models
-from hpo.engine.balance import weighted_cross_entropy
 from hpo.engine.control import Control
-from hpo.engine.optim import make_optimizer
+from hpo.engine.ema import Average
+from hpo.engine.losses import make_loss
+from hpo.engine.optim import make_optimizer, set_rate
 from hpo.errors import TrialFailed
 
 Batch = tuple[Tensor, Tensor]
@@ -60,8 +62,9 @@ class Tally:
 class Learner:
     """The network and the optimizer of one configuration.
 
-    `micro_batch` is the largest number of images computed at once. Raises what `models.build`
-    raises.
+    `micro_batch` is the largest number of images computed at once; `epoch` (from 1) decides the
+    phase that it is in. Raises what `models.build` raises, and ConfigError for a loss that cannot
+    be found.
     """
 
     def __init__(
@@ -72,23 +75,43 @@ class Learner:
         device: torch.device,
         micro_batch: int = 0,
         pretrained: bool = True,
+        epoch: int = 1,
     ) -> None:
         self.config, self.device = config, device
+        self._loss_of = make_loss(config)
         self.micro_batch = micro_batch or config.batch_size
-        self.class_weights: Tensor | None = None
-        """(C,) float32 on the device: how much the training loss of each class counts."""
         model = models.build(
             config.model,
             classes=classes,
             image_size=config.data.image_size,
             pretrained=pretrained,
         )
-        self._frozen = models.set_trainable(model, config.model.trainable_blocks)
         layout = memory_format(config.runtime.memory_format)
         self.model: nn.Module = model.to(device, memory_format=layout)  # type: ignore[call-overload]
-        self.optimizer = make_optimizer(self.model, config.optimizer)
-        self._learning = [part for group in self.optimizer.param_groups for part in group["params"]]
         self.normed = any(isinstance(part, _BatchNorm) for part in self.model.modules())
+        decay = config.ema_decay
+        self.average = None if decay is None else Average(self.model, decay)
+        for phase in config.all_phases():  # too many blocks are found now, not at its start
+            models.set_trainable(self.model, phase.trainable_blocks)
+        self.begin(config.phase_of(epoch))
+
+    def begin(self, phase: Phase) -> None:
+        """Let the blocks of `phase` learn, with a new optimizer."""
+        self.phase = phase
+        self.model.zero_grad(set_to_none=True)
+        self._frozen = models.set_trainable(self.model, phase.trainable_blocks)
+        head = self.model.get_submodule(models.family(self.model).head)
+        self.optimizer = make_optimizer(self.model, self.config.optimizer, head)
+        self._learning = [part for group in self.optimizer.param_groups for part in group["params"]]
+
+    def weigh(self, class_weights: Tensor) -> None:
+        """Count each class by its weight, (C,) float32 on the device, in the training loss."""
+        self._loss_of = make_loss(self.config, class_weights)
+
+    @property
+    def kept(self) -> nn.Module:
+        """The network that is evaluated and kept: the average where there is one."""
+        return self.average.model if self.average else self.model
 
     def train_mode(self) -> None:
         """Dropout and batch norm as in training, but for what is frozen."""
@@ -99,8 +122,7 @@ class Learner:
     def step(self, batch: Batch, lr: float, tally: Tally | None = None) -> None:
         """One optimizer step on the mean loss of `batch`, summed over micro-batches."""
         images, labels = batch
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_rate(self.optimizer, lr)
         self.optimizer.zero_grad(set_to_none=True)
         count = self._parts(len(labels))
         parts = zip(images.tensor_split(count), labels.tensor_split(count), strict=True)
@@ -113,6 +135,8 @@ class Learner:
         if self.config.clip_grad_norm is not None:
             nn.utils.clip_grad_norm_(self._learning, self.config.clip_grad_norm)
         self.optimizer.step()
+        if self.average:
+            self.average.update(self.model)
 
     def _parts(self, images: int) -> int:
         """How many micro-batches; batch norm cannot learn from a part of one image."""
@@ -128,10 +152,7 @@ class Learner:
                 f"a batch of {len(labels)} cannot be learned from: {error}; "
                 "choose another batch_size"
             ) from error
-        smoothing = self.config.label_smoothing
-        if self.class_weights is not None:
-            return weighted_cross_entropy(logits, labels, self.class_weights, smoothing), logits
-        return functional.cross_entropy(logits, labels, label_smoothing=smoothing), logits
+        return self._loss_of(logits, labels), logits
 
 
 @dataclass(frozen=True)

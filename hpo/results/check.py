@@ -28,7 +28,7 @@ MOST_BUILT = 200
 """Combinations that are built; beyond it every choice is, but not every combination."""
 EVALUATION = 1 / 3
 """Cost of an image in evaluation against training: no backward pass."""
-UNSHAPED = ("model.dropout",)
+UNSHAPED = ("model.dropout", "model.cnn.dropout")
 """Fields of the model that change no shape."""
 SIZES = ("data.image_size", "data.resize_size", "data.resize")
 
@@ -153,7 +153,8 @@ def _combinations(file: StudyFile) -> list[dict[str, Any]]:
     space = file.space
     found: list[dict[str, Any]] = [{}]
     for name, parameter in space.items():
-        shaping = (name.startswith("model.") or name in SIZES) and name not in UNSHAPED
+        network = name.startswith("model.") or name.endswith(".trainable_blocks")
+        shaping = (network or name in SIZES) and name not in UNSHAPED
         ends = parameter.ends() if shaping else parameter.ends()[:1]
         found = [
             values | ({name: end} if on else {})
@@ -186,7 +187,8 @@ def _grouped(configs: list[TrainConfig]) -> Iterator[list[TrainConfig]]:
     for _, found in itertools.groupby(sorted(configs, key=group), key=group):
         different: dict[str, TrainConfig] = {}
         for config in found:
-            different.setdefault(repr(config.model), config)
+            blocks = [phase.trainable_blocks for phase in config.all_phases()]
+            different.setdefault(f"{config.model!r} {blocks}", config)
         yield list(different.values())
 
 
@@ -217,8 +219,8 @@ def _cost(
 
 
 def _built(config: TrainConfig, classes: int) -> tuple[int, int]:
-    """(parameters that learn, all parameters); a local file of weights is read, a name is not
-    downloaded."""
+    """(parameters that learn in the end, all parameters); a local file of weights is read, a name
+    is not downloaded."""
     weights = config.model.weights
     try:
         model = models.build(
@@ -227,7 +229,8 @@ def _built(config: TrainConfig, classes: int) -> tuple[int, int]:
             image_size=config.data.image_size,
             pretrained=weights is not None and _is_file(weights),
         )
-        models.set_trainable(model, config.model.trainable_blocks)
+        for phase in config.all_phases():
+            models.set_trainable(model, phase.trainable_blocks)
     except HpoError as error:
         chosen = config.model.model_dump(exclude_defaults=True, exclude={"architecture", "stem"})
         raise InputError(f"{error} (with {shown(chosen)})" if chosen else str(error)) from error
