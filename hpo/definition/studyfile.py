@@ -15,6 +15,7 @@ from typing import Any, Literal
 import tomli_w
 
 from hpo.definition import toml
+from hpo.definition.augment import PRESET_OR_CROP
 from hpo.definition.config import TrainConfig, check_path, direction, field_errors
 from hpo.definition.document import Document
 from hpo.definition.fields import flatten, with_values
@@ -80,6 +81,10 @@ class StudyFile:
         resolved = flatten(self.config(self.space.corners()[0]).to_dict())
         if "data.image_size" in self.space and "data.resize_size" not in given:
             del resolved["data.resize_size"]  # follows the size
+        if PRESET_OR_CROP & set(self.space):  # which decide what the preset stands for
+            augment = {path for path in resolved if path.startswith("augment.")}
+            resolved = {k: v for k, v in resolved.items() if k not in augment or k in given}
+            resolved |= {path: given[path] for path in given if path == "augment.preset"}
         lists = {path: value for path, value in given.items() if isinstance(value, list)}
         resolved |= lists  # whose items may be searched
         return with_values({}, {k: value for k, value in resolved.items() if k not in self.space})

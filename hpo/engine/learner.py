@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -15,12 +15,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hpo.definition.config import TrainConfig
 from hpo.engine import metrics, models
+from hpo.engine.augment import mixing
 from hpo.engine.control import Control
 from hpo.engine.optim import make_optimizer
 from hpo.errors import TrialFailed
 
 Batch = tuple[Tensor, Tensor]
 """Images (B, 3, S, S) float32 and labels (B,) int64, on one device."""
+MixedBatch = tuple[Tensor, Tensor | mixing.Mixed]
+"""The same where mixup or cutmix may have mixed the labels."""
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -93,19 +96,20 @@ class Learner:
         for part in self._frozen:
             part.eval()
 
-    def step(self, batch: Batch, lr: float, tally: Tally | None = None) -> None:
-        """One optimizer step on the mean loss of `batch`, summed over micro-batches."""
+    def step(self, batch: MixedBatch, lr: float, tally: Tally | None = None) -> None:
+        """One optimizer step on the mean loss of `batch`, summed over micro-batches. Of mixed
+        labels the one of the larger weight counts as a hit."""
         images, labels = batch
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         count = self._parts(len(labels))
-        parts = zip(images.tensor_split(count), labels.tensor_split(count), strict=True)
-        for part, truth in parts:
+        truths: Sequence[Tensor | mixing.Mixed] = labels.tensor_split(count)
+        for part, truth in zip(images.tensor_split(count), truths, strict=True):
             loss, logits = self._loss(part, truth)
             (loss * (len(truth) / len(labels)) if count > 1 else loss).backward()  # type: ignore[no-untyped-call]
             if tally:
-                hits = metrics.top_k_correct(logits.detach(), truth, 1)
+                hits = metrics.top_k_correct(logits.detach(), mixing.dominant(truth), 1)
                 tally.add(loss, hits, len(truth))
         if self.config.clip_grad_norm is not None:
             nn.utils.clip_grad_norm_(self._learning, self.config.clip_grad_norm)
@@ -116,7 +120,7 @@ class Learner:
         parts = math.ceil(images / self.micro_batch)
         return max(1, min(parts, images // 2)) if self.normed else parts
 
-    def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _loss(self, images: Tensor, labels: Tensor | mixing.Mixed) -> tuple[Tensor, Tensor]:
         try:
             with autocast(self.device, self.config.runtime.precision):
                 logits = self.model(images).float()
@@ -126,7 +130,8 @@ class Learner:
                 "choose another batch_size"
             ) from error
         smoothing = self.config.label_smoothing
-        return functional.cross_entropy(logits, labels, label_smoothing=smoothing), logits
+        loss = partial(functional.cross_entropy, logits, label_smoothing=smoothing)
+        return mixing.mean_loss(labels, loss), logits
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from hpo.definition.augment import AugmentConfig
 from hpo.engine import augment as aug
+from hpo.engine.augment import boxes, colour, geometry
 
 
 def _batch(count: int = 6, size: int = 17) -> torch.Tensor:
@@ -25,10 +26,10 @@ def _sizes(count: int, height: int, width: int) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("ours", "theirs", "amounts"),
     [
-        (aug.brightness, tv.adjust_brightness, [0.0, 0.4, 1.0, 1.3, 1.9, 0.7]),
-        (aug.contrast, tv.adjust_contrast, [0.0, 0.4, 1.0, 1.3, 1.9, 0.7]),
-        (aug.saturation, tv.adjust_saturation, [0.0, 0.4, 1.0, 1.3, 1.9, 0.7]),
-        (aug.hue, tv.adjust_hue, [-0.5, -0.2, 0.0, 0.1, 0.33, 0.5]),
+        (colour.brightness, tv.adjust_brightness, [0.0, 0.4, 1.0, 1.3, 1.9, 0.7]),
+        (colour.contrast, tv.adjust_contrast, [0.0, 0.4, 1.0, 1.3, 1.9, 0.7]),
+        (colour.saturation, tv.adjust_saturation, [0.0, 0.4, 1.0, 1.3, 1.9, 0.7]),
+        (colour.hue, tv.adjust_hue, [-0.5, -0.2, 0.0, 0.1, 0.33, 0.5]),
     ],
 )
 def test_colour_equals_torchvision(ours: Any, theirs: Any, amounts: list[float]) -> None:
@@ -49,37 +50,37 @@ def test_rotation_equals_torchvision() -> None:
             for one, angle in zip(batch, angles, strict=True)
         ]
     )
-    rotated = aug.warp(batch, aug.rotation(torch.tensor(angles)))
+    rotated = geometry.warp(batch, geometry.rotation(torch.tensor(angles)))
     torch.testing.assert_close(rotated, wanted, atol=2e-5, rtol=0)
 
 
 def test_matrices_compose_into_one_resampling() -> None:
-    quarter = aug.rotation(torch.tensor([90.0]))
+    quarter = geometry.rotation(torch.tensor([90.0]))
     batch = _batch(1)
-    twice = aug.warp(aug.warp(batch, quarter), quarter)
-    torch.testing.assert_close(aug.warp(batch, quarter @ quarter), twice, atol=2e-5, rtol=0)
+    twice = geometry.warp(geometry.warp(batch, quarter), quarter)
+    torch.testing.assert_close(geometry.warp(batch, quarter @ quarter), twice, atol=2e-5, rtol=0)
 
 
 def test_flip_mirrors_the_chosen_pictures() -> None:
     batch = torch.randint(0, 256, (2, 5, 5, 3), dtype=torch.uint8)
-    flipped = aug.horizontal_flip(batch.clone(), torch.tensor([True, False]))
+    flipped = boxes.horizontal_flip(batch.clone(), torch.tensor([True, False]))
     assert torch.equal(flipped[0], tv.horizontal_flip(batch[0].permute(2, 0, 1)).permute(1, 2, 0))
     assert torch.equal(flipped[1], batch[1])
 
 
 def test_padded_crop_reaches_every_place_evenly() -> None:
-    boxes = aug.padded_crop(_sizes(9_000, 8, 9), 1, 8, aug.generator(0, 1, "crop"))
-    assert (boxes[:, 2:] == 8).all()
+    found = boxes.padded_crop(_sizes(9_000, 8, 9), 1, 8, aug.generator(0, 1, "crop"))
+    assert (found[:, 2:] == 8).all()
     for axis, places in ((0, 3), (1, 4)):
-        found, counts = boxes[:, axis].unique(return_counts=True)
-        assert found.tolist() == list(range(-1, places - 1))
+        values, counts = found[:, axis].unique(return_counts=True)
+        assert values.tolist() == list(range(-1, places - 1))
         assert (counts - 9_000 / places).abs().max() < 5 * math.sqrt(9_000 / places)
 
 
 @pytest.mark.parametrize(("height", "width"), [(60, 80), (80, 60), (20, 200)])
 def test_random_resized_crop_has_torchvisions_distribution(height: int, width: int) -> None:
     count, scale = 4_000, (0.1, 0.9)
-    ours = aug.random_resized_crop(_sizes(count, height, width), scale, aug.generator(0, 1, "c"))
+    ours = boxes.random_resized_crop(_sizes(count, height, width), scale, aug.generator(0, 1, "c"))
     assert (ours[:, :2] >= 0).all()
     assert (ours[:, 0] + ours[:, 2] <= height).all()
     assert (ours[:, 1] + ours[:, 3] <= width).all()
@@ -99,7 +100,7 @@ def test_random_resized_crop_has_torchvisions_distribution(height: int, width: i
 @pytest.mark.parametrize(("height", "width"), [(10, 300), (300, 10), (60, 60), (61, 60)])
 def test_random_resized_crop_falls_back_to_torchvisions_centre(height: int, width: int) -> None:
     # More than the whole area never fits, so that all ten tries fail.
-    box = aug.random_resized_crop(_sizes(1, height, width), (4.0, 4.0), aug.generator(0, 1, "c"))
+    box = boxes.random_resized_crop(_sizes(1, height, width), (4.0, 4.0), aug.generator(0, 1, "c"))
     params = v2.RandomResizedCrop(8, scale=(4.0, 4.0)).make_params([torch.empty(3, height, width)])
     assert box[0].tolist() == [params[name] for name in ("top", "left", "height", "width")]
 
@@ -154,7 +155,11 @@ def test_apply_resamples_first_and_colours_in_order() -> None:
     batch, angle = _batch(2, 300), torch.tensor([90.0, 90.0])
     half = torch.tensor([0.5, 0.5])
     draws = aug.Draws(
-        matrix=aug.rotation(angle), brightness=half + 1, contrast=half, saturation=half, hue=half
+        matrix=geometry.rotation(angle),
+        brightness=half + 1,
+        contrast=half,
+        saturation=half,
+        hue=half,
     )
     wanted = tv.adjust_brightness(tv.rotate(batch, 90.0), 1.5)
     wanted = tv.adjust_saturation(tv.adjust_contrast(wanted, 0.5), 0.5)
