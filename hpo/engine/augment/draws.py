@@ -11,10 +11,10 @@ from torch import Tensor
 
 from hpo.definition.augment import AugmentConfig
 from hpo.engine.augment import boxes, colour, geometry, policies
+from hpo.engine.augment.chunks import at_once
 from hpo.engine.augment.seeds import generator
 from hpo.engine.transfer import moved
 
-_CACHED = 200_000  # floats
 _VIEWS = -1
 """The seed of cached views, which no training has."""
 
@@ -206,8 +206,7 @@ def apply(batch: Tensor, draws: Draws) -> Tensor:
     colours = draws.colours
     if draws.matrix is None and not colours:
         return batch
-    # A CPU is quickest with what fits its cache, a GPU with everything at once.
-    count = len(batch) if batch.is_cuda else max(1, _CACHED // batch[0].numel())
+    count = at_once(batch)
     for at in range(0, len(batch), count):
         part = slice(at, at + count)
         pictures = batch[part]

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hpo.engine.augment import geometry
+from hpo.engine.augment.chunks import at_once
 from hpo.engine.augment.colour import grey, per_picture
 from hpo.engine.transfer import moved
 
@@ -86,26 +86,28 @@ def apply(pixels: Tensor, kinds: Tensor, amounts: Tensor, warps: Tensor) -> Tens
 
     `kinds` lies on the host, `amounts` and `warps` (see `matrices`) with the pictures.
     """
-    geometric = [OPERATIONS.index(name) for name in _GEOMETRIC]
     for turn, column in enumerate(kinds.unbind(1)):
-        warped = torch.isin(column, torch.tensor(geometric))
-        _change(pixels, warped, warps[:, turn], _warped)
+        order = moved(column.argsort(), pixels.device)
+        groups = torch.split(order, column.bincount(minlength=len(OPERATIONS)).tolist())
+        by_name = dict(zip(OPERATIONS, groups, strict=True))
+        geometric = torch.cat([by_name[name] for name in _GEOMETRIC])
+        _change(pixels, geometric, warps[:, turn], _warped)
         for name, change in _CHANGES.items():
-            _change(pixels, column == OPERATIONS.index(name), amounts[:, turn], change)
+            _change(pixels, by_name[name], amounts[:, turn], change)
     return pixels
 
 
 def _change(
     pixels: Tensor, chosen: Tensor, values: Tensor, change: Callable[[Tensor, Tensor], Tensor]
 ) -> None:
-    """Change the pictures for which `chosen`, (B,) bool on the host, holds."""
-    where = chosen.nonzero()[:, 0]
-    if not len(where):
+    """Change the pictures whose numbers are `chosen`."""
+    if not len(chosen):
         return
-    index = moved(where, pixels.device)
-    pictures = pixels.index_select(0, index).permute(0, 3, 1, 2)
-    changed = change(pictures, values.index_select(0, index))
-    pixels.index_copy_(0, index, changed.permute(0, 2, 3, 1))
+    for index in torch.split(chosen, at_once(pixels)):
+        # Channel by channel: most operations are quicker so.
+        pictures = pixels.index_select(0, index).permute(0, 3, 1, 2).contiguous()
+        changed = change(pictures, values.index_select(0, index))
+        pixels.index_copy_(0, index, changed.permute(0, 2, 3, 1))
 
 
 # Each takes and returns (B, 3, S, S) uint8. As in torchvision a blend is cut off, not rounded.
@@ -130,9 +132,11 @@ def _contrast(pictures: Tensor, amounts: Tensor) -> Tensor:
 
 def _sharpness(pictures: Tensor, amounts: Tensor) -> Tensor:
     """Blend with a 3 x 3 mean in which the middle counts five times; the edge stays."""
-    inside = pictures[:, :, 1:-1, 1:-1]
-    around = F.avg_pool2d(pictures.float(), 3, stride=1)
-    smooth = around.mul_(9 / 13).add_(inside, alpha=4 / 13).round_()
+    values = pictures.float()
+    inside = values[:, :, 1:-1, 1:-1]
+    rows = values[:, :, :-2] + values[:, :, 1:-1] + values[:, :, 2:]
+    around = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
+    smooth = around.add_(inside, alpha=4).div_(13).round_()
     # As a difference, so that what is even stays as it is.
     sharp = smooth.sub_(inside).mul_(per_picture(-amounts)).add_(inside).clamp_(0, 255)
     result = pictures.clone()
@@ -165,13 +169,13 @@ def _autocontrast(pictures: Tensor, _: Tensor) -> Tensor:
 def _equalize(pictures: Tensor, _: Tensor) -> Tensor:
     """Spread each channel's histogram evenly, in whole numbers as Pillow does."""
     flat = pictures.flatten(2).long()
-    counts = torch.zeros(*flat.shape[:2], 256, dtype=torch.int64, device=flat.device)
-    counts.scatter_add_(2, flat, torch.ones_like(flat))
+    counts = torch.zeros(*flat.shape[:2], 256, dtype=torch.int32, device=flat.device)
+    counts.scatter_add_(2, flat, counts.new_ones(1).expand_as(flat))
     brightest = counts.gather(2, flat.amax(2, keepdim=True))
     step = (flat.shape[2] - brightest) // 255
     before = counts.cumsum(2) - counts
-    table = ((before + step // 2) // step.clamp(min=1)).clamp_(0, 255)
-    equal = table.gather(2, flat).to(torch.uint8).view(pictures.shape)
+    table = ((before + step // 2) // step.clamp(min=1)).clamp_(0, 255).to(torch.uint8)
+    equal = table.gather(2, flat).view(pictures.shape)
     return torch.where(step[..., None] == 0, pictures, equal)
 
 
