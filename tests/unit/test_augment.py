@@ -147,6 +147,28 @@ def test_erase_equals_torchvision() -> None:
     assert torch.equal(found[2], tv.erase(batch[2], 0, 16, 16, 1, black))
 
 
+class OnDevice(torch.Tensor):
+    """Takes the way of a GPU, which is not asked what was chosen."""
+
+    is_cuda = property(lambda _: True)
+
+
+@pytest.mark.parametrize("change", [boxes.horizontal_flip, boxes.vertical_flip, colour.grayscale])
+def test_what_is_chosen_changes_the_same_on_a_device(change: Any) -> None:
+    batch, chosen = torch.rand(4, 3, 3, 3), torch.tensor([True, False, True, True])
+    found = change(batch.clone().as_subclass(OnDevice), chosen).as_subclass(torch.Tensor)
+    assert torch.equal(found, change(batch.clone(), chosen))
+    assert not torch.equal(found[0], batch[0])
+    assert torch.equal(found[1], batch[1])
+
+
+def test_erasing_is_the_same_on_a_device() -> None:
+    batch, found = _batch(5, 9), boxes.erased(5, 0.7, 9, aug.generator(0, 1, "e"))
+    there = boxes.erase(batch.clone().as_subclass(OnDevice), found).as_subclass(torch.Tensor)
+    assert torch.equal(there, boxes.erase(batch.clone(), found))
+    assert not torch.equal(there, batch)
+
+
 def test_padded_crop_reaches_every_place_evenly() -> None:
     found = boxes.padded_crop(_sizes(9_000, 8, 9), 1, 8, aug.generator(0, 1, "crop"))
     assert (found[:, 2:] == 8).all()

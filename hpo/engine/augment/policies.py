@@ -67,7 +67,7 @@ def draw(
 
 
 def matrices(kinds: Tensor, amounts: Tensor, size: int) -> Tensor:
-    """(..., 2, 3) float32 matrices for `geometry.warp`; what is not geometric gets none."""
+    """(..., 2, 3) float32 matrices for `geometry.warp`, of what is not geometric the identity."""
     chosen = {name: kinds == OPERATIONS.index(name) for name in _GEOMETRIC}
     turns = geometry.rotation(torch.where(chosen["rotate"], amounts, 0).flatten())[:, :2]
     result = turns.reshape(*kinds.shape, 2, 3)
