@@ -15,6 +15,7 @@ from typing import Any, Literal
 import tomli_w
 
 from hpo.definition import toml
+from hpo.definition.augment import PRESET_OR_CROP
 from hpo.definition.config import TrainConfig, check_path, direction, field_errors
 from hpo.definition.datasets import DEFAULT_ROOT
 from hpo.definition.document import Document
@@ -83,6 +84,10 @@ class StudyFile:
             del resolved["data.resize_size"]  # follows the size
         if "phases" in given and "epochs" not in given:
             resolved.pop("epochs", None)  # follows the phases
+        if PRESET_OR_CROP & set(self.space):  # which decide what the preset stands for
+            augment = {path for path in resolved if path.startswith("augment.")}
+            resolved = {k: v for k, v in resolved.items() if k not in augment or k in given}
+            resolved |= {path: given[path] for path in given if path == "augment.preset"}
         lists = {path: value for path, value in given.items() if isinstance(value, list)}
         resolved |= lists  # whose items may be searched
         return with_values({}, {k: value for k, value in resolved.items() if k not in self.space})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from hpo.definition.config import TrainConfig
 from hpo.definition.phases import Phase
 from hpo.engine import metrics, models
+from hpo.engine.augment import mixing
 from hpo.engine.control import Control
 from hpo.engine.ema import Average
 from hpo.engine.losses import make_loss
@@ -24,6 +25,8 @@ from hpo.errors import TrialFailed
 
 Batch = tuple[Tensor, Tensor]
 """Images (B, 3, S, S) float32 and labels (B,) int64, on one device."""
+MixedBatch = tuple[Tensor, Tensor | mixing.Mixed]
+"""The same where mixup or cutmix may have mixed the labels."""
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -119,18 +122,19 @@ class Learner:
         for part in self._frozen:
             part.eval()
 
-    def step(self, batch: Batch, lr: float, tally: Tally | None = None) -> None:
-        """One optimizer step on the mean loss of `batch`, summed over micro-batches."""
+    def step(self, batch: MixedBatch, lr: float, tally: Tally | None = None) -> None:
+        """One optimizer step on the mean loss of `batch`, summed over micro-batches. Of mixed
+        labels the one of the larger weight counts as a hit."""
         images, labels = batch
         set_rate(self.optimizer, lr)
         self.optimizer.zero_grad(set_to_none=True)
         count = self._parts(len(labels))
-        parts = zip(images.tensor_split(count), labels.tensor_split(count), strict=True)
-        for part, truth in parts:
+        truths: Sequence[Tensor | mixing.Mixed] = labels.tensor_split(count)
+        for part, truth in zip(images.tensor_split(count), truths, strict=True):
             loss, logits = self._loss(part, truth)
             (loss * (len(truth) / len(labels)) if count > 1 else loss).backward()  # type: ignore[no-untyped-call]
             if tally:
-                hits = metrics.top_k_correct(logits.detach(), truth, 1)
+                hits = metrics.top_k_correct(logits.detach(), mixing.dominant(truth), 1)
                 tally.add(loss, hits, len(truth))
         if self.config.clip_grad_norm is not None:
             nn.utils.clip_grad_norm_(self._learning, self.config.clip_grad_norm)
@@ -143,7 +147,7 @@ class Learner:
         parts = math.ceil(images / self.micro_batch)
         return max(1, min(parts, images // 2)) if self.normed else parts
 
-    def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _loss(self, images: Tensor, labels: Tensor | mixing.Mixed) -> tuple[Tensor, Tensor]:
         try:
             with autocast(self.device, self.config.runtime.precision):
                 logits = self.model(images).float()
@@ -152,7 +156,7 @@ class Learner:
                 f"a batch of {len(labels)} cannot be learned from: {error}; "
                 "choose another batch_size"
             ) from error
-        return self._loss_of(logits, labels), logits
+        return mixing.mean_loss(labels, partial(self._loss_of, logits)), logits
 
 
 @dataclass(frozen=True)

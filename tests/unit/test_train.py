@@ -107,6 +107,22 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, schedule: str, optimizer: 
     assert_same_checkpoint(tmp_path / "second/epoch-5.ckpt", tmp_path / "whole/epoch-5.ckpt")
 
 
+@pytest.mark.parametrize(
+    "augment",
+    [
+        {"preset": "heavy", "policy": "randaugment", "strength": 0.7, "mixup": 0.4, "cutmix": 1.0},
+        {"preset": "basic", "policy": "trivialaugment", "erasing": 0.5, "cached_views": 2},
+    ],
+)
+def test_resumed_equals_uninterrupted_with_every_augmentation(
+    tmp_path: Path, augment: dict[str, Any]
+) -> None:
+    settings = config(epochs=3, augment=augment)
+    whole = run(settings, checkpoint=files(tmp_path))
+    resumed = run(settings, resume=whole[0].checkpoint)
+    assert numbers(resumed) == numbers(whole[1:])
+
+
 def test_early_stopping_counts_across_a_resume(tmp_path: Path) -> None:
     settings = config(
         epochs=20,
