@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import TracebackType
@@ -72,6 +72,17 @@ def classifier(model: nn.Module) -> nn.Module:
     return next(part for part in head.modules() if isinstance(part, nn.Linear | nn.Conv2d))
 
 
+def width(model: nn.Module, image_size: int) -> int:
+    """How many features `model` gives, D, from shapes alone, which costs milliseconds."""
+    tensors = dict(model.state_dict(keep_vars=True))
+    shapes = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
+    images = torch.empty(2, 3, image_size, image_size, device="meta")
+    model.eval()
+    with torch.no_grad(), _Listening(classifier(model), lambda heard: heard) as heard:
+        torch.func.functional_call(model, shapes, (images,))
+    return heard.parts[0].shape[1]
+
+
 def pooled(features: Tensor) -> Tensor:
     """(B, D) float32: the mean over the places of a map (B, D, H, W), which squeezenet has before
     its classifier; vectors as they are."""
@@ -79,14 +90,15 @@ def pooled(features: Tensor) -> Tensor:
 
 
 class _Listening:
-    """Keeps what comes into a layer, batch by batch, on the CPU."""
+    """Keeps what comes into a layer, pooled, batch by batch; `keep` says where."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, keep: Callable[[Tensor], Tensor] = Tensor.cpu) -> None:
         self.parts: list[Tensor] = []
+        self._keep = keep
         self._handle = layer.register_forward_pre_hook(self._hear)
 
     def _hear(self, layer: nn.Module, inputs: Sequence[Any]) -> None:
-        self.parts.append(pooled(inputs[0]).cpu())
+        self.parts.append(self._keep(pooled(inputs[0])))
 
     def __enter__(self) -> _Listening:
         return self

@@ -149,16 +149,22 @@ def _scaler(vectors: Matrix) -> Affine:
     return Affine(found.mean_, found.scale_, None)
 
 
+def require_components(components: int, images: int, features: int) -> None:
+    """Raise ConfigError for more principal components than (images, features) vectors have."""
+    most = min(images, features)
+    if components > most:
+        raise ConfigError(
+            f"{components}: more components than {images} training images of {features} features "
+            f"allow; 0 to {most}",
+            key="retrieval.pca",
+        )
+
+
 def _pca(vectors: Matrix, components: int) -> Affine:
     from sklearn.decomposition import PCA
 
     images, features = vectors.shape
-    if components > min(images, features):
-        raise ConfigError(
-            f"{components}: more components than {images} training images of {features} features "
-            f"allow; 0 to {min(images, features)}",
-            key="retrieval.pca",
-        )
+    require_components(components, images, features)
     # Exact and deterministic both; the second is far quicker for many images.
     solver = "full" if images <= features else "covariance_eigh"
     found = PCA(components, svd_solver=solver).fit(vectors)

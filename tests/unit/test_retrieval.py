@@ -20,7 +20,7 @@ from hpo.definition.retrieval import RETRIEVED, RetrievalConfig
 from hpo.definition.studyfile import parse_study
 from hpo.engine import learner, models, neighbours
 from hpo.engine.control import Unattended
-from hpo.engine.embedding import Embedded, classifier, embed, identities
+from hpo.engine.embedding import Embedded, classifier, embed, identities, width
 from hpo.engine.retrieval import Found, Index
 from hpo.engine.train import EpochResult, train
 from hpo.errors import ConfigError, DataError, TrialFailed
@@ -235,21 +235,8 @@ CUT = {
 
 
 def cut_width(architecture: str, **model: Any) -> int:
-    """How many features the network gives before its classifier; shapes alone are computed."""
-    size = 224
     settings = TrainConfig.parse({"model": {"architecture": architecture, **model}})
-    network = models.build(settings.model, classes=3, image_size=size).eval().to("meta")
-    widths: list[int] = []
-
-    def hear(layer: Any, inputs: Any) -> None:
-        from hpo.engine.embedding import pooled
-
-        widths.append(pooled(inputs[0]).shape[1])
-
-    classifier(network).register_forward_pre_hook(hear)
-    with torch.no_grad():
-        network(torch.empty(2, 3, size, size, device="meta"))
-    return widths[0]
+    return width(models.build(settings.model, classes=3, image_size=224), 224)
 
 
 @pytest.mark.parametrize("architecture", CUT)
