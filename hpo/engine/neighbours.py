@@ -7,7 +7,7 @@ where the quick distances are too close to say that no other row belongs among t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -17,6 +17,8 @@ from hpo.engine.images import Numbers
 from hpo.errors import DataError
 
 Matrix = NDArray[np.float64]
+Ranked = tuple[Numbers, Matrix]
+"""Places in the gallery and their distances, best first."""
 Distance = Literal["euclidean", "cosine"]
 
 QUICK: dict[Distance, str] = {"euclidean": "sqeuclidean", "cosine": "cosine"}
@@ -35,43 +37,64 @@ def nearest(
     `without` holds for each query the rows that do not count. Where fewer than k rows are left,
     all of them come, then -1 at distance infinity. Raises DataError where none is left.
     """
-    from sklearn.neighbors import NearestNeighbors
-
     if distance == "cosine":
         gallery, queries = unit(gallery), unit(queries)
-    most = max((len(rows) for rows in without), default=0)
+    rows = _Rows(gallery, k, distance)
+    most = max((len(left_out) for left_out in without), default=0)
     count = min(len(gallery), k + most + SPARE)
-    finder = NearestNeighbors(n_neighbors=count, algorithm="brute", metric=QUICK[distance])
-    finder.fit(gallery)
+    doubt = _doubt(gallery, queries)
     indices = np.full((len(queries), k), -1, np.int64)
     distances = np.full((len(queries), k), np.inf)
-    doubt = _doubt(gallery, queries)
-    for start in range(0, len(queries), BLOCK):
-        quick, found = finder.kneighbors(queries[start : start + BLOCK])
-        for row, (far, rows) in enumerate(zip(quick[:, -1], found, strict=True), start):
-            best, exact = _ranked(gallery, queries[row], rows, without[row], k, distance)
-            if count < len(gallery) and (len(best) < k or far - doubt <= exact[-1]):
-                rows = np.arange(len(gallery))
-                best, exact = _ranked(gallery, queries[row], rows, without[row], k, distance)
-            indices[row, : len(best)] = best
-            distances[row, : len(best)] = exact
+    for place, (candidates, farthest) in enumerate(_quick(gallery, queries, count, distance)):
+        query, left_out = queries[place], without[place]
+        best, exact = rows.ranked(candidates, query, left_out)
+        if count < len(gallery) and (len(best) < k or farthest - doubt <= exact[-1]):
+            best, exact = rows.all_ranked(query, left_out)
+        indices[place, : len(best)] = best
+        distances[place, : len(best)] = exact
     if (indices[:, 0] < 0).any():
         raise DataError("there is no other image to find among the training images; add some")
     return indices, np.sqrt(distances) if distance == "euclidean" else distances
 
 
-def _ranked(
-    gallery: Matrix, query: Matrix, rows: Numbers, without: Numbers, k: int, distance: Distance
-) -> tuple[Numbers, Matrix]:
-    """The first k of `rows` by squared or cosine distance, then by place."""
-    if len(without):
-        rows = rows[~np.isin(rows, without)]
-    if distance == "euclidean":
-        exact = np.square(gallery[rows] - query).sum(axis=1)
-    else:
-        exact = (1.0 - (gallery[rows] * query).sum(axis=1)).clip(0.0, 2.0)
-    order = np.lexsort((rows, exact))[:k]
-    return rows[order], exact[order]
+def _quick(
+    gallery: Matrix, queries: Matrix, count: int, distance: Distance
+) -> Iterator[tuple[Numbers, float]]:
+    """For each query the `count` rows that seem nearest, and the largest distance among them."""
+    from sklearn.neighbors import NearestNeighbors
+
+    finder = NearestNeighbors(n_neighbors=count, algorithm="brute", metric=QUICK[distance])
+    finder.fit(gallery)
+    for start in range(0, len(queries), BLOCK):
+        distances, found = finder.kneighbors(queries[start : start + BLOCK])
+        yield from zip(found, distances[:, -1].tolist(), strict=True)
+
+
+class _Rows:
+    """The gallery, its k best by squared or cosine distance, then by place."""
+
+    def __init__(self, gallery: Matrix, k: int, distance: Distance) -> None:
+        self.gallery, self.k, self.distance = gallery, k, distance
+        self._last: tuple[bytes, Ranked] = (b"", (np.empty(0, np.int64), np.empty(0)))
+
+    def ranked(self, rows: Numbers, query: Matrix, without: Numbers) -> Ranked:
+        """The first k of `rows`, and their distances."""
+        if len(without):
+            rows = rows[~np.isin(rows, without)]
+        if self.distance == "euclidean":
+            exact = np.square(self.gallery[rows] - query).sum(axis=1)
+        else:
+            exact = (1.0 - (self.gallery[rows] * query).sum(axis=1)).clip(0.0, 2.0)
+        order = np.lexsort((rows, exact))[: self.k]
+        return rows[order], exact[order]
+
+    def all_ranked(self, query: Matrix, without: Numbers) -> Ranked:
+        """The first k of all rows. To a network that has collapsed all pictures are alike: the
+        answer to the query before is kept."""
+        key = query.tobytes() + without.tobytes()
+        if key != self._last[0]:
+            self._last = key, self.ranked(np.arange(len(self.gallery)), query, without)
+        return self._last[1]
 
 
 def unit(vectors: Matrix) -> Matrix:

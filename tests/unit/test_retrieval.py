@@ -93,6 +93,21 @@ def test_brute_force_where_quick_distances_cannot_tell(distance: Any) -> None:
     assert (found.indices.tolist(), found.distances.tolist()) == brute(index, queries, 6)
 
 
+def test_a_collapsed_network_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    gallery, queries = shelf(100, 0), shelf(50, 1)
+    gallery.features[:], queries.features[:] = 1, 2
+    original, whole = neighbours._Rows.ranked, []
+
+    def counted(self: Any, rows: Any, *others: Any) -> Any:
+        whole.append(len(rows) == 100)
+        return original(self, rows, *others)
+
+    monkeypatch.setattr(neighbours._Rows, "ranked", counted)
+    found = Index.fit(gallery, RetrievalConfig()).search(queries, classes=3)
+    assert found.indices.tolist() == [[0, 1, 2, 3, 4]] * 50
+    assert whole.count(True) == 1
+
+
 def test_cosine_is_scikit_learns_also_for_zeros() -> None:
     gallery, queries = shelf(20, 0), shelf(5, 1)
     gallery.features[3] = 0
