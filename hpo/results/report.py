@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 
 from hpo.definition.fields import flatten
 from hpo.paths import Home
-from hpo.results import figures, study_figures
+from hpo.results import figures, retrieval_figures, study_figures
 from hpo.results.runs import write_whole
 from hpo.results.table import (
     Cell,
@@ -44,7 +44,8 @@ MIN_COMPLETE = 8
 """Complete trials below which importances would be noise: PED-ANOVA compares the best tenth, two
 trials at the least, with the rest."""
 LOSSES = ("train_loss", "val_loss")
-ACCURACIES = ("train_top1", "val_top1", "val_top5")
+ACCURACIES = ("train_top1", "val_top1", "val_top5", "val_precision_at_5", "val_precision_at_k")
+SCORES = ("precision_at_5", "precision_at_k", "top1", "top5", "loss", "mean_distance")
 MOST_CONFUSED = 10
 
 
@@ -260,9 +261,11 @@ def training_report(run: Mapping[str, Any]) -> str:
 
     {"title", "config": nested, "provenance": nested or None, "classes": [C names], "notes": [...],
      "seeds": [{"seed", "epochs": [{"epoch", metric: value, ...}], "test": result or None,
-     "validation": result or None}], "summary": {metric: {"mean", "std", "n"}} or None}
+     "validation": result or None}], "summary": {metric: {"mean", "std", "n"}} or None,
+     "retrieval": what `hpo.results.retrieval.keep_examples` writes, or None or absent}
 
-    A result is {"loss", "top1", "top5", "macro": {"precision", "recall", "f1"}, "per_class":
+    A result is {"loss", "top1", "top5" (of a retrieval "precision_at_5", "precision_at_k",
+    "mean_distance", "top1"), "macro": {"precision", "recall", "f1"}, "per_class":
     [{"class", "precision", "recall", "f1", "support"}], "confusion": (C, C) counts, rows true}.
     """
     classes, seeds = list(run["classes"]), list(run["seeds"])
@@ -270,9 +273,14 @@ def training_report(run: Mapping[str, Any]) -> str:
     results = [seed[measured_on] for seed in seeds] if measured_on else []
     counts = _summed([result["confusion"] for result in results])
     series = {f"seed {seed['seed']}": seed["epochs"] for seed in seeds}
+    retrieval = run.get("retrieval")
     return _render(
         "training.html",
-        {**_curve_figures(series), "confusion": figures.confusion(classes, counts)},
+        {
+            **_curve_figures(series),
+            "confusion": figures.confusion(classes, counts),
+            **retrieval_figures.distributions(retrieval),
+        },
         title=run["title"],
         classes=classes,
         notes=list(run["notes"]),
@@ -282,6 +290,7 @@ def training_report(run: Mapping[str, Any]) -> str:
         by_seed=_seeds_table(seeds, measured_on),
         per_class=_per_class_table([result["per_class"] for result in results]),
         confused=_confused_table(classes, counts),
+        retrieval=retrieval,
         config=settings_table(flatten(run["config"]).items()),
         provenance=settings_table(flatten(run["provenance"] or {}).items()),
         largest_matrix=figures.LARGEST_MATRIX,
@@ -311,10 +320,11 @@ def _seeds_table(seeds: Sequence[Mapping[str, Any]], split: str | None) -> Table
     headers = ["seed", "epochs"]
     rows = [[setting_cell(seed["seed"]), setting_cell(len(seed["epochs"]))] for seed in seeds]
     if split:
-        headers += ["top1", "top5", "loss", "macro precision", "macro recall", "macro F1"]
+        shown = [name for name in SCORES if name in seeds[0][split]]
+        headers += [*shown, "macro precision", "macro recall", "macro F1"]
         for row, seed in zip(rows, seeds, strict=True):
             result, macro = seed[split], seed[split]["macro"]
-            row += [number_cell(result[name]) for name in ("top1", "top5", "loss")]
+            row += [number_cell(result[name]) for name in shown]
             row += [number_cell(macro[name]) for name in ("precision", "recall", "f1")]
     return Table(headers, rows)
 

@@ -25,12 +25,14 @@ from hpo.engine import datasets
 from hpo.engine.checkpoint import Checkpoint, best_weights, save_weights
 from hpo.engine.control import Control, Unattended
 from hpo.engine.datasets import Data, concat
+from hpo.engine.retrieval import Found
 from hpo.engine.runtime import resolve, torch_device
 from hpo.engine.train import EpochResult, TrainingData, train
 from hpo.errors import Conflict, InputError, TrialFailed
 from hpo.paths import Home
 from hpo.results.evaluate import evaluate_images
 from hpo.results.recipe import Recipe, make_recipe
+from hpo.results.retrieval import keep_examples, keep_index, seeds_needed, within_gallery
 from hpo.results.runs import About, Run, RunDir, SeedDir, as_json, read_run, write_whole
 from hpo.results.scores import scores
 
@@ -79,7 +81,7 @@ def retrain(
         job = _Job(
             files, about, stored or recipe, data, home, chosen, control or Unattended(), progress
         )
-        for seed in range(config.seed, config.seed + seeds):
+        for seed in range(config.seed, config.seed + seeds_needed(config, seeds)):
             job.run(seed)
         run = read_run(files, files.finished())
         write_whole(files.summary, as_json(run.summary))
@@ -175,6 +177,8 @@ def _data_notes(config: TrainConfig, provenance: Mapping[str, Any], data: Data) 
     known = provenance.get("data_fingerprints", [])
     if known and data.fingerprint not in known:
         yield "The images are not those of the search: their contents or their split changed."
+    if seeds_needed(config, 2) == 1:
+        yield "Nothing learns here: every seed would give the same result, so one is run."
     if data.unreadable:
         yield f"{len(data.unreadable)} unreadable files were left out."
     yield from data.warnings
@@ -211,9 +215,13 @@ class _Job:
         save_weights(files.weights, best_weights(trained), {"seed": str(seed)})
         done = Checkpoint.load(trained)
         write_whole(files.curves, curves(done.metrics))
-        test, tested = self.test(seed, files)
+        if self.recipe.config.task == "retrieval":
+            keep_index(self.recipe.config, self.about, files, seen.train, self.device, self.control)
+        test, tested = self.test(seed, files, seen)
         counts = {"train": len(seen.train), "val": len(seen.val) if seen.val else 0, "test": tested}
         report = {**_summed_up(seed, done), "images": counts, "test": test}
+        if self.recipe.config.task == "retrieval" and not (test or report["val"]):
+            report["train"] |= within_gallery(self.about, files, seen.train)
         write_whole(files.metrics, as_json(report))
 
     def training_data(self) -> TrainingData:
@@ -253,7 +261,9 @@ class _Job:
         _require_finite(seed, last)
         return last
 
-    def test(self, seed: int, files: SeedDir) -> tuple[dict[str, Any] | None, int]:
+    def test(
+        self, seed: int, files: SeedDir, seen: TrainingData
+    ) -> tuple[dict[str, Any] | None, int]:
         """Open the test set: the one place where training does, once for each seed."""
         if not self.about.has_test:
             return None, 0
@@ -264,12 +274,14 @@ class _Job:
         found = evaluate_images(
             self.recipe.config, self.about, files.weights, images, self.device, self.control
         )
+        if isinstance(found, Found):
+            keep_examples(files, found, images, seen.train, "test")
         return scores(found, self.about.classes), len(images)
 
 
 def _line(seed: int, result: EpochResult, epochs: int) -> str:
-    names = [name for name in ("train_loss", "train_top1", "val_loss", "val_top1") if
-             name in result.metrics]  # fmt: skip
+    told = ("train_loss", "train_top1", "val_loss", "val_top1", "val_precision_at_k")
+    names = [name for name in told if name in result.metrics]
     values = "  ".join(f"{name} {result.metrics[name]:.4f}" for name in names)
     return f"seed {seed}: epoch {result.epoch}/{epochs}  {values}"
 
@@ -288,14 +300,15 @@ def _require_finite(seed: int, checkpoint: Path) -> None:
 def _summed_up(seed: int, done: Checkpoint) -> dict[str, Any]:
     """What metrics.json says of the training: its kept epoch's scores, and how it went."""
     kept = done.metrics[done.best_epoch - 1]
-    val = {name: kept[f"val_{name}"] for name in ("loss", "top1", "top5") if f"val_{name}" in kept}
+    train, val = ({name.removeprefix(part): value for name, value in kept.items()
+                   if name.startswith(part)} for part in ("train_", "val_"))  # fmt: skip
     return {
         "seed": seed,
         "epochs": done.epoch,
         "best_epoch": done.best_epoch,
         "micro_batch": done.micro_batch,
         "seconds": sum(one["seconds"] for one in done.metrics),
-        "train": {"loss": kept["train_loss"], "top1": kept["train_top1"]},
+        "train": train,
         "val": val or None,
     }
 

@@ -8,6 +8,8 @@
         ├── epoch-<n>.ckpt       while it trains
         ├── weights.safetensors
         ├── curves.csv           every metric of every epoch
+        ├── index.npz            a retrieval's gallery (see `hpo.engine.retrieval.Index.save`)
+        ├── neighbours.json      and what its report shows of it
         └── metrics.json         written last: a seed that has it is finished
 
 Each file is written beside, synced and moved: what is visible is complete.
@@ -44,6 +46,14 @@ class SeedDir:
     @property
     def curves(self) -> Path:
         return self.root / "curves.csv"
+
+    @property
+    def index(self) -> Path:
+        return self.root / "index.npz"
+
+    @property
+    def neighbours(self) -> Path:
+        return self.root / "neighbours.json"
 
     @property
     def metrics(self) -> Path:

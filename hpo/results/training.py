@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from hpo.results.runs import Run, SeedResult
+
+PLAIN = ("loss", "top1", "top5", "precision_at_5", "precision_at_k", "mean_distance")
+"""Scores that stand for themselves, of either task."""
 
 
 def as_page(run: Run) -> dict[str, Any]:
@@ -19,6 +23,7 @@ def as_page(run: Run) -> dict[str, Any]:
         "classes": list(run.classes),
         "notes": list(run.notes),
         "seeds": [_seed(one) for one in run.seeds],
+        "retrieval": _neighbours(run.seeds[0]),
         "summary": summary["test"] and _with_count(summary["test"], len(run.seeds)),
     }
 
@@ -38,10 +43,17 @@ def _seed(one: SeedResult) -> dict[str, Any]:
     }
 
 
+def _neighbours(one: SeedResult) -> dict[str, Any] | None:
+    """What a retrieval found, of `hpo.results.retrieval.keep_examples`; None of other tasks."""
+    file = one.files.neighbours
+    found: dict[str, Any] | None = json.loads(file.read_text()) if file.exists() else None
+    return found
+
+
 def _result(scores: Mapping[str, Any]) -> dict[str, Any]:
     macro = {name: scores[f"macro_{name}"] for name in ("precision", "recall", "f1")}
     per_class = [{"class": name, **row} for name, row in scores["per_class"].items()]
-    plain = {name: scores[name] for name in ("loss", "top1", "top5", "confusion")}
+    plain = {name: scores[name] for name in (*PLAIN, "confusion") if name in scores}
     return {**plain, "macro": macro, "per_class": per_class}
 
 
