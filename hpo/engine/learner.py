@@ -15,12 +15,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hpo.definition.config import TrainConfig
 from hpo.engine import metrics, models
+from hpo.engine.chain import steps
 from hpo.engine.control import Control
 from hpo.engine.optim import make_optimizer
 from hpo.errors import TrialFailed
 
 Batch = tuple[Tensor, Tensor]
-"""Images (B, 3, S, S) float32 and labels (B,) int64, on one device."""
+"""Images (B, 3, S, S) float32, or features of them, and labels (B,) int64, on one device."""
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -80,17 +81,28 @@ class Learner:
             image_size=config.data.image_size,
             pretrained=pretrained,
         )
-        self._frozen = models.set_trainable(model, config.model.trainable_blocks)
+        self.frozen = models.set_trainable(model, config.model.trainable_blocks)
         layout = memory_format(config.runtime.memory_format)
         self.model: nn.Module = model.to(device, memory_format=layout)  # type: ignore[call-overload]
+        self.skip(0)
         self.optimizer = make_optimizer(self.model, config.optimizer)
         self._learning = [part for group in self.optimizer.param_groups for part in group["params"]]
         self.normed = any(isinstance(part, _BatchNorm) for part in self.model.modules())
 
+    def skip(self, cut: int) -> None:
+        """From now on batches hold what the first `cut` steps of the network make of images."""
+        self._cut = cut
+        self._network = self.beyond(self.model)
+
+    def beyond(self, model: nn.Module) -> nn.Module:
+        """What is left of `model`, one like this network, where its beginning is skipped; the
+        modules and their weights are the same ones."""
+        return nn.Sequential(*steps(model)[self._cut :]) if self._cut else model
+
     def train_mode(self) -> None:
         """Dropout and batch norm as in training, but for what is frozen."""
         self.model.train()
-        for part in self._frozen:
+        for part in self.frozen:
             part.eval()
 
     def step(self, batch: Batch, lr: float, tally: Tally | None = None) -> None:
@@ -119,7 +131,7 @@ class Learner:
     def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         try:
             with autocast(self.device, self.config.runtime.precision):
-                logits = self.model(images).float()
+                logits = self._network(images).float()
         except ValueError as error:
             raise TrialFailed(
                 f"a batch of {len(labels)} cannot be learned from: {error}; "

@@ -12,7 +12,7 @@ import queue
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, suppress
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,13 @@ from hpo.engine.images import Images
 T = TypeVar("T")
 Batch = tuple[Tensor, Tensor]
 """((B, 3, S, S) float32 normalised, (B,) int64 labels), both on the device."""
+
+
+class Rows(Protocol):
+    """Stands in for the pictures: what the frozen beginning of a network makes of them."""
+
+    def rows(self, order: Tensor, view: int, slices: Sequence[slice]) -> Iterator[Tensor]:
+        """(B, ...) on the device for each slice of `order`, (N,), as epoch `view` shows them."""
 
 
 _MOST_COPIED = 500_000_000
@@ -51,14 +58,18 @@ class TrainBatches:
         memory_format: torch.memory_format = torch.contiguous_format,
         seed: int = 0,
         loader_workers: int = 0,
+        features: Rows | None = None,
     ) -> None:
+        self._features = features
         self._augment, self._size, self._seed = augment, image_size, seed
         self._sizes = torch.from_numpy(images.sizes)
         resized = augment.random_resized_crop is not None
         padding = augment.crop_padding
-        self._feed = _feed(images, image_size, padding, device, loader_workers, resized=resized)
+        if features is None:
+            self._feed = _feed(images, image_size, padding, device, loader_workers, resized=resized)
         self._finish = _Finish(mean, std, device, memory_format)
         self._labels = torch.from_numpy(images.labels).to(device)
+        self._batch_size = batch_size
         self._slices = _slices(len(images), batch_size)
         if len(self._slices) > 1 and len(images) % batch_size == 1:
             del self._slices[-1]
@@ -70,12 +81,25 @@ class TrainBatches:
     def epoch(self, n: int) -> Generator[Batch, None, None]:
         """The batches of epoch `n`; close the iterator (or exhaust it) to end its helpers."""
         order = torch.randperm(len(self._sizes), generator=aug.generator(self._seed, n, "order"))
+        if self._features is not None:
+            labels = self._labels[_moved(order, self._labels.device)]
+            return _given(self._features.rows(order, n, self._slices), labels, self._slices)
+        return self._shown(order, n, self._slices)
+
+    def in_order(self, n: int) -> Generator[Batch, None, None]:
+        """All pictures in their order, also a single last one, as epoch `n` shows them."""
+        count = len(self._sizes)
+        return self._shown(torch.arange(count), n, _slices(count, self._batch_size))
+
+    def _shown(
+        self, order: Tensor, n: int, slices: Sequence[slice]
+    ) -> Generator[Batch, None, None]:
         draws = aug.draw(self._augment, self._sizes[order], self._size, self._seed, n)
         labels = self._labels[_moved(order, self._labels.device)]
         moved = draws.to(self._labels.device)
-        feed = self._feed.batches(order, draws.boxes, self._slices)
+        feed = self._feed.batches(order, draws.boxes, slices)
         with closing(feed):
-            for part, pixels in zip(self._slices, feed, strict=True):
+            for part, pixels in zip(slices, feed, strict=True):
                 yield self._finish(pixels, moved[part]), labels[part]
 
 
@@ -93,8 +117,11 @@ class EvalBatches:
         device: torch.device,
         memory_format: torch.memory_format = torch.contiguous_format,
         loader_workers: int = 0,
+        features: Rows | None = None,
     ) -> None:
-        self._feed = _feed(images, image_size, 0, device, loader_workers, resized=False)
+        self._features = features
+        if features is None:
+            self._feed = _feed(images, image_size, 0, device, loader_workers, resized=False)
         self._finish = _Finish(mean, std, device, memory_format)
         self._labels = torch.from_numpy(images.labels).to(device)
         self._slices = _slices(len(images), batch_size)
@@ -103,10 +130,22 @@ class EvalBatches:
         return len(self._slices)
 
     def __iter__(self) -> Iterator[Batch]:
-        feed = self._feed.batches(torch.arange(len(self._labels)), None, self._slices)
+        order = torch.arange(len(self._labels))
+        if self._features is not None:
+            rows = self._features.rows(order, 0, self._slices)
+            yield from _given(rows, self._labels, self._slices)
+            return
+        feed = self._feed.batches(order, None, self._slices)
         with closing(feed):
             for part, pixels in zip(self._slices, feed, strict=True):
                 yield self._finish(pixels, aug.Draws()), self._labels[part]
+
+
+def _given(
+    rows: Iterator[Tensor], labels: Tensor, slices: Sequence[slice]
+) -> Generator[Batch, None, None]:
+    for part, row in zip(slices, rows, strict=True):
+        yield row, labels[part]
 
 
 def _slices(count: int, batch_size: int) -> list[slice]:

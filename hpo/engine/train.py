@@ -26,6 +26,7 @@ from hpo.definition.config import TrainConfig, direction
 from hpo.engine import optim
 from hpo.engine.checkpoint import Checkpoint
 from hpo.engine.control import Control
+from hpo.engine.features import Features, Preparation, frozen_cut, keep
 from hpo.engine.images import Images
 from hpo.engine.learner import Evaluation, Learner, Tally, evaluate, memory_format
 from hpo.engine.loader import EvalBatches, TrainBatches
@@ -76,13 +77,15 @@ def train(
     metric: str = "val_top1",
     checkpoint: Callable[[int], Path] | None = None,
     resume: Path | None = None,
+    cache: Path | None = None,
 ) -> Generator[EpochResult, None, None]:
     """Train as `config` says, yielding each epoch after its checkpoint is on disk.
 
     `checkpoint` names the file of an epoch; without it nothing is kept. `resume` is a checkpoint of
     the same configuration: training goes on with the epoch after it. `metric` decides which epoch
     is best. Where the device runs out of memory, training goes back to the last checkpoint and
-    halves the micro-batch; the effective batch stays.
+    halves the micro-batch; the effective batch stays. Under `cache` the outputs of a frozen
+    beginning are kept, and shared with other trainings, where images do not change.
 
     Raises what `control.step` raises; ConfigError, DataError or TrialFailed for a configuration
     that cannot be trained.
@@ -93,7 +96,7 @@ def train(
         start.require(config)
         micro_batch = start.micro_batch
     while True:
-        run = _Run(config, data, control, device, metric, micro_batch, start)
+        run = _Run(config, data, control, device, metric, micro_batch, start, cache)
         start = None
         try:
             for result in run.epochs(checkpoint):
@@ -128,7 +131,9 @@ class _Run:
         metric: str,
         micro_batch: int,
         start: Checkpoint | None,
+        cache: Path | None,
     ) -> None:
+        self.data, self.cache = data, cache
         self.config, self.control, self.device, self.metric = config, control, device, metric
         self.validated = data.val is not None
         self.classes = data.classes
@@ -139,7 +144,7 @@ class _Run:
         self.best_epoch = 0
         if start:
             self.restore(start)
-        self.train_batches, self.val_batches = _batches(config, data, device, micro_batch)
+        self.opened: int | None = None
 
     def make_learner(self, micro_batch: int, *, pretrained: bool) -> Learner:
         try:
@@ -205,6 +210,7 @@ class _Run:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         began = time.perf_counter()
+        self.open(epoch)
         rates = optim.learning_rates(
             self.config, epoch=epoch, steps=len(self.train_batches), history=self.history
         )
@@ -219,6 +225,23 @@ class _Run:
             "images_per_s": tally.images / trained,
             "peak_memory_mb": peak_memory_mb(self.device),
         }
+
+    def open(self, epoch: int) -> None:
+        """Make the batches, of features where the beginning of the network need not be computed
+        again; anew only when another part of it is frozen."""
+        cut = frozen_cut(self.learner)
+        if cut == self.opened:
+            return
+        self.opened = cut
+        data, kept = self.data, None
+        if self.cache:
+            how = Preparation(data.mean, data.std, self.config, self.device)
+            sets = data.train, data.val
+            kept = keep(self.learner, how, sets, self.cache, self.control, epoch=epoch)
+        self.learner.skip(cut if kept else 0)
+        self.train_batches, self.val_batches = _batches(
+            self.config, data, self.device, self.learner.micro_batch, *(kept or (None, None))
+        )
 
     def pass_over(self, epoch: int, rates: list[float]) -> Tally:
         """One pass over the training images, without waiting for the device."""
@@ -237,7 +260,7 @@ class _Run:
         if self.val_batches is None:
             return {}
         found = evaluate(
-            self.learner.model,
+            self.learner.beyond(self.learner.model),
             self.val_batches,
             classes=self.classes,
             device=self.device,
@@ -276,7 +299,12 @@ class _Run:
 
 
 def _batches(
-    config: TrainConfig, data: TrainingData, device: torch.device, micro_batch: int
+    config: TrainConfig,
+    data: TrainingData,
+    device: torch.device,
+    micro_batch: int,
+    train_features: Features | None,
+    val_features: Features | None,
 ) -> tuple[TrainBatches, EvalBatches | None]:
     layout = memory_format(config.runtime.memory_format)
     training = TrainBatches(
@@ -290,6 +318,7 @@ def _batches(
         memory_format=layout,
         seed=config.seed,
         loader_workers=config.data.loader_workers,
+        features=train_features,
     )
     if data.val is None:
         return training, None
@@ -302,6 +331,7 @@ def _batches(
         device=device,
         memory_format=layout,
         loader_workers=config.data.loader_workers,
+        features=val_features,
     )
 
 
