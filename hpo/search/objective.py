@@ -198,6 +198,7 @@ class _Training:
             metric=self.metric,
             checkpoint=lambda n: self.directory.checkpoint(self.lease.number, self.lease.k, n),
             resume=self.checkpoint,
+            cache=self.bench.home.cache,
         )
         with closing(results):
             for result in results:
