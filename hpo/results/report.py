@@ -9,14 +9,14 @@ from __future__ import annotations
 import secrets
 import shlex
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import optuna
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from hpo.definition.fields import flatten
 from hpo.paths import Home
@@ -34,7 +34,7 @@ from hpo.results.table import (
     text_cell,
 )
 from hpo.search.status import StudyStatus, TrialStatus, read_status
-from hpo.search.study import load
+from hpo.search.study import Study, load
 from hpo.storage import records
 from hpo.storage.db import Database
 from hpo.storage.leases import FINAL
@@ -60,13 +60,23 @@ def importances(database: Database, name: str) -> dict[str, float]:
         warnings.simplefilter("ignore", UserWarning)
         found = study.optuna_study(FencedStorage(database))
         complete = found.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-        if len(complete) < MIN_COMPLETE or len({trial.value for trial in complete}) < 2:
+        if len(complete) < MIN_COMPLETE or len({trial.values[0] for trial in complete}) < 2:
             return {}
         evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-        shares = optuna.importance.get_param_importances(found, evaluator=evaluator)
+        shares = optuna.importance.get_param_importances(
+            found, evaluator=evaluator, target=_first_value(study)
+        )
     # Equal shares are what Optuna gives where it could tell nothing.
     informative = len(shares) == 1 or len(set(shares.values())) > 1
     return dict(shares) if informative else {}
+
+
+def _first_value(study: Study) -> Callable[[FrozenTrial], float] | None:
+    """Of several objectives the first, smaller is better; None of a single one, which it knows."""
+    if len(study.file.objectives) == 1:
+        return None
+    sign = -1.0 if study.maximize else 1.0
+    return lambda trial: sign * trial.values[0]
 
 
 def write_report(path: Path, page: str) -> None:
