@@ -20,13 +20,15 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.definition.fields import flatten
 from hpo.paths import Home
-from hpo.results import figures, study_figures
+from hpo.results import figures, pareto, study_figures
+from hpo.results.groups import group_table
 from hpo.results.runs import write_whole
 from hpo.results.table import (
     Cell,
     Table,
     count,
     duration,
+    measured_cell,
     number,
     number_cell,
     setting_cell,
@@ -139,6 +141,11 @@ def study_report(database: Database, name: str) -> str:
         searched=None if best is None else settings_table(best.params.items()),
         fixed=None if best is None else settings_table(_fixed(status, best)),
         commands=None if best is None else _commands(database, status, best),
+        front=pareto.front_table(status),
+        fronts=[f"front-{name}" for name in status.file.objectives[1:]],
+        groups=[
+            (name, table) for name in status.file.space if (table := group_table(status, name)).rows
+        ],
         trials=_trials_table(status),
         workers=_workers_table(status),
         versions=_versions(status),
@@ -161,6 +168,10 @@ def _study_figures(status: StudyStatus, shares: Mapping[str, float]) -> dict[str
         "importance": figures.importance(shares),
         "parallel": study_figures.parallel(status),
         **slices,
+        **{
+            f"front-{name}": pareto.front_figure(status, name)
+            for name in status.file.objectives[1:]
+        },
         **_curve_figures({"best": epochs}, mark),
     }
 
@@ -202,15 +213,18 @@ def storage_option(database: Database) -> str:
 
 def _trials_table(status: StudyStatus) -> Table:
     names = list(status.file.space)
-    headers = ("trial", "state", status.file.metric, "best epoch", "epochs", "seconds")
-    return Table((*headers, *names, "reason"), [_trial_row(t, names) for t in status.trials])
+    costs = status.file.objectives[1:]
+    headers = ("trial", "state", status.file.metric, *costs, "best epoch", "epochs", "seconds")
+    rows = [_trial_row(trial, names, costs) for trial in status.trials]
+    return Table((*headers, *names, "reason"), rows)
 
 
-def _trial_row(trial: TrialStatus, names: Iterable[str]) -> list[Cell]:
+def _trial_row(trial: TrialStatus, names: Iterable[str], costs: Iterable[str]) -> list[Cell]:
     return [
         Cell(str(trial.number), trial.number, "number"),
         text_cell(trial.state, f"state {trial.state}"),
         number_cell(trial.value),
+        *(measured_cell(name, trial.values.get(name)) for name in costs),
         setting_cell(trial.best_epoch) if trial.best_epoch else number_cell(None),
         Cell(str(len(trial.epochs)), len(trial.epochs), "number"),
         number_cell(trial.seconds if trial.epochs else None, digits=1),
