@@ -20,7 +20,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.definition.fields import flatten
 from hpo.paths import Home
-from hpo.results import figures, pareto, study_figures
+from hpo.results import compare_figures, figures, pareto, study_figures
+from hpo.results.comparison import Comparison
 from hpo.results.groups import group_table
 from hpo.results.runs import write_whole
 from hpo.results.table import (
@@ -274,6 +275,25 @@ def _fingerprints(database: Database, status: StudyStatus) -> list[tuple[str, st
         for key, value in resolved.items()
         if key.startswith("data ")
     ]
+
+
+# ---- several studies and runs ----
+
+
+def comparison_report(found: Comparison, title: str) -> str:
+    """The page of `hpo compare`."""
+    drawn = compare_figures.figures_of(found)
+    names = [name for name, figure in drawn.items() if figure is not None]
+    return _render(
+        "compare.html",
+        drawn,
+        title=title,
+        entries=compare_figures.entries_table(found),
+        runs=compare_figures.runs_table(found),
+        costs=[name for name in names if name.startswith("cost-")],
+        curves=[name for name in names if name.startswith("curves-")],
+        notes=found.notes,
+    )
 
 
 # ---- a retrained model ----
