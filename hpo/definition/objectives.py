@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 from hpo.definition.config import Metric, direction
@@ -18,9 +19,15 @@ def direction_of(objective: str) -> Literal["minimize", "maximize"]:
     return "minimize" if objective in COSTS else direction(objective)
 
 
-def dominates(one: dict[str, float], other: dict[str, float]) -> bool:
-    """Whether `one` is at least as good in every objective and better in some; {objective: value}
-    with the same keys."""
-    signs = {name: -1 if direction_of(name) == "minimize" else 1 for name in one}
-    gains = [sign * (one[name] - other[name]) for name, sign in signs.items()]
-    return min(gains) >= 0 and max(gains) > 0
+def losses(values: Mapping[str, float]) -> tuple[float, ...]:
+    """Values by objective with less being better in each: those that are maximized negated."""
+    return tuple(
+        value if direction_of(name) == "minimize" else -value for name, value in values.items()
+    )
+
+
+def dominates(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
+    """Whether `one` is at least as good in every objective and better in some; both have the same
+    objectives in the same order."""
+    mine, theirs = losses(one), losses(other)
+    return mine != theirs and all(a <= b for a, b in zip(mine, theirs, strict=True))

@@ -11,7 +11,8 @@ LOG_FROM = 30.0
 
 
 def front_table(status: StudyStatus) -> Table:
-    """Trials that no other beats in all objectives, best first metric first."""
+    """Trials that no other beats in all objectives, best first metric first; for a study of
+    several objectives."""
     names, searched = status.file.objectives, list(status.file.space)
     rows = [
         [

@@ -142,7 +142,7 @@ def study_report(database: Database, name: str) -> str:
         searched=None if best is None else settings_table(best.params.items()),
         fixed=None if best is None else settings_table(_fixed(status, best)),
         commands=None if best is None else _commands(database, status, best),
-        front=pareto.front_table(status),
+        front=pareto.front_table(status) if len(status.file.objectives) > 1 else None,
         fronts=[f"front-{name}" for name in status.file.objectives[1:]],
         groups=[
             (name, table) for name in status.file.space if (table := group_table(status, name)).rows

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from hpo.definition.objectives import direction_of, dominates
+from hpo.definition.objectives import direction_of, dominates, losses
 from hpo.definition.studyfile import StudyFile
 from hpo.storage import records
 from hpo.storage.db import Database
@@ -83,8 +83,12 @@ class StudyStatus:
         single objective the best."""
         if len(self.file.objectives) == 1:
             return self.ranked()[:1]
-        done = self.ranked()
-        return [t for t in done if not any(dominates(other.values, t.values) for other in done)]
+        front: list[TrialStatus] = []
+        # In this order a later trial cannot beat an earlier one, so one pass will do.
+        for trial in sorted(self.ranked(), key=lambda t: (losses(t.values), t.number)):
+            if not any(dominates(other.values, trial.values) for other in front):
+                front.append(trial)
+        return front
 
     @property
     def state(self) -> str:

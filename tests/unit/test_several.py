@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -226,6 +227,22 @@ def test_to_dominate_is_better_in_some_and_worse_in_none(
     names = ("val_top1", "latency_ms")
     found = dominates(dict(zip(names, one, strict=True)), dict(zip(names, other, strict=True)))
     assert found is expected
+
+
+def test_the_front_is_what_no_trial_dominates(database: Database) -> None:
+    draw = random.Random(0)
+    trials = [
+        Trial("complete", (draw.choice((0.1, 0.2, 0.3)),), costs=(draw.choice((1.0, 2.0, 3.0)),))
+        for _ in range(30)
+    ]
+    fill(database, study_file(trials=30, study='metrics = ["val_top1", "flops"]'), trials)
+    status = read_status(database, "toy")
+    done = status.ranked()
+    expected = {t.number for t in done if not any(dominates(o.values, t.values) for o in done)}
+    front = status.front()
+    assert {trial.number for trial in front} == expected
+    firsts = [trial.values["val_top1"] for trial in front]
+    assert firsts == sorted(firsts, reverse=True)
 
 
 @pytest.mark.parametrize(
