@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +23,19 @@ from hpo.definition.config import TrainConfig
 from hpo.definition.fields import flatten
 from hpo.definition.studyfile import dump_config, load_config
 from hpo.engine import datasets
+from hpo.engine.answers import ask, save_answers
 from hpo.engine.checkpoint import Checkpoint, best_weights, save_weights
 from hpo.engine.control import Control, Unattended
 from hpo.engine.datasets import Data, concat
+from hpo.engine.images import Images
+from hpo.engine.onnx_files import OnnxNetwork
 from hpo.engine.runtime import resolve, torch_device
 from hpo.engine.train import EpochResult, TrainingData, train
 from hpo.errors import Conflict, InputError, TrialFailed
 from hpo.paths import Home
-from hpo.results.evaluate import evaluate_images
+from hpo.results.deploy import Wanted, rehearse, write_files
+from hpo.results.ensemble import write_ensemble
+from hpo.results.evaluate import eval_batches, load_network
 from hpo.results.recipe import Recipe, make_recipe
 from hpo.results.runs import About, Run, RunDir, SeedDir, as_json, read_run, write_whole
 from hpo.results.scores import scores
@@ -48,6 +54,8 @@ def retrain(
     home: Home,
     device: str,
     keep_validation: bool = False,
+    onnx: bool = False,
+    quantize: Sequence[str] = (),
     control: Control | None = None,
     progress: Tell = lambda line: None,
 ) -> Run:
@@ -56,31 +64,50 @@ def retrain(
 
     `provenance` is that of an exported trial, or empty. Training takes in the validation images,
     unless `keep_validation`: then the best epoch's weights are kept, and early stopping and the
-    plateau schedule watch validation. Interrupted, the same call goes on where it was; finished
-    seeds are not run again. `progress` gets a line for each epoch and each step of the way.
+    plateau schedule watch validation. `onnx` writes each seed as model.onnx too, `quantize`
+    ("dynamic", "static") also in int8: an untrained network shows before the training that it can
+    be done, and all of a seed are evaluated in one pass over the test images. Several seeds are
+    also evaluated as one, from the answers that each left.
 
-    Raises ConfigError where the schedule cannot be run without validation images, Conflict where
-    `out` holds the run of another configuration or is being written to, TrialFailed for a loss
-    that is not finite, Interrupted when `control` says so.
+    Interrupted, the same call goes on where it was; finished seeds are not run again. `progress`
+    gets a line for each epoch and each step of the way.
+
+    Raises ConfigError where the schedule cannot be run without validation images, InputError for
+    what cannot be written as ONNX or is not installed for it, Conflict where `out` holds the run of
+    another configuration or is being written to, TrialFailed for a loss that is not finite,
+    Interrupted when `control` says so.
     """
     if seeds < 1:
         raise InputError(f"--seeds {seeds}: at least 1")
+    wanted = Wanted.of(onnx=onnx, quantize=quantize)
     chosen = torch_device(device)
     recipe = make_recipe(config, provenance, keep_validation)
-    files = RunDir(out)
+    files, asked = RunDir(out), range(config.seed, config.seed + seeds)
     with _alone(out):
         stored = _stored_recipe(files, recipe, keep_validation)
         data = datasets.open_data(config.data, home.cache)
+        if any(not files.seed(seed).metrics.exists() for seed in asked):
+            rehearse(config, data, wanted)
         if stored is None:
             recipe = _begin(files, config, provenance, recipe, data, chosen, keep_validation)
         about = About.read(files.about)
         if about.fingerprint != data.fingerprint:
             raise Conflict(f"{out} was begun with other images; restore them, or use -o")
         job = _Job(
-            files, about, stored or recipe, data, home, chosen, control or Unattended(), progress
+            files=files,
+            about=about,
+            recipe=stored or recipe,
+            data=data,
+            home=home,
+            device=chosen,
+            wanted=wanted,
+            control=control or Unattended(),
+            progress=progress,
         )
-        for seed in range(config.seed, config.seed + seeds):
+        for seed in asked:
             job.run(seed)
+        if about.has_test:
+            write_ensemble(files, files.finished(), about.classes)
         run = read_run(files, files.finished())
         write_whole(files.summary, as_json(run.summary))
     return run
@@ -192,6 +219,7 @@ class _Job:
     data: Data
     home: Home
     device: torch.device
+    wanted: Wanted
     control: Control
     progress: Tell
 
@@ -200,6 +228,7 @@ class _Job:
         files = self.files.seed(seed)
         if files.metrics.exists():
             self.progress(f"seed {seed}: finished before")
+            self.add_files(seed, files)
         else:
             self.complete(seed, files)
         for _, path in files.checkpoints():
@@ -211,9 +240,10 @@ class _Job:
         save_weights(files.weights, best_weights(trained), {"seed": str(seed)})
         done = Checkpoint.load(trained)
         write_whole(files.curves, curves(done.metrics))
-        test, tested = self.test(seed, files)
+        made = self.write_files(seed, files, seen.train)
+        test, tested = self.test(seed, files, made)
         counts = {"train": len(seen.train), "val": len(seen.val) if seen.val else 0, "test": tested}
-        report = {**_summed_up(seed, done), "images": counts, "test": test}
+        report = {**_summed_up(seed, done), "images": counts, "test": test, "onnx": made}
         write_whole(files.metrics, as_json(report))
 
     def training_data(self) -> TrainingData:
@@ -253,17 +283,58 @@ class _Job:
         _require_finite(seed, last)
         return last
 
-    def test(self, seed: int, files: SeedDir) -> tuple[dict[str, Any] | None, int]:
-        """Open the test set: the one place where training does, once for each seed."""
+    def write_files(self, seed: int, files: SeedDir, train: Images) -> list[dict[str, Any]]:
+        """The ONNX files, not tested yet."""
+        if self.wanted.files:
+            self.progress(f"seed {seed}: writing {', '.join(self.wanted.files)}")
+        made = write_files(self.recipe.config, self.about, files, train, self.wanted)
+        return [{**one, "test": None} for one in made]
+
+    def add_files(self, seed: int, files: SeedDir) -> None:
+        """Files that a finished seed lacks. Its test set was opened: they are not tested."""
+        metrics = json.loads(files.metrics.read_text())
+        there = metrics.get("onnx", [])
+        if self.wanted.files.keys() <= {one["file"] for one in there}:
+            return
+        made = self.write_files(seed, files, self.training_data().train)
+        tested = {one["file"]: one["test"] for one in there}
+        for one in made:
+            one["test"] = tested.get(one["file"])
+        kept = [one for one in there if one["file"] not in self.wanted.files]
+        self.progress(f"seed {seed}: new files are not tested, the test set was opened before")
+        write_whole(files.metrics, as_json({**metrics, "onnx": [*made, *kept]}))
+
+    def test(
+        self, seed: int, files: SeedDir, made: list[dict[str, Any]]
+    ) -> tuple[dict[str, Any] | None, int]:
+        """Open the test set: the one place where training does, once for each seed, and for all
+        that was `made` of it together, which gets its scores."""
         if not self.about.has_test:
             return None, 0
-        images = datasets.open_test(self.recipe.config.data, self.home.cache)
+        config, about = self.recipe.config, self.about
+        images = datasets.open_test(config.data, self.home.cache)
         assert images is not None  # has_test
         self.progress(f"seed {seed}: opening the test set ({len(images)} images)")
-        found = evaluate_images(
-            self.recipe.config, self.about, files.weights, images, self.device, self.control
+        threads = config.runtime.threads
+        found = ask(
+            {
+                "": load_network(config, about, files.weights, self.device),
+                **{
+                    one["file"]: OnnxNetwork(files.root / one["file"], threads=threads)
+                    for one in made
+                },
+            },
+            eval_batches(config, about, images, self.device),
+            classes=len(about.classes),
+            device=self.device,
+            precision=config.runtime.precision,
+            control=self.control,
         )
-        return scores(found, self.about.classes), len(images)
+        save_answers(files.answers, found[""], images.names)
+        for one in made:
+            whole = scores(found[one["file"]].evaluation, about.classes)
+            one["test"] = {name: value for name, value in whole.items() if isinstance(value, float)}
+        return scores(found[""].evaluation, about.classes), len(images)
 
 
 def _line(seed: int, result: EpochResult, epochs: int) -> str:

@@ -12,6 +12,8 @@ from hpo.results.runs import Run, SeedResult
 def as_page(run: Run) -> dict[str, Any]:
     """`run` in the form that `hpo.results.report.training_report` takes."""
     summary = run.summary
+    part = "test" if summary["test"] else "val"
+    together = summary["ensemble"]
     return {
         "title": run.path.absolute().name,
         "config": run.config.to_dict(),
@@ -19,7 +21,9 @@ def as_page(run: Run) -> dict[str, Any]:
         "classes": list(run.classes),
         "notes": list(run.notes),
         "seeds": [_seed(one) for one in run.seeds],
-        "summary": summary["test"] and _with_count(summary["test"], len(run.seeds)),
+        "summary": summary[part] and _with_count(summary[part], len(run.seeds)),
+        "ensemble": together and _result(together),
+        "onnx": [_file(name, found, run) for name, found in summary["onnx"].items()],
     }
 
 
@@ -34,7 +38,7 @@ def _seed(one: SeedResult) -> dict[str, Any]:
         "seed": one.seed,
         "epochs": epochs,
         "test": test and _result(test),
-        "validation": None,  # of validation only the curves are known
+        "validation": one.metrics["val"],
     }
 
 
@@ -43,6 +47,18 @@ def _result(scores: Mapping[str, Any]) -> dict[str, Any]:
     per_class = [{"class": name, **row} for name, row in scores["per_class"].items()]
     plain = {name: scores[name] for name in ("loss", "top1", "top5", "confusion")}
     return {**plain, "macro": macro, "per_class": per_class}
+
+
+def _file(name: str, found: Mapping[str, Any], run: Run) -> dict[str, Any]:
+    """Of an ONNX file: means over the seeds; the largest difference to torch of any."""
+    entries = [entry for one in run.seeds for entry in one.onnx if entry["file"] == name]
+    differences = [one["max_difference"] for one in entries if "max_difference" in one]
+    return {
+        "file": name,
+        "precision": entries[0]["precision"],
+        **{score: row["mean"] for score, row in found.items()},
+        "max_difference": max(differences, default=None),
+    }
 
 
 def _with_count(summary: Mapping[str, Mapping[str, Any]], seeds: int) -> dict[str, Any]:
