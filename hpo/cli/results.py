@@ -114,8 +114,7 @@ def train(
         bool,
         typer.Option(
             "--onnx",
-            help="Also write each seed as model.onnx, checked against torch. Needs the extra: "
-            "pip install 'hpo[onnx]'.",
+            help="Also write each seed as model.onnx, checked against torch; needs the extra onnx.",
         ),
     ] = False,
     quantize: Annotated[

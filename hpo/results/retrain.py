@@ -301,7 +301,8 @@ class _Job:
         for one in made:
             one["test"] = tested.get(one["file"])
         kept = [one for one in there if one["file"] not in self.wanted.files]
-        self.progress(f"seed {seed}: new files are not tested, the test set was opened before")
+        if self.about.has_test:
+            self.progress(f"seed {seed}: new files are not tested, the test set was opened before")
         write_whole(files.metrics, as_json({**metrics, "onnx": [*made, *kept]}))
 
     def test(
