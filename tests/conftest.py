@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from hpo.paths import Home
 from hpo.storage.db import Database, connect
+from tests.servers import new_database, postgres
+
+__all__ = ["postgres"]
 
 
 @pytest.fixture(autouse=True)
@@ -28,9 +32,23 @@ def home(tmp_path: Path) -> Home:
     return Home(tmp_path / "runs")
 
 
-@pytest.fixture(params=["sqlite"])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
-    """An empty database of each kind."""
-    found = connect(f"sqlite:///{tmp_path / 'hpo.db'}")
+@pytest.fixture
+def kind() -> str:
+    """The kind of database; a module that runs on every kind overrides this."""
+    return "sqlite"
+
+
+@pytest.fixture
+def url(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database."""
+    if kind == "sqlite":
+        return f"sqlite:///{tmp_path / 'hpo.db'}"
+    return new_database(request.getfixturevalue("postgres"), f"t{uuid.uuid4().hex}")
+
+
+@pytest.fixture
+def database(url: str) -> Iterator[Database]:
+    """An empty database."""
+    found = connect(url)
     yield found
     found.dispose()

@@ -41,7 +41,7 @@ RICH_SPACE = """
 optimizer.name = ["sgd", "adamw"]
 optimizer.lr = {low = 1e-4, high = 1e-1, log = true}
 optimizer.momentum = {low = 0.5, high = 0.9, when = {"optimizer.name" = "sgd"}}
-model.filters = [[16, 32], [32, 64]]
+model.cnn.filters = [[16, 32], [32, 64]]
 batch_size = {low = 16, high = 64, step = 16}
 """
 MIXED = [

@@ -18,7 +18,7 @@ from hpo.workers.worker import Worker
 TINY = """
 epochs = 3
 batch_size = 64
-model.filters = [4]
+model.cnn.filters = [4]
 runtime = {precision = "float32", memory_format = "contiguous"}
 """
 """Lines of [train] that make an epoch of digits take a fraction of a second."""

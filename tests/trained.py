@@ -23,7 +23,7 @@ def tiny_config(root: Path, values: Mapping[str, Any] | None = None) -> TrainCon
         "epochs": 3,
         "batch_size": 12,
         "data": {"dataset": "folder", "root": str(root), "image_size": 12},
-        "model": {"filters": [4]},
+        "model": {"cnn": {"filters": [4]}},
         "optimizer": {"lr": 0.05},
         "runtime": {"precision": "float32", "memory_format": "contiguous", "threads": 1},
     }

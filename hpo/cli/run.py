@@ -123,7 +123,8 @@ def _study(found: Database, file: StudyFile) -> tuple[Study, str]:
 
 
 def check_data(file: StudyFile) -> None:
-    """Look for the images of every data set in the space; raises DataError. Writes nothing."""
+    """Look for the images of every data set in the space; raises DataError. Writes nothing but
+    downloads of torchvision's data sets."""
     from hpo.engine.datasets import describe
 
     matters = {"dataset", "root", "val_fraction", "test_fraction", "split_seed", "limit_train"}
@@ -133,7 +134,7 @@ def check_data(file: StudyFile) -> None:
         key = data.model_dump_json(include=matters)
         if key not in seen:
             seen.add(key)
-            describe(data)
+            describe(data, download=True)
 
 
 def _is_over(study: Study) -> bool:

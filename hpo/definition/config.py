@@ -8,6 +8,7 @@ Schema that `hpo schema` prints is made from this module.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -16,13 +17,28 @@ from pydantic import (
     BeforeValidator,
     Field,
     ValidationError,
+    WithJsonSchema,
     model_validator,
 )
 
 from hpo.definition.augment import AugmentConfig
 from hpo.definition.data import DataConfig
-from hpo.definition.fields import Part, Rates, Ratio, complaint, explain, fail, listed, model_at
+from hpo.definition.fields import (
+    OWN,
+    Part,
+    Rates,
+    Ratio,
+    complaint,
+    explain,
+    fail,
+    has_items,
+    is_own,
+    list_of,
+    listed,
+    model_at,
+)
 from hpo.definition.model import ModelConfig
+from hpo.definition.phases import Phase, PhaseConfig
 from hpo.errors import ConfigError, nearest
 
 Metric = Literal["val_top1", "val_top5", "val_loss", "train_top1", "train_loss"]
@@ -32,6 +48,16 @@ METRICS: tuple[str, ...] = get_args(Metric)
 def direction(metric: str) -> Literal["minimize", "maximize"]:
     """Losses are minimized, everything else is maximized."""
     return "minimize" if metric.endswith("_loss") else "maximize"
+
+
+LOSSES = ("cross_entropy", "focal")
+
+
+def _loss(value: Any) -> Any:
+    if isinstance(value, str) and value not in LOSSES and not is_own(value):
+        hint = nearest(value, LOSSES)
+        raise ValueError(f"unknown loss (your own is named module:function); {hint}")
+    return value
 
 
 class OptimizerConfig(Part):
@@ -49,6 +75,8 @@ class OptimizerConfig(Part):
     """L2 penalty; adamw decouples it from the gradient."""
     betas: Annotated[tuple[Ratio, Ratio], BeforeValidator(listed)] = (0.9, 0.999)
     """adam and adamw only: decay rates of the two moments."""
+    backbone_lr_factor: float = Field(default=1.0, gt=0, le=100)
+    """The head learns at the learning rate, everything else at this many times that."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -58,7 +86,7 @@ class OptimizerConfig(Part):
 
 
 class ScheduleConfig(Part):
-    """How the learning rate moves over the epochs."""
+    """How the learning rate moves over the epochs, of each phase where there are phases."""
 
     name: Literal["constant", "step", "cosine", "plateau", "onecycle", "replay"] = "cosine"
     """constant; step: x gamma every step_size epochs; cosine: to min_lr at the end, per step;
@@ -85,7 +113,8 @@ class ScheduleConfig(Part):
 
 
 class EarlyStoppingConfig(Part):
-    """Stop a training that no longer improves."""
+    """Stop a training that no longer improves; with phases only in the last one, its epochs alone
+    counted."""
 
     patience: int | None = Field(default=None, ge=1)
     """Epochs without improvement before training stops; None: never."""
@@ -113,13 +142,24 @@ class TrainConfig(Part):
     """Everything that decides one training. Same config, same conditions: the same numbers."""
 
     epochs: int = Field(default=10, ge=1, le=10_000)
-    """Passes over the training images."""
+    """Passes over the training images; with `phases` the default is their sum."""
     batch_size: int = Field(default=128, ge=1, le=65_536)
     """Images per optimizer step."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of weights, order, augmentation and dropout; never of the split."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    """Cross-entropy's label smoothing."""
+    """Label smoothing of cross_entropy and focal."""
+    loss: Annotated[
+        str, BeforeValidator(_loss), WithJsonSchema({"anyOf": [{"enum": list(LOSSES)}, OWN]})
+    ] = "cross_entropy"
+    """What training minimizes: cross_entropy, focal, or `module:function` of your own, found from
+    the working directory: (logits (B, C) float32, labels (B,) int64) -> mean () or losses (B,).
+    val_loss is the cross-entropy, whatever is trained with."""
+    focal_gamma: float = Field(default=2.0, ge=0, le=20)
+    """focal only: how much less an image counts that is already right; 0: cross_entropy."""
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """Decay per step of an exponential moving average of the weights, such as 0.999; it is what is
+    evaluated and kept. None: off."""
     clip_grad_norm: float | None = Field(default=None, gt=0)
     """Largest norm of the gradient; None: not clipped."""
     data: DataConfig = Field(default_factory=DataConfig)
@@ -129,6 +169,20 @@ class TrainConfig(Part):
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
     early_stopping: EarlyStoppingConfig = Field(default_factory=EarlyStoppingConfig)
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
+    phases: Annotated[tuple[PhaseConfig, ...], BeforeValidator(listed)] = ()
+    """Phases, one after another ([[train.phases]] in a study file); empty: one as long as epochs.
+    A phase is searched by its number from 0: phases.1.lr."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _summed_epochs(cls, data: Any) -> Any:
+        """`epochs` follows the phases unless it is given."""
+        phases = data.get("phases") if isinstance(data, dict) else None
+        if not phases or "epochs" in data or not isinstance(phases, list | tuple):
+            return data
+        lengths = [one.get("epochs") if isinstance(one, dict) else None for one in phases]
+        whole = all(isinstance(one, int) and one > 0 for one in lengths)
+        return {**data, "epochs": sum(lengths)} if whole else data
 
     @model_validator(mode="before")
     @classmethod
@@ -139,9 +193,11 @@ class TrainConfig(Part):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         schedule = self.schedule
-        if schedule.warmup_epochs >= self.epochs:
-            fail("schedule.warmup_epochs", schedule.warmup_epochs,
-                  f"less than epochs = {self.epochs}")  # fmt: skip
+        if self.phases and sum(one.epochs for one in self.phases) != self.epochs:
+            lengths = " + ".join(str(one.epochs) for one in self.phases)
+            fail("phases", lengths, f"phases do not add up to epochs = {self.epochs}; correct one "
+                 "of them, or leave epochs out")  # fmt: skip
+        self._fits_phases()
         if schedule.name == "replay" and len(schedule.rates) < self.epochs:
             fail(
                 "schedule.rates",
@@ -150,9 +206,38 @@ class TrainConfig(Part):
             )
         if schedule.name != "replay" and schedule.rates:
             fail("schedule.rates", "given", 'only with schedule.name = "replay"')
-        if schedule.min_lr > self.optimizer.lr:
-            fail("schedule.min_lr", schedule.min_lr, f"at most optimizer.lr = {self.optimizer.lr}")
+        if self.data.balance == "loss" and self.loss not in ("cross_entropy", "focal"):
+            fail("data.balance", "loss", 'with a loss of your own: "sampling" or "none"')
         return self
+
+    def _fits_phases(self) -> None:
+        """The schedule fits into each phase; without phases, into the training."""
+        schedule = self.schedule
+        for phase in self.all_phases():
+            of = f" of phase {phase.number}" if self.phases else ""
+            if schedule.warmup_epochs >= phase.epochs:
+                fail("schedule.warmup_epochs", schedule.warmup_epochs,
+                     f"less than epochs = {phase.epochs}{of}")  # fmt: skip
+            if schedule.min_lr > phase.lr:
+                name = f"lr = {phase.lr}{of}" if of else f"optimizer.lr = {phase.lr}"
+                fail("schedule.min_lr", schedule.min_lr, f"at most {name}")
+
+    def all_phases(self) -> list[Phase]:
+        """The phases with their defaults in place; without any, the whole training as one."""
+        blocks, lr = self.model.trainable_blocks, self.optimizer.lr
+        if not self.phases:
+            return [Phase(0, 0, self.epochs, blocks, lr)]
+        found: list[Phase] = []
+        start = 0
+        for number, one in enumerate(self.phases):
+            own = blocks if one.trainable_blocks is None else one.trainable_blocks
+            found.append(Phase(number, start, one.epochs, own, lr if one.lr is None else one.lr))
+            start += one.epochs
+        return found
+
+    def phase_of(self, epoch: int) -> Phase:
+        """The phase in which `epoch` (from 1) lies."""
+        return [one for one in self.all_phases() if one.start < max(epoch, 1)][-1]
 
     @classmethod
     def parse(cls, data: Mapping[str, Any], *, where: str = "", prefix: str = "") -> Self:
@@ -184,18 +269,22 @@ def field_paths(model: type[BaseModel] = TrainConfig, prefix: str = "") -> Itera
     """Every dotted path of a single field, in the order of the definition."""
     for name in model.model_fields:
         part = model_at(model, [name])
-        if part:
+        if part and not has_items(model, name):
             yield from field_paths(part, f"{prefix}{name}.")
         else:
             yield prefix + name
 
 
 def check_path(path: str) -> None:
-    """Raise ConfigError unless `path` names a field of TrainConfig, or an item of a list by index
-    (`model.head.hidden.0`)."""
+    """Raise ConfigError unless `path` names a field of TrainConfig, an item of a list by index
+    (`model.head.hidden.0`), or a field of an item (`phases.1.lr`)."""
+    base = list_of(path)
     known = list(field_paths())
-    base = path
-    while base.rpartition(".")[2].isdigit():
-        base = base.rpartition(".")[0]
+    items = model_at(TrainConfig, base.split(".")) if base != path and base in known else None
+    inner = re.sub(r"^(\.\d+)+\.?", "", path.removeprefix(base))
+    if items is not None and inner:
+        base, known = inner, list(field_paths(items))
+    elif inner:
+        base = path
     if base not in known:
-        raise ConfigError(f"unknown field; {nearest(path, known)}", key=path)
+        raise ConfigError(f"unknown field; {nearest(base, known)}", key=path)

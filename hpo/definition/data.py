@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
+from hpo.definition.datasets import DEFAULT_ROOT, NATIVE, SCHEMA, known_data
 from hpo.definition.fields import Part, fail
 
 
 class DataConfig(Part):
     """Where the images come from, how they are split, and the size at which they are kept."""
 
-    dataset: Literal["digits", "folder"] = "digits"
+    dataset: Annotated[str, BeforeValidator(known_data), WithJsonSchema(SCHEMA)] = "digits"
     """digits: scikit-learn's 1,797 scans of handwritten digits, 8 x 8 pixels. folder: images by
-    class under `root`, either train/ [val/] [test/] or one folder per class."""
+    class under `root`, either train/ [val/] [test/] or one folder per class. cifar10, mnist, ...:
+    torchvision's data set of that name, as its class lays it out under `root`. stanford_cars: in
+    torchvision's layout under `root`. `module:function` of your own, found from the working
+    directory: called with root (str) and "train", "val" or "test", it returns a sequence of
+    (PIL image, path or uint8 array (H, W) or (H, W, 3); name or number of its class), or None for a
+    val or test that there is not."""
     root: str | None = None
-    """Folder of the images, for dataset = "folder"; relative to the working directory."""
+    """Folder of the images; relative to the working directory. Default for named data sets and your
+    own: data."""
+    download: bool = True
+    """Download one of torchvision's data sets into `root` where it is not there yet."""
+    crop_to_box: bool = False
+    """stanford_cars only: crop each image to its bounding box before it is resized."""
+    balance: Literal["none", "loss", "sampling"] = "none"
+    """For classes of unequal size. loss: the training loss of an image counts in inverse proportion
+    to the size of its class, 1 in the mean. sampling: each epoch draws as many images as there are,
+    with replacement, every class equally often. Validation stays as it is."""
     image_size: int = Field(default=224, ge=8, le=1024)
-    """Side of the square that the model sees, in pixels; default 8 for digits, 224 otherwise."""
+    """Side of the square that the model sees, in pixels; default: the data set's own where all its
+    images have the same (8 for digits, 32 for cifar10, ...), 224 otherwise."""
     resize: Literal["crop", "squash"] = "crop"
     """crop: resize the shorter side to `resize_size`, keep the aspect ratio, evaluate on the centre
     (torchvision's Resize + CenterCrop). squash: stretch to a square."""
     resize_size: int = Field(default=256, ge=8, le=2048)
-    """Shorter side after resizing, in pixels; default: image_size up to 64, above it image_size x
-    256 / 224, torchvision's own ratio. Not used by squash."""
+    """Shorter side after resizing, in pixels; default: image_size up to 64 and where it is the data
+    set's own, else image_size x 256 / 224, torchvision's own ratio. Not used by squash."""
     normalize: Literal["dataset", "imagenet"] = "dataset"
     """Mean and standard deviation: of the training part, or ImageNet's. With torchvision's weights
     use imagenet."""
@@ -52,10 +68,12 @@ class DataConfig(Part):
         if not isinstance(data, dict):
             return data
         data = dict(data)
-        digits = data.get("dataset", "digits") == "digits"
-        size = data.setdefault("image_size", 8 if digits else 224)
+        name = data.get("dataset", "digits")
+        native = NATIVE.get(name) if isinstance(name, str) else None
+        size = data.setdefault("image_size", native or 224)
         if isinstance(size, int):
-            data.setdefault("resize_size", size if size <= 64 else round(size * 256 / 224))
+            kept = size <= 64 or size == native
+            data.setdefault("resize_size", size if kept else round(size * 256 / 224))
         return data
 
     @model_validator(mode="after")
@@ -64,9 +82,21 @@ class DataConfig(Part):
             fail("root", self.root, 'dataset = "folder" needs the folder of the images')
         if self.dataset == "digits" and self.root:
             fail("root", self.root, 'digits come with scikit-learn; use dataset = "folder"')
+        if self.crop_to_box and self.dataset != "stanford_cars":
+            fail("crop_to_box", True, 'only dataset = "stanford_cars" has boxes')
         if self.resize == "crop" and self.resize_size < self.image_size:
             fail("resize_size", self.resize_size, f"at least image_size = {self.image_size}")
         if self.val_fraction + self.test_fraction >= 1:
             left = f"with test_fraction = {self.test_fraction} nothing is left for training"
             fail("val_fraction", self.val_fraction, left)
         return self
+
+    @property
+    def folder(self) -> str:
+        """`root`, or its default."""
+        return self.root or DEFAULT_ROOT
+
+    @property
+    def title(self) -> str:
+        """For people: the folder of a folder, else the data set's name."""
+        return self.folder if self.dataset == "folder" else self.dataset

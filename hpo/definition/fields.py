@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -19,6 +20,14 @@ def listed(value: Any) -> Any:
 Ratio = Annotated[float, Field(ge=0, le=1)]
 Rates = Annotated[tuple[Annotated[float, Field(ge=0)], ...], BeforeValidator(listed)]
 Sizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(listed)]
+
+OWN = {"type": "string", "pattern": r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"}
+"""JSON Schema of `module:function`, the name of something of the user's own."""
+
+
+def is_own(name: str) -> bool:
+    """Whether `name` has the form `module:function`."""
+    return re.match(OWN["pattern"], name) is not None
 
 
 class Part(BaseModel):
@@ -70,8 +79,11 @@ def complaint(item: Any, model: type[BaseModel], prefix: str = "") -> ConfigErro
 
 
 def model_at(model: type[BaseModel], path: list[str]) -> type[BaseModel] | None:
-    """The part that stands at `path`, also where it may be None; None where there is none."""
+    """The part that stands at `path`, also where it may be None, and that of a list's items; None
+    where there is none."""
     for name in path:
+        if name.isdigit():
+            continue
         field = model.model_fields.get(name)
         kinds = [field.annotation, *get_args(field.annotation)] if field else []
         parts = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
@@ -79,6 +91,17 @@ def model_at(model: type[BaseModel], path: list[str]) -> type[BaseModel] | None:
             return None
         model = parts[0]
     return model
+
+
+def list_of(path: str) -> str:
+    """The list in which `path` names an item or a field of one; `path` itself where it has no
+    number: `phases` of `phases.1.lr`, `model.head.hidden` of `model.head.hidden.0`."""
+    return re.split(r"\.\d+(?:\.|$)", path)[0]
+
+
+def has_items(model: type[BaseModel], name: str) -> bool:
+    """Whether the field `name` is a list."""
+    return get_origin(model.model_fields[name].annotation) is tuple
 
 
 def with_values(data: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,13 +8,17 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from hpo.definition.architectures import ARCHITECTURES
-from hpo.definition.fields import Part, Ratio, Sizes, fail, listed
+from hpo.definition.cnn import CnnConfig
+from hpo.definition.fields import OWN, Part, Ratio, Sizes, fail, is_own, listed
 from hpo.errors import nearest
 
 
 def _architecture(value: Any) -> Any:
-    if isinstance(value, str) and value not in ARCHITECTURES:
-        raise ValueError(f"unknown architecture; {nearest(value, ARCHITECTURES)}")
+    if isinstance(value, str) and value not in ARCHITECTURES and not is_own(value):
+        hint = (
+            "your own is named module:function" if ":" in value else nearest(value, ARCHITECTURES)
+        )
+        raise ValueError(f"unknown architecture; {hint}")
     return value
 
 
@@ -89,9 +93,11 @@ class ModelConfig(Part):
     architecture: Annotated[
         str,
         BeforeValidator(_architecture),
-        WithJsonSchema({"type": "string", "enum": list(ARCHITECTURES)}),
+        WithJsonSchema({"anyOf": [{"enum": list(ARCHITECTURES)}, OWN]}),
     ] = "small_cnn"
-    """small_cnn, or the name of a torchvision classification model."""
+    """small_cnn, the name of a torchvision classification model, or `module:function` of your own,
+    found from the working directory: called with classes (int) and image_size (int, pixels), it
+    returns the nn.Module that maps (B, 3, image_size, image_size) to (B, classes)."""
     weights: str | None = None
     """None (random), a torchvision weights name (IMAGENET1K_V1, DEFAULT), or a local file:
     .safetensors, or a state dict (.pt, .pth; read without unpickling code)."""
@@ -103,7 +109,9 @@ class ModelConfig(Part):
     """A classifier of one's own; None: the architecture's, with its last layer replaced."""
     trainable_blocks: Blocks = "all"
     """all; 0: the head alone; k: the last k blocks; {first = k}: the first k; {start = i, stop =
-    j}: blocks i to j - 1, counted from 0. A block is one child of torchvision's `features`, one
-    layerN of a ResNet, one encoder layer of a transformer. The head is always trained."""
-    filters: Sizes = (32, 64, 128)
-    """small_cnn only: filters of each convolution (3 x 3, batch norm, ReLU, max-pool)."""
+    j}: blocks i to j - 1, counted from 0. A block is one child of torchvision's `features` that
+    has weights, one layerN of a ResNet, one encoder layer of a transformer; in an architecture of
+    your own, an item of its attribute `blocks`, or else a child of its `features`. The head (there
+    the last linear layer) is always trained."""
+    cnn: CnnConfig = Field(default_factory=CnnConfig)
+    """small_cnn only: the network by its lists."""

@@ -27,7 +27,9 @@ def json_schema() -> Schema:
     """The schema of a whole study file."""
     fields = _fields(TrainConfig.model_json_schema(), "")
     lists = {path: item for path, field in fields.items() if (item := _items(field))}
-    values = {**fields, **{f"{path}.*": item for path, item in lists.items()}}
+    values = {**fields}
+    for path, item in lists.items():
+        values |= _by_number(path, item)
     fixed = _names(list(fields), set(lists))
     searched = _names([one for one in fields if one not in FIXED_ONLY], set(lists), "space.")
     return {
@@ -154,10 +156,21 @@ def _items(field: Schema) -> Schema | None:
     return lists[0]["items"] if lists else None
 
 
+def _by_number(path: str, item: Schema) -> dict[str, Schema]:
+    """An item of the list at `path`, and each field of it where it is a table."""
+    found = {f"{path}.*": {**item, "required": []} if "properties" in item else item}
+    for name, field in item.get("properties", {}).items():
+        found[f"{path}.*.{name}"] = field
+    return found
+
+
 def _searched(path: str, field: Schema) -> Schema:
-    """Choices of the field's values, or a range where it takes numbers."""
+    """Choices of the field's values, or a range where it takes numbers; by field in a table."""
     choices = {**_CHOICES, "items": _ref(path)}
     forms = [choices, _table({"choices": choices}, ["choices"])]
+    if path.endswith(".*") and "properties" in field:
+        fields = {name: _ref(f"space.{path}.{name}") for name in field["properties"]}
+        forms.append({"type": "object", "additionalProperties": False, "properties": fields})
     for number in _variants(field):
         if number.get("type") in ("integer", "number"):
             forms.append(_range(number))

@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 from hpo.definition.config import check_path, field_errors, field_paths
-from hpo.definition.fields import flatten, with_values
+from hpo.definition.fields import flatten, list_of, with_values
 from hpo.definition.parameters import Choice, Float, Int, Parameter, When, canonical, shown
 from hpo.definition.space import Space
 from hpo.errors import ConfigError, nearest
@@ -21,6 +21,7 @@ MOST_STEPS = 1_000_000_000
 FIXED_ONLY = (
     *("data.dataset", "data.root", "data.split_seed", "data.val_fraction", "data.test_fraction"),
     *("data.skip_unreadable", "data.max_pixels", "data.cache_limit_gb", "data.loader_workers"),
+    "data.download",
 )
 
 _FIELDS = frozenset(field_paths())
@@ -91,9 +92,7 @@ def _check_name(name: str, fixed: Mapping[str, Any]) -> None:
             key=name,
         )
     given = flatten(fixed)
-    base = name
-    while base.rpartition(".")[2].isdigit():
-        base = base.rpartition(".")[0]
+    base = list_of(name)
     if base == name:
         if name in given:
             value = shown(given[name])

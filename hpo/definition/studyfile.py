@@ -15,7 +15,9 @@ from typing import Any, Literal
 import tomli_w
 
 from hpo.definition import toml
+from hpo.definition.augment import PRESET_OR_CROP
 from hpo.definition.config import TrainConfig, check_path, direction, field_errors
+from hpo.definition.datasets import DEFAULT_ROOT
 from hpo.definition.document import Document
 from hpo.definition.fields import flatten, with_values
 from hpo.definition.parameters import shown
@@ -80,6 +82,12 @@ class StudyFile:
         resolved = flatten(self.config(self.space.corners()[0]).to_dict())
         if "data.image_size" in self.space and "data.resize_size" not in given:
             del resolved["data.resize_size"]  # follows the size
+        if "phases" in given and "epochs" not in given:
+            resolved.pop("epochs", None)  # follows the phases
+        if PRESET_OR_CROP & set(self.space):  # which decide what the preset stands for
+            augment = {path for path in resolved if path.startswith("augment.")}
+            resolved = {k: v for k, v in resolved.items() if k not in augment or k in given}
+            resolved |= {path: given[path] for path in given if path == "augment.preset"}
         lists = {path: value for path, value in given.items() if isinstance(value, list)}
         resolved |= lists  # whose items may be searched
         return with_values({}, {k: value for k, value in resolved.items() if k not in self.space})
@@ -263,6 +271,8 @@ def _with_absolute_root(train: Mapping[str, Any]) -> dict[str, Any]:
     """A worker may run in another directory: the data are found from everywhere."""
     data = train.get("data")
     root = data.get("root") if isinstance(data, Mapping) else None
+    if isinstance(data, Mapping) and data.get("dataset", "digits") not in ("digits", "folder"):
+        root = root or DEFAULT_ROOT
     if not isinstance(root, str) or not root:
         return dict(train)
     return with_values(train, {"data.root": str(Path(root).expanduser().absolute())})

@@ -231,6 +231,12 @@ def short_hash(value: object) -> str:
     return hashlib.blake2b(json.dumps(value).encode(), digest_size=16).hexdigest()
 
 
+def array_digest(pixels: Pixels) -> str:
+    """32 hex digits of a picture's shape and values."""
+    data = repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
 def file_digests(root: Path, names: Sequence[str], cache: Path | None) -> dict[str, str]:
     """Digest of the content of each file; those whose size and time of change are as they were
     the last time are not read again. Without `cache` nothing is remembered."""

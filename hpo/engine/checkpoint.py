@@ -21,7 +21,8 @@ from hpo.errors import DataError, NotFound, TrialFailed
 
 State = dict[str, Tensor]
 
-FREE = ("data.root", "data.cache_limit_gb", "data.loader_workers", "runtime.micro_batch")
+FREE = ("data.root", "data.download", "data.cache_limit_gb", "data.loader_workers",
+        "runtime.micro_batch")  # fmt: skip
 """Fields that another host may set differently and still go on with a checkpoint."""
 
 
@@ -39,12 +40,22 @@ class Checkpoint:
     """Images computed at once."""
     model: State
     best: State | None
-    """Weights of the best epoch; None where they are those of `model`."""
+    """Weights of the best epoch; None where they are the current ones: `average`, else `model`."""
     optimizer: dict[str, Any]
+    average: State | None = None
+    """The moving average of the weights, where there is one."""
+    averaged: int = 0
+    """Steps that went into it."""
 
     @property
     def epoch(self) -> int:
         return len(self.metrics)
+
+    @property
+    def best_weights(self) -> State:
+        """Those of the best epoch."""
+        current = self.model if self.average is None else self.average
+        return current if self.best is None else self.best
 
     def save(self, path: Path) -> None:
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -74,8 +85,7 @@ class Checkpoint:
 
 def best_weights(checkpoint: Path) -> State:
     """The state dict of the best epoch, on the CPU."""
-    loaded = Checkpoint.load(checkpoint)
-    return loaded.model if loaded.best is None else loaded.best
+    return Checkpoint.load(checkpoint).best_weights
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

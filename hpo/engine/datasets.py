@@ -13,20 +13,30 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache as once
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from hpo.definition.data import DataConfig
-from hpo.engine.cache import Index, Store, file_digests, short_hash
-from hpo.engine.folders import Listing, list_folder
-from hpo.engine.images import Images, Pixels, Sizing, Source, concat
+from hpo.definition.datasets import is_own_data
+from hpo.engine.cache import Index, Store, short_hash
+from hpo.engine.folders import Listing
+from hpo.engine.images import Images, Sizing, concat
+from hpo.engine.origins import DigitsOrigin, DigitsSource, FolderOrigin, FolderSource, Origin
+from hpo.engine.own_data import OwnOrigin
 from hpo.engine.split import Item, Parts, duplicates, limited, split
+from hpo.engine.stanford_cars import CarsOrigin
+from hpo.engine.torchvision_sets import TorchvisionOrigin
 from hpo.errors import DataError
 
-__all__ = ["Data", "Images", "concat", "describe", "open_data", "open_test"]
+__all__ = [
+    "Data",
+    "DigitsSource",
+    "FolderSource",
+    "Images",
+    "concat",
+    "describe",
+    "open_data",
+    "open_test",
+]
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Mean and standard deviation of ImageNet's training pictures, as torchvision's weights use it."""
@@ -47,6 +57,8 @@ class Data:
     unreadable: tuple[str, ...]
     """Names of files that were left out, each with the reason."""
     has_test: bool
+    """Whether there is a test split; a data set of the user's own is only asked when it is opened,
+    and may have none after all."""
     warnings: tuple[str, ...]
 
 
@@ -56,12 +68,13 @@ def open_data(config: DataConfig, cache: Path) -> Data:
     Raises DataError for a folder that cannot be used and for unreadable pictures (left out with
     `data.skip_unreadable`), HpoError when the disk is full. No test picture is decoded.
     """
-    listing, parts = _parts(config, cache)
-    train, seen = _open(config, cache, parts["train"])
-    val, seen_val = _open(config, cache, parts["val"])
+    origin = _origin(config, download=config.download)
+    listing, parts = _parts(config, origin, cache, test=False)
+    train, seen = _open(config, origin, cache, parts["train"])
+    val, seen_val = _open(config, origin, cache, parts["val"])
     _check_labels(listing.classes, parts["train"], train, "train")
     if not len(val):
-        raise DataError(f"{_where(config)}: none of the validation pictures can be read")
+        raise DataError(f"{config.title}: none of the validation pictures can be read")
     mean, std = IMAGENET if config.normalize == "imagenet" else seen.mean_std()
     return Data(
         classes=listing.classes,
@@ -71,7 +84,7 @@ def open_data(config: DataConfig, cache: Path) -> Data:
         std=std,
         fingerprint=_fingerprint(listing.classes, parts),
         unreadable=tuple(_named(parts["train"], seen) + _named(parts["val"], seen_val)),
-        has_test="test" in parts,
+        has_test=listing.sealed or "test" in parts,
         warnings=tuple(listing.warnings + duplicates(parts)),
     )
 
@@ -81,18 +94,21 @@ def open_test(config: DataConfig, cache: Path) -> Images | None:
 
     Only retraining and evaluation may call this. Raises as `open_data` does.
     """
-    _, parts = _parts(config, cache)
+    origin = _origin(config, download=config.download)
+    _, parts = _parts(config, origin, cache, test=True)
     if "test" not in parts:
         return None
-    images, _ = _open(config, cache, parts["test"])
+    images, _ = _open(config, origin, cache, parts["test"])
     if not len(images):
-        raise DataError(f"{_where(config)}: none of the test pictures can be read")
+        raise DataError(f"{config.title}: none of the test pictures can be read")
     return images
 
 
-def describe(config: DataConfig) -> dict[str, dict[str, int]]:
-    """Pictures per part and class, test included; nothing is decoded and nothing is written."""
-    listing, parts = _parts(config, None)
+def describe(config: DataConfig, *, download: bool = False) -> dict[str, dict[str, int]]:
+    """Pictures per part and class, test included; nothing is decoded and nothing is written, unless
+    `download` and `data.download` bring a data set that is not there."""
+    origin = _origin(config, download=download and config.download)
+    listing, parts = _parts(config, origin, None, test=True)
     counts = {part: Counter(item.label for item in items) for part, items in parts.items()}
     return {
         part: {name: count[label] for label, name in enumerate(listing.classes)}
@@ -100,20 +116,34 @@ def describe(config: DataConfig) -> dict[str, dict[str, int]]:
     }
 
 
-def _open(config: DataConfig, cache: Path, items: list[Item]) -> tuple[Images, Index]:
-    source: Source = FolderSource(_root(config)) if config.dataset == "folder" else DigitsSource()
+def _origin(config: DataConfig, *, download: bool) -> Origin:
+    root = Path(config.folder)
+    if config.dataset == "digits":
+        return DigitsOrigin()
+    if config.dataset == "folder":
+        return FolderOrigin(root)
+    if config.dataset == "stanford_cars":
+        return CarsOrigin(root, crop=config.crop_to_box)
+    if is_own_data(config.dataset):
+        return OwnOrigin(config.dataset, root)
+    return TorchvisionOrigin(config.dataset, root, download=download)
+
+
+def _open(
+    config: DataConfig, origin: Origin, cache: Path, items: list[Item]
+) -> tuple[Images, Index]:
     images, index = Store(cache, config.cache_limit_gb * 1e9).open(
-        source,
+        origin.source,
         [item.name for item in items],
         [item.label for item in items],
-        [item.digest for item in items],
+        [item.digest + origin.variant(item.name) for item in items],
         Sizing.of(config),
     )
     if index.bad and not config.skip_unreadable:
         shown = "".join(f"\n  {line}" for line in _named(items, index)[:10])
         more = f"\n  and {len(index.bad) - 10} more" if len(index.bad) > 10 else ""
         raise DataError(
-            f"{_where(config)}: {len(index.bad)} files cannot be read as images; repair or remove "
+            f"{config.title}: {len(index.bad)} files cannot be read as images; repair or remove "
             f"them, or set data.skip_unreadable = true:{shown}{more}"
         )
     return images, index
@@ -134,14 +164,14 @@ def _check_labels(
 # Parts
 
 
-def _parts(config: DataConfig, cache: Path | None) -> tuple[Listing, Parts]:
+def _parts(
+    config: DataConfig, origin: Origin, cache: Path | None, *, test: bool
+) -> tuple[Listing, Parts]:
     """Every picture's part, in an order that depends on contents alone."""
-    listing = _list_digits() if config.dataset == "digits" else list_folder(_root(config))
+    listing = origin.listing(test=test)
     names = [name for items in listing.parts.values() for name, _ in items]
-    if config.dataset == "digits":
-        digests = {name: short_hash(DigitsSource.pixels(name).tolist()) for name in names}
-    elif cache or "val" not in listing.parts or config.limit_train:
-        digests = file_digests(_root(config), names, cache)
+    if cache or "val" not in listing.parts or config.limit_train:
+        digests = origin.digests(names, cache)
     else:
         digests = dict.fromkeys(names, "")  # only counted
     given = {
@@ -185,7 +215,7 @@ def _check_split(
     for label, name in enumerate(classes):
         if label not in have:
             raise DataError(
-                f"{_where(config)}: class {name!r} has too few different pictures to leave one for "
+                f"{config.title}: class {name!r} has too few different pictures to leave one for "
                 f"{part}: 1 for each of train, val and test is needed; add pictures, or set "
                 "data.test_fraction = 0"
             )
@@ -196,55 +226,3 @@ def _fingerprint(classes: tuple[str, ...], parts: Parts) -> str:
         part: sorted((item.label, item.digest) for item in parts[part]) for part in ("train", "val")
     }
     return short_hash([classes, seen])[:16]
-
-
-# Folders
-
-
-@dataclass(frozen=True)
-class FolderSource:
-    """Pictures of a folder, by relative path."""
-
-    root: Path
-
-    def open(self, name: str) -> Image.Image:
-        return Image.open(self.root / name)
-
-
-def _root(config: DataConfig) -> Path:
-    return Path(config.root or "")
-
-
-def _where(config: DataConfig) -> str:
-    return config.root or config.dataset
-
-
-# Digits
-
-
-@dataclass(frozen=True)
-class DigitsSource:
-    """scikit-learn's handwritten digits, 8 x 8, grey values 0..16 stretched to 0..255."""
-
-    @staticmethod
-    def pixels(name: str) -> Pixels:
-        images, _ = _digits()
-        picture: Pixels = images[int(name.removeprefix("digits/"))]
-        return picture
-
-    def open(self, name: str) -> Image.Image:
-        return Image.fromarray(self.pixels(name))
-
-
-@once
-def _digits() -> tuple[Pixels, list[int]]:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    return np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target.tolist()
-
-
-def _list_digits() -> Listing:
-    _, labels = _digits()
-    items = [(f"digits/{i}", label) for i, label in enumerate(labels)]
-    return Listing(tuple("0123456789"), {"all": items})

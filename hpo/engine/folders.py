@@ -24,6 +24,8 @@ class Listing:
     classes: tuple[str, ...]
     parts: dict[str, list[tuple[str, int]]]
     warnings: list[str] = field(default_factory=list)
+    sealed: bool = False
+    """There is a test part, and it was not looked at."""
 
 
 def list_folder(root: Path) -> Listing:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -14,13 +14,19 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hpo.definition.config import TrainConfig
+from hpo.definition.phases import Phase
 from hpo.engine import metrics, models
+from hpo.engine.augment import mixing
 from hpo.engine.control import Control
-from hpo.engine.optim import make_optimizer
+from hpo.engine.ema import Average
+from hpo.engine.losses import make_loss
+from hpo.engine.optim import make_optimizer, set_rate
 from hpo.errors import TrialFailed
 
 Batch = tuple[Tensor, Tensor]
 """Images (B, 3, S, S) float32 and labels (B,) int64, on one device."""
+MixedBatch = tuple[Tensor, Tensor | mixing.Mixed]
+"""The same where mixup or cutmix may have mixed the labels."""
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -59,8 +65,9 @@ class Tally:
 class Learner:
     """The network and the optimizer of one configuration.
 
-    `micro_batch` is the largest number of images computed at once. Raises what `models.build`
-    raises.
+    `micro_batch` is the largest number of images computed at once; `epoch` (from 1) decides the
+    phase that it is in. Raises what `models.build` raises, and ConfigError for a loss that cannot
+    be found.
     """
 
     def __init__(
@@ -71,8 +78,10 @@ class Learner:
         device: torch.device,
         micro_batch: int = 0,
         pretrained: bool = True,
+        epoch: int = 1,
     ) -> None:
         self.config, self.device = config, device
+        self._loss_of = make_loss(config)
         self.micro_batch = micro_batch or config.batch_size
         model = models.build(
             config.model,
@@ -80,12 +89,32 @@ class Learner:
             image_size=config.data.image_size,
             pretrained=pretrained,
         )
-        self._frozen = models.set_trainable(model, config.model.trainable_blocks)
         layout = memory_format(config.runtime.memory_format)
         self.model: nn.Module = model.to(device, memory_format=layout)  # type: ignore[call-overload]
-        self.optimizer = make_optimizer(self.model, config.optimizer)
-        self._learning = [part for group in self.optimizer.param_groups for part in group["params"]]
         self.normed = any(isinstance(part, _BatchNorm) for part in self.model.modules())
+        decay = config.ema_decay
+        self.average = None if decay is None else Average(self.model, decay)
+        for phase in config.all_phases():  # too many blocks are found now, not at its start
+            models.set_trainable(self.model, phase.trainable_blocks)
+        self.begin(config.phase_of(epoch))
+
+    def begin(self, phase: Phase) -> None:
+        """Let the blocks of `phase` learn, with a new optimizer."""
+        self.phase = phase
+        self.model.zero_grad(set_to_none=True)
+        self._frozen = models.set_trainable(self.model, phase.trainable_blocks)
+        head = self.model.get_submodule(models.family(self.model).head)
+        self.optimizer = make_optimizer(self.model, self.config.optimizer, head)
+        self._learning = [part for group in self.optimizer.param_groups for part in group["params"]]
+
+    def weigh(self, class_weights: Tensor) -> None:
+        """Count each class by its weight, (C,) float32 on the device, in the training loss."""
+        self._loss_of = make_loss(self.config, class_weights)
+
+    @property
+    def kept(self) -> nn.Module:
+        """The network that is evaluated and kept: the average where there is one."""
+        return self.average.model if self.average else self.model
 
     def train_mode(self) -> None:
         """Dropout and batch norm as in training, but for what is frozen."""
@@ -93,30 +122,32 @@ class Learner:
         for part in self._frozen:
             part.eval()
 
-    def step(self, batch: Batch, lr: float, tally: Tally | None = None) -> None:
-        """One optimizer step on the mean loss of `batch`, summed over micro-batches."""
+    def step(self, batch: MixedBatch, lr: float, tally: Tally | None = None) -> None:
+        """One optimizer step on the mean loss of `batch`, summed over micro-batches. Of mixed
+        labels the one of the larger weight counts as a hit."""
         images, labels = batch
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_rate(self.optimizer, lr)
         self.optimizer.zero_grad(set_to_none=True)
         count = self._parts(len(labels))
-        parts = zip(images.tensor_split(count), labels.tensor_split(count), strict=True)
-        for part, truth in parts:
+        truths: Sequence[Tensor | mixing.Mixed] = labels.tensor_split(count)
+        for part, truth in zip(images.tensor_split(count), truths, strict=True):
             loss, logits = self._loss(part, truth)
             (loss * (len(truth) / len(labels)) if count > 1 else loss).backward()  # type: ignore[no-untyped-call]
             if tally:
-                hits = metrics.top_k_correct(logits.detach(), truth, 1)
+                hits = metrics.top_k_correct(logits.detach(), mixing.dominant(truth), 1)
                 tally.add(loss, hits, len(truth))
         if self.config.clip_grad_norm is not None:
             nn.utils.clip_grad_norm_(self._learning, self.config.clip_grad_norm)
         self.optimizer.step()
+        if self.average:
+            self.average.update(self.model)
 
     def _parts(self, images: int) -> int:
         """How many micro-batches; batch norm cannot learn from a part of one image."""
         parts = math.ceil(images / self.micro_batch)
         return max(1, min(parts, images // 2)) if self.normed else parts
 
-    def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _loss(self, images: Tensor, labels: Tensor | mixing.Mixed) -> tuple[Tensor, Tensor]:
         try:
             with autocast(self.device, self.config.runtime.precision):
                 logits = self.model(images).float()
@@ -125,8 +156,7 @@ class Learner:
                 f"a batch of {len(labels)} cannot be learned from: {error}; "
                 "choose another batch_size"
             ) from error
-        smoothing = self.config.label_smoothing
-        return functional.cross_entropy(logits, labels, label_smoothing=smoothing), logits
+        return mixing.mean_loss(labels, partial(self._loss_of, logits)), logits
 
 
 @dataclass(frozen=True)

@@ -21,21 +21,28 @@ from torch.utils.data import DataLoader, Dataset
 
 from hpo.definition.augment import AugmentConfig
 from hpo.engine import augment as aug
+from hpo.engine.augment import mixing
+from hpo.engine.balance import balanced_order
 from hpo.engine.images import Images
+from hpo.engine.transfer import moved
 
 T = TypeVar("T")
 Batch = tuple[Tensor, Tensor]
 """((B, 3, S, S) float32 normalised, (B,) int64 labels), both on the device."""
+MixedBatch = tuple[Tensor, Tensor | mixing.Mixed]
+"""The same where mixup or cutmix may have mixed the labels."""
 
 
 _MOST_COPIED = 500_000_000
 
 
 class TrainBatches:
-    """Shuffled and augmented batches. What epoch n shows depends on (seed, n) alone.
+    """Shuffled and augmented batches. What epoch n shows depends on (seed, n) alone; with cached
+    views the seed only orders the pictures, and epoch n shows view n modulo their number.
 
     The last batch may be short; of a single picture it is dropped, unless it is the only one: batch
-    norm cannot learn from one value.
+    norm cannot learn from one value. With `balanced` every class is drawn equally often, with
+    replacement.
     """
 
     def __init__(
@@ -51,8 +58,11 @@ class TrainBatches:
         memory_format: torch.memory_format = torch.contiguous_format,
         seed: int = 0,
         loader_workers: int = 0,
+        balanced: bool = False,
     ) -> None:
-        self._augment, self._size, self._seed = augment, image_size, seed
+        self._balanced = torch.from_numpy(images.labels) if balanced else None
+        self._augment = augment = augment.scaled()
+        self._size, self._seed = image_size, seed
         self._sizes = torch.from_numpy(images.sizes)
         resized = augment.random_resized_crop is not None
         padding = augment.crop_padding
@@ -67,16 +77,29 @@ class TrainBatches:
         """Steps of an epoch."""
         return len(self._slices)
 
-    def epoch(self, n: int) -> Generator[Batch, None, None]:
+    def epoch(self, n: int) -> Generator[MixedBatch, None, None]:
         """The batches of epoch `n`; close the iterator (or exhaust it) to end its helpers."""
-        order = torch.randperm(len(self._sizes), generator=aug.generator(self._seed, n, "order"))
-        draws = aug.draw(self._augment, self._sizes[order], self._size, self._seed, n)
-        labels = self._labels[_moved(order, self._labels.device)]
-        moved = draws.to(self._labels.device)
+        order = self._order(n)
+        draws = self._draws(order, n)
+        mixes = mixing.draw(self._augment, self._size, len(self), self._seed, n)
+        labels = self._labels[moved(order, self._labels.device)]
+        there = draws.to(self._labels.device)
         feed = self._feed.batches(order, draws.boxes, self._slices)
         with closing(feed):
-            for part, pixels in zip(self._slices, feed, strict=True):
-                yield self._finish(pixels, moved[part]), labels[part]
+            for part, pixels, mix in zip(self._slices, feed, mixes, strict=True):
+                batch = self._finish(pixels, there[part])
+                yield mixing.apply(batch, labels[part], mix) if mix else (batch, labels[part])
+
+    def _order(self, n: int) -> Tensor:
+        source = aug.generator(self._seed, n, "order")
+        if self._balanced is not None:
+            return balanced_order(self._balanced, source)
+        return torch.randperm(len(self._sizes), generator=source)
+
+    def _draws(self, order: Tensor, n: int) -> aug.Draws:
+        if views := self._augment.cached_views:
+            return aug.draw(self._augment, self._sizes, self._size, view=n % views)[order]
+        return aug.draw(self._augment, self._sizes[order], self._size, self._seed, n)
 
 
 class EvalBatches:
@@ -113,13 +136,6 @@ def _slices(count: int, batch_size: int) -> list[slice]:
     return [slice(at, min(at + batch_size, count)) for at in range(0, count, batch_size)]
 
 
-def _moved(values: Tensor, device: torch.device) -> Tensor:
-    """On `device`, without waiting for the copy."""
-    if device.type != "cuda":
-        return values.to(device)
-    return values.pin_memory().to(device, non_blocking=True)
-
-
 class _Finish:
     """From (B, S, S, 3) uint8 on the device to the model's input."""
 
@@ -137,11 +153,13 @@ class _Finish:
         self._format = memory_format
 
     def __call__(self, pixels: Tensor, draws: aug.Draws) -> Tensor:
-        if draws.flip is not None:
-            pixels = aug.horizontal_flip(pixels, draws.flip)
+        pixels = aug.prepare(pixels, draws)
         batch = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=self._format)
         batch = aug.apply(batch.mul_(1 / 255), draws)
-        return batch.mul_(self._scale).add_(self._shift).contiguous(memory_format=self._format)
+        batch.mul_(self._scale).add_(self._shift)
+        if draws.erased is not None:
+            aug.erase(batch, draws.erased)
+        return batch.contiguous(memory_format=self._format)
 
 
 def _feed(
@@ -179,14 +197,14 @@ class _Resident:
     def batches(
         self, order: Tensor, boxes: Tensor | None, slices: Sequence[slice]
     ) -> Generator[Tensor, None, None]:
-        index = _moved(order, self._device)
+        index = moved(order, self._device)
         if boxes is None:
             pictures = self._centre()
             for part in slices:
                 yield pictures.index_select(0, index[part])
             return
         windows = self._windows()
-        top, left = _moved(boxes[:, :2] + self._padding, self._device).unbind(1)
+        top, left = moved(boxes[:, :2] + self._padding, self._device).unbind(1)
         for part in slices:
             yield windows[index[part], top[part], left[part]]
 

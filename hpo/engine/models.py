@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision import models as zoo
 
+from hpo.definition.fields import is_own
 from hpo.definition.model import HeadConfig, ModelConfig
-from hpo.engine import weights
+from hpo.engine import own, weights
 from hpo.engine.small_cnn import SmallCnn
 from hpo.errors import ConfigError
 
@@ -58,6 +59,12 @@ FAMILIES: dict[type[nn.Module], Family] = {
 }
 
 
+NOTHING = r"(?!)"
+"""A pattern that no name matches."""
+_OWN = "_hpo_family"
+"""Attribute of a network of the user's that holds its Family."""
+
+
 class DropoutLinear(nn.Linear):
     """A linear layer with dropout before it, under the parameter names of a plain one."""
 
@@ -83,7 +90,8 @@ def build(
     if config.stem == "small":
         _shrink_stem(model, config.architecture)
     replaced = _replace_head(model, config, classes)
-    _check_forward(model, config, image_size)
+    if not is_own(config.architecture):  # which has run already
+        _check_forward(model, config, image_size)
     if config.weights is not None and pretrained:
         fit = weights.Fit(head=family(model).head, replaced=replaced, image_size=image_size)
         weights.load_into(model, config.weights, config.architecture, fit)
@@ -92,13 +100,17 @@ def build(
 
 def family(model: nn.Module) -> Family:
     """Where the parts of `model` are; `model` must come from `build`."""
+    if _OWN in vars(model):
+        found: Family = vars(model)[_OWN]
+        return found
     return next(found for kind, found in FAMILIES.items() if isinstance(model, kind))
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
     """The blocks of `model`, first to last, as `ModelConfig.trainable_blocks` counts them."""
     pattern = re.compile(family(model).blocks)
-    return [module for name, module in model.named_modules() if pattern.fullmatch(name)]
+    named = [module for name, module in model.named_modules() if pattern.fullmatch(name)]
+    return [module for module in named if any(True for _ in module.parameters())]
 
 
 def set_trainable(model: nn.Module, trainable_blocks: Any) -> list[nn.Module]:
@@ -110,22 +122,22 @@ def set_trainable(model: nn.Module, trainable_blocks: Any) -> list[nn.Module]:
     nothing in it requires a gradient, the frozen prefix is not recorded by autograd. Raises
     ConfigError where `trainable_blocks` asks for more blocks than there are.
     """
+    model.requires_grad_(trainable_blocks == "all")
+    if trainable_blocks == "all":
+        return []
     parts = blocks(model)
     chosen = _chosen(trainable_blocks, len(parts))
     head = model.get_submodule(family(model).head)
     stem, tail = _around(model, parts, head)
     frozen = [part for number, part in enumerate(parts) if number not in chosen]
-    frozen += [] if trainable_blocks == "all" else stem
+    frozen += stem
     frozen += [] if len(parts) - 1 in chosen else tail
-    model.requires_grad_(trainable_blocks == "all")
     for part in [*parts, *tail, head]:
         part.requires_grad_(not any(part is other for other in frozen))
     return frozen
 
 
 def _chosen(trainable_blocks: Any, count: int) -> range:
-    if trainable_blocks == "all":
-        return range(count)
     if isinstance(trainable_blocks, int):
         asked, chosen = trainable_blocks, range(count - trainable_blocks, count)
     elif "first" in trainable_blocks:
@@ -173,10 +185,12 @@ def _outermost(module: nn.Module, wanted: set[int]) -> Iterator[nn.Module]:
 
 
 def _bare(config: ModelConfig, classes: int, image_size: int) -> nn.Module:
-    """The architecture as torchvision has it, with its own 1,000 classes."""
+    """The architecture as torchvision has it, with its own 1,000 classes; or the user's."""
     name = config.architecture
     if name == "small_cnn":
-        return SmallCnn(config.filters, classes)
+        return SmallCnn(config.cnn, classes, image_size)
+    if is_own(name):
+        return _users(name, classes, image_size)
     options: dict[str, Any] = {}
     if name in ("googlenet", "inception_v3"):
         options = {"aux_logits": False, "init_weights": True}
@@ -195,6 +209,15 @@ def _bare(config: ModelConfig, classes: int, image_size: int) -> nn.Module:
         model: nn.Module = zoo.get_model(name, weights=None, **options)
     except ValueError as error:
         raise _wrong_size(name, image_size, str(error)) from error
+    return model
+
+
+def _users(name: str, classes: int, image_size: int) -> nn.Module:
+    model = own.build(name, classes=classes, image_size=image_size)
+    if not any(isinstance(model, kind) for kind in FAMILIES):
+        places, head = own.parts(model, name)
+        pattern = "|".join(re.escape(place) for place in places)
+        setattr(model, _OWN, Family(pattern or NOTHING, head))
     return model
 
 
@@ -232,6 +255,8 @@ def _replace_head(model: nn.Module, config: ModelConfig, classes: int) -> str:
         model.set_submodule(name, nn.Sequential(*kept, _own_head(config.head, inputs, classes)))
         return f"{name}.{len(kept)}"
     rate = config.dropout
+    if is_own(config.architecture) and rate is None:
+        return name  # made for these classes by its function
     if rate is not None and _set_dropout(model, rate):
         rate = None
     names = [path for path, part in model.named_modules() if _is_classifier(path, part, name)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
@@ -19,15 +20,22 @@ from hpo.definition.config import (
     TrainConfig,
     direction,
 )
+from hpo.definition.phases import Phase
 from hpo.errors import TrialFailed
+
+FACTOR = "lr_factor"
+"""Key of a group of parameters: how many times the learning rate it learns at."""
 
 History = Sequence[Mapping[str, float]]
 """The metrics of the epochs so far, first to last."""
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
-    """An optimizer over the parameters of `model` that require a gradient."""
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def make_optimizer(
+    model: nn.Module, config: OptimizerConfig, head: nn.Module | None = None
+) -> Optimizer:
+    """An optimizer over the parameters of `model` that require a gradient; where the backbone has
+    a rate of its own, in two groups: those of `head`, and the others (see `set_rate`)."""
+    learning = _groups(model, config.backbone_lr_factor, head)
     lr, decay = config.lr, config.weight_decay
     if config.name == "sgd":
         return SGD(learning, lr, config.momentum, weight_decay=decay, nesterov=config.nesterov)
@@ -38,27 +46,48 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
     return RMSprop(learning, lr, momentum=config.momentum, weight_decay=decay)
 
 
+def _groups(model: nn.Module, factor: float, head: nn.Module | None) -> Any:
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if factor == 1 or head is None:
+        return learning
+    heads = {id(parameter) for parameter in head.parameters()}
+    groups = [
+        {"params": [one for one in learning if id(one) in heads], FACTOR: 1.0},
+        {"params": [one for one in learning if id(one) not in heads], FACTOR: factor},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def set_rate(optimizer: Optimizer, lr: float) -> None:
+    """The learning rate of the next step: that of the head, the backbone's follows."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get(FACTOR, 1.0)
+
+
 def learning_rates(
     config: TrainConfig, *, epoch: int, steps: int, history: History = ()
 ) -> list[float]:
     """The learning rate of each of the `steps` steps of `epoch` (from 1).
 
-    `history` holds the metrics of the epochs before this one. Cosine and onecycle begin where the
-    warm-up ends; the other schedules count epochs from the start. Replay keeps below the warm-up
-    of the training that it repeats.
+    `history` holds the metrics of the epochs before this one. A schedule runs within each phase.
+    Cosine and onecycle begin where the warm-up ends; the other schedules count epochs from the
+    start. Replay keeps below the warm-up of the training that it repeats.
     """
+    phase = config.phase_of(epoch)
     warmup = round(config.schedule.warmup_epochs * steps)
-    total = config.epochs * steps
-    level = _level(config, epoch, history)
+    total = phase.epochs * steps
+    level = _level(config.schedule, phase, epoch, history)
+    before = (epoch - 1 - phase.start) * steps
     return [
-        _rate(config, level, step, warmup, total)
-        for step in range((epoch - 1) * steps, epoch * steps)
+        _rate(config.schedule, phase.lr, level, step, warmup, total)
+        for step in range(before, before + steps)
     ]
 
 
-def _rate(config: TrainConfig, level: float, step: int, warmup: int, total: int) -> float:
+def _rate(
+    schedule: ScheduleConfig, highest: float, level: float, step: int, warmup: int, total: int
+) -> float:
     """The rate of one step (from 0) out of `total`; `level` is the rate of its epoch."""
-    schedule, highest = config.schedule, config.optimizer.lr
     rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
     done, of = max(0, step - warmup), total - warmup
     if schedule.name == "replay":
@@ -70,17 +99,17 @@ def _rate(config: TrainConfig, level: float, step: int, warmup: int, total: int)
     return rise * level
 
 
-def _level(config: TrainConfig, epoch: int, history: History) -> float:
+def _level(schedule: ScheduleConfig, phase: Phase, epoch: int, history: History) -> float:
     """The rate of a schedule that changes between epochs only; else the largest rate."""
-    schedule, lr = config.schedule, config.optimizer.lr
     if schedule.name == "step":
-        drops = (epoch - 1) // schedule.step_size
-        return float(lr * schedule.gamma**drops)
+        drops = (epoch - 1 - phase.start) // schedule.step_size
+        return float(phase.lr * schedule.gamma**drops)
     if schedule.name == "plateau":
-        return plateau(schedule, lr, _values(history, schedule.metric, "schedule.metric"))
+        values = _values(history[phase.start :], schedule.metric, "schedule.metric")
+        return plateau(schedule, phase.lr, values)
     if schedule.name == "replay":
         return schedule.rates[epoch - 1]
-    return lr
+    return phase.lr
 
 
 def _between(start: float, end: float, part: float) -> float:

@@ -106,7 +106,8 @@ def _learner(
     config: TrainConfig, runtime: RuntimeConfig, classes: int, device: torch.device
 ) -> Learner:
     trial = config.model_copy(update={"runtime": runtime})
-    return Learner(trial, classes=classes, device=device, pretrained=False)
+    # In the last phase, when most is learning as a rule.
+    return Learner(trial, classes=classes, device=device, pretrained=False, epoch=trial.epochs)
 
 
 def _step_times(learner: Learner, batch: Batch, best: float) -> Iterator[float]:
@@ -178,6 +179,7 @@ def measure_step(config: TrainConfig, *, classes: int, device: torch.device) -> 
             device=device,
             micro_batch=config.runtime.micro_batch,
             pretrained=False,
+            epoch=config.epochs,
         )
         batch = _random_batch(config, config.batch_size, classes, device)
         learner.train_mode()

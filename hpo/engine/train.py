@@ -24,6 +24,7 @@ from torch import Tensor
 
 from hpo.definition.config import TrainConfig, direction
 from hpo.engine import optim
+from hpo.engine.balance import class_weights
 from hpo.engine.checkpoint import Checkpoint
 from hpo.engine.control import Control
 from hpo.engine.images import Images
@@ -54,8 +55,8 @@ class EpochResult:
     epoch: int
     """From 1."""
     metrics: dict[str, float]
-    """train_loss, train_top1, val_loss, val_top1, val_top5 (fractions), lr (of the last step),
-    seconds (with evaluation), images_per_s (training alone), peak_memory_mb."""
+    """train_loss, train_top1, val_loss, val_top1, val_top5 (fractions), lr (the head's,
+    of the last step), seconds (with evaluation), images_per_s (training alone), peak_memory_mb."""
     best_epoch: int
     checkpoint: Path | None
     """Complete on disk; its weights of the best epoch: `checkpoint.best_weights`."""
@@ -133,7 +134,10 @@ class _Run:
         self.validated = data.val is not None
         self.classes = data.classes
         self.prepare(0)
-        self.learner = self.make_learner(micro_batch, pretrained=start is None)
+        self.learner = self.make_learner(micro_batch, start)
+        if config.data.balance == "loss":
+            weights = class_weights(data.train.labels, data.classes)
+            self.learner.weigh(weights.float().to(device))
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Tensor] = {}
         self.best_epoch = 0
@@ -141,14 +145,15 @@ class _Run:
             self.restore(start)
         self.train_batches, self.val_batches = _batches(config, data, device, micro_batch)
 
-    def make_learner(self, micro_batch: int, *, pretrained: bool) -> Learner:
+    def make_learner(self, micro_batch: int, start: Checkpoint | None) -> Learner:
         try:
             return Learner(
                 self.config,
                 classes=self.classes,
                 device=self.device,
                 micro_batch=micro_batch,
-                pretrained=pretrained,
+                pretrained=start is None,
+                epoch=start.epoch if start else 1,
             )
         except torch.OutOfMemoryError as error:
             name = self.config.model.architecture
@@ -167,8 +172,10 @@ class _Run:
     def restore(self, start: Checkpoint) -> None:
         self.learner.model.load_state_dict(start.model)
         self.learner.optimizer.load_state_dict(start.optimizer)
+        if self.learner.average and start.average is not None:
+            self.learner.average.load(start.average, start.averaged)
         self.history, self.best_epoch = list(start.metrics), start.best_epoch
-        self.best = start.model if start.best is None else start.best
+        self.best = start.best_weights
 
     def prepare(self, epoch: int) -> None:
         """The same arithmetic and the same random numbers, whatever ran before in this process."""
@@ -182,10 +189,13 @@ class _Run:
     def epochs(self, checkpoint: Callable[[int], Path] | None) -> Iterator[EpochResult]:
         while not self.ended():
             epoch = self.done + 1
+            phase = self.config.phase_of(epoch)
+            if phase != self.learner.phase:
+                self.learner.begin(phase)
             self.history.append(self.epoch(epoch))
             if self.improved():
                 self.best_epoch = epoch
-                self.best = _copied(self.learner.model) if checkpoint else {}
+                self.best = _copied(self.learner.kept) if checkpoint else {}
             path = checkpoint(epoch) if checkpoint else None
             if path:
                 self.save(path)
@@ -237,7 +247,7 @@ class _Run:
         if self.val_batches is None:
             return {}
         found = evaluate(
-            self.learner.model,
+            self.learner.kept,
             self.val_batches,
             classes=self.classes,
             device=self.device,
@@ -259,11 +269,12 @@ class _Run:
     def ended(self) -> bool:
         if self.done >= self.config.epochs:
             return True
-        stopped = optim.should_stop(self.config.early_stopping, self.history)
+        counted = self.history[self.config.all_phases()[-1].start :]
+        stopped = optim.should_stop(self.config.early_stopping, counted)
         return stopped or (self.done > 0 and _diverged(self.history[-1]))
 
     def save(self, path: Path) -> None:
-        current = self.best_epoch == self.done
+        current, average = self.best_epoch == self.done, self.learner.average
         Checkpoint(
             config=self.config.to_dict(),
             metrics=self.history,
@@ -272,6 +283,8 @@ class _Run:
             model=self.learner.model.state_dict(),
             best=None if current else self.best,
             optimizer=self.learner.optimizer.state_dict(),
+            average=average.model.state_dict() if average else None,
+            averaged=average.updates if average else 0,
         ).save(path)
 
 
@@ -290,6 +303,7 @@ def _batches(
         memory_format=layout,
         seed=config.seed,
         loader_workers=config.data.loader_workers,
+        balanced=config.data.balance == "sampling",
     )
     if data.val is None:
         return training, None

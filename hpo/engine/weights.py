@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torchvision import models as zoo
 from torchvision.models.vision_transformer import interpolate_embeddings
 
+from hpo.definition.architectures import TORCHVISION_ARCHITECTURES
 from hpo.errors import ConfigError, DataError
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
@@ -100,8 +101,9 @@ def _unwrapped(state: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _download(name: str, architecture: str) -> dict[str, Tensor]:
-    if architecture == "small_cnn":
-        raise ConfigError(f"{name!r}: small_cnn has none by name; give a file", key="model.weights")
+    if architecture not in TORCHVISION_ARCHITECTURES:
+        message = f"{name!r}: {architecture} has none by name; give a file"
+        raise ConfigError(message, key="model.weights")
     known = zoo.get_model_weights(architecture)
     if name not in known.__members__:
         raise ConfigError(
@@ -130,7 +132,8 @@ def _stretch_positions(
 ) -> None:
     """Interpolate a vision transformer's position embeddings to another image size."""
     key = "encoder.pos_embedding"
-    if key in state and key in own and state[key].shape[1] != own[key].shape[1]:
+    vit = architecture.startswith("vit_")
+    if vit and key in state and key in own and state[key].shape[1] != own[key].shape[1]:
         patch = int(architecture.rpartition("_")[2])
         state.update(interpolate_embeddings(image_size, patch, cast(Any, dict(state))))
 

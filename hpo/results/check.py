@@ -28,7 +28,7 @@ MOST_BUILT = 200
 """Combinations that are built; beyond it every choice is, but not every combination."""
 EVALUATION = 1 / 3
 """Cost of an image in evaluation against training: no backward pass."""
-UNSHAPED = ("model.dropout",)
+UNSHAPED = ("model.dropout", "model.cnn.dropout")
 """Fields of the model that change no shape."""
 SIZES = ("data.image_size", "data.resize_size", "data.resize")
 
@@ -92,6 +92,7 @@ class CheckResult:
     def __str__(self) -> str:
         lines = [f"study {self.name}: {self.trials} trials of up to {self.epochs} epochs", "data:"]
         lines += [f"  {part}: {_counts(count)}" for part, count in self.data.items()]
+        lines += [f"  {line}" for line in _imbalance(self.data["train"])]
         if "test" not in self.data:
             lines.append("  no test split: nothing will be called a test result")
         lines.append(f"networks, a step on {self.device}:")
@@ -152,7 +153,8 @@ def _combinations(file: StudyFile) -> list[dict[str, Any]]:
     space = file.space
     found: list[dict[str, Any]] = [{}]
     for name, parameter in space.items():
-        shaping = (name.startswith("model.") or name in SIZES) and name not in UNSHAPED
+        network = name.startswith("model.") or name.endswith(".trainable_blocks")
+        shaping = (network or name in SIZES) and name not in UNSHAPED
         ends = parameter.ends() if shaping else parameter.ends()[:1]
         found = [
             values | ({name: end} if on else {})
@@ -185,7 +187,8 @@ def _grouped(configs: list[TrainConfig]) -> Iterator[list[TrainConfig]]:
     for _, found in itertools.groupby(sorted(configs, key=group), key=group):
         different: dict[str, TrainConfig] = {}
         for config in found:
-            different.setdefault(repr(config.model), config)
+            blocks = [phase.trainable_blocks for phase in config.all_phases()]
+            different.setdefault(f"{config.model!r} {blocks}", config)
         yield list(different.values())
 
 
@@ -216,8 +219,8 @@ def _cost(
 
 
 def _built(config: TrainConfig, classes: int) -> tuple[int, int]:
-    """(parameters that learn, all parameters); a local file of weights is read, a name is not
-    downloaded."""
+    """(parameters that learn in the end, all parameters); a local file of weights is read, a name
+    is not downloaded."""
     weights = config.model.weights
     try:
         model = models.build(
@@ -226,7 +229,8 @@ def _built(config: TrainConfig, classes: int) -> tuple[int, int]:
             image_size=config.data.image_size,
             pretrained=weights is not None and _is_file(weights),
         )
-        models.set_trainable(model, config.model.trainable_blocks)
+        for phase in config.all_phases():
+            models.set_trainable(model, phase.trainable_blocks)
     except HpoError as error:
         chosen = config.model.model_dump(exclude_defaults=True, exclude={"architecture", "stem"})
         raise InputError(f"{error} (with {shown(chosen)})" if chosen else str(error)) from error
@@ -254,6 +258,17 @@ def _counts(of_class: Mapping[str, int], most: int = 10) -> str:
     each = [f"{name} {count}" for name, count in of_class.items()]
     more = f", ... ({len(each)} classes)" if len(each) > most else ""
     return f"{sum(of_class.values())} images ({', '.join(each[:most])}{more})"
+
+
+def _imbalance(of_class: Mapping[str, int], least: float = 1.5) -> Iterator[str]:
+    """How unequal the training classes are, where they are."""
+    most, fewest = (choose(of_class, key=lambda name: of_class[name]) for choose in (max, min))
+    if (ratio := of_class[most] / max(1, of_class[fewest])) >= least:
+        yield (
+            f"unequal classes: {most} has {ratio:.3g} times as many training images as {fewest} "
+            f'({of_class[most]} and {of_class[fewest]}); data.balance = "loss" or "sampling" lets '
+            "them count alike"
+        )
 
 
 def duration(seconds: float) -> str:

@@ -66,14 +66,14 @@ def evaluate_run(
     chosen = torch_device(device)
     if data is None:
         images = open_test(run.config.data, home.cache)
-        where = f"the test split of {run.config.data.root or run.config.data.dataset}"
+        where = f"the test split of {run.config.data.title}"
     else:
         folder = _test_folder(data)
         images = open_folder(folder, run.classes, run.config.data, home.cache)
         where = str(folder)
     if images is None:
         raise DataError(
-            f"{run.config.data.root or run.config.data.dataset} has no test split; "
+            f"{run.config.data.title} has no test split; "
             "give a folder of images by class with --data DIR"
         )
     found = {

@@ -44,8 +44,8 @@ class Database:
             self.engine: Engine = sa.create_engine(url, **options)
         except (ImportError, NoSuchModuleError) as error:
             raise StorageError(
-                f"{self.shown}: no driver for {url.drivername!r} ({error}); "
-                "use sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME"
+                f"{self.shown}: no driver for {url.drivername!r} ({error}); use sqlite:///FILE, or "
+                "postgresql+psycopg://USER@HOST/NAME after pip install 'hpo[postgres]'"
             ) from None
         if self.is_sqlite:
             sa.event.listen(self.engine, "connect", _prepare_sqlite)
@@ -122,12 +122,12 @@ class Database:
             with FileLock(f"{self.url.database}.lock"):
                 yield
         elif self.url.get_backend_name() == "postgresql":
-            with self.engine.connect() as connection:
+            # A connection of its own: the small pool is for the work under the lock. Closing it
+            # gives the lock up, also when this process dies.
+            own = sa.create_engine(self.url, poolclass=sa.NullPool)
+            with own.connect() as connection:
                 connection.execute(sa.select(sa.func.pg_advisory_lock(_ADVISORY_LOCK)))
-                try:
-                    yield
-                finally:
-                    connection.execute(sa.select(sa.func.pg_advisory_unlock(_ADVISORY_LOCK)))
+                yield
         else:
             yield
 

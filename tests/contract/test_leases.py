@@ -24,6 +24,12 @@ from hpo.workers.worker import Progress, Worker
 from tests.fakes import InstantTrials, study_file
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def kind(request: pytest.FixtureRequest) -> str:
+    found: str = request.param
+    return found
+
+
 @pytest.fixture
 def study(database: Database) -> Study:
     return studies.create(database, study_file())[0]
@@ -273,7 +279,9 @@ def test_our_rows_go_when_optuna_or_the_dashboard_deletes_a_study(
 
 def test_a_study_deleted_by_stock_optuna_can_be_made_again(study: Study) -> None:
     """Without foreign keys our rows stay behind; they must not stand in the way."""
-    RDBStorage(study.database.secret_url).delete_study(study.row.study_id)
+    stock = RDBStorage(study.database.secret_url)
+    stock.delete_study(study.row.study_id)
+    stock.engine.dispose()
     assert records.find_study(study.database, "toy") is None
     again, made = studies.create(study.database, study_file())
     assert made

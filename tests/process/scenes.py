@@ -66,7 +66,9 @@ def until(condition: Callable[[], bool]) -> None:
 def small_study(name: str, *, epochs: int = 3, **options: Any) -> StudyFile:
     """A few epochs of a very small network."""
     train = f"epochs = {epochs}\n"
-    train += '[train.model]\nfilters = [4]\ndropout = 0.2\n[train.runtime]\nprecision = "float32"\n'
+    train += (
+        '[train.model]\ncnn.filters = [4]\ndropout = 0.2\n[train.runtime]\nprecision = "float32"\n'
+    )
     train += 'memory_format = "contiguous"\n[train.augment]\ncrop_padding = 1'
     return study_file(name=name, train=train, **options)
 
@@ -129,7 +131,7 @@ def stopped_past_its_lease(url: str) -> dict[str, Any]:
     database = connect(url)
     study, _ = studies.create(
         database,
-        study_file(trials=4, lease_s=1.0, train="epochs = 3\n[train.model]\nfilters = [4]"),
+        study_file(trials=4, lease_s=1.0, train="epochs = 3\n[train.model]\ncnn.filters = [4]"),
     )
     launcher = forks(url, study)
     first = launcher.start("first", "cpu")
@@ -146,7 +148,9 @@ def handed_back_on_sigterm(url: str) -> dict[str, Any]:
     database = connect(url)
     study, _ = studies.create(
         database,
-        study_file(trials=2, lease_s=60.0, train="epochs = 3\n[train.model]\nfilters = [8, 16]"),
+        study_file(
+            trials=2, lease_s=60.0, train="epochs = 3\n[train.model]\ncnn.filters = [8, 16]"
+        ),
     )
     launcher = forks(url, study)
     seconds = []
@@ -194,7 +198,7 @@ def deleted_under_a_worker(url: str) -> dict[str, Any]:
     database = connect(url)
     home = Home.default()
     old, _ = studies.create(
-        database, study_file(trials=3, train="epochs = 3\n[train.model]\nfilters = [4]")
+        database, study_file(trials=3, train="epochs = 3\n[train.model]\ncnn.filters = [4]")
     )
     child = forks(url, old).start("old", "cpu")
     until(lambda: any(rows for rows in records.read_epochs(database, old.uuid).values()))

@@ -13,7 +13,7 @@ import pytest
 
 from hpo.search import study as studies
 from hpo.search.status import StudyStatus, read_status
-from hpo.storage.db import Database, connect
+from hpo.storage.db import Database
 from hpo.storage.leases import FINAL
 from tests.fakes import study_file
 from tests.process.scenes import WRITES, small_study
@@ -33,9 +33,7 @@ def run(module: str, *arguments: str) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'hpo.db'}"
+on_both = pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 
 
 def computed_twice(status: StudyStatus) -> int:
@@ -60,9 +58,8 @@ def check_exact(database: Database, name: str, budget: int) -> StudyStatus:
     return status
 
 
-@pytest.mark.parametrize("repeat", range(10))
-def test_eight_workers_run_exactly_the_budget_of_a_grid(url: str, repeat: int) -> None:
-    database = connect(url)
+@pytest.mark.parametrize("kind", ["postgresql", *["sqlite"] * 10])
+def test_eight_workers_run_exactly_the_budget_of_a_grid(url: str, database: Database) -> None:
     space = "batch_size = [8, 16, 32, 64, 128]\nseed = [0, 1, 2, 3, 4, 5, 6, 7]"
     studies.create(database, study_file(trials=40, sampler="grid", space=space))
     run("swarm", url, "toy", "8", "instant")
@@ -71,8 +68,7 @@ def test_eight_workers_run_exactly_the_budget_of_a_grid(url: str, repeat: int) -
     assert len(set(tried)) == 40
 
 
-def test_forty_kills_at_random_instants(url: str) -> None:
-    database = connect(url)
+def test_forty_kills_at_random_instants(url: str, database: Database) -> None:
     studies.create(database, small_study("toy", trials=30, epochs=50))
     told = run("swarm", url, "toy", "3", "real", "40")
     status = check_exact(database, "toy", 30)
@@ -80,9 +76,8 @@ def test_forty_kills_at_random_instants(url: str) -> None:
     assert computed_twice(status) <= told["killed"]
 
 
-def test_killed_after_each_write(url: str) -> None:
+def test_killed_after_each_write(url: str, database: Database) -> None:
     run("scenes", "killed_between_writes", url)
-    database = connect(url)
     reference = check_exact(database, "reference", 3).trials[0]
     for number, (name, _, _) in enumerate(WRITES):
         status = check_exact(database, f"write-{number}", 3)
@@ -98,31 +93,35 @@ def test_killed_after_each_write(url: str) -> None:
                 assert row.metrics[metric] == expected.metrics[metric], (name, row.epoch)
 
 
-def test_a_worker_stopped_past_its_lease_drops_its_trial_and_goes_on(url: str) -> None:
+@on_both
+def test_a_worker_stopped_past_its_lease_drops_its_trial_and_goes_on(
+    url: str, database: Database
+) -> None:
     told = run("scenes", "stopped_past_its_lease", url)
     assert told["codes"] == [0, 0]
-    status = check_exact(connect(url), "toy", 4)
+    status = check_exact(database, "toy", 4)
     taken_over = [trial for trial in status.trials if len(trial.attempts) > 1]
     assert len(taken_over) == 1
     assert [a.outcome for a in taken_over[0].attempts] == ["lost", "complete"]
     assert [a.worker for a in taken_over[0].attempts] == ["first", "second"]
 
 
-def test_sigterm_hands_the_trial_back_at_once(url: str) -> None:
+def test_sigterm_hands_the_trial_back_at_once(url: str, database: Database) -> None:
     told = run("scenes", "handed_back_on_sigterm", url)
     assert max(told["seconds"]) < 30  # the lease of 60 s was not waited for
-    status = read_status(connect(url), "toy")
+    status = read_status(database, "toy")
     outcomes = [a.outcome for trial in status.trials for a in trial.attempts]
     assert outcomes.count("handed_back") == 3
 
 
-def test_thirty_two_processes_make_one_study(url: str) -> None:
+@on_both
+def test_thirty_two_processes_make_one_study(url: str, database: Database) -> None:
     assert run("scenes", "created_by_many", url)["codes"] == [0] * 32
-    assert read_status(connect(url), "toy").row.trials == 6
+    assert read_status(database, "toy").row.trials == 6
 
 
-def test_a_study_deleted_and_made_again_under_a_worker(url: str) -> None:
+def test_a_study_deleted_and_made_again_under_a_worker(url: str, database: Database) -> None:
     told = run("scenes", "deleted_under_a_worker", url)
     assert told == {"code": 0, "made": True, "same_id": True}
-    status = check_exact(connect(url), "toy", 2)
+    status = check_exact(database, "toy", 2)
     assert {a.worker for trial in status.trials for a in trial.attempts}.isdisjoint({"old"})

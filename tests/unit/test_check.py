@@ -49,7 +49,7 @@ def test_nothing_is_written(tmp_path: Path, home: Home, monkeypatch: pytest.Monk
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     data = f'data = {{dataset = "folder", root = "{root}", image_size = 12}}\n'
     before = files_below(tmp_path)
-    result = examined(study_file(train=data + "model.filters = [4]"), home)
+    result = examined(study_file(train=data + "model.cnn.filters = [4]"), home)
     assert files_below(tmp_path) == before
     assert result.data["test"] == {"class0": 1, "class1": 1, "class2": 1}
     assert not home.root.exists()
@@ -61,8 +61,8 @@ def test_the_result_in_words(home: Home) -> None:
     result = examined(file, home)
     [cost] = result.costs
     assert cost.batch_size == 128
-    # A convolution of 4 filters, its norm, and a linear layer to 10 classes.
-    assert cost.parameters == 3 * 9 * 4 + 8 + 4 * 10 + 10
+    # A convolution of 4 filters with bias, its norm, and a linear layer to 10 classes.
+    assert cost.parameters == 3 * 9 * 4 + 4 + 8 + 4 * 10 + 10
     assert cost.memory_mb is not None
     assert cost.memory_mb > 0
     text = str(result)
@@ -74,7 +74,7 @@ def test_the_result_in_words(home: Home) -> None:
 
 def test_the_estimate(home: Home, instant: list[Any]) -> None:
     space = "epochs = [2, 10]\nbatch_size = [64, 100]"
-    result = examined(study_file(trials=5, train="model.filters = [4]", space=space), home)
+    result = examined(study_file(trials=5, train="model.cnn.filters = [4]", space=space), home)
     epoch_s = (1259 + 269 / 3) * 0.5 / 100
     assert result.costs[0].epoch_s == pytest.approx(epoch_s)
     assert result.total_s == pytest.approx(3 * 10 * epoch_s)  # 5 trials in 3 rounds of 2 workers
@@ -101,7 +101,7 @@ def test_each_architecture_at_each_size_and_every_combination(
         model.architecture = ["resnet18", "small_cnn"]
         model.trainable_blocks = [0, "all"]
         data.image_size = [32, 64]
-        model.filters = {choices = [[4], [8, 8]], when = {"model.architecture" = "small_cnn"}}
+        model.cnn.filters = {choices = [[4], [8, 8]], when = {"model.architecture" = "small_cnn"}}
         model.dropout = {low = 0.0, high = 0.5}
     """
     file = study_file(train='runtime = {precision = "float32", memory_format = "contiguous"}',
@@ -120,21 +120,21 @@ def test_each_architecture_at_each_size_and_every_combination(
     ]  # fmt: skip
     # Timed is what has most to learn.
     assert all(config.model.trainable_blocks == "all" for config in instant)
-    assert all(config.model.filters == (8, 8) for config in instant[2:])
+    assert all(config.model.cnn.filters == (8, 8) for config in instant[2:])
 
 
 def test_too_many_combinations_are_thinned(
     home: Home, instant: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checks, "MOST_BUILT", 5)
-    space = "model.filters = [[4], [8], [16]]\nmodel.trainable_blocks = [0, 1]"
+    space = "model.cnn.filters = [[4], [8], [16]]\nmodel.trainable_blocks = [0, 1]"
     result = examined(study_file(space=space), home)
     assert result.costs[0].built == 4  # each choice once: 3 filters, and one more of blocks
 
 
 def test_problems_are_shown_together(home: Home, instant: list[Any]) -> None:
     space = 'model.architecture = ["alexnet", "small_cnn", "vit_b_16"]'
-    file = study_file(train="data.image_size = 8\nmodel.filters = [4, 4]", space=space)
+    file = study_file(train="data.image_size = 8\nmodel.cnn.filters = [4, 4]", space=space)
     with pytest.raises(ConfigError) as caught:
         examined(file, home)
     text = str(caught.value)
@@ -145,7 +145,7 @@ def test_problems_are_shown_together(home: Home, instant: list[Any]) -> None:
 
 
 def test_a_problem_names_the_choice(home: Home, instant: list[Any]) -> None:
-    file = study_file(train="model.filters = [4]", space="model.trainable_blocks = [0, 99]")
+    file = study_file(train="model.cnn.filters = [4]", space="model.trainable_blocks = [0, 99]")
     with pytest.raises(ConfigError, match=r"at most 1, or 'all' \(with .*\"trainable_blocks\": 99"):
         examined(file, home)
 

@@ -8,6 +8,7 @@ import pytest
 import safetensors
 import torch
 
+from hpo.definition.cnn import CnnConfig
 from hpo.definition.config import TrainConfig
 from hpo.definition.model import ModelConfig
 from hpo.engine import models
@@ -83,7 +84,7 @@ def test_where_the_images_lie_may_differ() -> None:
 
 
 def test_trained_weights_come_back_with_their_metadata(tmp_path: Path) -> None:
-    config = ModelConfig(filters=(4,))
+    config = ModelConfig(cnn=CnnConfig(filters=(4,)))
     model = models.build(config, classes=3, image_size=8).to(memory_format=torch.channels_last)
     path = tmp_path / "weights.safetensors"
     save_weights(path, model.state_dict(), {"classes": '["a", "b", "c"]'})
@@ -98,9 +99,12 @@ def test_trained_weights_come_back_with_their_metadata(tmp_path: Path) -> None:
 
 
 def test_weights_of_another_network(tmp_path: Path) -> None:
-    model = models.build(ModelConfig(filters=(4,)), classes=3, image_size=8)
+    model = models.build(ModelConfig(cnn=CnnConfig(filters=(4,))), classes=3, image_size=8)
     save_weights(tmp_path / "weights.safetensors", model.state_dict(), {})
     with pytest.raises(DataError, match="does not hold this network"):
         load_trained(
-            tmp_path / "weights.safetensors", ModelConfig(filters=(8,)), classes=3, image_size=8
+            tmp_path / "weights.safetensors",
+            ModelConfig(cnn=CnnConfig(filters=(8,))),
+            classes=3,
+            image_size=8,
         )

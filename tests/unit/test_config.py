@@ -39,7 +39,11 @@ def test_every_field_has_a_default_and_a_doc() -> None:
             "label_smoothing": st.floats(0, 0.99),
             "optimizer": st.fixed_dictionaries({"lr": st.floats(1e-9, 100)}),
             "model": st.fixed_dictionaries(
-                {"filters": st.lists(st.integers(1, 512), max_size=4)},
+                {
+                    "cnn": st.fixed_dictionaries(
+                        {"filters": st.lists(st.integers(1, 512), min_size=1)}
+                    )
+                },
                 optional={
                     "trainable_blocks": st.one_of(
                         st.just("all"), st.integers(0, 5), st.just({"first": 2})
@@ -77,7 +81,7 @@ def test_sizes_follow_the_data(data: dict[str, Any], sizes: tuple[int, int]) -> 
         ({"epochs": "3"}, "epochs: '3': input should be a valid integer"),
         ({"epochs": 0}, "epochs: 0: input should be greater than or equal to 1"),
         ({"optimizer.learning_rate": 1}, "optimizer.learning_rate: unknown key; allowed: name, lr, "
-         "momentum, nesterov, weight_decay, betas"),
+         "momentum, nesterov, weight_decay, betas, backbone_lr_factor"),
         ({"optimizer.name": "adamx"}, "optimizer.name: 'adamx': did you mean 'adam' or 'adamw'?"),
         ({"schedule.name": "cosin"}, "schedule.name: 'cosin': did you mean 'cosine'?"),
         ({"model.architecture": "resnet81"},
@@ -133,15 +137,15 @@ def test_paths() -> None:
 
 
 def test_with_values_copies_and_reaches_into_lists() -> None:
-    data = {"model": {"filters": [1, 2]}}
-    assert with_values(data, {"model.filters.1": 9, "optimizer.lr": 1.0}) == {
-        "model": {"filters": [1, 9]},
+    data = {"model": {"cnn": {"filters": [1, 2]}}}
+    assert with_values(data, {"model.cnn.filters.1": 9, "optimizer.lr": 1.0}) == {
+        "model": {"cnn": {"filters": [1, 9]}},
         "optimizer": {"lr": 1.0},
     }
-    assert data == {"model": {"filters": [1, 2]}}
+    assert data == {"model": {"cnn": {"filters": [1, 2]}}}
     with pytest.raises(ConfigError) as caught:
-        with_values(data, {"model.filters.2": 9})
-    assert str(caught.value) == "model.filters.2: no item 2: the list has 2 (counted from 0)"
+        with_values(data, {"model.cnn.filters.2": 9})
+    assert str(caught.value) == "model.cnn.filters.2: no item 2: the list has 2 (counted from 0)"
 
 
 def test_direction() -> None:

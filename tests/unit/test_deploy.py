@@ -40,7 +40,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def config(root: Path) -> TrainConfig:
-    return tiny_config(root, {"epochs": 8, "model.filters": [8, 16]})
+    return tiny_config(root, {"epochs": 8, "model.cnn.filters": [8, 16]})
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Two seeds, trained long enough to name most test pictures right."""
     folder = tmp_path_factory.mktemp("runs")
-    config = tiny_config(root, {"epochs": 12, "model.filters": [8, 16]})
+    config = tiny_config(root, {"epochs": 12, "model.cnn.filters": [8, 16]})
     return train_run(config, folder / "run", Home(folder), seeds=2)
 
 

@@ -43,7 +43,7 @@ def test_the_best_trial_is_a_complete_configuration(searched: Database) -> None:
     assert best is not None
     config, provenance = export(searched, "toy")
     assert config.optimizer.lr == best.params["optimizer.lr"]
-    assert config.model.filters == (4,)
+    assert config.model.cnn.filters == (4,)
     assert config.runtime.model_dump() == best.attempts[-1].runtime
     assert config.runtime.threads == 1
     told = {key: provenance[key] for key in ("study", "trial", "metric", "value", "best_epoch")}

@@ -16,6 +16,7 @@ from torchvision.transforms import v2
 from hpo.definition.augment import AugmentConfig
 from hpo.definition.data import DataConfig
 from hpo.engine import loader
+from hpo.engine.augment import mixing
 from hpo.engine.datasets import concat, open_data
 from hpo.engine.images import Images
 from hpo.engine.loader import EvalBatches, TrainBatches
@@ -51,7 +52,7 @@ def _train(images: Images, augment: AugmentConfig | None = None, **values: Any) 
 
 def _all(batches: Any) -> tuple[torch.Tensor, torch.Tensor]:
     pictures, labels = zip(*batches, strict=True)
-    return torch.cat(pictures), torch.cat(labels)
+    return torch.cat(pictures), torch.cat([mixing.dominant(one) for one in labels])
 
 
 def test_an_epoch_shows_every_picture_once_in_an_order_of_its_own(square: Images) -> None:
@@ -131,6 +132,11 @@ AUGMENTATIONS = [
     AugmentConfig(),
     AugmentConfig(horizontal_flip=0.5, crop_padding=3),
     AugmentConfig(horizontal_flip=0.5, random_resized_crop=(0.2, 1.0), rotation=15.0, contrast=0.3),
+    AugmentConfig(
+        preset="basic", strength=0.5, vertical_flip=0.5, erasing=0.5, mixup=0.3, cutmix=1.0
+    ),
+    AugmentConfig(preset="heavy", policy="randaugment", cached_views=2),
+    AugmentConfig(policy="trivialaugment", perspective=0.3, scale=(0.8, 1.2), grayscale=0.5),
 ]
 
 
@@ -226,3 +232,53 @@ def test_closing_ends_the_thread_that_works_ahead() -> None:
     assert _helpers()
     ahead.close()
     assert not _helpers()
+
+
+def _by_content(batches: TrainBatches, epoch: int) -> set[bytes]:
+    return {picture.numpy().tobytes() for picture in _all(batches.epoch(epoch))[0]}
+
+
+def test_cached_views_return_whatever_the_seed(square: Images) -> None:
+    config = AugmentConfig(preset="heavy", policy="trivialaugment", erasing=0.5, cached_views=3)
+    one, other = _train(square, config, seed=1), _train(square, config, seed=2)
+    views = [_by_content(one, epoch) for epoch in (1, 2, 3)]
+    assert [_by_content(other, epoch) for epoch in (4, 5, 6)] == views
+    assert views[0] != views[1] != views[2] != views[0]
+    assert not torch.equal(_all(one.epoch(1))[0], _all(one.epoch(4))[0])  # the order is new
+
+
+def test_mixed_batches_bring_both_labels(square: Images) -> None:
+    plain = list(_train(square).epoch(1))
+    mixed = list(_train(square, AugmentConfig(mixup=1.0)).epoch(1))
+    for (pictures, labels), (blended, both) in zip(plain, mixed, strict=True):
+        assert isinstance(both, mixing.Mixed)
+        assert torch.equal(both.labels, labels)
+        assert torch.equal(both.others, labels.roll(1))
+        wanted = both.weight * pictures + (1 - both.weight) * pictures.roll(1, 0)
+        torch.testing.assert_close(blended, wanted, atol=1e-3, rtol=0)
+
+
+def test_what_is_erased_gets_the_mean_colour(square: Images) -> None:
+    batches = _train(square, AugmentConfig(erasing=1.0), mean=(0.3, 0.4, 0.5), std=(0.2, 0.2, 0.2))
+    plain = _train(square, mean=(0.3, 0.4, 0.5), std=(0.2, 0.2, 0.2))
+    found, wanted = _all(batches.epoch(1))[0], _all(plain.epoch(1))[0]
+    erased = (found == 0).all(1, keepdim=True)
+    assert (erased.sum((1, 2, 3)) > 0).float().mean() > 0.9
+    assert torch.equal(found, torch.where(erased, 0.0, wanted))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("config", AUGMENTATIONS[1:])
+def test_an_epoch_on_cuda_never_waits_and_shows_the_same(
+    square: Images, config: AugmentConfig
+) -> None:
+    batches = _train(square, config, device=torch.device("cuda"))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        drawn = list(batches.epoch(1))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    found = torch.cat([pictures for pictures, _ in drawn]).cpu()
+    wanted = _all(_train(square, config).epoch(1))[0]
+    # Levels of 0..255; cut rather than rounded, a policy's may fall to either side.
+    assert (found - wanted).abs().mean() < 0.5

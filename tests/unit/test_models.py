@@ -19,22 +19,22 @@ from hpo.errors import ConfigError, DataError
 # One small member of each family: image size, stem, blocks.
 FAMILIES = {
     "small_cnn": (8, "small", 3),
-    "alexnet": (32, "small", 13),
+    "alexnet": (32, "small", 5),
     "convnext_tiny": (32, "default", 8),
-    "densenet121": (32, "small", 12),
+    "densenet121": (32, "small", 10),
     "efficientnet_b0": (32, "small", 9),
     "googlenet": (32, "small", 9),
     "inception_v3": (75, "default", 11),
     "maxvit_t": (224, "default", 4),
-    "mnasnet0_5": (32, "small", 17),
+    "mnasnet0_5": (32, "small", 14),
     "mobilenet_v2": (32, "small", 19),
     "mobilenet_v3_small": (32, "small", 13),
     "regnet_y_400mf": (32, "small", 4),
     "resnet18": (32, "small", 4),
     "shufflenet_v2_x0_5": (32, "small", 4),
-    "squeezenet1_1": (32, "small", 13),
+    "squeezenet1_1": (32, "small", 9),
     "swin_t": (32, "default", 8),
-    "vgg11": (32, "small", 21),
+    "vgg11": (32, "small", 8),
     "vit_b_32": (32, "default", 12),
 }
 
@@ -97,6 +97,38 @@ def test_a_head_of_ones_own(name: str) -> None:
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
 
 
+BLOCKS = {
+    "mobilenet_v2": ("features.0", "features.18", 19),
+    "mobilenet_v3_small": ("features.0", "features.12", 13),
+    "mobilenet_v3_large": ("features.0", "features.16", 17),
+    "resnet18": ("layer1", "layer4", 4),
+    "resnet50": ("layer1", "layer4", 4),
+    "alexnet": ("features.0", "features.10", 5),
+    "efficientnet_b0": ("features.0", "features.8", 9),
+    "efficientnet_b7": ("features.0", "features.8", 9),
+    "vit_b_16": ("encoder.layers.encoder_layer_0", "encoder.layers.encoder_layer_11", 12),
+    "convnext_tiny": ("features.0", "features.7", 8),
+}
+"""The first block, the last, and how many there are."""
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_blocks_are_counted_the_same_way(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with torch.device("meta"):
+        model = torchvision.models.get_model(name)
+    parts = models.blocks(model)
+    names = {id(part): path for path, part in model.named_modules()}
+    paths = [names[id(part)] for part in parts]
+    with capsys.disabled():
+        print(f"\n{name}: {len(paths)} blocks, {paths[0]} to {paths[-1]}")
+    assert (paths[0], paths[-1], len(paths)) == BLOCKS[name]
+    for last in range(len(parts) + 1):  # each block brings weights of its own
+        models.set_trainable(model, last)
+        learning = {key for key, one in model.named_parameters() if one.requires_grad}
+        moving = {path for path in paths if any(key.startswith(f"{path}.") for key in learning)}
+        assert moving == set(paths[len(paths) - last :])
+
+
 def test_an_empty_head_is_one_linear_layer() -> None:
     own = build("resnet18", head={"hidden": []}).fc[-1]
     assert [type(layer) for layer in own] == [nn.Linear]
@@ -124,7 +156,7 @@ def test_an_image_size_that_does_not_fit(name: str, size: int) -> None:
 
 @pytest.mark.parametrize("filters", [(4,), (4, 4, 4, 4, 4, 4)])
 def test_small_cnn_of_any_depth_at_8_pixels(filters: tuple[int, ...]) -> None:
-    model = build(size=8, filters=filters)
+    model = build(size=8, cnn={"filters": list(filters)})
     assert len(models.blocks(model)) == len(filters)
     assert model(torch.zeros(2, 3, 8, 8)).shape == (2, 3)
 
@@ -225,21 +257,21 @@ def test_only_the_last_layer_of_a_long_classifier_is_new(tmp_path: Path) -> None
 
 
 def test_wrapped_weights_of_parallel_training(tmp_path: Path) -> None:
-    source = build(filters=[4])
+    source = build(cnn={"filters": [4]})
     state = {f"module.{name}": value for name, value in source.state_dict().items()}
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "weights.pt")
-    model = build(filters=[4], weights=str(tmp_path / "weights.pt"))
+    model = build(cnn={"filters": [4]}, weights=str(tmp_path / "weights.pt"))
     assert all(same(model, source).values())
 
 
 def test_weights_that_do_not_fit_list_the_keys(tmp_path: Path) -> None:
-    path = saved(build(filters=[4, 4]), tmp_path / "weights.pth")
-    with pytest.raises(DataError, match=r"features\.1\.0\.weight, .* \(6 in all\) unexpected"):
-        build(filters=[4], weights=str(path))
-    with pytest.raises(DataError, match=r"features\.2\.0\.weight, .* missing"):
-        build(filters=[4, 4, 4], weights=str(path))
+    path = saved(build(cnn={"filters": [4, 4]}), tmp_path / "weights.pth")
+    with pytest.raises(DataError, match=r"features\.1\.conv\.weight, .* \(7 in all\) unexpected"):
+        build(cnn={"filters": [4]}, weights=str(path))
+    with pytest.raises(DataError, match=r"features\.2\.conv\.weight, .* missing"):
+        build(cnn={"filters": [4, 4, 4]}, weights=str(path))
     with pytest.raises(DataError, match=r"\(4, 3, 3, 3\) instead of \(8, 3, 3, 3\)"):
-        build(filters=[8, 4], weights=str(path))
+        build(cnn={"filters": [8, 4]}, weights=str(path))
 
 
 def test_a_small_stem_does_not_take_weights_of_a_large_one(tmp_path: Path) -> None:

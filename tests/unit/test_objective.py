@@ -31,7 +31,7 @@ TRAIN = """epochs = 2
 [train.data]
 limit_train = 100
 [train.model]
-filters = [4]
+cnn.filters = [4]
 [train.runtime]
 precision = "float32"
 memory_format = "contiguous"

@@ -123,8 +123,8 @@ def test_minimized_metrics_know_their_best(database: Database) -> None:
 def test_importances_name_every_parameter_and_sum_to_one(database: Database) -> None:
     fill(database, study_file(trials=20, space=RICH_SPACE), MIXED)
     found = importances(database, "toy")
-    assert set(found) == {"optimizer.name", "optimizer.lr", "optimizer.momentum", "model.filters",
-                          "batch_size"}  # fmt: skip
+    assert set(found) == {"optimizer.name", "optimizer.lr", "optimizer.momentum",
+                          "model.cnn.filters", "batch_size"}  # fmt: skip
     assert sum(found.values()) == pytest.approx(1.0)
     assert list(found.values()) == sorted(found.values(), reverse=True)
 
@@ -216,7 +216,7 @@ def test_lists_and_logs_have_readable_axes(database: Database) -> None:
     fill(database, study_file(trials=20, space=RICH_SPACE), MIXED)
     status = read_status(database, "toy")
     lr = study_figures.slice_of(status, "optimizer.lr")
-    lists = study_figures.slice_of(status, "model.filters")
+    lists = study_figures.slice_of(status, "model.cnn.filters")
     assert lr is not None
     assert lists is not None
     assert lr["layout"]["xaxis"]["type"] == "log"

@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 
 def config(**fields: Any) -> TrainConfig:
-    base = {"batch_size": 8, "data": {"image_size": 8}, "model": {"filters": [4, 8]}}
+    base = {"batch_size": 8, "data": {"image_size": 8}, "model": {"cnn": {"filters": [4, 8]}}}
     return TrainConfig.parse(base | fields)
 
 

@@ -17,7 +17,7 @@ SPACE = Space(
     {
         "optimizer.momentum": Float(0.5, 0.9, step=0.1, when={"optimizer.name": ("sgd",)}),
         "optimizer.name": Choice(("sgd", "adamw")),
-        "model.filters": Choice(([16, 32], [32, 64], {"first": 2})),
+        "model.cnn.filters": Choice(([16, 32], [32, 64], {"first": 2})),
         "epochs": Int(2, 10, step=4),
     }
 )
@@ -62,11 +62,11 @@ def test_what_optuna_suggests_is_in_the_space_and_round_trips(one: Parameter, se
 
 
 def test_suggest_asks_parents_first_and_skips_what_is_inactive() -> None:
-    assert list(SPACE) == ["optimizer.name", "optimizer.momentum", "model.filters", "epochs"]
-    common = {"optimizer.momentum": 0.7, "model.filters": "[32,64]", "epochs": 6}
+    assert list(SPACE) == ["optimizer.name", "optimizer.momentum", "model.cnn.filters", "epochs"]
+    common = {"optimizer.momentum": 0.7, "model.cnn.filters": "[32,64]", "epochs": 6}
     for name in ("sgd", "adamw"):
         values = SPACE.suggest(optuna.trial.FixedTrial({"optimizer.name": name, **common}))
-        expected = {"optimizer.name": name, "model.filters": [32, 64], "epochs": 6}
+        expected = {"optimizer.name": name, "model.cnn.filters": [32, 64], "epochs": 6}
         assert values == expected | ({"optimizer.momentum": 0.7} if name == "sgd" else {})
 
 
@@ -140,7 +140,7 @@ def test_check_names_key_value_and_what_is_allowed(values: dict[str, Any], messa
 
 
 def test_check_complete_asks_for_what_is_active_and_no_more() -> None:
-    values = {"optimizer.name": "adamw", "model.filters": [32, 64], "epochs": 6}
+    values = {"optimizer.name": "adamw", "model.cnn.filters": [32, 64], "epochs": 6}
     SPACE.check(values, complete=True)
     with pytest.raises(ConfigError, match=r"^optimizer.momentum: missing; allowed: 0.5 to 0.9"):
         SPACE.check({**values, "optimizer.name": "sgd"}, complete=True)

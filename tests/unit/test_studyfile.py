@@ -44,7 +44,7 @@ model.head.hidden = [64, 32]
 optimizer.name = ["sgd", "adamw"]
 "optimizer.lr" = {low = 1e-4, high = 0.1, log = true}
 optimizer.momentum = {low = 0.5, high = 0.9, when = {"optimizer.name" = "sgd"}}
-model.filters = [[16, 32], [32, 64]]
+model.cnn.filters = [[16, 32], [32, 64]]
 model.head.hidden.0 = [32, 64]
 [[baseline]]
 optimizer.name = "sgd"
@@ -72,7 +72,7 @@ def test_a_good_file() -> None:
         "optimizer.name": Choice(("sgd", "adamw")),
         "optimizer.lr": Float(1e-4, 0.1, log=True),
         "optimizer.momentum": Float(0.5, 0.9, when={"optimizer.name": ("sgd",)}),
-        "model.filters": Choice(([16, 32], [32, 64])),
+        "model.cnn.filters": Choice(([16, 32], [32, 64])),
         "model.head.hidden.0": Choice((32, 64)),
     }
     assert file.baselines == ({"optimizer.name": "sgd", "optimizer.momentum": 0.9},)
@@ -125,7 +125,7 @@ def test_a_good_file() -> None:
         ("epochs = {choices = 3}",
          "space.epochs.choices: 3: choices are a list of one value or more"),
         ("epochs = [3, 4, 3]", "space.epochs.choices: 3: given twice"),
-        ("model.filters = [[8], [8]]", "space.model.filters.choices: [8]: given twice"),
+        ("model.cnn.filters = [[8], [8]]", "space.model.cnn.filters.choices: [8]: given twice"),
         ("epochs = [3, '4']", "space.epochs: '4': input should be a valid integer"),
         ("optimizer.name = ['sgd', 'sgdd']", "space.optimizer.name: 'sgdd': did you mean 'sgd'?"),
         ("schedule.name = ['cosine', 'onecycel']",
@@ -133,10 +133,11 @@ def test_a_good_file() -> None:
         ("model.architecture = ['mobilenetv2']", "space.model.architecture: 'mobilenetv2': unknown "
          "architecture; did you mean 'mobilenet_v2' or 'mobilenet_v3_small' or "
          "'mobilenet_v3_large'?"),
-        ("model.filters = [[8, 0]]",
-         "space.model.filters.1: 0: input should be greater than or equal to 1"),
-        ("model.filters.0 = [8, 16]", "space.model.filters.0: items are searched only of a list in "
-         "[train]: write model.filters = [...] there"),
+        ("model.cnn.filters = [[8, 0]]",
+         "space.model.cnn.filters.1: 0: input should be greater than or equal to 1"),
+        ("model.cnn.filters.0 = [8, 16]",
+         "space.model.cnn.filters.0: items are searched only of a list in [train]: write "
+         "model.cnn.filters = [...] there"),
         ("batch_size = [32]", "space.batch_size: also fixed at 64 in [train]: remove it there, or "
          "from [space]"),
         ("data.split_seed = [0, 1]", "space.data.split_seed: cannot be searched: it changes which "
@@ -372,7 +373,7 @@ class TestOverrides:
 
     def test_a_fixed_field_leaves_the_space_with_what_hangs_on_it(self) -> None:
         file = parse(GOOD, {"optimizer.name": "adamw"})
-        assert list(file.space) == ["optimizer.lr", "model.filters", "model.head.hidden.0"]
+        assert list(file.space) == ["optimizer.lr", "model.cnn.filters", "model.head.hidden.0"]
         assert file.baselines == ()
         file = parse(GOOD, {"optimizer.name": "sgd"})
         assert file.space["optimizer.momentum"] == Float(0.5, 0.9)
@@ -435,7 +436,7 @@ class TestFiles:
 
     def test_a_configuration_round_trips(self, tmp_path: Path) -> None:
         config = TrainConfig.parse(
-            {"epochs": 3, "model": {"trainable_blocks": {"first": 2}, "filters": [8, 16]}}
+            {"epochs": 3, "model": {"trainable_blocks": {"first": 2}, "cnn": {"filters": [8, 16]}}}
         )
         path = tmp_path / "best.toml"
         path.write_text(dump_config(config, {"study": "s", "commit": None}, ["two\nlines\x07"]))

