@@ -257,21 +257,31 @@ def predict(
     images: Annotated[
         list[Path], typer.Argument(metavar="IMAGE...", help="Image files.", show_default=False)
     ],
-    top: Annotated[int, typer.Option(metavar="K", min=1, help="Classes to show.")] = 5,
+    top: Annotated[
+        int, typer.Option(metavar="K", min=1, help="Classes, or nearest images, to show.")
+    ] = 5,
     device: Device = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """What a trained run sees in images: the most likely classes with their probabilities.
-
-    Probabilities are means over the run's seeds.
+    """What a trained run sees in images: the most likely classes with their probabilities, means
+    over the run's seeds; of a retrieval the nearest training images, by its first seed.
 
     Example: hpo predict hpo_runs/trained/best cat.jpg dog.jpg
     """
-    from hpo.cli.tables import predictions_table, to_json
+    from hpo.cli.tables import lookups_table, predictions_table, to_json
     from hpo.results.predict import predict as look
+    from hpo.results.retrieval import look_up
     from hpo.results.runs import load_run
 
-    found = look(load_run(run), images, device=first_device(device), k=top)
+    trained, chosen = load_run(run), first_device(device)
+    if trained.config.task == "retrieval":
+        near = look_up(trained, images, device=chosen, k=top)
+        if as_json:
+            typer.echo(to_json([{"image": str(one.path), "nearest": one.rows} for one in near]))
+        else:
+            console().print(lookups_table(near))
+        return
+    found = look(trained, images, device=chosen, k=top)
     if as_json:
         typer.echo(to_json([{"image": str(one.path), "top": one.top} for one in found]))
     else:

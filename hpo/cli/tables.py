@@ -19,6 +19,7 @@ from hpo.search.status import StudyStatus, TrialStatus
 if TYPE_CHECKING:
     from hpo.results.evaluate import RunEvaluation
     from hpo.results.predict import Prediction
+    from hpo.results.retrieval import Lookup
     from hpo.results.runs import Run
 
 STYLES = {
@@ -205,7 +206,8 @@ def counts(status: StudyStatus) -> str:
 
 def runs_table(runs: Sequence[Run]) -> Table:
     """Trained runs, a line each: mean ± standard deviation over their seeds."""
-    scores = ("top1", "top5", "loss", "macro_f1")
+    retrieval = any(run.config.task == "retrieval" for run in runs)
+    scores = (*("precision_at_5", "precision_at_k") * retrieval, "top1", "top5", "loss", "macro_f1")
     table = plain_table("run", "measured on", "seeds", *scores, right=("seeds", *scores))
     for run in runs:
         part = measured_part(run)
@@ -223,7 +225,7 @@ def networks_table(run: Run) -> Table:
     table = plain_table("network", *columns, right=columns)
     several = len(run.seeds) > 1 and summary["test"] is not None
     for one in run.seeds if several else ():
-        values = [number(one.metrics["test"][name]) for name in scores]
+        values = [number(one.metrics["test"].get(name)) for name in scores]
         table.add_row(f"seed {one.seed}", *values, "", "")
     if summary["ensemble"]:
         values = [number(summary["ensemble"][name]) for name in scores]
@@ -299,4 +301,16 @@ def predictions_table(found: Sequence[Prediction]) -> Table:
         for place, (name, share) in enumerate(one.top):
             image = Text(str(one.path)) if place == 0 else Text()
             table.add_row(image, Text(name), f"{share:.4f}", style="bold" if place == 0 else None)
+    return table
+
+
+def lookups_table(found: Sequence[Lookup]) -> Table:
+    """The nearest training images of images, a line each."""
+    table = plain_table("image", "nearest", "class", "distance", right=("distance",))
+    for one in found:
+        for place, near in enumerate(one.neighbours):
+            image = Text(str(one.path)) if place == 0 else Text()
+            style = "bold" if place == 0 else None
+            cells = image, Text(near.name), Text(near.label), number(near.distance)
+            table.add_row(*cells, style=style)
     return table

@@ -39,15 +39,25 @@ from hpo.definition.fields import (
 )
 from hpo.definition.model import ModelConfig
 from hpo.definition.phases import Phase, PhaseConfig
+from hpo.definition.retrieval import RETRIEVED, RetrievalConfig
 from hpo.errors import ConfigError, nearest
 
-Metric = Literal["val_top1", "val_top5", "val_loss", "train_top1", "train_loss"]
+Classified = Literal["val_top1", "val_top5", "val_loss", "train_top1", "train_loss"]
+Retrieved = Literal[
+    "val_precision_at_5",
+    "val_precision_at_k",
+    "val_precision",
+    "val_recall",
+    "val_f1",
+    "val_mean_distance",
+]
+Metric = Literal[Classified, Retrieved]
 METRICS: tuple[str, ...] = get_args(Metric)
 
 
 def direction(metric: str) -> Literal["minimize", "maximize"]:
-    """Losses are minimized, everything else is maximized."""
-    return "minimize" if metric.endswith("_loss") else "maximize"
+    """Losses and distances are minimized, everything else is maximized."""
+    return "minimize" if metric.endswith(("_loss", "_distance")) else "maximize"
 
 
 LOSSES = ("cross_entropy", "focal")
@@ -141,8 +151,11 @@ class RuntimeConfig(Part):
 class TrainConfig(Part):
     """Everything that decides one training. Same config, same conditions: the same numbers."""
 
+    task: Literal["classification", "retrieval"] = "classification"
+    """classification, or retrieval: the nearest training images by the network's features."""
     epochs: int = Field(default=10, ge=1, le=10_000)
-    """Passes over the training images; with `phases` the default is their sum."""
+    """Passes over the training images; with `phases` the default is their sum; always 1 for a
+    retrieval with model.trainable_blocks = 0, where nothing learns."""
     batch_size: int = Field(default=128, ge=1, le=65_536)
     """Images per optimizer step."""
     seed: int = Field(default=0, ge=0, lt=2**63)
@@ -168,6 +181,7 @@ class TrainConfig(Part):
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
     early_stopping: EarlyStoppingConfig = Field(default_factory=EarlyStoppingConfig)
+    retrieval: RetrievalConfig = Field(default_factory=RetrievalConfig)
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
     phases: Annotated[tuple[PhaseConfig, ...], BeforeValidator(listed)] = ()
     """Phases, one after another ([[train.phases]] in a study file); empty: one as long as epochs.
@@ -190,8 +204,56 @@ class TrainConfig(Part):
         """Defaults of `data` depend on its data set, so it is always validated, never assumed."""
         return {**data, "data": data.get("data", {})} if isinstance(data, dict) else data
 
+    @model_validator(mode="before")
+    @classmethod
+    def _single_epoch(cls, data: Any) -> Any:
+        """What is frozen has seen everything after one epoch."""
+        if not isinstance(data, dict) or data.get("task") != "retrieval":
+            return data
+        model, epochs = data.get("model"), data.get("epochs", 10)
+        frozen = isinstance(model, dict) and model.get("trainable_blocks") == 0
+        valid = isinstance(epochs, int) and 1 < epochs <= 10_000
+        return {**data, "epochs": 1} if frozen and valid else data
+
+    @property
+    def frozen(self) -> bool:
+        """Whether nothing learns: retrieval by the features of a network as it is."""
+        return self.task == "retrieval" and self.model.trainable_blocks == 0
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names that Metric allows and this training gives, if it has validation images."""
+        if self.task == "classification":
+            return get_args(Classified)
+        return RETRIEVED if self.frozen else (*RETRIEVED, "val_loss", "train_top1", "train_loss")
+
+    def require_metric(self, metric: str, key: str) -> None:
+        """Raise ConfigError unless this training gives `metric`, which stands at `key`."""
+        if metric not in self.metrics:
+            raise ConfigError(self._without(metric), key=key)
+
+    def _without(self, metric: str) -> str:
+        frozen = " with model.trainable_blocks = 0" if self.frozen else ""
+        given = ", ".join(self.metrics)
+        return f"{metric!r}: task = {self.task!r}{frozen} does not give it; allowed: {given}"
+
+    @model_validator(mode="after")
+    def _watched(self) -> Self:
+        """What a training watches is what it gives."""
+        watched = {}
+        if self.schedule.name == "plateau":
+            watched["schedule.metric"] = self.schedule.metric
+        if self.early_stopping.patience is not None:
+            watched["early_stopping.metric"] = self.early_stopping.metric
+        for key, metric in watched.items():
+            if metric not in self.metrics and not self.frozen:
+                fail(key, metric, self._without(metric).partition(": ")[2])
+        return self
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.frozen:
+            return self  # no schedule is followed
         schedule = self.schedule
         if self.phases and sum(one.epochs for one in self.phases) != self.epochs:
             lengths = " + ".join(str(one.epochs) for one in self.phases)

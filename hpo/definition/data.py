@@ -18,9 +18,9 @@ class DataConfig(Part):
     class under `root`, either train/ [val/] [test/] or one folder per class. cifar10, mnist, ...:
     torchvision's data set of that name, as its class lays it out under `root`. stanford_cars: in
     torchvision's layout under `root`. `module:function` of your own, found from the working
-    directory: called with root (str) and "train", "val" or "test", it returns a sequence of
-    (PIL image, path or uint8 array (H, W) or (H, W, 3); name or number of its class), or None for a
-    val or test that there is not."""
+    directory: called with root (str, absolute) and "train", "val" or "test", it returns a sequence
+    of (PIL image, path or uint8 array (H, W) or (H, W, 3); name or number of its class), or None
+    for a val or test that there is not."""
     root: str | None = None
     """Folder of the images; relative to the working directory. Default for named data sets and your
     own: data."""

@@ -19,6 +19,7 @@ MOST_STEPS = 1_000_000_000
 
 # Trials that differ in one of these are not measured on the same images.
 FIXED_ONLY = (
+    "task",
     *("data.dataset", "data.root", "data.split_seed", "data.val_fraction", "data.test_fraction"),
     *("data.skip_unreadable", "data.max_pixels", "data.cache_limit_gb", "data.loader_workers"),
     "data.download",
@@ -87,8 +88,8 @@ def _check_name(name: str, fixed: Mapping[str, Any]) -> None:
     check_path(name)
     if name in FIXED_ONLY:
         raise ConfigError(
-            "cannot be searched: it changes which images a trial is measured on, or nothing at "
-            "all; fix it under [train]",
+            "cannot be searched: it changes which images a trial is measured on, or how, or "
+            "nothing at all; fix it under [train]",
             key=name,
         )
     given = flatten(fixed)

@@ -170,13 +170,21 @@ def _build(document: Document, text: str) -> StudyFile:
             "configuration",
             key="space",
         )
-    study = _study_config(document.study, space)
+    study = _study_config(_with_metric(document.study, train), space)
     baselines = _checked(document.baselines, space, train, complete=isinstance(study.sampler, Grid))
     file = StudyFile(study, train, space, baselines, text)
     for values in [*space.corners(), *baselines]:
         _check_together(file, values)
+        file.config(values).require_metric(study.metric, "study.metric")
     _check_resources(file)
     return file
+
+
+def _with_metric(given: dict[str, Any], train: Mapping[str, Any]) -> dict[str, Any]:
+    """[study] with the metric that a retrieval is about, where none is given."""
+    if train.get("task") != "retrieval" or {"metric", "metrics"} & given.keys():
+        return given
+    return {**given, "metric": "val_precision_at_k"}
 
 
 def _study_config(given: dict[str, Any], space: Space) -> StudyConfig:

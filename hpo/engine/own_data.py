@@ -59,8 +59,8 @@ class OwnOrigin(Origin):
     """What the function `module:function` returns for `root`."""
 
     def __init__(self, function: str, root: Path) -> None:
-        self.function, self.root = function, root
-        self._own = OwnSource(function, root)
+        self.function, self.root = function, root.absolute()
+        self._own = OwnSource(function, self.root)
         self.source: Source = self._own
         self._digests: dict[str, str] = {}
 
@@ -95,7 +95,9 @@ class OwnOrigin(Origin):
         for i in range(len(split)):
             picture, label = _item(self.function, split, part, i)
             if isinstance(picture, str | Path):
-                yield str(picture), label
+                path = self.root / picture  # an absolute one stays what it is
+                below = path.is_relative_to(self.root)
+                yield str(path.relative_to(self.root) if below else path), label
                 continue
             name = f"{part}[{i}]"
             pixels = np.asarray(picture.convert("RGB") if isinstance(picture, Image.Image) else
@@ -121,16 +123,16 @@ def _asked(name: str, root: Path, part: str) -> Split | None:
     except DataError:
         raise
     except Exception as error:  # whatever the user's code raises is told, not shown as our fault
-        raise DataError(f"{name}({str(root)!r}, {part!r}) raised {_told(error)}") from error
+        raise DataError(f"{name}(root, {part!r}) raised {_told(error)}") from error
     if found is None:
         return None
     if not hasattr(found, "__len__") or not hasattr(found, "__getitem__"):
         raise DataError(
-            f"{name}({str(root)!r}, {part!r}) returned {type(found).__name__}: allowed: a sequence "
+            f"{name}(root, {part!r}) returned {type(found).__name__}: allowed: a sequence "
             "of (picture, label), with len() and [i], or None where there is no such split"
         )
     if not len(found):
-        raise DataError(f"{name}({str(root)!r}, {part!r}) returned no images; return None where "
+        raise DataError(f"{name}(root, {part!r}) returned no images; return None where "
                         "there is no such split")  # fmt: skip
     split: Split = found
     return split

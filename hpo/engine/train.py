@@ -30,6 +30,7 @@ from hpo.engine.control import Control
 from hpo.engine.images import Images
 from hpo.engine.learner import Evaluation, Learner, Tally, evaluate, memory_format
 from hpo.engine.loader import EvalBatches, TrainBatches
+from hpo.engine.retrieval import Validation
 from hpo.errors import TrialFailed
 
 __all__ = ["EpochResult", "Evaluation", "TrainingData", "evaluate", "train"]
@@ -55,8 +56,10 @@ class EpochResult:
     epoch: int
     """From 1."""
     metrics: dict[str, float]
-    """train_loss, train_top1, val_loss, val_top1, val_top5 (fractions), lr (the head's,
-    of the last step), seconds (with evaluation), images_per_s (training alone), peak_memory_mb."""
+    """train_loss, train_top1, val_loss, val_top1, val_top5 (fractions), lr (the head's, of the last
+    step), seconds (with evaluation), images_per_s (training alone), peak_memory_mb. A retrieval has
+    those of `hpo.definition.retrieval.RETRIEVED` instead of val_top1 and val_top5; where nothing
+    learns there are no losses and no lr, and images_per_s is of the evaluation."""
     best_epoch: int
     checkpoint: Path | None
     """Complete on disk; its weights of the best epoch: `checkpoint.best_weights`."""
@@ -144,6 +147,7 @@ class _Run:
         if start:
             self.restore(start)
         self.train_batches, self.val_batches = _batches(config, data, device, micro_batch)
+        self.retrieval = self.retrieved(data, micro_batch)
 
     def make_learner(self, micro_batch: int, start: Checkpoint | None) -> Learner:
         try:
@@ -158,6 +162,13 @@ class _Run:
         except torch.OutOfMemoryError as error:
             name = self.config.model.architecture
             raise TrialFailed(f"{name} alone does not fit in memory: {error}") from error
+
+    def retrieved(self, data: TrainingData, micro_batch: int) -> Validation | None:
+        """Validation images as queries in the training images, where that is the task."""
+        if self.config.task != "retrieval" or data.val is None or self.val_batches is None:
+            return None
+        gallery = _eval_batches(data.train, self.config, data, self.device, micro_batch)
+        return Validation(data.train, gallery, data.val, self.val_batches)
 
     @property
     def done(self) -> int:
@@ -215,6 +226,8 @@ class _Run:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         began = time.perf_counter()
+        if self.config.frozen:
+            return self.look(epoch, began)
         rates = optim.learning_rates(
             self.config, epoch=epoch, steps=len(self.train_batches), history=self.history
         )
@@ -227,6 +240,17 @@ class _Run:
             "lr": rates[-1],
             "seconds": time.perf_counter() - began,
             "images_per_s": tally.images / trained,
+            "peak_memory_mb": peak_memory_mb(self.device),
+        }
+
+    def look(self, epoch: int, began: float) -> dict[str, float]:
+        """The one epoch of a network that does not learn."""
+        found = self.validate(epoch)
+        seconds = time.perf_counter() - began
+        images = len(self.retrieval) if self.retrieval else 0
+        return found | {
+            "seconds": seconds,
+            "images_per_s": images / seconds,
             "peak_memory_mb": peak_memory_mb(self.device),
         }
 
@@ -246,6 +270,15 @@ class _Run:
     def validate(self, epoch: int) -> dict[str, float]:
         if self.val_batches is None:
             return {}
+        if self.retrieval is not None:
+            return self.retrieval.measure(
+                self.learner.model,
+                self.config,
+                classes=self.classes,
+                device=self.device,
+                control=self.control,
+                epoch=epoch,
+            )
         found = evaluate(
             self.learner.kept,
             self.val_batches,
@@ -307,14 +340,20 @@ def _batches(
     )
     if data.val is None:
         return training, None
-    return training, EvalBatches(
-        data.val,
+    return training, _eval_batches(data.val, config, data, device, micro_batch)
+
+
+def _eval_batches(
+    images: Images, config: TrainConfig, data: TrainingData, device: torch.device, micro_batch: int
+) -> EvalBatches:
+    return EvalBatches(
+        images,
         mean=data.mean,
         std=data.std,
         image_size=config.data.image_size,
         batch_size=min(micro_batch, config.batch_size),
         device=device,
-        memory_format=layout,
+        memory_format=memory_format(config.runtime.memory_format),
         loader_workers=config.data.loader_workers,
     )
 

@@ -20,6 +20,8 @@ from hpo.definition.parameters import shown
 from hpo.definition.studyfile import StudyFile
 from hpo.engine import models, runtime
 from hpo.engine.datasets import describe
+from hpo.engine.embedding import width
+from hpo.engine.retrieval import require_components
 from hpo.engine.weights import SUFFIXES
 from hpo.errors import ConfigError, HpoError, InputError
 from hpo.paths import Home
@@ -117,6 +119,7 @@ def check(file: StudyFile, *, home: Home, device: str, workers: int, threads: in
     data = _described(configs)
     counts = {part: sum(count.values()) for part, count in data.items()}
     classes = len(data["train"])
+    _check_components(file, counts["train"], classes)
     costs, problems = [], []
     for group in _grouped(configs):
         try:
@@ -137,6 +140,20 @@ def check(file: StudyFile, *, home: Home, device: str, workers: int, threads: in
         device=device,
         notes=tuple(_notes(configs, home)),
     )
+
+
+def _check_components(file: StudyFile, images: int, classes: int) -> None:
+    """Raise ConfigError where a retrieval asks for more principal components than there can be."""
+    widths: dict[str, int] = {}
+    for config in map(file.config, file.space.corners()):
+        if config.task != "retrieval" or not config.retrieval.pca:
+            continue
+        size = config.data.image_size
+        bare = config.model.model_copy(update={"weights": None})
+        key = f"{bare!r} {size}"
+        if key not in widths:
+            widths[key] = width(models.build(bare, classes=classes, image_size=size), size)
+        require_components(config.retrieval.pca, images, widths[key])
 
 
 def _configs(file: StudyFile) -> Iterator[TrainConfig]:
@@ -210,7 +227,9 @@ def _cost(
         settled = runtime.resolve(config, classes=classes, device=device, threads=threads)
         config = config.model_copy(update={"runtime": settled})
         step = runtime.measure_step(config, classes=classes, device=device)
-        images = counts["train"] + EVALUATION * counts["val"]
+        learnt = 0 if config.frozen else counts["train"]
+        seen = counts["val"] + (counts["train"] if config.task == "retrieval" else 0)
+        images = learnt + EVALUATION * seen
         memory, epoch = step.peak_memory_mb, images * step.seconds / step.images
     except torch.OutOfMemoryError:
         pass  # shown as such: training would go on with smaller parts of the batch

@@ -90,6 +90,12 @@ def write_files(
     return made
 
 
+def open_files(files: SeedDir, names: Sequence[str], config: TrainConfig) -> dict[str, OnnxNetwork]:
+    """The networks in files of a seed, by name."""
+    threads = config.runtime.threads
+    return {name: OnnxNetwork(files.root / name, threads=threads) for name in names}
+
+
 def _make(
     network: nn.Module,
     config: TrainConfig,

@@ -16,14 +16,16 @@ from hpo.engine.cache import Store, file_digests
 from hpo.engine.checkpoint import load_trained
 from hpo.engine.control import Control, Unattended
 from hpo.engine.datasets import FolderSource, open_test
+from hpo.engine.embedding import Embedded, embed
 from hpo.engine.folders import list_folder
 from hpo.engine.images import Images, Sizing
 from hpo.engine.learner import Evaluation, evaluate, memory_format
 from hpo.engine.loader import EvalBatches
+from hpo.engine.retrieval import Found, Index
 from hpo.engine.runtime import torch_device
 from hpo.errors import DataError
 from hpo.paths import Home
-from hpo.results.runs import About, Run, load_run, spread
+from hpo.results.runs import About, Run, SeedDir, load_run, spread
 from hpo.results.scores import scores
 
 __all__ = ["RunEvaluation", "evaluate_images", "evaluate_run", "load_network", "load_run"]
@@ -37,7 +39,7 @@ class RunEvaluation:
     """Which images: the test split of the run's data, or a folder."""
     images: int
     classes: tuple[str, ...]
-    seeds: Mapping[int, Evaluation]
+    seeds: Mapping[int, Evaluation | Found]
 
     def scores(self) -> dict[int, dict[str, Any]]:
         """Of each seed (see `hpo.results.scores.scores`)."""
@@ -92,8 +94,13 @@ def evaluate_images(
     images: Images,
     device: torch.device,
     control: Control,
-) -> Evaluation:
-    """The network in `weights` on `images`, preprocessed as in its validation."""
+) -> Evaluation | Found:
+    """The network in `weights` on `images`, preprocessed as in its validation; of a retrieval what
+    they find in the index beside `weights`."""
+    if config.task == "retrieval":
+        index = Index.load(SeedDir(weights.parent).index)
+        queries = embed_images(config, about, weights, images, device, control)
+        return index.search(queries, classes=len(about.classes))
     return evaluate(
         load_network(config, about, weights, device),
         eval_batches(config, about, images, device),
@@ -102,6 +109,26 @@ def evaluate_images(
         precision=config.runtime.precision,
         control=control,
     )
+
+
+def embed_images(
+    config: TrainConfig,
+    about: About,
+    weights: Path,
+    images: Images,
+    device: torch.device,
+    control: Control,
+) -> Embedded:
+    """The features of `images` in the network in `weights`, preprocessed as in its validation."""
+    return embed(
+        load_network(config, about, weights, device),
+        images,
+        eval_batches(config, about, images, device),
+        classes=len(about.classes),
+        device=device,
+        precision=config.runtime.precision,
+        control=control,
+    )[0]
 
 
 def load_network(

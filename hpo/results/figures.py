@@ -26,6 +26,8 @@ METRIC_COLORS = {
     "train_top1": GREY,
     "val_top1": BLUE,
     "val_top5": GREEN,
+    "val_precision_at_5": GREEN,
+    "val_precision_at_k": ORANGE,
     "lr": PURPLE,
 }
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")

@@ -40,12 +40,8 @@ def predict(run: Run, images: Sequence[Path], *, device: str, k: int = 5) -> lis
     Raises DataError naming a file that is missing, is no image, or has more pixels than
     data.max_pixels; InputError for k below 1 or an unknown device.
     """
-    if k < 1:
-        raise InputError(f"{k} classes: at least 1")
-    if not images:
-        raise InputError("no images: give at least one file")
     chosen = torch_device(device)
-    pictures = Pictures([Path(one) for one in images], Sizing.of(run.config.data))
+    pictures = open_pictures(run, images, k)
     networks = [load_network(run.config, run.about, one.files.weights, chosen) for one in run.seeds]
     probabilities = torch.cat(list(_probabilities(networks, run, pictures, chosen)))
     values, places = probabilities.topk(min(k, len(run.classes)), dim=1)
@@ -55,18 +51,27 @@ def predict(run: Run, images: Sequence[Path], *, device: str, k: int = 5) -> lis
     ]
 
 
+def open_pictures(run: Run, images: Sequence[Path], k: int) -> Pictures:
+    """`images` as `run` wants them. Raises as `predict` does."""
+    if k < 1:
+        raise InputError(f"{k} answers: at least 1")
+    if not images:
+        raise InputError("no images: give at least one file")
+    return Pictures([Path(one) for one in images], Sizing.of(run.config.data))
+
+
 def _probabilities(
     networks: Sequence[nn.Module], run: Run, pictures: Pictures, device: torch.device
 ) -> Iterator[Tensor]:
     """(B, C) on the CPU, batch by batch."""
     with torch.inference_mode():
-        for pixels, _ in eval_batches(_unhelped(run.config), run.about, pictures, device):
+        for pixels, _ in eval_batches(unhelped(run.config), run.about, pictures, device):
             with autocast(device, run.config.runtime.precision):
                 answers = [network(pixels).float().softmax(dim=1) for network in networks]
             yield torch.stack(answers).mean(dim=0).cpu()
 
 
-def _unhelped(config: TrainConfig) -> TrainConfig:
+def unhelped(config: TrainConfig) -> TrainConfig:
     """Without processes that decode: a few images are quicker read here."""
     return config.model_copy(update={"data": config.data.model_copy(update={"loader_workers": 0})})
 

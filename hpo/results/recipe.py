@@ -37,6 +37,8 @@ def make_recipe(
     Raises ConfigError where `provenance` does not say what would be needed.
     """
     metric = str(provenance.get("metric", "val_top1"))
+    if config.frozen:
+        return Recipe(config, config.epochs, metric)
     if keep_validation:
         return Recipe(config, config.epochs, metric)
     recipe = _replayed(Recipe(config, config.epochs, metric), provenance)

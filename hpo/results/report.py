@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 
 from hpo.definition.fields import flatten
 from hpo.paths import Home
-from hpo.results import figures, study_figures
+from hpo.results import figures, retrieval_figures, study_figures
 from hpo.results.runs import write_whole
 from hpo.results.table import (
     Cell,
@@ -44,7 +44,8 @@ MIN_COMPLETE = 8
 """Complete trials below which importances would be noise: PED-ANOVA compares the best tenth, two
 trials at the least, with the rest."""
 LOSSES = ("train_loss", "val_loss")
-ACCURACIES = ("train_top1", "val_top1", "val_top5")
+ACCURACIES = ("train_top1", "val_top1", "val_top5", "val_precision_at_5", "val_precision_at_k")
+SCORES = ("precision_at_5", "precision_at_k", "top1", "top5", "loss", "mean_distance")
 MOST_CONFUSED = 10
 
 
@@ -263,9 +264,10 @@ def training_report(run: Mapping[str, Any]) -> str:
      "validation": {"loss", "top1", "top5"} of the kept epoch, a result, or None}],
      "summary": {metric: {"mean", "std", "n"}} or None, "ensemble": result or None (may lack),
      "onnx": [{"file", "precision", "bytes", "latency_ms", "max_difference" or None, scores}] (may
-     lack)}
+     lack), "retrieval": what `hpo.results.retrieval.keep_examples` writes, or None or absent}
 
-    A result is {"loss", "top1", "top5", "macro": {"precision", "recall", "f1"}, "per_class":
+    A result is {"loss", "top1", "top5" (of a retrieval "precision_at_5", "precision_at_k",
+    "mean_distance", "top1"), "macro": {"precision", "recall", "f1"}, "per_class":
     [{"class", "precision", "recall", "f1", "support"}], "confusion": (C, C) counts, rows true}.
     """
     classes, seeds = list(run["classes"]), list(run["seeds"])
@@ -274,9 +276,14 @@ def training_report(run: Mapping[str, Any]) -> str:
     results = [result for result in results if "confusion" in result]
     counts = _summed([result["confusion"] for result in results])
     series = {f"seed {seed['seed']}": seed["epochs"] for seed in seeds}
+    retrieval = run.get("retrieval")
     return _render(
         "training.html",
-        {**_curve_figures(series), "confusion": figures.confusion(classes, counts)},
+        {
+            **_curve_figures(series),
+            "confusion": figures.confusion(classes, counts),
+            **retrieval_figures.distributions(retrieval),
+        },
         title=run["title"],
         classes=classes,
         notes=list(run["notes"]),
@@ -289,6 +296,7 @@ def training_report(run: Mapping[str, Any]) -> str:
         onnx=_onnx_table(run.get("onnx", [])),
         per_class=_per_class_table([result["per_class"] for result in results]),
         confused=_confused_table(classes, counts),
+        retrieval=retrieval,
         config=settings_table(flatten(run["config"]).items()),
         provenance=settings_table(flatten(run["provenance"] or {}).items()),
         largest_matrix=figures.LARGEST_MATRIX,
@@ -329,9 +337,10 @@ def _seeds_table(
         rows.append([text_cell("ensemble"), number_cell(None)])
         results.append(ensemble)
     if split:
-        headers += [*PLAIN, "macro precision", "macro recall", "macro F1"]
+        shown = [name for name in SCORES if name in results[0]]
+        headers += [*shown, "macro precision", "macro recall", "macro F1"]
         for row, result in zip(rows, results, strict=True):
-            row += [number_cell(result[name]) for name in PLAIN]
+            row += [number_cell(result[name]) for name in shown]
             row += [number_cell(result.get("macro", {}).get(name)) for name in MACRO]
     validated = [seed.get("validation") for seed in seeds]
     if split == "test" and any(validated):

@@ -28,17 +28,18 @@ from hpo.engine.checkpoint import Checkpoint, best_weights, save_weights
 from hpo.engine.control import Control, Unattended
 from hpo.engine.datasets import Data, concat
 from hpo.engine.images import Images
-from hpo.engine.onnx_files import OnnxNetwork
+from hpo.engine.retrieval import Found
 from hpo.engine.runtime import resolve, torch_device
 from hpo.engine.train import EpochResult, TrainingData, train
 from hpo.errors import Conflict, InputError, TrialFailed
 from hpo.paths import Home
-from hpo.results.deploy import Wanted, rehearse, write_files
+from hpo.results.deploy import Wanted, open_files, rehearse, write_files
 from hpo.results.ensemble import write_ensemble
-from hpo.results.evaluate import eval_batches, load_network
+from hpo.results.evaluate import eval_batches, evaluate_images, load_network
 from hpo.results.recipe import Recipe, make_recipe
+from hpo.results.retrieval import keep_examples, keep_index, seeds_needed, within_gallery
 from hpo.results.runs import About, Run, RunDir, SeedDir, as_json, read_run, write_whole
-from hpo.results.scores import scores
+from hpo.results.scores import plain_scores, scores
 
 __all__ = ["Run", "retrain"]
 
@@ -65,11 +66,8 @@ def retrain(
     `provenance` is that of an exported trial, or empty. Training takes in the validation images,
     unless `keep_validation`: then the best epoch's weights are kept, and early stopping and the
     plateau schedule watch validation. `onnx` writes each seed as model.onnx too, `quantize`
-    ("dynamic", "static") also in int8: an untrained network shows before the training that it can
-    be done, and all of a seed are evaluated in one pass over the test images. Several seeds are
-    also evaluated as one, from the answers that each left.
-
-    Interrupted, the same call goes on where it was; finished seeds are not run again. `progress`
+    ("dynamic", "static") also in int8; all of a seed are evaluated in one pass over the test images.
+    Several seeds are also evaluated as one, from the answers that each left. Interrupted, the same call goes on where it was; finished seeds are not run again. `progress`
     gets a line for each epoch and each step of the way.
 
     Raises ConfigError where the schedule cannot be run without validation images, InputError for
@@ -80,9 +78,12 @@ def retrain(
     if seeds < 1:
         raise InputError(f"--seeds {seeds}: at least 1")
     wanted = Wanted.of(onnx=onnx, quantize=quantize)
+    if wanted.files and config.task == "retrieval":
+        raise InputError('task = "retrieval" has no ONNX files: leave --onnx and --quantize out')
     chosen = torch_device(device)
     recipe = make_recipe(config, provenance, keep_validation)
-    files, asked = RunDir(out), range(config.seed, config.seed + seeds)
+    files = RunDir(out)
+    asked = range(config.seed, config.seed + seeds_needed(config, seeds))
     with _alone(out):
         stored = _stored_recipe(files, recipe, keep_validation)
         data = datasets.open_data(config.data, home.cache)
@@ -107,7 +108,8 @@ def retrain(
         for seed in asked:
             job.run(seed)
         run = read_run(files, files.finished())
-        if all(one.metrics["test"] is not None for one in run.seeds):
+        classified = config.task == "classification"
+        if classified and all(one.metrics["test"] is not None for one in run.seeds):
             write_ensemble(files, files.finished(), about.classes)
             run = read_run(files, files.finished())
         write_whole(files.summary, as_json(run.summary))
@@ -203,6 +205,8 @@ def _data_notes(config: TrainConfig, provenance: Mapping[str, Any], data: Data) 
     known = provenance.get("data_fingerprints", [])
     if known and data.fingerprint not in known:
         yield "The images are not those of the search: their contents or their split changed."
+    if seeds_needed(config, 2) == 1:
+        yield "Nothing learns here: every seed would give the same result, so one is run."
     if data.unreadable:
         yield f"{len(data.unreadable)} unreadable files were left out."
     yield from data.warnings
@@ -241,10 +245,15 @@ class _Job:
         save_weights(files.weights, best_weights(trained), {"seed": str(seed)})
         done = Checkpoint.load(trained)
         write_whole(files.curves, curves(done.metrics))
+        retrieval = self.recipe.config.task == "retrieval"
+        if retrieval:
+            keep_index(self.recipe.config, self.about, files, seen.train, self.device, self.control)
         made = self.write_files(seed, files, seen.train)
-        test, tested = self.test(seed, files, made)
+        test, tested = self.test(seed, files, seen, made)
         counts = {"train": len(seen.train), "val": len(seen.val) if seen.val else 0, "test": tested}
         report = {**_summed_up(seed, done), "images": counts, "test": test, "onnx": made}
+        if retrieval and not (test or report["val"]):
+            report["train"] |= within_gallery(self.about, files, seen.train)
         write_whole(files.metrics, as_json(report))
 
     def training_data(self) -> TrainingData:
@@ -307,7 +316,7 @@ class _Job:
         write_whole(files.metrics, as_json({**metrics, "onnx": [*made, *kept]}))
 
     def test(
-        self, seed: int, files: SeedDir, made: list[dict[str, Any]]
+        self, seed: int, files: SeedDir, seen: TrainingData, made: list[dict[str, Any]]
     ) -> tuple[dict[str, Any] | None, int]:
         """Open the test set: the one place where training does, once for each seed, and for all
         that was `made` of it together, which gets its scores."""
@@ -318,14 +327,22 @@ class _Job:
         if images is None:  # a data set of the user's own, asked for its test split only now
             return None, 0
         self.progress(f"seed {seed}: opening the test set ({len(images)} images)")
-        threads = config.runtime.threads
+        if config.task == "retrieval":
+            looked_up = evaluate_images(
+                config, about, files.weights, images, self.device, self.control
+            )
+            assert isinstance(looked_up, Found)  # of a retrieval
+            keep_examples(files, looked_up, images, seen.train, "test")
+            return scores(looked_up, about.classes), len(images)
+        return self.ask_all(files, images, made), len(images)
+
+    def ask_all(self, files: SeedDir, images: Images, made: list[dict[str, Any]]) -> dict[str, Any]:
+        """Scores of the network; those of what was `made` of it are added there."""
+        config, about = self.recipe.config, self.about
         found = ask(
             {
                 "": load_network(config, about, files.weights, self.device),
-                **{
-                    one["file"]: OnnxNetwork(files.root / one["file"], threads=threads)
-                    for one in made
-                },
+                **open_files(files, [one["file"] for one in made], config),
             },
             eval_batches(config, about, images, self.device),
             classes=len(about.classes),
@@ -335,14 +352,13 @@ class _Job:
         )
         save_answers(files.answers, found[""], images.names)
         for one in made:
-            whole = scores(found[one["file"]].evaluation, about.classes)
-            one["test"] = {name: value for name, value in whole.items() if isinstance(value, float)}
-        return scores(found[""].evaluation, about.classes), len(images)
+            one["test"] = plain_scores(found[one["file"]].evaluation, about.classes)
+        return scores(found[""].evaluation, about.classes)
 
 
 def _line(seed: int, result: EpochResult, epochs: int) -> str:
-    names = [name for name in ("train_loss", "train_top1", "val_loss", "val_top1") if
-             name in result.metrics]  # fmt: skip
+    told = ("train_loss", "train_top1", "val_loss", "val_top1", "val_precision_at_k")
+    names = [name for name in told if name in result.metrics]
     values = "  ".join(f"{name} {result.metrics[name]:.4f}" for name in names)
     return f"seed {seed}: epoch {result.epoch}/{epochs}  {values}"
 
@@ -361,14 +377,15 @@ def _require_finite(seed: int, checkpoint: Path) -> None:
 def _summed_up(seed: int, done: Checkpoint) -> dict[str, Any]:
     """What metrics.json says of the training: its kept epoch's scores, and how it went."""
     kept = done.metrics[done.best_epoch - 1]
-    val = {name: kept[f"val_{name}"] for name in ("loss", "top1", "top5") if f"val_{name}" in kept}
+    train, val = ({name.removeprefix(part): value for name, value in kept.items()
+                   if name.startswith(part)} for part in ("train_", "val_"))  # fmt: skip
     return {
         "seed": seed,
         "epochs": done.epoch,
         "best_epoch": done.best_epoch,
         "micro_batch": done.micro_batch,
         "seconds": sum(one["seconds"] for one in done.metrics),
-        "train": {"loss": kept["train_loss"], "top1": kept["train_top1"]},
+        "train": train,
         "val": val or None,
     }
 

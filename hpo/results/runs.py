@@ -11,6 +11,8 @@
         ├── curves.csv           every metric of every epoch
         ├── model.onnx           also model-int8-dynamic.onnx, ...: as asked for
         ├── test.npz             logits (N, C), labels (N,) and names (N,) of the test images
+        ├── index.npz            a retrieval's gallery (see `hpo.engine.retrieval.Index.save`)
+        ├── neighbours.json      and what its report shows of it
         └── metrics.json         written last: a seed that has it is finished
 
 Each file is written beside, synced and moved: what is visible is complete.
@@ -51,6 +53,14 @@ class SeedDir:
     @property
     def answers(self) -> Path:
         return self.root / "test.npz"
+
+    @property
+    def index(self) -> Path:
+        return self.root / "index.npz"
+
+    @property
+    def neighbours(self) -> Path:
+        return self.root / "neighbours.json"
 
     @property
     def metrics(self) -> Path:

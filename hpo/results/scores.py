@@ -7,19 +7,19 @@ from typing import Any
 
 from hpo.engine.learner import Evaluation
 from hpo.engine.metrics import classification_report
+from hpo.engine.retrieval import Found
 
 
-def scores(evaluation: Evaluation, classes: Sequence[str]) -> dict[str, Any]:
-    """loss, top1, top5, macro_precision, macro_recall, macro_f1 (fractions, each a float);
+def scores(evaluation: Evaluation | Found, classes: Sequence[str]) -> dict[str, Any]:
+    """loss, top1, top5 (of a retrieval precision_at_5, precision_at_k, mean_distance, and of the
+    neighbours' vote top1), macro_precision, macro_recall, macro_f1 (fractions, each a float);
     `per_class`: precision, recall, f1 and support of each class by name; `confusion`: rows are true
     classes, columns predicted ones, in the order of `classes`."""
     found = classification_report(evaluation.confusion)
     columns = (found.precision, found.recall, found.f1, found.support)
     rows = zip(classes, *(column.tolist() for column in columns), strict=True)
     return {
-        "loss": evaluation.loss,
-        "top1": evaluation.top1,
-        "top5": evaluation.top5,
+        **_own(evaluation),
         "macro_precision": found.macro_precision,
         "macro_recall": found.macro_recall,
         "macro_f1": found.macro_f1,
@@ -29,3 +29,18 @@ def scores(evaluation: Evaluation, classes: Sequence[str]) -> dict[str, Any]:
         },
         "confusion": evaluation.confusion.tolist(),
     }
+
+
+def _own(evaluation: Evaluation | Found) -> dict[str, float]:
+    """The scores that its task has alone."""
+    if isinstance(evaluation, Evaluation):
+        return {"loss": evaluation.loss, "top1": evaluation.top1, "top5": evaluation.top5}
+    names = ("precision_at_5", "precision_at_k", "top1", "mean_distance")
+    found = evaluation.metrics()
+    return {name: found[f"val_{name}"] for name in names}
+
+
+def plain_scores(evaluation: Evaluation, classes: Sequence[str]) -> dict[str, float]:
+    """Of `scores` the single numbers."""
+    found = scores(evaluation, classes)
+    return {name: value for name, value in found.items() if isinstance(value, float)}

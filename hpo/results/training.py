@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from hpo.results.runs import Run, SeedResult
+
+PLAIN = ("loss", "top1", "top5", "precision_at_5", "precision_at_k", "mean_distance")
+"""Scores that stand for themselves, of either task."""
 
 
 def as_page(run: Run) -> dict[str, Any]:
@@ -24,6 +28,7 @@ def as_page(run: Run) -> dict[str, Any]:
         "summary": summary[part] and _with_count(summary[part], len(run.seeds)),
         "ensemble": together and _result(together),
         "onnx": [_file(name, found, run) for name, found in summary["onnx"].items()],
+        "retrieval": _neighbours(run.seeds[0]),
     }
 
 
@@ -42,10 +47,17 @@ def _seed(one: SeedResult) -> dict[str, Any]:
     }
 
 
+def _neighbours(one: SeedResult) -> dict[str, Any] | None:
+    """What a retrieval found, of `hpo.results.retrieval.keep_examples`; None of other tasks."""
+    file = one.files.neighbours
+    found: dict[str, Any] | None = json.loads(file.read_text()) if file.exists() else None
+    return found
+
+
 def _result(scores: Mapping[str, Any]) -> dict[str, Any]:
     macro = {name: scores[f"macro_{name}"] for name in ("precision", "recall", "f1")}
     per_class = [{"class": name, **row} for name, row in scores["per_class"].items()]
-    plain = {name: scores[name] for name in ("loss", "top1", "top5", "confusion")}
+    plain = {name: scores[name] for name in (*PLAIN, "confusion") if name in scores}
     return {**plain, "macro": macro, "per_class": per_class}
 
 

@@ -296,6 +296,8 @@ def chance(metric: str, classes: int) -> float:
     """What guessing gives: the value of a trial that diverged, so that it counts and never wins."""
     if metric.endswith("_loss"):
         return math.log(classes)
+    if metric.endswith("_distance"):
+        return math.inf  # no distance is the one that guessing gives
     return min(1.0, (5 if metric.endswith("top5") else 1) / classes)
 
 

@@ -237,6 +237,13 @@ def test_what_cannot_be_made_is_told_before_the_training(
     assert not RunDir(tmp_path / "run").exists
 
 
+def test_a_retrieval_has_no_files(root: Path, tmp_path: Path, home: Home) -> None:
+    config = tiny_config(root, {"task": "retrieval", "epochs": 1})
+    with pytest.raises(InputError, match=r"retrieval.* has no ONNX files: leave --onnx"):
+        train_run(config, tmp_path / "run", home, onnx=True)
+    assert not (tmp_path / "run").exists()
+
+
 def test_one_kind_twice_is_one_file() -> None:
     assert dict(Wanted.of(quantize=["static", "static"]).files) == {
         "model.onnx": "float32",

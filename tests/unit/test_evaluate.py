@@ -217,5 +217,5 @@ def test_huge_pictures_are_refused_by_their_header(
 def test_nothing_to_predict(run: Run, root: Path) -> None:
     with pytest.raises(InputError, match="no images"):
         predict(run, [], device="cpu")
-    with pytest.raises(InputError, match="0 classes: at least 1"):
+    with pytest.raises(InputError, match="0 answers: at least 1"):
         predict(run, first_of(root, "class0"), device="cpu", k=0)

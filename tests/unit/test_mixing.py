@@ -93,7 +93,7 @@ def test_both_share_the_batches_evenly_and_depend_on_seed_and_epoch() -> None:
 
 
 def _learner(micro_batch: int) -> Learner:
-    parts = {"data": {"image_size": 12}, "model": {"filters": [4]}}
+    parts = {"data": {"image_size": 12}, "model": {"cnn": {"filters": [4]}}}
     runtime = {"precision": "float32", "memory_format": "contiguous"}
     config = TrainConfig.parse({**parts, "runtime": runtime, "label_smoothing": 0.1})
     torch.manual_seed(0)

@@ -28,9 +28,10 @@ def test_every_option_shown_exists() -> None:
 
 
 def test_the_study_file_shown_is_valid(tmp_path: Path) -> None:
-    (text,) = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
+    text, *others = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
     file = parse_study(text, "README.md")
     assert (file.name, file.study.trials, len(file.baselines)) == ("photos", 40, 1)
+    assert [parse_study(other, "README.md").name for other in others] == ["alike"]
 
 
 def test_the_first_line_runs_a_study_that_is_there() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,15 @@ from hpo.definition.studyfile import StudyFile
 from hpo.engine import datasets
 from hpo.engine.datasets import DigitsSource, FolderSource, open_data, open_test
 from hpo.engine.images import Images
+from hpo.engine.own_data import OwnSource
+from hpo.engine.stanford_cars import BoxSource
+from hpo.engine.torchvision_sets import ArraySource
 from hpo.errors import DataError
 from hpo.paths import Home
 from hpo.search.status import read_status
 from hpo.storage.db import Database
 from tests.fakes import study_file
+from tests.formats import make_cars, make_set
 from tests.images import make_folder
 from tests.searches import TINY, search
 from tests.trained import tiny_config, train_run
@@ -86,7 +91,7 @@ def test_what_a_search_gets_has_no_test_pictures() -> None:
 def opened(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Names of all pictures that are opened from now on."""
     found: set[str] = set()
-    for source in (FolderSource, DigitsSource):
+    for source in (FolderSource, DigitsSource, ArraySource, BoxSource, OwnSource):
 
         def spied(self: object, name: str, real: object = source.open) -> object:
             found.add(name)
@@ -150,6 +155,91 @@ def test_normalisation_never_sees_the_test_pictures(tmp_path: Path, home: Home) 
     after = open_data(config, home.cache)
     assert (before.mean, before.std) == (after.mean, after.std)
     assert before.fingerprint == after.fingerprint
+
+
+# Data sets by name and of the user's own
+
+OWN = """
+from pathlib import Path
+
+def load(root, split):
+    if split == "test" and (Path(root) / "sealed").exists():
+        raise RuntimeError("the test split was asked for")
+    folder = Path(root) / split
+    return [(one, one.parent.name) for one in sorted(folder.glob("*/*.png"))]
+"""
+
+
+def _mnist(at: Path) -> None:
+    make_set("mnist", at)
+
+
+def _spoil_mnist(at: Path) -> None:
+    (at / "MNIST/raw/t10k-images-idx3-ubyte").write_bytes(b"no pictures")
+
+
+def _aircraft(at: Path) -> None:
+    make_set("fgvc_aircraft", at)
+
+
+def _spoil_aircraft(at: Path) -> None:
+    (at / "fgvc-aircraft-2013b/data/images_variant_test.txt").unlink()
+
+
+def _cars(at: Path) -> None:
+    make_cars(at)
+
+
+def _spoil_cars(at: Path) -> None:
+    (at / "stanford_cars/cars_test_annos_withlabels.mat").unlink()
+
+
+def _own(at: Path) -> None:
+    make_folder(at, {"train": 6, "val": 2, "test": 3}, size=(20, 16))
+    at.with_name("sealed_set.py").write_text(OWN)
+
+
+def _spoil_own(at: Path) -> None:
+    (at / "sealed").touch()
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "spoil"),
+    [
+        ("mnist", _mnist, _spoil_mnist),
+        ("fgvc_aircraft", _aircraft, _spoil_aircraft),
+        ("stanford_cars", _cars, _spoil_cars),
+        ("sealed_set:load", _own, _spoil_own),
+    ],
+)
+def test_other_data_sets_are_sealed(
+    name: str,
+    make: Callable[[Path], None],
+    spoil: Callable[[Path], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    database: Database,
+    home: Home,
+    opened: set[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    root = tmp_path / "data"
+    make(root)
+    config = DataConfig(dataset=name, root=str(root), image_size=12, download=False)
+    test = open_test(config, home.cache)
+    assert test is not None
+    assert set(test.names) <= opened
+    opened.clear()
+    spoil(root)
+    data = f'data = {{dataset = "{name}", root = "{root}", image_size = 12, download = false}}'
+    search(database, home, study_file(trials=2, train=f"{TINY}\n{data}"))
+    assert read_status(database, "toy").count("complete") == 2
+    assert opened
+    assert not opened & set(test.names)
+    # And whoever does open it is told.
+    with pytest.raises(DataError):
+        open_test(config, home.cache)
 
 
 # No training seed moves a picture

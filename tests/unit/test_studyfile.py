@@ -141,7 +141,7 @@ def test_a_good_file() -> None:
         ("batch_size = [32]", "space.batch_size: also fixed at 64 in [train]: remove it there, or "
          "from [space]"),
         ("data.split_seed = [0, 1]", "space.data.split_seed: cannot be searched: it changes which "
-         "images a trial is measured on, or nothing at all; fix it under [train]"),
+         "images a trial is measured on, or how, or nothing at all; fix it under [train]"),
         ("epochs = {low = 1, high = 6, when = 'sgd'}", 'space.epochs.when: "sgd": a table, for '
          'example when = {"optimizer.name" = "sgd"}'),
         ("epochs = {low = 1, high = 6, when = {seed = []}}",

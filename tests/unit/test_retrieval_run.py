@@ -1,0 +1,159 @@
+"""Image retrieval from a study's configuration to its report: train, evaluate, predict."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from hpo.cli.main import app
+from hpo.engine.checkpoint import save_weights
+from hpo.engine.models import build
+from hpo.engine.retrieval import Index
+from hpo.errors import DataError
+from hpo.paths import Home
+from hpo.results.evaluate import evaluate_run
+from hpo.results.report import training_report
+from hpo.results.retrieval import look_up
+from hpo.results.runs import Run, load_run
+from hpo.results.training import as_page
+from tests.trained import pictures, tiny_config, train_run
+
+FROZEN = {"task": "retrieval", "model.trainable_blocks": 0, "model.filters": [8, 8]}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("retrieval")
+
+
+@pytest.fixture(scope="module")
+def run(place: Path) -> Run:
+    """Trained with the weights of a file."""
+    weights = place / "known.safetensors"
+    config = tiny_config(pictures(place), FROZEN)
+    save_weights(weights, build(config.model, classes=3, image_size=12).state_dict(), {})
+    values = {**FROZEN, "model.weights": str(weights), "retrieval.k": 10, "retrieval.pca": 4}
+    config = tiny_config(place / "pictures", values)
+    return train_run(config, place / "run", Home(place / "home"), seeds=3)
+
+
+def test_a_frozen_run_needs_one_seed_and_says_so(run: Run) -> None:
+    assert [one.seed for one in run.seeds] == [0]
+    assert any("every seed would give the same" in note for note in run.notes)
+    metrics = run.seeds[0].metrics
+    assert metrics["epochs"] == 1
+    assert metrics["images"] == {"train": 36, "val": 0, "test": 15}
+    assert metrics["train"] == {}
+    assert 1 / 3 < metrics["test"]["precision_at_5"] <= 1
+    assert metrics["test"]["precision_at_k"] != metrics["test"]["precision_at_5"]
+
+
+def test_the_index_holds_training_and_validation_images(run: Run) -> None:
+    index = Index.load(run.seeds[0].files.index)
+    assert len(index.gallery) == 36
+    assert {name.split("/")[0] for name in index.gallery.names} == {"train", "val"}
+    assert index.placed.shape == (36, 4)
+
+
+def test_random_frozen_features_differ_by_seed(place: Path) -> None:
+    config = tiny_config(place / "pictures", FROZEN)
+    found = train_run(config, place / "random", Home(place / "home"), seeds=2)
+    assert [one.seed for one in found.seeds] == [0, 1]
+    first, second = (one.metrics["test"]["mean_distance"] for one in found.seeds)
+    assert first != second
+
+
+def test_evaluating_again_gives_the_same(run: Run, place: Path) -> None:
+    found = evaluate_run(run, home=Home(place / "home"), device="cpu")
+    assert found.scores() == {0: run.seeds[0].metrics["test"]}
+    folder = evaluate_run(run, data=place / "pictures", home=Home(place / "home"), device="cpu")
+    assert folder.scores() == found.scores()
+
+
+def test_training_images_looked_up_are_not_their_own_neighbours(run: Run, place: Path) -> None:
+    found = evaluate_run(
+        run, data=place / "pictures" / "train", home=Home(place / "home"), device="cpu"
+    )
+    assert found.images == 24
+    assert found.summary["mean_distance"]["mean"] > 0
+    (lookup,) = look_up(run, [place / "pictures/train/class1/0003.png"], device="cpu", k=40)
+    assert len(lookup.neighbours) == 35
+    assert "train/class1/0003.png" not in {one.name for one in lookup.neighbours}
+
+
+def test_predict_lists_the_nearest_images(run: Run, place: Path) -> None:
+    paths = [place / f"pictures/test/class{label}/0000.png" for label in range(3)]
+    found = look_up(run, paths, device="cpu", k=3)
+    assert [one.path for one in found] == paths
+    for one in found:
+        distances = [near.distance for near in one.neighbours]
+        assert distances == sorted(distances)
+        assert all(near.label == near.name.split("/")[1] for near in one.neighbours)
+
+
+def test_without_its_index_a_run_cannot_be_used(run: Run, place: Path) -> None:
+    shutil.copytree(run.path, place / "broken")
+    (place / "broken/seed-0/index.npz").unlink()
+    with pytest.raises(DataError, match="cannot be read as an index"):
+        evaluate_run(load_run(place / "broken"), home=Home(place / "home"), device="cpu")
+
+
+def test_without_other_images_the_gallery_is_looked_up_in_itself(place: Path) -> None:
+    folder = place / "alone"
+    shutil.copytree(place / "pictures/train", folder / "train")
+    config = tiny_config(folder, {**FROZEN, "retrieval.k": 30})
+    found = train_run(config, place / "within", Home(place / "home"))
+    metrics = found.seeds[0].metrics
+    assert metrics["test"] is None
+    assert metrics["val"] is None
+    # Of 24 images each has 23 others, 7 of them of its class.
+    assert metrics["train"]["precision_at_k"] == pytest.approx(7 / 23)
+    page = training_report(as_page(found))
+    assert "each training image was looked up among the others" in page
+
+
+def test_a_network_that_learns_keeps_its_best_epoch(place: Path) -> None:
+    values = {"task": "retrieval", "retrieval.distance": "cosine", "epochs": 2}
+    config = tiny_config(place / "pictures", values)
+    found = train_run(config, place / "learnt", Home(place / "home"), keep_validation=True)
+    metrics = found.seeds[0].metrics
+    assert set(metrics["train"]) == {"loss", "top1"}
+    assert {"loss", "precision_at_5", "mean_distance"} <= set(metrics["val"])
+    assert len(Index.load(found.seeds[0].files.index).gallery) == 24
+
+
+def test_the_report_shows_queries_with_their_neighbours(run: Run) -> None:
+    page = training_report(as_page(run))
+    figures = json.loads(re.search(r'id="figures">(.*?)</script>', page, re.DOTALL)[1])  # type: ignore[index]
+    assert sum(figures["precision"]["data"][0]["y"]) == 15
+    assert sum(sum(trace["y"]) for trace in figures["distance"]["data"]) == 15
+    assert page.count('<div class="found">') == 12
+    assert page.count('src="data:image/jpeg;base64,') == 12 * 6
+    kept = json.loads(run.seeds[0].files.neighbours.read_text())
+    wrong = sum(one["vote"] != one["label"] for one in kept["examples"])
+    assert wrong == min(6, kept["right"].count(False))
+    assert page.count('<figure class="query wrong">') == wrong
+    for said in ("precision at 5", "macro f1", "by their neighbours&#39; votes"):
+        assert said in page.replace("neighbours'", "neighbours&#39;")
+
+
+def test_the_command_line(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HPO_HOME", str(place / "home"))
+    monkeypatch.setenv("COLUMNS", "200")
+    image = str(place / "pictures/test/class0/0000.png")
+    told = CliRunner().invoke(app, ["predict", str(run.path), image, "--top", "2"])
+    assert told.exit_code == 0, told.output
+    assert told.output.count("class0") >= 2
+    as_json = CliRunner().invoke(app, ["predict", str(run.path), image, "--json"])
+    (one,) = json.loads(as_json.output)
+    assert len(one["nearest"]) == 5
+    assert set(one["nearest"][0]) == {"image", "class", "distance"}
+    scores = CliRunner().invoke(app, ["evaluate", str(run.path)])
+    assert scores.exit_code == 0, scores.output
+    for name in ("precision_at_5", "precision_at_k", "macro_f1", "mean_distance"):
+        assert name in scores.output
