@@ -247,6 +247,26 @@ def runs_table(runs: Sequence[Run]) -> Table:
     return table
 
 
+def networks_table(run: Run) -> Table:
+    """What stands beside each other in a run on the same test images, a line each: its seeds, their
+    ensemble, and ONNX files (means over seeds). Empty for one seed without files."""
+    scores, summary = ("top1", "top5", "loss", "macro_f1"), run.summary
+    columns = (*scores, "MB", "ms/image")
+    table = plain_table("network", *columns, right=columns)
+    several = len(run.seeds) > 1 and summary["test"] is not None
+    for one in run.seeds if several else ():
+        values = [number(one.metrics["test"].get(name)) for name in scores]
+        table.add_row(f"seed {one.seed}", *values, "", "")
+    if summary["ensemble"]:
+        values = [number(summary["ensemble"][name]) for name in scores]
+        table.add_row(f"ensemble of {len(run.seeds)}", *values, "", "", style="bold")
+    for file, found in summary["onnx"].items():
+        cells = [_spread(found.get(name)) for name in scores]
+        size, latency = found["bytes"]["mean"] / 1e6, found["latency_ms"]["mean"]
+        table.add_row(Text(file), *cells, number(size, 2), number(latency, 2))
+    return table
+
+
 PARTS = {"test": "test", "val": "validation", "train": "training only"}
 
 
@@ -269,6 +289,18 @@ def run_notes(runs: Sequence[Run]) -> Iterator[str]:
         yield "the test set was opened once per seed, after training"
     if any(len(run.seeds) > 1 for run in runs):
         yield "mean ± standard deviation over seeds (n - 1)"
+    if any(run.summary["ensemble"] for run in runs):
+        yield "ensemble: the mean of the seeds' probabilities, on the same answers"
+    if any(run.summary["onnx"] for run in runs):
+        yield "ONNX files: on the CPU with onnxruntime, one image at a time for ms/image (median)"
+    for run in runs:
+        entries = [entry for one in run.seeds for entry in one.onnx]
+        found = [entry["max_difference"] for entry in entries if "max_difference" in entry]
+        if found:
+            yield (
+                f"{run.path}: checked against torch on the same training images: logits differ by "
+                f"at most {max(found):.2g}"
+            )
     for run in runs:
         yield from (f"{run.path}: {note}" for note in run.notes)
         yield f"{run.path / 'report.html'}: curves, classes, confusion matrix"

@@ -305,8 +305,10 @@ def training_report(run: Mapping[str, Any]) -> str:
 
     {"title", "config": nested, "provenance": nested or None, "classes": [C names], "notes": [...],
      "seeds": [{"seed", "epochs": [{"epoch", metric: value, ...}], "test": result or None,
-     "validation": result or None}], "summary": {metric: {"mean", "std", "n"}} or None,
-     "retrieval": what `hpo.results.retrieval.keep_examples` writes, or None or absent}
+     "validation": {"loss", "top1", "top5"} of the kept epoch, a result, or None}],
+     "summary": {metric: {"mean", "std", "n"}} or None, "ensemble": result or None (may lack),
+     "onnx": [{"file", "precision", "bytes", "latency_ms", "max_difference" or None, scores}] (may
+     lack), "retrieval": what `hpo.results.retrieval.keep_examples` writes, or None or absent}
 
     A result is {"loss", "top1", "top5" (of a retrieval "precision_at_5", "precision_at_k",
     "mean_distance", "top1"), "macro": {"precision", "recall", "f1"}, "per_class":
@@ -315,6 +317,7 @@ def training_report(run: Mapping[str, Any]) -> str:
     classes, seeds = list(run["classes"]), list(run["seeds"])
     measured_on = _measured_on(seeds)
     results = [seed[measured_on] for seed in seeds] if measured_on else []
+    results = [result for result in results if "confusion" in result]
     counts = _summed([result["confusion"] for result in results])
     series = {f"seed {seed['seed']}": seed["epochs"] for seed in seeds}
     retrieval = run.get("retrieval")
@@ -331,7 +334,10 @@ def training_report(run: Mapping[str, Any]) -> str:
         seeds=seeds,
         measured_on=measured_on,
         summary=_summary_rows(run["summary"]),
-        by_seed=_seeds_table(seeds, measured_on),
+        detailed=bool(results),
+        by_seed=_seeds_table(seeds, measured_on, run.get("ensemble")),
+        ensemble=run.get("ensemble"),
+        onnx=_onnx_table(run.get("onnx", [])),
         per_class=_per_class_table([result["per_class"] for result in results]),
         confused=_confused_table(classes, counts),
         retrieval=retrieval,
@@ -360,16 +366,47 @@ def _summary_rows(summary: Mapping[str, Mapping[str, Any]] | None) -> list[dict[
     return [{"metric": name, **row} for name, row in (summary or {}).items()]
 
 
-def _seeds_table(seeds: Sequence[Mapping[str, Any]], split: str | None) -> Table:
+PLAIN, MACRO = ("top1", "top5", "loss"), ("precision", "recall", "f1")
+
+
+def _seeds_table(
+    seeds: Sequence[Mapping[str, Any]], split: str | None, ensemble: Mapping[str, Any] | None
+) -> Table:
+    """A row for each seed, and one for all as an ensemble; validation's scores beside the test's,
+    where there are both."""
     headers = ["seed", "epochs"]
     rows = [[setting_cell(seed["seed"]), setting_cell(len(seed["epochs"]))] for seed in seeds]
+    results = [seed[split] for seed in seeds] if split else []
+    if ensemble:
+        rows.append([text_cell("ensemble"), number_cell(None)])
+        results.append(ensemble)
     if split:
-        shown = [name for name in SCORES if name in seeds[0][split]]
+        shown = [name for name in SCORES if name in results[0]]
         headers += [*shown, "macro precision", "macro recall", "macro F1"]
-        for row, seed in zip(rows, seeds, strict=True):
-            result, macro = seed[split], seed[split]["macro"]
+        for row, result in zip(rows, results, strict=True):
             row += [number_cell(result[name]) for name in shown]
-            row += [number_cell(macro[name]) for name in ("precision", "recall", "f1")]
+            row += [number_cell(result.get("macro", {}).get(name)) for name in MACRO]
+    validated = [seed.get("validation") for seed in seeds]
+    if split == "test" and any(validated):
+        headers += [f"validation {name}" for name in PLAIN]
+        for row, found in zip(rows, [*validated, None][: len(rows)], strict=True):
+            row += [number_cell((found or {}).get(name)) for name in PLAIN]
+    return Table(headers, rows)
+
+
+def _onnx_table(files: Sequence[Mapping[str, Any]]) -> Table:
+    headers = ("file", "precision", *PLAIN, "macro F1", "MB", "ms per image", "largest difference")
+    rows = [
+        [
+            text_cell(one["file"], "name"),
+            text_cell(one["precision"]),
+            *(number_cell(one.get(name)) for name in (*PLAIN, "macro_f1")),
+            number_cell(one["bytes"] / 1e6, digits=2),
+            number_cell(one["latency_ms"], digits=2),
+            number_cell(one["max_difference"]),
+        ]
+        for one in files
+    ]
     return Table(headers, rows)
 
 
