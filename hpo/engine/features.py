@@ -42,9 +42,11 @@ BATCH = 64
 """Pictures computed at once."""
 WORTH, SMALL = 6, 16_384
 """Largest output of a picture that is kept: this many times its bytes as decoded pixels, or this
-many bytes. `benchmarks/frozen.py --cuts` measures reading against computing: on CPUs, up to
-ResNet-50's third layer (5.3 times the pixels at 224), reading takes a thousandth of the time; more
+many bytes. `benchmarks/frozen.py --cuts` measures reading against computing: on CPUs, up to the
+third layer of ResNet-50 (5.3 times the pixels at 224), reading takes a thousandth of the time; more
 would mostly fill disk and memory."""
+_SHAPELESS = "weights", "trainable_blocks", "head", "dropout"
+"""Fields of the model that decide nothing in its beginning but what the weights tell."""
 _FORMAT = 1
 _POLL_S = 1.0
 
@@ -246,7 +248,8 @@ class Extractor:
         arithmetic += [torch.__version__, torch.get_num_threads(), BATCH]
         pictures = [content, config.data.image_size, self._how.mean, self._how.std]
         views = augment.model_dump(mode="json") if _views(augment) else None
-        network = [config.model.architecture, str(self._prefix), self._weights]
+        shape = config.model.model_dump(mode="json", exclude=set(_SHAPELESS))
+        network = [shape, str(self._prefix), self._weights]
         return short_hash([_FORMAT, arithmetic, pictures, views, network])
 
 

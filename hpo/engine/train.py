@@ -271,7 +271,9 @@ class _Run:
             return
         self.opened = cut
         data, kept = self.data, None
-        if self.cache:
+        # What an earlier phase trained differs between the network and its average.
+        apart = self.learner.average is not None and self.config.phases
+        if self.cache and not apart:
             how = Preparation(data.mean, data.std, self.config, self.device)
             sets = data.train, data.val
             kept = keep(self.learner, how, sets, self.cache, self.control, epoch=epoch)
