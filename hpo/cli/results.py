@@ -46,14 +46,22 @@ def export(
             metavar="K", min=1, help="The best K trials, a file each.", show_default="only the best"
         ),
     ] = None,
+    pareto: Annotated[
+        bool,
+        typer.Option(
+            "--pareto",
+            help="Of several metrics: every trial that none beats in all of them, a file each.",
+        ),
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option(
             "--output",
             "-o",
             metavar="PATH",
-            help="File, or with --top a folder.",
-            show_default="STUDY.best.toml, STUDY.trial-N.toml, or the folder STUDY.top",
+            help="File, or with --top and --pareto a folder.",
+            show_default="STUDY.best.toml, STUDY.trial-N.toml, or the folder STUDY.top or "
+            "STUDY.pareto",
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
@@ -65,12 +73,17 @@ def export(
     """
     from hpo.results import export as exports
 
-    if trial is not None and top is not None:
-        raise InputError("--trial and --top exclude each other")
+    if (trial is not None) + (top is not None) + pareto > 1:
+        raise InputError("--trial, --top and --pareto exclude each other")
     with database(storage) as found:
-        if top is not None:
-            chosen = exports.export_top(found, study, top)
-            paths = exports.write_top(output or Path(f"{study}.top"), chosen, force=force)
+        if pareto or top is not None:
+            chosen = (
+                exports.export_front(found, study)
+                if top is None
+                else exports.export_top(found, study, top)
+            )
+            folder = output or Path(f"{study}.{'pareto' if pareto else 'top'}")
+            paths = exports.write_top(folder, chosen, force=force)
         else:
             chosen = [exports.export(found, study, number=trial)]
             which = "best" if trial is None else f"trial-{trial}"
@@ -110,6 +123,22 @@ def train(
             help="Do not train on the validation images: choose the best epoch by them.",
         ),
     ] = False,
+    onnx: Annotated[
+        bool,
+        typer.Option(
+            "--onnx",
+            help="Also write each seed as model.onnx, checked against torch; needs the extra onnx.",
+        ),
+    ] = False,
+    quantize: Annotated[
+        list[str],
+        typer.Option(
+            metavar="KIND",
+            help="Also write int8 ONNX: dynamic (linear layers) or static (convolutions too, "
+            "calibrated on training images); repeatable. Implies --onnx.",
+            show_default=False,
+        ),
+    ] = [],  # noqa: B006
     device: Device = None,
     set_: Overrides = [],  # noqa: B006
 ) -> None:
@@ -117,6 +146,7 @@ def train(
 
     The test set is opened once per seed. The run's folder has weights (safetensors), curves,
     metrics per class, the confusion matrix, and report.html. Interrupted, the same command goes on.
+    Several seeds are also tested as an ensemble: the mean of their probabilities.
 
     Example: hpo train best.toml --seeds 3 --set epochs=100
     """
@@ -128,17 +158,15 @@ def train(
         (folder, *load_config(path, overrides))
         for path, folder in zip(configs, _run_folders(configs, output), strict=True)
     ]
-    _train(jobs, seeds, first_device(device), keep_validation)
+    asked = {"seeds": seeds, "keep_validation": keep_validation, "onnx": onnx, "quantize": quantize}
+    _train(jobs, first_device(device), asked)
 
 
 def _train(
-    jobs: list[tuple[Path, TrainConfig, dict[str, Any]]],
-    seeds: int,
-    device: str,
-    keep_validation: bool,
+    jobs: list[tuple[Path, TrainConfig, dict[str, Any]]], device: str, asked: dict[str, Any]
 ) -> None:
-    """A run for each (folder, configuration, provenance), then the table of all."""
-    from hpo.cli.tables import run_notes, runs_table
+    """A run for each (folder, configuration, provenance), `asked` of all, then the table of all."""
+    from hpo.cli.tables import networks_table, run_notes, runs_table
     from hpo.results.report import training_report, write_report
     from hpo.results.retrain import retrain
     from hpo.results.training import as_page
@@ -150,17 +178,21 @@ def _train(
             run = retrain(
                 config,
                 provenance,
-                seeds=seeds,
                 out=folder,
                 home=Home.default(),
                 device=device,
-                keep_validation=keep_validation,
+                **asked,
                 control=control,
                 progress=tell,
             )
             write_report(folder / "report.html", training_report(as_page(run)))
             runs.append(run)
     out.print(runs_table(runs))
+    for run in runs:
+        networks = networks_table(run)
+        if networks.row_count:
+            out.print(f"\n{run.path}", markup=False, soft_wrap=True)
+            out.print(networks)
     for line in run_notes(runs):
         out.print(line, markup=False, soft_wrap=True)
 

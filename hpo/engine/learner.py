@@ -207,22 +207,38 @@ def evaluate(
     `control.step` is asked before every batch and told of the images before it.
     """
     model.eval()
-    first, fifth = Tally(device), Tally(device)
-    seen: list[tuple[Tensor, Tensor]] = []
-    images = 0
+    judge, images = Judge(classes, device), 0
     with torch.inference_mode():
         for pixels, labels in batches:
             control.step(epoch=epoch, images=images)
             with autocast(device, precision):
                 logits = model(pixels).float()
-            loss, images = functional.cross_entropy(logits, labels), len(labels)
-            first.add(loss, metrics.top_k_correct(logits, labels, 1), images)
-            fifth.add(loss, metrics.top_k_correct(logits, labels, 5), images)
-            seen.append((labels, logits.argmax(dim=1)))
+            judge.add(logits, labels)
+            images = len(labels)
         control.step(epoch=epoch, images=images)
-    loss_mean, top1 = first.means()
-    truths, predictions = (_joined(column) for column in zip(*seen, strict=True))
-    return Evaluation(loss_mean, top1, fifth.means()[1], truths, predictions, classes)
+    return judge.result()
+
+
+class Judge:
+    """Adds up what a network's answers are worth, batch by batch, without waiting for `device`."""
+
+    def __init__(self, classes: int, device: torch.device) -> None:
+        self._classes = classes
+        self._first, self._fifth = Tally(device), Tally(device)
+        self._seen: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        """`logits` (B, C) and `labels` (B,) int64, of at least one image."""
+        loss, images = functional.cross_entropy(logits, labels), len(labels)
+        self._first.add(loss, metrics.top_k_correct(logits, labels, 1), images)
+        self._fifth.add(loss, metrics.top_k_correct(logits, labels, 5), images)
+        self._seen.append((labels, logits.argmax(dim=1)))
+
+    def result(self) -> Evaluation:
+        """Of all batches; waits for the device."""
+        loss, top1 = self._first.means()
+        truths, predictions = (_joined(column) for column in zip(*self._seen, strict=True))
+        return Evaluation(loss, top1, self._fifth.means()[1], truths, predictions, self._classes)
 
 
 def _joined(parts: Sequence[Tensor]) -> metrics.Counts:

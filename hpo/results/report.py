@@ -9,24 +9,27 @@ from __future__ import annotations
 import secrets
 import shlex
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import optuna
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from hpo.definition.fields import flatten
 from hpo.paths import Home
-from hpo.results import figures, retrieval_figures, study_figures
+from hpo.results import compare_figures, figures, pareto, retrieval_figures, study_figures
+from hpo.results.comparison import Comparison
+from hpo.results.groups import group_table
 from hpo.results.runs import write_whole
 from hpo.results.table import (
     Cell,
     Table,
     count,
     duration,
+    measured_cell,
     number,
     number_cell,
     setting_cell,
@@ -34,7 +37,7 @@ from hpo.results.table import (
     text_cell,
 )
 from hpo.search.status import StudyStatus, TrialStatus, read_status
-from hpo.search.study import load
+from hpo.search.study import Study, load
 from hpo.storage import records
 from hpo.storage.db import Database
 from hpo.storage.leases import FINAL
@@ -61,13 +64,23 @@ def importances(database: Database, name: str) -> dict[str, float]:
         warnings.simplefilter("ignore", UserWarning)
         found = study.optuna_study(FencedStorage(database))
         complete = found.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-        if len(complete) < MIN_COMPLETE or len({trial.value for trial in complete}) < 2:
+        if len(complete) < MIN_COMPLETE or len({trial.values[0] for trial in complete}) < 2:
             return {}
         evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-        shares = optuna.importance.get_param_importances(found, evaluator=evaluator)
+        shares = optuna.importance.get_param_importances(
+            found, evaluator=evaluator, target=_first_value(study)
+        )
     # Equal shares are what Optuna gives where it could tell nothing.
     informative = len(shares) == 1 or len(set(shares.values())) > 1
     return dict(shares) if informative else {}
+
+
+def _first_value(study: Study) -> Callable[[FrozenTrial], float] | None:
+    """Of several objectives the first, smaller is better; None of a single one, which it knows."""
+    if len(study.file.objectives) == 1:
+        return None
+    sign = -1.0 if study.maximize else 1.0
+    return lambda trial: sign * trial.values[0]
 
 
 def write_report(path: Path, page: str) -> None:
@@ -130,6 +143,11 @@ def study_report(database: Database, name: str) -> str:
         searched=None if best is None else settings_table(best.params.items()),
         fixed=None if best is None else settings_table(_fixed(status, best)),
         commands=None if best is None else _commands(database, status, best),
+        front=pareto.front_table(status) if len(status.file.objectives) > 1 else None,
+        fronts=[f"front-{name}" for name in status.file.objectives[1:]],
+        groups=[
+            (name, table) for name in status.file.space if (table := group_table(status, name)).rows
+        ],
         trials=_trials_table(status),
         workers=_workers_table(status),
         versions=_versions(status),
@@ -152,6 +170,10 @@ def _study_figures(status: StudyStatus, shares: Mapping[str, float]) -> dict[str
         "importance": figures.importance(shares),
         "parallel": study_figures.parallel(status),
         **slices,
+        **{
+            f"front-{name}": pareto.front_figure(status, name)
+            for name in status.file.objectives[1:]
+        },
         **_curve_figures({"best": epochs}, mark),
     }
 
@@ -193,15 +215,18 @@ def storage_option(database: Database) -> str:
 
 def _trials_table(status: StudyStatus) -> Table:
     names = list(status.file.space)
-    headers = ("trial", "state", status.file.metric, "best epoch", "epochs", "seconds")
-    return Table((*headers, *names, "reason"), [_trial_row(t, names) for t in status.trials])
+    costs = status.file.objectives[1:]
+    headers = ("trial", "state", status.file.metric, *costs, "best epoch", "epochs", "seconds")
+    rows = [_trial_row(trial, names, costs) for trial in status.trials]
+    return Table((*headers, *names, "reason"), rows)
 
 
-def _trial_row(trial: TrialStatus, names: Iterable[str]) -> list[Cell]:
+def _trial_row(trial: TrialStatus, names: Iterable[str], costs: Iterable[str]) -> list[Cell]:
     return [
         Cell(str(trial.number), trial.number, "number"),
         text_cell(trial.state, f"state {trial.state}"),
         number_cell(trial.value),
+        *(measured_cell(name, trial.values.get(name)) for name in costs),
         setting_cell(trial.best_epoch) if trial.best_epoch else number_cell(None),
         Cell(str(len(trial.epochs)), len(trial.epochs), "number"),
         number_cell(trial.seconds if trial.epochs else None, digits=1),
@@ -253,6 +278,25 @@ def _fingerprints(database: Database, status: StudyStatus) -> list[tuple[str, st
     ]
 
 
+# ---- several studies and runs ----
+
+
+def comparison_report(found: Comparison, title: str) -> str:
+    """The page of `hpo compare`."""
+    drawn = compare_figures.figures_of(found)
+    names = [name for name, figure in drawn.items() if figure is not None]
+    return _render(
+        "compare.html",
+        drawn,
+        title=title,
+        entries=compare_figures.entries_table(found),
+        runs=compare_figures.runs_table(found),
+        costs=[name for name in names if name.startswith("cost-")],
+        curves=[name for name in names if name.startswith("curves-")],
+        notes=found.notes,
+    )
+
+
 # ---- a retrained model ----
 
 
@@ -261,8 +305,10 @@ def training_report(run: Mapping[str, Any]) -> str:
 
     {"title", "config": nested, "provenance": nested or None, "classes": [C names], "notes": [...],
      "seeds": [{"seed", "epochs": [{"epoch", metric: value, ...}], "test": result or None,
-     "validation": result or None}], "summary": {metric: {"mean", "std", "n"}} or None,
-     "retrieval": what `hpo.results.retrieval.keep_examples` writes, or None or absent}
+     "validation": {"loss", "top1", "top5"} of the kept epoch, a result, or None}],
+     "summary": {metric: {"mean", "std", "n"}} or None, "ensemble": result or None (may lack),
+     "onnx": [{"file", "precision", "bytes", "latency_ms", "max_difference" or None, scores}] (may
+     lack), "retrieval": what `hpo.results.retrieval.keep_examples` writes, or None or absent}
 
     A result is {"loss", "top1", "top5" (of a retrieval "precision_at_5", "precision_at_k",
     "mean_distance", "top1"), "macro": {"precision", "recall", "f1"}, "per_class":
@@ -271,6 +317,7 @@ def training_report(run: Mapping[str, Any]) -> str:
     classes, seeds = list(run["classes"]), list(run["seeds"])
     measured_on = _measured_on(seeds)
     results = [seed[measured_on] for seed in seeds] if measured_on else []
+    results = [result for result in results if "confusion" in result]
     counts = _summed([result["confusion"] for result in results])
     series = {f"seed {seed['seed']}": seed["epochs"] for seed in seeds}
     retrieval = run.get("retrieval")
@@ -287,7 +334,10 @@ def training_report(run: Mapping[str, Any]) -> str:
         seeds=seeds,
         measured_on=measured_on,
         summary=_summary_rows(run["summary"]),
-        by_seed=_seeds_table(seeds, measured_on),
+        detailed=bool(results),
+        by_seed=_seeds_table(seeds, measured_on, run.get("ensemble")),
+        ensemble=run.get("ensemble"),
+        onnx=_onnx_table(run.get("onnx", [])),
         per_class=_per_class_table([result["per_class"] for result in results]),
         confused=_confused_table(classes, counts),
         retrieval=retrieval,
@@ -316,16 +366,47 @@ def _summary_rows(summary: Mapping[str, Mapping[str, Any]] | None) -> list[dict[
     return [{"metric": name, **row} for name, row in (summary or {}).items()]
 
 
-def _seeds_table(seeds: Sequence[Mapping[str, Any]], split: str | None) -> Table:
+PLAIN, MACRO = ("top1", "top5", "loss"), ("precision", "recall", "f1")
+
+
+def _seeds_table(
+    seeds: Sequence[Mapping[str, Any]], split: str | None, ensemble: Mapping[str, Any] | None
+) -> Table:
+    """A row for each seed, and one for all as an ensemble; validation's scores beside the test's,
+    where there are both."""
     headers = ["seed", "epochs"]
     rows = [[setting_cell(seed["seed"]), setting_cell(len(seed["epochs"]))] for seed in seeds]
+    results = [seed[split] for seed in seeds] if split else []
+    if ensemble:
+        rows.append([text_cell("ensemble"), number_cell(None)])
+        results.append(ensemble)
     if split:
-        shown = [name for name in SCORES if name in seeds[0][split]]
+        shown = [name for name in SCORES if name in results[0]]
         headers += [*shown, "macro precision", "macro recall", "macro F1"]
-        for row, seed in zip(rows, seeds, strict=True):
-            result, macro = seed[split], seed[split]["macro"]
+        for row, result in zip(rows, results, strict=True):
             row += [number_cell(result[name]) for name in shown]
-            row += [number_cell(macro[name]) for name in ("precision", "recall", "f1")]
+            row += [number_cell(result.get("macro", {}).get(name)) for name in MACRO]
+    validated = [seed.get("validation") for seed in seeds]
+    if split == "test" and any(validated):
+        headers += [f"validation {name}" for name in PLAIN]
+        for row, found in zip(rows, [*validated, None][: len(rows)], strict=True):
+            row += [number_cell((found or {}).get(name)) for name in PLAIN]
+    return Table(headers, rows)
+
+
+def _onnx_table(files: Sequence[Mapping[str, Any]]) -> Table:
+    headers = ("file", "precision", *PLAIN, "macro F1", "MB", "ms per image", "largest difference")
+    rows = [
+        [
+            text_cell(one["file"], "name"),
+            text_cell(one["precision"]),
+            *(number_cell(one.get(name)) for name in (*PLAIN, "macro_f1")),
+            number_cell(one["bytes"] / 1e6, digits=2),
+            number_cell(one["latency_ms"], digits=2),
+            number_cell(one["max_difference"]),
+        ]
+        for one in files
+    ]
     return Table(headers, rows)
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,19 +23,23 @@ from hpo.definition.config import TrainConfig
 from hpo.definition.fields import flatten
 from hpo.definition.studyfile import dump_config, load_config
 from hpo.engine import datasets
+from hpo.engine.answers import ask, save_answers
 from hpo.engine.checkpoint import Checkpoint, best_weights, save_weights
 from hpo.engine.control import Control, Unattended
 from hpo.engine.datasets import Data, concat
+from hpo.engine.images import Images
 from hpo.engine.retrieval import Found
 from hpo.engine.runtime import resolve, torch_device
 from hpo.engine.train import EpochResult, TrainingData, train
 from hpo.errors import Conflict, InputError, TrialFailed
 from hpo.paths import Home
-from hpo.results.evaluate import evaluate_images
+from hpo.results.deploy import Wanted, open_files, rehearse, write_files
+from hpo.results.ensemble import write_ensemble
+from hpo.results.evaluate import eval_batches, evaluate_images, load_network
 from hpo.results.recipe import Recipe, make_recipe
 from hpo.results.retrieval import keep_examples, keep_index, seeds_needed, within_gallery
 from hpo.results.runs import About, Run, RunDir, SeedDir, as_json, read_run, write_whole
-from hpo.results.scores import scores
+from hpo.results.scores import plain_scores, scores
 
 __all__ = ["Run", "retrain"]
 
@@ -50,6 +55,8 @@ def retrain(
     home: Home,
     device: str,
     keep_validation: bool = False,
+    onnx: bool = False,
+    quantize: Sequence[str] = (),
     control: Control | None = None,
     progress: Tell = lambda line: None,
 ) -> Run:
@@ -58,32 +65,53 @@ def retrain(
 
     `provenance` is that of an exported trial, or empty. Training takes in the validation images,
     unless `keep_validation`: then the best epoch's weights are kept, and early stopping and the
-    plateau schedule watch validation. Interrupted, the same call goes on where it was; finished
-    seeds are not run again. `progress` gets a line for each epoch and each step of the way.
+    plateau schedule watch validation. `onnx` writes each seed as model.onnx too, `quantize`
+    ("dynamic", "static") also in int8; all of a seed are evaluated in one pass over the test images.
+    Several seeds are also evaluated as one, from the answers that each left. Interrupted, the same call goes on where it was; finished seeds are not run again. `progress`
+    gets a line for each epoch and each step of the way.
 
-    Raises ConfigError where the schedule cannot be run without validation images, Conflict where
-    `out` holds the run of another configuration or is being written to, TrialFailed for a loss
-    that is not finite, Interrupted when `control` says so.
+    Raises ConfigError where the schedule cannot be run without validation images, InputError for
+    what cannot be written as ONNX or is not installed for it, Conflict where `out` holds the run of
+    another configuration or is being written to, TrialFailed for a loss that is not finite,
+    Interrupted when `control` says so.
     """
     if seeds < 1:
         raise InputError(f"--seeds {seeds}: at least 1")
+    wanted = Wanted.of(onnx=onnx, quantize=quantize)
+    if wanted.files and config.task == "retrieval":
+        raise InputError('task = "retrieval" has no ONNX files: leave --onnx and --quantize out')
     chosen = torch_device(device)
     recipe = make_recipe(config, provenance, keep_validation)
     files = RunDir(out)
+    asked = range(config.seed, config.seed + seeds_needed(config, seeds))
     with _alone(out):
         stored = _stored_recipe(files, recipe, keep_validation)
         data = datasets.open_data(config.data, home.cache)
+        if any(not files.seed(seed).metrics.exists() for seed in asked):
+            rehearse(config, data, wanted)
         if stored is None:
             recipe = _begin(files, config, provenance, recipe, data, chosen, keep_validation)
         about = About.read(files.about)
         if about.fingerprint != data.fingerprint:
             raise Conflict(f"{out} was begun with other images; restore them, or use -o")
         job = _Job(
-            files, about, stored or recipe, data, home, chosen, control or Unattended(), progress
+            files=files,
+            about=about,
+            recipe=stored or recipe,
+            data=data,
+            home=home,
+            device=chosen,
+            wanted=wanted,
+            control=control or Unattended(),
+            progress=progress,
         )
-        for seed in range(config.seed, config.seed + seeds_needed(config, seeds)):
+        for seed in asked:
             job.run(seed)
         run = read_run(files, files.finished())
+        classified = config.task == "classification"
+        if classified and all(one.metrics["test"] is not None for one in run.seeds):
+            write_ensemble(files, files.finished(), about.classes)
+            run = read_run(files, files.finished())
         write_whole(files.summary, as_json(run.summary))
     return run
 
@@ -196,6 +224,7 @@ class _Job:
     data: Data
     home: Home
     device: torch.device
+    wanted: Wanted
     control: Control
     progress: Tell
 
@@ -204,6 +233,7 @@ class _Job:
         files = self.files.seed(seed)
         if files.metrics.exists():
             self.progress(f"seed {seed}: finished before")
+            self.add_files(seed, files)
         else:
             self.complete(seed, files)
         for _, path in files.checkpoints():
@@ -215,12 +245,14 @@ class _Job:
         save_weights(files.weights, best_weights(trained), {"seed": str(seed)})
         done = Checkpoint.load(trained)
         write_whole(files.curves, curves(done.metrics))
-        if self.recipe.config.task == "retrieval":
+        retrieval = self.recipe.config.task == "retrieval"
+        if retrieval:
             keep_index(self.recipe.config, self.about, files, seen.train, self.device, self.control)
-        test, tested = self.test(seed, files, seen)
+        made = self.write_files(seed, files, seen.train)
+        test, tested = self.test(seed, files, seen, made)
         counts = {"train": len(seen.train), "val": len(seen.val) if seen.val else 0, "test": tested}
-        report = {**_summed_up(seed, done), "images": counts, "test": test}
-        if self.recipe.config.task == "retrieval" and not (test or report["val"]):
+        report = {**_summed_up(seed, done), "images": counts, "test": test, "onnx": made}
+        if retrieval and not (test or report["val"]):
             report["train"] |= within_gallery(self.about, files, seen.train)
         write_whole(files.metrics, as_json(report))
 
@@ -262,22 +294,67 @@ class _Job:
         _require_finite(seed, last)
         return last
 
+    def write_files(self, seed: int, files: SeedDir, train: Images) -> list[dict[str, Any]]:
+        """The ONNX files, not tested yet."""
+        if self.wanted.files:
+            self.progress(f"seed {seed}: writing {', '.join(self.wanted.files)}")
+        made = write_files(self.recipe.config, self.about, files, train, self.wanted)
+        return [{**one, "test": None} for one in made]
+
+    def add_files(self, seed: int, files: SeedDir) -> None:
+        """Files that a finished seed lacks. Its test set was opened: they are not tested."""
+        metrics = json.loads(files.metrics.read_text())
+        there = metrics.get("onnx", [])
+        if self.wanted.files.keys() <= {one["file"] for one in there}:
+            return
+        made = self.write_files(seed, files, self.training_data().train)
+        tested = {one["file"]: one["test"] for one in there}
+        for one in made:
+            one["test"] = tested.get(one["file"])
+        kept = [one for one in there if one["file"] not in self.wanted.files]
+        if self.about.has_test:
+            self.progress(f"seed {seed}: new files are not tested, the test set was opened before")
+        write_whole(files.metrics, as_json({**metrics, "onnx": [*made, *kept]}))
+
     def test(
-        self, seed: int, files: SeedDir, seen: TrainingData
+        self, seed: int, files: SeedDir, seen: TrainingData, made: list[dict[str, Any]]
     ) -> tuple[dict[str, Any] | None, int]:
-        """Open the test set: the one place where training does, once for each seed."""
+        """Open the test set: the one place where training does, once for each seed, and for all
+        that was `made` of it together, which gets its scores."""
         if not self.about.has_test:
             return None, 0
-        images = datasets.open_test(self.recipe.config.data, self.home.cache)
+        config, about = self.recipe.config, self.about
+        images = datasets.open_test(config.data, self.home.cache)
         if images is None:  # a data set of the user's own, asked for its test split only now
             return None, 0
         self.progress(f"seed {seed}: opening the test set ({len(images)} images)")
-        found = evaluate_images(
-            self.recipe.config, self.about, files.weights, images, self.device, self.control
+        if config.task == "retrieval":
+            looked_up = evaluate_images(
+                config, about, files.weights, images, self.device, self.control
+            )
+            assert isinstance(looked_up, Found)  # of a retrieval
+            keep_examples(files, looked_up, images, seen.train, "test")
+            return scores(looked_up, about.classes), len(images)
+        return self.ask_all(files, images, made), len(images)
+
+    def ask_all(self, files: SeedDir, images: Images, made: list[dict[str, Any]]) -> dict[str, Any]:
+        """Scores of the network; those of what was `made` of it are added there."""
+        config, about = self.recipe.config, self.about
+        found = ask(
+            {
+                "": load_network(config, about, files.weights, self.device),
+                **open_files(files, [one["file"] for one in made], config),
+            },
+            eval_batches(config, about, images, self.device),
+            classes=len(about.classes),
+            device=self.device,
+            precision=config.runtime.precision,
+            control=self.control,
         )
-        if isinstance(found, Found):
-            keep_examples(files, found, images, seen.train, "test")
-        return scores(found, self.about.classes), len(images)
+        save_answers(files.answers, found[""], images.names)
+        for one in made:
+            one["test"] = plain_scores(found[one["file"]].evaluation, about.classes)
+        return scores(found[""].evaluation, about.classes)
 
 
 def _line(seed: int, result: EpochResult, epochs: int) -> str:

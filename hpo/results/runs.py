@@ -4,10 +4,13 @@
     ├── run.json                 classes, normalisation, what was trained on what
     ├── config.toml              the configuration with its runtime resolved, and its provenance
     ├── summary.json             mean and standard deviation over the seeds
+    ├── ensemble.json            the test scores of several seeds' mean probabilities
     └── seed-<s>/
         ├── epoch-<n>.ckpt       while it trains
         ├── weights.safetensors
         ├── curves.csv           every metric of every epoch
+        ├── model.onnx           also model-int8-dynamic.onnx, ...: as asked for
+        ├── test.npz             logits (N, C), labels (N,) and names (N,) of the test images
         ├── index.npz            a retrieval's gallery (see `hpo.engine.retrieval.Index.save`)
         ├── neighbours.json      and what its report shows of it
         └── metrics.json         written last: a seed that has it is finished
@@ -48,6 +51,10 @@ class SeedDir:
         return self.root / "curves.csv"
 
     @property
+    def answers(self) -> Path:
+        return self.root / "test.npz"
+
+    @property
     def index(self) -> Path:
         return self.root / "index.npz"
 
@@ -85,6 +92,10 @@ class RunDir:
     @property
     def summary(self) -> Path:
         return self.root / "summary.json"
+
+    @property
+    def ensemble(self) -> Path:
+        return self.root / "ensemble.json"
 
     @property
     def exists(self) -> bool:
@@ -135,7 +146,14 @@ class SeedResult:
     files: SeedDir
     metrics: dict[str, Any]
     """metrics.json: epochs, best_epoch, micro_batch, seconds, images {part: count}, and scores of
-    test, val and train, each null where there are none."""
+    test, val and train, each null where there are none; onnx: a list with file, precision, bytes,
+    latency_ms, test (plain scores, or null) and, of the float32 file, max_difference."""
+
+    @property
+    def onnx(self) -> list[dict[str, Any]]:
+        """Empty for a run of a version that made none."""
+        found: list[dict[str, Any]] = self.metrics.get("onnx", [])
+        return found
 
 
 @dataclass(frozen=True)
@@ -147,6 +165,8 @@ class Run:
     provenance: dict[str, Any]
     about: About
     seeds: tuple[SeedResult, ...]
+    ensemble: dict[str, Any] | None = None
+    """Of exactly these seeds: `seeds`, `test` (scores, or None), `why` there are none."""
 
     @property
     def files(self) -> RunDir:
@@ -158,12 +178,14 @@ class Run:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return self.about.notes
+        why = self.ensemble and self.ensemble["why"]
+        return (*self.about.notes, *([why] if why else []))
 
     @property
     def summary(self) -> dict[str, Any]:
         """Over all finished seeds: {"test": {"top1": {"mean": .., "std": ..}, ...} or None, "val":
-        .., "train": .., "seeds": [..], "notes": [..]}. `std` is of a sample (n - 1), None for one
+        .., "train": .., "seeds": [..], "ensemble": test scores or None, "onnx": {file: {score: ..,
+        "bytes": .., "latency_ms": ..}}, "notes": [..]}. `std` is of a sample (n - 1), None for one
         seed."""
         parts: dict[str, Any] = {}
         for part in PARTS:
@@ -171,7 +193,28 @@ class Run:
             parts[part] = spread(found) if found else None
         seeds = [one.seed for one in self.seeds]
         kept = self.about.keep_validation
-        return {"seeds": seeds, "keep_validation": kept, **parts, "notes": list(self.notes)}
+        return {
+            "seeds": seeds,
+            "keep_validation": kept,
+            **parts,
+            "ensemble": self.ensemble and self.ensemble["test"],
+            "onnx": self._onnx(),
+            "notes": list(self.notes),
+        }
+
+    def _onnx(self) -> dict[str, Any]:
+        """Of each file, over the seeds that were tested with it."""
+        found: dict[str, list[dict[str, float]]] = {}
+        for entry in (entry for one in self.seeds for entry in one.onnx):
+            row = {"bytes": float(entry["bytes"]), "latency_ms": entry["latency_ms"]}
+            found.setdefault(entry["file"], []).append(row | (entry["test"] or {}))
+        shared = {
+            file: set.intersection(*(set(row) for row in rows)) for file, rows in found.items()
+        }
+        return {
+            file: spread([{key: row[key] for key in row if key in shared[file]} for row in rows])
+            for file, rows in found.items()
+        }
 
 
 def load_run(path: Path) -> Run:
@@ -203,7 +246,10 @@ def read_run(files: RunDir, seeds: Sequence[int]) -> Run:
         SeedResult(seed, files.seed(seed), json.loads(files.seed(seed).metrics.read_text()))
         for seed in seeds
     ]
-    return Run(files.root, config, provenance, About.read(files.about), tuple(results))
+    together = json.loads(files.ensemble.read_text()) if files.ensemble.exists() else None
+    if together and together["seeds"] != list(seeds):
+        together = None
+    return Run(files.root, config, provenance, About.read(files.about), tuple(results), together)
 
 
 def spread(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:

@@ -38,3 +38,9 @@ def _own(evaluation: Evaluation | Found) -> dict[str, float]:
     names = ("precision_at_5", "precision_at_k", "top1", "mean_distance")
     found = evaluation.metrics()
     return {name: found[f"val_{name}"] for name in names}
+
+
+def plain_scores(evaluation: Evaluation, classes: Sequence[str]) -> dict[str, float]:
+    """Of `scores` the single numbers."""
+    found = scores(evaluation, classes)
+    return {name: value for name, value in found.items() if isinstance(value, float)}

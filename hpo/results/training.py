@@ -16,6 +16,8 @@ PLAIN = ("loss", "top1", "top5", "precision_at_5", "precision_at_k", "mean_dista
 def as_page(run: Run) -> dict[str, Any]:
     """`run` in the form that `hpo.results.report.training_report` takes."""
     summary = run.summary
+    part = "test" if summary["test"] else "val"
+    together = summary["ensemble"]
     return {
         "title": run.path.absolute().name,
         "config": run.config.to_dict(),
@@ -23,8 +25,10 @@ def as_page(run: Run) -> dict[str, Any]:
         "classes": list(run.classes),
         "notes": list(run.notes),
         "seeds": [_seed(one) for one in run.seeds],
+        "summary": summary[part] and _with_count(summary[part], len(run.seeds)),
+        "ensemble": together and _result(together),
+        "onnx": [_file(name, found, run) for name, found in summary["onnx"].items()],
         "retrieval": _neighbours(run.seeds[0]),
-        "summary": summary["test"] and _with_count(summary["test"], len(run.seeds)),
     }
 
 
@@ -39,7 +43,7 @@ def _seed(one: SeedResult) -> dict[str, Any]:
         "seed": one.seed,
         "epochs": epochs,
         "test": test and _result(test),
-        "validation": None,  # of validation only the curves are known
+        "validation": one.metrics["val"],
     }
 
 
@@ -55,6 +59,18 @@ def _result(scores: Mapping[str, Any]) -> dict[str, Any]:
     per_class = [{"class": name, **row} for name, row in scores["per_class"].items()]
     plain = {name: scores[name] for name in (*PLAIN, "confusion") if name in scores}
     return {**plain, "macro": macro, "per_class": per_class}
+
+
+def _file(name: str, found: Mapping[str, Any], run: Run) -> dict[str, Any]:
+    """Of an ONNX file: means over the seeds; the largest difference to torch of any."""
+    entries = [entry for one in run.seeds for entry in one.onnx if entry["file"] == name]
+    differences = [one["max_difference"] for one in entries if "max_difference" in one]
+    return {
+        "file": name,
+        "precision": entries[0]["precision"],
+        **{score: row["mean"] for score, row in found.items()},
+        "max_difference": max(differences, default=None),
+    }
 
 
 def _with_count(summary: Mapping[str, Mapping[str, Any]], seeds: int) -> dict[str, Any]:

@@ -434,6 +434,14 @@ def test_two_configurations_of_one_name_are_refused(hpo: Hpo) -> None:
     assert here() == ["a", "b"]
 
 
+def test_an_unknown_quantisation_is_refused_before_anything_is_written(hpo: Hpo) -> None:
+    Path("best.toml").write_text('data.dataset = "digits"\n')
+    called = hpo("train", "best.toml", "--quantize", "dinamic", "--device", "cpu")
+    assert called.code == 2
+    assert "--quantize dinamic: did you mean 'dynamic'?" in called.err
+    assert here() == ["best.toml"]
+
+
 def test_run_searches_and_says_what_came_out(hpo: Hpo) -> None:
     Path("toy.toml").write_text(STUDY)
     done = subprocess.run(
