@@ -214,13 +214,15 @@ class TrainConfig(Part):
             return data
         model, epochs = data.get("model"), data.get("epochs", 10)
         frozen = isinstance(model, dict) and model.get("trainable_blocks") == 0
+        frozen = frozen and not data.get("phases")
         valid = isinstance(epochs, int) and 1 < epochs <= 10_000
         return {**data, "epochs": 1} if frozen and valid else data
 
     @property
     def frozen(self) -> bool:
         """Whether nothing learns: retrieval by the features of a network as it is."""
-        return self.task == "retrieval" and self.model.trainable_blocks == 0
+        blocks = self.model.trainable_blocks
+        return self.task == "retrieval" and blocks == 0 and not self.phases
 
     @property
     def metrics(self) -> tuple[str, ...]:

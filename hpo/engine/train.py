@@ -298,14 +298,14 @@ class _Run:
     def validate(self, epoch: int) -> dict[str, float]:
         if self.retrieval is not None:
             return self.retrieval.measure(
-                self.learner.model,
+                self.learner.kept,
                 self.config,
                 classes=self.classes,
                 device=self.device,
                 control=self.control,
                 epoch=epoch,
             )
-        if self.val_batches is None:
+        if not self.validated or self.val_batches is None:
             return {}
         found = evaluate(
             self.learner.beyond(self.learner.kept),

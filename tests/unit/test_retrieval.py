@@ -291,7 +291,7 @@ def run(settings: TrainConfig, **options: Any) -> list[EpochResult]:
 
 
 def test_a_frozen_network_is_one_epoch_and_does_not_learn() -> None:
-    settings = config(task="retrieval", model={"filters": [4, 8], "trainable_blocks": 0})
+    settings = config(task="retrieval", model={"cnn": {"filters": [4, 8]}, "trainable_blocks": 0})
     assert settings.epochs == 1
     (only,) = run(settings, metric="val_precision_at_k")
     assert only.last
@@ -309,6 +309,23 @@ def test_a_network_that_learns_is_measured_after_each_epoch(tmp_path: Path) -> N
     values = [one.metrics["val_mean_distance"] for one in (first, second)]
     assert second.best_epoch == values.index(min(values)) + 1
     assert values[0] != values[1]
+
+
+def test_phases_that_open_blocks_are_trained() -> None:
+    phases = [{"epochs": 1}, {"epochs": 1, "trainable_blocks": 1}]
+    model = {"cnn": {"filters": [4, 8]}, "trainable_blocks": 0}
+    settings = config(task="retrieval", model=model, phases=phases)
+    assert not settings.frozen
+    first, second = run(settings, metric="val_top1")
+    assert first.metrics["val_mean_distance"] != second.metrics["val_mean_distance"]
+
+
+def test_the_average_of_the_weights_is_measured_where_there_is_one() -> None:
+    plain = run(config(task="retrieval", epochs=1), metric="val_top1")[-1].metrics
+    settings = config(task="retrieval", epochs=1, ema_decay=0.99)
+    averaged = run(settings, metric="val_top1")[-1].metrics
+    assert averaged["train_loss"] == plain["train_loss"]
+    assert averaged["val_mean_distance"] != plain["val_mean_distance"]
 
 
 def test_training_is_that_of_the_classifier() -> None:
@@ -334,7 +351,7 @@ def test_a_loss_that_is_not_finite_ends_a_retrieval(monkeypatch: pytest.MonkeyPa
 
 
 def test_components_beyond_the_features_fail_the_training() -> None:
-    settings = config(task="retrieval", model={"filters": [4, 8], "trainable_blocks": 0},
+    settings = config(task="retrieval", model={"cnn": {"filters": [4, 8]}, "trainable_blocks": 0},
                       retrieval={"pca": 9})  # fmt: skip
     with pytest.raises(ConfigError, match=r"retrieval.pca: 9: .*70 training images of 8 features"):
         run(settings)
