@@ -25,15 +25,17 @@ STATES = {"pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 @dataclass(frozen=True)
 class Trial:
-    """How a trial ended, and its val_top1 by epoch."""
+    """How a trial ended, its val_top1 by epoch, and its values of further objectives."""
 
     outcome: str
     curve: Sequence[float] = ()
     reason: str | None = None
+    costs: tuple[float, ...] = ()
 
     def ending(self) -> Ending:
         value = {"complete": max(self.curve, default=0.0), "diverged": 0.1}.get(self.outcome)
-        return Ending(self.outcome, value, self.reason)
+        several = (value, *self.costs) if value is not None and self.costs else None
+        return Ending(self.outcome, value, self.reason, several)
 
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
@@ -75,12 +77,13 @@ def _run(study: Study, storage: FencedStorage, view: optuna.Study, wanted: Trial
         study.file.space.suggest(trial)
         for epoch, value in enumerate(wanted.curve, 1):
             _epoch(study, lease, epoch, value)
-            if math.isfinite(value):
+            if math.isfinite(value) and not wanted.costs:
                 trial.report(value, epoch)
-    with storage.guarded(lease, wanted.ending()):
+    ending = wanted.ending()
+    with storage.guarded(lease, ending):
         state = STATES.get(wanted.outcome, TrialState.COMPLETE)
-        value = wanted.ending().value if state == TrialState.COMPLETE else None
-        view.tell(trial, value, state=state)
+        values = ending.objectives or ending.value
+        view.tell(trial, values if state == TrialState.COMPLETE else None, state=state)
 
 
 def _epoch(study: Study, lease: leases.Lease, epoch: int, value: float) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
-from hpo.cli.tables import counts, parameters_table
+from hpo.cli.tables import cells_table, counts, parameters_table
+from hpo.results.pareto import front_table
 from hpo.results.table import duration, number
 from hpo.search.status import StudyStatus
 from hpo.storage.db import Database
@@ -25,6 +26,8 @@ def print_ending(
         out.print(f"no trial was completed. Why: {hpo} trials {status.row.name}{flag}")
         return
     _print_best(database, status, out)
+    if len(status.file.objectives) > 1:
+        _print_front(status, out)
     _print_next(status, out, hpo, flag)
 
 
@@ -49,10 +52,20 @@ def _print_best(database: Database, status: StudyStatus, out: Console) -> None:
         out.print(Text(f"what made the difference cannot be told: {few}", "dim"))
 
 
+def _print_front(status: StudyStatus, out: Console) -> None:
+    names = ", ".join(status.file.objectives)
+    out.print()
+    out.print(Text(f"the front: trials that none beats in all of {names}", "bold green"))
+    out.print()
+    out.print(cells_table(front_table(status)))
+
+
 def _print_next(status: StudyStatus, out: Console, hpo: str, flag: str) -> None:
     name = status.row.name
+    front = ((f"{hpo} export {name} --pareto{flag}", "every configuration of the front"),)
     steps = (
         (f"{hpo} export {name}{flag}", "the best configuration, with its provenance"),
+        *(front if len(status.file.objectives) > 1 else ()),
         (f"{hpo} train {name}.best.toml --seeds 3", "retrain it, then open the test set"),
         (f"{hpo} report {name}{flag}", "the whole search in one page"),
         (f"{hpo} dashboard{flag}", "browse the trials in optuna-dashboard"),

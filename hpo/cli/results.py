@@ -46,14 +46,22 @@ def export(
             metavar="K", min=1, help="The best K trials, a file each.", show_default="only the best"
         ),
     ] = None,
+    pareto: Annotated[
+        bool,
+        typer.Option(
+            "--pareto",
+            help="Of several metrics: every trial that none beats in all of them, a file each.",
+        ),
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option(
             "--output",
             "-o",
             metavar="PATH",
-            help="File, or with --top a folder.",
-            show_default="STUDY.best.toml, STUDY.trial-N.toml, or the folder STUDY.top",
+            help="File, or with --top and --pareto a folder.",
+            show_default="STUDY.best.toml, STUDY.trial-N.toml, or the folder STUDY.top or "
+            "STUDY.pareto",
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
@@ -65,12 +73,17 @@ def export(
     """
     from hpo.results import export as exports
 
-    if trial is not None and top is not None:
-        raise InputError("--trial and --top exclude each other")
+    if (trial is not None) + (top is not None) + pareto > 1:
+        raise InputError("--trial, --top and --pareto exclude each other")
     with database(storage) as found:
-        if top is not None:
-            chosen = exports.export_top(found, study, top)
-            paths = exports.write_top(output or Path(f"{study}.top"), chosen, force=force)
+        if pareto or top is not None:
+            chosen = (
+                exports.export_front(found, study)
+                if top is None
+                else exports.export_top(found, study, top)
+            )
+            folder = output or Path(f"{study}.{'pareto' if pareto else 'top'}")
+            paths = exports.write_top(folder, chosen, force=force)
         else:
             chosen = [exports.export(found, study, number=trial)]
             which = "best" if trial is None else f"trial-{trial}"

@@ -14,6 +14,7 @@ from hpo.errors import NotFound
 from hpo.paths import Home
 
 if TYPE_CHECKING:
+    from hpo.search.status import StudyStatus
     from hpo.storage.db import Database
 
 POLL_S = 0.5
@@ -52,19 +53,22 @@ def status(
 
     Example: hpo status digits --watch
     """
-    from hpo.cli import live
-    from hpo.cli.tables import to_json
+    from hpo.cli import live, tables
+    from hpo.results.pareto import front_table
     from hpo.search.status import read_status
 
     with database(storage) as found:
         now = read_status(found, study)
         if as_json:
-            typer.echo(to_json(now.to_dict()))
+            typer.echo(tables.to_json(now.to_dict()))
         elif watch:
             _watch(found, study)
         else:
             out = console()
             out.print(live.Screen(now, clock=lambda: 0.0, read=0.0))
+            if len(now.file.objectives) > 1:
+                out.print()
+                out.print(tables.cells_table(front_table(now)))
             if now.row.stop_reason:
                 out.print(f"\n{now.row.stop_reason}", markup=False)
 
@@ -84,11 +88,22 @@ def trials(
     format_: Annotated[
         Literal["table", "csv", "json"], typer.Option("--format", help="How to print them.")
     ] = "table",
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PARAM",
+            help="A line for each value of this searched parameter: mean, spread and best of the "
+            "metrics at each trial's best epoch.",
+            show_default="a line for each trial",
+        ),
+    ] = None,
     storage: Storage = None,
 ) -> None:
     """All trials of a study: state, epochs, value, training time, parameters.
 
     In csv and json numbers stand in full and times in seconds; json has every epoch and attempt.
+    With --by model.architecture, for example, the trials are summed up by architecture; those that
+    were pruned are counted, but stand in no mean.
 
     Example: hpo trials digits --format csv > trials.csv
     """
@@ -97,12 +112,26 @@ def trials(
 
     with database(storage) as found:
         now = read_status(found, study)
-    if format_ == "csv":
+    if by is not None:
+        _print_groups(now, by, format_)
+    elif format_ == "csv":
         typer.echo(tables.trials_csv(now), nl=False)
     elif format_ == "json":
         typer.echo(tables.to_json([one.to_dict() for one in now.trials]))
     else:
         console().print(tables.trials_table(now))
+
+
+def _print_groups(now: StudyStatus, by: str, format_: str) -> None:
+    from hpo.cli import tables
+    from hpo.results.groups import group_data, group_table
+
+    if format_ == "json":
+        typer.echo(tables.to_json(group_data(now, by)))
+    elif format_ == "csv":
+        typer.echo(tables.groups_csv(group_data(now, by)), nl=False)
+    else:
+        console().print(tables.cells_table(group_table(now, by)))
 
 
 def trial(

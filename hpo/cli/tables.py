@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from hpo.cli.text import bar, cell, moment, sparkline
-from hpo.results.table import count, duration, number, setting
+from hpo.results.table import Table as Cells
+from hpo.results.table import count, duration, measured, number, setting
 from hpo.search.status import StudyStatus, TrialStatus
 
 if TYPE_CHECKING:
@@ -46,6 +47,30 @@ def plain_table(*headers: str, right: Iterable[str] = ()) -> Table:
     return table
 
 
+def cells_table(table: Cells) -> Table:
+    """A table of a report, for a terminal."""
+    heads = [head.replace(".", "\n.") for head in table.headers]
+    pairs = zip(heads, table.kinds, strict=True)
+    shown = plain_table(*heads, right=[head for head, kind in pairs if kind == "number"])
+    for row in table.rows:
+        shown.add_row(*(Text(cell.text) for cell in row))
+    return shown
+
+
+def groups_csv(groups: Sequence[Mapping[str, Any]]) -> str:
+    """Trials summed up by a parameter's value (see `results.groups.group_data`)."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    for place, row in enumerate(groups):
+        sums = {key: one for key, one in row.items() if isinstance(one, Mapping)}
+        flat = {f"{key}_{name}": one[name] for key, one in sums.items() for name in one}
+        if place == 0:
+            writer.writerow(["value", "complete", "pruned", *flat])
+        counts = [row["value"], len(row["complete"]), row["pruned"]]
+        writer.writerow([cell(one) for one in [*counts, *flat.values()]])
+    return out.getvalue()
+
+
 def state_text(state: str) -> Text:
     return Text(state, STYLES.get(state, ""))
 
@@ -72,10 +97,10 @@ def studies_table(studies: Sequence[StudyStatus]) -> Table:
 def trials_table(status: StudyStatus) -> Table:
     """Trials, a line each, with a column for each searched parameter (its dotted name, broken at
     the dots)."""
-    names = list(status.file.space)
+    names, costs = list(status.file.space), status.file.objectives[1:]
     broken = [name.replace(".", "\n.") for name in names]
-    numbers = ("trial", "epochs", status.file.metric, "time", *broken)
-    table = plain_table("trial", "state", "epochs", status.file.metric, "time", *broken,
+    numbers = ("trial", "epochs", status.file.metric, *costs, "time", *broken)
+    table = plain_table("trial", "state", "epochs", status.file.metric, *costs, "time", *broken,
                         right=numbers)  # fmt: skip
     best = status.best
     for trial in status.trials:
@@ -84,6 +109,7 @@ def trials_table(status: StudyStatus) -> Table:
             state_text(trial.state),
             str(len(trial.epochs)),
             number(trial.value),
+            *(measured(name, trial.values.get(name)) for name in costs),
             duration(trial.seconds) if trial.epochs else "-",
             *(Text(setting(trial.params[n])) if n in trial.params else Text("") for n in names),
             style="bold" if best is not None and trial.number == best.number else None,
@@ -93,13 +119,15 @@ def trials_table(status: StudyStatus) -> Table:
 
 def trials_csv(status: StudyStatus) -> str:
     """Trials for a spreadsheet or another program; numbers in full, times in seconds."""
-    names = list(status.file.space)
+    names, costs = list(status.file.space), status.file.objectives[1:]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    head = ("number", "state", status.file.metric, "best_epoch", "epochs", "seconds", "attempts")
+    head = ("number", "state", *status.file.objectives, "best_epoch", "epochs", "seconds",
+            "attempts")  # fmt: skip
     writer.writerow([*head, "reason", *names])
     for trial in status.trials:
-        row = [trial.number, trial.state, trial.value, trial.best_epoch, len(trial.epochs)]
+        row = [trial.number, trial.state, trial.value, *(trial.values.get(n) for n in costs)]
+        row += [trial.best_epoch, len(trial.epochs)]
         row += [trial.seconds, len(trial.attempts), trial.reason]
         writer.writerow([cell(item) for item in [*row, *(trial.params.get(n) for n in names)]])
     return out.getvalue()
@@ -130,6 +158,8 @@ def trial_page(status: StudyStatus, trial: TrialStatus) -> Group:
         f"  {status.file.metric} {shown}{epoch}  {duration(trial.seconds)} of training",
     )
     parts: list[RenderableType] = [title]
+    if trial.values:
+        parts.append(Text("  ".join(f"{k} {measured(k, v)}" for k, v in trial.values.items())))
     if trial.reason:
         parts.append(Text(f"why it ended: {trial.reason}"))
     parts += [Text(), parameters_table(trial.params, {})]

@@ -60,6 +60,8 @@ def direction(metric: str) -> Literal["minimize", "maximize"]:
     return "minimize" if metric.endswith(("_loss", "_distance")) else "maximize"
 
 
+OPTIONS = "model.options"
+"""The one table whose names are the user's."""
 LOSSES = ("cross_entropy", "focal")
 
 
@@ -337,9 +339,16 @@ def field_paths(model: type[BaseModel] = TrainConfig, prefix: str = "") -> Itera
             yield prefix + name
 
 
+def is_option(path: str) -> bool:
+    """Whether `path` names an argument of an architecture of the user's, which may be any."""
+    return re.fullmatch(rf"{re.escape(OPTIONS)}\.[^\W\d]\w*", path) is not None
+
+
 def check_path(path: str) -> None:
     """Raise ConfigError unless `path` names a field of TrainConfig, an item of a list by index
-    (`model.head.hidden.0`), or a field of an item (`phases.1.lr`)."""
+    (`model.head.hidden.0`), a field of an item (`phases.1.lr`), or an option."""
+    if is_option(path):
+        return
     base = list_of(path)
     known = list(field_paths())
     items = model_at(TrainConfig, base.split(".")) if base != path and base in known else None

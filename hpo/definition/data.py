@@ -58,7 +58,8 @@ class DataConfig(Part):
     """Refuse images of more pixels than this before they are decoded."""
     cache_limit_gb: float = Field(default=20.0, ge=0)
     """Largest cache of decoded images, in GB (10^9 bytes); beyond it images are decoded in every
-    epoch by `loader_workers` processes, with the same results."""
+    epoch by `loader_workers` processes, with the same results. Also of what frozen layers make of
+    them; beyond it those are computed in every epoch."""
     loader_workers: int = Field(default=2, ge=0, le=64)
     """Processes that decode images where no cache is used; 0: in the training process."""
 

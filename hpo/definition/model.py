@@ -62,6 +62,26 @@ Blocks = Annotated[
 ]  # fmt: skip
 
 
+def _options(value: Any) -> Any:
+    for name in value if isinstance(value, Mapping) else ():
+        if not str(name).isidentifier() or name in ("classes", "image_size"):
+            raise ValueError("allowed: names of arguments other than classes and image_size")
+    return value
+
+
+def _option(value: Any) -> Any:
+    if not isinstance(value, bool | int | float | str):
+        raise ValueError("allowed: a number, a text, true or false")
+    return value
+
+
+Option = Annotated[
+    Any,
+    BeforeValidator(_option),
+    WithJsonSchema({"anyOf": [{"type": kind} for kind in ("boolean", "number", "string")]}),
+]
+Options = Annotated[dict[str, Option], BeforeValidator(_options)]
+
 Activation = Literal["relu", "leaky_relu"]
 
 
@@ -113,5 +133,8 @@ class ModelConfig(Part):
     has weights, one layerN of a ResNet, one encoder layer of a transformer; in an architecture of
     your own, an item of its attribute `blocks`, or else a child of its `features`. The head (there
     the last linear layer) is always trained."""
+    options: Options = Field(default_factory=dict)
+    """Only for an architecture of your own: further arguments of its function, by name; searched as
+    model.options.NAME."""
     cnn: CnnConfig = Field(default_factory=CnnConfig)
     """small_cnn only: the network by its lists."""

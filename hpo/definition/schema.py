@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from hpo.definition.config import TrainConfig, field_paths
+from hpo.definition.config import OPTIONS, TrainConfig, field_paths
 from hpo.definition.spacefile import FIXED_ONLY
 from hpo.definition.studyconfig import PRUNERS, SAMPLERS, WRAPPED, Strategy, StudyConfig
 
@@ -30,6 +30,7 @@ def json_schema() -> Schema:
     values = {**fields}
     for path, item in lists.items():
         values |= _by_number(path, item)
+    option = fields[OPTIONS]["additionalProperties"]
     fixed = _names(list(fields), set(lists))
     searched = _names([one for one in fields if one not in FIXED_ONLY], set(lists), "space.")
     return {
@@ -55,6 +56,11 @@ def json_schema() -> Schema:
         "definitions": {
             **values,
             **{f"space.{path}": _searched(path, field) for path, field in values.items()},
+            f"{OPTIONS}.*": option,
+            f"space.{OPTIONS}": {
+                "type": "object",
+                "additionalProperties": _searched(f"{OPTIONS}.*", option),
+            },
         },
     }
 

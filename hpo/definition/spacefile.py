@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
-from hpo.definition.config import check_path, field_errors, field_paths
+from hpo.definition.config import OPTIONS, check_path, field_errors, field_paths, is_option
 from hpo.definition.fields import flatten, list_of, with_values
 from hpo.definition.parameters import Choice, Float, Int, Parameter, When, canonical, shown
 from hpo.definition.space import Space
@@ -48,7 +48,7 @@ def _is_inner(path: str, value: Any) -> bool:
     """Whether a table holds further names, rather than a range or choices."""
     if not isinstance(value, Mapping) or not value:
         return False
-    if path in _FIELDS:
+    if path in _FIELDS and path != OPTIONS:
         return all(name.isdigit() for name in value)
     return not set(value) & {"low", "high", "choices"}
 
@@ -157,7 +157,8 @@ def _range(name: str, leaf: Mapping[str, Any], when: When, fixed: Mapping[str, A
         raise ConfigError(f"{shown(log)}: true or false", key=f"{name}.log")
     _check_range(name, numbers["low"], numbers["high"], numbers.get("step"), log)
     whole = all(isinstance(number, int) for number in numbers.values())
-    kind = Int if whole and _rejects(name, float(numbers["low"]), fixed) else Float
+    whole = whole and (is_option(name) or bool(_rejects(name, float(numbers["low"]), fixed)))
+    kind = Int if whole else Float
     if kind is Float:
         numbers = {key: float(number) for key, number in numbers.items()}
     for end in ("low", "high"):

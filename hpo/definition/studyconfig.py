@@ -9,10 +9,11 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from hpo.definition.config import Metric
-from hpo.definition.fields import Part, explain
+from hpo.definition.fields import Part, explain, listed
+from hpo.definition.objectives import COSTS, MOST_OBJECTIVES, Objective
 from hpo.definition.parameters import shown
 from hpo.errors import ConfigError, nearest
 
@@ -254,6 +255,9 @@ def _name(value: str) -> str:
     return value
 
 
+Objectives = Annotated[tuple[Objective, ...], BeforeValidator(listed)]
+
+
 class StudyConfig(Part):
     """What is optimized, by which sampler and pruner, and when to stop."""
 
@@ -262,6 +266,12 @@ class StudyConfig(Part):
     name."""
     metric: Metric = "val_top1"
     """A trial's value is its best epoch's: losses are minimized, the others maximized."""
+    metrics: Objectives | None = None
+    """Instead of metric: 2 to 4 of them, for the trials that none beats in all (the Pareto front).
+    The first is a metric of an epoch; it decides on pruning, target, patience_trials and which
+    epoch is best, whose values the others have. Costs are minimized: latency_ms (median time of one
+    image on the trial's device), parameters (count), flops (multiply-adds of one image),
+    epoch_seconds (mean of its epochs), peak_memory_mb (10^6 bytes, most of its epochs)."""
     trials: int = Field(default=50, ge=1, le=1_000_000)
     """Budget: exactly so many trials finish. Under grid its default is the number of points."""
     timeout_s: float | None = Field(default=None, gt=0)
@@ -292,6 +302,37 @@ class StudyConfig(Part):
         if isinstance(trials, int) and trials < SMALL_STUDY:
             return {"pruner": Median(), **data}
         return data
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_metric(cls, data: Any) -> Any:
+        """`metric` is the first of `metrics`."""
+        metrics = data.get("metrics") if isinstance(data, Mapping) else None
+        if not isinstance(metrics, list | tuple) or not metrics:
+            return data
+        if data.get("metric", metrics[0]) != metrics[0]:
+            raise _wrong("metric", f"{shown(data['metric'])}: give either metric or metrics")
+        if metrics[0] in COSTS:
+            raise _wrong("metrics", f"{shown(metrics[0])}: a metric of an epoch comes first")
+        return {**data, "metric": metrics[0]}
+
+    @model_validator(mode="after")
+    def _several(self) -> Self:
+        metrics = self.metrics
+        if metrics is None:
+            return self
+        if not 2 <= len(metrics) <= MOST_OBJECTIVES or len(set(metrics)) < len(metrics):
+            allowed = f"2 to {MOST_OBJECTIVES} different ones; of a single one write metric"
+            raise _wrong("metrics", f"{shown(list(metrics))}: {allowed}")
+        if isinstance(self.sampler, CmaEs):
+            allowed = "with several metrics: tpe, nsga2, gp, qmc, random, grid"
+            raise _wrong("sampler", f"'cmaes': it knows one metric only; allowed {allowed}")
+        return self
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """What is optimized, one or several."""
+        return self.metrics or (self.metric,)
 
     @classmethod
     def parse(cls, data: Mapping[str, Any], *, where: str = "", prefix: str = "study.") -> Self:

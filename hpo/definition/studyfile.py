@@ -49,6 +49,11 @@ class StudyFile:
         return self.study.metric
 
     @property
+    def objectives(self) -> tuple[str, ...]:
+        """What is optimized: `metric` alone, or several of which it is the first."""
+        return self.study.objectives
+
+    @property
     def direction(self) -> Literal["minimize", "maximize"]:
         return direction(self.study.metric)
 

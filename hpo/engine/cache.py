@@ -112,8 +112,11 @@ class Store:
             good_labels = np.array([labels[i] for i in index.good], np.int64)
             pixels = folder / "pixels"
             if 0 < index.size <= self.limit and pixels.exists():
-                return Mapped(pixels, index.sizes, good_labels, good_names), index
-        return Streamed(source, sizing, index.sizes, good_labels, good_names), index
+                images: Images = Mapped(pixels, index.sizes, good_labels, good_names)
+            else:
+                images = Streamed(source, sizing, index.sizes, good_labels, good_names)
+        images.content = folder.name
+        return images, index
 
     def _ready(self, folder: Path) -> Index | None:
         """The index of a part that needs no building: pixels are there, or there is no room."""

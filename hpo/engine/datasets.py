@@ -109,7 +109,8 @@ def describe(config: DataConfig, *, download: bool = False) -> dict[str, dict[st
     `download` and `data.download` bring a data set that is not there."""
     origin = _origin(config, download=download and config.download)
     listing, parts = _parts(config, origin, None, test=True)
-    counts = {part: Counter(item.label for item in items) for part, items in parts.items()}
+    ordered = [part for part in ("train", "val", "test") if part in parts]
+    counts = {part: Counter(item.label for item in parts[part]) for part in ordered}
     return {
         part: {name: count[label] for label, name in enumerate(listing.classes)}
         for part, count in counts.items()

@@ -84,6 +84,13 @@ class Images(ABC):
     sizes: Numbers
     streamed = False
     """Whether `pixels` decodes a file at every call."""
+    content = ""
+    """Digest of the pictures and their size; empty where it is not known."""
+
+    @property
+    def parts(self) -> tuple[Images, ...]:
+        """The sets of which this one is joined, in their order."""
+        return (self,)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -162,6 +169,10 @@ class Joined(Images):
         self.labels = np.concatenate([first.labels, second.labels])
         self.sizes = np.concatenate([first.sizes, second.sizes])
         self.streamed = first.streamed or second.streamed
+
+    @property
+    def parts(self) -> tuple[Images, ...]:
+        return tuple(one for part in self._parts for one in part.parts)
 
     def pixels(self, i: int) -> Pixels:
         first, second = self._parts

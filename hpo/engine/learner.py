@@ -17,6 +17,7 @@ from hpo.definition.config import TrainConfig
 from hpo.definition.phases import Phase
 from hpo.engine import metrics, models
 from hpo.engine.augment import mixing
+from hpo.engine.chain import steps
 from hpo.engine.control import Control
 from hpo.engine.ema import Average
 from hpo.engine.losses import make_loss
@@ -24,7 +25,7 @@ from hpo.engine.optim import make_optimizer, set_rate
 from hpo.errors import TrialFailed
 
 Batch = tuple[Tensor, Tensor]
-"""Images (B, 3, S, S) float32 and labels (B,) int64, on one device."""
+"""Images (B, 3, S, S) float32, or features of them, and labels (B,) int64, on one device."""
 MixedBatch = tuple[Tensor, Tensor | mixing.Mixed]
 """The same where mixup or cutmix may have mixed the labels."""
 
@@ -91,6 +92,7 @@ class Learner:
         )
         layout = memory_format(config.runtime.memory_format)
         self.model: nn.Module = model.to(device, memory_format=layout)  # type: ignore[call-overload]
+        self.skip(0)
         self.normed = any(isinstance(part, _BatchNorm) for part in self.model.modules())
         decay = config.ema_decay
         self.average = None if decay is None else Average(self.model, decay)
@@ -102,7 +104,7 @@ class Learner:
         """Let the blocks of `phase` learn, with a new optimizer."""
         self.phase = phase
         self.model.zero_grad(set_to_none=True)
-        self._frozen = models.set_trainable(self.model, phase.trainable_blocks)
+        self.frozen = models.set_trainable(self.model, phase.trainable_blocks)
         head = self.model.get_submodule(models.family(self.model).head)
         self.optimizer = make_optimizer(self.model, self.config.optimizer, head)
         self._learning = [part for group in self.optimizer.param_groups for part in group["params"]]
@@ -116,10 +118,20 @@ class Learner:
         """The network that is evaluated and kept: the average where there is one."""
         return self.average.model if self.average else self.model
 
+    def skip(self, cut: int) -> None:
+        """From now on batches hold what the first `cut` steps of the network make of images."""
+        self._cut = cut
+        self._network = self.beyond(self.model)
+
+    def beyond(self, model: nn.Module) -> nn.Module:
+        """What is left of `model`, one like this network, where its beginning is skipped; the
+        modules and their weights are the same ones."""
+        return nn.Sequential(*steps(model)[self._cut :]) if self._cut else model
+
     def train_mode(self) -> None:
         """Dropout and batch norm as in training, but for what is frozen."""
         self.model.train()
-        for part in self._frozen:
+        for part in self.frozen:
             part.eval()
 
     def step(self, batch: MixedBatch, lr: float, tally: Tally | None = None) -> None:
@@ -150,7 +162,7 @@ class Learner:
     def _loss(self, images: Tensor, labels: Tensor | mixing.Mixed) -> tuple[Tensor, Tensor]:
         try:
             with autocast(self.device, self.config.runtime.precision):
-                logits = self.model(images).float()
+                logits = self._network(images).float()
         except ValueError as error:
             raise TrialFailed(
                 f"a batch of {len(labels)} cannot be learned from: {error}; "

@@ -12,7 +12,7 @@ import queue
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, suppress
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,13 @@ Batch = tuple[Tensor, Tensor]
 """((B, 3, S, S) float32 normalised, (B,) int64 labels), both on the device."""
 MixedBatch = tuple[Tensor, Tensor | mixing.Mixed]
 """The same where mixup or cutmix may have mixed the labels."""
+
+
+class Rows(Protocol):
+    """Stands in for the pictures: what the frozen beginning of a network makes of them."""
+
+    def rows(self, order: Tensor, view: int, slices: Sequence[slice]) -> Iterator[Tensor]:
+        """(B, ...) on the device for each slice of `order`, (N,), as epoch `view` shows them."""
 
 
 _MOST_COPIED = 500_000_000
@@ -59,16 +66,20 @@ class TrainBatches:
         seed: int = 0,
         loader_workers: int = 0,
         balanced: bool = False,
+        features: Rows | None = None,
     ) -> None:
         self._balanced = torch.from_numpy(images.labels) if balanced else None
+        self._features = features
         self._augment = augment = augment.scaled()
         self._size, self._seed = image_size, seed
         self._sizes = torch.from_numpy(images.sizes)
         resized = augment.random_resized_crop is not None
         padding = augment.crop_padding
-        self._feed = _feed(images, image_size, padding, device, loader_workers, resized=resized)
+        if features is None:
+            self._feed = _feed(images, image_size, padding, device, loader_workers, resized=resized)
         self._finish = _Finish(mean, std, device, memory_format)
         self._labels = torch.from_numpy(images.labels).to(device)
+        self._batch_size = batch_size
         self._slices = _slices(len(images), batch_size)
         if len(self._slices) > 1 and len(images) % batch_size == 1:
             del self._slices[-1]
@@ -80,15 +91,34 @@ class TrainBatches:
     def epoch(self, n: int) -> Generator[MixedBatch, None, None]:
         """The batches of epoch `n`; close the iterator (or exhaust it) to end its helpers."""
         order = self._order(n)
-        draws = self._draws(order, n)
+        if self._features is not None:
+            labels = self._labels[moved(order, self._labels.device)]
+            return _given(self._features.rows(order, n, self._slices), labels, self._slices)
         mixes = mixing.draw(self._augment, self._size, len(self), self._seed, n)
+        return self._mixed(self._shown(order, n, self._slices), mixes)
+
+    def in_order(self, n: int) -> Generator[Batch, None, None]:
+        """All pictures in their order, also a single last one, as epoch `n` shows them."""
+        count = len(self._sizes)
+        return self._shown(torch.arange(count), n, _slices(count, self._batch_size))
+
+    def _shown(
+        self, order: Tensor, n: int, slices: Sequence[slice]
+    ) -> Generator[Batch, None, None]:
+        draws = self._draws(order, n)
         labels = self._labels[moved(order, self._labels.device)]
         there = draws.to(self._labels.device)
-        feed = self._feed.batches(order, draws.boxes, self._slices)
+        feed = self._feed.batches(order, draws.boxes, slices)
         with closing(feed):
-            for part, pixels, mix in zip(self._slices, feed, mixes, strict=True):
-                batch = self._finish(pixels, there[part])
-                yield mixing.apply(batch, labels[part], mix) if mix else (batch, labels[part])
+            for part, pixels in zip(slices, feed, strict=True):
+                yield self._finish(pixels, there[part]), labels[part]
+
+    def _mixed(
+        self, batches: Generator[Batch, None, None], mixes: Sequence[mixing.Mix | None]
+    ) -> Generator[MixedBatch, None, None]:
+        with closing(batches):
+            for (images, labels), mix in zip(batches, mixes, strict=True):
+                yield mixing.apply(images, labels, mix) if mix else (images, labels)
 
     def _order(self, n: int) -> Tensor:
         source = aug.generator(self._seed, n, "order")
@@ -116,8 +146,11 @@ class EvalBatches:
         device: torch.device,
         memory_format: torch.memory_format = torch.contiguous_format,
         loader_workers: int = 0,
+        features: Rows | None = None,
     ) -> None:
-        self._feed = _feed(images, image_size, 0, device, loader_workers, resized=False)
+        self._features = features
+        if features is None:
+            self._feed = _feed(images, image_size, 0, device, loader_workers, resized=False)
         self._finish = _Finish(mean, std, device, memory_format)
         self._labels = torch.from_numpy(images.labels).to(device)
         self._slices = _slices(len(images), batch_size)
@@ -126,10 +159,22 @@ class EvalBatches:
         return len(self._slices)
 
     def __iter__(self) -> Iterator[Batch]:
-        feed = self._feed.batches(torch.arange(len(self._labels)), None, self._slices)
+        order = torch.arange(len(self._labels))
+        if self._features is not None:
+            rows = self._features.rows(order, 0, self._slices)
+            yield from _given(rows, self._labels, self._slices)
+            return
+        feed = self._feed.batches(order, None, self._slices)
         with closing(feed):
             for part, pixels in zip(self._slices, feed, strict=True):
                 yield self._finish(pixels, aug.Draws()), self._labels[part]
+
+
+def _given(
+    rows: Iterator[Tensor], labels: Tensor, slices: Sequence[slice]
+) -> Generator[Batch, None, None]:
+    for part, row in zip(slices, rows, strict=True):
+        yield row, labels[part]
 
 
 def _slices(count: int, batch_size: int) -> list[slice]:

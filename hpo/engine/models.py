@@ -190,7 +190,7 @@ def _bare(config: ModelConfig, classes: int, image_size: int) -> nn.Module:
     if name == "small_cnn":
         return SmallCnn(config.cnn, classes, image_size)
     if is_own(name):
-        return _users(name, classes, image_size)
+        return _users(config, classes, image_size)
     options: dict[str, Any] = {}
     if name in ("googlenet", "inception_v3"):
         options = {"aux_logits": False, "init_weights": True}
@@ -212,8 +212,9 @@ def _bare(config: ModelConfig, classes: int, image_size: int) -> nn.Module:
     return model
 
 
-def _users(name: str, classes: int, image_size: int) -> nn.Module:
-    model = own.build(name, classes=classes, image_size=image_size)
+def _users(config: ModelConfig, classes: int, image_size: int) -> nn.Module:
+    name = config.architecture
+    model = own.build(name, config.options, classes=classes, image_size=image_size)
     if not any(isinstance(model, kind) for kind in FAMILIES):
         places, head = own.parts(model, name)
         pattern = "|".join(re.escape(place) for place in places)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +47,13 @@ def call(function: Callable[..., Any], what: str, key: str, *args: Any, **option
         raise ConfigError(f"{what} raised {_told(error)}", key=key) from error
 
 
-def build(name: str, *, classes: int, image_size: int) -> nn.Module:
-    """The network that the user's function `name` returns for these sizes, run once on two black
-    pictures. Raises ConfigError where that fails or gives anything but (2, classes) logits."""
+def build(name: str, options: Mapping[str, Any], *, classes: int, image_size: int) -> nn.Module:
+    """The network that the user's function `name` returns for these sizes and `options`, run once
+    on two black pictures. Raises ConfigError where that fails or gives anything but (2, classes)
+    logits."""
     key = "model.architecture"
     function = load(name, key)
-    model = call(function, repr(name), key, classes=classes, image_size=image_size)
+    model = call(function, repr(name), key, **options, classes=classes, image_size=image_size)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"{name!r} returned {type(model).__name__}, not a nn.Module", key=key)
     images = torch.zeros(2, 3, image_size, image_size)

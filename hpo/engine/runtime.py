@@ -227,5 +227,6 @@ def _held(learner: Learner) -> int:
         if isinstance(value, Tensor)
     ]
     weights = list(learner.model.state_dict().values())
+    weights += learner.average.model.state_dict().values() if learner.average else []
     gradients = [part.grad for part in learner.model.parameters() if part.grad is not None]
     return sum(tensor.nbytes for tensor in [*state, *weights, *gradients])

@@ -27,6 +27,7 @@ from hpo.engine import optim
 from hpo.engine.balance import class_weights
 from hpo.engine.checkpoint import Checkpoint
 from hpo.engine.control import Control
+from hpo.engine.features import Features, Preparation, frozen_cut, keep
 from hpo.engine.images import Images
 from hpo.engine.learner import Evaluation, Learner, Tally, evaluate, memory_format
 from hpo.engine.loader import EvalBatches, TrainBatches
@@ -80,13 +81,15 @@ def train(
     metric: str = "val_top1",
     checkpoint: Callable[[int], Path] | None = None,
     resume: Path | None = None,
+    cache: Path | None = None,
 ) -> Generator[EpochResult, None, None]:
     """Train as `config` says, yielding each epoch after its checkpoint is on disk.
 
     `checkpoint` names the file of an epoch; without it nothing is kept. `resume` is a checkpoint of
     the same configuration: training goes on with the epoch after it. `metric` decides which epoch
     is best. Where the device runs out of memory, training goes back to the last checkpoint and
-    halves the micro-batch; the effective batch stays.
+    halves the micro-batch; the effective batch stays. Under `cache` the outputs of a frozen
+    beginning are kept, and shared with other trainings, where images do not change.
 
     Raises what `control.step` raises; ConfigError, DataError or TrialFailed for a configuration
     that cannot be trained.
@@ -97,7 +100,7 @@ def train(
         start.require(config)
         micro_batch = start.micro_batch
     while True:
-        run = _Run(config, data, control, device, metric, micro_batch, start)
+        run = _Run(config, data, control, device, metric, micro_batch, start, cache)
         start = None
         try:
             for result in run.epochs(checkpoint):
@@ -132,7 +135,9 @@ class _Run:
         metric: str,
         micro_batch: int,
         start: Checkpoint | None,
+        cache: Path | None,
     ) -> None:
+        self.data, self.cache = data, cache
         self.config, self.control, self.device, self.metric = config, control, device, metric
         self.validated = data.val is not None
         self.classes = data.classes
@@ -146,7 +151,7 @@ class _Run:
         self.best_epoch = 0
         if start:
             self.restore(start)
-        self.train_batches, self.val_batches = _batches(config, data, device, micro_batch)
+        self.opened: int | None = None
         self.retrieval = self.retrieved(data, micro_batch)
 
     def make_learner(self, micro_batch: int, start: Checkpoint | None) -> Learner:
@@ -165,10 +170,13 @@ class _Run:
 
     def retrieved(self, data: TrainingData, micro_batch: int) -> Validation | None:
         """Validation images as queries in the training images, where that is the task."""
-        if self.config.task != "retrieval" or data.val is None or self.val_batches is None:
+        if self.config.task != "retrieval" or data.val is None:
             return None
-        gallery = _eval_batches(data.train, self.config, data, self.device, micro_batch)
-        return Validation(data.train, gallery, data.val, self.val_batches)
+        gallery, queries = (
+            _eval_batches(images, self.config, data, self.device, micro_batch)
+            for images in (data.train, data.val)
+        )
+        return Validation(data.train, gallery, data.val, queries)
 
     @property
     def done(self) -> int:
@@ -228,6 +236,7 @@ class _Run:
         began = time.perf_counter()
         if self.config.frozen:
             return self.look(epoch, began)
+        self.open(epoch)
         rates = optim.learning_rates(
             self.config, epoch=epoch, steps=len(self.train_batches), history=self.history
         )
@@ -254,6 +263,23 @@ class _Run:
             "peak_memory_mb": peak_memory_mb(self.device),
         }
 
+    def open(self, epoch: int) -> None:
+        """Make the batches, of features where the beginning of the network need not be computed
+        again; anew only when another part of it is frozen."""
+        cut = frozen_cut(self.learner)
+        if cut == self.opened:
+            return
+        self.opened = cut
+        data, kept = self.data, None
+        if self.cache:
+            how = Preparation(data.mean, data.std, self.config, self.device)
+            sets = data.train, data.val
+            kept = keep(self.learner, how, sets, self.cache, self.control, epoch=epoch)
+        self.learner.skip(cut if kept else 0)
+        self.train_batches, self.val_batches = _batches(
+            self.config, data, self.device, self.learner.micro_batch, *(kept or (None, None))
+        )
+
     def pass_over(self, epoch: int, rates: list[float]) -> Tally:
         """One pass over the training images, without waiting for the device."""
         self.learner.train_mode()
@@ -268,8 +294,6 @@ class _Run:
         return tally
 
     def validate(self, epoch: int) -> dict[str, float]:
-        if self.val_batches is None:
-            return {}
         if self.retrieval is not None:
             return self.retrieval.measure(
                 self.learner.model,
@@ -279,8 +303,10 @@ class _Run:
                 control=self.control,
                 epoch=epoch,
             )
+        if self.val_batches is None:
+            return {}
         found = evaluate(
-            self.learner.kept,
+            self.learner.beyond(self.learner.kept),
             self.val_batches,
             classes=self.classes,
             device=self.device,
@@ -322,7 +348,12 @@ class _Run:
 
 
 def _batches(
-    config: TrainConfig, data: TrainingData, device: torch.device, micro_batch: int
+    config: TrainConfig,
+    data: TrainingData,
+    device: torch.device,
+    micro_batch: int,
+    train_features: Features | None,
+    val_features: Features | None,
 ) -> tuple[TrainBatches, EvalBatches | None]:
     layout = memory_format(config.runtime.memory_format)
     training = TrainBatches(
@@ -337,14 +368,20 @@ def _batches(
         seed=config.seed,
         loader_workers=config.data.loader_workers,
         balanced=config.data.balance == "sampling",
+        features=train_features,
     )
     if data.val is None:
         return training, None
-    return training, _eval_batches(data.val, config, data, device, micro_batch)
+    return training, _eval_batches(data.val, config, data, device, micro_batch, val_features)
 
 
 def _eval_batches(
-    images: Images, config: TrainConfig, data: TrainingData, device: torch.device, micro_batch: int
+    images: Images,
+    config: TrainConfig,
+    data: TrainingData,
+    device: torch.device,
+    micro_batch: int,
+    features: Features | None = None,
 ) -> EvalBatches:
     return EvalBatches(
         images,
@@ -355,6 +392,7 @@ def _eval_batches(
         device=device,
         memory_format=memory_format(config.runtime.memory_format),
         loader_workers=config.data.loader_workers,
+        features=features,
     )
 
 

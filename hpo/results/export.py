@@ -42,6 +42,21 @@ def export_top(database: Database, name: str, k: int) -> list[Export]:
     return [_exported(database, status, trial) for trial in _best(status, k)]
 
 
+def export_front(database: Database, name: str) -> list[Export]:
+    """The trials that no other beats in all objectives, best first metric first.
+
+    Raises NotFound as `export` does, InputError for a study of a single metric.
+    """
+    status = read_status(database, name)
+    if len(status.file.objectives) == 1:
+        raise InputError(
+            f"study {name!r} has one metric, {status.file.metric}: its best trial is all of its "
+            f"front; hpo export {name} writes it"
+        )
+    _best(status, 1)
+    return [_exported(database, status, trial) for trial in status.front()]
+
+
 def write_export(
     path: Path, config: TrainConfig, provenance: Mapping[str, Any], *, force: bool = False
 ) -> None:

@@ -34,6 +34,7 @@ def describe_trial(
         "state": trial.state,
         "metric": status.file.metric,
         "value": trial.value,
+        "values": trial.values or None,
         "best_epoch": trial.best_epoch,
         "epochs": config.epochs,
         "epochs_trained": trained,

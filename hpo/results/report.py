@@ -9,24 +9,27 @@ from __future__ import annotations
 import secrets
 import shlex
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import optuna
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from hpo.definition.fields import flatten
 from hpo.paths import Home
-from hpo.results import figures, retrieval_figures, study_figures
+from hpo.results import compare_figures, figures, pareto, retrieval_figures, study_figures
+from hpo.results.comparison import Comparison
+from hpo.results.groups import group_table
 from hpo.results.runs import write_whole
 from hpo.results.table import (
     Cell,
     Table,
     count,
     duration,
+    measured_cell,
     number,
     number_cell,
     setting_cell,
@@ -34,7 +37,7 @@ from hpo.results.table import (
     text_cell,
 )
 from hpo.search.status import StudyStatus, TrialStatus, read_status
-from hpo.search.study import load
+from hpo.search.study import Study, load
 from hpo.storage import records
 from hpo.storage.db import Database
 from hpo.storage.leases import FINAL
@@ -61,13 +64,23 @@ def importances(database: Database, name: str) -> dict[str, float]:
         warnings.simplefilter("ignore", UserWarning)
         found = study.optuna_study(FencedStorage(database))
         complete = found.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-        if len(complete) < MIN_COMPLETE or len({trial.value for trial in complete}) < 2:
+        if len(complete) < MIN_COMPLETE or len({trial.values[0] for trial in complete}) < 2:
             return {}
         evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-        shares = optuna.importance.get_param_importances(found, evaluator=evaluator)
+        shares = optuna.importance.get_param_importances(
+            found, evaluator=evaluator, target=_first_value(study)
+        )
     # Equal shares are what Optuna gives where it could tell nothing.
     informative = len(shares) == 1 or len(set(shares.values())) > 1
     return dict(shares) if informative else {}
+
+
+def _first_value(study: Study) -> Callable[[FrozenTrial], float] | None:
+    """Of several objectives the first, smaller is better; None of a single one, which it knows."""
+    if len(study.file.objectives) == 1:
+        return None
+    sign = -1.0 if study.maximize else 1.0
+    return lambda trial: sign * trial.values[0]
 
 
 def write_report(path: Path, page: str) -> None:
@@ -130,6 +143,11 @@ def study_report(database: Database, name: str) -> str:
         searched=None if best is None else settings_table(best.params.items()),
         fixed=None if best is None else settings_table(_fixed(status, best)),
         commands=None if best is None else _commands(database, status, best),
+        front=pareto.front_table(status) if len(status.file.objectives) > 1 else None,
+        fronts=[f"front-{name}" for name in status.file.objectives[1:]],
+        groups=[
+            (name, table) for name in status.file.space if (table := group_table(status, name)).rows
+        ],
         trials=_trials_table(status),
         workers=_workers_table(status),
         versions=_versions(status),
@@ -152,6 +170,10 @@ def _study_figures(status: StudyStatus, shares: Mapping[str, float]) -> dict[str
         "importance": figures.importance(shares),
         "parallel": study_figures.parallel(status),
         **slices,
+        **{
+            f"front-{name}": pareto.front_figure(status, name)
+            for name in status.file.objectives[1:]
+        },
         **_curve_figures({"best": epochs}, mark),
     }
 
@@ -193,15 +215,18 @@ def storage_option(database: Database) -> str:
 
 def _trials_table(status: StudyStatus) -> Table:
     names = list(status.file.space)
-    headers = ("trial", "state", status.file.metric, "best epoch", "epochs", "seconds")
-    return Table((*headers, *names, "reason"), [_trial_row(t, names) for t in status.trials])
+    costs = status.file.objectives[1:]
+    headers = ("trial", "state", status.file.metric, *costs, "best epoch", "epochs", "seconds")
+    rows = [_trial_row(trial, names, costs) for trial in status.trials]
+    return Table((*headers, *names, "reason"), rows)
 
 
-def _trial_row(trial: TrialStatus, names: Iterable[str]) -> list[Cell]:
+def _trial_row(trial: TrialStatus, names: Iterable[str], costs: Iterable[str]) -> list[Cell]:
     return [
         Cell(str(trial.number), trial.number, "number"),
         text_cell(trial.state, f"state {trial.state}"),
         number_cell(trial.value),
+        *(measured_cell(name, trial.values.get(name)) for name in costs),
         setting_cell(trial.best_epoch) if trial.best_epoch else number_cell(None),
         Cell(str(len(trial.epochs)), len(trial.epochs), "number"),
         number_cell(trial.seconds if trial.epochs else None, digits=1),
@@ -251,6 +276,25 @@ def _fingerprints(database: Database, status: StudyStatus) -> list[tuple[str, st
         for key, value in resolved.items()
         if key.startswith("data ")
     ]
+
+
+# ---- several studies and runs ----
+
+
+def comparison_report(found: Comparison, title: str) -> str:
+    """The page of `hpo compare`."""
+    drawn = compare_figures.figures_of(found)
+    names = [name for name, figure in drawn.items() if figure is not None]
+    return _render(
+        "compare.html",
+        drawn,
+        title=title,
+        entries=compare_figures.entries_table(found),
+        runs=compare_figures.runs_table(found),
+        costs=[name for name in names if name.startswith("cost-")],
+        curves=[name for name in names if name.startswith("curves-")],
+        notes=found.notes,
+    )
 
 
 # ---- a retrained model ----

@@ -280,6 +280,7 @@ class _Job:
                 metric=self.recipe.metric,
                 checkpoint=files.checkpoint,
                 resume=last,
+                cache=self.home.cache,
             )
             with closing(results):
                 for result in results:

@@ -44,6 +44,15 @@ def number(value: float | None, digits: int = 4) -> str:
     return f"{value:.{digits}f}"
 
 
+def measured(name: str, value: float | None) -> str:
+    """The value of an objective or metric called `name`: counts whole, costs with four digits."""
+    if value is None or name.startswith(("train_", "val_")) or not math.isfinite(value):
+        return number(value)
+    if name in ("parameters", "flops"):
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
+
+
 def setting(value: Any) -> str:
     """A value of a configuration as a person writes it: true, 0.003, [32, 64], none."""
     if value is None:
@@ -80,6 +89,10 @@ def count(value: int, noun: str) -> str:
 def number_cell(value: float | None, digits: int = 4) -> Cell:
     key = value if value is not None and math.isfinite(value) else None
     return Cell(number(value, digits), key, "number")
+
+
+def measured_cell(name: str, value: float | None) -> Cell:
+    return Cell(measured(name, value), value, "number")
 
 
 def setting_cell(value: Any) -> Cell:

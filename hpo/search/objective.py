@@ -11,6 +11,7 @@ import logging
 import math
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,19 @@ import torch
 from optuna.trial import TrialState
 
 from hpo.definition.config import RuntimeConfig, TrainConfig
+from hpo.definition.objectives import COSTS
 from hpo.engine import runtime
 from hpo.engine.checkpoint import best_weights, save_weights
 from hpo.engine.control import Control
+from hpo.engine.costs import network_costs
 from hpo.engine.datasets import Data, open_data
 from hpo.engine.train import EpochResult, TrainingData, train
 from hpo.errors import ConfigError, Conflict, Interrupted, TrialFailed
 from hpo.paths import Home
 from hpo.search import keeping, plan
 from hpo.search.samplers import draft_params, make_sampler
+from hpo.search.several import FirstMetric, values_of, worst_of
+from hpo.search.status import best_of
 from hpo.search.study import Study
 from hpo.storage import leases, records
 from hpo.storage.leases import Ending, Lease, Taken
@@ -48,6 +53,11 @@ class Bench:
     device: torch.device
     threads: int
     _data: tuple[Any, Data] | None = None
+
+    @cached_property
+    def first_metric(self) -> FirstMetric:
+        """The pruner, where there are several objectives."""
+        return FirstMetric(self.study, self.storage)
 
     def data(self, config: TrainConfig) -> Data:
         """Images for `config`, opened once for trials that share them; refuses other images under
@@ -162,6 +172,7 @@ class _Training:
             )
         self.bench, self.lease, self.trial = bench, taken.lease, trial
         self.metric = bench.study.file.metric
+        self.objectives = bench.study.file.objectives
         config = _config(bench, taken.lease, trial)
         self.data = bench.data(config)
         resolved = _runtime(bench, taken, config, len(self.data.classes))
@@ -198,6 +209,7 @@ class _Training:
             metric=self.metric,
             checkpoint=lambda n: self.directory.checkpoint(self.lease.number, self.lease.k, n),
             resume=self.checkpoint,
+            cache=self.bench.home.cache,
         )
         with closing(results):
             for result in results:
@@ -205,7 +217,7 @@ class _Training:
                 if ending is not None:
                     return ending
         self._keep_weights()
-        return Ending("complete", self._best())
+        return Ending("complete", self._best(), objectives=self._values())
 
     def _begin_epoch(self) -> None:
         leases.begin_epoch(
@@ -257,15 +269,53 @@ class _Training:
         if not all(math.isfinite(v) for k, v in last.metrics.items() if k.endswith("_loss")):
             value = chance(self.metric, len(self.data.classes))
             reason = f"loss not finite in epoch {last.epoch}; told with the value of chance"
-            return Ending("diverged", value, reason)
+            return Ending("diverged", value, reason, self._worst_values())
+        if self._falls_behind():
+            pruner = self.bench.study.file.study.pruner.name
+            return Ending("pruned", self._best(), f"{pruner} pruned it after epoch {last.epoch}")
+        return None
+
+    def _falls_behind(self) -> bool:
+        """What the pruner says, once Optuna has every epoch; of several objectives it has none."""
+        if self._has_several:
+            return self.bench.first_metric.falls_behind(self.lease.trial_id)
         known = self.bench.storage.get_trial(self.lease.trial_id).intermediate_values
         for row in self.rows:
             if row.epoch not in known:
                 self.trial.report(row.metrics[self.metric], row.epoch)
-        if self.trial.should_prune():
-            pruner = self.bench.study.file.study.pruner.name
-            return Ending("pruned", self._best(), f"{pruner} pruned it after epoch {last.epoch}")
-        return None
+        return self.trial.should_prune()
+
+    @property
+    def _has_several(self) -> bool:
+        return len(self.objectives) > 1
+
+    def _values(self) -> tuple[float, ...] | None:
+        """The values of several objectives, costs measured now; None where there is one."""
+        if not self._has_several:
+            return None
+        best = best_of(self.rows, self.metric, self.bench.study.file.direction)[1]
+        network = self._network_costs(self.checkpoint)
+        return values_of(self.objectives, self.rows, best or len(self.rows), network)
+
+    def _worst_values(self) -> tuple[float, ...] | None:
+        """The values of a trial that diverged."""
+        if not self._has_several:
+            return None
+        study, classes = self.bench.study, len(self.data.classes)
+        own = values_of(self.objectives, self.rows, len(self.rows), self._network_costs(None))
+        guesses = {name: chance(name, classes) for name in self.objectives if name not in COSTS}
+        attempts = records.read_attempts(study.database, study.uuid).values()
+        others = [one.objectives for rows in attempts for one in rows if one.objectives]
+        return worst_of(self.objectives, own, guesses, others)
+
+    def _network_costs(self, checkpoint: Path | None) -> dict[str, float]:
+        return network_costs(
+            self.config,
+            self.objectives,
+            classes=len(self.data.classes),
+            device=self.bench.device,
+            checkpoint=checkpoint,
+        )
 
     def _best(self) -> float:
         """The objective: the best epoch's metric."""
@@ -310,8 +360,10 @@ def _tell(bench: Bench, lease: Lease, trial: optuna.trial.Trial, ending: Ending)
     if ending.reason:
         trial.set_user_attr("reason", ending.reason)
     with bench.storage.guarded(lease, ending):
-        values = ending.value if state == TrialState.COMPLETE else None
-        bench.optuna_study.tell(trial, values, state=state)
+        values = ending.objectives or ending.value
+        bench.optuna_study.tell(
+            trial, values if state == TrialState.COMPLETE else None, state=state
+        )
     shown = "" if ending.value is None else f" {ending.value:.4f}"
     log.info("trial %d: %s%s %s", lease.number, ending.outcome, shown, ending.reason or "")
 

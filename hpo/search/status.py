@@ -6,9 +6,10 @@ Reads the database alone, without Optuna's storage: `hpo status` answers in a fr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from hpo.definition.objectives import direction_of, dominates, losses
 from hpo.definition.studyfile import StudyFile
 from hpo.storage import records
 from hpo.storage.db import Database
@@ -35,6 +36,8 @@ class TrialStatus:
     epochs: tuple[EpochRow, ...]
     attempts: tuple[AttemptRow, ...]
     reason: str | None
+    values: dict[str, float] = field(default_factory=dict)
+    """All objectives of a trial that is over, by name, where there are several."""
 
     @property
     def seconds(self) -> float:
@@ -74,6 +77,18 @@ class StudyStatus:
         done = [t for t in self.trials if t.state == "complete" and t.value is not None]
         sign = -1.0 if self.file.direction == "maximize" else 1.0
         return sorted(done, key=lambda t: (sign * (t.value or 0.0), t.number))
+
+    def front(self) -> list[TrialStatus]:
+        """Complete trials that no other beats in all objectives, best first metric first; of a
+        single objective the best."""
+        if len(self.file.objectives) == 1:
+            return self.ranked()[:1]
+        front: list[TrialStatus] = []
+        # In this order a later trial cannot beat an earlier one, so one pass will do.
+        for trial in sorted(self.ranked(), key=lambda t: (losses(t.values), t.number)):
+            if not any(dominates(other.values, trial.values) for other in front):
+                front.append(trial)
+        return front
 
     @property
     def state(self) -> str:
@@ -140,6 +155,7 @@ class StudyStatus:
             "stop_reason": self.row.stop_reason,
             "metric": self.file.metric,
             "direction": self.file.direction,
+            **self._front_dict(),
             "budget": self.row.trials,
             "finished": self.finished,
             "trials": {name: self.count(name) for name in names},
@@ -155,6 +171,13 @@ class StudyStatus:
             "images_per_s": self.images_per_s,
             "workers": [asdict(worker) for worker in self.live_workers],
         }  # fmt: skip
+
+    def _front_dict(self) -> dict[str, Any]:
+        names = self.file.objectives
+        if len(names) == 1:
+            return {}
+        front = [{"number": t.number, "values": t.values, "params": t.params} for t in self.front()]
+        return {"metrics": {name: direction_of(name) for name in names}, "front": front}
 
 
 def read_status(database: Database, name: str) -> StudyStatus:
@@ -198,6 +221,7 @@ def _trial(
     value, epoch = best_of(epochs, file.metric, file.direction)
     if last is not None and last.outcome == "diverged":
         value, epoch = last.value, None
+    values = last.objectives if last is not None and last.objectives else ()
     return TrialStatus(
         number=number,
         state=name,
@@ -207,6 +231,7 @@ def _trial(
         epochs=tuple(epochs),
         attempts=tuple(attempts),
         reason=last.reason if last else None,
+        values=dict(zip(file.objectives, values, strict=False)),
     )
 
 

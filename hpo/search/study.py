@@ -11,6 +11,7 @@ from typing import Any
 
 import optuna
 
+from hpo.definition.objectives import direction_of
 from hpo.definition.studyfile import StudyFile, difference
 from hpo.errors import ConfigError, Conflict, InputError
 from hpo.paths import Home, StudyDir
@@ -99,11 +100,12 @@ def _register(database: Database, file: StudyFile) -> None:
                 "made by hpo; choose another study.name"
             )
         if study_id is None:
-            direction = optuna.study.StudyDirection[file.direction.upper()]
-            study_id = storage.create_new_study([direction], file.name)
+            ways = [direction_of(name).upper() for name in file.objectives]
+            directions = [optuna.study.StudyDirection[way] for way in ways]
+            study_id = storage.create_new_study(directions, file.name)
         uuid = uuids.uuid4().hex
         storage.set_study_user_attr(study_id, "hpo:uuid", uuid)
-        storage.set_study_system_attr(study_id, "study:metric_names", [file.metric])
+        storage.set_study_system_attr(study_id, "study:metric_names", list(file.objectives))
         if not records.insert_study(database, _row_values(file, uuid, study_id)):
             raise Conflict(f"study {file.name!r} was being made elsewhere; run it again")
 

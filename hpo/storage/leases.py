@@ -60,6 +60,8 @@ class Ending:
     outcome: str
     value: float | None = None
     reason: str | None = None
+    objectives: tuple[float, ...] | None = None
+    """The values of all objectives, where there are several; `value` is the first."""
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,10 @@ Two things are added to `RDBStorage`, both proved necessary by experiment:
 
 from __future__ import annotations
 
+import copy
+import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -93,6 +95,7 @@ class FencedStorage(RDBStorage):
                 .values(
                     outcome=ending.outcome,
                     value=ending.value,
+                    objectives=ending.objectives and json.dumps(ending.objectives),
                     reason=ending.reason,
                     ended=self.database.now(),
                 )
@@ -134,6 +137,40 @@ class FencedStorage(RDBStorage):
 def cached(storage: FencedStorage) -> optuna.storages.BaseStorage:
     """What samplers and the dashboard read: finished trials are kept in memory."""
     return _CachedStorage(storage)
+
+
+class FirstObjective(_CachedStorage):
+    """A study of several objectives as if it had the first alone, for pruners: Optuna's refuse any
+    other. `curves()` gives its value after each epoch by trial number; Optuna stores none of them.
+    Writes go to the storage behind."""
+
+    def __init__(
+        self, storage: FencedStorage, curves: Callable[[], Mapping[int, Mapping[int, float]]]
+    ) -> None:
+        super().__init__(storage)
+        self._curves = curves
+
+    def get_study_directions(self, study_id: int) -> list[optuna.study.StudyDirection]:
+        return super().get_study_directions(study_id)[:1]
+
+    def get_trial(self, trial_id: int) -> optuna.trial.FrozenTrial:
+        return _with_curve(super().get_trial(trial_id), self._curves())
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Any = None
+    ) -> list[optuna.trial.FrozenTrial]:
+        curves = self._curves()
+        found = super().get_all_trials(study_id, deepcopy=deepcopy, states=states)
+        return [_with_curve(trial, curves) for trial in found]
+
+
+def _with_curve(
+    trial: optuna.trial.FrozenTrial, curves: Mapping[int, Mapping[int, float]]
+) -> optuna.trial.FrozenTrial:
+    seen = copy.copy(trial)  # the original belongs to the cache
+    seen.intermediate_values = dict(curves.get(trial.number, {}))
+    seen.values = trial.values and trial.values[:1]
+    return seen
 
 
 def add_waiting(storage: FencedStorage, study_id: int) -> None:

@@ -72,6 +72,8 @@ class AttemptRow:
     epoch: int | None
     runtime: dict[str, Any] | None
     live: bool
+    objectives: tuple[float, ...] | None = None
+    """The values of all objectives, where there are several."""
 
 
 @dataclass(frozen=True)
@@ -211,14 +213,14 @@ def read_resolved(database: Database, uuid: str) -> dict[str, Any]:
 
 
 def read_epochs(
-    database: Database, uuid: str, trial_id: int | None = None
+    database: Database, uuid: str, trial_id: int | None = None, *, first: int = 0
 ) -> dict[int, list[EpochRow]]:
-    """Finished epochs in order, by trial number."""
+    """Finished epochs in order, by trial number; of trial `first` and those after it."""
     t = optuna_trials
     query = (
         sa.select(epochs, t.c.number)
         .join(t, t.c.trial_id == epochs.c.trial_id)
-        .where(epochs.c.study == uuid)
+        .where(epochs.c.study == uuid, t.c.number >= first)
         .order_by(t.c.number, epochs.c.epoch)
     )
     if trial_id is not None:
@@ -242,6 +244,7 @@ def read_attempts(database: Database, uuid: str) -> dict[int, list[AttemptRow]]:
     with database.read() as c:
         for row in c.execute(query):
             fields = {name: row._mapping[name] for name in AttemptRow.__dataclass_fields__}
+            fields["objectives"] = tuple(json.loads(row.objectives)) if row.objectives else None
             fields["runtime"] = json.loads(row.runtime) if row.runtime else None
             fields["live"] = bool(row.live)
             rows[row.number].append(AttemptRow(**fields))

@@ -105,7 +105,8 @@ attempts = Table(
     # handed_back and lost permit a successor.
     Column("outcome", String(16)),
     Column("reason", Text),
-    Column("value", Float(53)),
+    Column("value", Float(53)),  # of the first objective
+    Column("objectives", Text),  # JSON: the values of all, in order; NULL where there is one
     Column("first_epoch", Integer),  # the first epoch that this attempt began
     Column("epoch", Integer),  # the last one
     Column("runtime", Text),  # JSON: threads, precision, ... that the trial keeps

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from hpo import dashboard
-from hpo.results.report import study_report, training_report, write_report
+from hpo.results.compare import compare
+from hpo.results.report import comparison_report, study_report, training_report, write_report
 from hpo.storage.db import Database
 from tests.browser.browser import OFFLINE, Browser, browser, missing
 from tests.fakes import study_file
@@ -61,6 +62,27 @@ def test_a_study_report_draws_every_figure_from_one_file(offline: Browser, page:
     lines = "document.querySelectorAll('#plot-parallel .js-line').length"
     assert offline.js(lines) >= 5
     assert offline.js("document.querySelectorAll('#plot-importance .bars .point').length") == 5
+    check_quiet(offline)
+
+
+def test_several_objectives_and_a_comparison_are_drawn(
+    offline: Browser, tmp_path: Path, database: Database
+) -> None:
+    costly = [Trial("complete", (0.5, 0.6 + i / 100), costs=(5.0 + i % 3,)) for i in range(6)]
+    file = study_file(name="pair", study='metrics = ["val_top1", "latency_ms"]')
+    fill(database, file, costly)
+    path = tmp_path / "pair.html"
+    write_report(path, study_report(database, "pair"))
+    show(offline, path)
+    assert offline.js("document.querySelectorAll('#plot-front-latency_ms .point').length") == 6
+    assert offline.js("document.querySelectorAll('#groups table').length") == 1
+    assert offline.js(FORGOTTEN) == 0
+    check_quiet(offline)
+    page = tmp_path / "compare.html"
+    write_report(page, comparison_report(compare(database, ["pair"]), "pair"))
+    show(offline, page)
+    assert offline.js("document.querySelectorAll('.plot').length") == 6
+    assert offline.js(FORGOTTEN) == 0
     check_quiet(offline)
 
 

@@ -5,13 +5,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import torch
 from torch import nn
 
 from hpo.definition.config import TrainConfig
 from hpo.definition.model import ModelConfig
+from hpo.definition.parameters import Choice, Int
 from hpo.definition.schema import json_schema
+from hpo.definition.studyfile import StudyFile, parse_study
+from hpo.definition.toml import parse as parse_toml
 from hpo.engine import models
 from hpo.engine.checkpoint import Checkpoint, best_weights, load_trained, save_weights
 from hpo.engine.learner import Learner
@@ -39,6 +43,14 @@ class Net(nn.Module):
 
 def net(classes, image_size):
     return Net(classes, image_size)
+
+
+def deep(classes, image_size, width=4, name="fc"):
+    model = Net(classes, image_size)
+    model.stem = nn.Conv2d(3, width, 3, padding=1)
+    model.features = nn.Sequential(nn.Conv2d(width, 4, 3), nn.ReLU())
+    model.called = name
+    return model
 
 
 def with_blocks(classes, image_size):
@@ -223,6 +235,52 @@ class TestArchitectures:
         with pytest.raises(ConfigError) as caught:
             models.build(ModelConfig(architecture=name), classes=3, image_size=8)
         assert str(caught.value).startswith(f"model.architecture: {message}")
+
+    def test_options_are_arguments(self) -> None:
+        model = build("deep", options={"width": 6, "name": "x"})
+        assert (model.stem.out_channels, model.called) == (6, "x")
+        with pytest.raises(ConfigError, match=r"'mine:net' raised TypeError: .*'width'"):
+            build("net", options={"width": 6})
+
+    def test_options_are_searched(self) -> None:
+        text = """
+        [study]
+        name = "widths"
+        [train.model]
+        architecture = "mine:deep"
+        options.name = "fixed"
+        [space]
+        model.options.width = {low = 2, high = 8}
+        model.options.rate = [0.1, 0.5]
+        """
+        jsonschema.Draft7Validator(json_schema()).validate(parse_toml(text))
+        file = parse_study(text)
+        assert file.space == {"model.options.width": Int(2, 8),
+                              "model.options.rate": Choice((0.1, 0.5))}  # fmt: skip
+        made = file.config({"model.options.width": 3, "model.options.rate": 0.5})
+        assert made.model.options == {"name": "fixed", "width": 3, "rate": 0.5}
+        assert TrainConfig.parse(made.to_dict()) == made
+        again = StudyFile.from_definition(file.definition())
+        assert again.definition() == file.definition()
+        fixed = parse_study(text, overrides={"model.options.width": 4})
+        assert list(fixed.space) == ["model.options.rate"]
+        assert fixed.config({"model.options.rate": 0.1}).model.options["width"] == 4
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"classes": 3}, "model.options: {'classes': 3}: allowed: names of arguments other "
+             "than classes and image_size"),
+            ({"a b": 3}, "model.options: {'a b': 3}: allowed: names of arguments other than "
+             "classes and image_size"),
+            ({"width": [1]}, "model.options.width: [1]: allowed: a number, a text, true or false"),
+            (3, "model.options: 3: input should be a valid dictionary"),
+        ],
+    )  # fmt: skip
+    def test_options_that_are_none(self, options: Any, message: str) -> None:
+        with pytest.raises(ConfigError) as caught:
+            TrainConfig.parse({"model": {"options": options}})
+        assert str(caught.value) == message
 
     def test_fields_that_do_not_fit_it(self) -> None:
         with pytest.raises(ConfigError, match=r"model\.stem: 'small': mine:net has none"):

@@ -25,7 +25,7 @@ from hpo.engine.retrieval import Found, Index
 from hpo.engine.train import EpochResult, train
 from hpo.errors import ConfigError, DataError, TrialFailed
 from hpo.search.objective import chance
-from tests.unit.test_train import DATA, Pictures, config
+from tests.training import DATA, Pictures, config
 
 CPU = torch.device("cpu")
 WAYS: list[dict[str, Any]] = [

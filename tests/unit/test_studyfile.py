@@ -179,7 +179,7 @@ SPACE = '[space]\noptimizer.lr = {low = 0.1, high = 0.5}\noptimizer.name = ["sgd
         ("epochs = 3\n", "epochs: a field of the training: write it under [train] in a study file"),
         ("study = 3\n", "study: 3: a table: write [study]"),
         ("baseline = 3\n", "baseline: 3: a list of tables: write [[baseline]] above each"),
-        ("[study]\ntrails = 3\n", "study.trails: unknown key; did you mean 'trials'?"),
+        ("[study]\ntrails = 3\n", "study.trails: unknown key; did you mean 'trials' or 'metrics'?"),
         ("[study]\ntrials = 0\n", "study.trials: 0: input should be greater than or equal to 1"),
         ("[study]\ntrials = '5'\n", "study.trials: '5': input should be a valid integer"),
         ("[study]\nname = '.hidden'\n", "study.name: '.hidden': allowed: 1 to 64 letters, "
@@ -389,7 +389,7 @@ class TestOverrides:
             "--set: optimizer.lrr: unknown field; did you mean 'optimizer.lr'"
         )
         assert message(GOOD, {"study.trails": 1}) == (
-            "s.toml: study.trails: unknown key; did you mean 'trials'?"
+            "s.toml: study.trails: unknown key; did you mean 'trials' or 'metrics'?"
         )
 
 

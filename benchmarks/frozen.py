@@ -1,0 +1,171 @@
+"""A trial on a frozen MobileNetV2 with its features kept, against the same trial without.
+
+    python benchmarks/frozen.py [--data FOLDER] [--size 96] [--images 512] [--epochs 3] [--cuts]
+
+Both train the same head on the same images, in one process and in turn: no augmentation, weights
+drawn from the seed, checkpoints written as in a search. Seconds of an epoch are those that `hpo`
+reports, with evaluation; the first epoch with kept features computes them. `--data` is a folder
+of images by class; else random ones are made. `--cuts` also shows, for ResNet-50, what one image
+costs to compute and to read at each cut: the reason for the rule in `hpo/engine/features.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from hpo.definition.config import TrainConfig
+from hpo.definition.model import ModelConfig
+from hpo.engine import models
+from hpo.engine.chain import frozen_steps, steps
+from hpo.engine.control import Unattended
+from hpo.engine.datasets import open_data
+from hpo.engine.train import EpochResult, TrainingData, train
+from hpo.paths import Home
+
+CPU = torch.device("cpu")
+
+
+def arguments() -> argparse.Namespace:
+    """What is measured."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, help="folder of images by class")
+    parser.add_argument("--size", type=int, default=96, help="side of the images, pixels")
+    parser.add_argument("--images", type=int, default=512, help="random images that are made")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--cuts", action="store_true", help="also cuts of ResNet-50")
+    return parser.parse_args()
+
+
+def random_images(root: Path, count: int, size: int) -> Path:
+    """`count` images of noise in 10 classes."""
+    source = np.random.default_rng(0)
+    for number in range(count):
+        folder = root / f"class{number % 10}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = source.integers(0, 256, (size, size, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return root
+
+
+def configuration(data: Path, size: int, epochs: int, threads: int) -> TrainConfig:
+    """The trial: only the head is trained."""
+    return TrainConfig.parse(
+        {
+            "epochs": epochs,
+            "batch_size": 64,
+            "data": {"dataset": "folder", "root": str(data), "image_size": size,
+                     "normalize": "imagenet", "test_fraction": 0.0},
+            "model": {"architecture": "mobilenet_v2", "trainable_blocks": 0},
+            "optimizer": {"name": "adam", "lr": 1e-3},
+            "runtime": {"precision": "float32", "memory_format": "channels_last",
+                        "threads": threads},
+        }
+    )  # fmt: skip
+
+
+def trial(config: TrainConfig, home: Home, cache: Path | None) -> list[EpochResult]:
+    """All epochs of it."""
+    data = open_data(config.data, home.cache)
+    seen = TrainingData(len(data.classes), data.train, data.val, data.mean, data.std)
+    files = home.root / "checkpoints"
+    return list(
+        train(
+            config,
+            seen,
+            Unattended(),
+            device=CPU,
+            checkpoint=lambda epoch: files / f"{epoch}.ckpt",
+            cache=cache,
+        )
+    )
+
+
+def epochs(args: argparse.Namespace, data: Path, home: Home) -> None:
+    """Print the comparison."""
+    config = configuration(data, args.size, args.epochs, args.threads)
+    found = {
+        "computed in every epoch": trial(config, home, None),
+        "kept, computed once": trial(config, home, home.cache),
+        "kept, another trial": trial(config, home, home.cache),
+    }
+    rest: dict[str, float] = {}
+    print(
+        f"{'seconds per epoch':26}{'first':>9}{'later':>9}{'least':>9}{'most':>9}{'val_loss':>12}"
+    )
+    for name, results in found.items():
+        seconds = [one.metrics["seconds"] for one in results]
+        later = seconds[1:]
+        rest[name] = statistics.median(later)
+        loss = results[-1].metrics["val_loss"]
+        print(
+            f"{name:26}{seconds[0]:9.3f}{rest[name]:9.4f}{min(later):9.4f}{max(later):9.4f}{loss:12.6f}"
+        )
+    slow, *fast = rest.values()
+    print(f"after the first epoch {slow / max(fast):.0f} to {slow / min(fast):.0f} times faster\n")
+
+
+def cuts(size: int, threads: int) -> None:
+    """Print what one image costs at each cut of ResNet-50: computed, and read from memory."""
+    torch.set_num_threads(threads)
+    model = models.build(ModelConfig(architecture="resnet50"), classes=10, image_size=size).eval()
+    images = torch.rand(16, 3, size, size).contiguous(memory_format=torch.channels_last)
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    chain = steps(model)
+    print(
+        f"{'ResNet-50, blocks trained':26}{'KiB':>9}{'x pixels':>10}{'compute':>10}{'read ms':>9}"
+    )
+    for blocks in (0, 1, 2, 3):
+        begun = nn.Sequential(*chain[: frozen_steps(chain, models.set_trainable(model, blocks))])
+        with torch.no_grad():
+            rows = begun(images)
+            compute = least(lambda begun=begun: begun(images))  # type: ignore[misc]
+        # Far more rows than caches hold, read in random order.
+        kept = torch.empty(max(64, 400_000_000 // rows[0].nbytes), *rows.shape[1:]).fill_(1)
+        order = torch.randperm(len(kept))[:16]
+        read = least(lambda kept=kept, order=order: kept.index_select(0, order))  # type: ignore[misc]
+        size_kib, times = rows[0].nbytes / 1024, rows[0].nbytes / (3 * size**2)
+        print(f"{blocks:<26}{size_kib:9.0f}{times:10.2f}{compute / 16:10.3f}{read / 16:9.4f}")
+
+
+def least(work: object) -> float:
+    """Shortest wall time of three, in milliseconds."""
+    assert callable(work)
+    found = []
+    for _ in range(3):
+        began = time.perf_counter()
+        work()
+        found.append((time.perf_counter() - began) * 1000)
+    return min(found)
+
+
+def main() -> None:
+    args = arguments()
+    names = ("hpo", "torch", "torchvision")
+    versions = ", ".join(f"{name} {version(name)}" for name in names)
+    print(f"{platform.processor() or platform.machine()}, {args.threads} threads, CPU; {versions}")
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        data = args.data or random_images(root / "images", args.images, args.size)
+        many = sum(1 for one in data.rglob("*") if one.is_file())
+        print(f"MobileNetV2 frozen, {many} images at {args.size} px, batch 64, n = 1 trial each of")
+        print(f"{args.epochs} epochs; median, least and most of the epochs after the first\n")
+        epochs(args, data, Home(root / "runs"))
+    if args.cuts:
+        cuts(args.size, args.threads)
+
+
+if __name__ == "__main__":
+    main()

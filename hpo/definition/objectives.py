@@ -1,0 +1,33 @@
+"""What a study may optimize: metrics of an epoch, and costs of the trained network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+from hpo.definition.config import Metric, direction
+
+Cost = Literal["latency_ms", "parameters", "flops", "epoch_seconds", "peak_memory_mb"]
+Objective = Literal[Metric, Cost]
+COSTS: tuple[str, ...] = get_args(Cost)
+MOST_OBJECTIVES = 4
+"""Beyond it nearly every trial lies on the Pareto front."""
+
+
+def direction_of(objective: str) -> Literal["minimize", "maximize"]:
+    """Costs are minimized, metrics go their own way."""
+    return "minimize" if objective in COSTS else direction(objective)
+
+
+def losses(values: Mapping[str, float]) -> tuple[float, ...]:
+    """Values by objective with less being better in each: those that are maximized negated."""
+    return tuple(
+        value if direction_of(name) == "minimize" else -value for name, value in values.items()
+    )
+
+
+def dominates(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
+    """Whether `one` is at least as good in every objective and better in some; both have the same
+    objectives in the same order."""
+    mine, theirs = losses(one), losses(other)
+    return mine != theirs and all(a <= b for a, b in zip(mine, theirs, strict=True))
