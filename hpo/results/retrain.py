@@ -66,10 +66,9 @@ def retrain(
     `provenance` is that of an exported trial, or empty. Training takes in the validation images,
     unless `keep_validation`: then the best epoch's weights are kept, and early stopping and the
     plateau schedule watch validation. `onnx` writes each seed as model.onnx too, `quantize`
-    ("dynamic", "static") also in int8; all of a seed are evaluated in one pass over the test
-    images. Several seeds are also evaluated as one, from the answers that each left. Interrupted,
-    the same call goes on where it was; finished seeds are not run again. `progress` gets a line
-    for each epoch and each step of the way.
+    ("dynamic", "static") also in int8; all are evaluated in one pass over the test images. Several
+    seeds are also evaluated as one, from their answers. Interrupted, the same call goes on where it
+    was; finished seeds are not run again. `progress` gets a line for each epoch and step.
 
     Raises ConfigError where the schedule cannot be run without validation images, InputError for
     what cannot be written as ONNX or is not installed for it, Conflict where `out` holds the run of
