@@ -151,7 +151,8 @@ def test_only_the_most_frequent_classes_are_compared(tmp_path: Path, home: Home)
 
 def test_the_command_prints_a_table_and_writes_a_page(studies: Database, tmp_path: Path) -> None:
     page, storage = tmp_path / "compare.html", ["--storage", studies.secret_url]
-    done = CliRunner().invoke(app, ["compare", "wide", "narrow", "-o", str(page), *storage])
+    done = CliRunner().invoke(app, ["compare", "wide", "narrow", "-o", str(page), *storage],
+                              env={"COLUMNS": "200"})  # fmt: skip
     assert done.exit_code == 0, done.output
     assert "mean of top 5" in done.output
     figures = drawn(page.read_text())
