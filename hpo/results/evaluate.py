@@ -78,6 +78,8 @@ def evaluate_run(
             f"{run.config.data.title} has no test split; "
             "give a folder of images by class with --data DIR"
         )
+    if run.config.runtime.threads:
+        torch.set_num_threads(run.config.runtime.threads)  # as it was tested: it decides last bits
     found = {
         one.seed: evaluate_images(
             run.config, run.about, one.files.weights, images, chosen, control or Unattended()

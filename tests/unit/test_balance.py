@@ -15,11 +15,12 @@ from torch.nn import functional
 
 from hpo.definition.augment import AugmentConfig
 from hpo.definition.config import TrainConfig
-from hpo.engine.balance import balanced_order, class_weights, weighted_cross_entropy
+from hpo.engine.balance import balanced_order, class_weights
 from hpo.engine.control import Unattended
 from hpo.engine.datasets import open_data
 from hpo.engine.learner import Learner
 from hpo.engine.loader import TrainBatches
+from hpo.engine.losses import make_loss
 from hpo.engine.train import TrainingData, train
 from hpo.errors import ConfigError
 from hpo.paths import Home
@@ -73,9 +74,10 @@ def test_the_loss_of_each_image_counts_by_its_class(smoothing: float) -> None:
         weights[truth] * functional.cross_entropy(one[None], truth[None], label_smoothing=smoothing)
         for one, truth in zip(logits, labels, strict=True)
     ]
-    found = weighted_cross_entropy(logits, labels, weights, smoothing)
+    smoothed = TrainConfig.parse({"label_smoothing": smoothing})
+    found = make_loss(smoothed, weights)(logits, labels)
     assert found.item() == pytest.approx(torch.stack(each).mean().item())
-    ones = weighted_cross_entropy(logits, labels, torch.ones(3), smoothing)
+    ones = make_loss(smoothed, torch.ones(3))(logits, labels)
     plain = functional.cross_entropy(logits, labels, label_smoothing=smoothing)
     assert ones.item() == pytest.approx(plain.item())
 
@@ -88,7 +90,7 @@ def test_parts_of_a_batch_add_up(unequal: Path) -> None:
         whole = config(unequal, balance="loss")
         learner = Learner(whole, classes=3, device=CPU, micro_batch=micro_batch)
         learner.model.eval()  # batch norm sees one part at a time
-        learner.class_weights = torch.tensor([0.5, 1.0, 4.0])
+        learner.weigh(torch.tensor([0.5, 1.0, 4.0]))
         learner.step(batch, 0.1)
         states.append(torch.cat([one.detach().flatten() for one in learner.model.parameters()]))
     torch.testing.assert_close(states[0], states[1])

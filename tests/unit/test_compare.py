@@ -23,7 +23,7 @@ from tests.trained import pictures, tiny_config, train_run
 from tests.unit.test_report import drawn, text_of
 
 SPACE = """model.architecture = ["resnet18", "small_cnn"]
-model.filters = {choices = [[4], [8]], when = {"model.architecture" = "small_cnn"}}
+model.cnn.filters = {choices = [[4], [8]], when = {"model.architecture" = "small_cnn"}}
 """
 TRAIN = "epochs = 3\n[train.data]\nimage_size = 32"
 TRIALS = [

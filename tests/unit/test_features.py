@@ -40,7 +40,7 @@ def config(folder: Path, **fields: Any) -> TrainConfig:
         "epochs": 3,
         "batch_size": 16,
         "data": data | fields.pop("data", {}),
-        "model": {"filters": [8, 16], "dropout": 0.3, "trainable_blocks": 0},
+        "model": {"cnn": {"filters": [8, 16]}, "dropout": 0.3, "trainable_blocks": 0},
         "optimizer": {"lr": 0.1},
         "runtime": {"precision": "float32", "memory_format": "contiguous", "threads": 1},
     }
@@ -103,7 +103,7 @@ def test_the_results_are_those_of_a_training_without(
 ) -> None:
     settings = config(
         folder,
-        model={"filters": [8, 16], "dropout": 0.3, "trainable_blocks": trainable_blocks},
+        model={"cnn": {"filters": [8, 16]}, "dropout": 0.3, "trainable_blocks": trainable_blocks},
         runtime={"precision": precision, "memory_format": layout, "threads": 1},
     )
     cache = tmp_path / "cache"
@@ -191,7 +191,7 @@ def test_resumed_it_gives_the_same(folder: Path, tmp_path: Path) -> None:
     whole = run(settings, cache, checkpoint=lambda n: tmp_path / f"{n}.ckpt")
     rest = run(settings, cache, resume=tmp_path / "1.ckpt")
     assert scores(rest) == scores(whole)[1:]
-    assert Checkpoint.load(tmp_path / "3.ckpt").model.keys() >= {"features.0.0.weight"}
+    assert Checkpoint.load(tmp_path / "3.ckpt").model.keys() >= {"features.0.conv.weight"}
 
 
 def test_trials_share_them(folder: Path, tmp_path: Path, counted: Counted) -> None:
@@ -239,8 +239,8 @@ def test_changes_are_noticed(folder: Path, tmp_path: Path, counted: Counted) -> 
         {"augment": {"horizontal_flip": 0.5}},
         {"data": {"cache_limit_gb": 0.0, "loader_workers": 0}},
         {"data": {"cache_limit_gb": 1e-7, "loader_workers": 0}},
-        {"model": {"filters": [8, 16], "trainable_blocks": "all"}},
-        {"model": {"filters": [8, 16], "trainable_blocks": {"first": 1}}},
+        {"model": {"cnn": {"filters": [8, 16]}, "trainable_blocks": "all"}},
+        {"model": {"cnn": {"filters": [8, 16]}, "trainable_blocks": {"first": 1}}},
     ],
 )
 def test_where_nothing_is_kept(folder: Path, tmp_path: Path, fields: dict[str, Any]) -> None:
@@ -253,7 +253,7 @@ def test_where_nothing_is_kept(folder: Path, tmp_path: Path, fields: dict[str, A
 def test_outputs_much_larger_than_the_pictures_are_not_kept(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = config(folder, model={"filters": [128, 8], "trainable_blocks": 1})
+    settings = config(folder, model={"cnn": {"filters": [128, 8]}, "trainable_blocks": 1})
     run(settings, tmp_path / "cache")  # 128 x 8 x 8 floats: 32 KiB
     assert not files(tmp_path / "cache")
     monkeypatch.setattr(features, "SMALL", 32_768)

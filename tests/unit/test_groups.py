@@ -25,7 +25,7 @@ from tests.unit.test_report import drawn, text_of
 
 BY_ARCHITECTURE = """model.architecture = ["resnet18", "small_cnn"]
 model.stem = {choices = ["small", "default"], when = {"model.architecture" = "resnet18"}}
-model.filters = {choices = [[4], [8]], when = {"model.architecture" = "small_cnn"}}
+model.cnn.filters = {choices = [[4], [8]], when = {"model.architecture" = "small_cnn"}}
 """
 TRAIN = "epochs = 3\n[train.data]\nimage_size = 32"
 COSTS = 'metrics = ["val_top1", "latency_ms", "parameters"]'
@@ -55,7 +55,7 @@ def test_a_conditional_parameter_counts_where_it_was_used(database: Database) ->
     used = {name: sum(len(g.complete) for g in group_by(status, name))
             for name in status.file.space}  # fmt: skip
     assert used["model.architecture"] == 12
-    assert used["model.stem"] + used["model.filters"] == 12
+    assert used["model.stem"] + used["model.cnn.filters"] == 12
     assert 0 < used["model.stem"] < 12
 
 

@@ -39,7 +39,9 @@ precision = "float32"
 memory_format = "contiguous"
 """
 METRICS = 'metrics = ["val_top1", "parameters", "flops", "latency_ms"]'
-SPACE = "optimizer.lr = {low = 1e-3, high = 1e-1, log = true}\nmodel.filters = [[4], [8], [4, 8]]"
+SPACE = (
+    "optimizer.lr = {low = 1e-3, high = 1e-1, log = true}\nmodel.cnn.filters = [[4], [8], [4, 8]]"
+)
 
 
 def several(pruner: str = '"none"', sampler: str = "tpe", **options: Any) -> StudyFile:
@@ -140,7 +142,7 @@ def test_other_samplers_search_several_objectives(
     database: Database, home: Home, sampler: str
 ) -> None:
     file = several(sampler=sampler, trials=3, study='metrics = ["val_loss", "flops"]',
-                   space="model.filters = [[4], [8], [4, 8]]")  # fmt: skip
+                   space="model.cnn.filters = [[4], [8], [4, 8]]")  # fmt: skip
     assert search(database, home, file).count("complete") == 3
 
 
@@ -258,7 +260,7 @@ def test_multiply_adds_are_those_that_torchvision_publishes(name: str, published
 
 
 def test_costs_of_a_network_measured_alone() -> None:
-    config = several().config({"optimizer.lr": 0.1, "model.filters": [4]})
+    config = several().config({"optimizer.lr": 0.1, "model.cnn.filters": [4]})
     cpu = torch.device("cpu")
     found = network_costs(config, ("parameters", "val_top1"), classes=10, device=cpu)
     assert list(found) == ["parameters"]

@@ -52,8 +52,10 @@ def shrunk(name: str, root: Path, weights: Path) -> StudyFile:
     whole = load_study(FOLDER / f"{name}.toml")
     config = whole.config(whole.space.corners()[0])
     kind = config.data.dataset
-    small: dict[str, Any] = {"study.trials": 1, "batch_size": 8, "runtime.precision": "float32"}
-    small |= {"runtime.memory_format": "contiguous", "data.loader_workers": 0}
+    small: dict[str, Any] = {"study.trials": 1, "study.pruner": "none", "data.loader_workers": 0}
+    small |= {"runtime.precision": "float32", "runtime.memory_format": "contiguous"}
+    if "batch_size" not in whole.space:
+        small["batch_size"] = 8
     if kind != "digits":
         make_data(kind, root)
         small |= {"data.root": str(root)}
