@@ -49,7 +49,8 @@ def compare(
     from hpo.cli.tables import cells_table, to_json
     from hpo.results import compare as comparing
     from hpo.results.compare_figures import entries_table, runs_table
-    from hpo.results.report import comparison_report, write_report
+    from hpo.results.comparison_page import comparison_report
+    from hpo.results.page import write_report
 
     with database(storage) as found:
         result = comparing.compare(

@@ -167,9 +167,10 @@ def _train(
 ) -> None:
     """A run for each (folder, configuration, provenance), `asked` of all, then the table of all."""
     from hpo.cli.tables import networks_table, run_notes, runs_table
-    from hpo.results.report import training_report, write_report
+    from hpo.results.page import write_report
     from hpo.results.retrain import retrain
     from hpo.results.training import as_page
+    from hpo.results.training_page import training_report
 
     out = console()
     runs = []
@@ -318,7 +319,8 @@ def report(
 
     Example: hpo report digits -o report.html
     """
-    from hpo.results.report import study_report, write_report
+    from hpo.results.page import write_report
+    from hpo.results.report import study_report
 
     path = output or Path(f"{study}.report.html")
     with database(storage) as found:

@@ -27,27 +27,13 @@ from hpo.engine import optim
 from hpo.engine.balance import class_weights
 from hpo.engine.checkpoint import Checkpoint
 from hpo.engine.control import Control
-from hpo.engine.features import Features, Preparation, frozen_cut, keep
-from hpo.engine.images import Images
-from hpo.engine.learner import Evaluation, Learner, Tally, evaluate, memory_format
-from hpo.engine.loader import EvalBatches, TrainBatches
+from hpo.engine.features import Preparation, frozen_cut, keep
+from hpo.engine.inputs import TrainingData, eval_batches, training_batches
+from hpo.engine.learner import Evaluation, Learner, Tally, evaluate
 from hpo.engine.retrieval import Validation
 from hpo.errors import TrialFailed
 
 __all__ = ["EpochResult", "Evaluation", "TrainingData", "evaluate", "train"]
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """What a training may see: never the test images."""
-
-    classes: int
-    train: Images
-    val: Images | None
-    """None: train on everything; there are no val_ metrics, and the best epoch is the last."""
-    mean: tuple[float, ...]
-    """Per channel, of pixels scaled to 0..1."""
-    std: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -173,7 +159,7 @@ class _Run:
         if self.config.task != "retrieval" or data.val is None:
             return None
         gallery, queries = (
-            _eval_batches(images, self.config, data, self.device, micro_batch)
+            eval_batches(images, self.config, data, self.device, micro_batch)
             for images in (data.train, data.val)
         )
         return Validation(data.train, gallery, data.val, queries)
@@ -278,7 +264,7 @@ class _Run:
             sets = data.train, data.val
             kept = keep(self.learner, how, sets, self.cache, self.control, epoch=epoch)
         self.learner.skip(cut if kept else 0)
-        self.train_batches, self.val_batches = _batches(
+        self.train_batches, self.val_batches = training_batches(
             self.config, data, self.device, self.learner.micro_batch, *(kept or (None, None))
         )
 
@@ -347,55 +333,6 @@ class _Run:
             average=average.model.state_dict() if average else None,
             averaged=average.updates if average else 0,
         ).save(path)
-
-
-def _batches(
-    config: TrainConfig,
-    data: TrainingData,
-    device: torch.device,
-    micro_batch: int,
-    train_features: Features | None,
-    val_features: Features | None,
-) -> tuple[TrainBatches, EvalBatches | None]:
-    layout = memory_format(config.runtime.memory_format)
-    training = TrainBatches(
-        data.train,
-        mean=data.mean,
-        std=data.std,
-        augment=config.augment,
-        image_size=config.data.image_size,
-        batch_size=config.batch_size,
-        device=device,
-        memory_format=layout,
-        seed=config.seed,
-        loader_workers=config.data.loader_workers,
-        balanced=config.data.balance == "sampling",
-        features=train_features,
-    )
-    if data.val is None:
-        return training, None
-    return training, _eval_batches(data.val, config, data, device, micro_batch, val_features)
-
-
-def _eval_batches(
-    images: Images,
-    config: TrainConfig,
-    data: TrainingData,
-    device: torch.device,
-    micro_batch: int,
-    features: Features | None = None,
-) -> EvalBatches:
-    return EvalBatches(
-        images,
-        mean=data.mean,
-        std=data.std,
-        image_size=config.data.image_size,
-        batch_size=min(micro_batch, config.batch_size),
-        device=device,
-        memory_format=memory_format(config.runtime.memory_format),
-        loader_workers=config.data.loader_workers,
-        features=features,
-    )
 
 
 def _diverged(metrics: dict[str, float]) -> bool:

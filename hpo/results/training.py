@@ -14,7 +14,7 @@ PLAIN = ("loss", "top1", "top5", "precision_at_5", "precision_at_k", "mean_dista
 
 
 def as_page(run: Run) -> dict[str, Any]:
-    """`run` in the form that `hpo.results.report.training_report` takes."""
+    """`run` in the form that `training_report` takes."""
     summary = run.summary
     part = "test" if summary["test"] else "val"
     together = summary["ensemble"]

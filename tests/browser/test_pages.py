@@ -9,7 +9,10 @@ import pytest
 
 from hpo import dashboard
 from hpo.results.compare import compare
-from hpo.results.report import comparison_report, study_report, training_report, write_report
+from hpo.results.comparison_page import comparison_report
+from hpo.results.page import write_report
+from hpo.results.report import study_report
+from hpo.results.training_page import training_report
 from hpo.storage.db import Database
 from tests.browser.browser import OFFLINE, Browser, browser, missing
 from tests.fakes import study_file

@@ -14,7 +14,7 @@ from hpo.errors import InputError, NotFound
 from hpo.paths import Home
 from hpo.results.compare import compare
 from hpo.results.compare_figures import figures_of
-from hpo.results.report import comparison_report
+from hpo.results.comparison_page import comparison_report
 from hpo.search.status import read_status
 from hpo.storage.db import Database
 from tests.fakes import study_file

@@ -23,9 +23,9 @@ from hpo.engine.onnx_files import OnnxNetwork, difference, export, quantize
 from hpo.errors import DataError, HpoError, InputError
 from hpo.paths import Home
 from hpo.results.deploy import Wanted, rehearse
-from hpo.results.report import training_report
 from hpo.results.runs import Run, RunDir, load_run
 from hpo.results.training import as_page
+from hpo.results.training_page import training_report
 from tests.trained import pictures, tiny_config, train_run
 
 ALL = {"model.onnx": "float32", "model-int8-dynamic.onnx": "int8 dynamic"}

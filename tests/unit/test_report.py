@@ -14,14 +14,10 @@ from sqlalchemy.engine import make_url
 from hpo.errors import NotFound
 from hpo.paths import Home
 from hpo.results import figures, study_figures
-from hpo.results.report import (
-    importances,
-    storage_option,
-    study_report,
-    training_report,
-    write_report,
-)
+from hpo.results.page import write_report
+from hpo.results.report import importances, storage_option, study_report
 from hpo.results.table import duration, number, setting
+from hpo.results.training_page import training_report
 from hpo.search.status import read_status
 from hpo.storage import records
 from hpo.storage.db import Database, connect
