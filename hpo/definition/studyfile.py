@@ -16,7 +16,7 @@ import tomli_w
 
 from hpo.definition import toml
 from hpo.definition.augment import PRESET_OR_CROP
-from hpo.definition.config import TrainConfig, check_path, direction, field_errors
+from hpo.definition.config import METRICS, TrainConfig, check_path, direction, field_errors
 from hpo.definition.datasets import DEFAULT_ROOT
 from hpo.definition.document import Document
 from hpo.definition.fields import flatten, with_values
@@ -180,7 +180,10 @@ def _build(document: Document, text: str) -> StudyFile:
     file = StudyFile(study, train, space, baselines, text)
     for values in [*space.corners(), *baselines]:
         _check_together(file, values)
-        file.config(values).require_metric(study.metric, "study.metric")
+        for metric in study.objectives:
+            if metric in METRICS:
+                key = "study.metrics" if study.metrics else "study.metric"
+                file.config(values).require_metric(metric, key)
     _check_resources(file)
     return file
 
