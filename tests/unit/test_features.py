@@ -390,3 +390,15 @@ def test_processes_share_them_and_outlive_a_killed_one(folder: Path, tmp_path: P
     assert len(files(cache)) == 2
     first, second = (tmp_path.joinpath(f"log.{one.pid}").read_text() for one in both)
     assert first == second
+
+
+def test_cached_views_are_computed_once(folder: Path, tmp_path: Path, counted: Counted) -> None:
+    cache = tmp_path / "cache"
+    views = {"cached_views": 2, "horizontal_flip": 0.5, "rotation": 20.0, "crop_padding": 2}
+    settings = config(folder, augment=views, epochs=4)
+    plain, found = run(settings, cache, kept=False), run(settings, cache)
+    assert counted.parts == 2
+    for one, other in zip(scores(found), scores(plain), strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
+    run(config(folder, augment=views | {"cached_views": 3}), cache)
+    assert counted.parts == 3  # validation has no views
