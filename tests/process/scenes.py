@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from hpo.definition.studyfile import StudyFile
@@ -30,6 +31,7 @@ from hpo.storage.db import Database, connect
 from hpo.storage.optuna_rdb import FencedStorage
 from hpo.workers import worker as worker_module
 from hpo.workers.supervisor import Supervisor
+from hpo.workers.worker import Progress
 from tests.fakes import study_file
 from tests.process.swarm import Child, Forks
 
@@ -126,18 +128,42 @@ def killed_between_writes(url: str) -> dict[str, Any]:
     return {"writes": [name for name, _, _ in WRITES]}
 
 
+class StopsItself(Forks):
+    """Its workers stop themselves in their second epoch, outside any transaction: stopped inside
+    one, a process would keep its locks, and everybody would wait for it."""
+
+    def start(self, worker: str, device: str) -> Child:
+        renew, step = leases.renew, Progress.step
+        quiet, stopped = threading.Lock(), threading.Event()
+
+        def renew_quietly(*args: Any, **kwargs: Any) -> None:
+            with quiet:
+                renew(*args, **kwargs)
+
+        def step_and_stop(self: Progress, *, epoch: int, images: int) -> None:
+            step(self, epoch=epoch, images=images)
+            if epoch == 2 and not stopped.is_set():
+                stopped.set()
+                with quiet:
+                    os.kill(os.getpid(), signal.SIGSTOP)
+
+        leases.renew, Progress.step = renew_quietly, step_and_stop  # type: ignore[method-assign]
+        try:
+            return super().start(worker, device)
+        finally:
+            leases.renew, Progress.step = renew, step  # type: ignore[method-assign]
+
+
 def stopped_past_its_lease(url: str) -> dict[str, Any]:
     """SIGSTOP to a worker in mid-trial, its trial is taken over and finished, SIGCONT."""
     database = connect(url)
     study, _ = studies.create(
         database,
-        study_file(trials=4, lease_s=1.0, train="epochs = 3\n[train.model]\ncnn.filters = [4]"),
+        study_file(trials=4, lease_s=1.0, train="epochs = 3\n[train.model.cnn]\nfilters = [4]"),
     )
-    launcher = forks(url, study)
-    first = launcher.start("first", "cpu")
-    until(lambda: any(rows for rows in records.read_epochs(database, study.uuid).values()))
-    os.kill(first.pid, signal.SIGSTOP)
-    second = launcher.start("second", "cpu")
+    first = StopsItself(url, study.row.name, Home.default(), "real").start("first", "cpu")
+    until(lambda: psutil.Process(first.pid).status() == psutil.STATUS_STOPPED)
+    second = forks(url, study).start("second", "cpu")
     until(lambda: second.poll() is not None)
     os.kill(first.pid, signal.SIGCONT)
     return {"codes": [first.wait(), second.wait()]}
