@@ -76,3 +76,11 @@ class StudyDir:
 
     def checkpoint(self, number: int, attempt: int, epoch: int) -> Path:
         return self.trial(number) / f"attempt-{attempt}" / f"epoch-{epoch}.ckpt"
+
+    def checkpoints(self, number: int) -> list[tuple[int, int, Path]]:
+        """(epoch, attempt, file) of each checkpoint of a trial on this host."""
+        return [
+            (int(path.stem.removeprefix("epoch-")), int(path.parent.name.removeprefix("attempt-")),
+             path)
+            for path in self.trial(number).glob("attempt-*/epoch-*.ckpt")
+        ]  # fmt: skip

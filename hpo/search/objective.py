@@ -2,7 +2,9 @@
 
 Order within an epoch: checkpoint file -> one transaction {metrics, pointer to the checkpoint} ->
 report -> prune question. Whoever takes over after a death between any two of them resumes from the
-pointer, makes up for missing reports, asks, then trains.
+pointer, makes up for missing reports, asks, then trains. While the database is away the next epoch
+begins nevertheless: what could not be recorded waits on disk (`epochs`), and the end of the trial
+waits for the database.
 """
 
 from __future__ import annotations
@@ -27,9 +29,10 @@ from hpo.engine.control import Control
 from hpo.engine.costs import network_costs
 from hpo.engine.datasets import Data, open_data
 from hpo.engine.train import EpochResult, TrainingData, train
-from hpo.errors import ConfigError, Conflict, Interrupted, TrialFailed
+from hpo.errors import ConfigError, Conflict, Fenced, Interrupted, TrialFailed
 from hpo.paths import Home
 from hpo.search import keeping, plan
+from hpo.search.epochs import Epochs
 from hpo.search.samplers import draft_params, make_sampler
 from hpo.search.several import FirstMetric, values_of, worst_of
 from hpo.search.status import best_of
@@ -37,6 +40,7 @@ from hpo.search.study import Study
 from hpo.storage import leases, records
 from hpo.storage.leases import Ending, Lease, Taken
 from hpo.storage.optuna_rdb import FencedStorage
+from hpo.storage.patience import Outage
 from hpo.storage.records import EpochRow
 
 log = logging.getLogger(__name__)
@@ -178,20 +182,28 @@ class _Training:
         resolved = _runtime(bench, taken, config, len(self.data.classes))
         self.config = config.model_copy(update={"runtime": resolved})
         self.directory = bench.study.directory(bench.home)
-        self.rows, self.checkpoint = self._stored()
+        self.epochs = Epochs(bench.study, self.directory, self.lease, self.config)
+        self.outage = Outage(f"trial {self.lease.number} goes on, its results wait on disk")
 
-    def _stored(self) -> tuple[list[EpochRow], Path | None]:
-        """The epochs that predecessors finished, and the checkpoint to go on from; nothing of both
-        where the checkpoint lies on another host."""
-        study, number = self.bench.study, self.lease.number
-        rows = records.read_epochs(study.database, study.uuid, self.lease.trial_id).get(number, [])
-        if not rows or rows[-1].checkpoint is None:
-            return [], None
-        path = self.directory.checkpoint(number, rows[-1].checkpoint, rows[-1].epoch)
-        return (rows, path) if path.exists() else ([], None)
+    @property
+    def rows(self) -> list[EpochRow]:
+        return self.epochs.rows
+
+    @property
+    def checkpoint(self) -> Path | None:
+        return self.epochs.checkpoint
 
     def run(self, control: Control) -> Ending:
-        ending = self._judge()
+        try:
+            return self._run(control)
+        except Fenced:
+            if self.epochs.waiting:
+                log.warning("trial %d: %d epoch(s) were never recorded and are dropped",
+                            self.lease.number, self.epochs.waiting)  # fmt: skip
+            raise
+
+    def _run(self, control: Control) -> Ending:
+        ending = self._settle()
         if ending is not None:
             return ending
         self._begin_epoch()
@@ -226,19 +238,24 @@ class _Training:
 
     def _finish_epoch(self, result: EpochResult) -> Ending | None:
         """Store, report, ask; the next epoch begins only if this returns None."""
-        self.rows.append(EpochRow(result.epoch, self.lease.k, 0.0, dict(result.metrics), None))
-        stop = leases.record_epoch(
-            self.bench.study.database,
-            self.lease,
-            result.epoch,
-            result.metrics,
-            checkpoint=result.checkpoint is not None,
-            progress=self._progress(),
-        )
-        if self.checkpoint is not None:
-            self.checkpoint.unlink(missing_ok=True)
-        self.checkpoint = result.checkpoint
-        self._remember(result.micro_batch)
+        self.epochs.add(result)
+        if result.last:
+            return self._settle()
+        ending = None
+        if self.outage.is_due:
+            with self.outage.noted(), self.bench.study.database.patient(None):
+                ending = self._settle()
+                if ending is None:
+                    self._begin_epoch()
+        return ending
+
+    def _settle(self) -> Ending | None:
+        """Record the epochs that the database does not have, report them, and ask whether to go on.
+
+        Raises Interrupted where the study was stopped, Fenced, and StorageAway.
+        """
+        stop = self.epochs.deliver(self._progress())
+        self._remember()
         ending = self._judge()
         if ending is not None:
             return ending
@@ -246,20 +263,19 @@ class _Training:
             raise Interrupted("the study was stopped")
         if stop == "rule":
             return Ending("pruned", self._best(), "the study is over: a stop rule fired")
-        if not result.last:
-            self._begin_epoch()
         return None
 
-    def _remember(self, micro_batch: int) -> None:
+    def _remember(self) -> None:
         """Out of memory halved the micro-batch: with batch norm that changes the result, so the
         trial is marked, and its retraining uses the same."""
+        micro_batch = self.epochs.micro_batch
         before = self.config.runtime.micro_batch or self.config.batch_size
-        if micro_batch == before:
+        if micro_batch in (None, before):
             return
         runtime = self.config.runtime.model_copy(update={"micro_batch": micro_batch})
-        self.config = self.config.model_copy(update={"runtime": runtime})
         leases.keep_runtime(self.bench.study.database, self.lease, runtime.model_dump())
         self.trial.set_user_attr("micro_batch", micro_batch)
+        self.config = self.config.model_copy(update={"runtime": runtime})
 
     def _judge(self) -> Ending | None:
         """Report the epochs that Optuna does not have yet, and ask whether to go on."""
