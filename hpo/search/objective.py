@@ -198,8 +198,8 @@ class _Training:
             return self._run(control)
         except Fenced:
             if self.epochs.waiting:
-                log.warning("trial %d: %d epoch(s) were never recorded and are dropped",
-                            self.lease.number, self.epochs.waiting)  # fmt: skip
+                log.warning("trial %d: attempt %d leaves %d epoch(s) unrecorded",
+                            self.lease.number, self.lease.k, self.epochs.waiting)  # fmt: skip
             raise
 
     def _run(self, control: Control) -> Ending:

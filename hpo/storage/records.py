@@ -27,6 +27,8 @@ from hpo.storage.tables import (
     workers,
 )
 
+_PROCESS = "process"
+
 
 @dataclass(frozen=True)
 class StudyRow:
@@ -96,6 +98,8 @@ class WorkerRow:
     epochs: int | None
     value: float | None
     images_per_s: float | None
+    process: str = ""
+    """Which process it is, where its system says (`hpo.workers.identity`)."""
 
 
 def is_empty(database: Database) -> bool:
@@ -285,10 +289,23 @@ def read_states(database: Database, study_id: int) -> dict[int, str]:
 
 
 @storage_call
-def add_worker(database: Database, worker: str, uuid: str, values: Mapping[str, Any]) -> None:
+def add_worker(
+    database: Database,
+    /,
+    worker: str,
+    uuid: str,
+    *,
+    versions: Mapping[str, str],
+    process: str,
+    **values: Any,
+) -> None:
     """Add a worker's row; nothing where it stands, or where the study is gone."""
     now = database.now()
-    row = workers.insert().values(id=worker, study=uuid, started=now, seen=now, **values)
+    # Which process it is stands with the versions: that is not worth a migration.
+    stored = json.dumps({**versions, _PROCESS: process})
+    row = workers.insert().values(
+        id=worker, study=uuid, started=now, seen=now, versions=stored, **values
+    )
     with suppress(IntegrityError), database.write() as c:
         c.execute(row)
 
@@ -312,8 +329,10 @@ def read_workers(database: Database, uuid: str) -> list[WorkerRow]:
         query = sa.select(workers).where(workers.c.study == uuid).order_by(workers.c.started)
         rows = []
         for row in c.execute(query):
-            fields = {name: row._mapping[name] for name in WorkerRow.__dataclass_fields__}
-            rows.append(WorkerRow(**(fields | {"versions": json.loads(row.versions)})))
+            versions = json.loads(row.versions)
+            fields = dict(row._mapping) | {"process": versions.pop(_PROCESS, "")}
+            del fields["study"]
+            rows.append(WorkerRow(**(fields | {"versions": versions})))
         return rows
 
 

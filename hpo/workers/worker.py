@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import platform
@@ -25,6 +24,7 @@ from hpo.storage.contact import NO_CONTACT
 from hpo.storage.leases import Lease, Taken
 from hpo.storage.optuna_rdb import FencedStorage, add_waiting
 from hpo.storage.patience import Outage
+from hpo.workers.identity import identity
 from hpo.workers.launch import new_worker_id
 
 log = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ class Worker:
         reason = "failed"
         with self.database.patient(progress.pause):
             try:
-                records.add_worker(self.database, self.id, self.study.uuid, self._about())
+                records.add_worker(self.database, self.id, self.study.uuid, **self._about())
                 heart.start()
                 reason = self._loop(progress)
             except Interrupted as error:
@@ -157,7 +157,8 @@ class Worker:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "device": self.device,
-            "versions": json.dumps(versions),
+            "versions": versions,
+            "process": identity(),
         }
 
     def _loop(self, progress: Progress) -> str:
