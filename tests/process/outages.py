@@ -4,8 +4,9 @@
     python -m tests.process.outages killed_meanwhile
     python -m tests.process.outages locked
 
-A scene has its own database (files under HPO_HOME), runs a study to its end, and prints one JSON object: what
-became of the study, its workers and its epochs, and how long after the restart results arrived.
+A scene has its own database (files under HPO_HOME), runs a study to its end, and prints one JSON
+object: what became of the study, its workers and its epochs, and how long after the restart results
+arrived.
 """
 
 from __future__ import annotations
