@@ -37,6 +37,17 @@ Storage = Annotated[
         show_default="hpo_runs/hpo.db under the working directory",
     ),
 ]
+Artifacts = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        envvar="HPO_ARTIFACTS",
+        help="Where checkpoints and weights also go, for workers on other hosts: a folder that all "
+        "of them mount, or s3://BUCKET/FOLDER (extra s3) and what else fsspec knows. Kept with the "
+        "study; never with a password in it.",
+        show_default="nowhere: a trial that moves to another host begins again",
+    ),
+]
 Overrides = Annotated[
     list[str],
     typer.Option(
