@@ -248,7 +248,7 @@ NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$"
 
 
 def _name(value: str) -> str:
-    if not re.match(NAME, value):
+    if not re.fullmatch(NAME, value):
         raise ValueError(
             "allowed: 1 to 64 letters, digits, '.', '_' and '-', not starting with '.' or '-'"
         )

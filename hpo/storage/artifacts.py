@@ -25,7 +25,7 @@ from typing import Any
 from hpo.errors import HpoError, InputError, NotFound, StorageError
 
 OBJECT_STORES = frozenset(
-    ["s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss", "r2", "tos", "memory"]
+    ["s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss", "r2", "tos"]
 )
 """An object appears there whole, and there are no folders to make."""
 EXTRAS = {"s3": "s3", "s3a": "s3"}
@@ -54,6 +54,7 @@ class Store(ABC):
         """Store the file `local` under `key`, replacing what is there; whole or not at all."""
         with self._told(f"{key} cannot be written"):
             self._put(local, checked(key), moved)
+        moved()  # not every provider tells
 
     def get(self, key: str, local: Path, moved: Moved = nothing) -> None:
         """Bring `key` to the file `local`, whole or not at all. Raises NotFound where there is no
