@@ -86,11 +86,11 @@ def database(storage: str | None) -> Iterator[Database]:
 
 def console() -> Console:
     """Standard output; as wide as the terminal, and wide in a pipe, where nothing is to be cut."""
-    from rich.console import Console
+    from hpo.cli.safe import SafeConsole
 
-    out = Console(highlight=False)
+    out = SafeConsole(highlight=False)
     if not out.is_terminal and "COLUMNS" not in os.environ:
-        out = Console(highlight=False, width=PIPE_WIDTH)
+        out = SafeConsole(highlight=False, width=PIPE_WIDTH)
     return out
 
 
