@@ -104,7 +104,8 @@ def _files(folder: Path, root: Path) -> list[str]:
     has too many files for a Path each.
     """
     found: list[str] = []
-    _collect(str(folder), folder.relative_to(root).as_posix(), frozenset(), found)
+    above = frozenset(map(os.path.realpath, (root, folder.parent)))
+    _collect(str(folder), folder.relative_to(root).as_posix(), above, found)
     return found
 
 

@@ -230,7 +230,7 @@ def delete(study: Study, home: Home, *, force: bool = False) -> None:
     holds a lease; with `force` the leases are ended first, so that every later write of those
     workers is refused. Raises StorageError where the artifacts cannot be removed; the rest is gone.
     """
-    name = study.row.name
+    name, directory = study.row.name, study.directory(home)
     holders = leases.live_leases(study.database, study.uuid)
     if holders and not force:
         raise Conflict(
@@ -242,7 +242,7 @@ def delete(study: Study, home: Home, *, force: bool = False) -> None:
         leases.abandon(study.database, worker, "its study was deleted")
     artifacts = mirror.find(study.database, study.uuid, home)
     FencedStorage(study.database).delete_study(study.row.study_id)
-    shutil.rmtree(study.directory(home).root, ignore_errors=True)
+    shutil.rmtree(directory.root, ignore_errors=True)
     if artifacts is not None:
         try:
             artifacts.clear()
