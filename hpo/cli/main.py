@@ -12,7 +12,7 @@ import typer
 from typer.main import get_command
 
 from hpo import __version__
-from hpo.cli import compare, prepare, results, run, status, studies, worker
+from hpo.cli import compare, dashboard, prepare, results, run, status, studies, worker
 from hpo.cli.text import printable
 from hpo.errors import HpoError
 
@@ -31,7 +31,7 @@ COMMANDS: dict[str, dict[str, Callable[..., Any]]] = {
         "logs": status.logs,
         "report": results.report,
         "compare": compare.compare,
-        "dashboard": studies.dashboard,
+        "dashboard": dashboard.dashboard,
     },
     "Steer": {
         "enqueue": studies.enqueue,
