@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hpo.engine.cache import array_digest, file_digests
+from hpo.engine.cache import file_digests
 from hpo.engine.folders import Listing
-from hpo.engine.images import Source
+from hpo.engine.images import Source, array_digest
 from hpo.engine.origins import Origin
 from hpo.errors import DataError
 

@@ -12,11 +12,13 @@ from torch import nn
 
 from hpo.definition.config import TrainConfig
 from hpo.definition.data import DataConfig
+from hpo.engine import inputs, models
 from hpo.engine.cache import Store, file_digests
 from hpo.engine.checkpoint import load_trained
 from hpo.engine.control import Control, Unattended
 from hpo.engine.datasets import FolderSource, open_test
 from hpo.engine.embedding import Embedded, embed
+from hpo.engine.features import PLAIN, Features, Preparation, frozen_cut, keep
 from hpo.engine.folders import list_folder
 from hpo.engine.images import Images, Sizing
 from hpo.engine.learner import Evaluation, evaluate, memory_format
@@ -120,16 +122,26 @@ def embed_images(
     images: Images,
     device: torch.device,
     control: Control,
+    cache: Path | None = None,
 ) -> Embedded:
-    """The features of `images` in the network in `weights`, preprocessed as in its validation."""
+    """The features of `images` in the network in `weights`, preprocessed as in its validation; of
+    frozen layers kept under `cache`, as in training."""
+    model = load_network(config, about, weights, device)
+    cut, kept = 0, None
+    if config.frozen and cache is not None:
+        cut = frozen_cut(model, models.set_trainable(model, config.model.trainable_blocks))
+        how = Preparation(about.mean, about.std, config, device)
+        found = keep(model, cut, how, [(images, PLAIN)], cache, control, epoch=0)
+        kept = found.get((images, PLAIN))
     return embed(
-        load_network(config, about, weights, device),
+        model,
         images,
-        eval_batches(config, about, images, device),
+        eval_batches(config, about, images, device, kept),
         classes=len(about.classes),
         device=device,
         precision=config.runtime.precision,
         control=control,
+        cut=cut if kept else 0,
     )[0]
 
 
@@ -145,18 +157,14 @@ def load_network(
 
 
 def eval_batches(
-    config: TrainConfig, about: About, images: Images, device: torch.device
+    config: TrainConfig,
+    about: About,
+    images: Images,
+    device: torch.device,
+    features: Features | None = None,
 ) -> EvalBatches:
-    return EvalBatches(
-        images,
-        mean=about.mean,
-        std=about.std,
-        image_size=config.data.image_size,
-        batch_size=min(config.batch_size, config.runtime.micro_batch or config.batch_size),
-        device=device,
-        memory_format=memory_format(config.runtime.memory_format),
-        loader_workers=config.data.loader_workers,
-    )
+    micro = config.runtime.micro_batch
+    return inputs.eval_batches(images, config, about.mean, about.std, device, micro, features)
 
 
 def open_folder(root: Path, classes: tuple[str, ...], config: DataConfig, cache: Path) -> Images:

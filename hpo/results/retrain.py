@@ -245,14 +245,14 @@ class _Job:
         save_weights(files.weights, best_weights(trained), {"seed": str(seed)})
         done = Checkpoint.load(trained)
         write_whole(files.curves, curves(done.metrics))
-        retrieval = self.recipe.config.task == "retrieval"
-        if retrieval:
-            keep_index(self.recipe.config, self.about, files, seen.train, self.device, self.control)
+        config, home = self.recipe.config, self.home
+        if config.task == "retrieval":
+            keep_index(config, self.about, files, seen.train, self.device, self.control, home.cache)
         made = self.write_files(seed, files, seen.train)
         test, tested = self.test(seed, files, seen, made)
         counts = {"train": len(seen.train), "val": len(seen.val) if seen.val else 0, "test": tested}
         report = {**_summed_up(seed, done), "images": counts, "test": test, "onnx": made}
-        if retrieval and not (test or report["val"]):
+        if config.task == "retrieval" and not (test or report["val"]):
             report["train"] |= within_gallery(self.about, files, seen.train)
         write_whole(files.metrics, as_json(report))
 
