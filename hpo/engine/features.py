@@ -86,10 +86,10 @@ class Features:
     def rows(self, order: Tensor, view: int, slices: Sequence[slice]) -> Iterator[Tensor]:
         """The outputs (B, ...) for each slice of `order`, (N,) positions of pictures; on the
         device, and nobody else's to change."""
-        shown = [part[view % len(part)] for part in self.parts]
-        index = order.to(shown[0].device)
+        parts = [part[view % len(part)] for part in self.parts]
+        index = order.to(parts[0].device)
         for part in slices:
-            rows = _gathered(shown, index[part])
+            rows = _gathered(parts, index[part])
             if self.device.type == "cuda" and not rows.is_cuda:
                 rows = rows.pin_memory()
             rows = rows.to(self.device, non_blocking=True)
@@ -143,14 +143,13 @@ def keep(
     """What the first `cut` steps of the network make of each of `views`, computed under `root`
     unless it is there already.
 
-    Nothing where one of them is new in every epoch, has contents that are not known, or outputs
+    Nothing where it is not `lasting`, where one of them has contents that are not known, or outputs
     that are not WORTH their bytes, or where there is no room: more than `data.cache_limit_gb`, or
     more than is free. `control.step` is asked, without images, while this computes or waits for
     another who does.
     """
     wanted = list(dict.fromkeys(views))
-    still = all(augment == PLAIN or _fixed(augment) for _, augment in wanted)
-    if not (cut and wanted and still):
+    if not (cut and wanted and lasting(how.config)):
         return {}
     extractor = Extractor(model, cut, how, root)
     kept: dict[View, Features] = {}
@@ -162,8 +161,21 @@ def keep(
     return kept
 
 
+def lasting(config: TrainConfig) -> bool:
+    """Whether frozen layers give in every epoch what they gave in the first."""
+    # What an earlier phase trained differs between the network and its average.
+    apart = config.ema_decay is not None and config.phases
+    still = config.frozen or config.augment == PLAIN or _fixed(config.augment) > 0
+    return still and not apart
+
+
+def shown(augment: AugmentConfig) -> int:
+    """How many times each picture is kept."""
+    return max(1, _fixed(augment))
+
+
 def _fixed(augment: AugmentConfig) -> int:
-    """How many fixed ones of each picture; 0: it has none. Mixing is new in every epoch."""
+    """How many fixed views of each picture; 0: it has none. Mixing is new in every epoch."""
     return 0 if augment.mixup or augment.cutmix else augment.cached_views
 
 
@@ -174,7 +186,7 @@ class Extractor:
         self._how, self._root = how, root / "features"
         self._layout = memory_format(how.config.runtime.memory_format)
         self._prefix = nn.Sequential(*steps(model)[:cut])
-        self._weights = _digest(model, steps(model)[cut:])
+        self._model, self._rest = model, steps(model)[cut:]
         self._side = how.config.data.image_size
         self.batch = max(1, int(BATCH * min(1.0, (SIDE / self._side) ** 2)))
 
@@ -201,7 +213,7 @@ class Extractor:
                 store = Store(self._root, self._how.config.data.cache_limit_gb * 1e9)
                 if file.exists():
                     return _mapped(file) if file.stat().st_size <= store.limit else None
-                if not self._fits(store, len(images) * max(1, _fixed(augment))):
+                if not self._fits(store, len(images) * shown(augment)):
                     return None
                 self._build(file, images, augment, control, epoch)
                 return _mapped(file)
@@ -214,20 +226,33 @@ class Extractor:
         return None
 
     @cached_property
+    def _weights(self) -> str:
+        return _digest(self._model, self._rest)
+
+    @cached_property
     def sample(self) -> Tensor:
         """Outputs for two black pictures: what there is to keep."""
         blank = torch.zeros(2, 3, self._side, self._side, device=self._how.device)
-        return self._run(blank.contiguous(memory_format=self._layout))
+        return self.run(blank.contiguous(memory_format=self._layout))
+
+    @property
+    def worth(self) -> bool:
+        """Whether the outputs for a picture are worth their bytes."""
+        return self.sample[0].nbytes <= max(SMALL, WORTH * self._side**2 * 3)
+
+    def run(self, pixels: Tensor) -> Tensor:
+        """The outputs for a batch, (B, 3, S, S) on the device."""
+        self._prefix.eval()
+        with torch.no_grad(), autocast(self._how.device, self._how.config.runtime.precision):
+            return self._prefix(pixels)  # type: ignore[no-any-return]
 
     def _fits(self, store: Store, pictures: int) -> bool:
-        size = self.sample[0].nbytes
-        worth = size <= max(SMALL, WORTH * self._side**2 * 3)
-        return worth and store.has_room(HEADER + pictures * size)
+        return self.worth and store.has_room(HEADER + pictures * self.sample[0].nbytes)
 
     def _build(
         self, file: Path, images: Images, augment: AugmentConfig, control: Control, epoch: int
     ) -> None:
-        shape = max(1, _fixed(augment)), len(images), *self.sample.shape[1:]
+        shape = shown(augment), len(images), *self.sample.shape[1:]
         beside = file.with_name(f".{file.name}")
         try:
             with beside.open("wb") as out:
@@ -253,14 +278,9 @@ class Extractor:
             memory_format=self._layout,
             loader_workers=self._how.config.data.loader_workers,
         )
-        for view in range(max(1, _fixed(augment))):
+        for view in range(shown(augment)):
             for pixels, _ in batches.in_order(view):
-                yield self._run(pixels)
-
-    def _run(self, pixels: Tensor) -> Tensor:
-        self._prefix.eval()
-        with torch.no_grad(), autocast(self._how.device, self._how.config.runtime.precision):
-            return self._prefix(pixels)  # type: ignore[no-any-return]
+                yield self.run(pixels)
 
     def _key(self, content: str, augment: AugmentConfig) -> str:
         config, device = self._how.config, self._how.device

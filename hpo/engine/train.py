@@ -248,9 +248,7 @@ class _Run:
             return self.opened[1]
         data = self.data
         kept: Kept = {}
-        # What an earlier phase trained differs between the network and its average.
-        apart = self.learner.average is not None and self.config.phases
-        if self.cache and not apart:
+        if self.cache:
             how = Preparation(data.mean, data.std, self.config, self.device)
             shown = views(self.config, data)
             model, control = self.learner.model, self.control
