@@ -250,7 +250,8 @@ def evaluate(
         bool, typer.Option("--json", help="Everything as JSON, confusion matrices too.")
     ] = False,
 ) -> None:
-    """Measure a trained run: top-1, top-5, loss, and precision, recall, F1 of each class.
+    """Measure a trained run: top-1, top-5, loss, and precision, recall, F1 of each class; several
+    seeds also as an ensemble, the mean of their probabilities.
 
     Example: hpo evaluate hpo_runs/trained/best --data new_photos/
     """
@@ -260,7 +261,7 @@ def evaluate(
 
     found = evaluate_run(load_run(run), data=data, home=Home.default(), device=first_device(device))
     if as_json:
-        scores = {"seeds": found.scores(), "summary": found.summary}
+        scores = {"seeds": found.scores(), "ensemble": found.ensemble, "summary": found.summary}
         typer.echo(to_json({"data": found.data, "images": found.images, **scores}))
     else:
         console().print(evaluation_page(found))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import nn
 from hpo.definition.config import TrainConfig
 from hpo.definition.data import DataConfig
 from hpo.engine import inputs, models
+from hpo.engine.answers import Answers, ask, mean_evaluation
 from hpo.engine.cache import Store, file_digests
 from hpo.engine.checkpoint import load_trained
 from hpo.engine.control import Control, Unattended
@@ -21,7 +22,7 @@ from hpo.engine.embedding import Embedded, embed
 from hpo.engine.features import PLAIN, Features, Preparation, frozen_cut, keep
 from hpo.engine.folders import list_folder
 from hpo.engine.images import Images, Sizing
-from hpo.engine.learner import Evaluation, evaluate, memory_format
+from hpo.engine.learner import Evaluation, memory_format
 from hpo.engine.loader import EvalBatches
 from hpo.engine.retrieval import Found, Index
 from hpo.engine.runtime import torch_device
@@ -30,7 +31,7 @@ from hpo.paths import Home
 from hpo.results.runs import About, Run, SeedDir, load_run, spread
 from hpo.results.scores import scores
 
-__all__ = ["RunEvaluation", "evaluate_images", "evaluate_run", "load_network", "load_run"]
+__all__ = ["RunEvaluation", "evaluate_run", "find_images", "load_network", "load_run"]
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,17 @@ class RunEvaluation:
     images: int
     classes: tuple[str, ...]
     seeds: Mapping[int, Evaluation | Found]
+    together: Evaluation | None = None
+    """Of the mean of the seeds' probabilities; None for one seed, and for a retrieval."""
 
     def scores(self) -> dict[int, dict[str, Any]]:
         """Of each seed (see `hpo.results.scores.scores`)."""
         return {seed: scores(found, self.classes) for seed, found in self.seeds.items()}
+
+    @property
+    def ensemble(self) -> dict[str, Any] | None:
+        """Scores of the seeds together."""
+        return None if self.together is None else scores(self.together, self.classes)
 
     @property
     def summary(self) -> dict[str, dict[str, float | None]]:
@@ -61,8 +69,8 @@ def evaluate_run(
     device: str,
     control: Control | None = None,
 ) -> RunEvaluation:
-    """Run every seed of `run` over the test split of its data, or over the folder `data`: test/
-    inside it where it has one, else itself, one folder per class.
+    """Run every seed of `run`, and several as an ensemble, over the test split of its data, or over
+    the folder `data`: test/ inside it where it has one, else itself, one folder per class.
 
     Raises DataError where there is no test split, or for classes that the run does not know,
     InputError for an unknown device.
@@ -82,37 +90,55 @@ def evaluate_run(
         )
     if run.config.runtime.threads:
         torch.set_num_threads(run.config.runtime.threads)  # as it was tested: it decides last bits
-    found = {
-        one.seed: evaluate_images(
-            run.config, run.about, one.files.weights, images, chosen, control or Unattended()
-        )
-        for one in run.seeds
-    }
-    return RunEvaluation(where, len(images), run.classes, found)
+    work = images, chosen, control or Unattended()
+    found: dict[int, Evaluation | Found] = {}
+    if run.config.task == "retrieval":
+        found |= {
+            one.seed: find_images(run.config, run.about, one.files, *work) for one in run.seeds
+        }
+        return RunEvaluation(where, len(images), run.classes, found)
+    answers = {one.seed: _asked(run.config, run.about, one.files, *work) for one in run.seeds}
+    found |= {seed: one.evaluation for seed, one in answers.items()}
+    return RunEvaluation(where, len(images), run.classes, found, _together(list(answers.values())))
 
 
-def evaluate_images(
+def _asked(
     config: TrainConfig,
     about: About,
-    weights: Path,
+    files: SeedDir,
     images: Images,
     device: torch.device,
     control: Control,
-) -> Evaluation | Found:
-    """The network in `weights` on `images`, preprocessed as in its validation; of a retrieval what
-    they find in the index beside `weights`."""
-    if config.task == "retrieval":
-        index = Index.load(SeedDir(weights.parent).index)
-        queries = embed_images(config, about, weights, images, device, control)
-        return index.search(queries, classes=len(about.classes))
-    return evaluate(
-        load_network(config, about, weights, device),
+) -> Answers:
+    """What the network of `files` answers on `images`, preprocessed as in its validation."""
+    return ask(
+        {"": load_network(config, about, files.weights, device)},
         eval_batches(config, about, images, device),
         classes=len(about.classes),
         device=device,
         precision=config.runtime.precision,
         control=control,
-    )
+    )[""]
+
+
+def _together(answers: Sequence[Answers]) -> Evaluation | None:
+    if len(answers) < 2:
+        return None
+    return mean_evaluation([one.logits for one in answers], answers[0].labels)
+
+
+def find_images(
+    config: TrainConfig,
+    about: About,
+    files: SeedDir,
+    images: Images,
+    device: torch.device,
+    control: Control,
+) -> Found:
+    """What `images` find in the index of `files`, by its network."""
+    index = Index.load(files.index)
+    queries = embed_images(config, about, files.weights, images, device, control)
+    return index.search(queries, classes=len(about.classes))
 
 
 def embed_images(

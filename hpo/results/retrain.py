@@ -28,14 +28,13 @@ from hpo.engine.checkpoint import Checkpoint, best_weights, save_weights
 from hpo.engine.control import Control, Unattended
 from hpo.engine.datasets import Data, concat
 from hpo.engine.images import Images
-from hpo.engine.retrieval import Found
 from hpo.engine.runtime import resolve, torch_device
 from hpo.engine.train import EpochResult, TrainingData, train
 from hpo.errors import Conflict, InputError, TrialFailed
 from hpo.paths import Home
 from hpo.results.deploy import Wanted, open_files, rehearse, write_files
 from hpo.results.ensemble import write_ensemble
-from hpo.results.evaluate import eval_batches, evaluate_images, load_network
+from hpo.results.evaluate import eval_batches, find_images, load_network
 from hpo.results.recipe import Recipe, make_recipe
 from hpo.results.retrieval import keep_examples, keep_index, seeds_needed, within_gallery
 from hpo.results.runs import About, Run, RunDir, SeedDir, as_json, read_run, write_whole
@@ -329,10 +328,7 @@ class _Job:
             return None, 0
         self.progress(f"seed {seed}: opening the test set ({len(images)} images)")
         if config.task == "retrieval":
-            looked_up = evaluate_images(
-                config, about, files.weights, images, self.device, self.control
-            )
-            assert isinstance(looked_up, Found)  # of a retrieval
+            looked_up = find_images(config, about, files, images, self.device, self.control)
             keep_examples(files, looked_up, images, seen.train, "test")
             return scores(looked_up, about.classes), len(images)
         return self.ask_all(files, images, made), len(images)
