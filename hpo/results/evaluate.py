@@ -31,7 +31,18 @@ from hpo.paths import Home
 from hpo.results.runs import About, Run, SeedDir, load_run, spread
 from hpo.results.scores import scores
 
-__all__ = ["RunEvaluation", "evaluate_run", "find_images", "load_network", "load_run"]
+__all__ = ["RunEvaluation", "evaluate_run", "find_images", "load_network", "load_run", "whole_note"]
+
+
+def whole_note(config: TrainConfig) -> str | None:
+    """What one must know where pictures without boxes meet a network that was trained on pictures
+    cropped to theirs; None for others."""
+    if not config.data.crop_to_box:
+        return None
+    return (
+        "the run was trained on pictures cropped to their boxes (data.crop_to_box); these have "
+        "none and are taken whole: crop them to the object first"
+    )
 
 
 @dataclass(frozen=True)
@@ -45,6 +56,8 @@ class RunEvaluation:
     seeds: Mapping[int, Evaluation | Found]
     together: Evaluation | None = None
     """Of the mean of the seeds' probabilities; None for one seed, and for a retrieval."""
+    note: str | None = None
+    """What one must know to read the numbers."""
 
     def scores(self) -> dict[int, dict[str, Any]]:
         """Of each seed (see `hpo.results.scores.scores`)."""
@@ -75,12 +88,12 @@ def evaluate_run(
     Raises DataError where there is no test split, or for classes that the run does not know,
     InputError for an unknown device.
     """
-    chosen = torch_device(device)
+    chosen, note = torch_device(device), None
     if data is None:
         images = open_test(run.config.data, home.cache)
         where = f"the test split of {run.config.data.title}"
     else:
-        folder = _test_folder(data)
+        folder, note = _test_folder(data), whole_note(run.config)
         images = open_folder(folder, run.classes, run.config.data, home.cache)
         where = str(folder)
     if images is None:
@@ -96,10 +109,11 @@ def evaluate_run(
         found |= {
             one.seed: find_images(run.config, run.about, one.files, *work) for one in run.seeds
         }
-        return RunEvaluation(where, len(images), run.classes, found)
+        return RunEvaluation(where, len(images), run.classes, found, note=note)
     answers = {one.seed: _asked(run.config, run.about, one.files, *work) for one in run.seeds}
     found |= {seed: one.evaluation for seed, one in answers.items()}
-    return RunEvaluation(where, len(images), run.classes, found, _together(list(answers.values())))
+    together = _together(list(answers.values()))
+    return RunEvaluation(where, len(images), run.classes, found, together, note)
 
 
 def _asked(
