@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 
 from hpo.engine import modules
-from hpo.engine.cache import array_digest, file_digests
+from hpo.engine.cache import file_digests
 from hpo.engine.folders import Listing
-from hpo.engine.images import Source, open_file, too_large
+from hpo.engine.images import Source, array_digest, open_file, too_large
 from hpo.engine.origins import Origin
 from hpo.errors import DataError
 
