@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable
 from typing import IO, TYPE_CHECKING, Any
 
 from hpo.errors import HpoError, InputError
+from hpo.redaction import redacted_stderr
 from hpo.storage.db import Database, connect
 from hpo.storage.optuna_rdb import FencedStorage, cached, create_schema
 
@@ -221,4 +222,5 @@ def _beside(port: int) -> None:
 
 
 if __name__ == "__main__":
-    _beside(int(sys.argv[1]))
+    with redacted_stderr():
+        _beside(int(sys.argv[1]))

@@ -65,12 +65,22 @@ class MariaDB:
         engine = sa.create_engine(self.url(""), poolclass=sa.NullPool)
         with engine.connect() as connection:
             for statement in statements:
-                connection.exec_driver_sql(statement)
+                connection.exec_driver_sql(statement.replace("%", "%%"))
 
     def new_database(self, name: str) -> str:
         """The URL of a new, empty database. Its character set is not the one that hpo needs."""
         self.execute(f"CREATE DATABASE `{name}` CHARACTER SET latin1")
         return self.url(name)
+
+    def with_login(self, url: str, user: str, password: str) -> sa.URL:
+        """`url` for a user who needs `password`; without it in the URL."""
+        quoted = password.replace("'", "''")
+        account = f"`{user}`@localhost"
+        self.execute(
+            f"CREATE OR REPLACE USER {account} IDENTIFIED BY '{quoted}'",
+            f"GRANT ALL ON *.* TO {account}",
+        )
+        return sa.make_url(url).set(username=user)
 
 
 @pytest.fixture(scope="session")

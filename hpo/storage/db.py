@@ -24,10 +24,11 @@ from typing import Any
 import psutil
 import sqlalchemy as sa
 from filelock import FileLock
-from sqlalchemy.engine import URL, Connection, Engine, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.engine import URL, Connection, Engine
+from sqlalchemy.exc import DBAPIError
 
 from hpo.errors import StorageError
+from hpo.storage.url import EXTRAS, parse, show
 
 BUSY_TIMEOUT_S = 60
 NETWORK_FILE_SYSTEMS = {
@@ -52,11 +53,10 @@ class Database:
             options["isolation_level"] = "READ COMMITTED"
         try:
             self.engine: Engine = sa.create_engine(url, **options)
-        except (ImportError, NoSuchModuleError) as error:
+        except ImportError as error:
+            extra = EXTRAS[url.get_backend_name()]
             raise StorageError(
-                f"{self.shown}: no driver for {url.drivername!r} ({error}); use sqlite:///FILE, or "
-                "postgresql+psycopg://USER@HOST/NAME after pip install 'hpo[postgres]', or "
-                "mysql+pymysql://USER@HOST/NAME after pip install 'hpo[mysql]'"
+                f"{self.shown}: no driver for it here ({error}); pip install 'hpo[{extra}]'"
             ) from None
         if self.is_sqlite:
             sa.event.listen(self.engine, "connect", _prepare_sqlite)
@@ -73,7 +73,7 @@ class Database:
     @property
     def shown(self) -> str:
         """The URL for messages: the password is never in it."""
-        return self.url.render_as_string(hide_password=True)
+        return show(self.url)
 
     @property
     def secret_url(self) -> str:
@@ -153,25 +153,13 @@ class Database:
         self.engine.dispose()
 
 
-def connect(url: str) -> Database:
-    """A database for `url`; raises StorageError for a URL that cannot be used. Touches nothing."""
-    try:
-        parsed = make_url(url)
-    except ArgumentError:
-        # The text may hold a password, so it is not shown.
-        raise StorageError(
-            "the storage URL is not one (its text is not shown, it may hold a password); "
-            "examples: sqlite:///hpo.db, postgresql+psycopg://USER@HOST/NAME"
-        ) from None
-    if parsed.get_backend_name() == "sqlite":
-        if not parsed.database or parsed.database == ":memory:":
-            raise StorageError(
-                f"{url}: a database in memory cannot be shared by workers; name a file"
-            )
-        path = Path(parsed.database).absolute()
-        parsed = parsed.set(database=str(path))
-        _refuse_network(path)
-    return Database(parsed)
+def connect(text: str) -> Database:
+    """A database for the storage URL `text`; raises StorageError for one that cannot be used.
+    Touches nothing."""
+    url = parse(text)
+    if url.get_backend_name() == "sqlite":
+        _refuse_network(Path(str(url.database)))
+    return Database(url)
 
 
 def exists(database: Database) -> bool:

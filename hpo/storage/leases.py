@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from hpo.errors import Fenced
+from hpo.redaction import redact
 from hpo.storage.db import Database
 from hpo.storage.tables import attempts, enqueued, epochs, optuna_trials, studies, workers
 
@@ -277,7 +278,7 @@ def release(database: Database, lease: Lease, outcome: str, reason: str) -> bool
         done = c.execute(
             sa.update(attempts)
             .where(lease.holds())
-            .values(outcome=outcome, reason=reason, ended=database.now())
+            .values(outcome=outcome, reason=redact(reason), ended=database.now())
         )
         return done.rowcount == 1
 

@@ -40,8 +40,8 @@ MYSQL_TABLES = {
     "mysql_charset": "utf8mb4",
     "mysql_collate": "utf8mb4_bin",
 }
-"""How tables are made there, Optuna's too: with transactions, every character, and names that differ
-in case alone kept apart, as on the other databases."""
+"""How tables are made there, Optuna's too: with transactions, every character, and names kept apart
+that differ in case alone, as on the other databases."""
 
 
 def _write(
