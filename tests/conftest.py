@@ -15,9 +15,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from hpo.paths import Home
 from hpo.storage.db import Database, connect
 from tests.mariadb import MariaDB, mariadb
-from tests.servers import new_database, postgres
+from tests.servers import new_database, postgres, s3, s3_server
 
-__all__ = ["mariadb", "postgres"]
+__all__ = ["mariadb", "postgres", "s3", "s3_server"]
 
 
 @pytest.fixture(autouse=True)
