@@ -3,5 +3,7 @@
 import sys
 
 from hpo.dashboard.beside import main
+from hpo.redaction import redacted_stderr
 
-main(int(sys.argv[1]))
+with redacted_stderr():
+    main(int(sys.argv[1]))

@@ -33,6 +33,7 @@ from hpo.storage import records
 from hpo.storage.db import Database
 from hpo.storage.leases import FINAL
 from hpo.storage.optuna_rdb import FencedStorage
+from hpo.storage.url import option
 
 MIN_COMPLETE = 8
 """Complete trials below which importances would be noise: PED-ANOVA compares the best tenth, two
@@ -144,20 +145,11 @@ def _fixed(status: StudyStatus, best: TrialStatus) -> list[tuple[str, Any]]:
 def _commands(database: Database, status: StudyStatus, best: TrialStatus) -> list[str]:
     """What to type next, for this database."""
     study, file = shlex.quote(status.row.name), shlex.quote(f"{status.row.name}.best.toml")
-    storage = storage_option(database)
+    storage = option(database.url, Home.default().storage)
     return [
         f"hpo export {study} --trial {best.number} -o {file}{storage}",
         f"hpo train {file} --seeds 3",
     ]
-
-
-def storage_option(database: Database) -> str:
-    """What a command needs to find this storage: nothing for the default one, and nothing where a
-    password would be shown (then it is HPO_STORAGE that holds it)."""
-    is_default = database.url.database == str(Home.default().database)
-    if is_default or database.url.password is not None:
-        return ""
-    return f" --storage {shlex.quote(database.shown)}"
 
 
 def _trials_table(status: StudyStatus) -> Table:
