@@ -22,6 +22,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -30,12 +31,14 @@ from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import PIL
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
+from hpo.engine.control import Tick, no_tick
 from hpo.engine.images import Images, Mapped, Numbers, Pixels, Sizing, Source, Streamed, decode
 from hpo.errors import HpoError
 
 _FORMAT = 1
+_POLL_S = 1.0
 _THREADS = min(8, os.cpu_count() or 1)
 
 T = TypeVar("T")
@@ -84,10 +87,12 @@ class Index:
 
 @dataclass(frozen=True)
 class Store:
-    """The cache of one host; at most `limit` bytes a part are kept, more are streamed."""
+    """The cache of one host; at most `limit` bytes a part are kept, more are streamed. `tick` is
+    called while pictures are decoded, or another process is waited for that does so."""
 
     root: Path
     limit: float
+    tick: Tick = no_tick
 
     def has_room(self, size: int) -> bool:
         return size <= self.limit and size <= shutil.disk_usage(self.root).free
@@ -106,7 +111,7 @@ class Store:
         """
         self.root.mkdir(parents=True, exist_ok=True)
         folder = self.root / _key(digests, sizing)
-        with FileLock(f"{folder}.lock"):
+        with locked(folder, self.tick):
             index = self._ready(folder) or self._build(folder, source, names, sizing)
             good_names = tuple(names[i] for i in index.good)
             good_labels = np.array([labels[i] for i in index.good], np.int64)
@@ -149,13 +154,13 @@ class Store:
         with warnings.catch_warnings():
             # Odd metadata is of no interest here, and pool threads share this filter.
             warnings.simplefilter("ignore")
-            headers = list(_threaded(partial(_attempt, _target, source, sizing), names))
+            judge = partial(_attempt, _target, source, sizing)
+            headers = list(_threaded(judge, names, self.tick))
             size = sum(w * h for w, h in (one for one in headers if not isinstance(one, str))) * 3
             todo = [i for i, one in enumerate(headers) if not isinstance(one, str)]
             bad = {i: one for i, one in enumerate(headers) if isinstance(one, str)}
-            decoded = _threaded(
-                partial(_attempt, _decoded, source, sizing), [names[i] for i in todo]
-            )
+            look = partial(_attempt, _decoded, source, sizing)
+            decoded = _threaded(look, [names[i] for i in todo], self.tick)
             with (folder / "pixels").open("wb") as file:
                 keep = file if self.has_room(size) else None
                 index = _collect(zip(todo, decoded, strict=True), bad, keep)
@@ -216,12 +221,28 @@ def _decoded(source: Source, name: str, sizing: Sizing) -> tuple[Pixels, Numbers
     return np.asarray(image), np.stack([counts @ values, counts @ values**2])
 
 
-def _threaded(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+def _threaded(function: Callable[[T], R], items: Iterable[T], tick: Tick = no_tick) -> Iterator[R]:
     """`function` of each item, in order, a few at a time: Pillow lets other threads run."""
     rest = iter(items)
     with ThreadPoolExecutor(_THREADS) as pool:
-        while chunk := list(islice(rest, 32 * _THREADS)):
+        while chunk := list(islice(rest, 8 * _THREADS)):
+            tick()
             yield from pool.map(function, chunk)
+
+
+@contextmanager
+def locked(file: Path, tick: Tick = no_tick) -> Iterator[None]:
+    """Hold the lock of `file`; while another holds it, `tick` can end the wait."""
+    lock = FileLock(f"{file}.lock")
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=_POLL_S)
+        except Timeout:
+            tick()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _key(digests: Sequence[str], sizing: Sizing) -> str:
@@ -240,7 +261,9 @@ def array_digest(pixels: Pixels) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def file_digests(root: Path, names: Sequence[str], cache: Path | None) -> dict[str, str]:
+def file_digests(
+    root: Path, names: Sequence[str], cache: Path | None, tick: Tick = no_tick
+) -> dict[str, str]:
     """Digest of the content of each file; those whose size and time of change are as they were
     the last time are not read again. Without `cache` nothing is remembered."""
     memo = cache / "digests" / f"{short_hash(str(root.resolve()))}.json" if cache else None
@@ -248,7 +271,7 @@ def file_digests(root: Path, names: Sequence[str], cache: Path | None) -> dict[s
     stamps = {name: _stamp(root, name) for name in names}
     found = {name: known[name] for name in names if known.get(name, [])[:2] == stamps[name]}
     new = [name for name in names if name not in found]
-    for name, digest in zip(new, _threaded(partial(_digest, root), new), strict=True):
+    for name, digest in zip(new, _threaded(partial(_digest, root), new, tick), strict=True):
         if digest:
             found[name] = [*stamps[name], digest]
     if memo and found != known:

@@ -18,18 +18,16 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from hpo.definition.augment import AugmentConfig
 from hpo.definition.config import TrainConfig
-from hpo.engine.cache import Store, short_hash
+from hpo.engine.cache import Store, locked, short_hash
 from hpo.engine.chain import frozen_steps, steps
 from hpo.engine.control import Control
 from hpo.engine.images import Images
@@ -48,7 +46,6 @@ would mostly fill disk and memory."""
 _SHAPELESS = "weights", "trainable_blocks", "head", "dropout"
 """Fields of the model that decide nothing in its beginning but what the weights tell."""
 _FORMAT = 1
-_POLL_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -185,7 +182,7 @@ class Extractor:
         file = self._root / self._key(images.content, augment)
         try:
             self._root.mkdir(parents=True, exist_ok=True)
-            with _locked(file, control, epoch):
+            with locked(file, lambda: control.step(epoch=epoch, images=0)):
                 store = Store(self._root, self._how.config.data.cache_limit_gb * 1e9)
                 if not file.exists():
                     if not store.has_room(size):
@@ -275,18 +272,3 @@ def _digest(model: nn.Module, rest: Sequence[nn.Module]) -> str:
             plain = value.detach().cpu().contiguous().view(-1).view(torch.uint8)
             found.update(plain.numpy().data)
     return found.hexdigest()
-
-
-@contextmanager
-def _locked(file: Path, control: Control, epoch: int) -> Iterator[None]:
-    """Hold the lock of `file`; while another holds it, `control` can end the wait."""
-    lock = FileLock(f"{file}.lock")
-    while not lock.is_locked:
-        try:
-            lock.acquire(timeout=_POLL_S)
-        except Timeout:
-            control.step(epoch=epoch, images=0)
-    try:
-        yield
-    finally:
-        lock.release()

@@ -23,7 +23,7 @@ from hpo.definition.config import RuntimeConfig, TrainConfig
 from hpo.definition.objectives import COSTS
 from hpo.engine import runtime
 from hpo.engine.checkpoint import best_weights, save_weights
-from hpo.engine.control import Control
+from hpo.engine.control import Control, Tick
 from hpo.engine.costs import network_costs
 from hpo.engine.datasets import Data, open_data
 from hpo.engine.train import EpochResult, TrainingData, train
@@ -59,11 +59,11 @@ class Bench:
         """The pruner, where there are several objectives."""
         return FirstMetric(self.study, self.storage)
 
-    def data(self, config: TrainConfig) -> Data:
+    def data(self, config: TrainConfig, tick: Tick) -> Data:
         """Images for `config`, opened once for trials that share them; refuses other images under
         the same name than those that the study began with."""
         if self._data is None or self._data[0] != config.data:
-            data = open_data(config.data, self.home.cache)
+            data = open_data(config.data, self.home.cache, tick)
             part = config.data.model_dump(include={"dataset", "val_fraction", "test_fraction",
                                                    "split_seed", "limit_train"})  # fmt: skip
             key = "data " + "/".join(str(value) for value in part.values())
@@ -88,7 +88,7 @@ class Bench:
         with self.storage.guarded(lease):
             trial = _open(self, taken)
             try:
-                ending = _Training(self, taken, trial).run(control)
+                ending = _Training(self, taken, trial, control).run()
             except (TrialFailed, ConfigError) as error:
                 ending = Ending("failed", reason=str(error))
             except (ArithmeticError, LookupError, TypeError, ValueError, RuntimeError) as error:
@@ -141,7 +141,9 @@ def _config(bench: Bench, lease: Lease, trial: optuna.trial.Trial) -> TrainConfi
     return file.config(file.space.decode(stored))
 
 
-def _runtime(bench: Bench, taken: Taken, config: TrainConfig, classes: int) -> RuntimeConfig:
+def _runtime(
+    bench: Bench, taken: Taken, config: TrainConfig, classes: int, tick: Tick
+) -> RuntimeConfig:
     """How this trial computes. Whoever takes it over keeps that; precision and layout are measured
     once per study, device type, architecture and size: each changes the bits of a result."""
     if taken.runtime is not None:
@@ -150,7 +152,9 @@ def _runtime(bench: Bench, taken: Taken, config: TrainConfig, classes: int) -> R
     key = f"runtime {bench.device.type} {model.architecture} {model.stem} {config.data.image_size}"
     chosen = records.read_resolved(study.database, study.uuid).get(key)
     if chosen is None:
-        found = runtime.resolve(config, classes=classes, device=bench.device, threads=bench.threads)
+        found = runtime.resolve(
+            config, classes=classes, device=bench.device, threads=bench.threads, tick=tick
+        )
         measured = {"precision": found.precision, "memory_format": found.memory_format}
         chosen = records.resolve_once(study.database, study.uuid, key, measured)
     resolved = config.runtime.model_copy(
@@ -164,18 +168,20 @@ def _runtime(bench: Bench, taken: Taken, config: TrainConfig, classes: int) -> R
 class _Training:
     """The epochs of one trial: those that are stored, then those that this attempt computes."""
 
-    def __init__(self, bench: Bench, taken: Taken, trial: optuna.trial.Trial) -> None:
-        if taken.fruitless >= leases.MAX_FRUITLESS:
+    def __init__(
+        self, bench: Bench, taken: Taken, trial: optuna.trial.Trial, control: Control
+    ) -> None:
+        if len(taken.fruitless) >= leases.MAX_FRUITLESS:
             raise TrialFailed(
-                f"{taken.fruitless} attempts in a row died without finishing an epoch; "
-                f"see hpo trial {bench.study.row.name} {taken.lease.number}"
+                f"{len(taken.fruitless)} attempts in a row died without finishing an epoch; the "
+                f"last one: {taken.fruitless[0]}"
             )
-        self.bench, self.lease, self.trial = bench, taken.lease, trial
+        self.bench, self.lease, self.trial, self.control = bench, taken.lease, trial, control
         self.metric = bench.study.file.metric
         self.objectives = bench.study.file.objectives
         config = _config(bench, taken.lease, trial)
-        self.data = bench.data(config)
-        resolved = _runtime(bench, taken, config, len(self.data.classes))
+        self.data = bench.data(config, self._tick)
+        resolved = _runtime(bench, taken, config, len(self.data.classes), self._tick)
         self.config = config.model_copy(update={"runtime": resolved})
         self.directory = bench.study.directory(bench.home)
         self.rows, self.checkpoint = self._stored()
@@ -190,7 +196,11 @@ class _Training:
         path = self.directory.checkpoint(number, rows[-1].checkpoint, rows[-1].epoch)
         return (rows, path) if path.exists() else ([], None)
 
-    def run(self, control: Control) -> Ending:
+    def _tick(self) -> None:
+        """Something before the first epoch goes on."""
+        self.control.step(epoch=0, images=0)
+
+    def run(self) -> Ending:
         ending = self._judge()
         if ending is not None:
             return ending
@@ -204,7 +214,7 @@ class _Training:
                 self.data.mean,
                 self.data.std,
             ),
-            control,
+            self.control,
             device=self.bench.device,
             metric=self.metric,
             checkpoint=lambda n: self.directory.checkpoint(self.lease.number, self.lease.k, n),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,7 +17,7 @@ from hpo.storage.db import Database
 
 
 class Process(Protocol):
-    """A started worker; `subprocess.Popen` is one."""
+    """A started worker."""
 
     def poll(self) -> int | None:
         """Its exit code (negative: the signal that ended it), None while it runs."""
@@ -24,7 +26,7 @@ class Process(Protocol):
         """Send a signal; nothing where it has ended."""
 
     def kill(self) -> None:
-        """End it now."""
+        """End it now, with all that it has started; nothing where they have ended."""
 
     def wait(self) -> int:
         """Wait for its end."""
@@ -40,6 +42,15 @@ class Launcher(Protocol):
 def new_worker_id() -> str:
     """host-suffix: readable in status, and never seen twice (process ids are, in containers)."""
     return f"{socket.gethostname()[:32]}-{secrets.token_hex(3)}"
+
+
+class Child(subprocess.Popen[bytes]):
+    """A process in a session of its own, with what it starts: loaders of images, above all."""
+
+    def kill(self) -> None:
+        """End all of them now; what does not stop by itself outlives its parent otherwise."""
+        with suppress(ProcessLookupError, PermissionError):  # macOS says so of what has ended
+            os.killpg(self.pid, signal.SIGKILL)
 
 
 @dataclass(frozen=True)
@@ -64,7 +75,7 @@ class LocalProcesses:
             "OMP_NUM_THREADS": str(self.threads),
         }
         with path.open("ab") as output:
-            return subprocess.Popen(
+            return Child(
                 command,
                 env=environment,
                 stdin=subprocess.DEVNULL,

@@ -24,6 +24,7 @@ from hpo.storage import leases, records
 from hpo.storage.leases import Lease, Taken
 from hpo.storage.optuna_rdb import FencedStorage, add_waiting
 from hpo.workers.launch import new_worker_id
+from hpo.workers.watch import Watch, no_step
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +38,9 @@ VERSIONED = ("hpo", "torch", "torchvision", "optuna")
 class Progress:
     """What the heartbeat tells of the trial in hand; and the control that training asks.
 
-    `alive` is a file whose age says how long ago the last step was made: it tells the supervisor's
-    watchdog apart a training that hangs from one that is only slow to finish its epoch.
+    Every step touches the file `alive`, and whatever takes long before the first one (images are
+    decoded) does so too: by it the supervisor tells a training that hangs from one that is only
+    slow to finish its epoch.
     """
 
     stop: threading.Event
@@ -52,6 +54,7 @@ class Progress:
 
     def take(self, lease: Lease | None) -> None:
         self.lease, self.fenced, self.images, self.epoch = lease, False, 0, 0
+        self.touch(time.monotonic())
 
     def step(self, *, epoch: int, images: int) -> None:
         now = time.monotonic()
@@ -218,11 +221,13 @@ class Worker:
     def _beat(self, progress: Progress, done: threading.Event, supervised: bool) -> None:
         """Renew the lease in hand; notice that it is lost, or that the supervisor is gone."""
         beat_s = min(self.study.row.lease_s / BEATS_PER_LEASE, LARGEST_BEAT_S)
+        watch, limit_s = Watch(), self.study.file.study.stall_timeout_s
         while not done.wait(beat_s):
             lease = progress.lease
+            stalled = watch.look(progress.touched, time.monotonic()) > limit_s
             try:
-                if progress.epoch == 0:
-                    progress.alive.touch()  # no step is due yet: images may still be decoded
+                if lease is not None and stalled:
+                    self._give_up(lease, limit_s)
                 if lease is not None:
                     leases.renew(self.database, lease, progress.row())
                 else:
@@ -235,3 +240,9 @@ class Worker:
             if supervised and os.getppid() != self.parent:
                 log.warning("the supervisor is gone: handing back and ending")
                 progress.stop.set()
+
+    def _give_up(self, lease: Lease, limit_s: float) -> None:
+        """A training hangs, and perhaps no supervisor is there to end it: let others go on. Should
+        it ever go on by itself, it is refused."""
+        if leases.release(self.database, lease, "lost", no_step(limit_s)):
+            log.warning("trial %d: lost (%s)", lease.number, no_step(limit_s))
