@@ -6,6 +6,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -14,6 +15,7 @@ from typer.main import get_command
 from hpo import __version__
 from hpo.cli import compare, prepare, results, run, status, studies, worker
 from hpo.errors import HpoError
+from hpo.files import disk_full, is_full
 
 COMMANDS: dict[str, dict[str, Callable[..., Any]]] = {
     "Search": {
@@ -103,6 +105,8 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 def _message(error: HpoError | OSError) -> str:
     """What the user is told: of a file that cannot be read or written its name and the reason."""
     if isinstance(error, OSError) and error.filename is not None:
+        if is_full(error):
+            return str(disk_full(Path(error.filename)))
         return f"{error.filename}: {error.strerror}"
     return str(error)
 

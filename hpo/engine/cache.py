@@ -13,21 +13,21 @@ fit is streamed: the same pictures, decoded again whenever they are asked for.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from io import FileIO
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import PIL
@@ -35,7 +35,10 @@ from filelock import FileLock, Timeout
 
 from hpo.engine.control import Tick, no_tick
 from hpo.engine.images import Images, Mapped, Numbers, Pixels, Sizing, Source, Streamed, decode
-from hpo.errors import HpoError
+from hpo.errors import DiskFull
+from hpo.files import Counting, Sink, disk_full, told_if_full, write_whole
+
+log = logging.getLogger(__name__)
 
 _FORMAT = 1
 _POLL_S = 1.0
@@ -107,11 +110,10 @@ class Store:
     ) -> tuple[Images, Index]:
         """The pictures that can be read, built first if need be; `index.bad` has the others.
 
-        Raises HpoError when the disk is full.
+        Raises DiskFull where not even the index fits.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
         folder = self.root / _key(digests, sizing)
-        with locked(folder, self.tick):
+        with told_if_full(folder), locked(folder, self.tick):
             index = self._ready(folder) or self._build(folder, source, names, sizing)
             good_names = tuple(names[i] for i in index.good)
             good_labels = np.array([labels[i] for i in index.good], np.int64)
@@ -140,13 +142,8 @@ class Store:
         try:
             index = self._fill(beside, source, names, sizing)
             beside.replace(folder)
-        except BaseException as error:
+        except BaseException:
             shutil.rmtree(beside)
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise HpoError(
-                    f"{self.root}: the disk is full; free space there, set HPO_HOME to another "
-                    "disk, or set data.cache_limit_gb = 0 to decode in every epoch"
-                ) from error
             raise
         return index
 
@@ -161,13 +158,15 @@ class Store:
             bad = {i: one for i, one in enumerate(headers) if isinstance(one, str)}
             look = partial(_attempt, _decoded, source, sizing)
             decoded = _threaded(look, [names[i] for i in todo], self.tick)
-            with (folder / "pixels").open("wb") as file:
-                keep = file if self.has_room(size) else None
+            with FileIO(folder / "pixels", "w") as file:
+                keep = Counting(file) if self.has_room(size) else None
                 index = _collect(zip(todo, decoded, strict=True), bad, keep)
-                file.flush()
-                os.fsync(file.fileno())
-        if keep is None:
+                if keep:
+                    keep.sync()
+        if keep is None or keep.full:
             (folder / "pixels").unlink()
+        if keep and keep.full:  # others filled it meanwhile
+            log.warning("%s. Pictures are decoded anew in every epoch", disk_full(folder, size))
         index.save(folder / "index.npz")
         return index
 
@@ -175,7 +174,7 @@ class Store:
 def _collect(
     pictures: Iterable[tuple[int, tuple[Pixels, Numbers] | str]],
     bad: dict[int, str],
-    file: BinaryIO | None,
+    file: Sink | None,
 ) -> Index:
     good, sizes, moments = [], [], np.zeros((2, 3), np.int64)
     for i, picture in pictures:
@@ -233,6 +232,7 @@ def _threaded(function: Callable[[T], R], items: Iterable[T], tick: Tick = no_ti
 @contextmanager
 def locked(file: Path, tick: Tick = no_tick) -> Iterator[None]:
     """Hold the lock of `file`; while another holds it, `tick` can end the wait."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{file}.lock")
     while not lock.is_locked:
         try:
@@ -275,7 +275,8 @@ def file_digests(
         if digest:
             found[name] = [*stamps[name], digest]
     if memo and found != known:
-        _replace(memo, json.dumps(found))
+        with suppress(DiskFull):  # they will be read again
+            write_whole(memo, lambda file: file.write(json.dumps(found).encode()))
     # What cannot be read is named, with the reason, when it is to be decoded.
     return {name: found[name][2] if name in found else f"unreadable {name}" for name in names}
 
@@ -296,12 +297,3 @@ def _digest(root: Path, name: str) -> str | None:
             return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).hexdigest()
     except OSError:
         return None
-
-
-def _replace(file: Path, text: str) -> None:
-    """Write beside and move in place."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=file.parent)
-    with os.fdopen(handle, "w") as out:
-        out.write(text)
-    Path(beside).replace(file)

@@ -68,7 +68,7 @@ def open_data(config: DataConfig, cache: Path, tick: Tick = no_tick) -> Data:
     `tick` follows.
 
     Raises DataError for a folder that cannot be used and for unreadable pictures (left out with
-    `data.skip_unreadable`), HpoError when the disk is full. No test picture is decoded.
+    `data.skip_unreadable`), DiskFull. No test picture is decoded.
     """
     origin = _origin(config, download=config.download)
     origin.tick = tick

@@ -12,7 +12,6 @@ devices depends on that size, does not depend on who came first.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
 import math
@@ -33,6 +32,7 @@ from hpo.engine.control import Control
 from hpo.engine.images import Images
 from hpo.engine.learner import Learner, autocast, memory_format
 from hpo.engine.loader import TrainBatches
+from hpo.files import disk_full, is_full
 
 log = logging.getLogger(__name__)
 
@@ -181,7 +181,6 @@ class Extractor:
         size = math.prod(shape[:2]) * self.bytes
         file = self._root / self._key(images.content, augment)
         try:
-            self._root.mkdir(parents=True, exist_ok=True)
             with locked(file, lambda: control.step(epoch=epoch, images=0)):
                 store = Store(self._root, self._how.config.data.cache_limit_gb * 1e9)
                 if not file.exists():
@@ -190,9 +189,10 @@ class Extractor:
                     self._build(file, images, augment, control, epoch)
                 return self._mapped(file, shape) if size <= store.limit else None
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if not is_full(error):
                 raise
-            log.warning("%s: the disk is full; frozen layers are computed anew", self._root)
+            full = disk_full(file, size)
+            log.warning("%s. Frozen layers are computed anew in every epoch", full)
         except torch.OutOfMemoryError:
             log.warning("out of memory with %d images at once; nothing is kept", BATCH)
         return None

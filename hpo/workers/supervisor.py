@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpo.errors import HpoError, InputError
+from hpo.files import disk_full, is_full
 from hpo.paths import StudyDir
 from hpo.storage import leases, records
 from hpo.storage.db import Database
@@ -109,9 +110,14 @@ class Supervisor:
                 slot.process.kill()
 
     def _start(self, slot: Slot) -> None:
-        slot.worker = new_worker_id()
-        slot.process = self.launcher.start(slot.worker, slot.device)
-        slot.started = time.monotonic()
+        slot.worker, slot.started = new_worker_id(), time.monotonic()
+        try:
+            slot.process = self.launcher.start(slot.worker, slot.device)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            slot.not_before = slot.started + LARGEST_BACK_OFF_S
+            log.warning("no worker can be started: %s", disk_full(self.directory.logs))
         slot.watch, slot.killed = Watch(), ""
 
     def _reap(self, slot: Slot, code: int, now: float) -> None:

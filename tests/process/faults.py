@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,12 +112,43 @@ def hanging_alone(url: str) -> dict[str, Any]:
     return {"code": code, "still_there": still_there}
 
 
+def disk_full(url: str) -> dict[str, Any]:
+    """HPO_HOME is a small disk. It is filled up while a trial trains, and emptied once the worker
+    waits; twice."""
+    study, _ = studies.create(
+        connect(url), study_file(trials=3, lease_s=60.0, train=f"epochs = 12\n{TINY}")
+    )
+    home = Home.default().root
+    filler, told = home / "filler", []
+
+    def fill_and_empty() -> None:
+        waiting = [one.reason for one in study_workers(study) if one.reason]
+        if filler.exists() and waiting:
+            told.extend(waiting)
+            filler.unlink()
+        elif not filler.exists() and not waiting and len(told) < 2:
+            epochs = records.read_epochs(study.database, study.uuid)
+            if len(epochs.get(len(told), [])) > 3:
+                fill(filler)
+
+    supervise(study, url, fill_and_empty)
+    return {"told": told}
+
+
+def fill(file: Path) -> None:
+    """Take all the room that its disk has."""
+    with suppress(OSError), file.open("wb", buffering=0) as out:
+        while True:
+            out.write(bytes(4096))
+
+
 SCENES: tuple[Callable[..., dict[str, Any]], ...] = (
     hanging_training,
     hanging_once,
     hanging_loading,
     stopped_for_ever,
     hanging_alone,
+    disk_full,
 )
 
 

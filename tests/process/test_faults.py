@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
 from hpo.search.status import read_status
 from hpo.storage.db import Database
 from hpo.storage.leases import MAX_FRUITLESS
-from tests.process.test_scenes import check_exact, on_both, run
+from tests.process.test_scenes import check_exact, computed_twice, on_both, run
 
 NO_STEP = "made no step for 3 s (study.stall_timeout_s)"
 
@@ -54,3 +59,34 @@ def test_what_hangs_without_a_supervisor_is_left_to_others(url: str, database: D
     first, second = check_exact(database, "toy", 1).trials[0].attempts
     assert (first.worker, first.outcome, first.reason) == ("first", "lost", NO_STEP)
     assert (second.worker, second.outcome) == ("second", "complete")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A disk of 1 MiB with the run directory on it."""
+    mount, disk = shutil.which("mount"), tmp_path / "disk"
+    disk.mkdir()
+    command = [str(mount), "-t", "tmpfs", "-o", "size=1m", "hpo-test", str(disk)]
+    if mount is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("no disk of 1 MiB can be mounted here: it takes root and CAP_SYS_ADMIN")
+    monkeypatch.setenv("HPO_HOME", str(disk))
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@on_both
+def test_a_full_disk_hands_the_trial_back_and_goes_on_once_there_is_room(
+    url: str, database: Database, small_disk: Path
+) -> None:
+    told = run("faults", "disk_full", url)["told"]
+    assert len(told) == 2
+    for message in told:
+        assert message.startswith("waiting for room: ")
+        assert f"does not fit: the disk mounted at {small_disk} has " in message
+        assert ".ckpt" in message
+    status = check_exact(database, "toy", 3)
+    assert status.count("complete") == 3
+    outcomes = [[one.outcome for one in trial.attempts] for trial in status.trials]
+    assert outcomes == [["handed_back", "complete"]] * 2 + [["complete"]]
+    assert computed_twice(status) <= 2
+    assert not list(small_disk.rglob(".epoch-*"))  # no half of a checkpoint

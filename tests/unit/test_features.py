@@ -293,7 +293,7 @@ def test_a_full_disk_ends_no_training(
         found = run(settings, cache, data=data)
     assert scores(found) == scores(plain)
     assert not files(cache)
-    assert "the disk is full" in caplog.text
+    assert "does not fit: the disk mounted at" in caplog.text
 
 
 class Asked(Unattended):
