@@ -105,8 +105,8 @@ def disk_full(path: Path, needed: int = 0) -> DiskFull:
     wanted = f", {size_text(needed)} are needed" if needed else ""
     message = (
         f"{path} does not fit: the disk mounted at {mount_of(there)} has {size_text(usage.free)} "
-        f"of {size_text(usage.total)} free{wanted}; free space there (or raise your quota), or set "
-        "HPO_HOME to another disk"
+        f"of {size_text(usage.total)} free{wanted}; free space there (or raise your quota), or use "
+        "another disk (HPO_HOME, for what hpo keeps)"
     )
     return DiskFull(message, path=path, needed=needed)
 

@@ -6,7 +6,7 @@ Drawn from plain data alone (`StudyStatus`), so that a test can draw any moment 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -245,7 +245,7 @@ def opened(
             yield view
 
 
-def headline(status: StudyStatus, storage: str, devices: list[str]) -> str:
+def headline(status: StudyStatus, storage: str, devices: Sequence[str]) -> str:
     """What is about to run, for the first line of a log."""
     return (
         f"{status.row.name}: {status.finished}/{status.row.trials} trials; "

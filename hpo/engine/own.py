@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from hpo.engine.code import search_here
 from hpo.errors import ConfigError
 
 
@@ -20,9 +19,7 @@ def load(name: str, key: str) -> Callable[..., Any]:
     Raises ConfigError for the field `key` where there is none.
     """
     module, _, function = name.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
+    here = search_here()
     try:
         found = getattr(importlib.import_module(module), function)
     except Exception as error:  # whatever the user's module raises

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from hpo.engine.cache import array_digest, file_digests
+from hpo.engine.code import search_here
 from hpo.engine.folders import Listing
 from hpo.engine.images import Source
 from hpo.engine.origins import Origin
@@ -142,9 +142,7 @@ def _asked(name: str, root: Path, part: str) -> Split | None:
 def _function(name: str) -> Callable[[str, str], Any]:
     """The function called `name`; the working directory is looked through last."""
     module, _, attribute = name.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
+    here = search_here()
     try:
         found = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # importing runs the user's code

@@ -27,9 +27,10 @@ from hpo.engine.control import Control, Tick
 from hpo.engine.costs import network_costs
 from hpo.engine.datasets import Data, open_data
 from hpo.engine.train import EpochResult, TrainingData, train
-from hpo.errors import ConfigError, Conflict, Interrupted, TrialFailed
+from hpo.errors import ConfigError, Interrupted, TrialFailed
 from hpo.paths import Home
 from hpo.search import keeping, plan
+from hpo.search.agreement import agree_on_images
 from hpo.search.samplers import draft_params, make_sampler
 from hpo.search.several import FirstMetric, values_of, worst_of
 from hpo.search.status import best_of
@@ -52,6 +53,8 @@ class Bench:
     home: Home
     device: torch.device
     threads: int
+    force: bool = False
+    """Go on where the images are not those that the study began with, and record it."""
     _data: tuple[Any, Data] | None = None
 
     @cached_property
@@ -59,22 +62,21 @@ class Bench:
         """The pruner, where there are several objectives."""
         return FirstMetric(self.study, self.storage)
 
-    def data(self, config: TrainConfig, tick: Tick) -> Data:
+    def data(self, config: TrainConfig, worker: str, tick: Tick) -> Data:
         """Images for `config`, opened once for trials that share them; refuses other images under
         the same name than those that the study began with."""
         if self._data is None or self._data[0] != config.data:
             data = open_data(config.data, self.home.cache, tick)
             part = config.data.model_dump(include={"dataset", "val_fraction", "test_fraction",
                                                    "split_seed", "limit_train"})  # fmt: skip
-            key = "data " + "/".join(str(value) for value in part.values())
-            found = records.resolve_once(
-                self.study.database, self.study.uuid, key, data.fingerprint
+            agree_on_images(
+                self.study.database,
+                self.study.uuid,
+                "/".join(str(value) for value in part.values()),
+                data.fingerprint,
+                worker=worker,
+                force=self.force,
             )
-            if found != data.fingerprint:
-                raise Conflict(
-                    f"the images here (fingerprint {data.fingerprint}) are not those that the "
-                    f"study began with ({found}); restore them, or start a study of another name"
-                )
             self._data = config.data, data
         return self._data[1]
 
@@ -150,7 +152,7 @@ def _runtime(
         return RuntimeConfig.model_validate(taken.runtime)
     study, model = bench.study, config.model
     key = f"runtime {bench.device.type} {model.architecture} {model.stem} {config.data.image_size}"
-    chosen = records.read_resolved(study.database, study.uuid).get(key)
+    chosen = records.read_resolved(study.database, study.uuid, key).get(key)
     if chosen is None:
         found = runtime.resolve(
             config, classes=classes, device=bench.device, threads=bench.threads, tick=tick
@@ -180,7 +182,7 @@ class _Training:
         self.metric = bench.study.file.metric
         self.objectives = bench.study.file.objectives
         config = _config(bench, taken.lease, trial)
-        self.data = bench.data(config, self._tick)
+        self.data = bench.data(config, taken.lease.worker, self._tick)
         resolved = _runtime(bench, taken, config, len(self.data.classes), self._tick)
         self.config = config.model_copy(update={"runtime": resolved})
         self.directory = bench.study.directory(bench.home)

@@ -11,6 +11,7 @@ from typing import Any
 
 from hpo.definition.objectives import direction_of, dominates, losses
 from hpo.definition.studyfile import StudyFile
+from hpo.search.agreement import Forced, read_forced
 from hpo.storage import records
 from hpo.storage.db import Database
 from hpo.storage.leases import FINAL
@@ -58,6 +59,8 @@ class StudyStatus:
     trials: tuple[TrialStatus, ...]
     workers: tuple[WorkerRow, ...]
     live_workers: tuple[WorkerRow, ...]
+    forced: tuple[Forced, ...] = ()
+    """Workers that were made to work with other code or images than the study began with."""
 
     def count(self, *states: str) -> int:
         return sum(trial.state in states for trial in self.trials)
@@ -170,6 +173,7 @@ class StudyStatus:
             "eta_s": self.eta_s,
             "images_per_s": self.images_per_s,
             "workers": [asdict(worker) for worker in self.live_workers],
+            "forced": [asdict(one) for one in self.forced],
         }  # fmt: skip
 
     def _front_dict(self) -> dict[str, Any]:
@@ -199,7 +203,8 @@ def read_status(database: Database, name: str) -> StudyStatus:
     now = records.clock(database)
     workers = records.read_workers(database, row.uuid)
     live = [w for w in workers if w.ended is None and now - w.seen < ALIVE_S + row.lease_s]
-    return StudyStatus(row, file, now, tuple(trials), tuple(workers), tuple(live))
+    forced = read_forced(database, row.uuid)
+    return StudyStatus(row, file, now, tuple(trials), tuple(workers), tuple(live), forced)
 
 
 def _trial(

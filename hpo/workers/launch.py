@@ -62,11 +62,14 @@ class LocalProcesses:
     name: str
     directory: StudyDir
     threads: int
+    force: bool = False
+    """Whether workers join with other code or images too."""
 
     def start(self, worker: str, device: str) -> Process:
         path = self.directory.log(worker)
         path.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "hpo", "worker", self.name, "--device", device]
+        command += ["--force"] if self.force else []
         command += ["--worker-id", worker, "--threads", str(self.threads), "--supervised"]
         # The URL may hold a password: it travels in the environment, never in argv. A session of
         # its own keeps the terminal's Ctrl-C from a worker; the supervisor passes it on, once.

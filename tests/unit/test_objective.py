@@ -191,7 +191,7 @@ def test_other_images_under_the_same_name_are_refused(database: Database, home: 
     def began_elsewhere(study: Study) -> None:
         records.resolve_once(database, study.uuid, "data digits/0.15/0.15/0/100", "0123")
 
-    with pytest.raises(Conflict, match="are not those that the study began with"):
+    with pytest.raises(Conflict, match="are not what the study began with"):
         search(database, home, before=began_elsewhere)
     status = read_status(database, "toy")
     assert [a.outcome for a in status.trials[0].attempts] == ["handed_back"]
