@@ -69,8 +69,9 @@ def status(
             if len(now.file.objectives) > 1:
                 out.print()
                 out.print(tables.cells_table(front_table(now)))
-            if now.row.stop_reason:
-                out.print(f"\n{now.row.stop_reason}", markup=False)
+            for line in (now.row.stop_reason, now.no_best if now.state == "finished" else None):
+                if line:
+                    out.print(f"\n{line}", markup=False, soft_wrap=True)
             for one in now.forced:
                 out.print(f"{one.worker} was forced to join: {one}", markup=False, style="yellow")
 

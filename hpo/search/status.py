@@ -75,6 +75,22 @@ class StudyStatus:
         ranked = self.ranked()
         return ranked[0] if ranked else None
 
+    @property
+    def no_best(self) -> str | None:
+        """Why finished trials have no best one, in words; None where they have one, or are none."""
+        if self.best is not None or not self.finished:
+            return None
+        diverged = self.count("diverged")
+        if not diverged:
+            return "no trial was completed"
+        rates = [t.params["optimizer.lr"] for t in self.trials if "optimizer.lr" in t.params]
+        tried = f" (tried: {min(rates):.3g} to {max(rates):.3g})" if rates else ""
+        return (
+            f"{diverged} of {self.finished} trials diverged, their loss was not finite, and no "
+            "other was completed: they count with the value that guessing gives, and none of them "
+            f"is best; try a smaller optimizer.lr{tried}, or clip_grad_norm"
+        )
+
     def ranked(self) -> list[TrialStatus]:
         """Complete trials, best first; of equals the earlier one."""
         done = [t for t in self.trials if t.state == "complete" and t.value is not None]
