@@ -19,9 +19,9 @@ import hpo.engine.cache
 import hpo.files
 from hpo.paths import Home
 from hpo.storage.db import Database, connect
-from tests.servers import new_database, postgres
+from tests.servers import new_database, postgres, s3, s3_server
 
-__all__ = ["postgres"]
+__all__ = ["postgres", "s3", "s3_server"]
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from hpo.cli.options import Storage, StudyName, console, database, program
+from hpo.cli.text import printable
 from hpo.errors import NotFound
 from hpo.paths import Home
 
@@ -196,7 +197,7 @@ def logs(
         while True:
             over = not follow or read_status(found, study).state in ("finished", "stopped")
             for line in tail.fresh():
-                typer.echo(line)
+                typer.echo(printable(line))
             if over:
                 return
             pause.wait(POLL_S)

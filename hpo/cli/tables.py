@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hpo.cli.text import bar, cell, moment, sparkline
+from hpo.cli.text import bar, cell, moment, printable, sparkline
 from hpo.errors import NotFound
 from hpo.results.table import Table as Cells
 from hpo.results.table import count, duration, measured, number, setting
@@ -137,7 +137,7 @@ def trials_csv(status: StudyStatus) -> str:
 
 def to_json(data: Any) -> str:
     """Indented JSON; a number that JSON lacks (a loss that is not finite) becomes null."""
-    return json.dumps(_finite(data), indent=2, ensure_ascii=False)
+    return printable(json.dumps(_finite(data), indent=2, ensure_ascii=False))
 
 
 def _finite(data: Any) -> Any:

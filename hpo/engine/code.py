@@ -12,8 +12,6 @@ Imports no torch.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -22,6 +20,7 @@ from pathlib import Path
 
 import hpo
 from hpo.definition.studyfile import StudyFile
+from hpo.engine import modules
 from hpo.engine.cache import short_hash
 from hpo.errors import ConfigError
 
@@ -71,14 +70,6 @@ def code_of(file: StudyFile) -> Code:
     return Code(parts, {name: text for name, path in files.items() if (text := _text(path))})
 
 
-def search_here() -> str:
-    """Let modules be looked for in the working directory too, last of all; returns it."""
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
-    return here
-
-
 @cache
 def _sources_digest() -> str:
     """Of hpo's own files, by their names and texts."""
@@ -92,18 +83,13 @@ def _sources_digest() -> str:
 
 
 def _file_of(module: str) -> Path | None:
-    """Where a module of the user's own stands; None for one that has no file."""
-    here = search_here()
     try:
-        spec = importlib.util.find_spec(module)
+        return modules.file_of(module)
     except Exception as error:  # finding a.b imports a, which may raise anything
-        raise ConfigError(f"module {module!r} cannot be found: {error}") from error
-    if spec is None:
         raise ConfigError(
-            f"module {module!r} is not here: looked for on PYTHONPATH and in the working directory "
-            f"{here}; put it there, as on the host where the study began"
-        )
-    return Path(spec.origin) if spec.has_location and spec.origin else None
+            f"your module {module!r} cannot be found ({error}); it is {modules.where()}: put it "
+            "there, as on the host where the study began"
+        ) from error
 
 
 def _digest(path: Path | None) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cache as once
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +21,9 @@ from hpo.errors import DataError
 # Pillow warns of large pictures when it opens them; `data.max_pixels` refuses them by the header,
 # before anything is decoded.
 Image.MAX_IMAGE_PIXELS = None
+
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""What is opened, by content and not by name: of Pillow's other formats some run programs (EPS)."""
 
 Pixels = NDArray[np.uint8]
 Numbers = NDArray[np.int64]
@@ -59,16 +63,38 @@ class Sizing:
     def refuse(self, width: int, height: int) -> str | None:
         """Why a picture of this size is not decoded; None if it may be."""
         target = self.target(width, height)
-        for what, (w, h) in (("", (width, height)), (" after resizing", target)):
-            if w * h > self.max_pixels:
-                return f"{w} x {h} pixels{what}, data.max_pixels allows {self.max_pixels}"
+        return too_large((width, height), self.max_pixels) or too_large(
+            target, self.max_pixels, " after resizing"
+        )
+
+
+def too_large(size: tuple[int, int], max_pixels: int, what: str = "") -> str | None:
+    """Why a picture of this width and height is not decoded; None if it may be."""
+    width, height = size
+    if width * height <= max_pixels:
         return None
+    return f"{width} x {height} pixels{what}, data.max_pixels allows {max_pixels}"
+
+
+def open_file(path: Path | str) -> Image.Image:
+    """The picture in a file, not decoded yet. Raises whatever Pillow raises on a broken file."""
+    return Image.open(path, formats=_formats())
+
+
+@once
+def _formats() -> tuple[str, ...]:
+    """Those of FORMATS that this Pillow was built with."""
+    Image.init()
+    return tuple(one for one in FORMATS if one in Image.OPEN)
 
 
 def decode(source: Source, name: str, sizing: Sizing) -> Image.Image:
     """One picture as torchvision's ImageFolder and Resize give it: RGB, bilinear, EXIF orientation
-    ignored. Raises whatever Pillow raises on a broken file."""
+    ignored. Raises ValueError for one that is too large, whatever Pillow raises on a broken file.
+    """
     with source.open(name) as image:
+        if reason := sizing.refuse(*image.size):
+            raise ValueError(reason)
         if isinstance(image.info.get("transparency"), bytes):
             del image.info["transparency"]  # only makes Pillow warn; RGB has none
         rgb = image.convert("RGB")

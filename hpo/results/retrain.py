@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -303,7 +302,7 @@ class _Job:
 
     def add_files(self, seed: int, files: SeedDir) -> None:
         """Files that a finished seed lacks. Its test set was opened: they are not tested."""
-        metrics = json.loads(files.metrics.read_text())
+        metrics = files.read_metrics()
         there = metrics.get("onnx", [])
         if self.wanted.files.keys() <= {one["file"] for one in there}:
             return
