@@ -87,11 +87,12 @@ class OwnOrigin(Origin):
 
     def digests(self, names: Sequence[str], cache: Path | None) -> dict[str, str]:
         files = [name for name in names if name not in self._digests]
-        return {**self._digests, **file_digests(self.root, files, cache)}
+        return {**self._digests, **file_digests(self.root, files, cache, self.tick)}
 
     def _items(self, part: str, split: Split) -> Iterator[tuple[str, Label]]:
         """Name and label of each; the content of those in memory is seen here."""
         for i in range(len(split)):
+            self.tick()
             picture, label = _item(self.function, split, part, i)
             if isinstance(picture, str | Path):
                 path = self.root / picture  # an absolute one stays what it is

@@ -26,6 +26,7 @@ FINAL = ("complete", "pruned", "failed", "diverged")
 """Outcomes that end a trial; handed_back and lost permit a successor."""
 MAX_FRUITLESS = 5
 """Attempts in a row that died without one more epoch, after which a trial fails."""
+RAN_OUT = "its lease ran out"
 FILLER_LEASE_S = 5.0
 
 
@@ -80,8 +81,8 @@ class Taken:
 
     lease: Lease
     started: bool
-    fruitless: int
-    """Attempts in a row, before this one, that died without finishing an epoch."""
+    fruitless: tuple[str, ...]
+    """Why attempts in a row, before this one, died without finishing an epoch; newest first."""
     enqueued: dict[str, Any] | None
     enqueued_before: int
     """Enqueued configurations that trials of smaller numbers took."""
@@ -169,23 +170,25 @@ def _end_lost(c: sa.Connection, database: Database, last: sa.Row[Any]) -> bool:
             attempts.c.outcome.is_(None),
             attempts.c.until < database.now(),
         )
-        .values(outcome="lost", ended=attempts.c.until, reason="its lease ran out")
+        .values(outcome="lost", ended=attempts.c.until, reason=RAN_OUT)
     )
     return ended.rowcount == 1
 
 
-def _fruitless(c: sa.Connection, trial_id: int, history: Any) -> int:
-    """Dead attempts, newest first, until one that finished an epoch; hand-backs do not count."""
+def _fruitless(c: sa.Connection, trial_id: int, history: Any) -> tuple[str, ...]:
+    """Why attempts died, newest first, until one that finished an epoch; no hand-backs."""
     fruitful = set(
         c.scalars(sa.select(epochs.c.attempt).where(epochs.c.trial_id == trial_id).distinct())
     )
-    count = 0
+    reasons = []
     for row in history:
         if row.k in fruitful:
             break
-        # The newest one was open when it was read and has just been ended as lost.
-        count += row.outcome in ("lost", None)
-    return count
+        if row.outcome == "lost":
+            reasons.append(row.reason or "")
+        if row.outcome is None:  # when it was read; it has just been ended
+            reasons.append(RAN_OUT)
+    return tuple(reasons)
 
 
 def _assign_enqueued(c: sa.Connection, uuid: str, number: int) -> None:

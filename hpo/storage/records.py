@@ -214,15 +214,18 @@ def resolve_once(database: Database, uuid: str, key: str, value: Any) -> Any:
             c.execute(resolved.insert().values(study=uuid, key=key, value=json.dumps(value)))
         return value
     except IntegrityError:
-        found = read_resolved(database, uuid)
+        found = read_resolved(database, uuid, key)
         if key not in found:
             raise NotFound("the study was deleted") from None
         return found[key]
 
 
-def read_resolved(database: Database, uuid: str) -> dict[str, Any]:
+def read_resolved(database: Database, uuid: str, prefix: str = "") -> dict[str, Any]:
+    """What workers found once for all, by key; of keys that begin with `prefix`."""
+    here = resolved.c.study == uuid
+    wanted = resolved.c.key.startswith(prefix, autoescape=True)
     with database.read() as c:
-        rows = c.execute(sa.select(resolved).where(resolved.c.study == uuid))
+        rows = c.execute(sa.select(resolved).where(here, wanted).order_by(resolved.c.key))
         return {row.key: json.loads(row.value) for row in rows}
 
 

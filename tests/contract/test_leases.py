@@ -204,7 +204,7 @@ def test_dead_attempts_count_until_an_epoch_and_hand_backs_do_not(
     fruitless = []
     for end in ["lost", "handed_back", "lost", "epoch", "lost", "expired", "lost"]:
         taken = take(study)
-        fruitless.append(taken.fruitless)
+        fruitless.append(len(taken.fruitless))
         if end == "epoch":
             leases.record_epoch(
                 study.database, taken.lease, 1, {"val_top1": 0.1}, checkpoint=True, progress={}
