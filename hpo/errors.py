@@ -19,6 +19,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST_KEY = 120
+"""Characters of a field's name that a message shows; ours have 40."""
+
 
 class HpoError(Exception):
     """Base of all errors with a message meant for the user."""
@@ -40,7 +43,8 @@ class ConfigError(InputError):
 
     def __init__(self, message: str, *, key: str = "", where: str = "") -> None:
         self.message, self.key, self.where = message, key, where
-        super().__init__(": ".join(part for part in (where, key, message) if part))
+        short = key if len(key) <= LONGEST_KEY else f"{key[:LONGEST_KEY]}..."
+        super().__init__(": ".join(part for part in (where, short, message) if part))
 
     def at(self, where: str) -> ConfigError:
         """The same error, naming the file `where` unless it names one already."""

@@ -14,9 +14,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from hpo.paths import Home
 from hpo.storage.db import Database, connect
-from tests.servers import new_database, postgres
+from tests.servers import new_database, postgres, s3, s3_server
 
-__all__ = ["postgres"]
+__all__ = ["postgres", "s3", "s3_server"]
 
 
 @pytest.fixture(autouse=True)

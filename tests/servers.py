@@ -1,7 +1,8 @@
-"""Database servers for tests, started by the tests themselves."""
+"""Servers for tests, started by the tests themselves: databases, and an object store."""
 
 from __future__ import annotations
 
+import uuid
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -37,3 +38,31 @@ def new_database(server: Any, name: str) -> str:
 
 def _url(server: Any, name: str) -> str:
     return f"postgresql+psycopg://postgres@/{name}?{urlsplit(server.get_uri()).query}"
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The address of a server that speaks S3 (moto), on loopback."""
+    server_module = pytest.importorskip("moto.server", reason="S3 tests need moto (the test extra)")
+    pytest.importorskip("s3fs", reason="S3 tests need s3fs (the s3 extra)")
+    server = server_module.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of an empty bucket; this process and its children reach it by the environment."""
+    import boto3
+    from s3fs import S3FileSystem
+
+    S3FileSystem.clear_instance_cache()  # which knows another server, or other credentials
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "for-tests")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    bucket = f"b{uuid.uuid4().hex}"
+    boto3.client("s3").create_bucket(Bucket=bucket)
+    return f"s3://{bucket}"

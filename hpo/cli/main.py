@@ -13,6 +13,7 @@ from typer.main import get_command
 
 from hpo import __version__
 from hpo.cli import compare, dashboard, prepare, results, run, status, studies, worker
+from hpo.cli.text import printable
 from hpo.errors import HpoError
 
 COMMANDS: dict[str, dict[str, Callable[..., Any]]] = {
@@ -109,5 +110,4 @@ def _message(error: HpoError | OSError) -> str:
 
 def _say(message: str) -> None:
     """One message on standard error; what a terminal would obey is shown instead."""
-    safe = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in message)
-    print(f"hpo: {safe}", file=sys.stderr)
+    print(f"hpo: {printable(message)}", file=sys.stderr)

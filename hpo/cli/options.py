@@ -37,6 +37,17 @@ Storage = Annotated[
         show_default="hpo_runs/hpo.db under the working directory",
     ),
 ]
+Artifacts = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        envvar="HPO_ARTIFACTS",
+        help="Where checkpoints and weights also go, for workers on other hosts: a folder that all "
+        "of them mount, or s3://BUCKET/FOLDER (extra s3) and what else fsspec knows. Kept with the "
+        "study; never with a password in it.",
+        show_default="nowhere: a trial that moves to another host begins again",
+    ),
+]
 Overrides = Annotated[
     list[str],
     typer.Option(
@@ -75,11 +86,11 @@ def database(storage: str | None) -> Iterator[Database]:
 
 def console() -> Console:
     """Standard output; as wide as the terminal, and wide in a pipe, where nothing is to be cut."""
-    from rich.console import Console
+    from hpo.cli.safe import SafeConsole
 
-    out = Console(highlight=False)
+    out = SafeConsole(highlight=False)
     if not out.is_terminal and "COLUMNS" not in os.environ:
-        out = Console(highlight=False, width=PIPE_WIDTH)
+        out = SafeConsole(highlight=False, width=PIPE_WIDTH)
     return out
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hpo.cli.options import (
+    Artifacts,
     Overrides,
     Storage,
     StudyPath,
@@ -62,6 +63,7 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", help="Only the result.")] = False,
     set_: Overrides = [],  # noqa: B006
     storage: Storage = None,
+    artifacts: Artifacts = None,
 ) -> None:
     """Search: create or resume the study, start workers, show them live, end with the result.
 
@@ -79,7 +81,7 @@ def run(
     devices = spread(workers, workers_per_device, device)
     _check_device(device)
     with database(storage) as found:
-        study, note = _study(found, file)
+        study, note = _study(found, file, artifacts)
         out = console()
         if note:
             out.print(note, markup=False, soft_wrap=True)
@@ -103,17 +105,23 @@ def _check_device(device: str | None) -> None:
     torch_device(str(device))
 
 
-def _study(found: Database, file: StudyFile) -> tuple[Study, str]:
-    """The study of `file`, new or resumed, and a word on that. Bad data creates nothing."""
+def _study(found: Database, file: StudyFile, artifacts: str | None) -> tuple[Study, str]:
+    """The study of `file`, new or resumed, and a word on that. Bad data, and artifacts that cannot
+    be used, create nothing."""
+    from hpo.search import mirror
     from hpo.search import study as studies
     from hpo.storage.records import find_study
 
     quiet_optuna()
-    if find_study(found, file.name) is None:
+    row = find_study(found, file.name)
+    place = mirror.check(artifacts, row, found) if artifacts else None
+    if row is None:
         check_data(file)
     if found.url.database == str(Home.default().database):
         Home.default().root.mkdir(parents=True, exist_ok=True)
     study, is_new = studies.create(found, file)
+    if place:
+        mirror.keep(found, study.row, place, Home.default())
     if study.row.stop == "user":
         studies.resume(study)
         return studies.load(found, file.name), f"study {file.name} was stopped; it goes on"

@@ -27,16 +27,17 @@ def worker(
     """Pull trials of an existing study until it is over. Start any number, anywhere.
 
     Needs the storage and the study's name alone (and the images at the same path): the study file
-    is in the database. Ctrl-C once: stop after the current step and hand the trial back; twice:
-    stop now.
+    is in the database, and so is where its artifacts are. Ctrl-C once: stop after the current step
+    and hand the trial back; twice: stop now.
 
     Example: HPO_STORAGE=postgresql+psycopg://me@server/hpo hpo worker digits --device cuda:1
     """
+    from hpo.search import mirror
     from hpo.search import study as studies
 
     with database(storage) as found:
         wanted = studies.load(found, study)
-
+        home = Home.default()
         from hpo.engine.runtime import torch_device
         from hpo.search.objective import Bench
         from hpo.storage.optuna_rdb import FencedStorage
@@ -46,8 +47,9 @@ def worker(
 
         place = torch_device(first_device(device))
         _log()
+        if (artifacts := mirror.find(found, wanted.uuid, home)) is not None:
+            artifacts.verify()
         own = FencedStorage(found)
-        home = Home.default()
         bench = Bench(wanted, own, wanted.optuna_study(own), home, place, threads or threads_for(1))
         with stop_on_signal() as stop:
             reason = Worker(

@@ -46,7 +46,7 @@ SCHEMA = {"anyOf": [{"enum": list(BUILT_IN)}, {"type": "string", "pattern": _OWN
 
 def is_own_data(name: str) -> bool:
     """Whether `name` has the form `module:function`."""
-    return re.match(_OWN, name) is not None
+    return re.fullmatch(_OWN, name) is not None
 
 
 def known_data(value: Any) -> Any:

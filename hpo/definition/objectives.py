@@ -31,3 +31,13 @@ def dominates(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
     objectives in the same order."""
     mine, theirs = losses(one), losses(other)
     return mine != theirs and all(a <= b for a, b in zip(mine, theirs, strict=True))
+
+
+def front_of(values: Mapping[int, Mapping[str, float]]) -> list[int]:
+    """The numbers of those that no other beats in all objectives, best first objective first."""
+    front: list[int] = []
+    # In this order a later one cannot beat an earlier one, so one pass will do.
+    for number in sorted(values, key=lambda number: (losses(values[number]), number)):
+        if not any(dominates(values[other], values[number]) for other in front):
+            front.append(number)
+    return front

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from hpo.definition.config import TrainConfig
 from hpo.definition.fields import flatten
 from hpo.definition.model import ModelConfig
 from hpo.engine import models, weights
+from hpo.engine.tensors import load_plain
 from hpo.errors import DataError, NotFound, TrialFailed
 
 State = dict[str, Tensor]
@@ -67,9 +67,9 @@ class Checkpoint:
         if not path.is_file():
             raise NotFound(f"checkpoint {path} is not on this host; share the run directory")
         try:
-            return cls(**torch.load(path, map_location="cpu", weights_only=True))
-        except (pickle.UnpicklingError, RuntimeError, EOFError, TypeError) as error:
-            raise TrialFailed(f"checkpoint {path} cannot be read: {error}") from error
+            return cls(**load_plain(path))
+        except (DataError, TypeError) as error:
+            raise TrialFailed(f"checkpoint {error}") from error
 
     def require(self, config: TrainConfig) -> None:
         """Raise TrialFailed unless this is a checkpoint of `config`."""

@@ -124,9 +124,9 @@ def _origin(config: DataConfig, *, download: bool) -> Origin:
     if config.dataset == "folder":
         return FolderOrigin(root)
     if config.dataset == "stanford_cars":
-        return CarsOrigin(root, crop=config.crop_to_box)
+        return CarsOrigin(root, crop=config.crop_to_box, max_pixels=config.max_pixels)
     if is_own_data(config.dataset):
-        return OwnOrigin(config.dataset, root)
+        return OwnOrigin(config.dataset, root, max_pixels=config.max_pixels)
     return TorchvisionOrigin(config.dataset, root, download=download)
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from hpo.engine.cache import file_digests, short_hash
 from hpo.engine.folders import Listing, list_folder
-from hpo.engine.images import Pixels, Source
+from hpo.engine.images import Pixels, Source, open_file
 
 
 class Origin(ABC):
@@ -53,7 +53,7 @@ class FolderSource:
     root: Path
 
     def open(self, name: str) -> Image.Image:
-        return Image.open(self.root / name)
+        return open_file(self.root / name)
 
 
 class FolderOrigin(Origin):

@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from hpo.engine import modules
 from hpo.errors import ConfigError
 
 
 def load(name: str, key: str) -> Callable[..., Any]:
-    """The function called `module:function`; the working directory is looked through last.
-
-    Raises ConfigError for the field `key` where there is none.
-    """
-    module, _, function = name.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
+    """The function called `module:function` (see `modules.find`). Raises ConfigError for the field
+    `key` where there is none."""
     try:
-        found = getattr(importlib.import_module(module), function)
+        return modules.find(name)
     except Exception as error:  # whatever the user's module raises
-        raise ConfigError(
-            f"{name!r} cannot be imported ({_told(error)}); it is looked for in the working "
-            f"directory {here} and on PYTHONPATH",
-            key=key,
-        ) from error
-    if not callable(found):
-        raise ConfigError(f"{name!r} is {type(found).__name__}, not a function", key=key)
-    return found  # type: ignore[no-any-return]
+        message = f"{name!r} cannot be imported ({_told(error)}); it is {modules.where()}"
+        raise ConfigError(message, key=key) from error
 
 
 def call(function: Callable[..., Any], what: str, key: str, *args: Any, **options: Any) -> Any:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +11,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hpo.engine.cache import array_digest, file_digests
+from hpo.engine import modules
+from hpo.engine.cache import file_digests
 from hpo.engine.folders import Listing
-from hpo.engine.images import Source
+from hpo.engine.images import Source, array_digest, open_file, too_large
 from hpo.engine.origins import Origin
 from hpo.errors import DataError
 
@@ -48,7 +47,7 @@ class OwnSource:
 
     def open(self, name: str) -> Image.Image:
         if not (match := _ITEM.fullmatch(name)):
-            return Image.open(self.root / name)
+            return open_file(self.root / name)
         split = self.split(match[1])
         assert split is not None  # it had this picture
         picture, _ = _item(self.function, split, match[1], int(match[2]))
@@ -58,8 +57,8 @@ class OwnSource:
 class OwnOrigin(Origin):
     """What the function `module:function` returns for `root`."""
 
-    def __init__(self, function: str, root: Path) -> None:
-        self.function, self.root = function, root.absolute()
+    def __init__(self, function: str, root: Path, *, max_pixels: int) -> None:
+        self.function, self.root, self.max_pixels = function, root.absolute(), max_pixels
         self._own = OwnSource(function, self.root)
         self.source: Source = self._own
         self._digests: dict[str, str] = {}
@@ -100,10 +99,16 @@ class OwnOrigin(Origin):
                 yield str(path.relative_to(self.root) if below else path), label
                 continue
             name = f"{part}[{i}]"
+            if isinstance(picture, Image.Image):  # maybe not decoded yet
+                self._require_size(name, picture)
             pixels = np.asarray(picture.convert("RGB") if isinstance(picture, Image.Image) else
                                 picture)  # fmt: skip
             self._digests[name] = array_digest(pixels)
             yield name, label
+
+    def _require_size(self, name: str, picture: Image.Image) -> None:
+        if reason := too_large(picture.size, self.max_pixels):
+            raise DataError(f"{self.function}: {name}: {reason}")
 
     def _classes(self, items: Sequence[tuple[str, Label]]) -> list[Label]:
         labels = {label for _, label in items}
@@ -139,21 +144,13 @@ def _asked(name: str, root: Path, part: str) -> Split | None:
 
 
 def _function(name: str) -> Callable[[str, str], Any]:
-    """The function called `name`; the working directory is looked through last."""
-    module, _, attribute = name.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
+    """The function called `name` (see `modules.find`)."""
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        return modules.find(name)
     except Exception as error:  # importing runs the user's code
         raise DataError(
-            f"data.dataset = {name!r} cannot be imported ({_told(error)}); it is looked for on "
-            f"PYTHONPATH and in the working directory {here}"
+            f"data.dataset = {name!r} cannot be imported ({_told(error)}); it is {modules.where()}"
         ) from error
-    if not callable(found):
-        raise DataError(f"data.dataset = {name!r} is {type(found).__name__}, not a function")
-    return found  # type: ignore[no-any-return]
 
 
 def _item(function: str, split: Split, part: str, i: int) -> tuple[Any, Label]:

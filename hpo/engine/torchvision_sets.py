@@ -13,9 +13,9 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image
 
-from hpo.engine.cache import array_digest, file_digests
+from hpo.engine.cache import file_digests
 from hpo.engine.folders import Listing
-from hpo.engine.images import Pixels, Source
+from hpo.engine.images import Pixels, Source, array_digest
 from hpo.engine.origins import FolderSource, Origin
 from hpo.errors import DataError
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -25,6 +26,7 @@ from hpo.results.table import (
     settings_table,
     text_cell,
 )
+from hpo.search import mirror
 from hpo.search.status import StudyStatus, TrialStatus, read_status
 from hpo.search.study import Study, load
 from hpo.storage import records
@@ -102,6 +104,13 @@ def study_report(database: Database, name: str) -> str:
         fingerprints=_fingerprints(database, status),
         storage=database.shown,
     )
+
+
+def share_report(database: Database, name: str, path: Path) -> str | None:
+    """Put the page in the file `path` with the study's artifacts; its URL there, None where the
+    study has none. Raises StorageError."""
+    found = mirror.find(database, records.get_study(database, name).uuid, Home.default())
+    return None if found is None else found.put(path, mirror.REPORT)
 
 
 def _study_figures(status: StudyStatus, shares: Mapping[str, float]) -> dict[str, Any]:

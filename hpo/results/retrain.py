@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -28,14 +27,13 @@ from hpo.engine.checkpoint import Checkpoint, best_weights, save_weights
 from hpo.engine.control import Control, Unattended
 from hpo.engine.datasets import Data, concat
 from hpo.engine.images import Images
-from hpo.engine.retrieval import Found
 from hpo.engine.runtime import resolve, torch_device
 from hpo.engine.train import EpochResult, TrainingData, train
 from hpo.errors import Conflict, InputError, TrialFailed
 from hpo.paths import Home
 from hpo.results.deploy import Wanted, open_files, rehearse, write_files
 from hpo.results.ensemble import write_ensemble
-from hpo.results.evaluate import eval_batches, evaluate_images, load_network
+from hpo.results.evaluate import eval_batches, find_images, load_network
 from hpo.results.recipe import Recipe, make_recipe
 from hpo.results.retrieval import keep_examples, keep_index, seeds_needed, within_gallery
 from hpo.results.runs import About, Run, RunDir, SeedDir, as_json, read_run, write_whole
@@ -245,14 +243,14 @@ class _Job:
         save_weights(files.weights, best_weights(trained), {"seed": str(seed)})
         done = Checkpoint.load(trained)
         write_whole(files.curves, curves(done.metrics))
-        retrieval = self.recipe.config.task == "retrieval"
-        if retrieval:
-            keep_index(self.recipe.config, self.about, files, seen.train, self.device, self.control)
+        config, home = self.recipe.config, self.home
+        if config.task == "retrieval":
+            keep_index(config, self.about, files, seen.train, self.device, self.control, home.cache)
         made = self.write_files(seed, files, seen.train)
         test, tested = self.test(seed, files, seen, made)
         counts = {"train": len(seen.train), "val": len(seen.val) if seen.val else 0, "test": tested}
         report = {**_summed_up(seed, done), "images": counts, "test": test, "onnx": made}
-        if retrieval and not (test or report["val"]):
+        if config.task == "retrieval" and not (test or report["val"]):
             report["train"] |= within_gallery(self.about, files, seen.train)
         write_whole(files.metrics, as_json(report))
 
@@ -303,7 +301,7 @@ class _Job:
 
     def add_files(self, seed: int, files: SeedDir) -> None:
         """Files that a finished seed lacks. Its test set was opened: they are not tested."""
-        metrics = json.loads(files.metrics.read_text())
+        metrics = files.read_metrics()
         there = metrics.get("onnx", [])
         if self.wanted.files.keys() <= {one["file"] for one in there}:
             return
@@ -329,10 +327,7 @@ class _Job:
             return None, 0
         self.progress(f"seed {seed}: opening the test set ({len(images)} images)")
         if config.task == "retrieval":
-            looked_up = evaluate_images(
-                config, about, files.weights, images, self.device, self.control
-            )
-            assert isinstance(looked_up, Found)  # of a retrieval
+            looked_up = find_images(config, about, files, images, self.device, self.control)
             keep_examples(files, looked_up, images, seen.train, "test")
             return scores(looked_up, about.classes), len(images)
         return self.ask_all(files, images, made), len(images)

@@ -1,15 +1,17 @@
 """One trial, from its lease to its end: the only module where Optuna meets the engine.
 
-Order within an epoch: checkpoint file -> one transaction {metrics, pointer to the checkpoint} ->
-report -> prune question. Whoever takes over after a death between any two of them resumes from the
-pointer, makes up for missing reports, asks, then trains.
+Order within an epoch: checkpoint file -> the same in the artifacts, where there are some -> one
+transaction {metrics, pointer to the checkpoint} -> report -> prune question. Whoever takes over
+after a death between any two of them resumes from the pointer, makes up for missing reports, asks,
+then trains.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from contextlib import closing
+from collections.abc import Callable
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,9 +29,10 @@ from hpo.engine.control import Control
 from hpo.engine.costs import network_costs
 from hpo.engine.datasets import Data, open_data
 from hpo.engine.train import EpochResult, TrainingData, train
-from hpo.errors import ConfigError, Conflict, Interrupted, TrialFailed
+from hpo.errors import ConfigError, Conflict, Fenced, Interrupted, TrialFailed
 from hpo.paths import Home
-from hpo.search import keeping, plan
+from hpo.search import keeping, mirror, plan
+from hpo.search.mirror import Checkpoints
 from hpo.search.samplers import draft_params, make_sampler
 from hpo.search.several import FirstMetric, values_of, worst_of
 from hpo.search.status import best_of
@@ -178,23 +181,23 @@ class _Training:
         resolved = _runtime(bench, taken, config, len(self.data.classes))
         self.config = config.model_copy(update={"runtime": resolved})
         self.directory = bench.study.directory(bench.home)
+        self.mirror = mirror.find(bench.study.database, bench.study.uuid, bench.home)
+        self.checkpoints = Checkpoints(self.directory, self.mirror, self.lease)
         self.rows, self.checkpoint = self._stored()
 
     def _stored(self) -> tuple[list[EpochRow], Path | None]:
         """The epochs that predecessors finished, and the checkpoint to go on from; nothing of both
-        where the checkpoint lies on another host."""
+        where the checkpoint cannot be had on this host."""
         study, number = self.bench.study, self.lease.number
         rows = records.read_epochs(study.database, study.uuid, self.lease.trial_id).get(number, [])
-        if not rows or rows[-1].checkpoint is None:
-            return [], None
-        path = self.directory.checkpoint(number, rows[-1].checkpoint, rows[-1].epoch)
-        return (rows, path) if path.exists() else ([], None)
+        return self.checkpoints.newest(rows)
 
     def run(self, control: Control) -> Ending:
         ending = self._judge()
         if ending is not None:
             return ending
         self._begin_epoch()
+        moved = self._watched(control)
         results = train(
             self.config,
             TrainingData(
@@ -207,17 +210,19 @@ class _Training:
             control,
             device=self.bench.device,
             metric=self.metric,
-            checkpoint=lambda n: self.directory.checkpoint(self.lease.number, self.lease.k, n),
+            checkpoint=self.checkpoints.path,
             resume=self.checkpoint,
             cache=self.bench.home.cache,
         )
         with closing(results):
             for result in results:
+                self.checkpoints.share(result.checkpoint, moved)
                 ending = self._finish_epoch(result)
                 if ending is not None:
                     return ending
-        self._keep_weights()
-        return Ending("complete", self._best(), objectives=self._values())
+        ending = Ending("complete", self._best(), objectives=self._values())
+        self._keep_weights(ending, moved)
+        return ending
 
     def _begin_epoch(self) -> None:
         leases.begin_epoch(
@@ -235,8 +240,7 @@ class _Training:
             checkpoint=result.checkpoint is not None,
             progress=self._progress(),
         )
-        if self.checkpoint is not None:
-            self.checkpoint.unlink(missing_ok=True)
+        self.checkpoints.recorded(result.checkpoint)
         self.checkpoint = result.checkpoint
         self._remember(result.micro_batch)
         ending = self._judge()
@@ -332,14 +336,25 @@ class _Training:
             "images_per_s": last.get("images_per_s"),
         }
 
-    def _keep_weights(self) -> None:
+    def _keep_weights(self, ending: Ending, moved: Callable[[], None]) -> None:
         """The best epoch's weights, if the trial is among the best so far."""
         study = self.bench.study
-        if self.checkpoint is None or not keeping.is_kept(study, self._best()):
+        if self.checkpoint is None or not keeping.is_kept(study, ending):
             return
         about = {"study": study.row.name, "trial": str(self.lease.number)}
-        path = self.directory.weights(self.lease.number)
+        path = self.directory.weights(self.lease.number, self.lease.k)
         save_weights(path, best_weights(self.checkpoint), about)
+        self.checkpoints.share(path, moved)
+
+    def _watched(self, control: Control) -> Callable[[], None]:
+        """Tells the watchdog that a file is on its way. Whether to stop is asked at the next step
+        of the training: an epoch that is finished is recorded first."""
+
+        def moved() -> None:
+            with suppress(Interrupted, Fenced):
+                control.step(epoch=len(self.rows) + 1, images=0)
+
+        return moved
 
 
 def chance(metric: str, classes: int) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from hpo.definition.objectives import direction_of, dominates, losses
+from hpo.definition.objectives import direction_of, front_of
 from hpo.definition.studyfile import StudyFile
 from hpo.storage import records
 from hpo.storage.db import Database
@@ -83,12 +83,8 @@ class StudyStatus:
         single objective the best."""
         if len(self.file.objectives) == 1:
             return self.ranked()[:1]
-        front: list[TrialStatus] = []
-        # In this order a later trial cannot beat an earlier one, so one pass will do.
-        for trial in sorted(self.ranked(), key=lambda t: (losses(t.values), t.number)):
-            if not any(dominates(other.values, trial.values) for other in front):
-                front.append(trial)
-        return front
+        done = {trial.number: trial for trial in self.ranked()}
+        return [done[n] for n in front_of({n: trial.values for n, trial in done.items()})]
 
     @property
     def state(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import socket
 import subprocess
@@ -39,7 +40,8 @@ class Launcher(Protocol):
 
 def new_worker_id() -> str:
     """host-suffix: readable in status, and never seen twice (process ids are, in containers)."""
-    return f"{socket.gethostname()[:32]}-{secrets.token_hex(3)}"
+    host = re.sub(r"[^A-Za-z0-9]+", "-", socket.gethostname()[:32]).strip("-") or "host"
+    return f"{host}-{secrets.token_hex(3)}"
 
 
 @dataclass(frozen=True)

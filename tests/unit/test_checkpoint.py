@@ -70,7 +70,7 @@ def test_a_missing_checkpoint_says_where_it_was_wanted(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"nonsense that is long enough"])
 def test_a_damaged_checkpoint(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "epoch-1.ckpt").write_bytes(content)
-    with pytest.raises(TrialFailed, match="cannot be read"):
+    with pytest.raises(TrialFailed, match=r"cannot be read|not plain tensors"):
         Checkpoint.load(tmp_path / "epoch-1.ckpt")
 
 

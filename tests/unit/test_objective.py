@@ -78,7 +78,7 @@ def test_a_trial_stores_every_metric_of_every_epoch(database: Database, home: Ho
 
 def test_only_the_best_three_keep_weights(database: Database, home: Home) -> None:
     status = search(database, home, study_file(trials=6, train=TRAIN))
-    kept = {int(path.parent.name) for path in home.root.rglob("weights.safetensors")}
+    kept = {int(path.parents[1].name) for path in home.root.rglob("weights.safetensors")}
     assert kept == {trial.number for trial in status.ranked()[:3]}
     assert list(home.root.rglob("*.ckpt")) == []
 

@@ -225,7 +225,7 @@ def load(root, split):
     [
         ("missing:load", "data.dataset = 'missing:load' cannot be imported (ModuleNotFoundError"),
         ("mine:nothing", "data.dataset = 'mine:nothing' cannot be imported (AttributeError"),
-        ("mine:FIRST", "data.dataset = 'mine:FIRST' is dict, not a function"),
+        ("mine:FIRST", "TypeError: it is dict, not a function"),
         ("wrong:load", "data.dataset = 'wrong:load' cannot be imported (SyntaxError"),
     ],
 )

@@ -1,0 +1,52 @@
+"""What users bring as `module:function`: code of theirs, from their own folders alone."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from typing import Any
+
+
+def find(name: str) -> Callable[..., Any]:
+    """The function called `module:function`, from the working directory or PYTHONPATH: what is
+    written in a file must not name a function of Python's own, or of an installed package.
+
+    Raises ImportError and TypeError in words, and whatever the module raises when it is imported.
+    """
+    module, _, function = name.partition(":")
+    top = module.partition(".")[0]
+    own = PathFinder.find_spec(top, _folders())
+    if own is None:
+        raise ModuleNotFoundError(f"there is no {top}.py, and no folder {top}")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)  # last: nothing of Python's is to be hidden
+    importlib.invalidate_caches()
+    found = importlib.util.find_spec(top)
+    if found is None or _places(found) != _places(own):
+        raise ImportError(f"{top} is also the name of an installed module; rename yours")
+    value = getattr(importlib.import_module(module), function)
+    if not callable(value):
+        raise TypeError(f"it is {type(value).__name__}, not a function")
+    return value  # type: ignore[no-any-return]
+
+
+def where() -> str:
+    """Where `find` looks, for messages."""
+    return f"looked for in the working directory {Path.cwd()} and on PYTHONPATH"
+
+
+def _folders() -> list[str]:
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return [*(str(Path(one).absolute()) for one in given if one), str(Path.cwd())]
+
+
+def _places(spec: ModuleSpec) -> set[str]:
+    """The files that a module comes from; the folders of a package without a file."""
+    found = [spec.origin] if spec.has_location else [*(spec.submodule_search_locations or ())]
+    return {os.path.realpath(one) for one in found if one}
