@@ -58,8 +58,9 @@ def serve(
             f"ssh -L {port}:127.0.0.1:{port} HOST"
         )
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a busy moment is no warning
+    app = make_app(database, settings)  # before the port is taken: the database may be away
     bound = _bind(family, address, port, host)
-    server = make_server(make_app(database, settings), bound, trusted_proxy)
+    server = make_server(app, bound, trusted_proxy)
     try:
         ready(f"http://{_shown(host, address)}:{bound.getsockname()[1]}/dashboard")
         server.run()
