@@ -223,15 +223,10 @@ class _Training:
         if ending is not None:
             return ending
         self._begin_epoch()
+        data = self.data
         results = train(
             self.config,
-            TrainingData(
-                len(self.data.classes),
-                self.data.train,
-                self.data.val,
-                self.data.mean,
-                self.data.std,
-            ),
+            TrainingData(len(data.classes), data.train, data.val, data.mean, data.std),
             self.control,
             device=self.bench.device,
             metric=self.metric,

@@ -2,8 +2,8 @@
 
 SQLite: WAL, a long busy timeout, foreign keys on, and `BEGIN IMMEDIATE` for whatever writes. Stock
 transactions start deferred there, so two processes can both read that a trial is theirs to take.
-PostgreSQL and MySQL: UTC, READ COMMITTED, a liveness check when a connection is taken from the pool.
-On PostgreSQL also limits on how long a dead peer or a stopped process can hold up anybody else.
+PostgreSQL and MySQL: UTC, READ COMMITTED, a liveness check when the pool gives out a connection. On
+PostgreSQL also limits on how long a dead peer or a stopped process can hold up anybody else.
 
 READ COMMITTED is what the claims are reasoned for, and PostgreSQL's default: each statement sees
 what others have committed, so what a worker reads after it waited for a row's lock is the truth of
