@@ -8,18 +8,13 @@ one JSON object. Tests run them a few times, `benchmarks/faults.py` as often as 
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import sys
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from hpo.paths import Home
 from hpo.search import study as studies
@@ -29,6 +24,7 @@ from hpo.storage.db import connect
 from hpo.storage.records import AttemptRow
 from hpo.workers.supervisor import Supervisor
 from tests.fakes import study_file
+from tests.process.scene import Scene, run_scene
 from tests.process.scenes import forks, until
 
 TINY = '[train.model.cnn]\nfilters = [4]\n[train.runtime]\nprecision = "float32"\n'
@@ -142,7 +138,7 @@ def fill(file: Path) -> None:
             out.write(bytes(4096))
 
 
-SCENES: tuple[Callable[..., dict[str, Any]], ...] = (
+SCENES: tuple[Scene, ...] = (
     hanging_training,
     hanging_once,
     hanging_loading,
@@ -152,14 +148,5 @@ SCENES: tuple[Callable[..., dict[str, Any]], ...] = (
 )
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    scene = {scene.__name__: scene for scene in SCENES}[sys.argv[1]]
-    Path(os.environ["HPO_HOME"]).mkdir(parents=True, exist_ok=True)
-    began = time.monotonic()
-    told = scene(sys.argv[2], *map(int, sys.argv[3:]))
-    print(json.dumps({**told, "seconds": time.monotonic() - began}))
-
-
 if __name__ == "__main__":
-    main()
+    run_scene(SCENES)

@@ -90,3 +90,23 @@ def test_a_full_disk_hands_the_trial_back_and_goes_on_once_there_is_room(
     assert outcomes == [["handed_back", "complete"]] * 2 + [["complete"]]
     assert computed_twice(status) <= 2
     assert not list(small_disk.rglob(".epoch-*"))  # no half of a checkpoint
+
+
+@on_both
+def test_of_a_hundred_waiting_trials_a_hundred_are_claimed(url: str) -> None:
+    told = run("races", "claims", url, "1")
+    assert told["handed_out"] == told["distinct"] == [100]
+
+
+@on_both
+def test_eight_processes_make_one_study_in_a_new_database(url: str) -> None:
+    told = run("races", "creates", url, "2")
+    assert told["survivors"] == [8, 8]
+    assert told["alike"] == [True, True]
+
+
+@on_both
+def test_of_two_that_finish_a_trial_one_is_heard(url: str) -> None:
+    told = run("races", "finishes", url, "10")
+    assert told["accepted"] == [1] * 10
+    assert told["true"] == 10
