@@ -19,9 +19,10 @@ import hpo.engine.cache
 import hpo.files
 from hpo.paths import Home
 from hpo.storage.db import Database, connect
+from tests.mariadb import MariaDB, mariadb
 from tests.servers import new_database, postgres, s3, s3_server
 
-__all__ = ["postgres", "s3", "s3_server"]
+__all__ = ["mariadb", "postgres", "s3", "s3_server"]
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +70,11 @@ def url(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of an empty database."""
     if kind == "sqlite":
         return f"sqlite:///{tmp_path / 'hpo.db'}"
-    return new_database(request.getfixturevalue("postgres"), f"t{uuid.uuid4().hex}")
+    name = f"t{uuid.uuid4().hex}"
+    if kind == "mysql":
+        server: MariaDB = request.getfixturevalue("mariadb")
+        return server.new_database(name)
+    return new_database(request.getfixturevalue("postgres"), name)
 
 
 @pytest.fixture

@@ -175,7 +175,7 @@ def _search(
     database, name = study.database, study.row.name
     with ExitStack() as stack:
         if dashboard:
-            from hpo.dashboard import start_beside
+            from hpo.dashboard.beside import start_beside
 
             address, end = start_beside(database)
             stack.callback(end)

@@ -11,11 +11,11 @@ import typer
 
 from hpo.cli.options import Storage, StudyName, console, database, program
 from hpo.cli.text import printable
-from hpo.errors import NotFound
+from hpo.errors import NotFound, StorageError
 from hpo.paths import Home
 
 if TYPE_CHECKING:
-    from hpo.search.status import StudyStatus
+    from hpo.search.status import StudyStatus, TrialStatus
     from hpo.storage.db import Database
 
 POLL_S = 0.5
@@ -147,7 +147,8 @@ def trial(
     ] = False,
     storage: Storage = None,
 ) -> None:
-    """One trial: parameters, its curve epoch by epoch, its attempts, the code, why it ended.
+    """One trial: parameters, its curve epoch by epoch, its attempts, the code, why it ended, and
+    where its weights are, if they were kept.
 
     Example: hpo trial digits 12
     """
@@ -158,15 +159,31 @@ def trial(
     with database(storage) as found:
         now = read_status(found, study)
         code = read_code(found, now.row.uuid)
-    wanted = next((one for one in now.trials if one.number == number), None)
-    if wanted is None:
-        last = max((one.number for one in now.trials), default=None)
-        have = "it has none yet" if last is None else f"allowed: 0 to {last}"
-        raise NotFound(f"no trial {number} in study {study!r}; {have}")
-    if source:
-        typer.echo(sources(now, wanted, code), nl=False)
-    else:
-        console().print(trial_page(now, wanted, code))
+        wanted = next((one for one in now.trials if one.number == number), None)
+        if wanted is None:
+            last = max((one.number for one in now.trials), default=None)
+            have = "it has none yet" if last is None else f"allowed: 0 to {last}"
+            raise NotFound(f"no trial {number} in study {study!r}; {have}")
+        if source:
+            typer.echo(sources(now, wanted, code), nl=False)
+            return
+        weights = _weights(found, now, wanted)
+    out = console()
+    out.print(trial_page(now, wanted, code))
+    if weights:
+        out.print(f"\nweights of its best epoch: {weights}", markup=False, soft_wrap=True)
+
+
+def _weights(found: Database, now: StudyStatus, trial: TrialStatus) -> str | None:
+    """Where a complete trial's weights are, or why that cannot be told; None if none were kept."""
+    from hpo.search.mirror import find_weights
+
+    if trial.state != "complete":
+        return None
+    try:
+        return find_weights(found, Home.default(), now.row.uuid, trial.attempts[-1])
+    except StorageError as error:
+        return str(error)
 
 
 def logs(

@@ -4,7 +4,7 @@
     ├── digests/<root>.json   content digests of a folder's files, by size and time of change
     ├── <key>.lock            one builder; others wait
     └── <key>/                one part (train, val or test) at one size
-        ├── index.npz         sizes, sums of channels, files that could not be read
+        ├── index.npz         sizes, identities, sums of channels, files that cannot be read
         └── pixels            uint8, picture after picture (H, W, 3); absent where streamed
 
 The key is made of the contents of the files, so a changed file is a new part. A part that would not
@@ -27,20 +27,30 @@ from functools import partial
 from io import FileIO
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import PIL
 from filelock import FileLock, Timeout
 
 from hpo.engine.control import Tick, no_tick
-from hpo.engine.images import Images, Mapped, Numbers, Pixels, Sizing, Source, Streamed, decode
+from hpo.engine.images import (
+    Images,
+    Mapped,
+    Numbers,
+    Pixels,
+    Sizing,
+    Source,
+    Streamed,
+    array_digest,
+    decode,
+)
 from hpo.errors import DiskFull
 from hpo.files import Counting, Sink, disk_full, told_if_full, write_whole
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2
 _POLL_S = 1.0
 _THREADS = min(8, os.cpu_count() or 1)
 
@@ -58,6 +68,8 @@ class Index:
     """(G, 2): height and width after resizing."""
     moments: Numbers
     """(2, 3): sums of each channel's values 0..255, and of their squares."""
+    identities: tuple[str, ...]
+    """Of each picture that could be read, as `Images.identities`."""
     bad: dict[int, str]
     """Position of each file that could not be read, and why."""
 
@@ -78,6 +90,7 @@ class Index:
             good=self.good,
             sizes=self.sizes,
             moments=self.moments,
+            identities=np.array(self.identities, np.bytes_),
             bad=np.array(json.dumps(list(self.bad.items()))),
         )
 
@@ -85,7 +98,8 @@ class Index:
     def load(cls, file: Path) -> Index:
         with np.load(file) as arrays:
             bad = {int(k): str(v) for k, v in json.loads(str(arrays["bad"]))}
-            return cls(arrays["good"], arrays["sizes"], arrays["moments"], bad)
+            identities = tuple(one.decode() for one in arrays["identities"].tolist())
+            return cls(arrays["good"], arrays["sizes"], arrays["moments"], identities, bad)
 
 
 @dataclass(frozen=True)
@@ -122,7 +136,7 @@ class Store:
                 images: Images = Mapped(pixels, index.sizes, good_labels, good_names)
             else:
                 images = Streamed(source, sizing, index.sizes, good_labels, good_names)
-        images.content = folder.name
+        images.content, images.identities = folder.name, index.identities
         return images, index
 
     def _ready(self, folder: Path) -> Index | None:
@@ -172,23 +186,22 @@ class Store:
 
 
 def _collect(
-    pictures: Iterable[tuple[int, tuple[Pixels, Numbers] | str]],
-    bad: dict[int, str],
-    file: Sink | None,
+    pictures: Iterable[tuple[int, _Decoded | str]], bad: dict[int, str], file: Sink | None
 ) -> Index:
-    good, sizes, moments = [], [], np.zeros((2, 3), np.int64)
+    good, sizes, identities, moments = [], [], [], np.zeros((2, 3), np.int64)
     for i, picture in pictures:
         if isinstance(picture, str):
             bad[i] = picture
             continue
-        pixels, sums = picture
         good.append(i)
-        sizes.append(pixels.shape[:2])
-        moments += sums
+        sizes.append(picture.pixels.shape[:2])
+        identities.append(picture.identity)
+        moments += picture.moments
         if file:
-            file.write(pixels.data)
+            file.write(picture.pixels.data)
     shape = np.array(sizes, np.int64).reshape(-1, 2)
-    return Index(np.array(good, np.int64), shape, moments, dict(sorted(bad.items())))
+    rest = dict(sorted(bad.items()))
+    return Index(np.array(good, np.int64), shape, moments, tuple(identities), rest)
 
 
 def _attempt(function: Callable[[Source, str, Sizing], R], *args: Any) -> R | str:
@@ -212,12 +225,21 @@ def _target(source: Source, name: str, sizing: Sizing) -> tuple[int, int]:
     return sizing.target(*size)
 
 
-def _decoded(source: Source, name: str, sizing: Sizing) -> tuple[Pixels, Numbers]:
-    """(H, W, 3) pixels and their moments, (2, 3)."""
+class _Decoded(NamedTuple):
+    """A picture, (H, W, 3), its moments, (2, 3), and its identity."""
+
+    pixels: Pixels
+    moments: Numbers
+    identity: str
+
+
+def _decoded(source: Source, name: str, sizing: Sizing) -> _Decoded:
     image = decode(source, name, sizing)
     counts = np.array(image.histogram(), np.int64).reshape(3, 256)
     values = np.arange(256)
-    return np.asarray(image), np.stack([counts @ values, counts @ values**2])
+    pixels = np.asarray(image)
+    moments = np.stack([counts @ values, counts @ values**2])
+    return _Decoded(pixels, moments, array_digest(pixels))
 
 
 def _threaded(function: Callable[[T], R], items: Iterable[T], tick: Tick = no_tick) -> Iterator[R]:
@@ -253,12 +275,6 @@ def _key(digests: Sequence[str], sizing: Sizing) -> str:
 def short_hash(value: object) -> str:
     """32 hex digits from anything that JSON can write."""
     return hashlib.blake2b(json.dumps(value).encode(), digest_size=16).hexdigest()
-
-
-def array_digest(pixels: Pixels) -> str:
-    """32 hex digits of a picture's shape and values."""
-    data = repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def file_digests(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpo.definition.data import DataConfig
-from hpo.definition.datasets import is_own_data
+from hpo.definition.fields import is_own
 from hpo.engine.cache import Index, Store, short_hash
 from hpo.engine.control import Tick, no_tick
 from hpo.engine.folders import Listing
@@ -128,7 +128,7 @@ def _origin(config: DataConfig, *, download: bool) -> Origin:
         return FolderOrigin(root)
     if config.dataset == "stanford_cars":
         return CarsOrigin(root, crop=config.crop_to_box, max_pixels=config.max_pixels)
-    if is_own_data(config.dataset):
+    if is_own(config.dataset):
         return OwnOrigin(config.dataset, root, max_pixels=config.max_pixels)
     return TorchvisionOrigin(config.dataset, root, download=download)
 

@@ -11,6 +11,18 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
+from hpo.errors import ConfigError
+
+
+def load(name: str, key: str) -> Callable[..., Any]:
+    """The function called `module:function` (see `find`). Raises ConfigError for the field
+    `key` where there is none."""
+    try:
+        return find(name)
+    except Exception as error:  # whatever the user's module raises
+        message = f"{name!r} cannot be imported ({told(error)}); it is {where()}"
+        raise ConfigError(message, key=key) from error
+
 
 def find(name: str) -> Callable[..., Any]:
     """The function called `module:function`, from the working directory or PYTHONPATH: what is
@@ -48,6 +60,12 @@ def _require_own(top: str) -> None:
     found = importlib.util.find_spec(top)
     if found is None or _places(found) != _places(own):
         raise ImportError(f"{top} is also the name of an installed module; rename yours")
+
+
+def told(error: Exception) -> str:
+    """What code of theirs raised, in one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def where() -> str:

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hpo.engine.cache import array_digest, file_digests, locked
+from hpo.engine.cache import file_digests, locked
 from hpo.engine.control import Tick, no_tick
 from hpo.engine.folders import Listing
-from hpo.engine.images import Pixels, Source
+from hpo.engine.images import Pixels, Source, array_digest
 from hpo.engine.origins import FolderSource, Origin
 from hpo.errors import DataError, HpoError
 

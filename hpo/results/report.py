@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -25,13 +26,14 @@ from hpo.results.table import (
     settings_table,
     text_cell,
 )
-from hpo.search import agreement
+from hpo.search import agreement, mirror
 from hpo.search.status import StudyStatus, TrialStatus, read_status
 from hpo.search.study import Study, load
 from hpo.storage import records
 from hpo.storage.db import Database
 from hpo.storage.leases import FINAL
 from hpo.storage.optuna_rdb import FencedStorage
+from hpo.storage.url import option
 
 MIN_COMPLETE = 8
 """Complete trials below which importances would be noise: PED-ANOVA compares the best tenth, two
@@ -106,6 +108,13 @@ def study_report(database: Database, name: str) -> str:
     )
 
 
+def share_report(database: Database, name: str, path: Path) -> str | None:
+    """Put the page in the file `path` with the study's artifacts; its URL there, None where the
+    study has none. Raises StorageError."""
+    found = mirror.find(database, records.get_study(database, name).uuid, Home.default())
+    return None if found is None else found.put(path, mirror.REPORT)
+
+
 def _study_figures(status: StudyStatus, shares: Mapping[str, float]) -> dict[str, Any]:
     best = status.best
     epochs = [{"epoch": row.epoch, **row.metrics} for row in best.epochs] if best else []
@@ -137,20 +146,11 @@ def _fixed(status: StudyStatus, best: TrialStatus) -> list[tuple[str, Any]]:
 def _commands(database: Database, status: StudyStatus, best: TrialStatus) -> list[str]:
     """What to type next, for this database."""
     study, file = shlex.quote(status.row.name), shlex.quote(f"{status.row.name}.best.toml")
-    storage = storage_option(database)
+    storage = option(database.url, Home.default().storage)
     return [
         f"hpo export {study} --trial {best.number} -o {file}{storage}",
         f"hpo train {file} --seeds 3",
     ]
-
-
-def storage_option(database: Database) -> str:
-    """What a command needs to find this storage: nothing for the default one, and nothing where a
-    password would be shown (then it is HPO_STORAGE that holds it)."""
-    is_default = database.url.database == str(Home.default().database)
-    if is_default or database.url.password is not None:
-        return ""
-    return f" --storage {shlex.quote(database.shown)}"
 
 
 def _trials_table(status: StudyStatus) -> Table:

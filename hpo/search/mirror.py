@@ -10,6 +10,7 @@ its artifact store.
 from __future__ import annotations
 
 import logging
+import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,10 +19,10 @@ from pathlib import Path
 from hpo.errors import Conflict, DiskFull, HpoError, InputError, NotFound, StorageError
 from hpo.paths import Home, StudyDir
 from hpo.storage import records
-from hpo.storage.artifacts import Moved, Store, normal, nothing, open_store
+from hpo.storage.artifacts import Moved, Store, normal, nothing, open_store, written_whole
 from hpo.storage.db import Database
 from hpo.storage.leases import Lease
-from hpo.storage.records import EpochRow, StudyRow
+from hpo.storage.records import AttemptRow, EpochRow, StudyRow
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +49,10 @@ class Mirror:
         self.store.put(path, f"{self.directory.uuid}/{name}", moved)
         return f"{self.url}/{name}"
 
-    def get(self, path: Path, moved: Moved = nothing) -> None:
-        """Bring a file of the study to where it belongs on this host. Raises NotFound, DiskFull."""
-        self.store.get(f"{self.directory.uuid}/{self.directory.name_of(path)}", path, moved)
+    def get(self, path: Path, to: Path | None = None, moved: Moved = nothing) -> None:
+        """Bring a file of the study to where it belongs on this host, or to the file `to`. Raises
+        NotFound, DiskFull."""
+        self.store.get(f"{self.directory.uuid}/{self.directory.name_of(path)}", to or path, moved)
 
     def remove(self, name: str) -> None:
         self.store.remove(f"{self.directory.uuid}/{name}")
@@ -92,6 +94,35 @@ def find(database: Database, uuid: str, home: Home) -> Mirror | None:
     """The mirror of a study; None where it has no artifacts. Touches the database alone."""
     url = records.read_resolved(database, uuid, KEY).get(KEY)
     return None if url is None else Mirror(open_store(str(url)), home.study(uuid))
+
+
+def find_weights(database: Database, home: Home, uuid: str, last: AttemptRow) -> str | None:
+    """Where the weights are that a trial's `last` attempt left: a path, or a URL of the artifacts;
+    None where none were kept. Raises StorageError."""
+    path = home.study(uuid).weights(last.number, last.k)
+    if path.exists():
+        return str(path)
+    mirror = find(database, uuid, home)
+    name = home.study(uuid).name_of(path)
+    if mirror is None or name not in mirror.names(str(Path(name).parent)):
+        return None
+    return f"{mirror.url}/{name}"
+
+
+def fetch_weights(database: Database, home: Home, uuid: str, last: AttemptRow, to: Path) -> bool:
+    """Copy those weights to the file `to`; False where none were kept. Raises StorageError."""
+    path, mirror = home.study(uuid).weights(last.number, last.k), find(database, uuid, home)
+    if path.exists():
+        to.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(to) as beside:
+            shutil.copyfile(path, beside)
+        return True
+    try:
+        if mirror is not None:
+            mirror.get(path, to)
+    except NotFound:
+        return False
+    return mirror is not None
 
 
 def check(url: str, row: StudyRow | None, database: Database) -> str:
@@ -205,7 +236,7 @@ class Checkpoints:
         if self.mirror is None or self.directory.name_of(path) not in self._there:
             return False
         try:
-            self.mirror.get(path, moved)
+            self.mirror.get(path, moved=moved)
         except DiskFull:
             raise
         except HpoError as error:

@@ -218,6 +218,8 @@ def normal(url: str) -> str:
             "leave them out: credentials come from the environment (AWS_ACCESS_KEY_ID, ...) or "
             "the provider's own files"
         )
+    if scheme == "memory":
+        raise InputError(f"--artifacts {url}: the memory of one process; no worker would see it")
     if not re.fullmatch(r"[a-z][a-z0-9+.-]*", scheme) or "::" in url or not rest.strip("/"):
         raise InputError(f"--artifacts {url}: give a folder or a URL, such as s3://BUCKET/FOLDER")
     return url.rstrip("/")

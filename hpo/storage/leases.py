@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from hpo.errors import Fenced
+from hpo.redaction import redact
 from hpo.storage.db import Database
 from hpo.storage.tables import attempts, enqueued, epochs, optuna_trials, studies, workers
 
@@ -94,7 +95,7 @@ def take(database: Database, uuid: str, free: Free, worker: str) -> Taken | None
         with database.write() as c:
             return _take(c, database, uuid, free, worker)
     except IntegrityError:
-        return None  # another worker inserted the same attempt first (PostgreSQL)
+        return None  # another worker inserted the same attempt first (PostgreSQL, MySQL)
 
 
 def _take(c: sa.Connection, database: Database, uuid: str, free: Free, worker: str) -> Taken | None:
@@ -106,6 +107,14 @@ def _take(c: sa.Connection, database: Database, uuid: str, free: Free, worker: s
     ).one_or_none()
     if study is None or study.stop == "user" or free.number >= study.trials:
         return None
+    # The attempt first, then the trial, as every write of an owner: in another order a late owner
+    # and its successor would wait for each other.
+    history = c.execute(
+        sa.select(attempts)
+        .where(a.trial_id == free.trial_id)
+        .order_by(a.k.desc())
+        .with_for_update()
+    ).all()
     trial = c.execute(
         sa.select(t.state)
         .where(t.trial_id == free.trial_id, t.study_id == study.study_id, t.number == free.number)
@@ -113,9 +122,6 @@ def _take(c: sa.Connection, database: Database, uuid: str, free: Free, worker: s
     ).one_or_none()
     if trial is None or trial.state not in ("WAITING", "RUNNING"):
         return None
-    history = c.execute(
-        sa.select(attempts).where(a.trial_id == free.trial_id).order_by(a.k.desc())
-    ).all()
     now = float(c.scalar(sa.select(database.now())) or 0)
     if history and history[0].outcome is None and not _end_lost(c, database, history[0]):
         return None
@@ -275,7 +281,7 @@ def release(database: Database, lease: Lease, outcome: str, reason: str) -> bool
         done = c.execute(
             sa.update(attempts)
             .where(lease.holds())
-            .values(outcome=outcome, reason=reason, ended=database.now())
+            .values(outcome=outcome, reason=redact(reason), ended=database.now())
         )
         return done.rowcount == 1
 

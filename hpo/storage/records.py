@@ -156,6 +156,20 @@ def list_studies(database: Database) -> list[StudyRow]:
         return [_study(row) for row in c.execute(query.order_by(studies.c.created))]
 
 
+def study_identities(database: Database) -> dict[int, str]:
+    """Which study each of Optuna's ids is now: the uuid of one of ours, the name of another."""
+    mine = sa.and_(
+        studies.c.study_id == optuna_studies.c.study_id,
+        studies.c.name == optuna_studies.c.study_name,
+    )
+    which = sa.func.coalesce(studies.c.uuid, optuna_studies.c.study_name).label("which")
+    query = sa.select(optuna_studies.c.study_id, which).outerjoin_from(
+        optuna_studies, studies, mine
+    )
+    with database.read() as c:
+        return {row.study_id: row.which for row in c.execute(query)}
+
+
 def _study(row: sa.Row[Any]) -> StudyRow:
     fields = {name: row._mapping[name] for name in StudyRow.__dataclass_fields__}
     return StudyRow(**(fields | {"definition": json.loads(row.definition)}))

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import fsspec
 import pytest
@@ -26,13 +25,12 @@ class Tree(LocalFileSystem):
 fsspec.register_implementation("tree", Tree, clobber=True)
 
 
-@pytest.fixture(params=["folder", "file", "memory", "tree", "s3"])
+@pytest.fixture(params=["folder", "file", "tree", "s3"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of an empty store."""
     kinds: dict[str, Callable[[], str]] = {
         "folder": lambda: str(tmp_path / "store"),
         "file": lambda: f"file://{tmp_path}/store",
-        "memory": lambda: f"memory://{uuid4().hex}",
         "tree": lambda: f"tree://{tmp_path}/store",
         "s3": lambda: f"{request.getfixturevalue('s3')}/in/here",
     }
@@ -187,7 +185,7 @@ class TestUrls:
         assert normal("abfs://box@account.dfs.core.windows.net/x").startswith("abfs://box@")
         assert normal("sftp://me@host:22/x") == "sftp://me@host:22/x"
         assert isinstance(open_store("x"), Folder)
-        assert isinstance(open_store("memory://x"), Remote)
+        assert isinstance(open_store("tree://x"), Remote)
 
     @pytest.mark.parametrize(
         "url",
@@ -217,6 +215,7 @@ class TestUrls:
             ("s3://", "give a folder or a URL"),
             ("zip::s3://bucket/x", "give a folder or a URL"),
             ("file://host/x", "three slashes"),
+            ("memory://x", "the memory of one process"),
             ("nonsense://x", "Protocol not known"),
         ],
     )

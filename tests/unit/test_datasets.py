@@ -528,6 +528,26 @@ def test_a_part_beyond_the_limit_is_streamed_until_it_fits(root: Path, store: Pa
     assert open_data(_config(root, cache_limit_gb=0.0), store).train.streamed
 
 
+@pytest.mark.parametrize("limit", [20.0, 0.0])
+def test_identities_are_known_without_another_look(
+    root: Path, store: Path, monkeypatch: pytest.MonkeyPatch, limit: float
+) -> None:
+    make_folder(root, {"train": 4, "val": 2}, size=(16, 16))
+    shutil.copy(root / "train/class0/0000.png", root / "val/class2/again.png")
+    data = open_data(_config(root, cache_limit_gb=limit, loader_workers=0), store)
+    both = concat(data.train, data.val)
+    expected = tuple(images.array_digest(both.pixels(i)) for i in range(len(both)))
+    monkeypatch.delattr(images.Mapped, "pixels")
+    monkeypatch.delattr(images.Streamed, "pixels")
+    again = open_data(_config(root, cache_limit_gb=limit, loader_workers=0), store)
+    assert concat(again.train, again.val).identities == expected
+    assert len(set(expected)) == len(expected) - 1
+    assert (
+        expected[both.names.index("train/class0/0000.png")]
+        == (expected[both.names.index("val/class2/again.png")])
+    )
+
+
 def test_a_part_beyond_the_free_disk_is_streamed(
     root: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
