@@ -7,6 +7,7 @@
     │   ├── NotFound                 no such study, trial, run or worker
     │   └── Conflict                 a study of that name exists with another definition
     ├── StorageError             2   the database cannot be reached or used
+    ├── DiskFull                 1   a file does not fit on its disk; what was there is as it was
     ├── TrialFailed              1   one trial cannot be trained; the study goes on
     ├── Fenced                   1   this worker no longer owns its trial: drop it, go on
     └── Interrupted            130   stopped by a signal, work handed back
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 LONGEST_KEY = 120
 """Characters of a field's name that a message shows; ours have 40."""
@@ -67,6 +69,15 @@ class StorageError(HpoError):
     """The database cannot be reached, or is not one of ours."""
 
     exit_code = 2
+
+
+class DiskFull(HpoError):
+    """A file does not fit on its disk; what was there is as it was. It may be tried again once
+    `needed` bytes are free where `path` lies (0: it is not known how many)."""
+
+    def __init__(self, message: str, *, path: Path, needed: int = 0) -> None:
+        self.path, self.needed = path, needed
+        super().__init__(message)
 
 
 class TrialFailed(HpoError):

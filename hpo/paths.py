@@ -51,6 +51,11 @@ class Home:
         return self.root / "hpo.db"
 
     @property
+    def storage(self) -> str:
+        """URL of the default storage."""
+        return f"sqlite:///{self.database}"
+
+    @property
     def cache(self) -> Path:
         return self.root / "cache"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -10,6 +11,10 @@ from urllib.parse import urlsplit
 
 import pytest
 import sqlalchemy as sa
+
+READY_S = 30.0
+RULE = "local all /^login_ scram-sha-256\n"
+"""In front of the server's own rules, which trust everybody."""
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +39,36 @@ def new_database(server: Any, name: str) -> str:
         connection.exec_driver_sql(f'CREATE DATABASE "{name}"')
     admin.dispose()
     return _url(server, name)
+
+
+def with_login(server: Any, url: str, user: str, password: str) -> sa.URL:
+    """`url` for a new user, `user` and a suffix, who needs `password`; without it in the URL."""
+    found = sa.make_url(url).set(username=f"login_{user}_{uuid.uuid4().hex[:8]}")
+    rules = server.pgdata / "pg_hba.conf"
+    if RULE not in rules.read_text():
+        rules.write_text(RULE + rules.read_text())
+    admin = sa.create_engine(_url(server, "postgres"), isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        quoted = password.replace("'", "''").replace("%", "%%")
+        connection.exec_driver_sql(
+            f"CREATE ROLE {found.username} SUPERUSER LOGIN PASSWORD '{quoted}'"
+        )
+        deadline = time.monotonic() + READY_S
+        while _lets_in(found):
+            assert time.monotonic() < deadline, "the server did not read its rules"
+            connection.exec_driver_sql("SELECT pg_reload_conf()")  # it takes a moment
+            time.sleep(0.05)
+    admin.dispose()
+    return found
+
+
+def _lets_in(url: sa.URL) -> bool:
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    try:
+        engine.connect().close()
+    except sa.exc.OperationalError:
+        return False
+    return True
 
 
 def _url(server: Any, name: str) -> str:

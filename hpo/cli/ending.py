@@ -23,7 +23,8 @@ def print_ending(
     if status.row.stop_reason:
         out.print(f"stopped early: {status.row.stop_reason}", markup=False, soft_wrap=True)
     if status.best is None:
-        out.print(f"no trial was completed. Why: {hpo} trials {status.row.name}{flag}")
+        why = f"{status.no_best}. Trial by trial: {hpo} trials {status.row.name}{flag}"
+        out.print(why, markup=False, soft_wrap=True)
         return
     _print_best(database, status, out)
     if len(status.file.objectives) > 1:

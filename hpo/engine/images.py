@@ -5,9 +5,11 @@ Mapped from a file, streamed from the original files, or two sets joined: the sa
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cache as once
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -102,6 +104,12 @@ def decode(source: Source, name: str, sizing: Sizing) -> Image.Image:
     return rgb if rgb.size == target else rgb.resize(target, Image.Resampling.BILINEAR)
 
 
+def array_digest(pixels: Pixels) -> str:
+    """32 hex digits of a picture's shape and values."""
+    data = repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
 class Images(ABC):
     """Labelled pictures, uint8 RGB. `labels`: (N,); `sizes`: (N, 2), height and width of each."""
 
@@ -120,6 +128,12 @@ class Images(ABC):
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @cached_property
+    def identities(self) -> tuple[str, ...]:
+        """A digest of the pixels of each picture: pictures that agree in it are one. Looks at all
+        of them, unless it was known when they were opened."""
+        return tuple(array_digest(self.pixels(i)) for i in range(len(self)))
 
     @abstractmethod
     def pixels(self, i: int) -> Pixels:
@@ -199,6 +213,11 @@ class Joined(Images):
     @property
     def parts(self) -> tuple[Images, ...]:
         return tuple(one for part in self._parts for one in part.parts)
+
+    @cached_property
+    def identities(self) -> tuple[str, ...]:
+        first, second = self._parts
+        return first.identities + second.identities
 
     def pixels(self, i: int) -> Pixels:
         first, second = self._parts

@@ -245,9 +245,8 @@ class Validation:
     gallery_batches: Iterable[Batch]
     queries: Images
     query_batches: Iterable[Batch]
-
-    def __len__(self) -> int:
-        return len(self.gallery) + len(self.queries)
+    cut: int = 0
+    """Steps of the network that are in the batches already."""
 
     def measure(
         self,
@@ -272,6 +271,7 @@ class Validation:
                 precision=config.runtime.precision,
                 control=control,
                 epoch=epoch,
+                cut=self.cut,
             )
             return found, evaluation.loss
 

@@ -15,10 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpo.errors import HpoError, InputError
+from hpo.files import disk_full, is_full
 from hpo.paths import StudyDir
 from hpo.storage import leases, records
 from hpo.storage.db import Database
 from hpo.workers.launch import Launcher, Process, new_worker_id
+from hpo.workers.watch import Watch, no_step
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +39,12 @@ def back_off(deaths: int) -> float:
     return min(LARGEST_BACK_OFF_S, FIRST_BACK_OFF_S * 2.0 ** (deaths - 1)) if deaths else 0.0
 
 
-def is_stalled(alive: Path, now: float, stall_timeout_s: float) -> bool:
-    """Whether a worker's last step lies further back than `stall_timeout_s`."""
+def last_sign(alive: Path) -> int | None:
+    """What a worker's last step left; None before its first one, and at its end."""
     try:
-        return now - alive.stat().st_mtime > stall_timeout_s
+        return alive.stat().st_mtime_ns
     except FileNotFoundError:
-        return False  # not started yet, or just ended
+        return None
 
 
 @dataclass
@@ -56,6 +58,9 @@ class Slot:
     deaths: int = 0
     not_before: float = 0.0
     done: bool = False
+    watch: Watch = field(default_factory=Watch)
+    killed: str = ""
+    """Why we ended the process ourselves."""
 
 
 @dataclass
@@ -96,20 +101,28 @@ class Supervisor:
                 self._start(slot)
             return
         code = slot.process.poll()
-        if code is None:
-            alive = self.directory.alive(slot.worker)
-            if is_stalled(alive, time.time(), self.stall_timeout_s):
-                log.warning("%s made no step for %g s: killed", slot.worker, self.stall_timeout_s)
+        if code is not None:
+            self._reap(slot, code, now)
+        elif not slot.killed:
+            idle_s = slot.watch.look(last_sign(self.directory.alive(slot.worker)), now)
+            if idle_s > self.stall_timeout_s:
+                slot.killed = no_step(self.stall_timeout_s)
                 slot.process.kill()
-            return
-        self._reap(slot, code, now)
 
     def _start(self, slot: Slot) -> None:
-        slot.worker = new_worker_id()
-        slot.process = self.launcher.start(slot.worker, slot.device)
-        slot.started = time.monotonic()
+        slot.worker, slot.started = new_worker_id(), time.monotonic()
+        try:
+            slot.process = self.launcher.start(slot.worker, slot.device)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            slot.not_before = slot.started + LARGEST_BACK_OFF_S
+            log.warning("no worker can be started: %s", disk_full(self.directory.logs))
+        slot.watch, slot.killed = Watch(), ""
 
     def _reap(self, slot: Slot, code: int, now: float) -> None:
+        assert slot.process is not None
+        slot.process.kill()  # whatever it started must not outlive it
         slot.process = None
         self.directory.alive(slot.worker).unlink(missing_ok=True)
         if code == 0:
@@ -118,8 +131,9 @@ class Supervisor:
         if code == InputError.exit_code:
             raise HpoError(f"worker {slot.worker} cannot work:\n{self._last_words(slot)}")
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        freed = leases.abandon(self.database, slot.worker, f"worker died: {how}")
-        log.warning("%s died (%s); %d trial(s) set free", slot.worker, how, freed)
+        reason = slot.killed or f"worker died: {how}"
+        freed = leases.abandon(self.database, slot.worker, reason)
+        log.warning("%s ended (%s); %d trial(s) set free", slot.worker, reason, freed)
         if code < 0:
             return  # a signal comes from outside: start the next one at once
         useful = now - slot.started > HEALTHY_S or self._has_epochs(slot.worker)
@@ -154,5 +168,7 @@ class Supervisor:
                     slot.process.wait()
                 tick()
                 time.sleep(TICK_S / 2)
+            if slot.process is not None:
+                slot.process.kill()  # what it started
             leases.abandon(self.database, slot.worker, "worker ended")
             self.directory.alive(slot.worker).unlink(missing_ok=True)

@@ -4,6 +4,7 @@ fails does to a search."""
 from __future__ import annotations
 
 import dataclasses
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from hpo.definition.studyfile import StudyFile
 from hpo.engine.checkpoint import Checkpoint
-from hpo.errors import Conflict, InputError, StorageError
+from hpo.errors import Conflict, DiskFull, InputError, StorageError
 from hpo.paths import Home
 from hpo.search import keeping, mirror, objective
 from hpo.search import study as studies
@@ -455,6 +456,21 @@ def test_an_attempt_removes_what_its_predecessors_left_once_its_own_is_recorded(
     checkpoints.share(checkpoints.path(4))
     checkpoints.recorded(checkpoints.path(4))
     assert store.calls[-1] == "remove /trials/0/attempt-3/epoch-3.ckpt"
+
+
+def test_a_full_disk_here_does_not_begin_the_trial_again(home: Home) -> None:
+    """It is handed back, and goes on where there is room."""
+
+    class Full(Remembering):
+        def _get(self, key: str, local: Path, moved: Callable[[], None]) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    directory = home.study(UUID)
+    checkpoints = Checkpoints(
+        directory, Mirror(Full(["trials/0/attempt-1/epoch-1.ckpt"]), directory), LEASE
+    )
+    with pytest.raises(DiskFull, match=r"epoch-1\.ckpt does not fit"):
+        checkpoints.newest([EpochRow(1, 1, 0.0, {}, 1)])
 
 
 @pytest.mark.parametrize("bad", ["../../x", "1/../../../x", -1, 2.5, None, "1\n"])
