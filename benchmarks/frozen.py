@@ -4,24 +4,25 @@
 
 Both train the same head on the same images, in one process and in turn: no augmentation, weights
 drawn from the seed, checkpoints written as in a search. Seconds of an epoch are those that `hpo`
-reports, with evaluation; the first epoch with kept features computes them. `--data` is a folder
-of images by class; else random ones are made. `--cuts` also shows, for ResNet-50, what one image
-costs to compute and to read at each cut: the reason for the rule in `hpo/engine/features.py`.
+reports, with evaluation; the first epoch with kept features computes them. Then the same for image
+retrieval, trials that differ in k, distance and PCA: the wall time of a whole trial, images opened
+and the network built. `--data` is a folder of images by class; else random ones are made. `--cuts`
+also shows, for ResNet-50, what one image costs to compute and to read at each cut: the reason for
+the rule in `hpo/engine/features.py`.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import platform
 import statistics
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
+from host import machine, versions
 from PIL import Image
 from torch import nn
 
@@ -117,6 +118,38 @@ def epochs(args: argparse.Namespace, data: Path, home: Home) -> None:
     print(f"after the first epoch {slow / max(fast):.0f} to {slow / min(fast):.0f} times faster\n")
 
 
+WAYS = (
+    {"k": 5},
+    {"k": 10, "distance": "cosine"},
+    {"k": 10, "standardize": True, "pca": 32},
+    {"k": 5, "distance": "cosine", "pca": 32},
+)
+
+
+def retrievals(args: argparse.Namespace, data: Path, home: Home) -> None:
+    """Print seconds of whole trials of a frozen retrieval, one after another."""
+    base = configuration(data, args.size, 1, args.threads).to_dict() | {"task": "retrieval"}
+    configs = [TrainConfig.parse(base | {"retrieval": way}) for way in WAYS]
+    open_data(configs[0].data, home.cache)  # decoded before: that is not measured
+    print(
+        f"{'seconds per trial':26}{'first':>9}{'later':>9}{'least':>9}{'most':>9}{'precision':>12}"
+    )
+    rest = []
+    for name, cache in (("computed in every trial", None), ("kept, computed once", home.cache)):
+        seconds = []
+        for config in configs:
+            began = time.perf_counter()
+            (result,) = trial(config, home, cache)
+            seconds.append(time.perf_counter() - began)
+        later = seconds[1:]
+        rest.append(statistics.median(later))
+        precision = result.metrics["val_precision_at_k"]
+        print(
+            f"{name:26}{seconds[0]:9.3f}{rest[-1]:9.4f}{min(later):9.4f}{max(later):9.4f}{precision:12.6f}"
+        )
+    print(f"after the first trial {rest[0] / rest[1]:.0f} times faster\n")
+
+
 def cuts(size: int, threads: int) -> None:
     """Print what one image costs at each cut of ResNet-50: computed, and read from memory."""
     torch.set_num_threads(threads)
@@ -153,9 +186,8 @@ def least(work: object) -> float:
 
 def main() -> None:
     args = arguments()
-    names = ("hpo", "torch", "torchvision")
-    versions = ", ".join(f"{name} {version(name)}" for name in names)
-    print(f"{platform.processor() or platform.machine()}, {args.threads} threads, CPU; {versions}")
+    print(f"{machine()}; {args.threads} threads")
+    print(versions("hpo", "torch", "torchvision"))
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         data = args.data or random_images(root / "images", args.images, args.size)
@@ -163,6 +195,8 @@ def main() -> None:
         print(f"MobileNetV2 frozen, {many} images at {args.size} px, batch 64, n = 1 trial each of")
         print(f"{args.epochs} epochs; median, least and most of the epochs after the first\n")
         epochs(args, data, Home(root / "runs"))
+        print(f"As image retrieval, n = {len(WAYS)} trials, another k, distance or PCA each\n")
+        retrievals(args, data, Home(root / "retrievals"))
     if args.cuts:
         cuts(args.size, args.threads)
 

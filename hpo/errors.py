@@ -8,6 +8,7 @@
     │   └── Conflict                 a study of that name exists with another definition
     ├── StorageError             2   the database is not one of ours, or cannot be used
     │   └── StorageAway         75       it cannot be reached or written for now: try again later
+    ├── DiskFull                 1   a file does not fit on its disk; what was there is as it was
     ├── TrialFailed              1   one trial cannot be trained; the study goes on
     ├── Fenced                   1   this worker no longer owns its trial: drop it, go on
     └── Interrupted            130   stopped by a signal, work handed back
@@ -19,6 +20,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
+
+LONGEST_KEY = 120
+"""Characters of a field's name that a message shows; ours have 40."""
 
 
 class HpoError(Exception):
@@ -41,7 +46,8 @@ class ConfigError(InputError):
 
     def __init__(self, message: str, *, key: str = "", where: str = "") -> None:
         self.message, self.key, self.where = message, key, where
-        super().__init__(": ".join(part for part in (where, key, message) if part))
+        short = key if len(key) <= LONGEST_KEY else f"{key[:LONGEST_KEY]}..."
+        super().__init__(": ".join(part for part in (where, short, message) if part))
 
     def at(self, where: str) -> ConfigError:
         """The same error, naming the file `where` unless it names one already."""
@@ -71,6 +77,15 @@ class StorageAway(StorageError):
     long, or its disk is full. Nothing is wrong with what was asked, so it may be asked again."""
 
     exit_code = 75  # sysexits.h: EX_TEMPFAIL
+
+
+class DiskFull(HpoError):
+    """A file does not fit on its disk; what was there is as it was. It may be tried again once
+    `needed` bytes are free where `path` lies (0: it is not known how many)."""
+
+    def __init__(self, message: str, *, path: Path, needed: int = 0) -> None:
+        self.path, self.needed = path, needed
+        super().__init__(message)
 
 
 class TrialFailed(HpoError):

@@ -7,19 +7,32 @@
     ├── studies/<uuid>/
     │   ├── logs/<worker>.log
     │   ├── workers/<worker>.alive   touched at every step; the supervisor's watchdog reads its age
-    │   └── trials/<number>/
-    │       ├── weights.safetensors  best epoch's, for the best three trials
-    │       └── attempt-<k>/epoch-<n>.ckpt
+    │   └── trials/<number>/attempt-<k>/
+    │       ├── epoch-<n>.ckpt       the last one; gone when the trial is over (keep_checkpoints)
+    │       └── weights.safetensors  best epoch's, for the best three trials
     └── trained/<name>/           what `hpo train` writes, unless told otherwise with -o
 
-Ids of the database are not used in paths: SQLite gives an id out again after a delete.
+Where a study has artifacts (`--artifacts`), its trials/ lie there too, under the same names, beside
+study.toml and report.html.
+
+Ids of the database are not used in paths: SQLite gives an id out again after a delete. What does
+come from there (uuids, numbers, workers) must look as hpo writes it: a row that somebody changed
+leads to no file outside of the run directory.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
+
+from hpo.errors import StorageError
+
+CHECKPOINT = re.compile(r"trials/(\d+)/attempt-(\d+)/epoch-(\d+)\.ckpt")
+"""Name of a checkpoint within its study: trial, attempt, epoch."""
+WEIGHTS = re.compile(r"trials/(\d+)/attempt-(\d+)/weights\.safetensors")
+"""Name of kept weights within their study: trial, attempt."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +51,17 @@ class Home:
         return self.root / "hpo.db"
 
     @property
+    def storage(self) -> str:
+        """URL of the default storage."""
+        return f"sqlite:///{self.database}"
+
+    @property
     def cache(self) -> Path:
         return self.root / "cache"
 
     def study(self, uuid: str) -> StudyDir:
-        return StudyDir(self.root / "studies" / uuid)
+        """Raises StorageError for what is no uuid of a study."""
+        return StudyDir(self.root / "studies" / _matching(r"[0-9a-f]{32}", uuid))
 
     def trained(self, name: str) -> Path:
         return self.root / "trained" / name
@@ -54,33 +73,63 @@ class StudyDir:
 
     root: Path
 
+    @property
+    def uuid(self) -> str:
+        return self.root.name
+
+    def name_of(self, path: Path) -> str:
+        """Of a file or folder below, relative to the study."""
+        return path.relative_to(self.root).as_posix()
+
     def log(self, worker: str) -> Path:
-        return self.root / "logs" / f"{worker}.log"
+        return self.logs / f"{_matching(WORKER, worker)}.log"
 
     @property
     def logs(self) -> Path:
         return self.root / "logs"
 
     def alive(self, worker: str) -> Path:
-        return self.root / "workers" / f"{worker}.alive"
+        return self.root / "workers" / f"{_matching(WORKER, worker)}.alive"
 
     @property
     def trials(self) -> Path:
         return self.root / "trials"
 
     def trial(self, number: int) -> Path:
-        return self.trials / str(number)
+        return self.trials / _number(number)
 
-    def weights(self, number: int) -> Path:
-        return self.trial(number) / "weights.safetensors"
+    def attempt(self, number: int, attempt: int) -> Path:
+        return self.trial(number) / f"attempt-{_number(attempt)}"
+
+    def weights(self, number: int, attempt: int) -> Path:
+        return self.attempt(number, attempt) / "weights.safetensors"
 
     def checkpoint(self, number: int, attempt: int, epoch: int) -> Path:
-        return self.trial(number) / f"attempt-{attempt}" / f"epoch-{epoch}.ckpt"
+        return self.attempt(number, attempt) / f"epoch-{_number(epoch)}.ckpt"
 
     def checkpoints(self, number: int) -> list[tuple[int, int, Path]]:
         """(epoch, attempt, file) of each checkpoint of a trial on this host."""
-        return [
-            (int(path.stem.removeprefix("epoch-")), int(path.parent.name.removeprefix("attempt-")),
-             path)
-            for path in self.trial(number).glob("attempt-*/epoch-*.ckpt")
-        ]  # fmt: skip
+        found = []
+        for path in self.trial(number).glob("attempt-*/epoch-*.ckpt"):
+            if name := CHECKPOINT.fullmatch(self.name_of(path)):
+                found.append((int(name[3]), int(name[2]), path))
+        return found
+
+
+WORKER = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}"
+
+
+def _matching(pattern: str, value: object) -> str:
+    """`value` as text, if that is wholly of this form."""
+    text = str(value)
+    if not re.fullmatch(pattern, text):
+        raise StorageError(
+            f"the database holds {text[:80]!r} where hpo writes {pattern}: somebody changed it; "
+            "no file of that name is touched"
+        )
+    return text
+
+
+def _number(value: int) -> str:
+    """A number in a name; in a column of numbers SQLite takes text as well."""
+    return _matching(r"\d+", value)

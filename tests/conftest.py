@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 # Before torch is imported anywhere: two test processes share two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hpo.engine.cache
+import hpo.files
 from hpo.paths import Home
 from hpo.storage.db import Database, connect
-from tests.servers import new_database, postgres
+from tests.mariadb import MariaDB, mariadb
+from tests.servers import new_database, postgres, s3, s3_server
 
-__all__ = ["postgres"]
+__all__ = ["mariadb", "postgres", "s3", "s3_server"]
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +31,27 @@ def own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("HPO_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HPO_HOME", str(tmp_path / "runs"))
+
+
+@pytest.fixture
+def small_files(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Call it with n, and no file that is written whole may have more than n bytes: beyond them the
+    disk is full."""
+
+    class Small(io.FileIO):
+        most = 10**15
+
+        def write(self, data: Any, /) -> int:
+            if self.tell() >= self.most:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(memoryview(data)[: self.most - self.tell()])
+
+    def limit(size: int) -> None:
+        Small.most = size
+
+    monkeypatch.setattr(hpo.files, "FileIO", Small)
+    monkeypatch.setattr(hpo.engine.cache, "FileIO", Small)
+    return limit
 
 
 @pytest.fixture
@@ -43,7 +70,11 @@ def url(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of an empty database."""
     if kind == "sqlite":
         return f"sqlite:///{tmp_path / 'hpo.db'}"
-    return new_database(request.getfixturevalue("postgres"), f"t{uuid.uuid4().hex}")
+    name = f"t{uuid.uuid4().hex}"
+    if kind == "mysql":
+        server: MariaDB = request.getfixturevalue("mariadb")
+        return server.new_database(name)
+    return new_database(request.getfixturevalue("postgres"), name)
 
 
 @pytest.fixture

@@ -1,8 +1,10 @@
-"""Database servers for tests, started by the tests themselves."""
+"""Servers for tests, started by the tests themselves: databases, and an object store."""
 
 from __future__ import annotations
 
 import tempfile
+import time
+import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,10 @@ from urllib.parse import urlsplit
 
 import pytest
 import sqlalchemy as sa
+
+READY_S = 30.0
+RULE = "local all /^login_ scram-sha-256\n"
+"""In front of the server's own rules, which trust everybody."""
 
 
 @pytest.fixture(scope="session")
@@ -70,5 +76,63 @@ def new_database(server: Any, name: str) -> str:
     return _url(server, name)
 
 
+def with_login(server: Any, url: str, user: str, password: str) -> sa.URL:
+    """`url` for a new user, `user` and a suffix, who needs `password`; without it in the URL."""
+    found = sa.make_url(url).set(username=f"login_{user}_{uuid.uuid4().hex[:8]}")
+    rules = server.pgdata / "pg_hba.conf"
+    if RULE not in rules.read_text():
+        rules.write_text(RULE + rules.read_text())
+    admin = sa.create_engine(_url(server, "postgres"), isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        quoted = password.replace("'", "''").replace("%", "%%")
+        connection.exec_driver_sql(
+            f"CREATE ROLE {found.username} SUPERUSER LOGIN PASSWORD '{quoted}'"
+        )
+        deadline = time.monotonic() + READY_S
+        while _lets_in(found):
+            assert time.monotonic() < deadline, "the server did not read its rules"
+            connection.exec_driver_sql("SELECT pg_reload_conf()")  # it takes a moment
+            time.sleep(0.05)
+    admin.dispose()
+    return found
+
+
+def _lets_in(url: sa.URL) -> bool:
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    try:
+        engine.connect().close()
+    except sa.exc.OperationalError:
+        return False
+    return True
+
+
 def _url(server: Any, name: str) -> str:
     return f"postgresql+psycopg://postgres@/{name}?{urlsplit(server.get_uri()).query}"
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The address of a server that speaks S3 (moto), on loopback."""
+    server_module = pytest.importorskip("moto.server", reason="S3 tests need moto (the test extra)")
+    pytest.importorskip("s3fs", reason="S3 tests need s3fs (the s3 extra)")
+    server = server_module.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of an empty bucket; this process and its children reach it by the environment."""
+    import boto3
+    from s3fs import S3FileSystem
+
+    S3FileSystem.clear_instance_cache()  # which knows another server, or other credentials
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "for-tests")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    bucket = f"b{uuid.uuid4().hex}"
+    boto3.client("s3").create_bucket(Bucket=bucket)
+    return f"s3://{bucket}"

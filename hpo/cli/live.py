@@ -6,7 +6,7 @@ Drawn from plain data alone (`StudyStatus`), so that a test can draw any moment 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -120,7 +120,8 @@ def worker_lines(status: StudyStatus, width: int) -> RenderableType:
 
 def _work(worker: WorkerRow) -> list[RenderableType]:
     if worker.number is None or not worker.epochs:
-        return [Text("-", "dim"), Text("between trials", "dim")]
+        waiting = Text(worker.reason, "yellow") if worker.reason else Text("between trials", "dim")
+        return [Text("-", "dim"), waiting]
     epoch = worker.epoch or 1
     speed = "-" if worker.images_per_s is None else f"{worker.images_per_s:,.0f}"
     return [
@@ -189,7 +190,7 @@ class View:
 
 
 class PlainView(View):
-    """A line for each trial that finishes."""
+    """A line for each trial that finishes, and for each worker that begins to wait."""
 
     def __init__(
         self,
@@ -199,12 +200,17 @@ class PlainView(View):
     ) -> None:
         super().__init__(console, read, clock)
         self.seen = {trial.number for trial in self.status.trials if trial.state in FINAL}
+        self.told: set[tuple[str, str]] = set()
         self.was_away = False
 
     def show(self) -> None:
         if bool(self.away) != self.was_away:
             self.was_away = not self.was_away
             self.say(self.away or "the database is back")
+        for worker in self.status.live_workers:
+            if worker.reason and (worker.id, worker.reason) not in self.told:
+                self.told.add((worker.id, worker.reason))
+                self.say(f"{worker.id}: {worker.reason}")
         fresh = [t for t in self.status.trials if t.state in FINAL and t.number not in self.seen]
         for trial in sorted(fresh, key=_ended):
             self.seen.add(trial.number)
@@ -255,7 +261,7 @@ def opened(
             yield view
 
 
-def headline(status: StudyStatus, storage: str, devices: list[str]) -> str:
+def headline(status: StudyStatus, storage: str, devices: Sequence[str]) -> str:
     """What is about to run, for the first line of a log."""
     return (
         f"{status.row.name}: {status.finished}/{status.row.trials} trials; "

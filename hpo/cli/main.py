@@ -5,15 +5,20 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.main import get_command
 
 from hpo import __version__
-from hpo.cli import compare, prepare, results, run, status, studies, worker
+from hpo.cli import compare, dashboard, prepare, results, run, status, studies, worker
+from hpo.cli.text import printable
 from hpo.errors import HpoError
+from hpo.files import disk_full, is_full
+from hpo.redaction import redacted_stderr
 
 COMMANDS: dict[str, dict[str, Callable[..., Any]]] = {
     "Search": {
@@ -30,7 +35,7 @@ COMMANDS: dict[str, dict[str, Callable[..., Any]]] = {
         "logs": status.logs,
         "report": results.report,
         "compare": compare.compare,
-        "dashboard": studies.dashboard,
+        "dashboard": dashboard.dashboard,
     },
     "Steer": {
         "enqueue": studies.enqueue,
@@ -90,24 +95,33 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 
     HPO_DEBUG=1 shows the traceback. Ctrl-C and a reader that has left are Typer's: 130 and 1.
     """
+    with redacted_stderr():
+        sys.exit(_call(args))
+
+
+def _call(args: Sequence[str] | None) -> int:
     try:
         get_command(app)(args, prog_name="hpo")
     except (HpoError, OSError) as error:
         if os.environ.get("HPO_DEBUG"):
-            raise
+            traceback.print_exc()
         _say(_message(error))
-        sys.exit(error.exit_code if isinstance(error, HpoError) else 1)
-    sys.exit(0)
+        return error.exit_code if isinstance(error, HpoError) else 1
+    except Exception:
+        traceback.print_exc()  # here, where standard error is redacted
+        return 1
+    return 0
 
 
 def _message(error: HpoError | OSError) -> str:
     """What the user is told: of a file that cannot be read or written its name and the reason."""
     if isinstance(error, OSError) and error.filename is not None:
+        if is_full(error):
+            return str(disk_full(Path(error.filename)))
         return f"{error.filename}: {error.strerror}"
     return str(error)
 
 
 def _say(message: str) -> None:
     """One message on standard error; what a terminal would obey is shown instead."""
-    safe = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in message)
-    print(f"hpo: {safe}", file=sys.stderr)
+    print(f"hpo: {printable(message)}", file=sys.stderr)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -27,14 +26,44 @@ StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="Name of the stu
 StudyPath = Annotated[
     Path, typer.Argument(metavar="STUDY.toml", help="The study file.", show_default=False)
 ]
+
+
+def warn_of_password(context: typer.Context, param: typer.CallbackParam, url: str) -> str:
+    """One line on standard error where a password stands in argv."""
+    source = context.get_parameter_source(param.name or "")
+    if url and source is not None and source.name == "COMMANDLINE":
+        from hpo.storage.url import PASSWORD_FILE, has_password
+
+        if has_password(url):
+            typer.echo(
+                "hpo: warning: everybody on this machine can read a password on the command line; "
+                f"put the URL into HPO_STORAGE, or the password alone into a file that "
+                f"{PASSWORD_FILE} names",
+                err=True,
+            )
+    return url
+
+
 Storage = Annotated[
     str | None,
     typer.Option(
         metavar="URL",
         envvar="HPO_STORAGE",
+        callback=warn_of_password,
         help="Database of the studies, such as sqlite:///hpo.db or "
         "postgresql+psycopg://USER@HOST/NAME.",
         show_default="hpo_runs/hpo.db under the working directory",
+    ),
+]
+Artifacts = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        envvar="HPO_ARTIFACTS",
+        help="Where checkpoints and weights also go, for workers on other hosts: a folder that all "
+        "of them mount, or s3://BUCKET/FOLDER (extra s3) and what else fsspec knows. Kept with the "
+        "study; never with a password in it.",
+        show_default="nowhere: a trial that moves to another host begins again",
     ),
 ]
 Overrides = Annotated[
@@ -44,6 +73,14 @@ Overrides = Annotated[
         metavar="KEY=VALUE",
         help="Override a field of the file, such as epochs=100; repeatable.",
         show_default="none",
+    ),
+]
+Force = Annotated[
+    bool,
+    typer.Option(
+        "--force",
+        help="Work although the code or the images here are not those that the study began with; "
+        "it is recorded.",
     ),
 ]
 Device = Annotated[
@@ -56,17 +93,13 @@ Device = Annotated[
 ]
 
 
-def default_storage() -> str:
-    return f"sqlite:///{Home.default().database}"
-
-
 @contextmanager
 def database(storage: str | None) -> Iterator[Database]:
     """The database of `--storage`, closed at the end; raises StorageError for a bad URL. Touches
     nothing."""
     from hpo.storage.db import connect
 
-    found = connect(storage or default_storage())
+    found = connect(storage or Home.default().storage)
     try:
         yield found
     finally:
@@ -75,11 +108,11 @@ def database(storage: str | None) -> Iterator[Database]:
 
 def console() -> Console:
     """Standard output; as wide as the terminal, and wide in a pipe, where nothing is to be cut."""
-    from rich.console import Console
+    from hpo.cli.safe import SafeConsole
 
-    out = Console(highlight=False)
+    out = SafeConsole(highlight=False)
     if not out.is_terminal and "COLUMNS" not in os.environ:
-        out = Console(highlight=False, width=PIPE_WIDTH)
+        out = SafeConsole(highlight=False, width=PIPE_WIDTH)
     return out
 
 
@@ -103,17 +136,10 @@ def program() -> str:
 
 
 def storage_flag(found: Database) -> str:
-    """What a printed command needs to reach this database: nothing where it is the default or in
-    HPO_STORAGE, never a password."""
-    from hpo.storage.db import connect
+    """What a command that is printed here needs to reach this database."""
+    from hpo.storage.url import option
 
-    usual = connect(os.environ.get("HPO_STORAGE") or default_storage())
-    usual.dispose()
-    if usual.url == found.url:
-        return ""
-    if found.url.password is None:
-        return f" --storage {shlex.quote(found.shown)}"
-    return " --storage URL"
+    return option(found.url, os.environ.get("HPO_STORAGE") or Home.default().storage)
 
 
 def quiet_optuna() -> None:

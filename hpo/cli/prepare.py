@@ -61,7 +61,8 @@ def check(
 
     Validates the file, finds the images (per class and split), builds every architecture of the
     space, runs one training step at the largest batch, and estimates memory, seconds per epoch and
-    total time.
+    total time; of frozen layers, which are computed once, the disk that they take, and what the
+    first and the later trials cost.
 
     Example: hpo check studies/digits.toml --workers 2
     """

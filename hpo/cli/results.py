@@ -33,6 +33,30 @@ RunPath = Annotated[
     typer.Argument(metavar="RUN", help="What `hpo train` wrote: its folder.", show_default=False),
 ]
 
+KeepValidation = Annotated[
+    bool,
+    typer.Option(
+        "--keep-validation",
+        help="Do not train on the validation images: choose the best epoch by them.",
+    ),
+]
+Onnx = Annotated[
+    bool,
+    typer.Option(
+        "--onnx",
+        help="Also write each seed as model.onnx, checked against torch; needs the extra onnx.",
+    ),
+]
+Quantize = Annotated[
+    list[str],
+    typer.Option(
+        metavar="KIND",
+        help="Also write int8 ONNX: dynamic (linear layers) or static (convolutions too, "
+        "calibrated on training images); repeatable. Implies --onnx.",
+        show_default=False,
+    ),
+]
+
 
 def export(
     study: StudyName,
@@ -64,6 +88,15 @@ def export(
             "STUDY.pareto",
         ),
     ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also copy the weights of its best epoch there, from this host or the artifacts: "
+            "the best three trials have them, or the whole front of several metrics.",
+            show_default=False,
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
     storage: Storage = None,
 ) -> None:
@@ -75,6 +108,8 @@ def export(
 
     if (trial is not None) + (top is not None) + pareto > 1:
         raise InputError("--trial, --top and --pareto exclude each other")
+    if weights is not None and (pareto or top is not None):
+        raise InputError("--weights: of one trial; not with --top or --pareto")
     with database(storage) as found:
         if pareto or top is not None:
             chosen = (
@@ -88,7 +123,12 @@ def export(
             chosen = [exports.export(found, study, number=trial)]
             which = "best" if trial is None else f"trial-{trial}"
             paths = [output or Path(f"{study}.{which}.toml")]
+            if weights is not None:
+                number = int(chosen[0][1]["trial"])
+                exports.write_weights(found, study, number, weights, Home.default(), force=force)
             exports.write_export(paths[0], *chosen[0], force=force)
+    if weights is not None:
+        typer.echo(f"{weights}: its weights")
     for path, (_, provenance) in zip(paths, chosen, strict=True):
         typer.echo(f"{path}: trial {provenance['trial']}")
     typer.echo(f"next: {program()} train {' '.join(map(str, paths))} --seeds 3")
@@ -116,29 +156,9 @@ def train(
             show_default="hpo_runs/trained/CONFIG",
         ),
     ] = None,
-    keep_validation: Annotated[
-        bool,
-        typer.Option(
-            "--keep-validation",
-            help="Do not train on the validation images: choose the best epoch by them.",
-        ),
-    ] = False,
-    onnx: Annotated[
-        bool,
-        typer.Option(
-            "--onnx",
-            help="Also write each seed as model.onnx, checked against torch; needs the extra onnx.",
-        ),
-    ] = False,
-    quantize: Annotated[
-        list[str],
-        typer.Option(
-            metavar="KIND",
-            help="Also write int8 ONNX: dynamic (linear layers) or static (convolutions too, "
-            "calibrated on training images); repeatable. Implies --onnx.",
-            show_default=False,
-        ),
-    ] = [],  # noqa: B006
+    keep_validation: KeepValidation = False,
+    onnx: Onnx = False,
+    quantize: Quantize = [],  # noqa: B006
     device: Device = None,
     set_: Overrides = [],  # noqa: B006
 ) -> None:
@@ -250,7 +270,8 @@ def evaluate(
         bool, typer.Option("--json", help="Everything as JSON, confusion matrices too.")
     ] = False,
 ) -> None:
-    """Measure a trained run: top-1, top-5, loss, and precision, recall, F1 of each class.
+    """Measure a trained run: top-1, top-5, loss, and precision, recall, F1 of each class; several
+    seeds also as an ensemble, the mean of their probabilities.
 
     Example: hpo evaluate hpo_runs/trained/best --data new_photos/
     """
@@ -259,11 +280,18 @@ def evaluate(
     from hpo.results.runs import load_run
 
     found = evaluate_run(load_run(run), data=data, home=Home.default(), device=first_device(device))
+    _note(found.note)
     if as_json:
-        scores = {"seeds": found.scores(), "summary": found.summary}
+        scores = {"seeds": found.scores(), "ensemble": found.ensemble, "summary": found.summary}
         typer.echo(to_json({"data": found.data, "images": found.images, **scores}))
     else:
         console().print(evaluation_page(found))
+
+
+def _note(line: str | None) -> None:
+    """Beside the output, which a program may read."""
+    if line:
+        typer.echo(f"note: {line}", err=True)
 
 
 def predict(
@@ -278,16 +306,19 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """What a trained run sees in images: the most likely classes with their probabilities, means
-    over the run's seeds; of a retrieval the nearest training images, by its first seed.
+    over the run's seeds; of a retrieval the nearest training images, by its first seed. Images are
+    taken whole, also where the run was trained on pictures cropped to their boxes.
 
     Example: hpo predict hpo_runs/trained/best cat.jpg dog.jpg
     """
     from hpo.cli.tables import lookups_table, predictions_table, to_json
+    from hpo.results.evaluate import whole_note
     from hpo.results.predict import predict as look
     from hpo.results.retrieval import look_up
     from hpo.results.runs import load_run
 
     trained, chosen = load_run(run), first_device(device)
+    _note(whole_note(trained.config))
     if trained.config.task == "retrieval":
         near = look_up(trained, images, device=chosen, k=top)
         if as_json:
@@ -315,14 +346,17 @@ def report(
     """Write the whole search as one page that opens without network.
 
     History, intermediate values, importances, parallel coordinates, a slice plot per parameter, the
-    best trial's curves, and a table of the trials.
+    best trial's curves, and a table of the trials. A study with artifacts has it there, too.
 
     Example: hpo report digits -o report.html
     """
     from hpo.results.page import write_report
-    from hpo.results.report import study_report
+    from hpo.results.report import share_report, study_report
 
     path = output or Path(f"{study}.report.html")
     with database(storage) as found:
         write_report(path, study_report(found, study))
-    typer.echo(f"{path} written: open it in a browser")
+        typer.echo(f"{path} written: open it in a browser")
+        shared = share_report(found, study, path)
+    if shared:
+        typer.echo(f"also at {shared}")

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from hpo.cli.options import Storage, StudyName, console, database, program
-from hpo.errors import NotFound
+from hpo.cli.text import printable
+from hpo.errors import NotFound, StorageError
 from hpo.paths import Home
 
 if TYPE_CHECKING:
-    from hpo.search.status import StudyStatus
+    from hpo.search.status import StudyStatus, TrialStatus
     from hpo.storage.db import Database
 
 POLL_S = 0.5
@@ -69,8 +70,11 @@ def status(
             if len(now.file.objectives) > 1:
                 out.print()
                 out.print(tables.cells_table(front_table(now)))
-            if now.row.stop_reason:
-                out.print(f"\n{now.row.stop_reason}", markup=False)
+            for line in (now.row.stop_reason, now.no_best if now.state == "finished" else None):
+                if line:
+                    out.print(f"\n{line}", markup=False, soft_wrap=True)
+            for one in now.forced:
+                out.print(f"{one.worker} was forced to join: {one}", markup=False, style="yellow")
 
 
 def _watch(found: Database, study: str) -> None:
@@ -137,23 +141,49 @@ def _print_groups(now: StudyStatus, by: str, format_: str) -> None:
 def trial(
     study: StudyName,
     number: Annotated[int, typer.Argument(metavar="N", min=0, help="Number of the trial, from 0.")],
+    source: Annotated[
+        bool,
+        typer.Option("--source", help="Print your own modules that it ran, as they were, instead."),
+    ] = False,
     storage: Storage = None,
 ) -> None:
-    """One trial: parameters, its curve epoch by epoch, its attempts, why it ended.
+    """One trial: parameters, its curve epoch by epoch, its attempts, the code, why it ended, and
+    where its weights are, if they were kept.
 
     Example: hpo trial digits 12
     """
-    from hpo.cli.tables import trial_page
+    from hpo.cli.tables import sources, trial_page
+    from hpo.search.agreement import read_code
     from hpo.search.status import read_status
 
     with database(storage) as found:
         now = read_status(found, study)
-    wanted = next((one for one in now.trials if one.number == number), None)
-    if wanted is None:
-        last = max((one.number for one in now.trials), default=None)
-        have = "it has none yet" if last is None else f"allowed: 0 to {last}"
-        raise NotFound(f"no trial {number} in study {study!r}; {have}")
-    console().print(trial_page(now, wanted))
+        code = read_code(found, now.row.uuid)
+        wanted = next((one for one in now.trials if one.number == number), None)
+        if wanted is None:
+            last = max((one.number for one in now.trials), default=None)
+            have = "it has none yet" if last is None else f"allowed: 0 to {last}"
+            raise NotFound(f"no trial {number} in study {study!r}; {have}")
+        if source:
+            typer.echo(sources(now, wanted, code), nl=False)
+            return
+        weights = _weights(found, now, wanted)
+    out = console()
+    out.print(trial_page(now, wanted, code))
+    if weights:
+        out.print(f"\nweights of its best epoch: {weights}", markup=False, soft_wrap=True)
+
+
+def _weights(found: Database, now: StudyStatus, trial: TrialStatus) -> str | None:
+    """Where a complete trial's weights are, or why that cannot be told; None if none were kept."""
+    from hpo.search.mirror import find_weights
+
+    if trial.state != "complete":
+        return None
+    try:
+        return find_weights(found, Home.default(), now.row.uuid, trial.attempts[-1])
+    except StorageError as error:
+        return str(error)
 
 
 def logs(
@@ -184,7 +214,7 @@ def logs(
         while True:
             over = not follow or read_status(found, study).state in ("finished", "stopped")
             for line in tail.fresh():
-                typer.echo(line)
+                typer.echo(printable(line))
             if over:
                 return
             pause.wait(POLL_S)

@@ -1,4 +1,4 @@
-"""Steering a study: enqueue, stop, resume, extend, delete; and the dashboard."""
+"""Steering a study: enqueue, stop, resume, extend, delete."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hpo.cli.options import Storage, StudyName, database, program, storage_flag
-from hpo.errors import InputError, NotFound
+from hpo.errors import InputError
 from hpo.paths import Home
 
 
@@ -144,25 +144,3 @@ def _confirm(study: str, finished: int) -> None:
     if not sys.stdin.isatty():
         raise InputError(f"{study} has {finished} finished trials; to delete it: --yes")
     typer.confirm(f"Delete {study} with {finished} finished trials?", abort=True)
-
-
-def dashboard(
-    port: Annotated[
-        int, typer.Option(metavar="N", min=0, max=65535, help="TCP port; 0: any that is free.")
-    ] = 8080,
-    storage: Storage = None,
-) -> None:
-    """Serve optuna-dashboard on this machine alone (127.0.0.1) until Ctrl-C.
-
-    Example: hpo dashboard --port 8080
-    """
-    from hpo.dashboard import serve
-    from hpo.storage.records import is_empty
-
-    def ready(address: str) -> None:
-        typer.echo(f"dashboard: {address}  (Ctrl-C ends)")
-
-    with database(storage) as found:
-        if is_empty(found):
-            raise NotFound(f"no studies in {found.shown}; to make one: {program()} run STUDY.toml")
-        serve(found, host="127.0.0.1", port=port, ready=ready)

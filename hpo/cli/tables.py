@@ -12,12 +12,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hpo.cli.text import bar, cell, moment, sparkline
+from hpo.cli.text import bar, cell, moment, printable, sparkline
+from hpo.errors import NotFound
 from hpo.results.table import Table as Cells
 from hpo.results.table import count, duration, measured, number, setting
 from hpo.search.status import StudyStatus, TrialStatus
 
 if TYPE_CHECKING:
+    from hpo.engine.code import Code
     from hpo.results.evaluate import RunEvaluation
     from hpo.results.predict import Prediction
     from hpo.results.retrieval import Lookup
@@ -34,6 +36,9 @@ STYLES = {
     "finished": "green",
     "stopped": "yellow",
 }
+PLAIN = ("top1", "top5", "loss", "macro_f1")
+SCORES = ("precision_at_5", "precision_at_k", *PLAIN)
+"""Scores that stand beside each other where networks are compared; the first two of a retrieval."""
 BAR = 20
 """Cells of the bar that shows a parameter's importance."""
 
@@ -135,7 +140,7 @@ def trials_csv(status: StudyStatus) -> str:
 
 def to_json(data: Any) -> str:
     """Indented JSON; a number that JSON lacks (a loss that is not finite) becomes null."""
-    return json.dumps(_finite(data), indent=2, ensure_ascii=False)
+    return printable(json.dumps(_finite(data), indent=2, ensure_ascii=False))
 
 
 def _finite(data: Any) -> Any:
@@ -147,8 +152,9 @@ def _finite(data: Any) -> Any:
     return None if infinite else data
 
 
-def trial_page(status: StudyStatus, trial: TrialStatus) -> Group:
-    """Everything about one trial: parameters, curve, attempts, why it ended."""
+def trial_page(status: StudyStatus, trial: TrialStatus, code: Code | None) -> Group:
+    """Everything about one trial: parameters, curve, attempts, why it ended; and the `code` with
+    which its study began."""
     shown = number(trial.value)
     epoch = f" (epoch {trial.best_epoch})" if trial.best_epoch else ""
     title = Text.assemble(
@@ -167,7 +173,34 @@ def trial_page(status: StudyStatus, trial: TrialStatus) -> Group:
         parts += [Text(), _curve(status, trial)]
     if trial.attempts:
         parts += [Text(), _attempts(status, trial)]
+    if code is not None:
+        parts += [Text(), *_code(status, trial, code)]
     return Group(*parts)
+
+
+def _code(status: StudyStatus, trial: TrialStatus, code: Code) -> Iterator[Text]:
+    """What computed a trial, and which of its workers were forced to."""
+    yield Text(f"code {code}")
+    used = {one.worker: one.k for one in trial.attempts}
+    for forced in status.forced:
+        if forced.worker in used:
+            attempt = f"attempt {used[forced.worker]} was forced: {forced}"
+            yield Text(attempt, "yellow")
+
+
+def sources(status: StudyStatus, trial: TrialStatus, code: Code | None) -> str:
+    """The user's own modules that a trial names, as the study's first worker had them. Raises
+    NotFound where there is none."""
+    config = status.file.config(trial.params)
+    named = {name.partition(":")[0] for name in (config.loss, config.model.architecture,
+                                                 config.data.dataset)}  # fmt: skip
+    texts = {one: text for one, text in (code.sources if code else {}).items() if one in named}
+    if not texts:
+        raise NotFound(
+            f"trial {trial.number} of {status.row.name!r} names no module of your own as its loss, "
+            "architecture or data set, or none of its workers has begun"
+        )
+    return "".join(f"# {one}\n{text}" for one, text in texts.items())
 
 
 def _curve(status: StudyStatus, trial: TrialStatus) -> Group:
@@ -237,7 +270,7 @@ def counts(status: StudyStatus) -> str:
 def runs_table(runs: Sequence[Run]) -> Table:
     """Trained runs, a line each: mean ± standard deviation over their seeds."""
     retrieval = any(run.config.task == "retrieval" for run in runs)
-    scores = (*("precision_at_5", "precision_at_k") * retrieval, "top1", "top5", "loss", "macro_f1")
+    scores = SCORES if retrieval else PLAIN
     table = plain_table("run", "measured on", "seeds", *scores, right=("seeds", *scores))
     for run in runs:
         part = measured_part(run)
@@ -250,21 +283,31 @@ def runs_table(runs: Sequence[Run]) -> Table:
 def networks_table(run: Run) -> Table:
     """What stands beside each other in a run on the same test images, a line each: its seeds, their
     ensemble, and ONNX files (means over seeds). Empty for one seed without files."""
-    scores, summary = ("top1", "top5", "loss", "macro_f1"), run.summary
+    scores, summary = PLAIN, run.summary
     columns = (*scores, "MB", "ms/image")
     table = plain_table("network", *columns, right=columns)
-    several = len(run.seeds) > 1 and summary["test"] is not None
-    for one in run.seeds if several else ():
-        values = [number(one.metrics["test"].get(name)) for name in scores]
-        table.add_row(f"seed {one.seed}", *values, "", "")
-    if summary["ensemble"]:
-        values = [number(summary["ensemble"][name]) for name in scores]
-        table.add_row(f"ensemble of {len(run.seeds)}", *values, "", "", style="bold")
+    if summary["test"] is not None:
+        tested = {one.seed: one.metrics["test"] for one in run.seeds}
+        _add_members(table, scores, tested, summary["ensemble"])
     for file, found in summary["onnx"].items():
         cells = [_spread(found.get(name)) for name in scores]
         size, latency = found["bytes"]["mean"] / 1e6, found["latency_ms"]["mean"]
         table.add_row(Text(file), *cells, number(size, 2), number(latency, 2))
     return table
+
+
+def _add_members(
+    table: Table,
+    scores: Sequence[str],
+    seeds: Mapping[int, Mapping[str, Any]],
+    ensemble: Mapping[str, Any] | None,
+) -> None:
+    """A line for each of several seeds, and one for their ensemble, where there is one."""
+    for seed, found in seeds.items() if len(seeds) > 1 else ():
+        table.add_row(f"seed {seed}", *(number(found.get(name)) for name in scores))
+    if ensemble:
+        values = [number(ensemble[name]) for name in scores]
+        table.add_row(f"ensemble of {len(seeds)}", *values, style="bold")
 
 
 PARTS = {"test": "test", "val": "validation", "train": "training only"}
@@ -307,7 +350,8 @@ def run_notes(runs: Sequence[Run]) -> Iterator[str]:
 
 
 def evaluation_page(found: RunEvaluation) -> Group:
-    """Scores of a run on one set of images, and of each class (means over seeds)."""
+    """Scores of a run on one set of images; of its seeds, and of their ensemble beside them; and of
+    each class (means over seeds)."""
     seeds = count(len(found.seeds), "seed")
     title = Text(f"{found.data}: {count(found.images, 'image')}, {seeds}", "bold")
     scores = plain_table("score", "mean ± std" if len(found.seeds) > 1 else "value",
@@ -321,7 +365,13 @@ def evaluation_page(found: RunEvaluation) -> Group:
         rows = [per_class[name] for per_class in by_seed]
         means = [number(sum(row[column] for row in rows) / len(rows)) for column in columns]
         classes.add_row(Text(name), *means, f"{rows[0]['support']:,}")
-    return Group(title, Text(), scores, Text(), classes)
+    parts: list[RenderableType] = [title, Text(), scores]
+    if len(by_seed) > 1:
+        names = [name for name in SCORES if name in found.summary]
+        members = plain_table("network", *names, right=names)
+        _add_members(members, names, found.scores(), found.ensemble)
+        parts += [Text(), members]
+    return Group(*parts, Text(), classes)
 
 
 def predictions_table(found: Sequence[Prediction]) -> Table:

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What a terminal would obey instead of showing it (but for tabs and line ends), and what cannot be
+encoded."""
+
 SPARKS = "▁▂▃▄▅▆▇█"
+
+
+def printable(text: str) -> str:
+    """`text` for a terminal: control characters, and those that turn its direction, as \\x1b."""
+    return UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def moment(seconds: float) -> str:
@@ -44,5 +54,5 @@ def cell(item: Any) -> str:
         return ""
     if isinstance(item, bool | int | float):
         return json.dumps(item)
-    text = item if isinstance(item, str) else json.dumps(item, default=str)
+    text = printable(item) if isinstance(item, str) else json.dumps(item, default=str)
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

@@ -27,7 +27,7 @@ OWN = {"type": "string", "pattern": r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"}
 
 def is_own(name: str) -> bool:
     """Whether `name` has the form `module:function`."""
-    return re.match(OWN["pattern"], name) is not None
+    return re.fullmatch(OWN["pattern"], name) is not None
 
 
 class Part(BaseModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Literal, get_args
 
@@ -31,3 +32,22 @@ def dominates(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
     objectives in the same order."""
     mine, theirs = losses(one), losses(other)
     return mine != theirs and all(a <= b for a, b in zip(mine, theirs, strict=True))
+
+
+def front_of(values: Mapping[int, Mapping[str, float]]) -> list[int]:
+    """The numbers of those that no other beats in all objectives, best first objective first."""
+    front: list[int] = []
+    # In this order a later one cannot beat an earlier one, so one pass will do.
+    for number in sorted(values, key=lambda number: (losses(values[number]), number)):
+        if not any(dominates(values[other], values[number]) for other in front):
+            front.append(number)
+    return front
+
+
+def chance(metric: str, classes: int) -> float:
+    """What guessing gives: the value of a trial that diverged, so that it counts and never wins."""
+    if metric.endswith("_loss"):
+        return math.log(classes)
+    if metric.endswith("_distance"):
+        return math.inf  # no distance is the one that guessing gives
+    return min(1.0, (5 if metric.endswith("top5") else 1) / classes)

@@ -121,7 +121,7 @@ def _side(files: list[Path]) -> int:
             with warnings.catch_warnings(), Image.open(file) as image:
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
                 sides.append(min(image.size))
-        except (OSError, Image.DecompressionBombError):
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
             continue  # `hpo check` names what cannot be read
     if not sides:
         raise DataError(f"{files[0].parent.parent}: none of the images that were tried can be read")

@@ -8,9 +8,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hpo.errors import ConfigError, nearest
+from hpo.errors import LONGEST_KEY, ConfigError, nearest
 
 LARGEST = 1_000_000  # bytes; a study file has some thousand
+DEEPEST = 32  # tables, lists and parts of a name in each other; a study file has six
+_DEEP_NAME = re.compile(
+    rf"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*"|'[^'\n]*')[ \t]*+\.[ \t]*+){{{2 * DEEPEST}}}"""
+)
 
 
 def read_text(path: Path) -> str:
@@ -38,12 +42,32 @@ def read_text(path: Path) -> str:
 
 def parse(text: str, where: str = "") -> dict[str, Any]:
     """The tables of `text`; ConfigError names line and column of what is not TOML."""
+    too_deep = ConfigError(f"not a study file: nested more than {DEEPEST} deep", where=where)
+    if _DEEP_NAME.search(text):  # tomllib would take minutes, and Python would not survive it
+        raise too_deep
     try:
-        return tomllib.loads(text)
+        table = tomllib.loads(text)
     except RecursionError:
-        raise ConfigError("not a TOML file: nested too deeply", where=where) from None
+        raise too_deep from None
     except ValueError as error:
         raise ConfigError(f"not a TOML file: {error}", where=where) from error
+    if _is_deep(table):
+        raise too_deep
+    return table
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether tables, lists and dotted names stand more than DEEPEST deep in each other."""
+    left = [(value, 0)]
+    while left:
+        one, depth = left.pop()
+        if depth > DEEPEST:
+            return True
+        if isinstance(one, Mapping):
+            left += [(inner, depth + 1 + name.count(".")) for name, inner in one.items()]
+        elif isinstance(one, list):
+            left += [(inner, depth + 1) for inner in one]
+    return False
 
 
 def assignments(items: Iterable[str]) -> dict[str, Any]:
@@ -55,8 +79,9 @@ def assignments(items: Iterable[str]) -> dict[str, Any]:
     for item in items:
         key, equals, text = item.partition("=")
         key = key.strip()
-        if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
-            raise ConfigError(f"{item!r}: write KEY=VALUE, for example optimizer.lr=0.1")
+        if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key) or key.count(".") > DEEPEST:
+            given = item if len(item) <= LONGEST_KEY else f"{item[:LONGEST_KEY]}..."
+            raise ConfigError(f"{given!r}: write KEY=VALUE, for example optimizer.lr=0.1")
         if key in values:
             raise ConfigError("given twice on the command line", key=key)
         values[key] = _value(key, text.strip())
@@ -65,11 +90,12 @@ def assignments(items: Iterable[str]) -> dict[str, Any]:
 
 def _value(key: str, text: str) -> Any:
     try:
-        table = tomllib.loads(f"value = {text}")
-    except (ValueError, RecursionError) as error:
+        table = parse(f"value = {text}")
+    except ConfigError as error:
         if not text or text[0] in "[{\"'":
             hint = 'for example 3, 0.1, true, "text" or [1, 2]'
-            raise ConfigError(f"{text!r} is not a TOML value: {hint}", key=key) from error
+            given = text if len(text) <= LONGEST_KEY else f"{text[:LONGEST_KEY]}..."
+            raise ConfigError(f"{given!r} is not a TOML value: {hint}", key=key) from error
         return text
     value = table["value"]
     plain = isinstance(value, bool | int | float | str | list | dict)

@@ -127,6 +127,12 @@ def steps(model: nn.Module) -> list[nn.Module]:
     return list(_opened(made))
 
 
+def beyond(model: nn.Module, cut: int) -> nn.Module:
+    """What is left of `model` behind its first `cut` steps; the modules and their weights are the
+    same ones."""
+    return nn.Sequential(*steps(model)[cut:]) if cut else model
+
+
 def _opened(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
     for module in modules:
         if type(module) is nn.Sequential or type(module) is nn.ModuleList:

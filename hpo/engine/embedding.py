@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from types import TracebackType
 from typing import Any
 
@@ -15,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hpo.engine import models
+from hpo.engine.chain import beyond
 from hpo.engine.control import Control
 from hpo.engine.images import Images, Numbers
 from hpo.engine.learner import Batch, Evaluation, evaluate
@@ -32,7 +31,7 @@ class Embedded:
     """(N,) int64."""
     names: tuple[str, ...]
     identities: tuple[str, ...]
-    """Equal for equal pixels; pictures that agree in it are one picture."""
+    """As those of `Images`."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -48,12 +47,14 @@ def embed(
     precision: str,
     control: Control,
     epoch: int = 0,
+    cut: int = 0,
 ) -> tuple[Embedded, Evaluation]:
     """`images`, which `batches` gives in their order, as `model` sees them in eval mode, and what
-    its classifier makes of them. `model` comes from `models.build`."""
+    its classifier makes of them. `model` comes from `models.build`; where `batches` hold what its
+    first `cut` steps make of the images, these are skipped."""
     with _Listening(classifier(model)) as heard:
         found = evaluate(
-            model,
+            beyond(model, cut),
             batches,
             classes=classes,
             device=device,
@@ -62,7 +63,7 @@ def embed(
             epoch=epoch,
         )
     features = torch.cat(heard.parts).numpy()
-    return Embedded(features, images.labels, images.names, identities(images)), found
+    return Embedded(features, images.labels, images.names, images.identities), found
 
 
 def classifier(model: nn.Module) -> nn.Module:
@@ -110,14 +111,3 @@ class _Listening:
         trace: TracebackType | None,
     ) -> None:
         self._handle.remove()
-
-
-@lru_cache(maxsize=8)
-def identities(images: Images) -> tuple[str, ...]:
-    """A digest of the pixels of each picture; reads all of them once."""
-    return tuple(_digest(images.pixels(i)) for i in range(len(images)))
-
-
-def _digest(pixels: NDArray[np.uint8]) -> str:
-    shape = ",".join(map(str, pixels.shape)).encode()
-    return hashlib.blake2b(pixels.tobytes(), digest_size=12, key=shape).hexdigest()

@@ -2,44 +2,45 @@
 
     cache/features/
     ├── <key>.lock   one builder; others wait
-    └── <key>        outputs of one part (train, val), picture after picture, of each cached view
+    └── <key>        what they are (JSON, padded to a page), then the outputs of one part (train,
+                     val), picture after picture, of each cached view
 
 The key is made of all that decides the bits: the pictures' contents and size, the weights and
-steps, the arithmetic. A file is complete or not there, and all trainings of a host map it. Pictures
-go through in batches of one size, whatever a training's own, so that the rounding, which on some
-devices depends on that size, does not depend on who came first.
+steps, the arithmetic. A file is complete or not there, and all trainings of a host map it: one that
+finds its files runs no frozen step. Pictures go through in batches of one size, whatever a
+training's own, so that the rounding, which on some devices depends on that size, does not depend on
+who came first.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
+import json
 import logging
-import math
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from hpo.definition.augment import AugmentConfig
 from hpo.definition.config import TrainConfig
-from hpo.engine.cache import Store, short_hash
+from hpo.engine.cache import Store, locked, short_hash
 from hpo.engine.chain import frozen_steps, steps
 from hpo.engine.control import Control
 from hpo.engine.images import Images
-from hpo.engine.learner import Learner, autocast, memory_format
+from hpo.engine.learner import autocast, memory_format
 from hpo.engine.loader import TrainBatches
+from hpo.files import disk_full, is_full
 
 log = logging.getLogger(__name__)
 
-BATCH = 64
-"""Pictures computed at once."""
+BATCH, SIDE = 64, 224
+"""Pictures computed at once, and up to which side: of larger ones fewer, in as much memory."""
 WORTH, SMALL = 6, 16_384
 """Largest output of a picture that is kept: this many times its bytes as decoded pixels, or this
 many bytes. `benchmarks/frozen.py --cuts` measures reading against computing: on CPUs, up to the
@@ -47,8 +48,15 @@ third layer of ResNet-50 (5.3 times the pixels at 224), reading takes a thousand
 would mostly fill disk and memory."""
 _SHAPELESS = "weights", "trainable_blocks", "head", "dropout"
 """Fields of the model that decide nothing in its beginning but what the weights tell."""
-_FORMAT = 1
-_POLL_S = 1.0
+HEADER = 4096
+"""Bytes of a file before the outputs."""
+PLAIN = AugmentConfig()
+_FORMAT = 2
+
+View = tuple[Images, AugmentConfig]
+"""Pictures, and how they are shown."""
+Mapped = tuple[Tensor, torch.memory_format]
+"""The outputs of a file, (views, N, ...), and how those of a batch lie in memory."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +83,10 @@ class Features:
     def rows(self, order: Tensor, view: int, slices: Sequence[slice]) -> Iterator[Tensor]:
         """The outputs (B, ...) for each slice of `order`, (N,) positions of pictures; on the
         device, and nobody else's to change."""
-        shown = [part[view % len(part)] for part in self.parts]
-        index = order.to(shown[0].device)
+        parts = [part[view % len(part)] for part in self.parts]
+        index = order.to(parts[0].device)
         for part in slices:
-            rows = _gathered(shown, index[part])
+            rows = _gathered(parts, index[part])
             if self.device.type == "cuda" and not rows.is_cuda:
                 rows = rows.pin_memory()
             rows = rows.to(self.device, non_blocking=True)
@@ -94,6 +102,9 @@ class Features:
         return Features((joined.to(self.device),), self.layout, self.device)
 
 
+Kept = Mapping[View, Features]
+
+
 def _gathered(parts: Sequence[Tensor], index: Tensor) -> Tensor:
     if len(parts) == 1:
         return parts[0].index_select(0, index)
@@ -106,111 +117,144 @@ def _gathered(parts: Sequence[Tensor], index: Tensor) -> Tensor:
     return out
 
 
-def frozen_cut(learner: Learner) -> int:
+def frozen_cut(model: nn.Module, frozen: Iterable[nn.Module]) -> int:
     """How many steps of the network, first to last, need not be computed in every epoch: with the
-    images unchanged they give the same. 0: none that has weights."""
-    chain = steps(learner.model)
-    count = frozen_steps(chain, learner.frozen)
+    images unchanged they give the same. 0: none that has weights. `frozen` as from
+    `models.set_trainable`."""
+    chain = steps(model)
+    count = frozen_steps(chain, frozen)
     weighted = any(True for step in chain[:count] for _ in step.parameters())
     return count if weighted else 0
 
 
 def keep(
-    learner: Learner,
+    model: nn.Module,
+    cut: int,
     how: Preparation,
-    sets: tuple[Images, Images | None],
+    views: Iterable[View],
     root: Path,
     control: Control,
     *,
     epoch: int,
-) -> tuple[Features, Features | None] | None:
-    """What the frozen beginning of the network makes of training and validation images, computed
-    under `root` unless it is there already.
+) -> Kept:
+    """What the first `cut` steps of the network make of each of `views`, computed under `root`
+    unless it is there already.
 
-    None where the images are new in every epoch, their contents are not known, an output is not
-    WORTH its bytes, or there is no room: more than `data.cache_limit_gb`, or more than is free.
-    `control.step` is asked, without images, while this computes or waits for another who does.
+    Nothing where it is not `lasting`, where one of them has contents that are not known, or outputs
+    that are not WORTH their bytes, or where there is no room: more than `data.cache_limit_gb`, or
+    more than is free. `control.step` is asked, without images, while this computes or waits for
+    another who does.
     """
-    cut, augment = frozen_cut(learner), how.config.augment
-    if not cut or not (augment == AugmentConfig() or _views(augment)):
-        return None
-    extractor = Extractor(learner, cut, how, root)
-    if not extractor.worth:
-        return None
-    train = extractor.open(sets[0], augment, control, epoch)
-    if train is None or sets[1] is None:
-        return None if train is None else (train, None)
-    val = extractor.open(sets[1], AugmentConfig(), control, epoch)
-    return None if val is None else (train, val)
+    wanted = list(dict.fromkeys(views))
+    if not (cut and wanted and lasting(how.config)):
+        return {}
+    extractor = Extractor(model, cut, how, root)
+    kept: dict[View, Features] = {}
+    for view in wanted:
+        found = extractor.open(*view, control, epoch)
+        if found is None:
+            return {}
+        kept[view] = found
+    return kept
 
 
-def _views(augment: AugmentConfig) -> int:
-    """How many fixed ones of each picture; 0: it has none. Mixing is new in every epoch."""
+def lasting(config: TrainConfig) -> bool:
+    """Whether frozen layers give in every epoch what they gave in the first."""
+    # What an earlier phase trained differs between the network and its average.
+    apart = config.ema_decay is not None and config.phases
+    still = config.frozen or config.augment == PLAIN or _fixed(config.augment) > 0
+    return still and not apart
+
+
+def shown(augment: AugmentConfig) -> int:
+    """How many times each picture is kept."""
+    return max(1, _fixed(augment))
+
+
+def _fixed(augment: AugmentConfig) -> int:
+    """How many fixed views of each picture; 0: it has none. Mixing is new in every epoch."""
     return 0 if augment.mixup or augment.cutmix else augment.cached_views
 
 
 class Extractor:
-    """The first `cut` steps of a learner's network, and where their outputs are kept."""
+    """The first `cut` steps of a network, and where their outputs are kept."""
 
-    def __init__(self, learner: Learner, cut: int, how: Preparation, root: Path) -> None:
+    def __init__(self, model: nn.Module, cut: int, how: Preparation, root: Path) -> None:
         self._how, self._root = how, root / "features"
         self._layout = memory_format(how.config.runtime.memory_format)
-        self._prefix = nn.Sequential(*steps(learner.model)[:cut])
-        self._weights = _digest(learner.model, steps(learner.model)[cut:])
-        side = how.config.data.image_size
-        blank = torch.zeros(2, 3, side, side, device=how.device)
-        sample = self._run(blank.contiguous(memory_format=self._layout))
-        self._shape, self._dtype = sample.shape[1:], sample.dtype
-        self._output = _layout_of(sample)
-        self.bytes = sample[0].nbytes
-        self.worth = self.bytes <= max(SMALL, WORTH * side * side * 3)
+        self._prefix = nn.Sequential(*steps(model)[:cut])
+        self._model, self._rest = model, steps(model)[cut:]
+        self._side = how.config.data.image_size
+        self.batch = max(1, int(BATCH * min(1.0, (SIDE / self._side) ** 2)))
 
     def open(
         self, images: Images, augment: AugmentConfig, control: Control, epoch: int
     ) -> Features | None:
         """The outputs for `images`, computed first if need be; None where they are not kept."""
-        found = []
+        found, layout = [], torch.contiguous_format
         for part in images.parts:
             rows = self._part(part, augment, control, epoch) if part.content else None
             if rows is None:
                 return None
-            found.append(rows)
-        return Features(tuple(found), self._output, self._how.device).resident()
+            found.append(rows[0])
+            layout = rows[1]
+        return Features(tuple(found), layout, self._how.device).resident()
 
     def _part(
         self, images: Images, augment: AugmentConfig, control: Control, epoch: int
-    ) -> Tensor | None:
-        shape = (max(1, _views(augment)), len(images), *self._shape)
-        size = math.prod(shape[:2]) * self.bytes
+    ) -> Mapped | None:
         file = self._root / self._key(images.content, augment)
         try:
-            self._root.mkdir(parents=True, exist_ok=True)
-            with _locked(file, control, epoch):
+            with locked(file, lambda: control.step(epoch=epoch, images=0)):
                 store = Store(self._root, self._how.config.data.cache_limit_gb * 1e9)
-                if not file.exists():
-                    if not store.has_room(size):
-                        return None
-                    self._build(file, images, augment, control, epoch)
-                return self._mapped(file, shape) if size <= store.limit else None
+                if file.exists():
+                    return _mapped(file) if file.stat().st_size <= store.limit else None
+                if not self.worth or not store.has_room(self._size(images, augment)):
+                    return None
+                self._build(file, images, augment, control, epoch)
+                return _mapped(file)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if not is_full(error):
                 raise
-            log.warning("%s: the disk is full; frozen layers are computed anew", self._root)
+            full = disk_full(file, self._size(images, augment))
+            log.warning("%s. Frozen layers are computed anew in every epoch", full)
         except torch.OutOfMemoryError:
-            log.warning("out of memory with %d images at once; nothing is kept", BATCH)
+            log.warning("out of memory with %d images at once; nothing is kept", self.batch)
         return None
 
-    def _mapped(self, file: Path, shape: tuple[int, ...]) -> Tensor:
-        # Copy on write: torch wants writable memory, and nobody writes.
-        data = torch.from_numpy(np.asarray(np.memmap(file, np.uint8, "c")))
-        return data.view(self._dtype).view(shape)
+    @cached_property
+    def _weights(self) -> str:
+        return _digest(self._model, self._rest)
+
+    @cached_property
+    def sample(self) -> Tensor:
+        """Outputs for two black pictures: what there is to keep."""
+        blank = torch.zeros(2, 3, self._side, self._side, device=self._how.device)
+        return self.run(blank.contiguous(memory_format=self._layout))
+
+    @property
+    def worth(self) -> bool:
+        """Whether the outputs for a picture are worth their bytes."""
+        return self.sample[0].nbytes <= max(SMALL, WORTH * self._side**2 * 3)
+
+    def run(self, pixels: Tensor) -> Tensor:
+        """The outputs for a batch, (B, 3, S, S) on the device."""
+        self._prefix.eval()
+        with torch.no_grad(), autocast(self._how.device, self._how.config.runtime.precision):
+            return self._prefix(pixels)  # type: ignore[no-any-return]
+
+    def _size(self, images: Images, augment: AugmentConfig) -> int:
+        """Bytes of the file."""
+        return HEADER + len(images) * shown(augment) * self.sample[0].nbytes
 
     def _build(
         self, file: Path, images: Images, augment: AugmentConfig, control: Control, epoch: int
     ) -> None:
+        shape = shown(augment), len(images), *self.sample.shape[1:]
         beside = file.with_name(f".{file.name}")
         try:
             with beside.open("wb") as out:
+                out.write(_header(self.sample, shape))
                 for rows in self._computed(images, augment):
                     control.step(epoch=epoch, images=0)
                     out.write(rows.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
@@ -226,31 +270,45 @@ class Extractor:
             mean=self._how.mean,
             std=self._how.std,
             augment=augment,
-            image_size=self._how.config.data.image_size,
-            batch_size=BATCH,
+            image_size=self._side,
+            batch_size=self.batch,
             device=self._how.device,
             memory_format=self._layout,
             loader_workers=self._how.config.data.loader_workers,
         )
-        for view in range(max(1, _views(augment))):
+        for view in range(shown(augment)):
             for pixels, _ in batches.in_order(view):
-                yield self._run(pixels)
-
-    def _run(self, pixels: Tensor) -> Tensor:
-        self._prefix.eval()
-        with torch.no_grad(), autocast(self._how.device, self._how.config.runtime.precision):
-            return self._prefix(pixels)  # type: ignore[no-any-return]
+                yield self.run(pixels)
 
     def _key(self, content: str, augment: AugmentConfig) -> str:
         config, device = self._how.config, self._how.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         arithmetic: list[object] = [name, config.runtime.precision, config.runtime.memory_format]
-        arithmetic += [torch.__version__, torch.get_num_threads(), BATCH]
-        pictures = [content, config.data.image_size, self._how.mean, self._how.std]
-        views = augment.model_dump(mode="json") if _views(augment) else None
+        arithmetic += [torch.__version__, torch.get_num_threads(), self.batch]
+        pictures = [content, self._side, self._how.mean, self._how.std]
+        views = augment.model_dump(mode="json") if _fixed(augment) else None
         shape = config.model.model_dump(mode="json", exclude=set(_SHAPELESS))
         network = [shape, str(self._prefix), self._weights]
         return short_hash([_FORMAT, arithmetic, pictures, views, network])
+
+
+def _header(sample: Tensor, shape: Sequence[int]) -> bytes:
+    """What the outputs in a file are; `sample` is like them."""
+    facts = {
+        "dtype": str(sample.dtype).removeprefix("torch."),
+        "shape": list(shape),
+        "channels_last": _layout_of(sample) == torch.channels_last,
+    }
+    return json.dumps(facts).encode().ljust(HEADER)
+
+
+def _mapped(file: Path) -> Mapped:
+    # Copy on write: torch wants writable memory, and nobody writes.
+    data = np.asarray(np.memmap(file, np.uint8, "c"))
+    facts = json.loads(data[:HEADER].tobytes())
+    rows = torch.from_numpy(data[HEADER:]).view(getattr(torch, facts["dtype"]))
+    layout = torch.channels_last if facts["channels_last"] else torch.contiguous_format
+    return rows.view(facts["shape"]), layout
 
 
 def _layout_of(sample: Tensor) -> torch.memory_format:
@@ -275,18 +333,3 @@ def _digest(model: nn.Module, rest: Sequence[nn.Module]) -> str:
             plain = value.detach().cpu().contiguous().view(-1).view(torch.uint8)
             found.update(plain.numpy().data)
     return found.hexdigest()
-
-
-@contextmanager
-def _locked(file: Path, control: Control, epoch: int) -> Iterator[None]:
-    """Hold the lock of `file`; while another holds it, `control` can end the wait."""
-    lock = FileLock(f"{file}.lock")
-    while not lock.is_locked:
-        try:
-            lock.acquire(timeout=_POLL_S)
-        except Timeout:
-            control.step(epoch=epoch, images=0)
-    try:
-        yield
-    finally:
-        lock.release()

@@ -97,16 +97,35 @@ def _list_classes(root: Path, at: Path, ignored: Counter[str]) -> dict[str, list
 
 
 def _files(folder: Path, root: Path) -> list[str]:
-    """Paths relative to `root` of all files below `folder` that are not hidden, links followed.
+    """Paths relative to `root` of all files below `folder` that are not hidden.
 
-    Plain text, because a data set has too many files for a Path each.
+    Links are followed, wherever they lead: many data sets are made of them. One to a folder that it
+    lies in is not, nor is what is no file (a pipe would never end). Plain text, because a data set
+    has too many files for a Path each.
     """
     found: list[str] = []
-    for at, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        below = Path(at).relative_to(root).as_posix()
-        found += [f"{below}/{name}" for name in files if not name.startswith(".")]
+    above = frozenset(map(os.path.realpath, (root, folder.parent)))
+    _collect(str(folder), folder.relative_to(root).as_posix(), above, found)
     return found
+
+
+def _collect(at: str, below: str, above: frozenset[str], found: list[str]) -> None:
+    """Add the files in the folder `at`, which is `below` the root, inside the folders `above`."""
+    here = os.path.realpath(at)
+    if here in above:
+        return
+    with os.scandir(at) as listed:
+        entries = sorted((one for one in listed if not one.name.startswith(".")), key=_name)
+    for entry in entries:
+        name = f"{below}/{entry.name}"
+        if entry.is_dir():
+            _collect(entry.path, name, above | {here}, found)
+        elif entry.is_file() or (entry.is_symlink() and not Path(entry.path).exists()):
+            found.append(name)  # a link to nothing is told when it is to be read
+
+
+def _name(entry: os.DirEntry[str]) -> str:
+    return entry.name
 
 
 def _is_image(name: str) -> bool:

@@ -5,8 +5,11 @@ Mapped from a file, streamed from the original files, or two sets joined: the sa
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cache as once
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +23,9 @@ from hpo.errors import DataError
 # Pillow warns of large pictures when it opens them; `data.max_pixels` refuses them by the header,
 # before anything is decoded.
 Image.MAX_IMAGE_PIXELS = None
+
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""What is opened, by content and not by name: of Pillow's other formats some run programs (EPS)."""
 
 Pixels = NDArray[np.uint8]
 Numbers = NDArray[np.int64]
@@ -59,21 +65,49 @@ class Sizing:
     def refuse(self, width: int, height: int) -> str | None:
         """Why a picture of this size is not decoded; None if it may be."""
         target = self.target(width, height)
-        for what, (w, h) in (("", (width, height)), (" after resizing", target)):
-            if w * h > self.max_pixels:
-                return f"{w} x {h} pixels{what}, data.max_pixels allows {self.max_pixels}"
+        return too_large((width, height), self.max_pixels) or too_large(
+            target, self.max_pixels, " after resizing"
+        )
+
+
+def too_large(size: tuple[int, int], max_pixels: int, what: str = "") -> str | None:
+    """Why a picture of this width and height is not decoded; None if it may be."""
+    width, height = size
+    if width * height <= max_pixels:
         return None
+    return f"{width} x {height} pixels{what}, data.max_pixels allows {max_pixels}"
+
+
+def open_file(path: Path | str) -> Image.Image:
+    """The picture in a file, not decoded yet. Raises whatever Pillow raises on a broken file."""
+    return Image.open(path, formats=_formats())
+
+
+@once
+def _formats() -> tuple[str, ...]:
+    """Those of FORMATS that this Pillow was built with."""
+    Image.init()
+    return tuple(one for one in FORMATS if one in Image.OPEN)
 
 
 def decode(source: Source, name: str, sizing: Sizing) -> Image.Image:
     """One picture as torchvision's ImageFolder and Resize give it: RGB, bilinear, EXIF orientation
-    ignored. Raises whatever Pillow raises on a broken file."""
+    ignored. Raises ValueError for one that is too large, whatever Pillow raises on a broken file.
+    """
     with source.open(name) as image:
+        if reason := sizing.refuse(*image.size):
+            raise ValueError(reason)
         if isinstance(image.info.get("transparency"), bytes):
             del image.info["transparency"]  # only makes Pillow warn; RGB has none
         rgb = image.convert("RGB")
     target = sizing.target(*rgb.size)
     return rgb if rgb.size == target else rgb.resize(target, Image.Resampling.BILINEAR)
+
+
+def array_digest(pixels: Pixels) -> str:
+    """32 hex digits of a picture's shape and values."""
+    data = repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 class Images(ABC):
@@ -94,6 +128,12 @@ class Images(ABC):
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @cached_property
+    def identities(self) -> tuple[str, ...]:
+        """A digest of the pixels of each picture: pictures that agree in it are one. Looks at all
+        of them, unless it was known when they were opened."""
+        return tuple(array_digest(self.pixels(i)) for i in range(len(self)))
 
     @abstractmethod
     def pixels(self, i: int) -> Pixels:
@@ -173,6 +213,11 @@ class Joined(Images):
     @property
     def parts(self) -> tuple[Images, ...]:
         return tuple(one for part in self._parts for one in part.parts)
+
+    @cached_property
+    def identities(self) -> tuple[str, ...]:
+        first, second = self._parts
+        return first.identities + second.identities
 
     def pixels(self, i: int) -> Pixels:
         first, second = self._parts

@@ -17,7 +17,7 @@ from hpo.definition.config import TrainConfig
 from hpo.definition.phases import Phase
 from hpo.engine import metrics, models
 from hpo.engine.augment import mixing
-from hpo.engine.chain import steps
+from hpo.engine.chain import beyond
 from hpo.engine.control import Control
 from hpo.engine.ema import Average
 from hpo.engine.losses import make_loss
@@ -120,13 +120,8 @@ class Learner:
 
     def skip(self, cut: int) -> None:
         """From now on batches hold what the first `cut` steps of the network make of images."""
-        self._cut = cut
-        self._network = self.beyond(self.model)
-
-    def beyond(self, model: nn.Module) -> nn.Module:
-        """What is left of `model`, one like this network, where its beginning is skipped; the
-        modules and their weights are the same ones."""
-        return nn.Sequential(*steps(model)[self._cut :]) if self._cut else model
+        self.cut = cut
+        self._network = beyond(self.model, cut)
 
     def train_mode(self) -> None:
         """Dropout and batch norm as in training, but for what is frozen."""

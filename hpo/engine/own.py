@@ -2,38 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from hpo.engine import modules
 from hpo.errors import ConfigError
-
-
-def load(name: str, key: str) -> Callable[..., Any]:
-    """The function called `module:function`; the working directory is looked through last.
-
-    Raises ConfigError for the field `key` where there is none.
-    """
-    module, _, function = name.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except Exception as error:  # whatever the user's module raises
-        raise ConfigError(
-            f"{name!r} cannot be imported ({_told(error)}); it is looked for in the working "
-            f"directory {here} and on PYTHONPATH",
-            key=key,
-        ) from error
-    if not callable(found):
-        raise ConfigError(f"{name!r} is {type(found).__name__}, not a function", key=key)
-    return found  # type: ignore[no-any-return]
 
 
 def call(function: Callable[..., Any], what: str, key: str, *args: Any, **options: Any) -> Any:
@@ -44,7 +20,7 @@ def call(function: Callable[..., Any], what: str, key: str, *args: Any, **option
     except torch.OutOfMemoryError:  # training goes on with smaller parts of the batch
         raise
     except Exception as error:
-        raise ConfigError(f"{what} raised {_told(error)}", key=key) from error
+        raise ConfigError(f"{what} raised {modules.told(error)}", key=key) from error
 
 
 def build(name: str, options: Mapping[str, Any], *, classes: int, image_size: int) -> nn.Module:
@@ -52,7 +28,7 @@ def build(name: str, options: Mapping[str, Any], *, classes: int, image_size: in
     on two black pictures. Raises ConfigError where that fails or gives anything but (2, classes)
     logits."""
     key = "model.architecture"
-    function = load(name, key)
+    function = modules.load(name, key)
     model = call(function, repr(name), key, **options, classes=classes, image_size=image_size)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"{name!r} returned {type(model).__name__}, not a nn.Module", key=key)
@@ -97,8 +73,3 @@ def parts(model: nn.Module, name: str) -> tuple[list[str], str]:
             f"`blocks` of the network of {name!r} is not a list of modules in it",
             key="model.architecture",
         ) from error
-
-
-def _told(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

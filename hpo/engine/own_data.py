@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import re
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,11 +11,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hpo.engine.cache import array_digest, file_digests
+from hpo.engine import modules
+from hpo.engine.cache import file_digests
 from hpo.engine.folders import Listing
-from hpo.engine.images import Source
+from hpo.engine.images import Source, array_digest, open_file, too_large
 from hpo.engine.origins import Origin
-from hpo.errors import DataError
+from hpo.errors import ConfigError, DataError
 
 Label = str | int
 Split = Sequence[tuple[Any, Any]]
@@ -48,7 +47,7 @@ class OwnSource:
 
     def open(self, name: str) -> Image.Image:
         if not (match := _ITEM.fullmatch(name)):
-            return Image.open(self.root / name)
+            return open_file(self.root / name)
         split = self.split(match[1])
         assert split is not None  # it had this picture
         picture, _ = _item(self.function, split, match[1], int(match[2]))
@@ -58,8 +57,8 @@ class OwnSource:
 class OwnOrigin(Origin):
     """What the function `module:function` returns for `root`."""
 
-    def __init__(self, function: str, root: Path) -> None:
-        self.function, self.root = function, root.absolute()
+    def __init__(self, function: str, root: Path, *, max_pixels: int) -> None:
+        self.function, self.root, self.max_pixels = function, root.absolute(), max_pixels
         self._own = OwnSource(function, self.root)
         self.source: Source = self._own
         self._digests: dict[str, str] = {}
@@ -88,11 +87,12 @@ class OwnOrigin(Origin):
 
     def digests(self, names: Sequence[str], cache: Path | None) -> dict[str, str]:
         files = [name for name in names if name not in self._digests]
-        return {**self._digests, **file_digests(self.root, files, cache)}
+        return {**self._digests, **file_digests(self.root, files, cache, self.tick)}
 
     def _items(self, part: str, split: Split) -> Iterator[tuple[str, Label]]:
         """Name and label of each; the content of those in memory is seen here."""
         for i in range(len(split)):
+            self.tick()
             picture, label = _item(self.function, split, part, i)
             if isinstance(picture, str | Path):
                 path = self.root / picture  # an absolute one stays what it is
@@ -100,10 +100,16 @@ class OwnOrigin(Origin):
                 yield str(path.relative_to(self.root) if below else path), label
                 continue
             name = f"{part}[{i}]"
+            if isinstance(picture, Image.Image):  # maybe not decoded yet
+                self._require_size(name, picture)
             pixels = np.asarray(picture.convert("RGB") if isinstance(picture, Image.Image) else
                                 picture)  # fmt: skip
             self._digests[name] = array_digest(pixels)
             yield name, label
+
+    def _require_size(self, name: str, picture: Image.Image) -> None:
+        if reason := too_large(picture.size, self.max_pixels):
+            raise DataError(f"{self.function}: {name}: {reason}")
 
     def _classes(self, items: Sequence[tuple[str, Label]]) -> list[Label]:
         labels = {label for _, label in items}
@@ -119,11 +125,13 @@ class OwnOrigin(Origin):
 
 def _asked(name: str, root: Path, part: str) -> Split | None:
     try:
-        found = _function(name)(str(root), part)
-    except DataError:
-        raise
+        function = modules.load(name, "data.dataset")
+    except ConfigError as error:  # nothing that another configuration would mend
+        raise DataError(str(error)) from error
+    try:
+        found = function(str(root), part)
     except Exception as error:  # whatever the user's code raises is told, not shown as our fault
-        raise DataError(f"{name}(root, {part!r}) raised {_told(error)}") from error
+        raise DataError(f"{name}(root, {part!r}) raised {modules.told(error)}") from error
     if found is None:
         return None
     if not hasattr(found, "__len__") or not hasattr(found, "__getitem__"):
@@ -138,31 +146,13 @@ def _asked(name: str, root: Path, part: str) -> Split | None:
     return split
 
 
-def _function(name: str) -> Callable[[str, str], Any]:
-    """The function called `name`; the working directory is looked through last."""
-    module, _, attribute = name.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # importing runs the user's code
-        raise DataError(
-            f"data.dataset = {name!r} cannot be imported ({_told(error)}); it is looked for on "
-            f"PYTHONPATH and in the working directory {here}"
-        ) from error
-    if not callable(found):
-        raise DataError(f"data.dataset = {name!r} is {type(found).__name__}, not a function")
-    return found  # type: ignore[no-any-return]
-
-
 def _item(function: str, split: Split, part: str, i: int) -> tuple[Any, Label]:
     """Picture and label at one place, judged."""
     where = f"{function}: {part}[{i}]"
     try:
         item = split[i]
     except Exception as error:
-        raise DataError(f"{where} raised {_told(error)}") from error
+        raise DataError(f"{where} raised {modules.told(error)}") from error
     if not isinstance(item, tuple | list) or len(item) != 2:
         got = f"{type(item).__name__} of {len(item)}" if isinstance(item, tuple | list) else (
             type(item).__name__)  # fmt: skip
@@ -188,7 +178,3 @@ def _is_picture(picture: Any) -> bool:
         return isinstance(picture, str | Path | Image.Image)
     shaped = picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] == 3)
     return picture.dtype == np.uint8 and shaped and picture.size > 0
-
-
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import zipfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -135,7 +136,7 @@ class Index:
                 for i in range(count)
             )
             return cls(gallery, config, tuple(steps))
-        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(
                 f"{path} cannot be read as an index ({error}); `hpo train` writes it anew into "
                 "another folder"
@@ -244,9 +245,8 @@ class Validation:
     gallery_batches: Iterable[Batch]
     queries: Images
     query_batches: Iterable[Batch]
-
-    def __len__(self) -> int:
-        return len(self.gallery) + len(self.queries)
+    cut: int = 0
+    """Steps of the network that are in the batches already."""
 
     def measure(
         self,
@@ -271,6 +271,7 @@ class Validation:
                 precision=config.runtime.precision,
                 control=control,
                 epoch=epoch,
+                cut=self.cut,
             )
             return found, evaluation.loss
 

@@ -8,11 +8,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from hpo.definition.config import RuntimeConfig, TrainConfig
+from hpo.engine.control import Tick, no_tick
+from hpo.engine.features import Extractor, Preparation, frozen_cut, lasting
 from hpo.engine.learner import Batch, Learner, memory_format
 from hpo.errors import InputError
 
@@ -45,10 +48,16 @@ def available_devices() -> list[str]:
 
 
 def resolve(
-    config: TrainConfig, *, classes: int, device: torch.device, threads: int
+    config: TrainConfig,
+    *,
+    classes: int,
+    device: torch.device,
+    threads: int,
+    tick: Tick = no_tick,
 ) -> RuntimeConfig:
     """`config.runtime` without `auto`: what trains this network fastest here, measured on random
-    images; the simpler choice unless another is clearly faster. `threads` stands in for 0.
+    images; the simpler choice unless another is clearly faster. `threads` stands in for 0; `tick`
+    is called for each choice.
 
     Costs about a second for a small network.
     """
@@ -65,6 +74,7 @@ def resolve(
         images = _few(config, choices[0], classes, device)
         seconds: list[float] = []
         for choice in choices:
+            tick()
             best = min(seconds, default=math.inf)
             seconds.append(_timed(config, choice, images, classes, device, best))
     return choices[fastest(seconds)]
@@ -113,9 +123,13 @@ def _learner(
 def _step_times(learner: Learner, batch: Batch, best: float) -> Iterator[float]:
     """Seconds of a few steps, the first of which also prepares; no more where it is hopeless."""
     learner.train_mode()
+    return _times(lambda: learner.step(batch, lr=1e-6), learner.device, best)
+
+
+def _times(work: Callable[[], object], device: torch.device, best: float) -> Iterator[float]:
     spent = 0.0
     for _ in range(STEPS):
-        seconds = _seconds(lambda: learner.step(batch, lr=1e-6), learner.device)
+        seconds = _seconds(work, device)
         yield seconds
         spent += seconds
         if spent > ENOUGH_S or seconds > HOPELESS * best:
@@ -193,6 +207,48 @@ def measure_step(config: TrainConfig, *, classes: int, device: torch.device) -> 
     else:
         bytes_ = kept.bytes + _held(learner) + batch[0].nbytes
     return StepCost(seconds, bytes_ / 1e6, config.batch_size)
+
+
+@dataclass(frozen=True)
+class KeptCost:
+    """Frozen layers whose outputs are kept (see `hpo.engine.features`), by measurement."""
+
+    bytes: int
+    """Of the outputs for one picture."""
+    compute_s: float
+    """Seconds to compute those."""
+    step_s: float
+    """Seconds of a training step on them; 0 where nothing learns."""
+    images: int
+    """In that step."""
+
+
+def measure_kept(config: TrainConfig, *, classes: int, device: torch.device) -> KeptCost | None:
+    """What keeping the outputs of frozen layers costs on `device`, on random images and in the last
+    phase; None where they would not be kept for any limit of the cache. Raises as `measure_step`.
+    """
+    with _threads(config.runtime.threads):
+        learner = Learner(
+            config, classes=classes, device=device, pretrained=False, epoch=config.epochs
+        )
+        cut = frozen_cut(learner.model, learner.frozen)
+        if not cut or not lasting(config):
+            return None
+        black = Preparation((0.0,) * 3, (1.0,) * 3, config, device)
+        extractor = Extractor(learner.model, cut, black, Path())
+        if not extractor.worth:
+            return None
+        pixels, _ = _random_batch(config, extractor.batch, classes, device)
+        compute = min(_times(lambda: extractor.run(pixels), device, math.inf)) / len(pixels)
+        learner.skip(cut)
+        step = 0.0 if config.frozen else _kept_step(learner, extractor.run(pixels), classes)
+    return KeptCost(extractor.sample[0].nbytes, compute, step, config.batch_size)
+
+
+def _kept_step(learner: Learner, rows: Tensor, classes: int) -> float:
+    """Seconds of a step on a batch of outputs, made of the few in `rows`."""
+    index = torch.arange(learner.config.batch_size, device=learner.device)
+    return min(_step_times(learner, (rows[index % len(rows)], index % classes), math.inf))
 
 
 class _Kept:

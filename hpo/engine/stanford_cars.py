@@ -17,7 +17,7 @@ from PIL import Image
 
 from hpo.engine.cache import file_digests
 from hpo.engine.folders import Listing
-from hpo.engine.images import Source
+from hpo.engine.images import Source, open_file, too_large
 from hpo.engine.origins import Origin
 from hpo.errors import DataError
 
@@ -36,13 +36,17 @@ class BoxSource:
     """Pictures of a folder, by relative path; those in `boxes` are cropped."""
 
     root: Path
+    max_pixels: int
     boxes: dict[str, tuple[Box, str]] = field(default_factory=dict)
     """Box and the file that says so, by name."""
 
     def open(self, name: str) -> Image.Image:
-        image = Image.open(self.root / name)
+        image = open_file(self.root / name)
         if name not in self.boxes:
             return image
+        if reason := too_large(image.size, self.max_pixels):  # all of it is decoded for its box
+            image.close()
+            raise ValueError(reason)
         box, said = self.boxes[name]
         if box[2] > image.width or box[3] > image.height:
             image.close()
@@ -57,10 +61,10 @@ class BoxSource:
 class CarsOrigin(Origin):
     """The folder stanford_cars under `root`; with `crop` pictures are cropped to their boxes."""
 
-    def __init__(self, root: Path, *, crop: bool) -> None:
+    def __init__(self, root: Path, *, crop: bool, max_pixels: int) -> None:
         self.root, self.crop = root, crop
         self.boxes: dict[str, tuple[Box, str]] = {}
-        self.source: Source = BoxSource(root, self.boxes)
+        self.source: Source = BoxSource(root, max_pixels, self.boxes)
 
     def listing(self, *, test: bool) -> Listing:
         parts = ("train", "test") if test else ("train",)
@@ -76,7 +80,7 @@ class CarsOrigin(Origin):
         return Listing(classes, found, self._unused(parts, found), sealed=not test)
 
     def digests(self, names: Sequence[str], cache: Path | None) -> dict[str, str]:
-        return file_digests(self.root, names, cache)
+        return file_digests(self.root, names, cache, self.tick)
 
     def variant(self, name: str) -> str:
         return _shown(self.boxes[name][0]) if name in self.boxes else ""

@@ -25,11 +25,13 @@ from torch import Tensor
 from hpo.definition.config import TrainConfig, direction
 from hpo.engine import optim
 from hpo.engine.balance import class_weights
+from hpo.engine.chain import beyond
 from hpo.engine.checkpoint import Checkpoint
 from hpo.engine.control import Control
-from hpo.engine.features import Preparation, frozen_cut, keep
-from hpo.engine.inputs import TrainingData, eval_batches, training_batches
+from hpo.engine.features import Kept, Preparation, frozen_cut, keep
+from hpo.engine.inputs import Batches, TrainingData, make_batches, views
 from hpo.engine.learner import Evaluation, Learner, Tally, evaluate
+from hpo.engine.loader import TrainBatches
 from hpo.engine.retrieval import Validation
 from hpo.errors import TrialFailed
 
@@ -137,8 +139,7 @@ class _Run:
         self.best_epoch = 0
         if start:
             self.restore(start)
-        self.opened: int | None = None
-        self.retrieval = self.retrieved(data, micro_batch)
+        self.opened: tuple[int, Batches] | None = None
 
     def make_learner(self, micro_batch: int, start: Checkpoint | None) -> Learner:
         try:
@@ -153,16 +154,6 @@ class _Run:
         except torch.OutOfMemoryError as error:
             name = self.config.model.architecture
             raise TrialFailed(f"{name} alone does not fit in memory: {error}") from error
-
-    def retrieved(self, data: TrainingData, micro_batch: int) -> Validation | None:
-        """Validation images as queries in the training images, where that is the task."""
-        if self.config.task != "retrieval" or data.val is None:
-            return None
-        gallery, queries = (
-            eval_batches(images, self.config, data, self.device, micro_batch)
-            for images in (data.train, data.val)
-        )
-        return Validation(data.train, gallery, data.val, queries)
 
     @property
     def done(self) -> int:
@@ -220,17 +211,17 @@ class _Run:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         began = time.perf_counter()
-        if self.config.frozen:
-            return self.look(epoch, began)
-        self.open(epoch)
+        batches = self.open(epoch)
+        if batches.train is None:
+            return self.look(epoch, batches, began)
         rates = optim.learning_rates(
-            self.config, epoch=epoch, steps=len(self.train_batches), history=self.history
+            self.config, epoch=epoch, steps=len(batches.train), history=self.history
         )
-        tally = self.pass_over(epoch, rates)
+        tally = self.pass_over(epoch, batches.train, rates)
         loss, top1 = tally.means()
         trained = time.perf_counter() - began
         found = {"train_loss": loss, "train_top1": top1}
-        found |= self.validate(epoch)
+        found |= self.validate(epoch, batches)
         return found | {
             "lr": rates[-1],
             "seconds": time.perf_counter() - began,
@@ -238,42 +229,42 @@ class _Run:
             "peak_memory_mb": peak_memory_mb(self.device),
         }
 
-    def look(self, epoch: int, began: float) -> dict[str, float]:
+    def look(self, epoch: int, batches: Batches, began: float) -> dict[str, float]:
         """The one epoch of a network that does not learn."""
-        found = self.validate(epoch)
+        found = self.validate(epoch, batches)
         seconds = time.perf_counter() - began
-        images = len(self.retrieval) if self.retrieval else 0
+        images = len(self.data.train) + len(self.data.val) if self.data.val else 0
         return found | {
             "seconds": seconds,
             "images_per_s": images / seconds,
             "peak_memory_mb": peak_memory_mb(self.device),
         }
 
-    def open(self, epoch: int) -> None:
-        """Make the batches, of features where the beginning of the network need not be computed
-        again; anew only when another part of it is frozen."""
-        cut = frozen_cut(self.learner)
-        if cut == self.opened:
-            return
-        self.opened = cut
-        data, kept = self.data, None
-        # What an earlier phase trained differs between the network and its average.
-        apart = self.learner.average is not None and self.config.phases
-        if self.cache and not apart:
+    def open(self, epoch: int) -> Batches:
+        """The batches, of features where the beginning of the network need not be computed again;
+        made anew only when another part of it is frozen."""
+        cut = frozen_cut(self.learner.model, self.learner.frozen)
+        if self.opened and self.opened[0] == cut:
+            return self.opened[1]
+        data = self.data
+        kept: Kept = {}
+        if self.cache:
             how = Preparation(data.mean, data.std, self.config, self.device)
-            sets = data.train, data.val
-            kept = keep(self.learner, how, sets, self.cache, self.control, epoch=epoch)
+            shown = views(self.config, data)
+            model, control = self.learner.model, self.control
+            kept = keep(model, cut, how, shown, self.cache, control, epoch=epoch)
         self.learner.skip(cut if kept else 0)
-        self.train_batches, self.val_batches = training_batches(
-            self.config, data, self.device, self.learner.micro_batch, *(kept or (None, None))
-        )
+        micro_batch = self.learner.micro_batch
+        batches = make_batches(self.config, data, self.device, micro_batch, kept)
+        self.opened = cut, batches
+        return batches
 
-    def pass_over(self, epoch: int, rates: list[float]) -> Tally:
+    def pass_over(self, epoch: int, shown: TrainBatches, rates: list[float]) -> Tally:
         """One pass over the training images, without waiting for the device."""
         self.learner.train_mode()
         tally = Tally(self.device)
         images = 0
-        with closing(self.train_batches.epoch(epoch)) as batches:
+        with closing(shown.epoch(epoch)) as batches:
             for rate, batch in zip(rates, batches, strict=True):
                 self.control.step(epoch=epoch, images=images)
                 self.learner.step(batch, rate, tally)
@@ -281,9 +272,13 @@ class _Run:
         self.control.step(epoch=epoch, images=images)
         return tally
 
-    def validate(self, epoch: int) -> dict[str, float]:
-        if self.retrieval is not None:
-            return self.retrieval.measure(
+    def validate(self, epoch: int, batches: Batches) -> dict[str, float]:
+        data, cut = self.data, self.learner.cut
+        if data.val is None or batches.val is None:
+            return {}
+        if batches.gallery is not None:
+            validation = Validation(data.train, batches.gallery, data.val, batches.val, cut)
+            return validation.measure(
                 self.learner.kept,
                 self.config,
                 classes=self.classes,
@@ -291,11 +286,9 @@ class _Run:
                 control=self.control,
                 epoch=epoch,
             )
-        if not self.validated or self.val_batches is None:
-            return {}
         found = evaluate(
-            self.learner.beyond(self.learner.kept),
-            self.val_batches,
+            beyond(self.learner.kept, cut),
+            batches.val,
             classes=self.classes,
             device=self.device,
             precision=self.config.runtime.precision,

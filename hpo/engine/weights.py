@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
 import re
-import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,17 +16,12 @@ from torchvision import models as zoo
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from hpo.definition.architectures import TORCHVISION_ARCHITECTURES
+from hpo.engine.tensors import UNREADABLE, load_plain
 from hpo.errors import ConfigError, DataError
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 """Second classifiers of googlenet and inception_v3, used in their own training only."""
-
-UNREADABLE = (
-    *(safetensors.SafetensorError, OSError, EOFError, struct.error),
-    *(RuntimeError, ValueError, TypeError, LookupError, AttributeError),
-)
-"""What the readers raise for damaged files, by where the damage is."""
 
 
 @dataclass(frozen=True)
@@ -75,18 +68,16 @@ def read_file(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise DataError(f"model.weights: {path}: no such file; give a .safetensors or .pth file")
+    if path.suffix != ".safetensors":
+        try:
+            return _unwrapped(load_plain(path), path)
+        except DataError as error:
+            advice = "save model.state_dict() alone, or a .safetensors file"
+            raise DataError(f"model.weights: {error}; {advice}") from error
     try:
-        if path.suffix == ".safetensors":
-            return dict(safetensors.torch.load_file(path))
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise DataError(
-            f"model.weights: {path}: not a plain state dict, or it holds code, which is never run; "
-            "save model.state_dict() alone, or a .safetensors file"
-        ) from error
-    except UNREADABLE as error:
+        return dict(safetensors.torch.load_file(path))
+    except (safetensors.SafetensorError, *UNREADABLE) as error:
         raise DataError(f"model.weights: {path}: cannot be read: {error}") from error
-    return _unwrapped(state, path)
 
 
 def _unwrapped(state: Any, path: Path) -> dict[str, Tensor]:
@@ -95,7 +86,7 @@ def _unwrapped(state: Any, path: Path) -> dict[str, Tensor]:
             state = state[key]
     plain = isinstance(state, Mapping) and state
     if not plain or not all(isinstance(value, Tensor) for value in state.values()):
-        raise DataError(f"model.weights: {path}: not a state dict of names and tensors")
+        raise DataError(f"{path}: not a state dict of names and tensors")
     parallel = all(name.startswith("module.") for name in state)
     return {name.removeprefix("module.") if parallel else name: state[name] for name in state}
 

@@ -6,65 +6,26 @@ image size the one with most to learn makes a training step at the largest batch
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
-
 from hpo.definition.config import TrainConfig
-from hpo.definition.parameters import shown
 from hpo.definition.studyfile import StudyFile
 from hpo.engine import models, runtime
 from hpo.engine.datasets import describe
 from hpo.engine.embedding import width
 from hpo.engine.retrieval import require_components
-from hpo.engine.weights import SUFFIXES
-from hpo.errors import ConfigError, HpoError, InputError
+from hpo.errors import ConfigError, HpoError
 from hpo.paths import Home
+from hpo.results.estimate import Cost, duration, estimate, grouped, is_file
 
 MOST_BUILT = 200
 """Combinations that are built; beyond it every choice is, but not every combination."""
-EVALUATION = 1 / 3
-"""Cost of an image in evaluation against training: no backward pass."""
 UNSHAPED = ("model.dropout", "model.cnn.dropout")
 """Fields of the model that change no shape."""
 SIZES = ("data.image_size", "data.resize_size", "data.resize")
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a network costs at the largest batch."""
-
-    architecture: str
-    stem: str
-    image_size: int
-    built: int
-    """Combinations of the other choices that were built."""
-    parameters: int
-    """Of the combination with most to learn, frozen ones included."""
-    batch_size: int
-    memory_mb: float | None
-    """Of a training step, in MB (10^6 bytes); None where it does not fit the device."""
-    epoch_s: float | None
-    """Seconds of one epoch with validation, decoding and augmentation apart."""
-
-    def __str__(self) -> str:
-        name = f"{self.architecture} at {self.image_size} px"
-        name += " (small stem)" if self.stem == "small" else ""
-        size = f"{self.parameters:,} parameters"
-        if self.memory_mb is None or self.epoch_s is None:
-            return (
-                f"{name}: {size}; a batch of {self.batch_size} does not fit the device, so it will "
-                "be computed in smaller parts"
-            )
-        return (
-            f"{name}: {size}, about {self.memory_mb:,.0f} MB at batch {self.batch_size}, "
-            f"{duration(self.epoch_s)} an epoch"
-        )
 
 
 @dataclass(frozen=True)
@@ -85,11 +46,20 @@ class CheckResult:
     @property
     def total_s(self) -> float | None:
         """Seconds of the whole budget if no trial is pruned; None where nothing could be timed."""
-        timed = [cost.epoch_s for cost in self.costs if cost.epoch_s is not None]
+        timed = [cost.mean_epoch_s for cost in self.costs if cost.mean_epoch_s is not None]
         if not timed:
             return None
         rounds = math.ceil(self.trials / self.workers)
-        return rounds * self.epochs * sum(timed) / len(timed)
+        return self._once_s() + rounds * self.epochs * sum(timed) / len(timed)
+
+    def _once_s(self) -> float:
+        """Seconds for what is computed once and kept: by whichever worker comes first."""
+        found = [cost.kept for cost in self.costs if cost.kept and cost.kept.fits]
+        many = sum(one.beginnings for one in found)
+        if not many:
+            return 0.0
+        mean = sum(one.beginnings * one.once_s for one in found) / many
+        return mean * math.ceil(min(many, self.trials) / self.workers)
 
     def __str__(self) -> str:
         lines = [f"study {self.name}: {self.trials} trials of up to {self.epochs} epochs", "data:"]
@@ -98,7 +68,9 @@ class CheckResult:
         if "test" not in self.data:
             lines.append("  no test split: nothing will be called a test result")
         lines.append(f"networks, a step on {self.device}:")
-        lines += [f"  {cost}" for cost in self.costs]
+        for cost in self.costs:
+            lines.append(f"  {cost}")
+            lines += [f"    {cost.kept.told(self.epochs)}"] if cost.kept else []
         if self.total_s is not None:
             lines.append(
                 f"in all: about {duration(self.total_s)} with {self.workers} "
@@ -121,9 +93,10 @@ def check(file: StudyFile, *, home: Home, device: str, workers: int, threads: in
     classes = len(data["train"])
     _check_components(file, counts["train"], classes)
     costs, problems = [], []
-    for group in _grouped(configs):
+    variants = _variants(file)
+    for group in grouped(configs):
         try:
-            costs.append(_cost(group, classes, counts, chosen, threads))
+            costs.append(estimate(group, classes, counts, chosen, threads, variants))
         except HpoError as error:
             model = group[0].model
             problems.append(f"{model.architecture} at {group[0].data.image_size} px: {error}")
@@ -184,6 +157,13 @@ def _combinations(file: StudyFile) -> list[dict[str, Any]]:
     return found
 
 
+def _variants(file: StudyFile) -> int:
+    """How many choices of the data, size apart, give frozen layers other images."""
+    data = {name: one for name, one in file.space.items() if name.startswith("data.")}
+    same = {*SIZES, "data.balance"}
+    return math.prod(len(one.ends()) for name, one in data.items() if name not in same)
+
+
 def _described(configs: list[TrainConfig]) -> dict[str, dict[str, int]]:
     """Images per part and class of the first configuration; every other kind of data is judged
     as well."""
@@ -195,78 +175,11 @@ def _described(configs: list[TrainConfig]) -> dict[str, dict[str, int]]:
     return next(iter(found.values()))
 
 
-def _grouped(configs: list[TrainConfig]) -> Iterator[list[TrainConfig]]:
-    """Configurations by architecture, stem and image size, each network once."""
-
-    def group(config: TrainConfig) -> tuple[str, str, int]:
-        return config.model.architecture, config.model.stem, config.data.image_size
-
-    for _, found in itertools.groupby(sorted(configs, key=group), key=group):
-        different: dict[str, TrainConfig] = {}
-        for config in found:
-            blocks = [phase.trainable_blocks for phase in config.all_phases()]
-            different.setdefault(f"{config.model!r} {blocks}", config)
-        yield list(different.values())
-
-
-def _cost(
-    group: list[TrainConfig],
-    classes: int,
-    counts: Mapping[str, int],
-    device: torch.device,
-    threads: int,
-) -> Cost:
-    """Build each of `group`, then let the one with most to learn make a step."""
-    sizes = [_built(config, classes) for config in group]
-    place = max(range(len(group)), key=lambda i: sizes[i])
-    config, (_, total) = group[place], sizes[place]
-    batch = min(config.batch_size, counts["train"])
-    config = config.model_copy(update={"batch_size": batch})
-    memory, epoch = None, None
-    try:
-        settled = runtime.resolve(config, classes=classes, device=device, threads=threads)
-        config = config.model_copy(update={"runtime": settled})
-        step = runtime.measure_step(config, classes=classes, device=device)
-        learnt = 0 if config.frozen else counts["train"]
-        seen = counts["val"] + (counts["train"] if config.task == "retrieval" else 0)
-        images = learnt + EVALUATION * seen
-        memory, epoch = step.peak_memory_mb, images * step.seconds / step.images
-    except torch.OutOfMemoryError:
-        pass  # shown as such: training would go on with smaller parts of the batch
-    model, size = config.model, config.data.image_size
-    return Cost(model.architecture, model.stem, size, len(group), total, batch, memory, epoch)
-
-
-def _built(config: TrainConfig, classes: int) -> tuple[int, int]:
-    """(parameters that learn in the end, all parameters); a local file of weights is read, a name
-    is not downloaded."""
-    weights = config.model.weights
-    try:
-        model = models.build(
-            config.model,
-            classes=classes,
-            image_size=config.data.image_size,
-            pretrained=weights is not None and _is_file(weights),
-        )
-        for phase in config.all_phases():
-            models.set_trainable(model, phase.trainable_blocks)
-    except HpoError as error:
-        chosen = config.model.model_dump(exclude_defaults=True, exclude={"architecture", "stem"})
-        raise InputError(f"{error} (with {shown(chosen)})" if chosen else str(error)) from error
-    parameters = list(model.parameters())
-    learning = sum(one.numel() for one in parameters if one.requires_grad)
-    return learning, sum(one.numel() for one in parameters)
-
-
-def _is_file(weights: str) -> bool:
-    return Path(weights).suffix in SUFFIXES or "/" in weights
-
-
 def _notes(configs: list[TrainConfig], home: Home) -> Iterator[str]:
     names = {
         f"{config.model.weights} of {config.model.architecture}"
         for config in configs
-        if config.model.weights is not None and not _is_file(config.model.weights)
+        if config.model.weights is not None and not is_file(config.model.weights)
     }
     if names:
         yield f"the first trial downloads {', '.join(sorted(names))}"
@@ -288,12 +201,3 @@ def _imbalance(of_class: Mapping[str, int], least: float = 1.5) -> Iterator[str]
             f'({of_class[most]} and {of_class[fewest]}); data.balance = "loss" or "sampling" lets '
             "them count alike"
         )
-
-
-def duration(seconds: float) -> str:
-    """Rough, for people: 0.4 s, 12 s, 3 min, 2.5 h."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

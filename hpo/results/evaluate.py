@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,17 @@ from torch import nn
 
 from hpo.definition.config import TrainConfig
 from hpo.definition.data import DataConfig
+from hpo.engine import inputs, models
+from hpo.engine.answers import Answers, ask, mean_evaluation
 from hpo.engine.cache import Store, file_digests
 from hpo.engine.checkpoint import load_trained
 from hpo.engine.control import Control, Unattended
 from hpo.engine.datasets import FolderSource, open_test
 from hpo.engine.embedding import Embedded, embed
+from hpo.engine.features import PLAIN, Features, Preparation, frozen_cut, keep
 from hpo.engine.folders import list_folder
 from hpo.engine.images import Images, Sizing
-from hpo.engine.learner import Evaluation, evaluate, memory_format
+from hpo.engine.learner import Evaluation, memory_format
 from hpo.engine.loader import EvalBatches
 from hpo.engine.retrieval import Found, Index
 from hpo.engine.runtime import torch_device
@@ -28,7 +31,18 @@ from hpo.paths import Home
 from hpo.results.runs import About, Run, SeedDir, load_run, spread
 from hpo.results.scores import scores
 
-__all__ = ["RunEvaluation", "evaluate_images", "evaluate_run", "load_network", "load_run"]
+__all__ = ["RunEvaluation", "evaluate_run", "find_images", "load_network", "load_run", "whole_note"]
+
+
+def whole_note(config: TrainConfig) -> str | None:
+    """What one must know where pictures without boxes meet a network that was trained on pictures
+    cropped to theirs; None for others."""
+    if not config.data.crop_to_box:
+        return None
+    return (
+        "the run was trained on pictures cropped to their boxes (data.crop_to_box); these have "
+        "none and are taken whole: crop them to the object first"
+    )
 
 
 @dataclass(frozen=True)
@@ -40,10 +54,19 @@ class RunEvaluation:
     images: int
     classes: tuple[str, ...]
     seeds: Mapping[int, Evaluation | Found]
+    together: Evaluation | None = None
+    """Of the mean of the seeds' probabilities; None for one seed, and for a retrieval."""
+    note: str | None = None
+    """What one must know to read the numbers."""
 
     def scores(self) -> dict[int, dict[str, Any]]:
         """Of each seed (see `hpo.results.scores.scores`)."""
         return {seed: scores(found, self.classes) for seed, found in self.seeds.items()}
+
+    @property
+    def ensemble(self) -> dict[str, Any] | None:
+        """Scores of the seeds together."""
+        return None if self.together is None else scores(self.together, self.classes)
 
     @property
     def summary(self) -> dict[str, dict[str, float | None]]:
@@ -59,18 +82,18 @@ def evaluate_run(
     device: str,
     control: Control | None = None,
 ) -> RunEvaluation:
-    """Run every seed of `run` over the test split of its data, or over the folder `data`: test/
-    inside it where it has one, else itself, one folder per class.
+    """Run every seed of `run`, and several as an ensemble, over the test split of its data, or over
+    the folder `data`: test/ inside it where it has one, else itself, one folder per class.
 
     Raises DataError where there is no test split, or for classes that the run does not know,
     InputError for an unknown device.
     """
-    chosen = torch_device(device)
+    chosen, note = torch_device(device), None
     if data is None:
         images = open_test(run.config.data, home.cache)
         where = f"the test split of {run.config.data.title}"
     else:
-        folder = _test_folder(data)
+        folder, note = _test_folder(data), whole_note(run.config)
         images = open_folder(folder, run.classes, run.config.data, home.cache)
         where = str(folder)
     if images is None:
@@ -80,37 +103,56 @@ def evaluate_run(
         )
     if run.config.runtime.threads:
         torch.set_num_threads(run.config.runtime.threads)  # as it was tested: it decides last bits
-    found = {
-        one.seed: evaluate_images(
-            run.config, run.about, one.files.weights, images, chosen, control or Unattended()
-        )
-        for one in run.seeds
-    }
-    return RunEvaluation(where, len(images), run.classes, found)
+    work = images, chosen, control or Unattended()
+    found: dict[int, Evaluation | Found] = {}
+    if run.config.task == "retrieval":
+        found |= {
+            one.seed: find_images(run.config, run.about, one.files, *work) for one in run.seeds
+        }
+        return RunEvaluation(where, len(images), run.classes, found, note=note)
+    answers = {one.seed: _asked(run.config, run.about, one.files, *work) for one in run.seeds}
+    found |= {seed: one.evaluation for seed, one in answers.items()}
+    together = _together(list(answers.values()))
+    return RunEvaluation(where, len(images), run.classes, found, together, note)
 
 
-def evaluate_images(
+def _asked(
     config: TrainConfig,
     about: About,
-    weights: Path,
+    files: SeedDir,
     images: Images,
     device: torch.device,
     control: Control,
-) -> Evaluation | Found:
-    """The network in `weights` on `images`, preprocessed as in its validation; of a retrieval what
-    they find in the index beside `weights`."""
-    if config.task == "retrieval":
-        index = Index.load(SeedDir(weights.parent).index)
-        queries = embed_images(config, about, weights, images, device, control)
-        return index.search(queries, classes=len(about.classes))
-    return evaluate(
-        load_network(config, about, weights, device),
+) -> Answers:
+    """What the network of `files` answers on `images`, preprocessed as in its validation."""
+    return ask(
+        {"": load_network(config, about, files.weights, device)},
         eval_batches(config, about, images, device),
         classes=len(about.classes),
         device=device,
         precision=config.runtime.precision,
         control=control,
-    )
+    )[""]
+
+
+def _together(answers: Sequence[Answers]) -> Evaluation | None:
+    if len(answers) < 2:
+        return None
+    return mean_evaluation([one.logits for one in answers], answers[0].labels)
+
+
+def find_images(
+    config: TrainConfig,
+    about: About,
+    files: SeedDir,
+    images: Images,
+    device: torch.device,
+    control: Control,
+) -> Found:
+    """What `images` find in the index of `files`, by its network."""
+    index = Index.load(files.index)
+    queries = embed_images(config, about, files.weights, images, device, control)
+    return index.search(queries, classes=len(about.classes))
 
 
 def embed_images(
@@ -120,16 +162,26 @@ def embed_images(
     images: Images,
     device: torch.device,
     control: Control,
+    cache: Path | None = None,
 ) -> Embedded:
-    """The features of `images` in the network in `weights`, preprocessed as in its validation."""
+    """The features of `images` in the network in `weights`, preprocessed as in its validation; of
+    frozen layers kept under `cache`, as in training."""
+    model = load_network(config, about, weights, device)
+    cut, kept = 0, None
+    if config.frozen and cache is not None:
+        cut = frozen_cut(model, models.set_trainable(model, config.model.trainable_blocks))
+        how = Preparation(about.mean, about.std, config, device)
+        found = keep(model, cut, how, [(images, PLAIN)], cache, control, epoch=0)
+        kept = found.get((images, PLAIN))
     return embed(
-        load_network(config, about, weights, device),
+        model,
         images,
-        eval_batches(config, about, images, device),
+        eval_batches(config, about, images, device, kept),
         classes=len(about.classes),
         device=device,
         precision=config.runtime.precision,
         control=control,
+        cut=cut if kept else 0,
     )[0]
 
 
@@ -145,18 +197,14 @@ def load_network(
 
 
 def eval_batches(
-    config: TrainConfig, about: About, images: Images, device: torch.device
+    config: TrainConfig,
+    about: About,
+    images: Images,
+    device: torch.device,
+    features: Features | None = None,
 ) -> EvalBatches:
-    return EvalBatches(
-        images,
-        mean=about.mean,
-        std=about.std,
-        image_size=config.data.image_size,
-        batch_size=min(config.batch_size, config.runtime.micro_batch or config.batch_size),
-        device=device,
-        memory_format=memory_format(config.runtime.memory_format),
-        loader_workers=config.data.loader_workers,
-    )
+    micro = config.runtime.micro_batch
+    return inputs.eval_batches(images, config, about.mean, about.std, device, micro, features)
 
 
 def open_folder(root: Path, classes: tuple[str, ...], config: DataConfig, cache: Path) -> Images:

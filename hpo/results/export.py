@@ -9,9 +9,12 @@ from typing import Any
 from hpo.definition.config import RuntimeConfig, TrainConfig
 from hpo.definition.studyfile import dump_config
 from hpo.errors import Conflict, InputError, NotFound
+from hpo.paths import Home
 from hpo.results.provenance import comments, describe_trial
 from hpo.results.runs import write_whole
+from hpo.search import mirror
 from hpo.search.status import StudyStatus, TrialStatus, read_status
+from hpo.storage import records
 from hpo.storage.db import Database
 from hpo.storage.leases import FINAL
 
@@ -64,6 +67,22 @@ def write_export(
     exists, unless `force`."""
     _refuse([path], force)
     write_whole(path, dump_config(config, provenance, comments(provenance)))
+
+
+def write_weights(
+    database: Database, name: str, number: int, path: Path, home: Home, *, force: bool = False
+) -> None:
+    """Copy the kept weights of trial `number` to `path`. Raises Conflict where the file exists,
+    unless `force`; NotFound where none were kept, or on another host alone."""
+    _refuse([path], force)
+    row = records.get_study(database, name)
+    last = records.read_attempts(database, row.uuid)[number][-1]
+    if not mirror.fetch_weights(database, home, row.uuid, last, path):
+        raise NotFound(
+            f"there are no weights of trial {number} of {name!r} on this host or in artifacts; "
+            "those of the best three trials are kept (of several metrics: of the front), on the "
+            "host that trained them and where `hpo run --artifacts` says"
+        )
 
 
 def write_top(folder: Path, exports: Sequence[Export], *, force: bool = False) -> list[Path]:

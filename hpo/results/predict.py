@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hpo.definition.config import TrainConfig
-from hpo.engine.images import Images, Pixels, Sizing, decode
+from hpo.engine.images import Images, Pixels, Sizing, decode, open_file
 from hpo.engine.learner import autocast
 from hpo.engine.runtime import torch_device
 from hpo.errors import DataError, InputError
@@ -92,7 +92,7 @@ class Pictures(Images):
         self.sizes = np.array([(height, width) for width, height in targets], np.int64)
 
     def open(self, name: str) -> Image.Image:
-        return Image.open(name)
+        return open_file(name)
 
     def pixels(self, i: int) -> Pixels:
         try:

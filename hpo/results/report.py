@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -25,12 +26,14 @@ from hpo.results.table import (
     settings_table,
     text_cell,
 )
+from hpo.search import agreement, mirror
 from hpo.search.status import StudyStatus, TrialStatus, read_status
 from hpo.search.study import Study, load
 from hpo.storage import records
 from hpo.storage.db import Database
 from hpo.storage.leases import FINAL
 from hpo.storage.optuna_rdb import FencedStorage
+from hpo.storage.url import option
 
 MIN_COMPLETE = 8
 """Complete trials below which importances would be noise: PED-ANOVA compares the best tenth, two
@@ -100,8 +103,16 @@ def study_report(database: Database, name: str) -> str:
         workers=_workers_table(status),
         versions=_versions(status),
         fingerprints=_fingerprints(database, status),
+        code=agreement.read_code(database, status.row.uuid),
         storage=database.shown,
     )
+
+
+def share_report(database: Database, name: str, path: Path) -> str | None:
+    """Put the page in the file `path` with the study's artifacts; its URL there, None where the
+    study has none. Raises StorageError."""
+    found = mirror.find(database, records.get_study(database, name).uuid, Home.default())
+    return None if found is None else found.put(path, mirror.REPORT)
 
 
 def _study_figures(status: StudyStatus, shares: Mapping[str, float]) -> dict[str, Any]:
@@ -135,20 +146,11 @@ def _fixed(status: StudyStatus, best: TrialStatus) -> list[tuple[str, Any]]:
 def _commands(database: Database, status: StudyStatus, best: TrialStatus) -> list[str]:
     """What to type next, for this database."""
     study, file = shlex.quote(status.row.name), shlex.quote(f"{status.row.name}.best.toml")
-    storage = storage_option(database)
+    storage = option(database.url, Home.default().storage)
     return [
         f"hpo export {study} --trial {best.number} -o {file}{storage}",
         f"hpo train {file} --seeds 3",
     ]
-
-
-def storage_option(database: Database) -> str:
-    """What a command needs to find this storage: nothing for the default one, and nothing where a
-    password would be shown (then it is HPO_STORAGE that holds it)."""
-    is_default = database.url.database == str(Home.default().database)
-    if is_default or database.url.password is not None:
-        return ""
-    return f" --storage {shlex.quote(database.shown)}"
 
 
 def _trials_table(status: StudyStatus) -> Table:
@@ -208,12 +210,8 @@ def _versions(status: StudyStatus) -> list[tuple[str, str]]:
 
 def _fingerprints(database: Database, status: StudyStatus) -> list[tuple[str, str]]:
     """The images that the trials saw, as the first worker found them: (settings, fingerprint)."""
-    resolved = records.read_resolved(database, status.row.uuid)
-    return [
-        (key.removeprefix("data "), str(value))
-        for key, value in resolved.items()
-        if key.startswith("data ")
-    ]
+    found = records.read_resolved(database, status.row.uuid, agreement.IMAGES)
+    return [(key.removeprefix(agreement.IMAGES), str(value)) for key, value in found.items()]
 
 
 # ---- several studies and runs ----

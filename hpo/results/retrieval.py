@@ -45,9 +45,11 @@ def keep_index(
     gallery: Images,
     device: torch.device,
     control: Control,
+    cache: Path,
 ) -> None:
-    """Write the index of `gallery` under the trained network of `files`. Raises as Index.fit."""
-    embedded = embed_images(config, about, files.weights, gallery, device, control)
+    """Write the index of `gallery` under the trained network of `files`; what frozen layers make of
+    it is kept under `cache`. Raises as Index.fit."""
+    embedded = embed_images(config, about, files.weights, gallery, device, control, cache)
     Index.fit(embedded, config.retrieval).save(files.index)
 
 

@@ -21,16 +21,20 @@ Each file is written beside, synced and moved: what is visible is complete.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from hpo.definition.config import TrainConfig
 from hpo.definition.studyfile import load_config
 from hpo.errors import InputError, NotFound
+from hpo.files import write_whole as write_file
+
+REPAIR = "restore it, or train into another folder"
 
 PARTS = ("test", "val", "train")
 """The parts of which metrics.json and summary.json have scores, or null."""
@@ -65,6 +69,14 @@ class SeedDir:
     @property
     def metrics(self) -> Path:
         return self.root / "metrics.json"
+
+    def read_metrics(self) -> dict[str, Any]:
+        """Raises InputError for a file that lacks a part."""
+        found = read_json(self.metrics)
+        for part in PARTS:
+            if part not in found or not isinstance(found[part], dict | None):
+                raise InputError(f"{self.metrics}: {part!r} is no table of scores; {REPAIR}")
+        return found
 
     def checkpoint(self, epoch: int) -> Path:
         return self.root / f"epoch-{epoch}.ckpt"
@@ -130,9 +142,13 @@ class About:
 
     @classmethod
     def read(cls, path: Path) -> About:
-        fields = json.loads(path.read_text())
-        lists = {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
-        return cls(**(fields | lists))
+        """Raises InputError for a file that is not what `write` wrote."""
+        try:
+            return TypeAdapter(cls).validate_python(read_json(path))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise InputError(f"{path}: {where}: {first['msg']}; {REPAIR}") from None
 
     def write(self, path: Path) -> None:
         write_whole(path, as_json(asdict(self)))
@@ -217,6 +233,17 @@ class Run:
         }
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file of a run. Raises InputError where there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: damaged ({error}); {REPAIR}") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: damaged (no object in it); {REPAIR}")
+    return found
+
+
 def load_run(path: Path) -> Run:
     """The run in the directory `path`, or one seed of it where `path` is that seed's directory.
 
@@ -243,11 +270,10 @@ def read_run(files: RunDir, seeds: Sequence[int]) -> Run:
     """The run in `files` with these seeds, which must be finished."""
     config, provenance = load_config(files.config)
     results = [
-        SeedResult(seed, files.seed(seed), json.loads(files.seed(seed).metrics.read_text()))
-        for seed in seeds
+        SeedResult(seed, files.seed(seed), files.seed(seed).read_metrics()) for seed in seeds
     ]
-    together = json.loads(files.ensemble.read_text()) if files.ensemble.exists() else None
-    if together and together["seeds"] != list(seeds):
+    together = read_json(files.ensemble) if files.ensemble.exists() else None
+    if together and together.get("seeds") != list(seeds):
         together = None
     return Run(files.root, config, provenance, About.read(files.about), tuple(results), together)
 
@@ -269,17 +295,9 @@ def as_json(value: Any) -> str:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write beside, sync, rename: `path` is either complete or as it was. Raises InputError where
-    it cannot be written."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    """Make the file `path` of `text`, whole or not at all. Raises InputError where it cannot be
+    written, DiskFull where it does not fit."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+        write_file(path, lambda file: file.write(text.encode()))
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}; choose another") from error
-    finally:
-        beside.unlink(missing_ok=True)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from hpo.results.runs import Run, SeedResult
+from hpo.results.runs import Run, SeedResult, read_json
 
 PLAIN = ("loss", "top1", "top5", "precision_at_5", "precision_at_k", "mean_distance")
 """Scores that stand for themselves, of either task."""
@@ -50,7 +49,7 @@ def _seed(one: SeedResult) -> dict[str, Any]:
 def _neighbours(one: SeedResult) -> dict[str, Any] | None:
     """What a retrieval found, of `hpo.results.retrieval.keep_examples`; None of other tasks."""
     file = one.files.neighbours
-    found: dict[str, Any] | None = json.loads(file.read_text()) if file.exists() else None
+    found: dict[str, Any] | None = read_json(file) if file.exists() else None
     return found
 
 

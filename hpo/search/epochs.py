@@ -18,10 +18,10 @@ from hpo.definition.config import TrainConfig
 from hpo.engine.checkpoint import Checkpoint
 from hpo.engine.train import EpochResult
 from hpo.errors import NotFound, TrialFailed
-from hpo.paths import StudyDir
+from hpo.search.mirror import Checkpoints
 from hpo.search.study import Study
 from hpo.storage import leases, records
-from hpo.storage.leases import Lease
+from hpo.storage.artifacts import Moved, nothing
 from hpo.storage.records import EpochRow
 
 log = logging.getLogger(__name__)
@@ -30,10 +30,8 @@ log = logging.getLogger(__name__)
 class Epochs:
     """What is known of a trial's epochs, by the attempt that holds `lease`."""
 
-    def __init__(
-        self, study: Study, directory: StudyDir, lease: Lease, config: TrainConfig
-    ) -> None:
-        self.study, self.directory, self.lease = study, directory, lease
+    def __init__(self, study: Study, checkpoints: Checkpoints) -> None:
+        self.study, self.checkpoints, self.lease = study, checkpoints, checkpoints.lease
         self.rows: list[EpochRow] = []
         """All that are finished, in order."""
         self.checkpoint: Path | None = None
@@ -42,30 +40,24 @@ class Epochs:
         """So many rows are in the database."""
         self.micro_batch: int | None = None
         """Images computed at once in the last one, where this attempt knows."""
-        self._pointed: Path | None = None
-        self._read(config)
 
     @property
     def waiting(self) -> int:
         """So many rows are not in the database yet."""
         return len(self.rows) - self.delivered
 
-    def _read(self, config: TrainConfig) -> None:
-        """What predecessors finished; nothing where their checkpoint lies on another host."""
-        study, number = self.study, self.lease.number
-        stored = records.read_epochs(study.database, study.uuid, self.lease.trial_id)
-        rows = stored.get(number, [])
-        if rows and rows[-1].checkpoint is not None:
-            path = self.directory.checkpoint(number, rows[-1].checkpoint, rows[-1].epoch)
-            if path.exists():
-                self.rows, self.checkpoint, self._pointed = rows, path, path
-                self.delivered = len(rows)
+    def read(self, config: TrainConfig, moved: Moved = nothing) -> None:
+        """What predecessors finished, as far as a checkpoint can be had on this host."""
+        stored = records.read_epochs(self.study.database, self.study.uuid, self.lease.trial_id)
+        rows = stored.get(self.lease.number, [])
+        self.rows, self.checkpoint = self.checkpoints.newest(rows, moved)
+        self.delivered = len(self.rows)
         self._find_later(rows, config)
 
     def _find_later(self, rows: list[EpochRow], config: TrainConfig) -> None:
         """The furthest checkpoint on disk that goes on from what the database has: its worker died
         before it could deliver."""
-        found = self.directory.checkpoints(self.lease.number)
+        found = self.checkpoints.directory.checkpoints(self.lease.number)
         for epoch, attempt, path in sorted(found, reverse=True):
             if epoch <= len(rows):
                 return
@@ -90,7 +82,7 @@ class Epochs:
         self.rows.append(EpochRow(result.epoch, self.lease.k, 0.0, dict(result.metrics), pointer))
         self.micro_batch = result.micro_batch
         before, self.checkpoint = self.checkpoint, result.checkpoint
-        if before is not None and before != self._pointed:
+        if before is not None and before != self.checkpoints.pointed:
             before.unlink(missing_ok=True)
 
     def deliver(self, progress: dict[str, Any]) -> str | None:
@@ -104,9 +96,7 @@ class Epochs:
         rows = [*(replace(row, checkpoint=None) for row in earlier), last]
         stop = leases.record_epochs(self.study.database, self.lease, rows, progress=progress)
         self.delivered = len(self.rows)
-        if self._pointed is not None and self._pointed != self.checkpoint:
-            self._pointed.unlink(missing_ok=True)
-        self._pointed = self.checkpoint
+        self.checkpoints.recorded(self.checkpoint)
         return stop
 
 

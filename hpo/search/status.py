@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from hpo.definition.objectives import direction_of, dominates, losses
+from hpo.definition.objectives import direction_of, front_of
 from hpo.definition.studyfile import StudyFile
+from hpo.search.agreement import Forced, read_forced
 from hpo.storage import records
 from hpo.storage.db import Database
 from hpo.storage.leases import FINAL
@@ -58,6 +59,8 @@ class StudyStatus:
     trials: tuple[TrialStatus, ...]
     workers: tuple[WorkerRow, ...]
     live_workers: tuple[WorkerRow, ...]
+    forced: tuple[Forced, ...] = ()
+    """Workers that were made to work with other code or images than the study began with."""
 
     def count(self, *states: str) -> int:
         return sum(trial.state in states for trial in self.trials)
@@ -72,6 +75,22 @@ class StudyStatus:
         ranked = self.ranked()
         return ranked[0] if ranked else None
 
+    @property
+    def no_best(self) -> str | None:
+        """Why finished trials have no best one, in words; None where they have one, or are none."""
+        if self.best is not None or not self.finished:
+            return None
+        diverged = self.count("diverged")
+        if not diverged:
+            return "no trial was completed"
+        rates = [t.params["optimizer.lr"] for t in self.trials if "optimizer.lr" in t.params]
+        tried = f" (tried: {min(rates):.3g} to {max(rates):.3g})" if rates else ""
+        return (
+            f"{diverged} of {self.finished} trials diverged, their loss was not finite, and no "
+            "other was completed: they count with the value that guessing gives, and none of them "
+            f"is best; try a smaller optimizer.lr{tried}, or clip_grad_norm"
+        )
+
     def ranked(self) -> list[TrialStatus]:
         """Complete trials, best first; of equals the earlier one."""
         done = [t for t in self.trials if t.state == "complete" and t.value is not None]
@@ -83,12 +102,8 @@ class StudyStatus:
         single objective the best."""
         if len(self.file.objectives) == 1:
             return self.ranked()[:1]
-        front: list[TrialStatus] = []
-        # In this order a later trial cannot beat an earlier one, so one pass will do.
-        for trial in sorted(self.ranked(), key=lambda t: (losses(t.values), t.number)):
-            if not any(dominates(other.values, trial.values) for other in front):
-                front.append(trial)
-        return front
+        done = {trial.number: trial for trial in self.ranked()}
+        return [done[n] for n in front_of({n: trial.values for n, trial in done.items()})]
 
     @property
     def state(self) -> str:
@@ -170,6 +185,7 @@ class StudyStatus:
             "eta_s": self.eta_s,
             "images_per_s": self.images_per_s,
             "workers": [asdict(worker) for worker in self.live_workers],
+            "forced": [asdict(one) for one in self.forced],
         }  # fmt: skip
 
     def _front_dict(self) -> dict[str, Any]:
@@ -199,7 +215,8 @@ def read_status(database: Database, name: str) -> StudyStatus:
     now = records.clock(database)
     workers = records.read_workers(database, row.uuid)
     live = [w for w in workers if w.ended is None and now - w.seen < ALIVE_S + row.lease_s]
-    return StudyStatus(row, file, now, tuple(trials), tuple(workers), tuple(live))
+    forced = read_forced(database, row.uuid)
+    return StudyStatus(row, file, now, tuple(trials), tuple(workers), tuple(live), forced)
 
 
 def _trial(

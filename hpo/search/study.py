@@ -13,9 +13,9 @@ import optuna
 
 from hpo.definition.objectives import direction_of
 from hpo.definition.studyfile import StudyFile, difference
-from hpo.errors import ConfigError, Conflict, InputError
+from hpo.errors import ConfigError, Conflict, InputError, StorageError
 from hpo.paths import Home, StudyDir
-from hpo.search import plan
+from hpo.search import mirror, plan
 from hpo.search.samplers import make_pruner
 from hpo.storage import leases, records
 from hpo.storage.db import Database
@@ -226,18 +226,28 @@ def resume(study: Study) -> None:
 
 
 def delete(study: Study, home: Home, *, force: bool = False) -> None:
-    """Remove the study, its trials and its files. Raises Conflict while a worker holds a lease;
-    with `force` the leases are ended first, so that every later write of those workers is refused.
+    """Remove the study, its trials, its files and its artifacts. Raises Conflict while a worker
+    holds a lease; with `force` the leases are ended first, so that every later write of those
+    workers is refused. Raises StorageError where the artifacts cannot be removed; the rest is gone.
     """
-    name = study.row.name
+    name, directory = study.row.name, study.directory(home)
     holders = leases.live_leases(study.database, study.uuid)
     if holders and not force:
         raise Conflict(
             f"study {name!r} is being worked on by {', '.join(holders)}; "
-            f"hpo stop {name} first, or --force"
+            f"hpo stop {name} first, or hpo delete {name} --force"
         )
     records.stop_study(study.database, study.uuid, "user", "deleted")
     for worker in holders:
         leases.abandon(study.database, worker, "its study was deleted")
+    artifacts = mirror.find(study.database, study.uuid, home)
     FencedStorage(study.database).delete_study(study.row.study_id)
-    shutil.rmtree(study.directory(home).root, ignore_errors=True)
+    shutil.rmtree(directory.root, ignore_errors=True)
+    if artifacts is not None:
+        try:
+            artifacts.clear()
+        except StorageError as error:
+            raise StorageError(
+                f"study {name!r} was deleted, but not its artifacts ({error}); remove "
+                f"{artifacts.url} by hand"
+            ) from error

@@ -2,12 +2,19 @@
 
 SQLite: WAL, a long busy timeout, foreign keys on, and `BEGIN IMMEDIATE` for whatever writes. Stock
 transactions start deferred there, so two processes can both read that a trial is theirs to take.
-PostgreSQL: UTC, a liveness check when a connection is taken from the pool, and limits on how long a
-dead peer or a stopped process can hold up anybody else.
+PostgreSQL and MySQL: UTC, READ COMMITTED, a liveness check when the pool gives out a connection. On
+PostgreSQL also limits on how long a dead peer or a stopped process can hold up anybody else.
+
+READ COMMITTED is what the claims are reasoned for, and PostgreSQL's default: each statement sees
+what others have committed, so what a worker reads after it waited for a row's lock is the truth of
+that moment. MySQL's own default, REPEATABLE READ, would go on showing the snapshot that the
+transaction began with (an attempt that has meanwhile been superseded), and its gap locks make
+workers wait for rows that they do not touch.
 """
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,12 +24,13 @@ from typing import Any
 import psutil
 import sqlalchemy as sa
 from filelock import FileLock
-from sqlalchemy.engine import URL, Connection, Engine, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.engine import URL, Connection, Engine
+from sqlalchemy.exc import DBAPIError
 
 from hpo.errors import StorageError
 from hpo.storage import faults
 from hpo.storage.patience import Pause
+from hpo.storage.url import EXTRAS, parse, show
 
 BUSY_TIMEOUT_S = 60
 POSTGRESQL_CONNECT = {
@@ -53,6 +61,7 @@ NETWORK_FILE_SYSTEMS = {
     *("fuse.sshfs", "fuse.glusterfs"),
 }
 _ADVISORY_LOCK = 0x68706F  # 'hpo': PostgreSQL's key for the one-time set-up
+_SET_UP_S = 3600  # how long MySQL waits for it; PostgreSQL and SQLite wait as long as it takes
 
 
 class Database:
@@ -61,21 +70,24 @@ class Database:
     def __init__(self, url: URL) -> None:
         self.url = url
         self._mode = threading.local()
-        pool: dict[str, Any] = {}
+        options: dict[str, Any] = {}
         if not self.is_sqlite:
-            pool = {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 0}
+            options = {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 0}
+            options["isolation_level"] = "READ COMMITTED"
         try:
-            self.engine: Engine = sa.create_engine(url, connect_args=_connect_args(url), **pool)
-        except (ImportError, NoSuchModuleError) as error:
+            self.engine: Engine = sa.create_engine(url, connect_args=_connect_args(url), **options)
+        except ImportError as error:
+            extra = EXTRAS[url.get_backend_name()]
             raise StorageError(
-                f"{self.shown}: no driver for {url.drivername!r} ({error}); use sqlite:///FILE, or "
-                "postgresql+psycopg://USER@HOST/NAME after pip install 'hpo[postgres]'"
+                f"{self.shown}: no driver for it here ({error}); pip install 'hpo[{extra}]'"
             ) from None
         if self.is_sqlite:
             sa.event.listen(self.engine, "connect", _prepare_sqlite)
             sa.event.listen(self.engine, "begin", self._begin)
         elif url.get_backend_name() == "postgresql":
             sa.event.listen(self.engine, "connect", _prepare_postgresql)
+        else:
+            sa.event.listen(self.engine, "connect", _prepare_mysql)
 
     @property
     def is_sqlite(self) -> bool:
@@ -84,7 +96,7 @@ class Database:
     @property
     def shown(self) -> str:
         """The URL for messages: the password is never in it."""
-        return self.url.render_as_string(hide_password=True)
+        return show(self.url)
 
     @property
     def secret_url(self) -> str:
@@ -161,41 +173,34 @@ class Database:
         if self.is_sqlite and self.url.database:
             with FileLock(f"{self.url.database}.lock"):
                 yield
-        elif self.url.get_backend_name() == "postgresql":
-            # A connection of its own: the small pool is for the work under the lock. Closing it
-            # gives the lock up, also when this process dies.
-            own = sa.create_engine(
-                self.url, poolclass=sa.NullPool, connect_args=_connect_args(self.url)
-            )
-            with own.connect() as connection:
+            return
+        # A connection of its own: the small pool is for the work under the lock. Closing it gives
+        # the lock up, also when this process dies.
+        own = sa.create_engine(
+            self.url, poolclass=sa.NullPool, connect_args=_connect_args(self.url)
+        )
+        with own.connect() as connection:
+            if self.url.get_backend_name() == "postgresql":
                 connection.execute(sa.select(sa.func.pg_advisory_lock(_ADVISORY_LOCK)))
-                yield
-        else:
+            elif connection.scalar(sa.select(sa.func.get_lock(self._lock_name(), _SET_UP_S))) != 1:
+                raise StorageError(f"{self.shown}: another process has been setting it up too long")
             yield
+
+    def _lock_name(self) -> str:
+        """MySQL's locks are the whole server's, and a name has 64 characters at most."""
+        return f"hpo:{hashlib.sha1(str(self.url.database).encode()).hexdigest()}"
 
     def dispose(self) -> None:
         self.engine.dispose()
 
 
-def connect(url: str) -> Database:
-    """A database for `url`; raises StorageError for a URL that cannot be used. Touches nothing."""
-    try:
-        parsed = make_url(url)
-    except ArgumentError:
-        # The text may hold a password, so it is not shown.
-        raise StorageError(
-            "the storage URL is not one (its text is not shown, it may hold a password); "
-            "examples: sqlite:///hpo.db, postgresql+psycopg://USER@HOST/NAME"
-        ) from None
-    if parsed.get_backend_name() == "sqlite":
-        if not parsed.database or parsed.database == ":memory:":
-            raise StorageError(
-                f"{url}: a database in memory cannot be shared by workers; name a file"
-            )
-        path = Path(parsed.database).absolute()
-        parsed = parsed.set(database=str(path))
-        _refuse_network(path)
-    return Database(parsed)
+def connect(text: str) -> Database:
+    """A database for the storage URL `text`; raises StorageError for one that cannot be used.
+    Touches nothing."""
+    url = parse(text)
+    if url.get_backend_name() == "sqlite":
+        _refuse_network(Path(str(url.database)))
+    return Database(url)
 
 
 def exists(database: Database) -> bool:
@@ -211,7 +216,7 @@ def _refuse_network(path: Path) -> None:
             if mount.fstype.lower() in NETWORK_FILE_SYSTEMS:
                 raise StorageError(
                     f"{path}: SQLite on a network file system ({mount.fstype} at "
-                    f"{mount.mountpoint}) loses data; use a local disk, or PostgreSQL"
+                    f"{mount.mountpoint}) loses data; use a local disk, PostgreSQL or MySQL"
                 )
             return
 
@@ -249,5 +254,14 @@ def _prepare_postgresql(connection: Any, _record: Any) -> None:
     cursor = connection.cursor()
     for name, value in POSTGRESQL_SESSION.items():
         cursor.execute(f"SET {name} = '{value}'")
+    cursor.close()
+    connection.commit()
+
+
+def _prepare_mysql(connection: Any, _record: Any) -> None:
+    cursor = connection.cursor()
+    cursor.execute("SET time_zone = '+00:00'")
+    # What does not fit is an error, as on other databases; some servers would cut it off.
+    cursor.execute("SET sql_mode = CONCAT_WS(',', @@sql_mode, 'STRICT_TRANS_TABLES')")
     cursor.close()
     connection.commit()

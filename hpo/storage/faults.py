@@ -58,9 +58,14 @@ REFUSED_FOR_GOOD = (
 
 def as_storage_error(error: DBAPIError, shown: str) -> StorageError:
     """`error` in words; `shown` names the database without its password."""
-    text = str(error.orig).strip().splitlines()[0]
     kind = StorageAway if is_away(error) else StorageError
-    return kind(f"{shown}: {text}; {_advice(error.orig)}")
+    return kind(f"{shown}: {words(error.orig)}; {_advice(error.orig)}")
+
+
+def words(fault: BaseException | None) -> str:
+    """A driver's message in one line; PyMySQL's arguments are a number and the message."""
+    text = str(fault.args[-1] if fault is not None and fault.args else fault).strip()
+    return next(iter(text.splitlines()), type(fault).__name__)
 
 
 def in_chain(error: BaseException | None) -> DBAPIError | None:

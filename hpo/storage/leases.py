@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from hpo.errors import Fenced
+from hpo.redaction import redact
 from hpo.storage.contact import NO_CONTACT, Contact
 from hpo.storage.db import Database
 from hpo.storage.patience import storage_call
@@ -31,6 +32,7 @@ FINAL = ("complete", "pruned", "failed", "diverged")
 """Outcomes that end a trial; handed_back and lost permit a successor."""
 MAX_FRUITLESS = 5
 """Attempts in a row that died without one more epoch, after which a trial fails."""
+RAN_OUT = "its lease ran out"
 FILLER_LEASE_S = 5.0
 
 
@@ -92,8 +94,8 @@ class Taken:
 
     lease: Lease
     started: bool
-    fruitless: int
-    """Attempts in a row, before this one, that died without finishing an epoch."""
+    fruitless: tuple[str, ...]
+    """Why attempts in a row, before this one, died without finishing an epoch; newest first."""
     enqueued: dict[str, Any] | None
     enqueued_before: int
     """Enqueued configurations that trials of smaller numbers took."""
@@ -136,7 +138,7 @@ def _take(database: Database, claim: _Claim) -> Taken | None:
         with database.write() as c:
             return _taken(c, database, claim)
     except IntegrityError:
-        return None  # another worker inserted the same attempt first (PostgreSQL)
+        return None  # another worker inserted the same attempt first (PostgreSQL, MySQL)
 
 
 def _taken(c: sa.Connection, database: Database, claim: _Claim) -> Taken | None:
@@ -148,6 +150,14 @@ def _taken(c: sa.Connection, database: Database, claim: _Claim) -> Taken | None:
     ).one_or_none()
     if study is None or study.stop == "user" or free.number >= study.trials:
         return None
+    # The attempt first, then the trial, as every write of an owner: in another order a late owner
+    # and its successor would wait for each other.
+    history = c.execute(
+        sa.select(attempts)
+        .where(a.trial_id == free.trial_id)
+        .order_by(a.k.desc())
+        .with_for_update()
+    ).all()
     trial = c.execute(
         sa.select(t.state)
         .where(t.trial_id == free.trial_id, t.study_id == study.study_id, t.number == free.number)
@@ -155,9 +165,6 @@ def _taken(c: sa.Connection, database: Database, claim: _Claim) -> Taken | None:
     ).one_or_none()
     if trial is None or trial.state not in ("WAITING", "RUNNING"):
         return None
-    history = c.execute(
-        sa.select(attempts).where(a.trial_id == free.trial_id).order_by(a.k.desc())
-    ).all()
     now = float(c.scalar(sa.select(database.now())) or 0)
     is_open = bool(history) and history[0].outcome is None
     if is_open and history[0].token == claim.token:
@@ -214,23 +221,25 @@ def _end_lost(c: sa.Connection, database: Database, last: sa.Row[Any]) -> bool:
             attempts.c.outcome.is_(None),
             attempts.c.until < database.now(),
         )
-        .values(outcome="lost", ended=attempts.c.until, reason="its lease ran out")
+        .values(outcome="lost", ended=attempts.c.until, reason=RAN_OUT)
     )
     return ended.rowcount == 1
 
 
-def _fruitless(c: sa.Connection, trial_id: int, history: Sequence[sa.Row[Any]]) -> int:
-    """Dead attempts, newest first, until one that finished an epoch; hand-backs do not count."""
+def _fruitless(c: sa.Connection, trial_id: int, history: Sequence[sa.Row[Any]]) -> tuple[str, ...]:
+    """Why attempts died, newest first, until one that finished an epoch; no hand-backs."""
     fruitful = set(
         c.scalars(sa.select(epochs.c.attempt).where(epochs.c.trial_id == trial_id).distinct())
     )
-    count = 0
+    reasons = []
     for row in history:
         if row.k in fruitful:
             break
-        # The newest one was open when it was read and has just been ended as lost.
-        count += row.outcome in ("lost", None)
-    return count
+        if row.outcome == "lost":
+            reasons.append(row.reason or "")
+        if row.outcome is None:  # when it was read; it has just been ended
+            reasons.append(RAN_OUT)
+    return tuple(reasons)
 
 
 @storage_call
@@ -331,7 +340,7 @@ def release(database: Database, lease: Lease, outcome: str, reason: str) -> bool
         done = c.execute(
             sa.update(attempts)
             .where(lease.holds())
-            .values(outcome=outcome, reason=reason, ended=database.now())
+            .values(outcome=outcome, reason=redact(reason), ended=database.now())
         )
         return done.rowcount == 1
 

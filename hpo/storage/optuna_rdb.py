@@ -36,6 +36,14 @@ from hpo.storage.tables import attempts
 P = ParamSpec("P")
 R = TypeVar("R")
 
+MYSQL_TABLES = {
+    "mysql_engine": "InnoDB",
+    "mysql_charset": "utf8mb4",
+    "mysql_collate": "utf8mb4_bin",
+}
+"""How tables are made there, Optuna's too: with transactions, every character, and names kept apart
+that differ in case alone, as on the other databases."""
+
 
 def _call(
     method: Callable[Concatenate[FencedStorage, P], R], *, writes: bool
@@ -240,13 +248,26 @@ def create_schema(database: Database) -> None:
         if _is_current(database):
             return
         use_wal(database)
+        for table in (*models.BaseModel.metadata.tables.values(), *tables.OURS):
+            table.dialect_kwargs.update(MYSQL_TABLES)
         with database.writing():
-            models.BaseModel.metadata.create_all(database.engine)
+            _optuna_tables().create_all(database.engine)
         _stamp(database)  # nests two connections, so it cannot begin as a writer; it is alone here
         with database.writing():
             tables.metadata.create_all(database.engine, tables=tables.OURS)
         with database.write() as connection:
             connection.execute(tables.schema.insert().values(version=tables.VERSION))
+
+
+def _optuna_tables() -> sa.MetaData:
+    """Optuna's tables, in which SQLite counts on after a delete, as the others do. Else it gives
+    the highest ids out again, and a page open on a deleted study mixes it with the next one."""
+    found = sa.MetaData()
+    for table in models.BaseModel.metadata.sorted_tables:
+        copied = table.to_metadata(found)
+        if table in (models.StudyModel.__table__, models.TrialModel.__table__):
+            copied.dialect_options["sqlite"]["autoincrement"] = True
+    return found
 
 
 def _stamp(database: Database) -> None:

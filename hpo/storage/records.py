@@ -162,6 +162,20 @@ def list_studies(database: Database) -> list[StudyRow]:
         return [_study(row) for row in c.execute(query.order_by(studies.c.created))]
 
 
+def study_identities(database: Database) -> dict[int, str]:
+    """Which study each of Optuna's ids is now: the uuid of one of ours, the name of another."""
+    mine = sa.and_(
+        studies.c.study_id == optuna_studies.c.study_id,
+        studies.c.name == optuna_studies.c.study_name,
+    )
+    which = sa.func.coalesce(studies.c.uuid, optuna_studies.c.study_name).label("which")
+    query = sa.select(optuna_studies.c.study_id, which).outerjoin_from(
+        optuna_studies, studies, mine
+    )
+    with database.read() as c:
+        return {row.study_id: row.which for row in c.execute(query)}
+
+
 def _study(row: sa.Row[Any]) -> StudyRow:
     fields = {name: row._mapping[name] for name in StudyRow.__dataclass_fields__}
     return StudyRow(**(fields | {"definition": json.loads(row.definition)}))
@@ -225,16 +239,19 @@ def resolve_once(database: Database, uuid: str, key: str, value: Any) -> Any:
             c.execute(resolved.insert().values(study=uuid, key=key, value=json.dumps(value)))
         return value
     except IntegrityError:
-        found = read_resolved(database, uuid)
+        found = read_resolved(database, uuid, key)
         if key not in found:
             raise NotFound("the study was deleted") from None
         return found[key]
 
 
 @storage_call
-def read_resolved(database: Database, uuid: str) -> dict[str, Any]:
+def read_resolved(database: Database, uuid: str, prefix: str = "") -> dict[str, Any]:
+    """What workers found once for all, by key; of keys that begin with `prefix`."""
+    here = resolved.c.study == uuid
+    wanted = resolved.c.key.startswith(prefix, autoescape=True)
     with database.read() as c:
-        rows = c.execute(sa.select(resolved).where(resolved.c.study == uuid))
+        rows = c.execute(sa.select(resolved).where(here, wanted).order_by(resolved.c.key))
         return {row.key: json.loads(row.value) for row in rows}
 
 

@@ -20,9 +20,13 @@ from sqlalchemy import (
     Table,
     Text,
 )
+from sqlalchemy.dialects.mysql import MEDIUMTEXT
 
 VERSION = 1
 """Version of our schema; a database with a larger one was written by a newer hpo."""
+
+LongText = Text().with_variant(MEDIUMTEXT(), "mysql")
+"""Text of any length that occurs; MySQL's TEXT ends at 64 KiB, shorter than some study files."""
 
 metadata = MetaData()
 
@@ -68,8 +72,8 @@ studies = Table(
         unique=True,
     ),
     Column("name", String(64), nullable=False, unique=True),
-    Column("definition", Text, nullable=False),  # JSON, as created
-    Column("source", Text, nullable=False),  # the study file's text
+    Column("definition", LongText, nullable=False),  # JSON, as created
+    Column("source", LongText, nullable=False),  # the study file's text
     Column("created", Float(53), nullable=False),
     Column("trials", Integer, nullable=False),  # the budget
     Column("timeout_s", Float(53)),
@@ -77,9 +81,9 @@ studies = Table(
     Column("patience_trials", Integer),
     Column("lease_s", Float(53), nullable=False),
     Column("stop", String(8)),  # NULL, 'user' (hand back) or 'rule' (drain)
-    Column("stop_reason", Text),
+    Column("stop_reason", LongText),
     Column("resumed", Float(53), nullable=False),  # failures before this do not count
-    Column("filler", String(32)),
+    Column("filler", String(64)),
     Column("filler_until", Float(53)),
 )
 
@@ -104,12 +108,12 @@ attempts = Table(
     # NULL while it is the owner; complete, pruned, failed and diverged end the trial;
     # handed_back and lost permit a successor.
     Column("outcome", String(16)),
-    Column("reason", Text),
+    Column("reason", LongText),
     Column("value", Float(53)),  # of the first objective
-    Column("objectives", Text),  # JSON: the values of all, in order; NULL where there is one
+    Column("objectives", LongText),  # JSON: the values of all, in order; NULL where there is one
     Column("first_epoch", Integer),  # the first epoch that this attempt began
     Column("epoch", Integer),  # the last one
-    Column("runtime", Text),  # JSON: threads, precision, ... that the trial keeps
+    Column("runtime", LongText),  # JSON: threads, precision, ... that the trial keeps
     Index("ix_hpo_attempts_study", "study", "outcome"),
 )
 
@@ -127,7 +131,7 @@ epochs = Table(
     Column("study", String(32), ForeignKey("hpo_studies.uuid", ondelete="CASCADE"), nullable=False),
     Column("attempt", Integer, nullable=False),
     Column("finished", Float(53), nullable=False),
-    Column("metrics", Text, nullable=False),  # JSON
+    Column("metrics", LongText, nullable=False),  # JSON
     Column("checkpoint", Integer),  # the attempt under whose path it lies; NULL: none
     Index("ix_hpo_epochs_study", "study"),
 )
@@ -137,7 +141,7 @@ enqueued = Table(
     metadata,
     Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
     Column("study", String(32), ForeignKey("hpo_studies.uuid", ondelete="CASCADE"), nullable=False),
-    Column("params", Text, nullable=False),  # JSON, config values by dotted path
+    Column("params", LongText, nullable=False),  # JSON, config values by dotted path
     Column("number", Integer),  # the trial that took it
     Index("ix_hpo_enqueued_study", "study"),
 )
@@ -150,7 +154,7 @@ resolved = Table(
         "study", String(32), ForeignKey("hpo_studies.uuid", ondelete="CASCADE"), primary_key=True
     ),
     Column("key", String(255), primary_key=True),
-    Column("value", Text, nullable=False),
+    Column("value", LongText, nullable=False),
 )
 
 workers = Table(
@@ -161,11 +165,11 @@ workers = Table(
     Column("host", String(255), nullable=False),
     Column("pid", Integer, nullable=False),
     Column("device", String(64), nullable=False),
-    Column("versions", Text, nullable=False),  # JSON
+    Column("versions", LongText, nullable=False),  # JSON
     Column("started", Float(53), nullable=False),
     Column("seen", Float(53), nullable=False),
     Column("ended", Float(53)),
-    Column("reason", Text),
+    Column("reason", LongText),
     Column("number", Integer),  # the trial in hand
     Column("epoch", Integer),
     Column("epochs", Integer),

@@ -16,12 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpo.errors import HpoError, InputError, StorageAway
+from hpo.files import disk_full, is_full
 from hpo.paths import StudyDir
 from hpo.storage import leases, records
 from hpo.storage.db import Database
 from hpo.storage.patience import Outage
 from hpo.workers.identity import is_gone
 from hpo.workers.launch import Launcher, Process, new_worker_id
+from hpo.workers.watch import Watch, no_step
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +42,12 @@ def back_off(deaths: int) -> float:
     return min(LARGEST_BACK_OFF_S, FIRST_BACK_OFF_S * 2.0 ** (deaths - 1)) if deaths else 0.0
 
 
-def is_stalled(alive: Path, now: float, stall_timeout_s: float) -> bool:
-    """Whether a worker's last step lies further back than `stall_timeout_s`."""
+def last_sign(alive: Path) -> int | None:
+    """What a worker's last step left; None before its first one, and at its end."""
     try:
-        return now - alive.stat().st_mtime > stall_timeout_s
+        return alive.stat().st_mtime_ns
     except FileNotFoundError:
-        return False  # not started yet, or just ended
+        return None
 
 
 @dataclass
@@ -61,6 +63,9 @@ class Slot:
     """Starts in a row at which the database was away."""
     not_before: float = 0.0
     done: bool = False
+    watch: Watch = field(default_factory=Watch)
+    killed: str = ""
+    """Why we ended the process ourselves."""
 
 
 @dataclass
@@ -107,20 +112,28 @@ class Supervisor:
                 self._start(slot)
             return
         code = slot.process.poll()
-        if code is None:
-            alive = self.directory.alive(slot.worker)
-            if is_stalled(alive, time.time(), self.stall_timeout_s):
-                log.warning("%s made no step for %g s: killed", slot.worker, self.stall_timeout_s)
+        if code is not None:
+            self._reap(slot, code, now)
+        elif not slot.killed:
+            idle_s = slot.watch.look(last_sign(self.directory.alive(slot.worker)), now)
+            if idle_s > self.stall_timeout_s:
+                slot.killed = no_step(self.stall_timeout_s)
                 slot.process.kill()
-            return
-        self._reap(slot, code, now)
 
     def _start(self, slot: Slot) -> None:
-        slot.worker = new_worker_id()
-        slot.process = self.launcher.start(slot.worker, slot.device)
-        slot.started = time.monotonic()
+        slot.worker, slot.started = new_worker_id(), time.monotonic()
+        try:
+            slot.process = self.launcher.start(slot.worker, slot.device)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            slot.not_before = slot.started + LARGEST_BACK_OFF_S
+            log.warning("no worker can be started: %s", disk_full(self.directory.logs))
+        slot.watch, slot.killed = Watch(), ""
 
     def _reap(self, slot: Slot, code: int, now: float) -> None:
+        assert slot.process is not None
+        slot.process.kill()  # whatever it started must not outlive it
         slot.process = None
         self.directory.alive(slot.worker).unlink(missing_ok=True)
         if code == 0:
@@ -129,8 +142,9 @@ class Supervisor:
         if code == InputError.exit_code:
             raise HpoError(f"worker {slot.worker} cannot work:\n{self._last_words(slot)}")
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        self.dead[slot.worker] = f"worker died: {how}"
-        log.warning("%s died (%s)", slot.worker, how)
+        reason = slot.killed or f"worker died: {how}"
+        self.dead[slot.worker] = reason
+        log.warning("%s ended (%s)", slot.worker, reason)
         if code < 0:
             return  # a signal comes from outside: start the next one at once
         if code == StorageAway.exit_code:
@@ -193,6 +207,8 @@ class Supervisor:
                     slot.process.wait()
                 tick()
                 time.sleep(TICK_S / 2)
+            if slot.process is not None:
+                slot.process.kill()  # what it started
             self.dead[slot.worker] = "worker ended"
             self.directory.alive(slot.worker).unlink(missing_ok=True)
         self._set_free()

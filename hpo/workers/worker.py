@@ -10,12 +10,14 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
-from hpo.errors import Fenced, InputError, Interrupted, NotFound, StorageError
+from hpo.errors import DiskFull, Fenced, InputError, Interrupted, NotFound, StorageError
+from hpo.files import has_room, told_if_full
 from hpo.paths import Home
 from hpo.search import keeping, plan
 from hpo.search.study import Study
@@ -26,12 +28,15 @@ from hpo.storage.optuna_rdb import FencedStorage, add_waiting
 from hpo.storage.patience import Outage
 from hpo.workers.identity import identity
 from hpo.workers.launch import new_worker_id
+from hpo.workers.watch import Watch, no_step
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5
 BEATS_PER_LEASE = 4
 LARGEST_BEAT_S = 5.0
+ROOM_S = 5.0
+"""How long a worker whose disk was full waits at the least."""
 MISSED_BEAT_S = 1.0
 """After a beat that failed the next one comes so soon: others wait for it, for one lease."""
 DELETED = "the study was deleted"
@@ -42,8 +47,9 @@ VERSIONED = ("hpo", "torch", "torchvision", "optuna")
 class Progress:
     """What the heartbeat tells of the trial in hand; and the control that training asks.
 
-    `alive` is a file whose age says how long ago the last step was made: it tells the supervisor's
-    watchdog apart a training that hangs from one that is only slow to finish its epoch.
+    Every step touches the file `alive`, and whatever takes long before the first one (images are
+    decoded) does so too: by it the supervisor tells a training that hangs from one that is only
+    slow to finish its epoch.
     """
 
     stop: threading.Event
@@ -57,6 +63,7 @@ class Progress:
 
     def take(self, lease: Lease | None) -> None:
         self.lease, self.fenced, self.images, self.epoch = lease, False, 0, 0
+        self.touch(time.monotonic())
 
     def step(self, *, epoch: int, images: int) -> None:
         now = time.monotonic()
@@ -72,7 +79,8 @@ class Progress:
     def touch(self, now: float) -> None:
         if now - self.touched > 1.0:
             self.touched = now
-            self.alive.touch()
+            with suppress(DiskFull), told_if_full(self.alive):
+                self.alive.touch()
 
     def pause(self, seconds: float) -> None:
         """Wait for a database that is away; a training that waits does not hang."""
@@ -113,6 +121,9 @@ class Worker:
         self.database, self.home, self.device = study.database, home, device
         self.id = worker_id or new_worker_id()
         self.parent = os.getppid()
+        self.full: DiskFull | None = None
+        """Why this worker takes no trial now, and when it looks again."""
+        self.look_again = 0.0
         self.contact = NO_CONTACT
 
     def run(self, stop: threading.Event, *, supervised: bool = False) -> str:
@@ -168,6 +179,8 @@ class Worker:
                 reason = self._turn(progress)
             except Fenced as error:
                 log.warning("%s: dropped", error)
+            except DiskFull as error:
+                self._wait_for_room(error)
             except NotFound:
                 return DELETED
             except Interrupted as error:
@@ -189,7 +202,7 @@ class Worker:
             self._fill(facts)
         if isinstance(decision, plan.Over):
             return decision.reason
-        if isinstance(decision, plan.Run):
+        if isinstance(decision, plan.Run) and self._has_room():
             self._try(decision.free, progress, lambda taken: self._run(taken, progress))
         elif isinstance(decision, plan.Drain):
             self._try(
@@ -201,6 +214,27 @@ class Worker:
             progress.touch(time.monotonic())
             progress.stop.wait(POLL_S * random.uniform(0.5, 1.0))
         return None
+
+    def _wait_for_room(self, error: DiskFull) -> None:
+        """Take no trial until there is room; workers on other disks go on meanwhile."""
+        log.warning("waiting for room: %s", error)
+        self.full, self.look_again = error, time.monotonic() + ROOM_S
+        self._tell(f"waiting for room: {error}")
+
+    def _has_room(self) -> bool:
+        if self.full is None:
+            return True
+        if time.monotonic() < self.look_again or not has_room(self.full):
+            return False
+        log.info("there is room again")
+        self.full = None
+        self._tell(None)
+        return True
+
+    def _tell(self, reason: str | None) -> None:
+        """Between two trials, for whoever looks at the workers."""
+        idle = {"number": None, "epoch": None, "epochs": None}
+        records.update_worker(self.database, self.id, reason=reason, **idle)
 
     def _heard(self, now: float) -> None:
         """The database answered, at `now` by its clock."""
@@ -231,18 +265,19 @@ class Worker:
     def _run(self, taken: Taken, progress: Progress) -> None:
         log.info("trial %d: attempt %d", taken.lease.number, taken.lease.k)
         try:
-            self.trials.run(taken, progress)
+            with told_if_full(self.home.root):
+                self.trials.run(taken, progress)
         except Fenced:
             raise
         except Exception as error:
             # Whatever happened here is no result of the trial: somebody else may go on with it.
-            # What ends this process for another cause than the user's counts against the trial.
-            meant = isinstance(error, Interrupted | InputError)
+            # What ends this process for a cause of its own counts against the trial.
+            meant = isinstance(error, Interrupted | InputError | DiskFull)
             reason = str(error) if meant else f"{type(error).__name__}: {error}"
             outcome = "handed_back" if meant else "lost"
             self._release(taken.lease, outcome, reason)
             raise
-        records.update_worker(self.database, self.id, number=None, epoch=None, epochs=None)
+        self._tell(None)
 
     def _release(self, lease: Lease, outcome: str, reason: str) -> None:
         """Set the trial free; where the database is away and we were asked to stop, time does."""
@@ -256,13 +291,15 @@ class Worker:
     def _beat(self, progress: Progress, done: threading.Event, supervised: bool) -> None:
         """Renew the lease in hand; notice that it is lost, or that the supervisor is gone."""
         beat_s = min(self.study.row.lease_s / BEATS_PER_LEASE, LARGEST_BEAT_S)
+        watch, limit_s = Watch(), self.study.file.study.stall_timeout_s
         outage = Outage("the heartbeat goes on trying")
         while not done.wait(beat_s if outage.began is None else min(beat_s, MISSED_BEAT_S)):
             lease = progress.lease
+            stalled = watch.look(progress.touched, time.monotonic()) > limit_s
             try:
-                if progress.epoch == 0:
-                    progress.alive.touch()  # no step is due yet: images may still be decoded
                 with outage.noted():
+                    if lease is not None and stalled:
+                        self._give_up(lease, limit_s)
                     if lease is not None:
                         leases.renew(self.database, lease, progress.row())
                     else:
@@ -276,3 +313,9 @@ class Worker:
             if supervised and os.getppid() != self.parent:
                 log.warning("the supervisor is gone: handing back and ending")
                 progress.stop.set()
+
+    def _give_up(self, lease: Lease, limit_s: float) -> None:
+        """A training hangs, and perhaps no supervisor is there to end it: let others go on. Should
+        it ever go on by itself, it is refused."""
+        if leases.release(self.database, lease, "lost", no_step(limit_s)):
+            log.warning("trial %d: lost (%s)", lease.number, no_step(limit_s))

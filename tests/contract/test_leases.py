@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import optuna
 import pytest
@@ -27,7 +29,7 @@ from hpo.workers.worker import Progress, Worker
 from tests.fakes import InstantTrials, study_file
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", "postgresql", "mysql"])
 def kind(request: pytest.FixtureRequest) -> str:
     found: str = request.param
     return found
@@ -209,7 +211,7 @@ def test_dead_attempts_count_until_an_epoch_and_hand_backs_do_not(
     fruitless = []
     for end in ["lost", "handed_back", "lost", "epoch", "lost", "expired", "lost"]:
         taken = take(study)
-        fruitless.append(taken.fruitless)
+        fruitless.append(len(taken.fruitless))
         if end == "epoch":
             row = EpochRow(1, taken.lease.k, 0.0, {"val_top1": 0.1}, taken.lease.k)
             leases.record_epochs(study.database, taken.lease, [row], progress={})
@@ -365,6 +367,41 @@ def test_several_failures_in_a_row_stop_a_study(study: Study, storage: FencedSto
     assert study.rule(study.facts()) is None
 
 
+def test_a_late_owner_and_its_successor_do_not_block_each_other(
+    study: Study, storage: FencedStorage
+) -> None:
+    """Both lock the attempt, then the trial. In different orders each would wait for the other:
+    PostgreSQL and MySQL end such a pair by an error to one of the two."""
+    fill(study, storage, 1)
+    late = take(study, "late")
+    expire(study, late)
+    free = study.facts().free[0]
+    other = connect(study.database.secret_url)
+    at_the_lock = threading.Event()
+
+    @sa.event.listens_for(other.engine, "before_cursor_execute")
+    def watch(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        # SQLite has one lock for all, taken where the transaction begins.
+        if tables.attempts.name in statement or other.is_sqlite:
+            at_the_lock.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        with study.database.write() as c:
+            leases._renew(c, study.database, late.lease)
+            successor = pool.submit(leases.take, other, study.uuid, free, "successor")
+            assert at_the_lock.wait(30)
+            metrics = json.dumps({"val_top1": 0.5})
+            row = {"trial_id": free.trial_id, "epoch": 1, "study": study.uuid, "attempt": 1}
+            c.execute(tables.epochs.insert().values(finished=1.0, metrics=metrics, **row))
+        assert successor.result(30) is None  # the late owner has renewed its lease
+    other.dispose()
+
+
+def test_a_worker_with_a_long_name_fills(study: Study) -> None:
+    worker = "a-host-with-a-name-as-kubernetes-" + "f" * 31
+    assert leases.take_fill_turn(study.database, study.uuid, worker)
+
+
 def test_the_fill_turn_is_one_worker_s(study: Study) -> None:
     assert leases.take_fill_turn(study.database, study.uuid, "a")
     assert not leases.take_fill_turn(study.database, study.uuid, "b")
@@ -372,6 +409,62 @@ def test_the_fill_turn_is_one_worker_s(study: Study) -> None:
     assert not leases.take_fill_turn(study.database, study.uuid, "b")
     leases.abandon(study.database, "a", "dead")
     assert leases.take_fill_turn(study.database, study.uuid, "b")
+
+
+@pytest.mark.parametrize("zone", ["America/New_York", "Asia/Tokyo"])
+def test_the_clock_is_utc_in_fractions_of_a_second(
+    kind: str, url: str, request: pytest.FixtureRequest, zone: str
+) -> None:
+    """Also where the server's own zone is another."""
+    database = connect(url)
+    if kind == "postgresql":
+        with database.write() as c:
+            c.exec_driver_sql(f"ALTER DATABASE \"{database.url.database}\" SET timezone = '{zone}'")
+    if kind == "mysql":
+        hours = {"America/New_York": "-05:00", "Asia/Tokyo": "+09:00"}[zone]
+        request.getfixturevalue("mariadb").execute(f"SET GLOBAL time_zone = '{hours}'")
+    database.dispose()
+    readings = []
+    for _ in range(20):
+        before, now, after = time.time(), records.clock(database), time.time()
+        assert before - 0.002 <= now <= after + 0.002
+        readings.append(now)
+    database.dispose()
+    assert sum(now % 1 > 0 for now in readings) > 15
+
+
+def test_a_study_file_of_a_megabyte_and_every_character_are_kept(database: Database) -> None:
+    file = study_file(study=f"# {'ä€😀' * 100_000}")
+    studies.create(database, file)
+    row = records.get_study(database, "toy")
+    assert row.source == file.text
+    records.enqueue(database, row.uuid, {"ü€😀": "ü€😀"})
+    assert records.read_enqueued(database, row.uuid) == [({"ü€😀": "ü€😀"}, None)]
+
+
+def test_names_that_differ_in_case_are_two(database: Database) -> None:
+    for name in ("toy", "Toy"):
+        studies.create(database, study_file(name=name))
+    assert records.find_study(database, "TOY") is None
+    study = studies.load(database, "Toy")
+    assert study.row.name == "Toy"
+    for key in ("a", "A"):
+        assert records.resolve_once(database, study.uuid, key, key) == key
+
+
+def test_every_number_comes_back_as_it_was(study: Study, storage: FencedStorage) -> None:
+    fill(study, storage, 1)
+    lease = take(study).lease
+    storage.set_trial_state_values(lease.trial_id, TrialState.RUNNING)
+    rng = random.Random(0)
+    numbers = [0.1, 1 / 3, 5e-324, 1.7976931348623157e308, 2**53 + 0.0]
+    numbers += [rng.uniform(-1, 1) * 10.0 ** rng.randint(-30, 30) for _ in range(50)]
+    for step, number in enumerate(numbers):
+        storage.set_trial_intermediate_value(lease.trial_id, step, number)
+        records.update_study(study.database, study.uuid, target=number)
+        assert records.get_study(study.database, "toy").target == number
+    seen = storage.get_trial(lease.trial_id).intermediate_values
+    assert list(seen.values()) == numbers
 
 
 def test_resolved_once_for_all(study: Study) -> None:

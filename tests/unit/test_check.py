@@ -10,13 +10,17 @@ import pytest
 import torch
 
 from hpo.definition.studyfile import StudyFile
-from hpo.engine import models, runtime
+from hpo.engine import features, models, runtime
 from hpo.engine.checkpoint import save_weights
-from hpo.engine.runtime import StepCost
+from hpo.engine.control import Unattended
+from hpo.engine.datasets import open_data
+from hpo.engine.runtime import KeptCost, StepCost
+from hpo.engine.train import TrainingData, train
 from hpo.errors import ConfigError, DataError, InputError
 from hpo.paths import Home
 from hpo.results import check as checks
-from hpo.results.check import CheckResult, Cost, check, duration
+from hpo.results.check import CheckResult, check
+from hpo.results.estimate import Cost, duration
 from tests.fakes import study_file
 from tests.images import make_folder
 from tests.searches import TINY
@@ -28,14 +32,19 @@ def examined(file: StudyFile, home: Home, **options: Any) -> CheckResult:
 
 @pytest.fixture
 def instant(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Steps of 0.5 s that are not computed; the configurations that were to be timed."""
+    """Steps of 0.5 s, of 0.01 s on frozen layers' outputs of 1 MB that take 0.1 s, that are not
+    computed; the configurations that were to be timed."""
     timed: list[Any] = []
 
     def step(config: Any, *, classes: int, device: torch.device) -> StepCost:
         timed.append(config)
         return StepCost(0.5, 100.0, config.batch_size)
 
+    def kept(config: Any, *, classes: int, device: torch.device) -> KeptCost:
+        return KeptCost(1_000_000, 0.1, 0.0 if config.frozen else 0.01, config.batch_size)
+
     monkeypatch.setattr(runtime, "measure_step", step)
+    monkeypatch.setattr(runtime, "measure_kept", kept)
     return timed
 
 
@@ -79,6 +88,95 @@ def test_the_estimate(home: Home, instant: list[Any]) -> None:
     assert result.costs[0].epoch_s == pytest.approx(epoch_s)
     assert result.total_s == pytest.approx(3 * 10 * epoch_s)  # 5 trials in 3 rounds of 2 workers
     assert result.epochs == 10
+
+
+FROZEN = "model.cnn.filters = [4]\nmodel.trainable_blocks = 0\nbatch_size = 100\n"
+TRAIN, VAL = 1259, 269
+
+
+def test_what_is_kept_is_computed_once(home: Home, instant: list[Any]) -> None:
+    space = "optimizer.lr = [0.1, 0.2]\nmodel.dropout = [0.0, 0.5]"
+    result = examined(study_file(trials=5, train=f"epochs = 10\n{FROZEN}", space=space), home)
+    kept = result.costs[0].kept
+    assert kept is not None
+    assert (kept.choices, kept.beginnings, kept.size) == (1, 1, (TRAIN + VAL) * 1_000_000)
+    assert kept.once_s == pytest.approx((TRAIN + VAL) * 0.1)
+    assert kept.epoch_s == pytest.approx((TRAIN + VAL) * 0.01 / 100)
+    assert result.total_s == pytest.approx(kept.once_s + 3 * 10 * kept.epoch_s)
+    assert (
+        "    frozen layers are computed once, 1.5 GB on disk (data.cache_limit_gb = 20): the first "
+        "trial 3 min, later ones 1.5 s\n"
+    ) in str(result)
+
+
+def test_each_choice_of_frozen_layers_is_kept(home: Home, instant: list[Any]) -> None:
+    """Heads share them; another normalisation is another input. Two workers share the work."""
+    space = """
+        model.trainable_blocks = [0, 1, "all"]
+        model.head.hidden = [[4], [8]]
+        data.normalize = ["dataset", "imagenet"]
+    """
+    train = "model.cnn.filters = [4, 4]\nbatch_size = 100\nepochs = 3"
+    (cost,) = (result := examined(study_file(trials=40, train=train, space=space), home)).costs
+    assert cost.kept is not None
+    assert (cost.built, cost.kept.choices, cost.kept.beginnings) == (6, 4, 4)
+    assert cost.epoch_s is not None
+    mean = (4 * cost.kept.epoch_s + 2 * cost.epoch_s) / 6
+    assert result.total_s == pytest.approx(2 * cost.kept.once_s + 20 * 3 * mean)
+    assert "1.5 GB on disk for each of 4 choices" in str(result)
+
+
+def test_what_is_larger_than_the_limit_is_computed_anew(home: Home, instant: list[Any]) -> None:
+    """The limit is one of each part: of the training images here."""
+    for limit, fits in ((1.2591, True), (1.2589, False)):
+        train = f"epochs = 3\n{FROZEN}data.cache_limit_gb = {limit}"
+        (cost,) = (result := examined(study_file(train=train), home)).costs
+        assert cost.kept is not None
+        assert cost.kept.fits == fits
+        assert cost.epoch_s is not None
+        slow = "takes 1.5 GB, more than data.cache_limit_gb = 1.2589 allows" in str(result)
+        assert slow != fits
+        if not fits:
+            assert result.total_s == pytest.approx(3 * 3 * cost.epoch_s)
+
+
+def test_of_a_frozen_retrieval_only_the_search_is_left(home: Home, instant: list[Any]) -> None:
+    space = "retrieval.k = [5, 10]"
+    file = study_file(train=f'task = "retrieval"\n{FROZEN}', space=space)
+    assert "the first trial 3 min, later ones as long as their search" in str(examined(file, home))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        "",
+        "augment.cached_views = 3\naugment.rotation = 20.0",
+        'task = "retrieval"\naugment.rotation = 20.0',
+        'task = "retrieval"\nmodel.trainable_blocks = 1\naugment.cached_views = 2',
+    ],
+    ids=["plain", "views", "retrieval", "retrieval that learns"],
+)
+def test_the_estimated_size_is_what_a_training_keeps(home: Home, fields: str) -> None:
+    model = "model.cnn.filters = [4, 8]\n"
+    blocks = "" if "trainable_blocks" in fields else "model.trainable_blocks = 0\n"
+    runtime = 'runtime = {precision = "float32", memory_format = "contiguous", threads = 1}\n'
+    file = study_file(train=f"{model}{blocks}{runtime}{fields}", space="seed = [0, 1]")
+    (cost,) = examined(file, home).costs
+    config = file.config({"seed": 0})
+    data = open_data(config.data, home.cache)
+    seen = TrainingData(10, data.train, data.val, data.mean, data.std)
+    next(train(config, seen, Unattended(), device=torch.device("cpu"), cache=home.cache))
+    there = [one for one in (home.cache / "features").iterdir() if one.suffix != ".lock"]
+    assert cost.kept is not None
+    sizes = [one.stat().st_size - features.HEADER for one in there]
+    assert (cost.kept.size, cost.kept.largest) == (sum(sizes), max(sizes))
+
+
+@pytest.mark.parametrize("fields", ["", f"{FROZEN}augment.horizontal_flip = 0.5"])
+def test_where_nothing_is_kept_nothing_is_said_of_it(home: Home, fields: str) -> None:
+    result = examined(study_file(train=fields or TINY), home)
+    assert result.costs[0].kept is None
+    assert "frozen" not in str(result)
 
 
 def test_a_batch_is_no_larger_than_the_data(home: Home, instant: list[Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
+from typer.testing import CliRunner
 
+from hpo.cli.main import app
+from hpo.cli.tables import PLAIN, evaluation_page
 from hpo.definition.config import TrainConfig
 from hpo.engine.checkpoint import load_trained
 from hpo.errors import DataError, InputError, NotFound
@@ -17,6 +22,7 @@ from hpo.paths import Home
 from hpo.results.evaluate import evaluate_run, load_run
 from hpo.results.predict import predict
 from hpo.results.runs import Run
+from hpo.results.table import number
 from tests.images import make_folder
 from tests.trained import pictures, tiny_config, train_run
 
@@ -59,10 +65,35 @@ def test_the_test_split_gives_what_training_found(run: Run, home: Home) -> None:
     assert found.summary["top1"]["mean"] > 0.5
 
 
+def test_the_ensemble_stands_beside_its_members(run: Run, root: Path, home: Home) -> None:
+    found = evaluate_run(run, home=home, device="cpu")
+    assert found.ensemble == run.summary["ensemble"]
+    shown = Console(width=120, record=True)
+    shown.print(evaluation_page(found))
+    lines = [line.split() for line in shown.export_text().splitlines()]
+    seeds = [[number(one[name]) for name in PLAIN] for one in found.scores().values()]
+    assert ["seed", "0", *seeds[0]] in lines
+    assert ["seed", "1", *seeds[1]] in lines
+    assert ["ensemble", "of", "2", *(number(found.ensemble[name]) for name in PLAIN)] in lines
+    folder = evaluate_run(run, data=root / "train", home=home, device="cpu")
+    assert folder.ensemble is not None
+    assert sum(map(sum, folder.ensemble["confusion"])) == 24
+
+
+def test_the_command_line_tells_of_the_ensemble(
+    run: Run, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HPO_HOME", str(home.root))
+    told = CliRunner().invoke(app, ["evaluate", str(run.path), "--device", "cpu", "--json"])
+    assert told.exit_code == 0, told.output
+    assert json.loads(told.output)["ensemble"] == run.summary["ensemble"]
+
+
 def test_one_seed_alone(run: Run, home: Home) -> None:
     found = evaluate_run(load_run(run.path / "seed-1"), home=home, device="cpu")
     assert list(found.seeds) == [1]
     assert found.summary["loss"]["std"] is None
+    assert found.ensemble is None
 
 
 def test_a_folder_with_test_inside_and_one_without(run: Run, root: Path, home: Home) -> None:

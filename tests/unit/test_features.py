@@ -13,14 +13,15 @@ import torch
 from filelock import FileLock
 from torch import nn
 
+import hpo.engine.cache
 from hpo.definition.config import TrainConfig
-from hpo.engine import features
+from hpo.engine import features, inputs
 from hpo.engine.chain import steps
 from hpo.engine.checkpoint import Checkpoint, best_weights, load_trained, save_weights
 from hpo.engine.control import Unattended
 from hpo.engine.datasets import concat, open_data
 from hpo.engine.features import Extractor, Features
-from hpo.engine.learner import evaluate
+from hpo.engine.learner import Learner, evaluate
 from hpo.engine.loader import EvalBatches
 from hpo.engine.train import EpochResult, TrainingData, train
 from hpo.errors import Interrupted
@@ -142,13 +143,14 @@ def test_families_of_torchvision_too(
 def test_what_is_kept_is_what_the_layers_give(folder: Path, tmp_path: Path) -> None:
     cache, settings = tmp_path / "cache", config(folder)
     data = seen(settings, cache)
-    learner = features.Learner(settings, classes=3, device=CPU)
+    learner = Learner(settings, classes=3, device=CPU)
     how = features.Preparation(data.mean, data.std, settings, CPU)
-    kept = features.keep(learner, how, (data.train, data.val), cache, Unattended(), epoch=1)
-    assert kept is not None
-    assert kept[1] is not None
-    begun = nn.Sequential(*steps(learner.model)[: features.frozen_cut(learner)]).eval()
-    for images, found in ((data.train, kept[0]), (data.val, kept[1])):
+    cut = features.frozen_cut(learner.model, learner.frozen)
+    views = inputs.views(settings, data)
+    kept = features.keep(learner.model, cut, how, views, cache, Unattended(), epoch=1)
+    assert [images for images, _ in kept] == [data.train, data.val]
+    begun = nn.Sequential(*steps(learner.model)[:cut]).eval()
+    for (images, _), found in kept.items():
         order = torch.randperm(len(images))
         rows = torch.cat(list(found.rows(order, 5, [slice(0, 7), slice(7, len(images))])))
         assert rows.shape == (len(images), 16)
@@ -292,7 +294,7 @@ def test_a_full_disk_ends_no_training(
         found = run(settings, cache, data=data)
     assert scores(found) == scores(plain)
     assert not files(cache)
-    assert "the disk is full" in caplog.text
+    assert "does not fit: the disk mounted at" in caplog.text
 
 
 class Asked(Unattended):
@@ -325,7 +327,7 @@ def test_the_computation_can_be_stopped(
 def test_waiting_for_another_can_be_stopped(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(features, "_POLL_S", 0.01)
+    monkeypatch.setattr(hpo.engine.cache, "_POLL_S", 0.01)
     cache, settings = tmp_path / "cache", config(folder)
     run(settings, cache)
     keys = files(cache)

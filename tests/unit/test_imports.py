@@ -32,7 +32,7 @@ OWNERS = {
     "torch": (
         "hpo.engine",
         "hpo.search.objective",
-        *(f"hpo.results.{name}" for name in ("check", "retrain", "evaluate", "predict")),
+        *(f"hpo.results.{name}" for name in ("estimate", "retrain", "evaluate", "predict")),
     ),
     "torchvision": ("hpo.engine",),
     "sqlalchemy": ("hpo.storage",),

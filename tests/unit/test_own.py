@@ -222,11 +222,12 @@ class TestArchitectures:
              "last linear layer"),
             ("mine:strange_blocks", "`blocks` of the network of 'mine:strange_blocks' is not a "
              "list of modules in it"),
-            ("mine:not_a_function", "'mine:not_a_function' is int, not a function"),
+            ("mine:not_a_function", "'mine:not_a_function' cannot be imported (TypeError: it is "
+             "int, not a function)"),
             ("mine:missing", "'mine:missing' cannot be imported (AttributeError: module 'mine' has "
              "no attribute 'missing'); it is looked for in the working directory"),
-            ("nowhere:net", "'nowhere:net' cannot be imported (ModuleNotFoundError: No module "
-             "named 'nowhere')"),
+            ("nowhere:net", "'nowhere:net' cannot be imported (ModuleNotFoundError: there is no "
+             "nowhere.py, and no folder nowhere)"),
             ("damaged:net", "'damaged:net' cannot be imported (ModuleNotFoundError: No module "
              "named 'nowhere_to_be_found')"),
         ],

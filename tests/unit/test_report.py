@@ -5,22 +5,19 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
-from sqlalchemy.engine import make_url
 
 from hpo.errors import NotFound
-from hpo.paths import Home
 from hpo.results import figures, study_figures
 from hpo.results.page import write_report
-from hpo.results.report import importances, storage_option, study_report
+from hpo.results.report import importances, study_report
 from hpo.results.table import duration, number, setting
 from hpo.results.training_page import training_report
 from hpo.search.status import read_status
 from hpo.storage import records
-from hpo.storage.db import Database, connect
+from hpo.storage.db import Database
 from tests.fakes import study_file
 from tests.filled import EVIL, MIXED, RICH_SPACE, Trial, fill, trained
 
@@ -78,7 +75,8 @@ def test_a_study_without_trials(database: Database) -> None:
 def test_a_study_without_a_complete_trial(database: Database, outcome: str) -> None:
     fill(database, study_file(), [Trial(outcome, (0.3,), "because")] * 3)
     page = study_report(database, "toy")
-    assert "No trial is complete, so there is no best one" in text_of(page)
+    why = "3 of 3 trials diverged" if outcome == "diverged" else "no trial was completed"
+    assert f"There is no best trial: {why}" in text_of(page)
     assert text_of(page).count("because") == 3
     assert "history" in drawn(page)
     assert "parallel" not in drawn(page)
@@ -155,24 +153,6 @@ def plotly() -> str:
     from plotly.offline import get_plotlyjs
 
     return str(get_plotlyjs())
-
-
-@pytest.mark.parametrize(
-    ("url", "option"),
-    [
-        ("sqlite:////data/my hpo.db", " --storage 'sqlite:////data/my hpo.db'"),
-        ("postgresql://me@db.example/hpo", " --storage postgresql://me@db.example/hpo"),
-        ("postgresql://me:hunter2@db.example/hpo", ""),
-    ],
-)
-def test_commands_name_the_storage_but_no_password(url: str, option: str) -> None:
-    # A server's driver is an extra, so the database is only described here.
-    database = SimpleNamespace(url=make_url(url), shown=url)
-    assert storage_option(cast(Database, database)) == option
-
-
-def test_the_default_storage_needs_no_option() -> None:
-    assert storage_option(connect(f"sqlite:///{Home.default().database}")) == ""
 
 
 def test_a_report_is_seen_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -16,15 +16,15 @@ from sklearn.metrics.pairwise import cosine_distances
 from sklearn.preprocessing import StandardScaler
 
 from hpo.definition.config import TrainConfig
+from hpo.definition.objectives import chance
 from hpo.definition.retrieval import RETRIEVED, RetrievalConfig
 from hpo.definition.studyfile import parse_study
 from hpo.engine import learner, models, neighbours
 from hpo.engine.control import Unattended
-from hpo.engine.embedding import Embedded, classifier, embed, identities, width
+from hpo.engine.embedding import Embedded, classifier, embed, width
 from hpo.engine.retrieval import Found, Index
 from hpo.engine.train import EpochResult, train
 from hpo.errors import ConfigError, DataError, TrialFailed
-from hpo.search.objective import chance
 from tests.training import DATA, Pictures, config
 
 CPU = torch.device("cpu")
@@ -279,8 +279,8 @@ def test_features_are_what_the_classifier_gets() -> None:
 
 def test_equal_pixels_are_one_picture() -> None:
     first, again, other = Pictures(4, 0), Pictures(4, 0), Pictures(4, 1)
-    assert identities(first) == identities(again)
-    assert not set(identities(first)) & set(identities(other))
+    assert first.identities == again.identities
+    assert not set(first.identities) & set(other.identities)
 
 
 # ---- training ----

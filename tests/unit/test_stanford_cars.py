@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +13,16 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 from torchvision.datasets import StanfordCars
+from typer.testing import CliRunner
 
+from hpo.cli.main import app
 from hpo.definition.config import TrainConfig
 from hpo.definition.data import DataConfig
 from hpo.engine.datasets import describe, open_data, open_test
 from hpo.errors import ConfigError, DataError
+from hpo.paths import Home
+from hpo.results.predict import open_pictures
+from hpo.results.retrain import retrain
 from tests.formats import CARS, annotate, make_cars
 
 
@@ -39,6 +45,33 @@ def whole(root: Path, cache: Path, **values: Any) -> dict[str, tuple[int, Any]]:
         for images in (data.train, data.val, test)
         for i, name in enumerate(images.names)
     }
+
+
+@pytest.mark.parametrize("crop", [False, True])
+def test_pictures_without_boxes_are_taken_whole_and_told_so(
+    root: Path, tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch, crop: bool
+) -> None:
+    monkeypatch.setenv("HPO_HOME", str(home.root))
+    data = config(root, crop_to_box=crop).model_dump(exclude_defaults=True)
+    settings = TrainConfig.parse({"epochs": 1, "model": {"cnn": {"filters": [4]}}, "data": data})
+    run = retrain(settings, {}, out=tmp_path / "run", home=home, device="cpu")
+    photo = tmp_path / "photos" / CARS[0] / "mine.png"
+    for name in CARS[:2]:
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        Image.linear_gradient("L").save(tmp_path / "photos" / name / "mine.png")
+    commands = [["predict", str(run.path), str(photo)],
+                ["evaluate", str(run.path), "--data", str(tmp_path / "photos")]]  # fmt: skip
+    for command in commands:
+        told = CliRunner().invoke(app, [*command, "--json", "--device", "cpu"])
+        assert told.exit_code == 0, told.output
+        assert json.loads(told.stdout)
+        assert ("these have none and are taken whole" in told.stderr) == crop
+    boxed = CliRunner().invoke(app, ["evaluate", str(run.path), "--device", "cpu"])
+    assert not boxed.stderr
+    seen = open_pictures(run, [photo], 5).pixels(0)
+    with Image.open(photo) as image:
+        expected = image.convert("RGB").resize((16, 16), Image.Resampling.BILINEAR)
+    assert (seen == np.asarray(expected)).all()
 
 
 @pytest.mark.parametrize("part", ["train", "test"])

@@ -413,7 +413,7 @@ class TestFiles:
             (b"a = 1\nb = = 2\n", "not a TOML file: Invalid value (at line 2, column 5)"),
             (b"a = '\xff'\n", "not a TOML file: byte 5 is not UTF-8; save it as UTF-8"),
             (b"#" * 1_000_001, "larger than 1,000,000 bytes: not a study file"),
-            (b"a = " + b"[" * 5000, "not a TOML file: nested too deeply"),
+            (b"a = " + b"[" * 5000, "not a study file: nested more than 32 deep"),
         ],
     )
     def test_not_toml(self, tmp_path: Path, content: bytes, expected: str) -> None:

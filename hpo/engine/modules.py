@@ -1,0 +1,84 @@
+"""What users bring as `module:function`: code of theirs, from their own folders alone."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from typing import Any
+
+from hpo.errors import ConfigError
+
+
+def load(name: str, key: str) -> Callable[..., Any]:
+    """The function called `module:function` (see `find`). Raises ConfigError for the field
+    `key` where there is none."""
+    try:
+        return find(name)
+    except Exception as error:  # whatever the user's module raises
+        message = f"{name!r} cannot be imported ({told(error)}); it is {where()}"
+        raise ConfigError(message, key=key) from error
+
+
+def find(name: str) -> Callable[..., Any]:
+    """The function called `module:function`, from the working directory or PYTHONPATH: what is
+    written in a file must not name a function of Python's own, or of an installed package.
+
+    Raises ImportError and TypeError in words, and whatever the module raises when it is imported.
+    """
+    module, _, function = name.partition(":")
+    _require_own(module.partition(".")[0])
+    value = getattr(importlib.import_module(module), function)
+    if not callable(value):
+        raise TypeError(f"it is {type(value).__name__}, not a function")
+    return value  # type: ignore[no-any-return]
+
+
+def file_of(module: str) -> Path | None:
+    """Where the module `module` of the user's own stands, found as `find` does and not run (but for
+    the packages that it is in); None for a package without a file. Raises as `find` does."""
+    _require_own(module.partition(".")[0])
+    spec = importlib.util.find_spec(module)
+    if spec is None:
+        raise ModuleNotFoundError(f"there is no {module}")
+    return Path(spec.origin) if spec.has_location and spec.origin else None
+
+
+def _require_own(top: str) -> None:
+    """Raise ImportError unless `top` is a module in one of the user's own folders."""
+    own = PathFinder.find_spec(top, _folders())
+    if own is None:
+        raise ModuleNotFoundError(f"there is no {top}.py, and no folder {top}")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)  # last: nothing of Python's is to be hidden
+    importlib.invalidate_caches()
+    found = importlib.util.find_spec(top)
+    if found is None or _places(found) != _places(own):
+        raise ImportError(f"{top} is also the name of an installed module; rename yours")
+
+
+def told(error: Exception) -> str:
+    """What code of theirs raised, in one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def where() -> str:
+    """Where `find` looks, for messages."""
+    return f"looked for in the working directory {Path.cwd()} and on PYTHONPATH"
+
+
+def _folders() -> list[str]:
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return [*(str(Path(one).absolute()) for one in given if one), str(Path.cwd())]
+
+
+def _places(spec: ModuleSpec) -> set[str]:
+    """The files that a module comes from; the folders of a package without a file."""
+    found = [spec.origin] if spec.has_location else [*(spec.submodule_search_locations or ())]
+    return {os.path.realpath(one) for one in found if one}

@@ -1,0 +1,113 @@
+"""Storage URLs: what is accepted, where passwords come from, what is shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sqlalchemy.engine import make_url
+
+from hpo.errors import StorageError
+from hpo.paths import Home
+from hpo.storage.url import has_password, option, parse, show
+
+SERVER = "postgresql+psycopg://me@server/hpo"
+
+
+@pytest.mark.parametrize(
+    ("text", "driver", "password", "database"),
+    [
+        ("sqlite:////data/a@b.db", "sqlite", None, "/data/a@b.db"),
+        ("sqlite+pysqlite:////data/x.db", "sqlite", None, "/data/x.db"),
+        ("postgres://me@server/hpo", "postgresql+psycopg", None, "hpo"),
+        ("postgresql://me:secret@server/hpo", "postgresql+psycopg", "secret", "hpo"),
+        ("mariadb://me:p%40s%2Fs@server:3306/hpo", "mysql+pymysql", "p@s/s", "hpo"),
+        ("mysql://me:a/b?c#d:e@server/hpo", "mysql+pymysql", "a/b?c#d:e", "hpo"),
+        ("mysql+pymysql://me@corp:secret@server/hpo", "mysql+pymysql", "secret", "hpo"),
+        ("postgresql://me@server/hpo?password=s%40t", "postgresql+psycopg", "s@t", "hpo"),
+        ("mysql://me@server/hpo?passwd=secret&charset=utf8mb4", "mysql+pymysql", "secret", "hpo"),
+    ],
+)
+def test_what_is_accepted(text: str, driver: str, password: str | None, database: str) -> None:
+    url = parse(text)
+    assert (url.drivername, url.password, url.database) == (driver, password, database)
+    assert not {"password", "passwd"} & set(url.query)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("nonsense:secret", "is not one"),
+        ("mysql://me:secret", "is not one"),  # where a port would stand
+        ("sqlite://", "in memory"),
+        ("oracle://me:secret@server/hpo", "no driver for 'oracle'"),
+        ("postgresql+asyncpg://me:secret@server/hpo", "no driver for 'postgresql.asyncpg'"),
+        ("postgresql://me:sec@ret@server/hpo", "%40"),
+        ("postgresql://me:se/c@ret@server/hpo", "%40"),
+        ("postgresql://me:sec@ret?x@server/hpo", "%40"),
+        ("postgresql://m/e:secret@server/hpo", "%40"),
+    ],
+)
+def test_what_is_refused_without_being_shown(text: str, says: str) -> None:
+    with pytest.raises(StorageError, match=says) as caught:
+        parse(text)
+    for part in ("secret", "sec@", "ret@", "ret?"):
+        assert part not in str(caught.value)
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_a_password_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    path = tmp_path / "password"
+    path.write_bytes(b" p@ss/%\xc3\xa4 " + end.encode())
+    monkeypatch.setenv("HPO_STORAGE_PASSWORD_FILE", str(path))
+    assert parse(SERVER).password == " p@ss/%ä "
+    assert parse("mysql://me@server/hpo").password == " p@ss/%ä "
+    assert parse("mysql://me:mine@server/hpo").password == "mine"
+    assert parse("sqlite:///x.db").password is None
+
+
+@pytest.mark.parametrize(("content", "says"), [(None, "No such file"), (b"\n", "empty"),
+                                               (b"\xff", "UTF-8")])  # fmt: skip
+def test_a_password_file_that_cannot_be_used_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None, says: str
+) -> None:
+    path = tmp_path / "password"
+    if content is not None:
+        path.write_bytes(content)
+    monkeypatch.setenv("HPO_STORAGE_PASSWORD_FILE", str(path))
+    with pytest.raises(StorageError, match=f"HPO_STORAGE_PASSWORD_FILE={path}.*{says}"):
+        parse(SERVER)
+
+
+def test_what_is_shown_holds_no_secret() -> None:
+    url = parse("postgresql://me:secret@server/hpo?sslmode=require&sslpassword=hidden&new=hidden")
+    assert show(url) == "postgresql+psycopg://me:***@server/hpo?new=...&sslmode=require&" + (
+        "sslpassword=..."
+    )
+    socket = "mysql+pymysql://me@/hpo?unix_socket=%2Frun%2Fmysqld.sock"
+    assert show(parse(socket)) == socket
+
+
+def test_a_printed_command_reaches_the_same_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = Home.default().storage
+    assert option(parse(usual), usual) == ""
+    assert option(parse("postgres://me:secret@server/hpo"), SERVER) == " --storage URL"
+    assert option(parse(SERVER), "broken:secret") == f" --storage {SERVER}"
+    assert option(parse(SERVER), "postgres://me@server/hpo") == ""
+    assert option(parse("sqlite:////data/my hpo.db"), usual) == (
+        " --storage 'sqlite:////data/my hpo.db'"
+    )
+    path = tmp_path / "password"
+    path.write_text("secret")
+    monkeypatch.setenv("HPO_STORAGE_PASSWORD_FILE", str(path))
+    assert option(parse(SERVER), usual) == f" --storage {SERVER}"
+
+
+def test_whether_a_text_holds_a_password() -> None:
+    assert has_password("mysql://me:secret@server/hpo")
+    assert has_password("mysql://me@server/hpo?passwd=secret")
+    assert not has_password(SERVER)
+    assert not has_password("nonsense")
+    assert make_url(SERVER).password is None
