@@ -107,6 +107,14 @@ class StudyDir:
     def checkpoint(self, number: int, attempt: int, epoch: int) -> Path:
         return self.attempt(number, attempt) / f"epoch-{_number(epoch)}.ckpt"
 
+    def checkpoints(self, number: int) -> list[tuple[int, int, Path]]:
+        """(epoch, attempt, file) of each checkpoint of a trial on this host."""
+        found = []
+        for path in self.trial(number).glob("attempt-*/epoch-*.ckpt"):
+            if name := CHECKPOINT.fullmatch(self.name_of(path)):
+                found.append((int(name[3]), int(name[2]), path))
+        return found
+
 
 WORKER = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}"
 

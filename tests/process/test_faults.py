@@ -90,3 +90,53 @@ def test_a_full_disk_hands_the_trial_back_and_goes_on_once_there_is_room(
     assert outcomes == [["handed_back", "complete"]] * 2 + [["complete"]]
     assert computed_twice(status) <= 2
     assert not list(small_disk.rglob(".epoch-*"))  # no half of a checkpoint
+
+
+@on_both
+def test_of_a_hundred_waiting_trials_a_hundred_are_claimed(url: str) -> None:
+    told = run("races", "claims", url, "1")
+    assert told["handed_out"] == told["distinct"] == [100]
+
+
+@on_both
+def test_eight_processes_make_one_study_in_a_new_database(url: str) -> None:
+    told = run("races", "creates", url, "2")
+    assert told["survivors"] == [8, 8]
+    assert told["alike"] == [True, True]
+
+
+@on_both
+def test_of_two_that_finish_a_trial_one_is_heard(url: str) -> None:
+    told = run("races", "finishes", url, "10")
+    assert told["accepted"] == [1] * 10
+    assert told["true"] == 10
+
+
+@on_both
+def test_sigterm_in_mid_epoch_hands_the_trial_back(url: str, database: Database) -> None:
+    told = run("faults", "handed_back", url, "3")
+    assert len(told["handed_back"]) == 3
+    assert max(told["handed_back"]) < 60  # its lease has ten minutes
+    attempts = read_status(database, "toy").trials[0].attempts
+    assert [one.outcome for one in attempts] == ["handed_back"] * 3
+
+
+@on_both
+def test_a_worker_that_was_stopped_writes_nothing_after_it_was_superseded(url: str) -> None:
+    told = run("faults", "stopped_at_random", url, "4")
+    assert told["codes"] == [0, 0, 0]
+    assert told["taken_over"] > 0
+    assert told["refused"] >= told["taken_over"]
+    assert told["accepted"] == 0
+
+
+@on_both
+def test_neither_time_zones_nor_wrong_clocks_make_a_worker_dead(
+    url: str, database: Database
+) -> None:
+    told = run("faults", "wrong_clocks", url)
+    assert told["codes"] == [0, 0, 0, 0]
+    assert told["false_deaths"] == 0
+    status = check_exact(database, "toy", 3)
+    assert [len(trial.attempts) for trial in status.trials] == [1, 1, 1]
+    assert len({trial.attempts[0].worker for trial in status.trials}) == 3
