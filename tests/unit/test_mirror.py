@@ -218,10 +218,11 @@ class TestAStoreThatFails:
         seen: dict[int, list[str]] = {}
         original = objective.leases.record_epochs
 
-        def record(database: Any, lease: Any, epoch: int, *args: Any, **options: Any) -> Any:
+        def record(database: Any, lease: Any, rows: Any, **options: Any) -> Any:
+            epoch = rows[-1].epoch
             seen[epoch] = files(place)
             failing.down = epoch == 1  # the second one's checkpoint finds no answer
-            return original(database, lease, epoch, *args, **options)
+            return original(database, lease, rows, **options)
 
         monkeypatch.setattr(objective.leases, "record_epochs", record)
         study = search(database, home, small(trials=1))
