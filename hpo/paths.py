@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +59,10 @@ class Home:
     @property
     def cache(self) -> Path:
         return self.root / "cache"
+
+    def signs(self, host: str) -> Iterator[Path]:
+        """What the workers of `host` touch, in all studies."""
+        return self.root.glob(f"studies/*/workers/{host}-*.alive")
 
     def study(self, uuid: str) -> StudyDir:
         """Raises StorageError for what is no uuid of a study."""

@@ -1,4 +1,5 @@
-"""Optuna's own storage, prepared and fenced. The only module that touches its private names.
+"""Optuna's own storage, prepared and fenced. The only module that touches its private names, with
+`reading`.
 
 Three things are added to `RDBStorage`, all proved necessary by experiment:
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -31,6 +32,7 @@ from hpo.storage import faults, tables
 from hpo.storage.db import Database, use_wal
 from hpo.storage.leases import Ending, Lease
 from hpo.storage.patience import insist
+from hpo.storage.reading import TRIALS, read_trials
 from hpo.storage.tables import attempts
 
 P = ParamSpec("P")
@@ -152,6 +154,27 @@ class FencedStorage(RDBStorage):
         finally:
             self._guard.finishing = False
 
+    @_read
+    def _get_trials(
+        self,
+        study_id: int,
+        states: Container[optuna.trial.TrialState] | None,
+        included_trial_ids: set[int],
+        trial_id_greater_than: int,
+    ) -> list[optuna.trial.FrozenTrial]:
+        """Those after `trial_id_greater_than`, and those `included_trial_ids`, in one of `states`.
+        Raises KeyError where the study is gone."""
+        column = TRIALS.c
+        later = column.trial_id > trial_id_greater_than
+        wanted = later | column.trial_id.in_(included_trial_ids) if included_trial_ids else later
+        with self.database.read() as c:
+            if not c.scalar(
+                sa.select(sa.exists().where(tables.optuna_studies.c.study_id == study_id))
+            ):
+                raise KeyError(f"no study has the id {study_id}")
+            found = read_trials(c, column.study_id == study_id, wanted)
+        return [one for one in found if states is None or one.state in states]
+
     create_new_study = _write(RDBStorage.create_new_study)
     delete_study = _write(RDBStorage.delete_study)
     set_study_user_attr = _write(RDBStorage.set_study_user_attr)
@@ -180,7 +203,6 @@ class FencedStorage(RDBStorage):
     )
     get_trial = _read(RDBStorage.get_trial)
     get_all_trials = _read(RDBStorage.get_all_trials)
-    _get_trials = _read(RDBStorage._get_trials)
     get_best_trial = _read(RDBStorage.get_best_trial)
     _get_best_trial_id = _read(RDBStorage._get_best_trial_id)
 

@@ -283,16 +283,17 @@ def read_epochs(
 def read_attempts(database: Database, uuid: str) -> dict[int, list[AttemptRow]]:
     """All attempts in order, by trial number."""
     a = attempts.c
-    live = sa.and_(a.outcome.is_(None), a.until >= database.now()).label("live")
-    query = sa.select(attempts, live).where(a.study == uuid).order_by(a.number, a.k)
+    live = sa.and_(a.outcome.is_(None), a.until >= database.now())
+    columns = [live if name == "live" else a[name] for name in AttemptRow.__dataclass_fields__]
+    query = sa.select(*columns).where(a.study == uuid).order_by(a.number, a.k)
     rows: dict[int, list[AttemptRow]] = defaultdict(list)
     with database.read() as c:
-        for row in c.execute(query):
-            fields = {name: row._mapping[name] for name in AttemptRow.__dataclass_fields__}
-            fields["objectives"] = tuple(json.loads(row.objectives)) if row.objectives else None
-            fields["runtime"] = json.loads(row.runtime) if row.runtime else None
-            fields["live"] = bool(row.live)
-            rows[row.number].append(AttemptRow(**fields))
+        for found in c.execute(query):
+            # Of a large study there are thousands: the columns stand in the order of the fields.
+            *plain, runtime, is_live, objectives = found
+            parsed = json.loads(runtime) if runtime else None
+            values = tuple(json.loads(objectives)) if objectives else None
+            rows[found.number].append(AttemptRow(*plain, parsed, bool(is_live), values))  # type: ignore[call-arg]
     return dict(rows)
 
 

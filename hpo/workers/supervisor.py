@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hpo.errors import HpoError, InputError, StorageAway
+from hpo.errors import HpoError, InputError, Interrupted, StorageAway
 from hpo.files import disk_full, is_full
 from hpo.paths import StudyDir
 from hpo.storage import leases, records
@@ -145,7 +145,7 @@ class Supervisor:
         reason = slot.killed or f"worker died: {how}"
         self.dead[slot.worker] = reason
         log.warning("%s ended (%s)", slot.worker, reason)
-        if code < 0:
+        if code < 0 or code == Interrupted.exit_code:
             return  # a signal comes from outside: start the next one at once
         if code == StorageAway.exit_code:
             slot.turned_away += 1  # not its fault

@@ -198,10 +198,11 @@ def test_a_picture_that_grows_in_a_data_set_of_ones_own(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     Path("bomb.png").write_bytes(BOMBS["pixels"]())
-    code = (
-        "from PIL import Image\n\ndef load(root, split):\n    return [(Image.open('bomb.png'), 0)]"
+    Path("with_a_bomb.py").write_text(
+        "import io\nfrom pathlib import Path\nfrom PIL import Image\n\n"
+        "def load(root, split):\n"
+        "    return [(Image.open(io.BytesIO(Path('bomb.png').read_bytes())), 0)]\n"
     )
-    Path("with_a_bomb.py").write_text(code)
     config = DataConfig(dataset="with_a_bomb:load", root=str(tmp_path), image_size=16)
     with pytest.raises(DataError, match=MANY):
         open_data(config, home.cache)
@@ -333,6 +334,7 @@ NESTED = {
     "dots": "x" + ".a" * 100_000 + " = 1",
     "header": "[" + ".".join(["a"] * 100_000) + "]\nx = 1",
     "quoted dots": '[space]\n"' + ".".join(["a"] * 100_000) + '" = [1, 2]',
+    "spaces": '[space]\n"' + ".".join(["a b"] * 100_000) + '" = [1, 2]',
     "few": "[space]\noptimizer.lr = [0.1, 0.2]\n[train]\ndata" + ".a" * 700 + " = 1",
     "options": "[space]\noptimizer.lr = [0.1, 0.2]\n[train]\nmodel.options" + ".a" * 700 + " = 1",
     "listed": "[space]\noptimizer.lr = [0.1, 0.2]\n[train]\nmodel.options.a = "
