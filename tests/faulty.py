@@ -19,7 +19,7 @@ BEFORE, AFTER = "before", "after"
 class FaultyCommits:
     """Breaks commits of a database, one after the other, as `faults` say; None passes.
 
-    PostgreSQL's fault is real: the server ends the session. SQLite's is a full disk, pretended.
+    A server's fault is real: it ends the session. SQLite's is a full disk, pretended.
     """
 
     def __init__(
@@ -53,8 +53,11 @@ class FaultyCommits:
         mine = connection.dbapi_connection
         other = sa.create_engine(self.database.url, poolclass=sa.NullPool)
         with other.connect() as c:
-            c.execute(sa.select(sa.func.pg_terminate_backend(mine.info.backend_pid, 5000)))
-        mine.execute("SELECT 1")
+            if self.database.url.get_backend_name() == "mysql":
+                c.exec_driver_sql(f"KILL CONNECTION {mine.thread_id()}")
+            else:
+                c.execute(sa.select(sa.func.pg_terminate_backend(mine.info.backend_pid, 5000)))
+        mine.cursor().execute("SELECT 1")
         raise AssertionError("the session lives")
 
 

@@ -196,14 +196,16 @@ class Checkpoints:
         return [], None
 
     def share(self, path: Path | None, moved: Moved = nothing) -> None:
-        """Put a file of the trial into the mirror, a checkpoint before it is recorded."""
-        self._fresh = None
+        """Put a file of the trial into the mirror, a checkpoint before it is recorded. One that
+        never was, because the database is away, makes room for the next."""
+        before, self._fresh = self._fresh, None
         if self.mirror is None or path is None:
             return
         try:
             self.mirror.put(path, moved=moved)
             self._fresh = self.directory.name_of(path)
             self._there.add(self._fresh)
+            self._there -= removed(self.mirror, [before] if before else [])
         except StorageError as error:
             log.warning(
                 "trial %d: %s; %s is on this host alone, the next one is tried again",
@@ -216,8 +218,8 @@ class Checkpoints:
             self.pointed.unlink(missing_ok=True)
         self.pointed = path
         if self._fresh is not None and self.mirror is not None:
-            gone = removed(self.mirror, self._there - {self._fresh})
-            self._there = (self._there - gone) | {self._fresh}
+            self._there -= removed(self.mirror, self._there - {self._fresh})
+            self._fresh = None
 
     @property
     def _url(self) -> str:

@@ -48,13 +48,21 @@ POSTGRESQL_CONNECT = {
 }
 """Parameters of libpq, unless the URL has its own."""
 POSTGRESQL_SESSION = {
-    "timezone": "UTC",
+    "timezone": "'UTC'",
     # Our transactions take milliseconds. A process that is stopped or put to sleep inside one must
     # not hold its row locks for ever: the server ends its session, and it tries again when it
     # wakes up.
-    "idle_in_transaction_session_timeout": "30s",
+    "idle_in_transaction_session_timeout": "'30s'",
     # Longer than that, so that who waits for such a lock gets it; and not for ever.
-    "lock_timeout": "60s",
+    "lock_timeout": "'60s'",
+}
+MYSQL_SESSION = {
+    "time_zone": "'+00:00'",
+    # What does not fit is an error, as on other databases; some servers would cut it off.
+    "sql_mode": "CONCAT_WS(',', @@sql_mode, 'STRICT_TRANS_TABLES')",
+    # As for PostgreSQL: an idle session is ended after so many seconds, and gives up its locks,
+    # before who waits for one gives up (innodb_lock_wait_timeout, 50 s). In the pool it is renewed.
+    "wait_timeout": "30",
 }
 NETWORK_FILE_SYSTEMS = {
     *("nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "lustre", "glusterfs", "beegfs", "9p"),
@@ -253,15 +261,14 @@ def _connect_args(url: URL) -> dict[str, Any]:
 def _prepare_postgresql(connection: Any, _record: Any) -> None:
     cursor = connection.cursor()
     for name, value in POSTGRESQL_SESSION.items():
-        cursor.execute(f"SET {name} = '{value}'")
+        cursor.execute(f"SET {name} = {value}")
     cursor.close()
     connection.commit()
 
 
 def _prepare_mysql(connection: Any, _record: Any) -> None:
     cursor = connection.cursor()
-    cursor.execute("SET time_zone = '+00:00'")
-    # What does not fit is an error, as on other databases; some servers would cut it off.
-    cursor.execute("SET sql_mode = CONCAT_WS(',', @@sql_mode, 'STRICT_TRANS_TABLES')")
+    for name, value in MYSQL_SESSION.items():
+        cursor.execute(f"SET {name} = {value}")
     cursor.close()
     connection.commit()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import optuna
 import pytest
+import sqlalchemy as sa
 import torch
 from optuna.trial import TrialState
 
@@ -20,8 +21,8 @@ from hpo.search import study as studies
 from hpo.search.objective import Bench
 from hpo.search.status import read_status
 from hpo.search.study import Study
-from hpo.storage import leases, patience, records
-from hpo.storage.db import Database
+from hpo.storage import db, leases, patience, records, tables
+from hpo.storage.db import Database, connect
 from hpo.storage.leases import FINAL, Ending, Lease, Taken
 from hpo.storage.optuna_rdb import FencedStorage, add_waiting
 from hpo.storage.records import EpochRow
@@ -30,7 +31,7 @@ from tests.fakes import study_file
 from tests.faulty import AFTER, BEFORE, breaking
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", "postgresql", "mysql"])
 def kind(request: pytest.FixtureRequest) -> str:
     found: str = request.param
     return found
@@ -88,7 +89,7 @@ class Life:
         free = self.study.facts().free[0]
         taken = leases.take(self.database, self.study.uuid, free, self.worker)
         assert taken is not None
-        assert (taken.lease.k, taken.fruitless) == (1, 0)
+        assert (taken.lease.k, taken.fruitless) == (1, ())
         self.taken = taken
 
     def plan(self) -> None:
@@ -252,3 +253,28 @@ def test_a_worker_in_a_storm(
         assert [row.epoch for row in trial.epochs] == [1, 2, 3]
         assert trial.attempts[0].epoch == 3
     assert all(set(t.intermediate_values) == {1, 2, 3} for t in view.trials[:3])
+
+
+@pytest.mark.parametrize("kind", ["postgresql", "mysql"])
+def test_a_session_that_stops_inside_a_transaction_loses_its_locks(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a process under SIGSTOP. On SQLite others wait until it goes on or dies."""
+    monkeypatch.setitem(db.POSTGRESQL_SESSION, "idle_in_transaction_session_timeout", "'1s'")
+    monkeypatch.setitem(db.MYSQL_SESSION, "wait_timeout", "1")
+    stopped = connect(url)
+    study, _ = studies.create(stopped, study_file())
+    other = connect(url)
+    row = sa.update(tables.studies).where(tables.studies.c.uuid == study.uuid)
+    told = ""
+    try:
+        with stopped.write() as c:
+            c.execute(row.values(stop_reason="stopped"))
+            records.update_study(other, study.uuid, stop_reason="other")  # waits for the lock
+            c.execute(row.values(stop_reason="stopped"))
+    except StorageAway as error:
+        told = str(error)
+    assert told
+    assert records.get_study(other, "toy").stop_reason == "other"
+    stopped.dispose()
+    other.dispose()

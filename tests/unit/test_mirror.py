@@ -459,6 +459,24 @@ def test_an_attempt_removes_what_its_predecessors_left_once_its_own_is_recorded(
     assert store.calls[-1] == "remove /trials/0/attempt-3/epoch-3.ckpt"
 
 
+def test_what_waits_for_the_database_is_there_once(home: Home) -> None:
+    """Each checkpoint holds all epochs before it, so the last one will do."""
+    store = Remembering([])
+    directory = home.study(UUID)
+    checkpoints = Checkpoints(directory, Mirror(store, directory), LEASE)
+    for epoch in (1, 2, 3, 4):
+        checkpoints.share(checkpoints.path(epoch))
+        if epoch in (1, 4):
+            checkpoints.recorded(checkpoints.path(epoch))
+    files = [f"/trials/0/attempt-3/epoch-{epoch}.ckpt" for epoch in range(5)]
+    assert store.calls == [
+        f"put {files[1]}", f"put {files[2]}",
+        f"put {files[3]}", f"remove {files[2]}",
+        f"put {files[4]}", f"remove {files[3]}",
+        f"remove {files[1]}",
+    ]  # fmt: skip
+
+
 def test_a_full_disk_here_does_not_begin_the_trial_again(home: Home) -> None:
     """It is handed back, and goes on where there is room."""
 
