@@ -6,7 +6,8 @@
     │   ├── DataError                images: missing, unreadable, too few, a leaking class
     │   ├── NotFound                 no such study, trial, run or worker
     │   └── Conflict                 a study of that name exists with another definition
-    ├── StorageError             2   the database cannot be reached or used
+    ├── StorageError             2   the database is not one of ours, or cannot be used
+    │   └── StorageAway         75       it cannot be reached or written for now: try again later
     ├── DiskFull                 1   a file does not fit on its disk; what was there is as it was
     ├── TrialFailed              1   one trial cannot be trained; the study goes on
     ├── Fenced                   1   this worker no longer owns its trial: drop it, go on
@@ -66,9 +67,16 @@ class Conflict(InputError):
 
 
 class StorageError(HpoError):
-    """The database cannot be reached, or is not one of ours."""
+    """The database is not one of ours, or cannot be used as it was named."""
 
     exit_code = 2
+
+
+class StorageAway(StorageError):
+    """The database cannot be reached or written for now: it is down or restarting, locked for too
+    long, or its disk is full. Nothing is wrong with what was asked, so it may be asked again."""
+
+    exit_code = 75  # sysexits.h: EX_TEMPFAIL
 
 
 class DiskFull(HpoError):

@@ -14,7 +14,7 @@ import typer
 from typer.main import get_command
 
 from hpo import __version__
-from hpo.cli import compare, dashboard, prepare, results, run, status, studies, worker
+from hpo.cli import compare, dashboard, manifest, prepare, results, run, status, studies, worker
 from hpo.cli.text import printable
 from hpo.errors import HpoError
 from hpo.files import disk_full, is_full
@@ -26,6 +26,7 @@ COMMANDS: dict[str, dict[str, Callable[..., Any]]] = {
         "check": prepare.check,
         "run": run.run,
         "worker": worker.worker,
+        "manifest": manifest.manifest,
     },
     "Look": {
         "list": status.list_studies,

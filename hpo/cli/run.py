@@ -112,7 +112,20 @@ def _check_device(device: str | None) -> None:
 
 
 def _study(found: Database, file: StudyFile, artifacts: str | None) -> tuple[Study, str]:
-    """The study of `file`, new or resumed, and a word on that. Bad data, own modules that are not
+    """The study of `file`, new or resumed, and a word on that."""
+    from hpo.search import study as studies
+
+    study, is_new = open_study(found, file, artifacts)
+    if study.row.stop == "user":
+        studies.resume(study)
+        return studies.load(found, file.name), f"study {file.name} was stopped; it goes on"
+    if is_new or _is_over(study):
+        return study, ""
+    return study, f"study {file.name} goes on where it was"
+
+
+def open_study(found: Database, file: StudyFile, artifacts: str | None) -> tuple[Study, bool]:
+    """The study of `file`, made if it is new; whether it was. Bad data, own modules that are not
     here and artifacts that cannot be used create nothing."""
     from hpo.engine.code import code_of
     from hpo.search import mirror
@@ -130,12 +143,7 @@ def _study(found: Database, file: StudyFile, artifacts: str | None) -> tuple[Stu
     study, is_new = studies.create(found, file)
     if place:
         mirror.keep(found, study.row, place, Home.default())
-    if study.row.stop == "user":
-        studies.resume(study)
-        return studies.load(found, file.name), f"study {file.name} was stopped; it goes on"
-    if is_new or _is_over(study):
-        return study, ""
-    return study, f"study {file.name} goes on where it was"
+    return study, is_new
 
 
 def check_data(file: StudyFile) -> None:

@@ -163,7 +163,8 @@ class Checkpoints:
     directory: StudyDir
     mirror: Mirror | None
     lease: Lease
-    _local: Path | None = None
+    pointed: Path | None = None
+    """The file on this host that the database names."""
     _there: set[str] = field(default_factory=set)
     """Names in the mirror."""
     _fresh: str | None = None
@@ -184,7 +185,7 @@ class Checkpoints:
                 continue
             path = self.directory.checkpoint(self.lease.number, row.checkpoint, row.epoch)
             if path.exists() or self._fetched(path, moved):
-                self._local = path
+                self.pointed = path
                 return list(rows[:done]), path
         if rows:
             place = "on another host" if self.mirror is None else f"neither here nor in {self._url}"
@@ -202,6 +203,7 @@ class Checkpoints:
         try:
             self.mirror.put(path, moved=moved)
             self._fresh = self.directory.name_of(path)
+            self._there.add(self._fresh)
         except StorageError as error:
             log.warning(
                 "trial %d: %s; %s is on this host alone, the next one is tried again",
@@ -210,9 +212,9 @@ class Checkpoints:
 
     def recorded(self, path: Path | None) -> None:
         """The database points to `path`: those before it are not needed any more."""
-        if self._local is not None and self._local != path:
-            self._local.unlink(missing_ok=True)
-        self._local = path
+        if self.pointed is not None and self.pointed != path:
+            self.pointed.unlink(missing_ok=True)
+        self.pointed = path
         if self._fresh is not None and self.mirror is not None:
             gone = removed(self.mirror, self._there - {self._fresh})
             self._there = (self._there - gone) | {self._fresh}

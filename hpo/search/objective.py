@@ -3,7 +3,8 @@
 Order within an epoch: checkpoint file -> the same in the artifacts, where there are some -> one
 transaction {metrics, pointer to the checkpoint} -> report -> prune question. Whoever takes over
 after a death between any two of them resumes from the pointer, makes up for missing reports, asks,
-then trains.
+then trains. While the database is away the next epoch begins nevertheless: what could not be
+recorded waits on disk (`epochs`), and the end of the trial waits for the database.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 from optuna.trial import TrialState
 
 from hpo.definition.config import RuntimeConfig, TrainConfig
-from hpo.definition.objectives import COSTS
+from hpo.definition.objectives import COSTS, chance
 from hpo.engine import runtime
 from hpo.engine.checkpoint import best_weights, save_weights
 from hpo.engine.control import Control, Tick
@@ -32,6 +33,7 @@ from hpo.errors import ConfigError, Fenced, Interrupted, TrialFailed
 from hpo.paths import Home
 from hpo.search import keeping, mirror, plan
 from hpo.search.agreement import agree_on_images
+from hpo.search.epochs import Epochs
 from hpo.search.mirror import Checkpoints
 from hpo.search.samplers import draft_params, make_sampler
 from hpo.search.several import FirstMetric, values_of, worst_of
@@ -40,6 +42,7 @@ from hpo.search.study import Study
 from hpo.storage import leases, records
 from hpo.storage.leases import Ending, Lease, Taken
 from hpo.storage.optuna_rdb import FencedStorage
+from hpo.storage.patience import Outage
 from hpo.storage.records import EpochRow
 
 log = logging.getLogger(__name__)
@@ -188,36 +191,42 @@ class _Training:
         resolved = _runtime(bench, taken, config, len(self.data.classes), self._tick)
         self.config = config.model_copy(update={"runtime": resolved})
         self.directory = bench.study.directory(bench.home)
-        self.mirror = mirror.find(bench.study.database, bench.study.uuid, bench.home)
-        self.checkpoints = Checkpoints(self.directory, self.mirror, self.lease)
-        self.rows: list[EpochRow] = []
-        self.rows, self.checkpoint = self._stored()
+        found = mirror.find(bench.study.database, bench.study.uuid, bench.home)
+        self.checkpoints = Checkpoints(self.directory, found, self.lease)
+        self.epochs = Epochs(bench.study, self.checkpoints)
+        self.epochs.read(self.config, self._moved)
+        self.outage = Outage(f"trial {self.lease.number} goes on, its results wait on disk")
 
-    def _stored(self) -> tuple[list[EpochRow], Path | None]:
-        """The epochs that predecessors finished, and the checkpoint to go on from; nothing of both
-        where the checkpoint cannot be had on this host."""
-        study, number = self.bench.study, self.lease.number
-        rows = records.read_epochs(study.database, study.uuid, self.lease.trial_id).get(number, [])
-        return self.checkpoints.newest(rows, self._moved)
+    @property
+    def rows(self) -> list[EpochRow]:
+        return self.epochs.rows
+
+    @property
+    def checkpoint(self) -> Path | None:
+        return self.epochs.checkpoint
 
     def _tick(self) -> None:
         """Something before the first epoch goes on."""
         self.control.step(epoch=0, images=0)
 
     def run(self) -> Ending:
-        ending = self._judge()
+        try:
+            return self._run()
+        except Fenced:
+            if self.epochs.waiting:
+                log.warning("trial %d: attempt %d leaves %d epoch(s) unrecorded",
+                            self.lease.number, self.lease.k, self.epochs.waiting)  # fmt: skip
+            raise
+
+    def _run(self) -> Ending:
+        ending = self._settle()
         if ending is not None:
             return ending
         self._begin_epoch()
+        data = self.data
         results = train(
             self.config,
-            TrainingData(
-                len(self.data.classes),
-                self.data.train,
-                self.data.val,
-                self.data.mean,
-                self.data.std,
-            ),
+            TrainingData(len(data.classes), data.train, data.val, data.mean, data.std),
             self.control,
             device=self.bench.device,
             metric=self.metric,
@@ -242,18 +251,24 @@ class _Training:
 
     def _finish_epoch(self, result: EpochResult) -> Ending | None:
         """Store, report, ask; the next epoch begins only if this returns None."""
-        self.rows.append(EpochRow(result.epoch, self.lease.k, 0.0, dict(result.metrics), None))
-        stop = leases.record_epoch(
-            self.bench.study.database,
-            self.lease,
-            result.epoch,
-            result.metrics,
-            checkpoint=result.checkpoint is not None,
-            progress=self._progress(),
-        )
-        self.checkpoints.recorded(result.checkpoint)
-        self.checkpoint = result.checkpoint
-        self._remember(result.micro_batch)
+        self.epochs.add(result)
+        if result.last:
+            return self._settle()
+        ending = None
+        if self.outage.is_due:
+            with self.outage.noted(), self.bench.study.database.patient(None):
+                ending = self._settle()
+                if ending is None:
+                    self._begin_epoch()
+        return ending
+
+    def _settle(self) -> Ending | None:
+        """Record the epochs that the database does not have, report them, and ask whether to go on.
+
+        Raises Interrupted where the study was stopped, Fenced, and StorageAway.
+        """
+        stop = self.epochs.deliver(self._progress())
+        self._remember()
         ending = self._judge()
         if ending is not None:
             return ending
@@ -261,20 +276,19 @@ class _Training:
             raise Interrupted("the study was stopped")
         if stop == "rule":
             return Ending("pruned", self._best(), "the study is over: a stop rule fired")
-        if not result.last:
-            self._begin_epoch()
         return None
 
-    def _remember(self, micro_batch: int) -> None:
+    def _remember(self) -> None:
         """Out of memory halved the micro-batch: with batch norm that changes the result, so the
         trial is marked, and its retraining uses the same."""
+        micro_batch = self.epochs.micro_batch
         before = self.config.runtime.micro_batch or self.config.batch_size
-        if micro_batch == before:
+        if micro_batch in (None, before):
             return
         runtime = self.config.runtime.model_copy(update={"micro_batch": micro_batch})
-        self.config = self.config.model_copy(update={"runtime": runtime})
         leases.keep_runtime(self.bench.study.database, self.lease, runtime.model_dump())
         self.trial.set_user_attr("micro_batch", micro_batch)
+        self.config = self.config.model_copy(update={"runtime": runtime})
 
     def _judge(self) -> Ending | None:
         """Report the epochs that Optuna does not have yet, and ask whether to go on."""
@@ -362,15 +376,6 @@ class _Training:
         of the training: an epoch that is finished is recorded first."""
         with suppress(Interrupted, Fenced):
             self.control.step(epoch=len(self.rows) + 1, images=0)
-
-
-def chance(metric: str, classes: int) -> float:
-    """What guessing gives: the value of a trial that diverged, so that it counts and never wins."""
-    if metric.endswith("_loss"):
-        return math.log(classes)
-    if metric.endswith("_distance"):
-        return math.inf  # no distance is the one that guessing gives
-    return min(1.0, (5 if metric.endswith("top5") else 1) / classes)
 
 
 def _tell(bench: Bench, lease: Lease, trial: optuna.trial.Trial, ending: Ending) -> None:

@@ -188,7 +188,7 @@ class Remote(Store):
         self.files.rm_file(f"{self.root}/{key}")
 
     def _list(self, prefix: str) -> Iterator[str]:
-        self.files.invalidate_cache()
+        self.files.invalidate_cache()  # some providers remember listings
         for path in self.files.find(f"{self.root}/{prefix}"):
             yield str(path).removeprefix(self.root).lstrip("/")
 

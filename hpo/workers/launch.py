@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 from contextlib import suppress
@@ -15,6 +13,7 @@ from typing import Protocol
 
 from hpo.paths import StudyDir
 from hpo.storage.db import Database
+from hpo.workers.alive import host
 
 
 class Process(Protocol):
@@ -42,8 +41,7 @@ class Launcher(Protocol):
 
 def new_worker_id() -> str:
     """host-suffix: readable in status, and never seen twice (process ids are, in containers)."""
-    host = re.sub(r"[^A-Za-z0-9]+", "-", socket.gethostname()[:32]).strip("-") or "host"
-    return f"{host}-{secrets.token_hex(3)}"
+    return f"{host()}-{secrets.token_hex(3)}"
 
 
 class Child(subprocess.Popen[bytes]):

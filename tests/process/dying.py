@@ -16,7 +16,7 @@ from hpo.storage import leases
 
 POINTS: dict[str, tuple[Any, str]] = {
     "share": (Checkpoints, "share"),  # the checkpoint is in the artifacts, the epoch not recorded
-    "record": (leases, "record_epoch"),  # recorded, and its predecessor not removed yet
+    "record": (leases, "record_epochs"),  # recorded, and its predecessor not removed yet
 }
 
 

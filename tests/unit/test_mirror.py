@@ -60,18 +60,18 @@ def curve(status: StudyStatus, number: int = 0) -> list[list[float]]:
 
 
 class Dying:
-    """`leases.record_epoch`, after whose call for an epoch the worker is gone, once."""
+    """`leases.record_epochs`, after whose call for an epoch the worker is gone, once."""
 
     def __init__(self, epoch: int, *, before: bool = False) -> None:
-        self.epoch, self.before, self.original = epoch, before, objective.leases.record_epoch
+        self.epoch, self.before, self.original = epoch, before, objective.leases.record_epochs
         self.due = True
 
-    def __call__(self, database: Any, lease: Any, epoch: int, *args: Any, **options: Any) -> Any:
-        dies = self.due and epoch == self.epoch
+    def __call__(self, database: Any, lease: Any, rows: Any, **options: Any) -> Any:
+        dies = self.due and rows[-1].epoch == self.epoch
         self.due = self.due and not dies
         if dies and self.before:
             raise OSError("the host went away")
-        done = self.original(database, lease, epoch, *args, **options)
+        done = self.original(database, lease, rows, **options)
         if dies:
             raise OSError("the host went away")
         return done
@@ -108,7 +108,7 @@ def resumed(
     dying: Dying,
 ) -> StudyStatus:
     """A worker on the first host dies, one on the second finishes the study."""
-    monkeypatch.setattr(objective.leases, "record_epoch", dying)
+    monkeypatch.setattr(objective.leases, "record_epochs", dying)
     with pytest.raises(OSError, match="went away"):
         search(database, homes[0], file)
     search(database, homes[1], file)
@@ -180,7 +180,7 @@ class TestATakeoverOnAnotherHost:
 
         monkeypatch.setattr(objective.leases, "begin_epoch", fails_from_the_second)
         dying = Dying(2)
-        monkeypatch.setattr(objective.leases, "record_epoch", dying)
+        monkeypatch.setattr(objective.leases, "record_epochs", dying)
         with pytest.raises(OSError, match="went away"):
             search(database, homes[0], file)
         assert files(place) == ["study.toml", "trials/0/attempt-1/epoch-1.ckpt"]
@@ -197,7 +197,7 @@ class TestATakeoverOnAnotherHost:
     ) -> None:  # fmt: skip
         file = small(trials=1)
         begun(database, file, place, homes[0])
-        monkeypatch.setattr(objective.leases, "record_epoch", Dying(2))
+        monkeypatch.setattr(objective.leases, "record_epochs", Dying(2))
         with pytest.raises(OSError, match="went away"):
             search(database, homes[0], file)
         (checkpoint,) = Path(place).rglob("epoch-2.ckpt")
@@ -216,14 +216,14 @@ class TestAStoreThatFails:
     ) -> None:  # fmt: skip
         begun(database, small(trials=1), place, home)
         seen: dict[int, list[str]] = {}
-        original = objective.leases.record_epoch
+        original = objective.leases.record_epochs
 
         def record(database: Any, lease: Any, epoch: int, *args: Any, **options: Any) -> Any:
             seen[epoch] = files(place)
             failing.down = epoch == 1  # the second one's checkpoint finds no answer
             return original(database, lease, epoch, *args, **options)
 
-        monkeypatch.setattr(objective.leases, "record_epoch", record)
+        monkeypatch.setattr(objective.leases, "record_epochs", record)
         study = search(database, home, small(trials=1))
         assert seen == {
             1: ["study.toml", "trials/0/attempt-1/epoch-1.ckpt"],

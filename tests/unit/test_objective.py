@@ -16,13 +16,14 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 from hpo.cli.ending import print_ending
+from hpo.definition.objectives import chance
 from hpo.definition.studyfile import StudyFile, parse_study
 from hpo.engine import learner
 from hpo.errors import Conflict
 from hpo.paths import Home
 from hpo.search import objective
 from hpo.search import study as studies
-from hpo.search.objective import Bench, chance
+from hpo.search.objective import Bench
 from hpo.search.status import StudyStatus, TrialStatus, read_status
 from hpo.search.study import Study
 from hpo.storage import records
@@ -132,13 +133,13 @@ def test_pruned_by_the_study_s_own_pruner(database: Database, home: Home) -> Non
 def test_a_stop_rule_ends_running_trials_after_their_epoch(
     database: Database, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = objective.leases.record_epoch
+    original = objective.leases.record_epochs
 
     def fire(*args: Any, **kwargs: Any) -> Any:
         records.stop_study(database, args[1].study, "rule", "enough")
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(objective.leases, "record_epoch", fire)
+    monkeypatch.setattr(objective.leases, "record_epochs", fire)
     status = search(database, home, study_file(trials=3, train=TRAIN))
     trial = only(status)  # waiting ones are hidden
     assert (trial.state, len(trial.epochs)) == ("pruned", 1)
@@ -150,18 +151,18 @@ def test_a_trial_goes_on_from_the_beginning_where_the_checkpoint_is_elsewhere(
     database: Database, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another host has the database, not the files."""
-    original = objective.leases.record_epoch
+    original = objective.leases.record_epochs
     calls: list[int] = []
 
     def die_once(*args: Any, **kwargs: Any) -> Any:
         done = original(*args, **kwargs)
-        calls.append(args[2])
+        calls.append(args[2][-1].epoch)
         if len(calls) == 1:
             shutil.rmtree(home.root / "studies")
             raise OSError("the host went away")
         return done
 
-    monkeypatch.setattr(objective.leases, "record_epoch", die_once)
+    monkeypatch.setattr(objective.leases, "record_epochs", die_once)
     file = study_file(trials=1, train=TRAIN)
     with pytest.raises(OSError, match="went away"):
         search(database, home, file)
