@@ -95,7 +95,7 @@ def run(
                     require_code(found, study.uuid, study.file)
                 supervisor = _supervisor(study, devices, force=force)
                 _search(study, supervisor, out, stop, plain=plain, quiet=quiet, dashboard=dashboard)
-            _end(study, again, out, stopped=stop.is_set())
+            _end(study, again, out)
 
 
 def _check_device(device: str | None) -> None:
@@ -234,14 +234,15 @@ def _logged(out: Console) -> Iterator[None]:
         log.removeHandler(handler)
 
 
-def _end(study: Study, again: str, out: Console, *, stopped: bool) -> None:
-    """The result, or how to go on: `again` are the arguments that name this study."""
+def _end(study: Study, again: str, out: Console) -> None:
+    """The result, or how to go on where the study or all of its workers here were stopped: `again`
+    are the arguments that name it."""
     from hpo.cli.ending import print_ending
     from hpo.search.status import read_status
 
     hpo, flag = program(), storage_flag(study.database)
     status = read_status(study.database, study.row.name)
-    if stopped and status.state != "finished":
+    if status.state != "finished":
         out.print(
             f"\nstopped: {status.finished} of {status.row.trials} trials are finished, the running "
             f"ones were handed back.\nTo go on: {hpo} run {again}{flag}",

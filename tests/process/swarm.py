@@ -70,6 +70,8 @@ class Forks:
     study: str
     home: Home
     kind: str
+    supervised: bool = False
+    """Whether they end when their parent is gone."""
     children: list[Child] = field(default_factory=list)
 
     def start(self, worker: str, device: str) -> Child:
@@ -77,7 +79,7 @@ class Forks:
         if pid == 0:
             code = 1
             try:
-                work(self.url, self.study, self.home, self.kind, worker)
+                work(self.url, self.study, self.home, self.kind, worker, self.supervised)
                 code = 0
             except StorageAway as error:  # as the command line ends
                 code = error.exit_code
@@ -89,7 +91,7 @@ class Forks:
         return self.children[-1]
 
 
-def work(url: str, name: str, home: Home, kind: str, worker: str) -> str:
+def work(url: str, name: str, home: Home, kind: str, worker: str, supervised: bool = False) -> str:
     """What one worker process does."""
     database = connect(url)
     study = studies.load(database, name)
@@ -100,7 +102,9 @@ def work(url: str, name: str, home: Home, kind: str, worker: str) -> str:
         view = study.optuna_study(storage)
         trials = Bench(study, storage, view, home, torch.device("cpu"), threads=1)
     with stop_on_signal() as stop:
-        return Worker(study, storage, trials, home=home, worker_id=worker).run(stop)
+        return Worker(study, storage, trials, home=home, worker_id=worker).run(
+            stop, supervised=supervised
+        )
 
 
 def main() -> None:

@@ -1,0 +1,341 @@
+"""Studies under random faults, one after the other, until the time is over; each is checked.
+
+    python -m tests.process.chaos {sqlite,postgresql} SECONDS SEED
+
+Workers really train something tiny under the product's own supervisor, which runs in a process of
+its own. At random instants a worker or the supervisor is killed (SIGKILL), asked to end (SIGTERM)
+or stopped for a while (SIGSTOP, SIGCONT), and the database is restarted (PostgreSQL) or locked for
+a while (SQLite). Where the supervisor is gone it is started again, as a user would type the command
+again. Files lie under HPO_HOME. Prints one JSON object, in which `violations` is to be empty.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sqlite3
+import sys
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from hpo.definition.studyfile import StudyFile, parse_study
+from hpo.errors import StorageAway
+from hpo.paths import Home
+from hpo.search import study as studies
+from hpo.storage.db import Database, connect
+from hpo.workers.signals import stop_on_signal
+from hpo.workers.supervisor import Supervisor
+from tests.fakes import study_file
+from tests.process import verdict
+from tests.process.swarm import Child, Forks
+from tests.process.verdict import Curves
+from tests.servers import Postgres
+
+LEASE_S = 2.0
+PAUSE_S = 0.8
+"""Between two faults, on average."""
+CALM_S = 240.0
+"""A study that has not ended so long after the last fault never will."""
+EPOCHS, POINTS = 4, 12
+SPACE = "optimizer.lr = [0.3, 0.1, 0.03, 0.01]\nseed = [0, 1, 2]"
+TRAIN = f"""epochs = {EPOCHS}
+batch_size = 32
+data.limit_train = 300
+model = {{cnn = {{filters = [4]}}, dropout = 0.2}}
+runtime = {{precision = "float32", memory_format = "contiguous", threads = 1}}
+"""
+
+
+def chaos_study(name: str, *, trials: int, pruner: str = "none") -> StudyFile:
+    """The first points of one grid: every study computes what the reference did."""
+    file = study_file(name=name, trials=trials, sampler="grid", lease_s=LEASE_S, train=TRAIN,
+                      space=SPACE)  # fmt: skip
+    return parse_study(file.text.replace('pruner = "none"', f'pruner = "{pruner}"'), name)
+
+
+@dataclass
+class Tally:
+    """What happened in all studies."""
+
+    faults: Counter[str] = field(default_factory=Counter)
+    studies: int = 0
+    trials: int = 0
+    attempts: int = 0
+    epochs: int = 0
+    again: int = 0
+    """Epochs that were begun more often than once."""
+    failed: int = 0
+    compared: int = 0
+    """Epochs that were compared with the reference, bit for bit."""
+    violations: list[str] = field(default_factory=list)
+
+
+class Herd:
+    """All processes of a study by role, also those that lost their parent. Known by id and time of
+    start, so that no signal ever reaches another process that got the same id."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True)
+
+    def add(self, role: str, pid: int) -> None:
+        started = psutil.Process(pid).create_time()
+        (self.folder / f"{role}-{pid}").write_text(repr(started))
+
+    def alive(self, role: str) -> list[psutil.Process]:
+        return [one for path in self.folder.glob(f"{role}-*") if (one := _living(path))]
+
+
+def _living(path: Path) -> psutil.Process | None:
+    text = path.read_text()
+    try:
+        process = psutil.Process(int(path.name.rpartition("-")[2]))
+        same = text != "" and process.create_time() == float(text)
+        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+    except psutil.NoSuchProcess:
+        return None
+
+
+class HerdForks(Forks):
+    """Its workers are entered, and end when their supervisor is gone."""
+
+    def __init__(self, *args: Any, herd: Herd) -> None:
+        super().__init__(*args, supervised=True)
+        self.herd = herd
+
+    def start(self, worker: str, device: str) -> Child:
+        child = super().start(worker, device)
+        self.herd.add("worker", child.pid)
+        return child
+
+
+@dataclass
+class Scenery:
+    """Where a study is searched."""
+
+    url: str
+    home: Home
+    name: str
+    workers: int
+    herd: Herd
+
+    def supervisor(self) -> Child:
+        """What `hpo run` does, in a process of its own."""
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                self._run()
+                code = 0
+            except StorageAway as error:
+                code = error.exit_code
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        self.herd.add("supervisor", pid)
+        return Child(pid)
+
+    def _run(self) -> None:
+        with stop_on_signal() as stop:
+            database = connect(self.url)
+            study = studies.load(database, self.name)
+            forks = HerdForks(self.url, self.name, self.home, "real", herd=self.herd)
+            directory = study.directory(self.home)
+            devices = ["cpu"] * self.workers
+            Supervisor(database, study.uuid, directory, forks, devices, 600.0).run(stop)
+
+
+class Storm:
+    """Faults at random instants, and what undoes them later."""
+
+    def __init__(self, rng: random.Random, tally: Tally, url: str, server: Postgres | None) -> None:
+        self.rng, self.tally, self.url, self.server = rng, tally, url, server
+        self.later: list[tuple[float, Callable[[], None]]] = []
+        self.due = 0.0
+        self.faults = [
+            (self.kill, "worker", 6),
+            (self.terminate, "worker", 2),
+            (self.freeze, "worker", 3),
+            (self.kill, "supervisor", 1),
+            (self.terminate, "supervisor", 1),
+            (self.freeze, "supervisor", 1),
+            (self.restart if server else self.lock, "database", 1),
+        ]
+
+    def blow(self, herd: Herd, *, more: bool) -> None:
+        """Undo what is due, and strike, if it is time to and there are to be more faults."""
+        now = time.monotonic()
+        for one in [one for one in self.later if one[0] <= now]:
+            self.later.remove(one)
+            one[1]()
+        if more and now >= self.due:
+            self.due = now + self.rng.expovariate(1 / PAUSE_S)
+            weights = [weight for *_, weight in self.faults]
+            strike, role, _ = self.rng.choices(self.faults, weights)[0]
+            strike(role, herd)
+
+    def _struck(self, role: str, herd: Herd, sig: int, what: str) -> psutil.Process | None:
+        alive = herd.alive(role)
+        if not alive:
+            return None
+        chosen = self.rng.choice(alive)
+        try:
+            chosen.send_signal(sig)
+        except psutil.NoSuchProcess:
+            return None
+        self.tally.faults[f"{role} {what}"] += 1
+        return chosen
+
+    def kill(self, role: str, herd: Herd) -> None:
+        self._struck(role, herd, signal.SIGKILL, "killed")
+
+    def terminate(self, role: str, herd: Herd) -> None:
+        self._struck(role, herd, signal.SIGTERM, "terminated")
+
+    def freeze(self, role: str, herd: Herd) -> None:
+        process = self._struck(role, herd, signal.SIGSTOP, "stopped")
+        if process is not None:
+            self._after(self.rng.uniform(0.2, 3 * LEASE_S), lambda: _thaw(process))
+
+    def restart(self, role: str, herd: Herd) -> None:
+        assert self.server is not None
+        if any(one[1] == self.server.start for one in self.later):
+            return  # it is away already
+        self.tally.faults["database restarted"] += 1
+        self.server.stop(self.rng.choice(["fast", "immediate"]))
+        self._after(self.rng.uniform(0, 3 * LEASE_S), self.server.start)
+
+    def lock(self, role: str, herd: Herd) -> None:
+        """Another process holds SQLite's write lock."""
+        self.tally.faults["database locked"] += 1
+        seconds = self.rng.uniform(0.2, 2 * LEASE_S)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                file = self.url.removeprefix("sqlite:///")
+                holder = sqlite3.connect(file, timeout=60.0, isolation_level=None)
+                holder.execute("BEGIN IMMEDIATE")
+                time.sleep(seconds)
+            finally:
+                os._exit(0)
+        self._after(seconds + 60, Child(pid).wait)
+
+    def _after(self, seconds: float, undo: Callable[[], Any]) -> None:
+        self.later.append((time.monotonic() + seconds, undo))
+
+    def end(self) -> None:
+        """Undo everything now."""
+        for _, undo in self.later:
+            undo()
+        self.later = []
+
+
+def _thaw(process: psutil.Process) -> None:
+    try:
+        process.send_signal(signal.SIGCONT)
+    except psutil.NoSuchProcess:
+        return
+
+
+def search(scenery: Scenery, storm: Storm, until: float) -> str | None:
+    """Search one study to its end under the storm, which abates at `until`; what went wrong."""
+    supervisor, calm = scenery.supervisor(), until
+    while not is_over(scenery) or scenery.herd.alive("*"):
+        now = time.monotonic()
+        storm.blow(scenery.herd, more=now < until)
+        calm = max(calm, now) if now < until or storm.later else calm
+        if now > calm + CALM_S:
+            return f"did not end {CALM_S:g} s after the last fault"
+        code = supervisor.poll()
+        if code is not None and not is_over(scenery):
+            if code not in (0, StorageAway.exit_code, -signal.SIGKILL, -signal.SIGTERM):
+                return f"its supervisor ended with code {code}"
+            supervisor = scenery.supervisor()  # the command is typed again
+        time.sleep(0.02)
+    supervisor.wait()
+    return None
+
+
+def is_over(scenery: Scenery) -> bool:
+    database = connect(scenery.url)
+    try:
+        facts = studies.load(database, scenery.name).facts()
+    except StorageAway:
+        return False
+    finally:
+        database.dispose()  # a fork must not share its connections
+    return facts.finished >= facts.trials
+
+
+def reference(url: str, home: Home) -> Curves:
+    """Every point of the grid, undisturbed."""
+    database = connect(url)
+    study, _ = studies.create(database, chaos_study("reference", trials=POINTS))
+    database.dispose()
+    forks = Forks(url, "reference", home, "real")
+    directory = study.directory(home)
+    Supervisor(database, study.uuid, directory, forks, ["cpu"] * 2, 600.0).run(threading.Event())
+    found = verdict.curves(database, "reference")
+    database.dispose()
+    assert len(found) == POINTS
+    return found
+
+
+def chaos(kind: str, seconds: float, seed: int) -> dict[str, Any]:
+    """Studies until `seconds` are over."""
+    home, rng, tally = Home.default(), random.Random(seed), Tally()
+    server = Postgres() if kind == "postgresql" else None
+    url = server.url("chaos") if server else f"sqlite:///{home.database}"
+    until = time.monotonic() + seconds
+    expected = reference(url, home)
+    while time.monotonic() < until and not tally.violations:
+        name = f"chaos-{tally.studies}"
+        trials, pruner = rng.randint(4, POINTS), rng.choice(["none", "none", "median"])
+        database = connect(url)
+        studies.create(database, chaos_study(name, trials=trials, pruner=pruner))
+        database.dispose()
+        herd = Herd(home.root / "herd" / name)
+        storm = Storm(rng, tally, url, server)
+        wrong = search(Scenery(url, home, name, rng.randint(1, 4), herd), storm, until)
+        storm.end()
+        for process in herd.alive("*"):
+            process.kill()
+        check(connect(url), name, tally, expected, wrong)
+    return {**asdict(tally), "seed": seed, "database": kind}
+
+
+def check(database: Database, name: str, tally: Tally, expected: Curves, wrong: str | None) -> None:
+    """Add a study that ended to the tally, with what it broke."""
+    found = verdict.judge(database, name, Home.default(), expected)
+    database.dispose()
+    tally.studies += 1
+    for key in ("trials", "attempts", "epochs", "again", "failed", "compared"):
+        setattr(tally, key, getattr(tally, key) + getattr(found, key))
+    broken = ([wrong] if wrong else []) + found.violations
+    tally.violations += [f"study {name}: {one}" for one in broken]
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    Home.default().root.mkdir(parents=True, exist_ok=True)
+    kind, seconds, seed = sys.argv[1:4]
+    began = time.monotonic()
+    found = chaos(kind, float(seconds), int(seed))
+    print(json.dumps({**found, "seconds": time.monotonic() - began}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Whether a study that is over kept every promise, as seen in its database and its files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import sqlalchemy as sa
+from optuna.trial import TrialState
+
+from hpo.definition.parameters import canonical
+from hpo.paths import Home
+from hpo.search import keeping
+from hpo.search import study as studies
+from hpo.search.status import StudyStatus, TrialStatus, read_status
+from hpo.storage.db import Database
+from hpo.storage.leases import FINAL, MAX_FRUITLESS
+from hpo.storage.optuna_rdb import FencedStorage
+
+METRICS = ("train_loss", "train_top1", "val_loss", "val_top1")
+Curves = Mapping[str, list[tuple[float, ...]]]
+"""METRICS of each epoch, by the parameters of a trial."""
+STATES = {"failed": TrialState.FAIL, "pruned": TrialState.PRUNED}
+
+
+@dataclass
+class Verdict:
+    """One study."""
+
+    trials: int
+    attempts: int
+    epochs: int
+    again: int
+    """Epochs that were begun more often than once."""
+    failed: int
+    compared: int = 0
+    violations: list[str] = field(default_factory=list)
+
+
+def curves(database: Database, name: str) -> dict[str, list[tuple[float, ...]]]:
+    return {canonical(trial.params): _curve(trial) for trial in read_status(database, name).trials}
+
+
+def _curve(trial: TrialStatus) -> list[tuple[float, ...]]:
+    return [tuple(row.metrics[name] for name in METRICS) for row in trial.epochs]
+
+
+def judge(database: Database, name: str, home: Home, expected: Curves) -> Verdict:
+    """`expected` are the curves of an undisturbed search."""
+    status = read_status(database, name)
+    attempts = [one for trial in status.trials for one in trial.attempts]
+    epochs = sum(len(trial.epochs) for trial in status.trials)
+    begun = sum(one.epoch - (one.first_epoch or 0) + 1 for one in attempts if one.epoch)
+    found = Verdict(status.count(*FINAL), len(attempts), epochs, begun - epochs,
+                    status.count("failed"))  # fmt: skip
+    for trial in status.trials:
+        curve, wanted = _curve(trial), expected[canonical(trial.params)]
+        found.compared += len(curve)
+        if curve != wanted[: len(curve)]:
+            found.violations.append(f"trial {trial.number}: other numbers than undisturbed")
+        if trial.state == "complete" and len(curve) != len(wanted):
+            found.violations.append(f"trial {trial.number}: {len(curve)} epochs are complete")
+    found.violations += [
+        *_budget(status),
+        *_attempts(status),
+        *_optuna(database, status),
+        *_integrity(database),
+        *_files(database, status, home),
+    ]
+    return found
+
+
+def _budget(status: StudyStatus) -> Iterator[str]:
+    numbers = [trial.number for trial in status.trials]
+    if numbers != list(range(status.row.trials)):
+        yield f"{status.row.trials} trials are wanted, there are {numbers}"
+    unfinished = [t.number for t in status.trials if t.state not in FINAL]
+    if unfinished:
+        yield f"trials {unfinished} are not finished"
+    tried = [canonical(trial.params) for trial in status.trials]
+    if len(set(tried)) != len(tried):
+        yield "a point of the grid was tried twice"
+
+
+def _attempts(status: StudyStatus) -> Iterator[str]:
+    for trial in status.trials:
+        rows, number = trial.attempts, trial.number
+        if [one.k for one in rows] != list(range(1, len(rows) + 1)):
+            yield f"trial {number}: attempts {[one.k for one in rows]}"
+        if sum(one.outcome in FINAL for one in rows) != 1 or rows[-1].outcome not in FINAL:
+            yield f"trial {number}: outcomes {[one.outcome for one in rows]}"
+        begun = sum(one.epoch - (one.first_epoch or 0) + 1 for one in rows if one.epoch)
+        if begun - len(trial.epochs) > len(rows) - 1:
+            again = begun - len(trial.epochs)
+            yield f"trial {number}: {again} epochs again in {len(rows)} attempts"
+        owners = {row.attempt: row for row in trial.epochs}
+        ends = {one.k: later.started for one, later in pairwise(rows)}
+        late = [k for k, row in owners.items() if row.finished > ends.get(k, row.finished)]
+        if late:
+            yield f"trial {number}: attempts {late} wrote after they were superseded"
+        fruitless = sum(one.outcome == "lost" for one in rows)
+        if trial.state == "failed" and fruitless < MAX_FRUITLESS:
+            yield f"trial {number} failed after {fruitless} lost attempts: {trial.reason}"
+
+
+def _optuna(database: Database, status: StudyStatus) -> Iterator[str]:
+    """What Optuna's own tables say is what ours do."""
+    study = studies.load(database, status.row.name)
+    theirs = {trial.number: trial for trial in study.optuna_study(FencedStorage(database)).trials}
+    for trial in status.trials:
+        one = theirs[trial.number]
+        if one.state != STATES.get(trial.state, TrialState.COMPLETE):
+            yield f"trial {trial.number} is {trial.state}, in Optuna {one.state.name}"
+        reported = {row.epoch: row.metrics[status.file.metric] for row in trial.epochs}
+        if one.intermediate_values != reported:
+            yield f"trial {trial.number}: reported {one.intermediate_values}, not {reported}"
+        if trial.state == "complete" and one.value != trial.value:
+            yield f"trial {trial.number}: {trial.value}, in Optuna {one.value}"
+
+
+def _integrity(database: Database) -> Iterator[str]:
+    if not database.is_sqlite:
+        return
+    with database.engine.connect() as c:
+        for pragma in ("integrity_check", "foreign_key_check"):
+            rows = [tuple(row) for row in c.execute(sa.text(f"PRAGMA {pragma}"))]
+            if rows not in ([], [("ok",)]):
+                yield f"{pragma}: {rows[:3]}"
+
+
+def _files(database: Database, status: StudyStatus, home: Home) -> Iterator[str]:
+    """Of trials that are over nothing stays but weights, once a worker has tidied up."""
+    study: Any = studies.load(database, status.row.name)
+    keeping.tidy(study, home)
+    root = study.directory(home).trials
+    left = [str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()]
+    if more := [name for name in left if not name.endswith("/weights.safetensors")]:
+        yield f"files are left: {more[:3]}"
