@@ -17,6 +17,7 @@ from hpo.cli.options import (
     StudyPath,
     console,
     database,
+    make_home,
     program,
     quiet_optuna,
     storage_flag,
@@ -117,8 +118,7 @@ def _study(found: Database, file: StudyFile, artifacts: str | None) -> tuple[Stu
     place = mirror.check(artifacts, row, found) if artifacts else None
     if row is None:
         check_data(file)
-    if found.url.database == str(Home.default().database):
-        Home.default().root.mkdir(parents=True, exist_ok=True)
+    make_home(found)
     study, is_new = studies.create(found, file)
     if place:
         mirror.keep(found, study.row, place, Home.default())
