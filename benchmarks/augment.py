@@ -12,18 +12,15 @@ Prints a table for 64 pictures of 224 pixels and one for 128 of 32: medians in m
 
 from __future__ import annotations
 
-import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torchvision
+from host import machine, versions
 from torchvision.transforms import v2
 
 from hpo.definition.augment import PRESETS, AugmentConfig
@@ -164,23 +161,12 @@ def shown(times: list[float]) -> str:
     return f"{statistics.median(times):8.1f} ({min(times):.1f} to {max(times):.1f})"
 
 
-def processor() -> str:
-    """The processor's name where the system tells it."""
-    try:
-        with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
-            names = [line.split(":", 1)[1].strip() for line in file if "model name" in line]
-    except OSError:
-        names = []
-    return names[0] if names else platform.machine()
-
-
 def main() -> None:
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 9
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}"
-    print(f"{processor()}, {os.cpu_count()} cores, 1 used")
-    print(f"Python {platform.python_version()}, {versions}; {runs} runs each, in turn")
+    print(f"{machine()}; 1 thread")
+    print(f"{versions('hpo', 'torch', 'torchvision')}; {runs} runs each, in turn")
     for count, size in ((64, 224), (128, 32)):
         pictures = Pictures(count, size)
         print(f"\n{count} pictures of {size} pixels, ms: median (smallest to largest)")

@@ -15,15 +15,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import statistics
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
+from host import machine, versions
 from PIL import Image
 from torch import nn
 
@@ -187,9 +186,8 @@ def least(work: object) -> float:
 
 def main() -> None:
     args = arguments()
-    names = ("hpo", "torch", "torchvision")
-    versions = ", ".join(f"{name} {version(name)}" for name in names)
-    print(f"{platform.processor() or platform.machine()}, {args.threads} threads, CPU; {versions}")
+    print(f"{machine()}; {args.threads} threads")
+    print(versions("hpo", "torch", "torchvision"))
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         data = args.data or random_images(root / "images", args.images, args.size)

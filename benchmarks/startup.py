@@ -9,14 +9,12 @@ milliseconds, and the ratio of the medians, with the hardware and the versions.
 
 from __future__ import annotations
 
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
-from importlib.metadata import version
-from pathlib import Path
+
+from host import machine, versions
 
 COMMANDS = {
     "python -c pass": [sys.executable, "-c", "pass"],
@@ -45,23 +43,12 @@ def measure(runs: int) -> dict[str, list[float]]:
     return times
 
 
-def processor() -> str:
-    """The processor's name where the system tells it."""
-    try:
-        with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
-            names = [line.split(":", 1)[1].strip() for line in file if "model name" in line]
-    except OSError:
-        names = []
-    return names[0] if names else platform.machine()
-
-
 def main() -> None:
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 15
     times = measure(runs)
     base = statistics.median(times[BASE])
-    print(f"{processor()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}")
-    versions = ", ".join(f"{name} {version(name)}" for name in ("hpo", "typer", "rich"))
-    print(f"Python {platform.python_version()}, {versions}; {runs} starts each, in turn\n")
+    print(machine())
+    print(f"{versions('hpo', 'typer', 'rich')}; {runs} starts each, in turn\n")
     print(f"{'':16}{'median ms':>11}{'smallest':>10}{'largest':>10}{'ratio':>8}")
     for name, found in times.items():
         median = statistics.median(found)

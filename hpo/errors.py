@@ -6,7 +6,9 @@
     │   ├── DataError                images: missing, unreadable, too few, a leaking class
     │   ├── NotFound                 no such study, trial, run or worker
     │   └── Conflict                 a study of that name exists with another definition
-    ├── StorageError             2   the database cannot be reached or used
+    ├── StorageError             2   the database is not one of ours, or cannot be used
+    │   └── StorageAway         75       it cannot be reached or written for now: try again later
+    ├── DiskFull                 1   a file does not fit on its disk; what was there is as it was
     ├── TrialFailed              1   one trial cannot be trained; the study goes on
     ├── Fenced                   1   this worker no longer owns its trial: drop it, go on
     └── Interrupted            130   stopped by a signal, work handed back
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 LONGEST_KEY = 120
 """Characters of a field's name that a message shows; ours have 40."""
@@ -64,9 +67,25 @@ class Conflict(InputError):
 
 
 class StorageError(HpoError):
-    """The database cannot be reached, or is not one of ours."""
+    """The database is not one of ours, or cannot be used as it was named."""
 
     exit_code = 2
+
+
+class StorageAway(StorageError):
+    """The database cannot be reached or written for now: it is down or restarting, locked for too
+    long, or its disk is full. Nothing is wrong with what was asked, so it may be asked again."""
+
+    exit_code = 75  # sysexits.h: EX_TEMPFAIL
+
+
+class DiskFull(HpoError):
+    """A file does not fit on its disk; what was there is as it was. It may be tried again once
+    `needed` bytes are free where `path` lies (0: it is not known how many)."""
+
+    def __init__(self, message: str, *, path: Path, needed: int = 0) -> None:
+        self.path, self.needed = path, needed
+        super().__init__(message)
 
 
 class TrialFailed(HpoError):

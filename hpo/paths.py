@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +59,10 @@ class Home:
     @property
     def cache(self) -> Path:
         return self.root / "cache"
+
+    def signs(self, host: str) -> Iterator[Path]:
+        """What the workers of `host` touch, in all studies."""
+        return self.root.glob(f"studies/*/workers/{host}-*.alive")
 
     def study(self, uuid: str) -> StudyDir:
         """Raises StorageError for what is no uuid of a study."""
@@ -106,6 +111,14 @@ class StudyDir:
 
     def checkpoint(self, number: int, attempt: int, epoch: int) -> Path:
         return self.attempt(number, attempt) / f"epoch-{_number(epoch)}.ckpt"
+
+    def checkpoints(self, number: int) -> list[tuple[int, int, Path]]:
+        """(epoch, attempt, file) of each checkpoint of a trial on this host."""
+        found = []
+        for path in self.trial(number).glob("attempt-*/epoch-*.ckpt"):
+            if name := CHECKPOINT.fullmatch(self.name_of(path)):
+                found.append((int(name[3]), int(name[2]), path))
+        return found
 
 
 WORKER = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}"

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 # Before torch is imported anywhere: two test processes share two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hpo.engine.cache
+import hpo.files
 from hpo.paths import Home
 from hpo.storage.db import Database, connect
 from tests.mariadb import MariaDB, mariadb
@@ -26,6 +31,27 @@ def own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("HPO_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HPO_HOME", str(tmp_path / "runs"))
+
+
+@pytest.fixture
+def small_files(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Call it with n, and no file that is written whole may have more than n bytes: beyond them the
+    disk is full."""
+
+    class Small(io.FileIO):
+        most = 10**15
+
+        def write(self, data: Any, /) -> int:
+            if self.tell() >= self.most:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(memoryview(data)[: self.most - self.tell()])
+
+    def limit(size: int) -> None:
+        Small.most = size
+
+    monkeypatch.setattr(hpo.files, "FileIO", Small)
+    monkeypatch.setattr(hpo.engine.cache, "FileIO", Small)
+    return limit
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from hpo.storage import leases
 from hpo.storage.db import Database
 from hpo.storage.leases import Ending
 from hpo.storage.optuna_rdb import FencedStorage, add_waiting
+from hpo.storage.records import EpochRow
 
 STATES = {"pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
@@ -90,7 +91,8 @@ def _epoch(study: Study, lease: leases.Lease, epoch: int, value: float) -> None:
     metrics = {"train_loss": 1.1 - value, "val_loss": 1.2 - value, "val_top1": value,
                "val_top5": min(1.0, value + 0.1), "lr": 0.1 / epoch, "seconds": 2.0}  # fmt: skip
     leases.begin_epoch(study.database, lease, epoch, {})
-    leases.record_epoch(study.database, lease, epoch, metrics, checkpoint=False, progress={})
+    row = EpochRow(epoch, lease.k, 0.0, metrics, None)
+    leases.record_epochs(study.database, lease, [row], progress={})
 
 
 def result(classes: list[str], wrong: int = 1) -> dict[str, Any]:

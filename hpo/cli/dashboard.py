@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -75,6 +76,9 @@ def dashboard(
 
     Example: hpo dashboard --port 8080
     """
+    import logging
+    import signal
+
     from hpo.dashboard.credentials import TOKEN, read_credentials
     from hpo.dashboard.rules import Settings, host_name
     from hpo.dashboard.serve import own_hosts, serve
@@ -95,4 +99,6 @@ def dashboard(
         # On a server one may look before the first study is there.
         if found.is_sqlite and is_empty(found):
             raise NotFound(f"no studies in {found.shown}; to make one: {program()} run STUDY.toml")
+        logging.basicConfig(format="%(asctime)s %(message)s")  # wrong passwords, with their time
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # what ends a container
         serve(found, settings, host=host, port=port, trusted_proxy=trusted_proxy, ready=ready)

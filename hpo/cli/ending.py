@@ -11,6 +11,11 @@ from hpo.results.table import duration, number
 from hpo.search.status import StudyStatus
 from hpo.storage.db import Database
 
+ALL_DIVERGED = (
+    "every trial diverged: its loss became infinite or NaN. Search smaller values of optimizer.lr, "
+    "or set clip_grad_norm, under another study.name."
+)
+
 
 def print_ending(
     database: Database, status: StudyStatus, out: Console, *, hpo: str, flag: str
@@ -23,7 +28,8 @@ def print_ending(
     if status.row.stop_reason:
         out.print(f"stopped early: {status.row.stop_reason}", markup=False, soft_wrap=True)
     if status.best is None:
-        out.print(f"no trial was completed. Why: {hpo} trials {status.row.name}{flag}")
+        why = f"{status.no_best}. Trial by trial: {hpo} trials {status.row.name}{flag}"
+        out.print(why, markup=False, soft_wrap=True)
         return
     _print_best(database, status, out)
     if len(status.file.objectives) > 1:

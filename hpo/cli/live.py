@@ -6,7 +6,7 @@ Drawn from plain data alone (`StudyStatus`), so that a test can draw any moment 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hpo.cli.tables import STYLES, state_text
+from hpo.errors import StorageAway
 from hpo.results.table import count, duration, number
 from hpo.search.status import StudyStatus, TrialStatus
 from hpo.storage.leases import FINAL
@@ -39,6 +40,7 @@ class Screen:
     note: str = ""
     read: float = field(default_factory=time.monotonic)
     clock: Callable[[], float] = time.monotonic
+    away: str = ""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         age = self.clock() - self.read if self.status.state == "running" else 0.0
@@ -46,8 +48,9 @@ class Screen:
         yield study_lines(self.status, width, age)
         if self.status.state in ("running", "waiting"):
             yield worker_lines(self.status, width)
-        if self.note:
-            yield Text(self.note, "yellow")
+        for note in (self.away, self.note):
+            if note:
+                yield Text(note, "yellow")
 
 
 def study_lines(status: StudyStatus, width: int, age_s: float = 0.0) -> RenderableType:
@@ -117,7 +120,8 @@ def worker_lines(status: StudyStatus, width: int) -> RenderableType:
 
 def _work(worker: WorkerRow) -> list[RenderableType]:
     if worker.number is None or not worker.epochs:
-        return [Text("-", "dim"), Text("between trials", "dim")]
+        waiting = Text(worker.reason, "yellow") if worker.reason else Text("between trials", "dim")
+        return [Text("-", "dim"), waiting]
     epoch = worker.epoch or 1
     speed = "-" if worker.images_per_s is None else f"{worker.images_per_s:,.0f}"
     return [
@@ -154,6 +158,8 @@ class View:
         self.status = read()
         self.due = clock() + READ_S
         self.note = ""
+        self.away = ""
+        """Why the database cannot be read now; what is shown is from before."""
 
     def tick(self) -> StudyStatus:
         """Read and show again, if it is time to; the latest status."""
@@ -165,8 +171,13 @@ class View:
         return self.status
 
     def finish(self) -> None:
-        """Read and show now."""
-        self.status = self.read()
+        """Read and show now; while the database is away, say so."""
+        try:
+            self.status = self.read()
+        except StorageAway as error:
+            self.away = f"the database is away; workers wait for it and go on training: {error}"
+        else:
+            self.away = ""
         self.show()
 
     def show(self) -> None:
@@ -179,7 +190,7 @@ class View:
 
 
 class PlainView(View):
-    """A line for each trial that finishes."""
+    """A line for each trial that finishes, and for each worker that begins to wait."""
 
     def __init__(
         self,
@@ -189,8 +200,17 @@ class PlainView(View):
     ) -> None:
         super().__init__(console, read, clock)
         self.seen = {trial.number for trial in self.status.trials if trial.state in FINAL}
+        self.told: set[tuple[str, str]] = set()
+        self.was_away = False
 
     def show(self) -> None:
+        if bool(self.away) != self.was_away:
+            self.was_away = not self.was_away
+            self.say(self.away or "the database is back")
+        for worker in self.status.live_workers:
+            if worker.reason and (worker.id, worker.reason) not in self.told:
+                self.told.add((worker.id, worker.reason))
+                self.say(f"{worker.id}: {worker.reason}")
         fresh = [t for t in self.status.trials if t.state in FINAL and t.number not in self.seen]
         for trial in sorted(fresh, key=_ended):
             self.seen.add(trial.number)
@@ -217,7 +237,9 @@ class LiveView(View):
         )
 
     def show(self) -> None:
-        self.screen.status, self.screen.read = self.status, self.clock()
+        self.screen.away = self.away
+        if not self.away:
+            self.screen.status, self.screen.read = self.status, self.clock()
 
     def say(self, note: str) -> None:
         self.note = self.screen.note = note
@@ -239,7 +261,7 @@ def opened(
             yield view
 
 
-def headline(status: StudyStatus, storage: str, devices: list[str]) -> str:
+def headline(status: StudyStatus, storage: str, devices: Sequence[str]) -> str:
     """What is about to run, for the first line of a log."""
     return (
         f"{status.row.name}: {status.finished}/{status.row.trials} trials; "

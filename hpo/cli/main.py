@@ -7,15 +7,28 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.main import get_command
 
 from hpo import __version__
-from hpo.cli import compare, dashboard, prepare, results, run, status, storage, studies, worker
+from hpo.cli import (
+    compare,
+    dashboard,
+    manifest,
+    prepare,
+    results,
+    run,
+    status,
+    storage,
+    studies,
+    worker,
+)
 from hpo.cli.text import printable
 from hpo.errors import HpoError
+from hpo.files import disk_full, is_full
 from hpo.redaction import redacted_stderr
 
 Command = Callable[..., Any]
@@ -26,6 +39,7 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "check": prepare.check,
         "run": run.run,
         "worker": worker.worker,
+        "manifest": manifest.manifest,
     },
     "Look": {
         "list": status.list_studies,
@@ -131,6 +145,8 @@ def _call(args: Sequence[str] | None) -> int:
 def _message(error: HpoError | OSError) -> str:
     """What the user is told: of a file that cannot be read or written its name and the reason."""
     if isinstance(error, OSError) and error.filename is not None:
+        if is_full(error):
+            return str(disk_full(Path(error.filename)))
         return f"{error.filename}: {error.strerror}"
     return str(error)
 

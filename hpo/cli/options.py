@@ -75,6 +75,14 @@ Overrides = Annotated[
         show_default="none",
     ),
 ]
+Force = Annotated[
+    bool,
+    typer.Option(
+        "--force",
+        help="Work although the code or the images here are not those that the study began with; "
+        "it is recorded.",
+    ),
+]
 Device = Annotated[
     str | None,
     typer.Option(

@@ -33,6 +33,30 @@ RunPath = Annotated[
     typer.Argument(metavar="RUN", help="What `hpo train` wrote: its folder.", show_default=False),
 ]
 
+KeepValidation = Annotated[
+    bool,
+    typer.Option(
+        "--keep-validation",
+        help="Do not train on the validation images: choose the best epoch by them.",
+    ),
+]
+Onnx = Annotated[
+    bool,
+    typer.Option(
+        "--onnx",
+        help="Also write each seed as model.onnx, checked against torch; needs the extra onnx.",
+    ),
+]
+Quantize = Annotated[
+    list[str],
+    typer.Option(
+        metavar="KIND",
+        help="Also write int8 ONNX: dynamic (linear layers) or static (convolutions too, "
+        "calibrated on training images); repeatable. Implies --onnx.",
+        show_default=False,
+    ),
+]
+
 
 def export(
     study: StudyName,
@@ -132,29 +156,9 @@ def train(
             show_default="hpo_runs/trained/CONFIG",
         ),
     ] = None,
-    keep_validation: Annotated[
-        bool,
-        typer.Option(
-            "--keep-validation",
-            help="Do not train on the validation images: choose the best epoch by them.",
-        ),
-    ] = False,
-    onnx: Annotated[
-        bool,
-        typer.Option(
-            "--onnx",
-            help="Also write each seed as model.onnx, checked against torch; needs the extra onnx.",
-        ),
-    ] = False,
-    quantize: Annotated[
-        list[str],
-        typer.Option(
-            metavar="KIND",
-            help="Also write int8 ONNX: dynamic (linear layers) or static (convolutions too, "
-            "calibrated on training images); repeatable. Implies --onnx.",
-            show_default=False,
-        ),
-    ] = [],  # noqa: B006
+    keep_validation: KeepValidation = False,
+    onnx: Onnx = False,
+    quantize: Quantize = [],  # noqa: B006
     device: Device = None,
     set_: Overrides = [],  # noqa: B006
 ) -> None:

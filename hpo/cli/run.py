@@ -12,6 +12,7 @@ import typer
 
 from hpo.cli.options import (
     Artifacts,
+    Force,
     Overrides,
     Storage,
     StudyPath,
@@ -62,6 +63,7 @@ def run(
         bool, typer.Option("--plain", help="One line per finished trial instead of a live view.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Only the result.")] = False,
+    force: Force = False,
     set_: Overrides = [],  # noqa: B006
     storage: Storage = None,
     artifacts: Artifacts = None,
@@ -75,6 +77,7 @@ def run(
     """
     from hpo.definition.studyfile import load_study
     from hpo.definition.toml import assignments
+    from hpo.search.agreement import require_code
     from hpo.workers.devices import spread
     from hpo.workers.signals import stop_on_signal
 
@@ -89,7 +92,10 @@ def run(
         again = shlex.join([str(study_file), *(part for one in set_ for part in ("--set", one))])
         with stop_on_signal() as stop:
             if not _is_over(study):
-                _search(study, devices, out, stop, plain=plain, quiet=quiet, dashboard=dashboard)
+                if not force:
+                    require_code(found, study.uuid, study.file)
+                supervisor = _supervisor(study, devices, force=force)
+                _search(study, supervisor, out, stop, plain=plain, quiet=quiet, dashboard=dashboard)
             _end(study, again, out, stopped=stop.is_set())
 
 
@@ -107,8 +113,22 @@ def _check_device(device: str | None) -> None:
 
 
 def _study(found: Database, file: StudyFile, artifacts: str | None) -> tuple[Study, str]:
-    """The study of `file`, new or resumed, and a word on that. Bad data, and artifacts that cannot
-    be used, create nothing."""
+    """The study of `file`, new or resumed, and a word on that."""
+    from hpo.search import study as studies
+
+    study, is_new = open_study(found, file, artifacts)
+    if study.row.stop == "user":
+        studies.resume(study)
+        return studies.load(found, file.name), f"study {file.name} was stopped; it goes on"
+    if is_new or _is_over(study):
+        return study, ""
+    return study, f"study {file.name} goes on where it was"
+
+
+def open_study(found: Database, file: StudyFile, artifacts: str | None) -> tuple[Study, bool]:
+    """The study of `file`, made if it is new; whether it was. Bad data, own modules that are not
+    here and artifacts that cannot be used create nothing."""
+    from hpo.engine.code import code_of
     from hpo.search import mirror
     from hpo.search import study as studies
     from hpo.storage.records import find_study
@@ -117,17 +137,13 @@ def _study(found: Database, file: StudyFile, artifacts: str | None) -> tuple[Stu
     row = find_study(found, file.name)
     place = mirror.check(artifacts, row, found) if artifacts else None
     if row is None:
+        code_of(file)
         check_data(file)
     make_home(found)
     study, is_new = studies.create(found, file)
     if place:
         mirror.keep(found, study.row, place, Home.default())
-    if study.row.stop == "user":
-        studies.resume(study)
-        return studies.load(found, file.name), f"study {file.name} was stopped; it goes on"
-    if is_new or _is_over(study):
-        return study, ""
-    return study, f"study {file.name} goes on where it was"
+    return study, is_new
 
 
 def check_data(file: StudyFile) -> None:
@@ -152,7 +168,7 @@ def _is_over(study: Study) -> bool:
 
 def _search(
     study: Study,
-    devices: list[str],
+    supervisor: Supervisor,
     out: Console,
     stop: threading.Event,
     *,
@@ -173,23 +189,24 @@ def _search(
             stack.callback(end)
             out.print(f"dashboard: {address}", markup=False)
         if not quiet and (plain or not out.is_terminal):
-            line = live.headline(read_status(database, name), database.shown, devices)
+            line = live.headline(read_status(database, name), database.shown, supervisor.devices)
             out.print(line, markup=False, soft_wrap=True)
         view = stack.enter_context(
             live.opened(out, lambda: read_status(database, name), plain=plain, quiet=quiet)
         )
         stack.enter_context(_logged(out))
-        _supervisor(study, devices).run(stop, lambda: _tick(view, stopping=stop.is_set()))
+        supervisor.run(stop, lambda: _tick(view, stopping=stop.is_set()))
         view.finish()
 
 
-def _supervisor(study: Study, devices: list[str]) -> Supervisor:
+def _supervisor(study: Study, devices: list[str], *, force: bool) -> Supervisor:
     from hpo.workers.devices import threads_for
     from hpo.workers.launch import LocalProcesses
     from hpo.workers.supervisor import Supervisor
 
     directory = study.directory(Home.default())
-    launcher = LocalProcesses(study.database, study.row.name, directory, threads_for(len(devices)))
+    threads = threads_for(len(devices))
+    launcher = LocalProcesses(study.database, study.row.name, directory, threads, force)
     stall_timeout_s = study.file.study.stall_timeout_s
     return Supervisor(study.database, study.uuid, directory, launcher, devices, stall_timeout_s)
 

@@ -70,8 +70,11 @@ def status(
             if len(now.file.objectives) > 1:
                 out.print()
                 out.print(tables.cells_table(front_table(now)))
-            if now.row.stop_reason:
-                out.print(f"\n{now.row.stop_reason}", markup=False)
+            for line in (now.row.stop_reason, now.no_best if now.state == "finished" else None):
+                if line:
+                    out.print(f"\n{line}", markup=False, soft_wrap=True)
+            for one in now.forced:
+                out.print(f"{one.worker} was forced to join: {one}", markup=False, style="yellow")
 
 
 def _watch(found: Database, study: str) -> None:
@@ -138,26 +141,35 @@ def _print_groups(now: StudyStatus, by: str, format_: str) -> None:
 def trial(
     study: StudyName,
     number: Annotated[int, typer.Argument(metavar="N", min=0, help="Number of the trial, from 0.")],
+    source: Annotated[
+        bool,
+        typer.Option("--source", help="Print your own modules that it ran, as they were, instead."),
+    ] = False,
     storage: Storage = None,
 ) -> None:
-    """One trial: parameters, its curve epoch by epoch, its attempts, why it ended, and where its
-    weights are, if they were kept.
+    """One trial: parameters, its curve epoch by epoch, its attempts, the code, why it ended, and
+    where its weights are, if they were kept.
 
     Example: hpo trial digits 12
     """
-    from hpo.cli.tables import trial_page
+    from hpo.cli.tables import sources, trial_page
+    from hpo.search.agreement import read_code
     from hpo.search.status import read_status
 
     with database(storage) as found:
         now = read_status(found, study)
+        code = read_code(found, now.row.uuid)
         wanted = next((one for one in now.trials if one.number == number), None)
         if wanted is None:
             last = max((one.number for one in now.trials), default=None)
             have = "it has none yet" if last is None else f"allowed: 0 to {last}"
             raise NotFound(f"no trial {number} in study {study!r}; {have}")
+        if source:
+            typer.echo(sources(now, wanted, code), nl=False)
+            return
         weights = _weights(found, now, wanted)
     out = console()
-    out.print(trial_page(now, wanted))
+    out.print(trial_page(now, wanted, code))
     if weights:
         out.print(f"\nweights of its best epoch: {weights}", markup=False, soft_wrap=True)
 

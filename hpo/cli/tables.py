@@ -13,11 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from hpo.cli.text import bar, cell, moment, printable, sparkline
+from hpo.errors import NotFound
 from hpo.results.table import Table as Cells
 from hpo.results.table import count, duration, measured, number, setting
 from hpo.search.status import StudyStatus, TrialStatus
 
 if TYPE_CHECKING:
+    from hpo.engine.code import Code
     from hpo.results.evaluate import RunEvaluation
     from hpo.results.predict import Prediction
     from hpo.results.retrieval import Lookup
@@ -150,8 +152,9 @@ def _finite(data: Any) -> Any:
     return None if infinite else data
 
 
-def trial_page(status: StudyStatus, trial: TrialStatus) -> Group:
-    """Everything about one trial: parameters, curve, attempts, why it ended."""
+def trial_page(status: StudyStatus, trial: TrialStatus, code: Code | None) -> Group:
+    """Everything about one trial: parameters, curve, attempts, why it ended; and the `code` with
+    which its study began."""
     shown = number(trial.value)
     epoch = f" (epoch {trial.best_epoch})" if trial.best_epoch else ""
     title = Text.assemble(
@@ -170,7 +173,34 @@ def trial_page(status: StudyStatus, trial: TrialStatus) -> Group:
         parts += [Text(), _curve(status, trial)]
     if trial.attempts:
         parts += [Text(), _attempts(status, trial)]
+    if code is not None:
+        parts += [Text(), *_code(status, trial, code)]
     return Group(*parts)
+
+
+def _code(status: StudyStatus, trial: TrialStatus, code: Code) -> Iterator[Text]:
+    """What computed a trial, and which of its workers were forced to."""
+    yield Text(f"code {code}")
+    used = {one.worker: one.k for one in trial.attempts}
+    for forced in status.forced:
+        if forced.worker in used:
+            attempt = f"attempt {used[forced.worker]} was forced: {forced}"
+            yield Text(attempt, "yellow")
+
+
+def sources(status: StudyStatus, trial: TrialStatus, code: Code | None) -> str:
+    """The user's own modules that a trial names, as the study's first worker had them. Raises
+    NotFound where there is none."""
+    config = status.file.config(trial.params)
+    named = {name.partition(":")[0] for name in (config.loss, config.model.architecture,
+                                                 config.data.dataset)}  # fmt: skip
+    texts = {one: text for one, text in (code.sources if code else {}).items() if one in named}
+    if not texts:
+        raise NotFound(
+            f"trial {trial.number} of {status.row.name!r} names no module of your own as its loss, "
+            "architecture or data set, or none of its workers has begun"
+        )
+    return "".join(f"# {one}\n{text}" for one, text in texts.items())
 
 
 def _curve(status: StudyStatus, trial: TrialStatus) -> Group:

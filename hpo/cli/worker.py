@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 import logging
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hpo.cli.options import Device, Storage, StudyName, database, first_device, quiet_optuna
+from hpo.cli.options import (
+    Artifacts,
+    Device,
+    Force,
+    Storage,
+    database,
+    first_device,
+    quiet_optuna,
+)
+from hpo.errors import Interrupted
 from hpo.paths import Home
+
+if TYPE_CHECKING:
+    from hpo.search.study import Study
+    from hpo.storage.db import Database
 
 
 def worker(
-    study: StudyName,
+    study: Annotated[
+        str,
+        typer.Argument(
+            metavar="STUDY",
+            help="Name of the study, or a study file (.toml), which makes the study if it is new.",
+        ),
+    ],
     device: Device = None,
     threads: Annotated[
         int | None,
@@ -20,42 +40,70 @@ def worker(
             metavar="N", min=1, help="CPU threads.", show_default="all cores of this machine"
         ),
     ] = None,
+    force: Force = False,
     storage: Storage = None,
+    artifacts: Artifacts = None,
     worker_id: Annotated[str | None, typer.Option(hidden=True)] = None,
     supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
 ) -> None:
-    """Pull trials of an existing study until it is over. Start any number, anywhere.
+    """Pull trials of a study until it is over. Start any number, anywhere.
 
     Needs the storage and the study's name alone (and the images at the same path): the study file
     is in the database, and so is where its artifacts are. Ctrl-C once: stop after the current step
     and hand the trial back; twice: stop now.
 
+    The exit code tells whoever starts workers what to do: 0, the study is over or stopped; 130, a
+    signal ended this worker and its trial was handed back, start another one; 2, no worker can work
+    like this; else it died, start another one.
+
     Example: HPO_STORAGE=postgresql+psycopg://me@server/hpo hpo worker digits --device cuda:1
     """
     from hpo.search import mirror
-    from hpo.search import study as studies
 
     with database(storage) as found:
-        wanted = studies.load(found, study)
+        wanted = _study(found, study, artifacts)
         home = Home.default()
         from hpo.engine.runtime import torch_device
+        from hpo.search.agreement import agree_on_code
         from hpo.search.objective import Bench
         from hpo.storage.optuna_rdb import FencedStorage
         from hpo.workers.devices import threads_for
+        from hpo.workers.launch import new_worker_id
         from hpo.workers.signals import stop_on_signal
         from hpo.workers.worker import Worker
 
         place = torch_device(first_device(device))
         _log()
-        if (artifacts := mirror.find(found, wanted.uuid, home)) is not None:
-            artifacts.verify()
+        name = worker_id or new_worker_id()
+        agree_on_code(found, wanted.uuid, wanted.file, worker=name, force=force)
+        if (kept := mirror.find(found, wanted.uuid, home)) is not None:
+            kept.verify()
         own = FencedStorage(found)
-        bench = Bench(wanted, own, wanted.optuna_study(own), home, place, threads or threads_for(1))
+        view, cores = wanted.optuna_study(own), threads or threads_for(1)
+        bench = Bench(wanted, own, view, home, place, cores, force)
         with stop_on_signal() as stop:
-            reason = Worker(
-                wanted, own, bench, home=home, device=str(place), worker_id=worker_id
-            ).run(stop, supervised=supervised)
-    logging.getLogger("hpo.cli").info("%s: %s", study, reason)
+            reason = Worker(wanted, own, bench, home=home, device=str(place), worker_id=name).run(
+                stop, supervised=supervised
+            )
+    if stop.is_set():
+        raise Interrupted(f"{wanted.row.name}: {reason}; its trial was handed back")
+    logging.getLogger("hpo.cli").info("%s: %s", wanted.row.name, reason)
+
+
+def _study(found: Database, study: str, artifacts: str | None) -> Study:
+    """The study of that name; or of that file, made by the first of any number of workers, who
+    alone needs `artifacts`."""
+    from hpo.search import study as studies
+
+    if not study.endswith(".toml"):
+        return studies.load(found, study)
+    from hpo.cli.run import open_study
+    from hpo.definition.studyfile import load_study
+    from hpo.storage.records import find_study
+
+    file = load_study(Path(study))
+    is_new = find_study(found, file.name) is None
+    return open_study(found, file, artifacts if is_new else None)[0]
 
 
 def _log() -> None:

@@ -181,7 +181,7 @@ class Door:
             answer = answers.ask(self.app, environ)
         except StorageError as error:
             LOG.warning("%s", error)
-            return refusal(503, "the database does not answer; the dashboard's terminal says why")
+            return refusal(503, "the storage does not answer; the dashboard's terminal says why")
         if answer.status == 200 and request.path.startswith("/artifacts/"):
             return answer.having(*rules.artifact_headers(answer.kind))
         if answer.kind == "text/csv":

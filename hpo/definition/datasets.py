@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
+from hpo.definition.fields import OWN, is_own
 from hpo.errors import nearest
 
 TORCHVISION: dict[str, int | None] = {
@@ -39,19 +39,12 @@ NATIVE = {"digits": 8} | {name: side for name, side in TORCHVISION.items() if si
 DEFAULT_ROOT = "data"
 """Where named data sets lie unless `data.root` says otherwise."""
 
-_OWN = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
-
-SCHEMA = {"anyOf": [{"enum": list(BUILT_IN)}, {"type": "string", "pattern": _OWN}]}
-
-
-def is_own_data(name: str) -> bool:
-    """Whether `name` has the form `module:function`."""
-    return re.fullmatch(_OWN, name) is not None
+SCHEMA = {"anyOf": [{"enum": list(BUILT_IN)}, OWN]}
 
 
 def known_data(value: Any) -> Any:
     """Refuse a name that is neither built in nor of the form `module:function`."""
-    if isinstance(value, str) and value not in BUILT_IN and not is_own_data(value):
+    if isinstance(value, str) and value not in BUILT_IN and not is_own(value):
         own = "your own is named module:function"
         raise ValueError(f"unknown data set; {own if ':' in value else nearest(value, BUILT_IN)}")
     return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Literal, get_args
 
@@ -41,3 +42,12 @@ def front_of(values: Mapping[int, Mapping[str, float]]) -> list[int]:
         if not any(dominates(values[other], values[number]) for other in front):
             front.append(number)
     return front
+
+
+def chance(metric: str, classes: int) -> float:
+    """What guessing gives: the value of a trial that diverged, so that it counts and never wins."""
+    if metric.endswith("_loss"):
+        return math.log(classes)
+    if metric.endswith("_distance"):
+        return math.inf  # no distance is the one that guessing gives
+    return min(1.0, (5 if metric.endswith("top5") else 1) / classes)

@@ -291,7 +291,8 @@ class StudyConfig(Part):
     """Seconds after which another worker may take over the trial of a worker that is silent; 30 and
     more, except in tests."""
     stall_timeout_s: float = Field(default=600.0, gt=0)
-    """A worker that has made no step for so many seconds is ended and replaced."""
+    """A worker that has made no step for so many seconds, nor decoded an image, is ended and
+    replaced; its trial goes on elsewhere, and fails after five such attempts in a row."""
     keep_checkpoints: int = Field(default=0, ge=0, le=1_000_000)
     """The last checkpoints of so many best complete trials stay on disk, and in the artifacts. The
     weights of the best three stay anyway, or of the whole front of several metrics."""

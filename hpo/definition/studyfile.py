@@ -19,7 +19,7 @@ from hpo.definition.augment import PRESET_OR_CROP
 from hpo.definition.config import METRICS, TrainConfig, check_path, direction, field_errors
 from hpo.definition.datasets import DEFAULT_ROOT
 from hpo.definition.document import Document
-from hpo.definition.fields import flatten, with_values
+from hpo.definition.fields import flatten, is_own, with_values
 from hpo.definition.parameters import shown
 from hpo.definition.space import Space
 from hpo.definition.spacefile import parse_space
@@ -61,6 +61,16 @@ class StudyFile:
     def max_epochs(self) -> int:
         """The most epochs that a trial of this study can have."""
         return max(self.config(corner).epochs for corner in self.space.corners())
+
+    def own_modules(self, *fields: str) -> list[str]:
+        """Modules of the user's own that `fields`, fixed or searched, name as module:function."""
+        fixed = flatten(self.train)
+        values = [
+            value
+            for name in fields
+            for value in (self.space[name].ends() if name in self.space else [fixed.get(name)])
+        ]
+        return sorted({str(one).partition(":")[0] for one in values if is_own(str(one))})
 
     def config(self, values: Mapping[str, Any]) -> TrainConfig:
         """The training with `values` ({dotted path: config value}) in place of the searched fields.

@@ -13,25 +13,27 @@ fit is streamed: the same pictures, decoded again whenever they are asked for.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from io import FileIO
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import PIL
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
+from hpo.engine.control import Tick, no_tick
 from hpo.engine.images import (
     Images,
     Mapped,
@@ -43,9 +45,13 @@ from hpo.engine.images import (
     array_digest,
     decode,
 )
-from hpo.errors import HpoError
+from hpo.errors import DiskFull
+from hpo.files import Counting, Sink, disk_full, told_if_full, write_whole
+
+log = logging.getLogger(__name__)
 
 _FORMAT = 2
+_POLL_S = 1.0
 _THREADS = min(8, os.cpu_count() or 1)
 
 T = TypeVar("T")
@@ -98,10 +104,12 @@ class Index:
 
 @dataclass(frozen=True)
 class Store:
-    """The cache of one host; at most `limit` bytes a part are kept, more are streamed."""
+    """The cache of one host; at most `limit` bytes a part are kept, more are streamed. `tick` is
+    called while pictures are decoded, or another process is waited for that does so."""
 
     root: Path
     limit: float
+    tick: Tick = no_tick
 
     def has_room(self, size: int) -> bool:
         return size <= self.limit and size <= shutil.disk_usage(self.root).free
@@ -116,11 +124,10 @@ class Store:
     ) -> tuple[Images, Index]:
         """The pictures that can be read, built first if need be; `index.bad` has the others.
 
-        Raises HpoError when the disk is full.
+        Raises DiskFull where not even the index fits.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
         folder = self.root / _key(digests, sizing)
-        with FileLock(f"{folder}.lock"):
+        with told_if_full(folder), locked(folder, self.tick):
             index = self._ready(folder) or self._build(folder, source, names, sizing)
             good_names = tuple(names[i] for i in index.good)
             good_labels = np.array([labels[i] for i in index.good], np.int64)
@@ -149,13 +156,8 @@ class Store:
         try:
             index = self._fill(beside, source, names, sizing)
             beside.replace(folder)
-        except BaseException as error:
+        except BaseException:
             shutil.rmtree(beside)
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise HpoError(
-                    f"{self.root}: the disk is full; free space there, set HPO_HOME to another "
-                    "disk, or set data.cache_limit_gb = 0 to decode in every epoch"
-                ) from error
             raise
         return index
 
@@ -163,26 +165,28 @@ class Store:
         with warnings.catch_warnings():
             # Odd metadata is of no interest here, and pool threads share this filter.
             warnings.simplefilter("ignore")
-            headers = list(_threaded(partial(_attempt, _target, source, sizing), names))
+            judge = partial(_attempt, _target, source, sizing)
+            headers = list(_threaded(judge, names, self.tick))
             size = sum(w * h for w, h in (one for one in headers if not isinstance(one, str))) * 3
             todo = [i for i, one in enumerate(headers) if not isinstance(one, str)]
             bad = {i: one for i, one in enumerate(headers) if isinstance(one, str)}
-            decoded = _threaded(
-                partial(_attempt, _decoded, source, sizing), [names[i] for i in todo]
-            )
-            with (folder / "pixels").open("wb") as file:
-                keep = file if self.has_room(size) else None
+            look = partial(_attempt, _decoded, source, sizing)
+            decoded = _threaded(look, [names[i] for i in todo], self.tick)
+            with FileIO(folder / "pixels", "w") as file:
+                keep = Counting(file) if self.has_room(size) else None
                 index = _collect(zip(todo, decoded, strict=True), bad, keep)
-                file.flush()
-                os.fsync(file.fileno())
-        if keep is None:
+                if keep:
+                    keep.sync()
+        if keep is None or keep.full:
             (folder / "pixels").unlink()
+        if keep and keep.full:  # others filled it meanwhile
+            log.warning("%s. Pictures are decoded anew in every epoch", disk_full(folder, size))
         index.save(folder / "index.npz")
         return index
 
 
 def _collect(
-    pictures: Iterable[tuple[int, _Decoded | str]], bad: dict[int, str], file: BinaryIO | None
+    pictures: Iterable[tuple[int, _Decoded | str]], bad: dict[int, str], file: Sink | None
 ) -> Index:
     good, sizes, identities, moments = [], [], [], np.zeros((2, 3), np.int64)
     for i, picture in pictures:
@@ -238,12 +242,29 @@ def _decoded(source: Source, name: str, sizing: Sizing) -> _Decoded:
     return _Decoded(pixels, moments, array_digest(pixels))
 
 
-def _threaded(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+def _threaded(function: Callable[[T], R], items: Iterable[T], tick: Tick = no_tick) -> Iterator[R]:
     """`function` of each item, in order, a few at a time: Pillow lets other threads run."""
     rest = iter(items)
     with ThreadPoolExecutor(_THREADS) as pool:
-        while chunk := list(islice(rest, 32 * _THREADS)):
+        while chunk := list(islice(rest, 8 * _THREADS)):
+            tick()
             yield from pool.map(function, chunk)
+
+
+@contextmanager
+def locked(file: Path, tick: Tick = no_tick) -> Iterator[None]:
+    """Hold the lock of `file`; while another holds it, `tick` can end the wait."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{file}.lock")
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=_POLL_S)
+        except Timeout:
+            tick()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _key(digests: Sequence[str], sizing: Sizing) -> str:
@@ -256,7 +277,9 @@ def short_hash(value: object) -> str:
     return hashlib.blake2b(json.dumps(value).encode(), digest_size=16).hexdigest()
 
 
-def file_digests(root: Path, names: Sequence[str], cache: Path | None) -> dict[str, str]:
+def file_digests(
+    root: Path, names: Sequence[str], cache: Path | None, tick: Tick = no_tick
+) -> dict[str, str]:
     """Digest of the content of each file; those whose size and time of change are as they were
     the last time are not read again. Without `cache` nothing is remembered."""
     memo = cache / "digests" / f"{short_hash(str(root.resolve()))}.json" if cache else None
@@ -264,11 +287,12 @@ def file_digests(root: Path, names: Sequence[str], cache: Path | None) -> dict[s
     stamps = {name: _stamp(root, name) for name in names}
     found = {name: known[name] for name in names if known.get(name, [])[:2] == stamps[name]}
     new = [name for name in names if name not in found]
-    for name, digest in zip(new, _threaded(partial(_digest, root), new), strict=True):
+    for name, digest in zip(new, _threaded(partial(_digest, root), new, tick), strict=True):
         if digest:
             found[name] = [*stamps[name], digest]
     if memo and found != known:
-        _replace(memo, json.dumps(found))
+        with suppress(DiskFull):  # they will be read again
+            write_whole(memo, lambda file: file.write(json.dumps(found).encode()))
     # What cannot be read is named, with the reason, when it is to be decoded.
     return {name: found[name][2] if name in found else f"unreadable {name}" for name in names}
 
@@ -289,12 +313,3 @@ def _digest(root: Path, name: str) -> str | None:
             return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).hexdigest()
     except OSError:
         return None
-
-
-def _replace(file: Path, text: str) -> None:
-    """Write beside and move in place."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=file.parent)
-    with os.fdopen(handle, "w") as out:
-        out.write(text)
-    Path(beside).replace(file)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from hpo.definition.model import ModelConfig
 from hpo.engine import models, weights
 from hpo.engine.tensors import load_plain
 from hpo.errors import DataError, NotFound, TrialFailed
+from hpo.files import write_whole
 
 State = dict[str, Tensor]
 
@@ -58,8 +58,10 @@ class Checkpoint:
         return current if self.best is None else self.best
 
     def save(self, path: Path) -> None:
+        """Raises DiskFull."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        _write_whole(path, lambda beside: torch.save(fields, beside))
+        # A file of ours: in one that torch opens itself, a full disk is an error without a cause.
+        write_whole(path, lambda file: torch.save(fields, file))  # type: ignore[arg-type]
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:
@@ -89,9 +91,9 @@ def best_weights(checkpoint: Path) -> State:
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a state dict as safetensors, `metadata` in its header."""
+    """Write a state dict as safetensors, `metadata` in its header. Raises DiskFull."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    _write_whole(path, lambda beside: safetensors.torch.save_file(plain, beside, dict(metadata)))
+    write_whole(path, lambda file: file.write(safetensors.torch.save(plain, dict(metadata))))
 
 
 def load_trained(path: Path, config: ModelConfig, *, classes: int, image_size: int) -> nn.Module:
@@ -105,16 +107,3 @@ def load_trained(path: Path, config: ModelConfig, *, classes: int, image_size: i
     except RuntimeError as error:
         raise DataError(f"{path} does not hold this network: {error}") from error
     return model.eval()
-
-
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside, sync, rename: `path` is either complete or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(beside)
-        with beside.open("rb") as file:
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
+
+Tick = Callable[[], None]
+"""Called now and then by what takes long outside of training, to show that it goes on; may raise to
+end it."""
+
+
+def no_tick() -> None:
+    """Nobody waits for a sign."""
 
 
 class Control(Protocol):

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpo.definition.data import DataConfig
-from hpo.definition.datasets import is_own_data
+from hpo.definition.fields import is_own
 from hpo.engine.cache import Index, Store, short_hash
+from hpo.engine.control import Tick, no_tick
 from hpo.engine.folders import Listing
 from hpo.engine.images import Images, Sizing, concat
 from hpo.engine.origins import DigitsOrigin, DigitsSource, FolderOrigin, FolderSource, Origin
@@ -62,13 +63,15 @@ class Data:
     warnings: tuple[str, ...]
 
 
-def open_data(config: DataConfig, cache: Path) -> Data:
-    """Training and validation pictures, decoded into `cache` if they are not there yet.
+def open_data(config: DataConfig, cache: Path, tick: Tick = no_tick) -> Data:
+    """Training and validation pictures, decoded into `cache` if they are not there yet, which
+    `tick` follows.
 
     Raises DataError for a folder that cannot be used and for unreadable pictures (left out with
-    `data.skip_unreadable`), HpoError when the disk is full. No test picture is decoded.
+    `data.skip_unreadable`), DiskFull. No test picture is decoded.
     """
     origin = _origin(config, download=config.download)
+    origin.tick = tick
     listing, parts = _parts(config, origin, cache, test=False)
     train, seen = _open(config, origin, cache, parts["train"])
     val, seen_val = _open(config, origin, cache, parts["val"])
@@ -125,7 +128,7 @@ def _origin(config: DataConfig, *, download: bool) -> Origin:
         return FolderOrigin(root)
     if config.dataset == "stanford_cars":
         return CarsOrigin(root, crop=config.crop_to_box, max_pixels=config.max_pixels)
-    if is_own_data(config.dataset):
+    if is_own(config.dataset):
         return OwnOrigin(config.dataset, root, max_pixels=config.max_pixels)
     return TorchvisionOrigin(config.dataset, root, download=download)
 
@@ -133,7 +136,7 @@ def _origin(config: DataConfig, *, download: bool) -> Origin:
 def _open(
     config: DataConfig, origin: Origin, cache: Path, items: list[Item]
 ) -> tuple[Images, Index]:
-    images, index = Store(cache, config.cache_limit_gb * 1e9).open(
+    images, index = Store(cache, config.cache_limit_gb * 1e9, origin.tick).open(
         origin.source,
         [item.name for item in items],
         [item.label for item in items],

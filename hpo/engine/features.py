@@ -14,30 +14,28 @@ who came first.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from hpo.definition.augment import AugmentConfig
 from hpo.definition.config import TrainConfig
-from hpo.engine.cache import Store, short_hash
+from hpo.engine.cache import Store, locked, short_hash
 from hpo.engine.chain import frozen_steps, steps
 from hpo.engine.control import Control
 from hpo.engine.images import Images
 from hpo.engine.learner import autocast, memory_format
 from hpo.engine.loader import TrainBatches
+from hpo.files import disk_full, is_full
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +52,6 @@ HEADER = 4096
 """Bytes of a file before the outputs."""
 PLAIN = AugmentConfig()
 _FORMAT = 2
-_POLL_S = 1.0
 
 View = tuple[Images, AugmentConfig]
 """Pictures, and how they are shown."""
@@ -208,19 +205,19 @@ class Extractor:
     ) -> Mapped | None:
         file = self._root / self._key(images.content, augment)
         try:
-            self._root.mkdir(parents=True, exist_ok=True)
-            with _locked(file, control, epoch):
+            with locked(file, lambda: control.step(epoch=epoch, images=0)):
                 store = Store(self._root, self._how.config.data.cache_limit_gb * 1e9)
                 if file.exists():
                     return _mapped(file) if file.stat().st_size <= store.limit else None
-                if not self._fits(store, len(images) * shown(augment)):
+                if not self.worth or not store.has_room(self._size(images, augment)):
                     return None
                 self._build(file, images, augment, control, epoch)
                 return _mapped(file)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if not is_full(error):
                 raise
-            log.warning("%s: the disk is full; frozen layers are computed anew", self._root)
+            full = disk_full(file, self._size(images, augment))
+            log.warning("%s. Frozen layers are computed anew in every epoch", full)
         except torch.OutOfMemoryError:
             log.warning("out of memory with %d images at once; nothing is kept", self.batch)
         return None
@@ -246,8 +243,9 @@ class Extractor:
         with torch.no_grad(), autocast(self._how.device, self._how.config.runtime.precision):
             return self._prefix(pixels)  # type: ignore[no-any-return]
 
-    def _fits(self, store: Store, pictures: int) -> bool:
-        return self.worth and store.has_room(HEADER + pictures * self.sample[0].nbytes)
+    def _size(self, images: Images, augment: AugmentConfig) -> int:
+        """Bytes of the file."""
+        return HEADER + len(images) * shown(augment) * self.sample[0].nbytes
 
     def _build(
         self, file: Path, images: Images, augment: AugmentConfig, control: Control, epoch: int
@@ -335,18 +333,3 @@ def _digest(model: nn.Module, rest: Sequence[nn.Module]) -> str:
             plain = value.detach().cpu().contiguous().view(-1).view(torch.uint8)
             found.update(plain.numpy().data)
     return found.hexdigest()
-
-
-@contextmanager
-def _locked(file: Path, control: Control, epoch: int) -> Iterator[None]:
-    """Hold the lock of `file`; while another holds it, `control` can end the wait."""
-    lock = FileLock(f"{file}.lock")
-    while not lock.is_locked:
-        try:
-            lock.acquire(timeout=_POLL_S)
-        except Timeout:
-            control.step(epoch=epoch, images=0)
-    try:
-        yield
-    finally:
-        lock.release()

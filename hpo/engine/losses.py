@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hpo.definition.config import TrainConfig
-from hpo.engine import own
+from hpo.engine import modules, own
 from hpo.errors import ConfigError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -54,7 +54,7 @@ def focal(logits: Tensor, labels: Tensor, gamma: float, label_smoothing: float =
 
 
 def _own(name: str) -> Loss:
-    function = own.load(name, "loss")
+    function = modules.load(name, "loss")
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
         found = own.call(function, repr(name), "loss", logits, labels)

@@ -11,6 +11,18 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
+from hpo.errors import ConfigError
+
+
+def load(name: str, key: str) -> Callable[..., Any]:
+    """The function called `module:function` (see `find`). Raises ConfigError for the field
+    `key` where there is none."""
+    try:
+        return find(name)
+    except Exception as error:  # whatever the user's module raises
+        message = f"{name!r} cannot be imported ({told(error)}); it is {where()}"
+        raise ConfigError(message, key=key) from error
+
 
 def find(name: str) -> Callable[..., Any]:
     """The function called `module:function`, from the working directory or PYTHONPATH: what is
@@ -19,7 +31,25 @@ def find(name: str) -> Callable[..., Any]:
     Raises ImportError and TypeError in words, and whatever the module raises when it is imported.
     """
     module, _, function = name.partition(":")
-    top = module.partition(".")[0]
+    _require_own(module.partition(".")[0])
+    value = getattr(importlib.import_module(module), function)
+    if not callable(value):
+        raise TypeError(f"it is {type(value).__name__}, not a function")
+    return value  # type: ignore[no-any-return]
+
+
+def file_of(module: str) -> Path | None:
+    """Where the module `module` of the user's own stands, found as `find` does and not run (but for
+    the packages that it is in); None for a package without a file. Raises as `find` does."""
+    _require_own(module.partition(".")[0])
+    spec = importlib.util.find_spec(module)
+    if spec is None:
+        raise ModuleNotFoundError(f"there is no {module}")
+    return Path(spec.origin) if spec.has_location and spec.origin else None
+
+
+def _require_own(top: str) -> None:
+    """Raise ImportError unless `top` is a module in one of the user's own folders."""
     own = PathFinder.find_spec(top, _folders())
     if own is None:
         raise ModuleNotFoundError(f"there is no {top}.py, and no folder {top}")
@@ -30,10 +60,12 @@ def find(name: str) -> Callable[..., Any]:
     found = importlib.util.find_spec(top)
     if found is None or _places(found) != _places(own):
         raise ImportError(f"{top} is also the name of an installed module; rename yours")
-    value = getattr(importlib.import_module(module), function)
-    if not callable(value):
-        raise TypeError(f"it is {type(value).__name__}, not a function")
-    return value  # type: ignore[no-any-return]
+
+
+def told(error: Exception) -> str:
+    """What code of theirs raised, in one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def where() -> str:

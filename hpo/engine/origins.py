@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from hpo.engine.cache import file_digests, short_hash
+from hpo.engine.control import Tick, no_tick
 from hpo.engine.folders import Listing, list_folder
 from hpo.engine.images import Pixels, Source, open_file
 
@@ -25,6 +26,8 @@ class Origin(ABC):
 
     source: Source
     """Opens the pictures by the names that `listing` gives."""
+    tick: Tick = staticmethod(no_tick)
+    """Called while many pictures are looked at."""
 
     @abstractmethod
     def listing(self, *, test: bool) -> Listing:
@@ -66,7 +69,7 @@ class FolderOrigin(Origin):
         return list_folder(self.root)
 
     def digests(self, names: Sequence[str], cache: Path | None) -> dict[str, str]:
-        return file_digests(self.root, names, cache)
+        return file_digests(self.root, names, cache, self.tick)
 
 
 # Digits

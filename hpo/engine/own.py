@@ -12,16 +12,6 @@ from hpo.engine import modules
 from hpo.errors import ConfigError
 
 
-def load(name: str, key: str) -> Callable[..., Any]:
-    """The function called `module:function` (see `modules.find`). Raises ConfigError for the field
-    `key` where there is none."""
-    try:
-        return modules.find(name)
-    except Exception as error:  # whatever the user's module raises
-        message = f"{name!r} cannot be imported ({_told(error)}); it is {modules.where()}"
-        raise ConfigError(message, key=key) from error
-
-
 def call(function: Callable[..., Any], what: str, key: str, *args: Any, **options: Any) -> Any:
     """What `function` returns; whatever it raises becomes a ConfigError for the field `key` that
     says `what` raised."""
@@ -30,7 +20,7 @@ def call(function: Callable[..., Any], what: str, key: str, *args: Any, **option
     except torch.OutOfMemoryError:  # training goes on with smaller parts of the batch
         raise
     except Exception as error:
-        raise ConfigError(f"{what} raised {_told(error)}", key=key) from error
+        raise ConfigError(f"{what} raised {modules.told(error)}", key=key) from error
 
 
 def build(name: str, options: Mapping[str, Any], *, classes: int, image_size: int) -> nn.Module:
@@ -38,7 +28,7 @@ def build(name: str, options: Mapping[str, Any], *, classes: int, image_size: in
     on two black pictures. Raises ConfigError where that fails or gives anything but (2, classes)
     logits."""
     key = "model.architecture"
-    function = load(name, key)
+    function = modules.load(name, key)
     model = call(function, repr(name), key, **options, classes=classes, image_size=image_size)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"{name!r} returned {type(model).__name__}, not a nn.Module", key=key)
@@ -83,8 +73,3 @@ def parts(model: nn.Module, name: str) -> tuple[list[str], str]:
             f"`blocks` of the network of {name!r} is not a list of modules in it",
             key="model.architecture",
         ) from error
-
-
-def _told(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

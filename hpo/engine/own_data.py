@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from hpo.engine.cache import file_digests
 from hpo.engine.folders import Listing
 from hpo.engine.images import Source, array_digest, open_file, too_large
 from hpo.engine.origins import Origin
-from hpo.errors import DataError
+from hpo.errors import ConfigError, DataError
 
 Label = str | int
 Split = Sequence[tuple[Any, Any]]
@@ -87,11 +87,12 @@ class OwnOrigin(Origin):
 
     def digests(self, names: Sequence[str], cache: Path | None) -> dict[str, str]:
         files = [name for name in names if name not in self._digests]
-        return {**self._digests, **file_digests(self.root, files, cache)}
+        return {**self._digests, **file_digests(self.root, files, cache, self.tick)}
 
     def _items(self, part: str, split: Split) -> Iterator[tuple[str, Label]]:
         """Name and label of each; the content of those in memory is seen here."""
         for i in range(len(split)):
+            self.tick()
             picture, label = _item(self.function, split, part, i)
             if isinstance(picture, str | Path):
                 path = self.root / picture  # an absolute one stays what it is
@@ -124,11 +125,13 @@ class OwnOrigin(Origin):
 
 def _asked(name: str, root: Path, part: str) -> Split | None:
     try:
-        found = _function(name)(str(root), part)
-    except DataError:
-        raise
+        function = modules.load(name, "data.dataset")
+    except ConfigError as error:  # nothing that another configuration would mend
+        raise DataError(str(error)) from error
+    try:
+        found = function(str(root), part)
     except Exception as error:  # whatever the user's code raises is told, not shown as our fault
-        raise DataError(f"{name}(root, {part!r}) raised {_told(error)}") from error
+        raise DataError(f"{name}(root, {part!r}) raised {modules.told(error)}") from error
     if found is None:
         return None
     if not hasattr(found, "__len__") or not hasattr(found, "__getitem__"):
@@ -143,23 +146,13 @@ def _asked(name: str, root: Path, part: str) -> Split | None:
     return split
 
 
-def _function(name: str) -> Callable[[str, str], Any]:
-    """The function called `name` (see `modules.find`)."""
-    try:
-        return modules.find(name)
-    except Exception as error:  # importing runs the user's code
-        raise DataError(
-            f"data.dataset = {name!r} cannot be imported ({_told(error)}); it is {modules.where()}"
-        ) from error
-
-
 def _item(function: str, split: Split, part: str, i: int) -> tuple[Any, Label]:
     """Picture and label at one place, judged."""
     where = f"{function}: {part}[{i}]"
     try:
         item = split[i]
     except Exception as error:
-        raise DataError(f"{where} raised {_told(error)}") from error
+        raise DataError(f"{where} raised {modules.told(error)}") from error
     if not isinstance(item, tuple | list) or len(item) != 2:
         got = f"{type(item).__name__} of {len(item)}" if isinstance(item, tuple | list) else (
             type(item).__name__)  # fmt: skip
@@ -185,7 +178,3 @@ def _is_picture(picture: Any) -> bool:
         return isinstance(picture, str | Path | Image.Image)
     shaped = picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] == 3)
     return picture.dtype == np.uint8 and shaped and picture.size > 0
-
-
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

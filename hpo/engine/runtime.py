@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hpo.definition.config import RuntimeConfig, TrainConfig
+from hpo.engine.control import Tick, no_tick
 from hpo.engine.features import Extractor, Preparation, frozen_cut, lasting
 from hpo.engine.learner import Batch, Learner, memory_format
 from hpo.errors import InputError
@@ -47,10 +48,16 @@ def available_devices() -> list[str]:
 
 
 def resolve(
-    config: TrainConfig, *, classes: int, device: torch.device, threads: int
+    config: TrainConfig,
+    *,
+    classes: int,
+    device: torch.device,
+    threads: int,
+    tick: Tick = no_tick,
 ) -> RuntimeConfig:
     """`config.runtime` without `auto`: what trains this network fastest here, measured on random
-    images; the simpler choice unless another is clearly faster. `threads` stands in for 0.
+    images; the simpler choice unless another is clearly faster. `threads` stands in for 0; `tick`
+    is called for each choice.
 
     Costs about a second for a small network.
     """
@@ -67,6 +74,7 @@ def resolve(
         images = _few(config, choices[0], classes, device)
         seconds: list[float] = []
         for choice in choices:
+            tick()
             best = min(seconds, default=math.inf)
             seconds.append(_timed(config, choice, images, classes, device, best))
     return choices[fastest(seconds)]

@@ -80,7 +80,7 @@ class CarsOrigin(Origin):
         return Listing(classes, found, self._unused(parts, found), sealed=not test)
 
     def digests(self, names: Sequence[str], cache: Path | None) -> dict[str, str]:
-        return file_digests(self.root, names, cache)
+        return file_digests(self.root, names, cache, self.tick)
 
     def variant(self, name: str) -> str:
         return _shown(self.boxes[name][0]) if name in self.boxes else ""

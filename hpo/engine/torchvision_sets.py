@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from PIL import Image
 
-from hpo.engine.cache import file_digests
+from hpo.engine.cache import file_digests, locked
+from hpo.engine.control import Tick, no_tick
 from hpo.engine.folders import Listing
 from hpo.engine.images import Pixels, Source, array_digest
 from hpo.engine.origins import FolderSource, Origin
-from hpo.errors import DataError
+from hpo.errors import DataError, HpoError
 
 Options = Mapping[str, Any]
 
@@ -101,7 +101,9 @@ class TorchvisionOrigin(Origin):
 
     def listing(self, *, test: bool) -> Listing:
         parts = [part for part in KINDS[self.name].splits if test or part != "test"]
-        opened = {part: _opened(self.name, self.root, part, self._download) for part in parts}
+        opened = {
+            part: _opened(self.name, self.root, part, self._download, self.tick) for part in parts
+        }
         found = {part: _contents(one, self.name, part) for part, one in opened.items()}
         classes = getattr(opened["train"], "classes", None)
         if classes is None:
@@ -126,7 +128,7 @@ class TorchvisionOrigin(Origin):
     def digests(self, names: Sequence[str], cache: Path | None) -> dict[str, str]:
         if isinstance(self.source, ArraySource):
             return {name: array_digest(self.source.pixels(name)) for name in names}
-        return file_digests(self.root, names, cache)
+        return file_digests(self.root, names, cache, self.tick)
 
 
 @dataclass
@@ -177,8 +179,9 @@ def _contents(opened: Any, name: str, part: str) -> tuple[Pixels | list[Path], l
     return np.ascontiguousarray(data), (truth[:, 0] if truth.ndim == 2 else truth).tolist()
 
 
-def _opened(name: str, root: Path, part: str, download: bool) -> Any:
-    """torchvision's object of one part. Raises DataError where it is missing, or not whole."""
+def _opened(name: str, root: Path, part: str, download: bool, tick: Tick = no_tick) -> Any:
+    """torchvision's object of one part; `tick` is called while another process downloads it. Raises
+    DataError where it is missing, or not whole."""
     kind = KINDS[name]
     try:
         return kind.open(root, part)
@@ -191,9 +194,9 @@ def _opened(name: str, root: Path, part: str, download: bool) -> Any:
         raise DataError(_missing(name, root, reason) + hint) from reason
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f".{name}.lock"):
+        with locked(root / f".{name}", tick):
             return _brought(name, root, part)
-    except DataError:
+    except HpoError:
         raise
     except Exception as error:
         raise DataError(_missing(name, root, error, "could not be downloaded")) from error

@@ -8,11 +8,14 @@ from typing import Any
 from hpo.definition.objectives import direction_of
 from hpo.results.comparison import SCORES, Comparison, Entry, RunEntry
 from hpo.results.figures import (
+    AMBER,
     BLUE,
     GREEN,
     GREY,
     ORANGE,
     PURPLE,
+    RED,
+    TEAL,
     Figure,
     Trace,
     axis,
@@ -33,7 +36,7 @@ from hpo.results.table import (
     text_cell,
 )
 
-COLORS = (BLUE, ORANGE, GREEN, PURPLE, "#d9a02b", "#d64545", "#2f9fb0", GREY)
+COLORS = (BLUE, ORANGE, GREEN, PURPLE, AMBER, RED, TEAL, GREY)
 CURVES = {"loss": ("train_loss", "val_loss"), "top1": ("train_top1", "val_top1")}
 COSTS = {
     "parameters": "parameters of the best network",

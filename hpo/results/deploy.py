@@ -40,14 +40,17 @@ class Wanted:
     files: Mapping[str, str]
 
     @classmethod
-    def of(cls, *, onnx: bool = False, quantize: Sequence[str] = ()) -> Wanted:
+    def of(cls, task: str, *, onnx: bool = False, quantize: Sequence[str] = ()) -> Wanted:
         """model.onnx where `onnx`, or where anything is to be quantised from it, and a file for
-        each of `quantize`. Raises InputError for another kind than KINDS, and without the extra."""
+        each of `quantize`. Raises InputError for another kind than KINDS, for a retrieval, and
+        without the extra."""
         for kind in quantize:
             if kind not in KINDS:
                 raise InputError(f"--quantize {kind}: {nearest(kind, KINDS)}")
         if not onnx and not quantize:
             return cls({})
+        if task == "retrieval":
+            raise InputError("a retrieval has no ONNX files: leave --onnx and --quantize out")
         onnx_files.require_packages()
         int8 = {f"model-int8-{kind}.onnx": f"int8 {kind}" for kind in dict.fromkeys(quantize)}
         return cls({"model.onnx": FLOAT, **int8})

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from hpo.definition.config import TrainConfig
+from hpo.search.agreement import IMAGES, read_code
 from hpo.search.status import StudyStatus, TrialStatus
 from hpo.storage import records
 from hpo.storage.db import Database
@@ -24,7 +25,8 @@ def describe_trial(
     `rates` is the learning rate of each epoch, `stopped_epoch` the one after which early stopping
     ended the trial.
     """
-    resolved = records.read_resolved(database, status.row.uuid)
+    images = records.read_resolved(database, status.row.uuid, IMAGES)
+    code = read_code(database, status.row.uuid)
     worker = next((w for w in status.workers if w.id == trial.attempts[-1].worker), None)
     trained = len(trial.epochs)
     stopped = trial.state == "complete" and trained < config.epochs
@@ -40,9 +42,8 @@ def describe_trial(
         "epochs_trained": trained,
         "stopped_epoch": trained if stopped else None,
         "rates": [row.metrics["lr"] for row in trial.epochs if "lr" in row.metrics],
-        "data_fingerprints": sorted(
-            {str(value) for key, value in resolved.items() if key.startswith("data ")}
-        ),
+        "data_fingerprints": sorted({str(value) for value in images.values()}),
+        "code_fingerprint": code.fingerprint if code else None,
         "device": worker.device if worker else None,
         "versions": worker.versions if worker else None,
         "git_commit": git_commit(),
@@ -72,6 +73,8 @@ def _notes(status: StudyStatus, trial: TrialStatus) -> list[str]:
         notes.append(f"This trial was pruned{reason}: its full schedule was never run.")
     used = {attempt.worker for attempt in trial.attempts}
     versions = [worker.versions for worker in status.workers if worker.id in used]
+    notes += [f"A worker was forced to work with {one}." for one in status.forced
+              if one.worker in used]  # fmt: skip
     if any(one != versions[0] for one in versions):
         notes.append("Workers with different versions trained parts of this trial.")
     return notes

@@ -26,7 +26,7 @@ from hpo.results.table import (
     settings_table,
     text_cell,
 )
-from hpo.search import mirror
+from hpo.search import agreement, mirror
 from hpo.search.status import StudyStatus, TrialStatus, read_status
 from hpo.search.study import Study, load
 from hpo.storage import records
@@ -103,6 +103,7 @@ def study_report(database: Database, name: str) -> str:
         workers=_workers_table(status),
         versions=_versions(status),
         fingerprints=_fingerprints(database, status),
+        code=agreement.read_code(database, status.row.uuid),
         storage=database.shown,
     )
 
@@ -209,12 +210,8 @@ def _versions(status: StudyStatus) -> list[tuple[str, str]]:
 
 def _fingerprints(database: Database, status: StudyStatus) -> list[tuple[str, str]]:
     """The images that the trials saw, as the first worker found them: (settings, fingerprint)."""
-    resolved = records.read_resolved(database, status.row.uuid)
-    return [
-        (key.removeprefix("data "), str(value))
-        for key, value in resolved.items()
-        if key.startswith("data ")
-    ]
+    found = records.read_resolved(database, status.row.uuid, agreement.IMAGES)
+    return [(key.removeprefix(agreement.IMAGES), str(value)) for key, value in found.items()]
 
 
 # ---- several studies and runs ----

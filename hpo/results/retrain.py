@@ -9,28 +9,26 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from hpo.definition.config import TrainConfig
-from hpo.definition.fields import flatten
-from hpo.definition.studyfile import dump_config, load_config
 from hpo.engine import datasets
 from hpo.engine.answers import ask, save_answers
 from hpo.engine.checkpoint import Checkpoint, best_weights, save_weights
 from hpo.engine.control import Control, Unattended
 from hpo.engine.datasets import Data, concat
 from hpo.engine.images import Images
-from hpo.engine.runtime import resolve, torch_device
+from hpo.engine.runtime import torch_device
 from hpo.engine.train import EpochResult, TrainingData, train
-from hpo.errors import Conflict, InputError, TrialFailed
+from hpo.errors import InputError, TrialFailed
 from hpo.paths import Home
+from hpo.results.beginning import alone, begin, begun, stored_recipe
 from hpo.results.deploy import Wanted, open_files, rehearse, write_files
 from hpo.results.ensemble import write_ensemble
 from hpo.results.evaluate import eval_batches, find_images, load_network
@@ -75,26 +73,22 @@ def retrain(
     """
     if seeds < 1:
         raise InputError(f"--seeds {seeds}: at least 1")
-    wanted = Wanted.of(onnx=onnx, quantize=quantize)
-    if wanted.files and config.task == "retrieval":
-        raise InputError('task = "retrieval" has no ONNX files: leave --onnx and --quantize out')
-    chosen = torch_device(device)
+    wanted = Wanted.of(config.task, onnx=onnx, quantize=quantize)
+    chosen, threads = torch_device(device), torch.get_num_threads()
     recipe = make_recipe(config, provenance, keep_validation)
     files = RunDir(out)
     asked = range(config.seed, config.seed + seeds_needed(config, seeds))
-    with _alone(out):
-        stored = _stored_recipe(files, recipe, keep_validation)
+    with alone(out):
+        stored = stored_recipe(files, recipe, keep_validation)
         data = datasets.open_data(config.data, home.cache)
         if any(not files.seed(seed).metrics.exists() for seed in asked):
             rehearse(config, data, wanted)
         if stored is None:
-            recipe = _begin(files, config, provenance, recipe, data, chosen, keep_validation)
-        about = About.read(files.about)
-        if about.fingerprint != data.fingerprint:
-            raise Conflict(f"{out} was begun with other images; restore them, or use -o")
+            how = chosen, threads, keep_validation
+            recipe = begin(files, config, provenance, recipe, data, *how)
         job = _Job(
             files=files,
-            about=about,
+            about=begun(files, data),
             recipe=stored or recipe,
             data=data,
             home=home,
@@ -105,111 +99,18 @@ def retrain(
         )
         for seed in asked:
             job.run(seed)
+        return _summed_up(files, job.about)
+
+
+def _summed_up(files: RunDir, about: About) -> Run:
+    """The finished seeds as a run, with the ensemble of several and a summary of all on disk."""
+    run = read_run(files, files.finished())
+    classified = run.config.task == "classification"
+    if classified and all(one.metrics["test"] is not None for one in run.seeds):
+        write_ensemble(files, files.finished(), about.classes)
         run = read_run(files, files.finished())
-        classified = config.task == "classification"
-        if classified and all(one.metrics["test"] is not None for one in run.seeds):
-            write_ensemble(files, files.finished(), about.classes)
-            run = read_run(files, files.finished())
-        write_whole(files.summary, as_json(run.summary))
+    write_whole(files.summary, as_json(run.summary))
     return run
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """One writer at a time. Raises Conflict where there is another, InputError where `out` cannot
-    be a directory."""
-    lock = FileLock(out / ".lock", timeout=0)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise Conflict(f"{out}: another hpo train is writing there; wait, or use -o") from None
-    except OSError as error:
-        raise InputError(f"{out} cannot be a run directory: {error.strerror}; use -o") from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _stored_recipe(files: RunDir, asked: Recipe, keep_validation: bool) -> Recipe | None:
-    """The recipe of the run that `files` holds, if it is the one asked for; None if there is no
-    run. Raises Conflict where it is another."""
-    if not files.exists:
-        if files.config.exists():
-            raise Conflict(f"{files.config} is not of a run; choose another directory with -o")
-        return None
-    about = About.read(files.about)
-    stored = make_recipe(*load_config(files.config), about.keep_validation)
-    changed = _differences(stored, asked)
-    if about.keep_validation != keep_validation:
-        changed.append(f"keep_validation: {about.keep_validation} -> {keep_validation}")
-    if changed:
-        lines = "".join(f"\n  {line}" for line in changed)
-        raise Conflict(
-            f"{files.root} holds the run of another configuration (there -> asked for):{lines}\n"
-            "Choose another directory with -o, or remove this one"
-        )
-    return stored
-
-
-def _differences(stored: Recipe, asked: Recipe) -> list[str]:
-    """A line for each field; what is left to be resolved matches whatever it was resolved to."""
-    there, here = flatten(stored.config.to_dict()), flatten(asked.config.to_dict())
-    if there["epochs"] == here["epochs"]:
-        there["epochs trained"], here["epochs trained"] = stored.epochs, asked.epochs
-    open_ = {key for key in here if key.startswith("runtime.") and here[key] in (0, "auto")}
-    return [
-        f"{key}: {there.get(key)} -> {here.get(key)}"
-        for key in sorted(there.keys() | here.keys())
-        if key not in open_ and there.get(key) != here.get(key)
-    ]
-
-
-def _begin(
-    files: RunDir,
-    config: TrainConfig,
-    provenance: Mapping[str, Any],
-    recipe: Recipe,
-    data: Data,
-    device: torch.device,
-    keep_validation: bool,
-) -> Recipe:
-    """Resolve what is `auto` and write down what the run is; returns the recipe with that in it."""
-    threads = torch.get_num_threads()
-    runtime = resolve(config, classes=len(data.classes), device=device, threads=threads)
-    about = About(
-        classes=data.classes,
-        mean=data.mean,
-        std=data.std,
-        fingerprint=data.fingerprint,
-        keep_validation=keep_validation,
-        has_test=data.has_test,
-        epochs=recipe.epochs,
-        notes=(*recipe.notes, *_data_notes(config, provenance, data)),
-    )
-    about.write(files.about)
-    settled = config.model_copy(update={"runtime": runtime})
-    write_whole(files.config, dump_config(settled, provenance))
-    return recipe.with_runtime(runtime)
-
-
-def _data_notes(config: TrainConfig, provenance: Mapping[str, Any], data: Data) -> Iterator[str]:
-    if config.data.limit_train is not None:
-        yield (
-            f"data.limit_train = {config.data.limit_train}: only so many training images were "
-            "used, as in the search; --set data.limit_train=1000000000 uses all"
-        )
-    known = provenance.get("data_fingerprints", [])
-    if known and data.fingerprint not in known:
-        yield "The images are not those of the search: their contents or their split changed."
-    if seeds_needed(config, 2) == 1:
-        yield "Nothing learns here: every seed would give the same result, so one is run."
-    if data.unreadable:
-        yield f"{len(data.unreadable)} unreadable files were left out."
-    yield from data.warnings
-    if not data.has_test:
-        yield "There is no test split: no number here is a test result."
 
 
 @dataclass(frozen=True)
@@ -249,7 +150,7 @@ class _Job:
         made = self.write_files(seed, files, seen.train)
         test, tested = self.test(seed, files, seen, made)
         counts = {"train": len(seen.train), "val": len(seen.val) if seen.val else 0, "test": tested}
-        report = {**_summed_up(seed, done), "images": counts, "test": test, "onnx": made}
+        report = {**_report(seed, done), "images": counts, "test": test, "onnx": made}
         if config.task == "retrieval" and not (test or report["val"]):
             report["train"] |= within_gallery(self.about, files, seen.train)
         write_whole(files.metrics, as_json(report))
@@ -370,7 +271,7 @@ def _require_finite(seed: int, checkpoint: Path) -> None:
         )
 
 
-def _summed_up(seed: int, done: Checkpoint) -> dict[str, Any]:
+def _report(seed: int, done: Checkpoint) -> dict[str, Any]:
     """What metrics.json says of the training: its kept epoch's scores, and how it went."""
     kept = done.metrics[done.best_epoch - 1]
     train, val = ({name.removeprefix(part): value for name, value in kept.items()

@@ -21,7 +21,6 @@ Each file is written beside, synced and moved: what is visible is complete.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -33,6 +32,7 @@ from pydantic import TypeAdapter, ValidationError
 from hpo.definition.config import TrainConfig
 from hpo.definition.studyfile import load_config
 from hpo.errors import InputError, NotFound
+from hpo.files import write_whole as write_file
 
 REPAIR = "restore it, or train into another folder"
 
@@ -295,17 +295,9 @@ def as_json(value: Any) -> str:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write beside, sync, rename: `path` is either complete or as it was. Raises InputError where
-    it cannot be written."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    """Make the file `path` of `text`, whole or not at all. Raises InputError where it cannot be
+    written, DiskFull where it does not fit."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+        write_file(path, lambda file: file.write(text.encode()))
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}; choose another") from error
-    finally:
-        beside.unlink(missing_ok=True)

@@ -8,11 +8,14 @@ from typing import Any
 
 from hpo.definition.parameters import Choice, Float, Int, Parameter, canonical
 from hpo.results.figures import (
+    AMBER,
     BLUE,
     GREEN,
     GREY,
     ORANGE,
+    PALE,
     PURPLE,
+    RED,
     SCALE,
     Figure,
     Trace,
@@ -31,9 +34,9 @@ STATE_COLORS = {
     "pruned": GREY,
     "running": GREEN,
     "interrupted": PURPLE,
-    "diverged": "#d9a02b",
-    "failed": "#d64545",
-    "waiting": "#c9ced6",
+    "diverged": AMBER,
+    "failed": RED,
+    "waiting": PALE,
 }
 SYMBOLS = {"failed": "x", "diverged": "triangle-up", "pruned": "circle-open"}
 WITHOUT_VALUE = ("failed", "diverged")

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hpo.errors import Conflict, HpoError, InputError, NotFound, StorageError
+from hpo.errors import Conflict, DiskFull, HpoError, InputError, NotFound, StorageError
 from hpo.paths import Home, StudyDir
 from hpo.storage import records
 from hpo.storage.artifacts import Moved, Store, normal, nothing, open_store, written_whole
@@ -49,10 +49,10 @@ class Mirror:
         self.store.put(path, f"{self.directory.uuid}/{name}", moved)
         return f"{self.url}/{name}"
 
-    def get(self, path: Path, to: Path | None = None) -> None:
+    def get(self, path: Path, to: Path | None = None, moved: Moved = nothing) -> None:
         """Bring a file of the study to where it belongs on this host, or to the file `to`. Raises
-        NotFound."""
-        self.store.get(f"{self.directory.uuid}/{self.directory.name_of(path)}", to or path)
+        NotFound, DiskFull."""
+        self.store.get(f"{self.directory.uuid}/{self.directory.name_of(path)}", to or path, moved)
 
     def remove(self, name: str) -> None:
         self.store.remove(f"{self.directory.uuid}/{name}")
@@ -92,7 +92,7 @@ class Mirror:
 
 def find(database: Database, uuid: str, home: Home) -> Mirror | None:
     """The mirror of a study; None where it has no artifacts. Touches the database alone."""
-    url = records.read_resolved(database, uuid).get(KEY)
+    url = records.read_resolved(database, uuid, KEY).get(KEY)
     return None if url is None else Mirror(open_store(str(url)), home.study(uuid))
 
 
@@ -130,7 +130,7 @@ def check(url: str, row: StudyRow | None, database: Database) -> str:
     cannot be used, Conflict where the study of `row` has another one."""
     url = normal(url)
     if row is not None:
-        _refuse_another(row, url, records.read_resolved(database, row.uuid).get(KEY, url))
+        _refuse_another(row, url, records.read_resolved(database, row.uuid, KEY).get(KEY, url))
     open_store(url).check()
     return url
 
@@ -163,7 +163,8 @@ class Checkpoints:
     directory: StudyDir
     mirror: Mirror | None
     lease: Lease
-    _local: Path | None = None
+    pointed: Path | None = None
+    """The file on this host that the database names."""
     _there: set[str] = field(default_factory=set)
     """Names in the mirror."""
     _fresh: str | None = None
@@ -172,7 +173,9 @@ class Checkpoints:
     def path(self, epoch: int) -> Path:
         return self.directory.checkpoint(self.lease.number, self.lease.k, epoch)
 
-    def newest(self, rows: Sequence[EpochRow]) -> tuple[list[EpochRow], Path | None]:
+    def newest(
+        self, rows: Sequence[EpochRow], moved: Moved = nothing
+    ) -> tuple[list[EpochRow], Path | None]:
         """The finished epochs to go on from, and their checkpoint on this host; nothing of both
         where no checkpoint can be had."""
         self._there = self._listed()
@@ -181,8 +184,8 @@ class Checkpoints:
             if row.checkpoint is None:
                 continue
             path = self.directory.checkpoint(self.lease.number, row.checkpoint, row.epoch)
-            if path.exists() or self._fetched(path):
-                self._local = path
+            if path.exists() or self._fetched(path, moved):
+                self.pointed = path
                 return list(rows[:done]), path
         if rows:
             place = "on another host" if self.mirror is None else f"neither here nor in {self._url}"
@@ -200,6 +203,7 @@ class Checkpoints:
         try:
             self.mirror.put(path, moved=moved)
             self._fresh = self.directory.name_of(path)
+            self._there.add(self._fresh)
         except StorageError as error:
             log.warning(
                 "trial %d: %s; %s is on this host alone, the next one is tried again",
@@ -208,9 +212,9 @@ class Checkpoints:
 
     def recorded(self, path: Path | None) -> None:
         """The database points to `path`: those before it are not needed any more."""
-        if self._local is not None and self._local != path:
-            self._local.unlink(missing_ok=True)
-        self._local = path
+        if self.pointed is not None and self.pointed != path:
+            self.pointed.unlink(missing_ok=True)
+        self.pointed = path
         if self._fresh is not None and self.mirror is not None:
             gone = removed(self.mirror, self._there - {self._fresh})
             self._there = (self._there - gone) | {self._fresh}
@@ -229,12 +233,14 @@ class Checkpoints:
             log.warning("trial %d: %s", self.lease.number, error)
             return set()
 
-    def _fetched(self, path: Path) -> bool:
+    def _fetched(self, path: Path, moved: Moved) -> bool:
         """Whether the mirror has `path`; then it is on this host, too."""
         if self.mirror is None or self.directory.name_of(path) not in self._there:
             return False
         try:
-            self.mirror.get(path)
+            self.mirror.get(path, moved=moved)
+        except DiskFull:
+            raise
         except HpoError as error:
             log.warning("trial %d: %s", self.lease.number, error)
             return False

@@ -3,14 +3,14 @@
 Order within an epoch: checkpoint file -> the same in the artifacts, where there are some -> one
 transaction {metrics, pointer to the checkpoint} -> report -> prune question. Whoever takes over
 after a death between any two of them resumes from the pointer, makes up for missing reports, asks,
-then trains.
+then trains. While the database is away the next epoch begins nevertheless: what could not be
+recorded waits on disk (`epochs`), and the end of the trial waits for the database.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,16 +22,18 @@ import torch
 from optuna.trial import TrialState
 
 from hpo.definition.config import RuntimeConfig, TrainConfig
-from hpo.definition.objectives import COSTS
+from hpo.definition.objectives import COSTS, chance
 from hpo.engine import runtime
 from hpo.engine.checkpoint import best_weights, save_weights
-from hpo.engine.control import Control
+from hpo.engine.control import Control, Tick
 from hpo.engine.costs import network_costs
 from hpo.engine.datasets import Data, open_data
 from hpo.engine.train import EpochResult, TrainingData, train
-from hpo.errors import ConfigError, Conflict, Fenced, Interrupted, TrialFailed
+from hpo.errors import ConfigError, Fenced, Interrupted, TrialFailed
 from hpo.paths import Home
 from hpo.search import keeping, mirror, plan
+from hpo.search.agreement import agree_on_images
+from hpo.search.epochs import Epochs
 from hpo.search.mirror import Checkpoints
 from hpo.search.samplers import draft_params, make_sampler
 from hpo.search.several import FirstMetric, values_of, worst_of
@@ -40,6 +42,7 @@ from hpo.search.study import Study
 from hpo.storage import leases, records
 from hpo.storage.leases import Ending, Lease, Taken
 from hpo.storage.optuna_rdb import FencedStorage
+from hpo.storage.patience import Outage
 from hpo.storage.records import EpochRow
 
 log = logging.getLogger(__name__)
@@ -55,6 +58,8 @@ class Bench:
     home: Home
     device: torch.device
     threads: int
+    force: bool = False
+    """Go on where the images are not those that the study began with, and record it."""
     _data: tuple[Any, Data] | None = None
 
     @cached_property
@@ -62,22 +67,21 @@ class Bench:
         """The pruner, where there are several objectives."""
         return FirstMetric(self.study, self.storage)
 
-    def data(self, config: TrainConfig) -> Data:
+    def data(self, config: TrainConfig, worker: str, tick: Tick) -> Data:
         """Images for `config`, opened once for trials that share them; refuses other images under
         the same name than those that the study began with."""
         if self._data is None or self._data[0] != config.data:
-            data = open_data(config.data, self.home.cache)
+            data = open_data(config.data, self.home.cache, tick)
             part = config.data.model_dump(include={"dataset", "val_fraction", "test_fraction",
                                                    "split_seed", "limit_train"})  # fmt: skip
-            key = "data " + "/".join(str(value) for value in part.values())
-            found = records.resolve_once(
-                self.study.database, self.study.uuid, key, data.fingerprint
+            agree_on_images(
+                self.study.database,
+                self.study.uuid,
+                "/".join(str(value) for value in part.values()),
+                data.fingerprint,
+                worker=worker,
+                force=self.force,
             )
-            if found != data.fingerprint:
-                raise Conflict(
-                    f"the images here (fingerprint {data.fingerprint}) are not those that the "
-                    f"study began with ({found}); restore them, or start a study of another name"
-                )
             self._data = config.data, data
         return self._data[1]
 
@@ -91,7 +95,7 @@ class Bench:
         with self.storage.guarded(lease):
             trial = _open(self, taken)
             try:
-                ending = _Training(self, taken, trial).run(control)
+                ending = _Training(self, taken, trial, control).run()
             except (TrialFailed, ConfigError) as error:
                 ending = Ending("failed", reason=str(error))
             except (ArithmeticError, LookupError, TypeError, ValueError, RuntimeError) as error:
@@ -144,16 +148,20 @@ def _config(bench: Bench, lease: Lease, trial: optuna.trial.Trial) -> TrainConfi
     return file.config(file.space.decode(stored))
 
 
-def _runtime(bench: Bench, taken: Taken, config: TrainConfig, classes: int) -> RuntimeConfig:
+def _runtime(
+    bench: Bench, taken: Taken, config: TrainConfig, classes: int, tick: Tick
+) -> RuntimeConfig:
     """How this trial computes. Whoever takes it over keeps that; precision and layout are measured
     once per study, device type, architecture and size: each changes the bits of a result."""
     if taken.runtime is not None:
         return RuntimeConfig.model_validate(taken.runtime)
     study, model = bench.study, config.model
     key = f"runtime {bench.device.type} {model.architecture} {model.stem} {config.data.image_size}"
-    chosen = records.read_resolved(study.database, study.uuid).get(key)
+    chosen = records.read_resolved(study.database, study.uuid, key).get(key)
     if chosen is None:
-        found = runtime.resolve(config, classes=classes, device=bench.device, threads=bench.threads)
+        found = runtime.resolve(
+            config, classes=classes, device=bench.device, threads=bench.threads, tick=tick
+        )
         measured = {"precision": found.precision, "memory_format": found.memory_format}
         chosen = records.resolve_once(study.database, study.uuid, key, measured)
     resolved = config.runtime.model_copy(
@@ -167,47 +175,59 @@ def _runtime(bench: Bench, taken: Taken, config: TrainConfig, classes: int) -> R
 class _Training:
     """The epochs of one trial: those that are stored, then those that this attempt computes."""
 
-    def __init__(self, bench: Bench, taken: Taken, trial: optuna.trial.Trial) -> None:
-        if taken.fruitless >= leases.MAX_FRUITLESS:
+    def __init__(
+        self, bench: Bench, taken: Taken, trial: optuna.trial.Trial, control: Control
+    ) -> None:
+        if len(taken.fruitless) >= leases.MAX_FRUITLESS:
             raise TrialFailed(
-                f"{taken.fruitless} attempts in a row died without finishing an epoch; "
-                f"see hpo trial {bench.study.row.name} {taken.lease.number}"
+                f"{len(taken.fruitless)} attempts in a row died without finishing an epoch; the "
+                f"last one: {taken.fruitless[0]}"
             )
-        self.bench, self.lease, self.trial = bench, taken.lease, trial
+        self.bench, self.lease, self.trial, self.control = bench, taken.lease, trial, control
         self.metric = bench.study.file.metric
         self.objectives = bench.study.file.objectives
         config = _config(bench, taken.lease, trial)
-        self.data = bench.data(config)
-        resolved = _runtime(bench, taken, config, len(self.data.classes))
+        self.data = bench.data(config, taken.lease.worker, self._tick)
+        resolved = _runtime(bench, taken, config, len(self.data.classes), self._tick)
         self.config = config.model_copy(update={"runtime": resolved})
         self.directory = bench.study.directory(bench.home)
-        self.mirror = mirror.find(bench.study.database, bench.study.uuid, bench.home)
-        self.checkpoints = Checkpoints(self.directory, self.mirror, self.lease)
-        self.rows, self.checkpoint = self._stored()
+        found = mirror.find(bench.study.database, bench.study.uuid, bench.home)
+        self.checkpoints = Checkpoints(self.directory, found, self.lease)
+        self.epochs = Epochs(bench.study, self.checkpoints)
+        self.epochs.read(self.config, self._moved)
+        self.outage = Outage(f"trial {self.lease.number} goes on, its results wait on disk")
 
-    def _stored(self) -> tuple[list[EpochRow], Path | None]:
-        """The epochs that predecessors finished, and the checkpoint to go on from; nothing of both
-        where the checkpoint cannot be had on this host."""
-        study, number = self.bench.study, self.lease.number
-        rows = records.read_epochs(study.database, study.uuid, self.lease.trial_id).get(number, [])
-        return self.checkpoints.newest(rows)
+    @property
+    def rows(self) -> list[EpochRow]:
+        return self.epochs.rows
 
-    def run(self, control: Control) -> Ending:
-        ending = self._judge()
+    @property
+    def checkpoint(self) -> Path | None:
+        return self.epochs.checkpoint
+
+    def _tick(self) -> None:
+        """Something before the first epoch goes on."""
+        self.control.step(epoch=0, images=0)
+
+    def run(self) -> Ending:
+        try:
+            return self._run()
+        except Fenced:
+            if self.epochs.waiting:
+                log.warning("trial %d: attempt %d leaves %d epoch(s) unrecorded",
+                            self.lease.number, self.lease.k, self.epochs.waiting)  # fmt: skip
+            raise
+
+    def _run(self) -> Ending:
+        ending = self._settle()
         if ending is not None:
             return ending
         self._begin_epoch()
-        moved = self._watched(control)
+        data = self.data
         results = train(
             self.config,
-            TrainingData(
-                len(self.data.classes),
-                self.data.train,
-                self.data.val,
-                self.data.mean,
-                self.data.std,
-            ),
-            control,
+            TrainingData(len(data.classes), data.train, data.val, data.mean, data.std),
+            self.control,
             device=self.bench.device,
             metric=self.metric,
             checkpoint=self.checkpoints.path,
@@ -216,12 +236,12 @@ class _Training:
         )
         with closing(results):
             for result in results:
-                self.checkpoints.share(result.checkpoint, moved)
+                self.checkpoints.share(result.checkpoint, self._moved)
                 ending = self._finish_epoch(result)
                 if ending is not None:
                     return ending
         ending = Ending("complete", self._best(), objectives=self._values())
-        self._keep_weights(ending, moved)
+        self._keep_weights(ending)
         return ending
 
     def _begin_epoch(self) -> None:
@@ -231,18 +251,24 @@ class _Training:
 
     def _finish_epoch(self, result: EpochResult) -> Ending | None:
         """Store, report, ask; the next epoch begins only if this returns None."""
-        self.rows.append(EpochRow(result.epoch, self.lease.k, 0.0, dict(result.metrics), None))
-        stop = leases.record_epoch(
-            self.bench.study.database,
-            self.lease,
-            result.epoch,
-            result.metrics,
-            checkpoint=result.checkpoint is not None,
-            progress=self._progress(),
-        )
-        self.checkpoints.recorded(result.checkpoint)
-        self.checkpoint = result.checkpoint
-        self._remember(result.micro_batch)
+        self.epochs.add(result)
+        if result.last:
+            return self._settle()
+        ending = None
+        if self.outage.is_due:
+            with self.outage.noted(), self.bench.study.database.patient(None):
+                ending = self._settle()
+                if ending is None:
+                    self._begin_epoch()
+        return ending
+
+    def _settle(self) -> Ending | None:
+        """Record the epochs that the database does not have, report them, and ask whether to go on.
+
+        Raises Interrupted where the study was stopped, Fenced, and StorageAway.
+        """
+        stop = self.epochs.deliver(self._progress())
+        self._remember()
         ending = self._judge()
         if ending is not None:
             return ending
@@ -250,20 +276,19 @@ class _Training:
             raise Interrupted("the study was stopped")
         if stop == "rule":
             return Ending("pruned", self._best(), "the study is over: a stop rule fired")
-        if not result.last:
-            self._begin_epoch()
         return None
 
-    def _remember(self, micro_batch: int) -> None:
+    def _remember(self) -> None:
         """Out of memory halved the micro-batch: with batch norm that changes the result, so the
         trial is marked, and its retraining uses the same."""
+        micro_batch = self.epochs.micro_batch
         before = self.config.runtime.micro_batch or self.config.batch_size
-        if micro_batch == before:
+        if micro_batch in (None, before):
             return
         runtime = self.config.runtime.model_copy(update={"micro_batch": micro_batch})
-        self.config = self.config.model_copy(update={"runtime": runtime})
         leases.keep_runtime(self.bench.study.database, self.lease, runtime.model_dump())
         self.trial.set_user_attr("micro_batch", micro_batch)
+        self.config = self.config.model_copy(update={"runtime": runtime})
 
     def _judge(self) -> Ending | None:
         """Report the epochs that Optuna does not have yet, and ask whether to go on."""
@@ -336,7 +361,7 @@ class _Training:
             "images_per_s": last.get("images_per_s"),
         }
 
-    def _keep_weights(self, ending: Ending, moved: Callable[[], None]) -> None:
+    def _keep_weights(self, ending: Ending) -> None:
         """The best epoch's weights, if the trial is among the best so far."""
         study = self.bench.study
         if self.checkpoint is None or not keeping.is_kept(study, ending):
@@ -344,26 +369,13 @@ class _Training:
         about = {"study": study.row.name, "trial": str(self.lease.number)}
         path = self.directory.weights(self.lease.number, self.lease.k)
         save_weights(path, best_weights(self.checkpoint), about)
-        self.checkpoints.share(path, moved)
+        self.checkpoints.share(path, self._moved)
 
-    def _watched(self, control: Control) -> Callable[[], None]:
+    def _moved(self) -> None:
         """Tells the watchdog that a file is on its way. Whether to stop is asked at the next step
         of the training: an epoch that is finished is recorded first."""
-
-        def moved() -> None:
-            with suppress(Interrupted, Fenced):
-                control.step(epoch=len(self.rows) + 1, images=0)
-
-        return moved
-
-
-def chance(metric: str, classes: int) -> float:
-    """What guessing gives: the value of a trial that diverged, so that it counts and never wins."""
-    if metric.endswith("_loss"):
-        return math.log(classes)
-    if metric.endswith("_distance"):
-        return math.inf  # no distance is the one that guessing gives
-    return min(1.0, (5 if metric.endswith("top5") else 1) / classes)
+        with suppress(Interrupted, Fenced):
+            self.control.step(epoch=len(self.rows) + 1, images=0)
 
 
 def _tell(bench: Bench, lease: Lease, trial: optuna.trial.Trial, ending: Ending) -> None:

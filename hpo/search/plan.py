@@ -6,9 +6,10 @@ Facts go in, a decision comes out, so that both are tested by table.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from hpo.storage.contact import Contact
 from hpo.storage.facts import Facts
 from hpo.storage.leases import Free
 
@@ -75,6 +76,14 @@ def decide(facts: Facts, rule: str | None) -> Decision:
     if facts.finished >= facts.trials:
         return Over(f"all {facts.trials} trials are finished")
     return Run(facts.free) if facts.free else Wait()
+
+
+def within_reach(facts: Facts, contact: Contact, lease_s: float) -> Facts:
+    """The facts without trials whose owner's lease has run out, unless `contact` spans a lease: the
+    owner may only have been as cut off as we were."""
+    if contact.spans(lease_s):
+        return facts
+    return replace(facts, free=tuple(free for free in facts.free if not free.expired))
 
 
 def missing(facts: Facts) -> int:

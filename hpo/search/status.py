@@ -11,6 +11,7 @@ from typing import Any
 
 from hpo.definition.objectives import direction_of, front_of
 from hpo.definition.studyfile import StudyFile
+from hpo.search.agreement import Forced, read_forced
 from hpo.storage import records
 from hpo.storage.db import Database
 from hpo.storage.leases import FINAL
@@ -58,6 +59,8 @@ class StudyStatus:
     trials: tuple[TrialStatus, ...]
     workers: tuple[WorkerRow, ...]
     live_workers: tuple[WorkerRow, ...]
+    forced: tuple[Forced, ...] = ()
+    """Workers that were made to work with other code or images than the study began with."""
 
     def count(self, *states: str) -> int:
         return sum(trial.state in states for trial in self.trials)
@@ -71,6 +74,22 @@ class StudyStatus:
         """The best complete trial; a diverged one is never best."""
         ranked = self.ranked()
         return ranked[0] if ranked else None
+
+    @property
+    def no_best(self) -> str | None:
+        """Why finished trials have no best one, in words; None where they have one, or are none."""
+        if self.best is not None or not self.finished:
+            return None
+        diverged = self.count("diverged")
+        if not diverged:
+            return "no trial was completed"
+        rates = [t.params["optimizer.lr"] for t in self.trials if "optimizer.lr" in t.params]
+        tried = f" (tried: {min(rates):.3g} to {max(rates):.3g})" if rates else ""
+        return (
+            f"{diverged} of {self.finished} trials diverged, their loss was not finite, and no "
+            "other was completed: they count with the value that guessing gives, and none of them "
+            f"is best; try a smaller optimizer.lr{tried}, or clip_grad_norm"
+        )
 
     def ranked(self) -> list[TrialStatus]:
         """Complete trials, best first; of equals the earlier one."""
@@ -166,6 +185,7 @@ class StudyStatus:
             "eta_s": self.eta_s,
             "images_per_s": self.images_per_s,
             "workers": [asdict(worker) for worker in self.live_workers],
+            "forced": [asdict(one) for one in self.forced],
         }  # fmt: skip
 
     def _front_dict(self) -> dict[str, Any]:
@@ -195,7 +215,8 @@ def read_status(database: Database, name: str) -> StudyStatus:
     now = records.clock(database)
     workers = records.read_workers(database, row.uuid)
     live = [w for w in workers if w.ended is None and now - w.seen < ALIVE_S + row.lease_s]
-    return StudyStatus(row, file, now, tuple(trials), tuple(workers), tuple(live))
+    forced = read_forced(database, row.uuid)
+    return StudyStatus(row, file, now, tuple(trials), tuple(workers), tuple(live), forced)
 
 
 def _trial(

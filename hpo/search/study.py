@@ -235,7 +235,7 @@ def delete(study: Study, home: Home, *, force: bool = False) -> None:
     if holders and not force:
         raise Conflict(
             f"study {name!r} is being worked on by {', '.join(holders)}; "
-            f"hpo stop {name} first, or --force"
+            f"hpo stop {name} first, or hpo delete {name} --force"
         )
     records.stop_study(study.database, study.uuid, "user", "deleted")
     for worker in holders:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo.errors import HpoError, InputError, NotFound, StorageError
+from hpo.files import told_if_full
 
 OBJECT_STORES = frozenset(
     ["s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss", "r2", "tos"]
@@ -58,10 +59,10 @@ class Store(ABC):
 
     def get(self, key: str, local: Path, moved: Moved = nothing) -> None:
         """Bring `key` to the file `local`, whole or not at all. Raises NotFound where there is no
-        such key."""
+        such key, DiskFull where it does not fit here."""
         with self._told(f"{key} cannot be read"):
             local.parent.mkdir(parents=True, exist_ok=True)
-            with written_whole(local) as beside:
+            with told_if_full(local), written_whole(local) as beside:
                 try:
                     self._get(checked(key), beside, moved)
                 except FileNotFoundError:
@@ -187,7 +188,7 @@ class Remote(Store):
         self.files.rm_file(f"{self.root}/{key}")
 
     def _list(self, prefix: str) -> Iterator[str]:
-        self.files.invalidate_cache()
+        self.files.invalidate_cache()  # some providers remember listings
         for path in self.files.find(f"{self.root}/{prefix}"):
             yield str(path).removeprefix(self.root).lstrip("/")
 

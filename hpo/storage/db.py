@@ -2,8 +2,8 @@
 
 SQLite: WAL, a long busy timeout, foreign keys on, and `BEGIN IMMEDIATE` for whatever writes. Stock
 transactions start deferred there, so two processes can both read that a trial is theirs to take.
-PostgreSQL and MySQL: UTC, READ COMMITTED, and a liveness check when a connection is taken from the
-pool.
+PostgreSQL and MySQL: UTC, READ COMMITTED, a liveness check when the pool gives out a connection. On
+PostgreSQL also limits on how long a dead peer or a stopped process can hold up anybody else.
 
 READ COMMITTED is what the claims are reasoned for, and PostgreSQL's default: each statement sees
 what others have committed, so what a worker reads after it waited for a row's lock is the truth of
@@ -28,9 +28,34 @@ from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from hpo.errors import StorageError
+from hpo.storage import faults
+from hpo.storage.patience import Pause
 from hpo.storage.url import EXTRAS, parse, show
 
 BUSY_TIMEOUT_S = 60
+POSTGRESQL_CONNECT = {
+    # A host that swallows packets would hold up a heartbeat for minutes; ten seconds are a third of
+    # the usual lease.
+    "connect_timeout": 10,
+    # A peer that vanished without a word (power, cable, a firewall that forgot us) is found out in
+    # a minute when idle, in half a minute when it owes us an answer; the system's own defaults are
+    # two hours and a quarter of one.
+    "keepalives": 1,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,  # ms
+}
+"""Parameters of libpq, unless the URL has its own."""
+POSTGRESQL_SESSION = {
+    "timezone": "UTC",
+    # Our transactions take milliseconds. A process that is stopped or put to sleep inside one must
+    # not hold its row locks for ever: the server ends its session, and it tries again when it
+    # wakes up.
+    "idle_in_transaction_session_timeout": "30s",
+    # Longer than that, so that who waits for such a lock gets it; and not for ever.
+    "lock_timeout": "60s",
+}
 NETWORK_FILE_SYSTEMS = {
     *("nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "lustre", "glusterfs", "beegfs", "9p"),
     *("fuse.sshfs", "fuse.glusterfs"),
@@ -46,13 +71,11 @@ class Database:
         self.url = url
         self._mode = threading.local()
         options: dict[str, Any] = {}
-        if self.is_sqlite:
-            options["connect_args"] = {"timeout": BUSY_TIMEOUT_S, "check_same_thread": False}
-        else:
-            options |= {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 0}
+        if not self.is_sqlite:
+            options = {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 0}
             options["isolation_level"] = "READ COMMITTED"
         try:
-            self.engine: Engine = sa.create_engine(url, **options)
+            self.engine: Engine = sa.create_engine(url, connect_args=_connect_args(url), **options)
         except ImportError as error:
             extra = EXTRAS[url.get_backend_name()]
             raise StorageError(
@@ -79,6 +102,22 @@ class Database:
     def secret_url(self) -> str:
         """The URL with its password, for Optuna and for child processes' environment alone."""
         return self.url.render_as_string(hide_password=False)
+
+    @contextmanager
+    def patient(self, pause: Pause | None) -> Iterator[None]:
+        """Storage calls of this thread inside wait while the database is away: `pause(seconds)`
+        waits, and raises to give up. None: they raise StorageAway at once."""
+        before = self.pause
+        self._mode.pause = pause
+        try:
+            yield
+        finally:
+            self._mode.pause = before
+
+    @property
+    def pause(self) -> Pause | None:
+        """How this thread waits while the database is away; None where it does not."""
+        return getattr(self._mode, "pause", None)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -111,14 +150,14 @@ class Database:
 
     @contextmanager
     def translated(self) -> Iterator[None]:
-        """Database faults as StorageError, in words, without a password."""
+        """Database faults as StorageError, those that pass as StorageAway: in words, without a
+        password."""
         try:
             yield
         except DBAPIError as error:
             if isinstance(error, sa.exc.IntegrityError):
                 raise
-            text = words(error.orig)
-            raise StorageError(f"{self.shown}: {text}{_advice(text)}") from error
+            raise faults.as_storage_error(error, self.shown) from error
 
     def now(self) -> sa.ColumnElement[float]:
         """The database's clock, in seconds since 1970 (SQLite has its host's), as an expression."""
@@ -137,7 +176,9 @@ class Database:
             return
         # A connection of its own: the small pool is for the work under the lock. Closing it gives
         # the lock up, also when this process dies.
-        own = sa.create_engine(self.url, poolclass=sa.NullPool)
+        own = sa.create_engine(
+            self.url, poolclass=sa.NullPool, connect_args=_connect_args(self.url)
+        )
         with own.connect() as connection:
             if self.url.get_backend_name() == "postgresql":
                 connection.execute(sa.select(sa.func.pg_advisory_lock(_ADVISORY_LOCK)))
@@ -200,9 +241,19 @@ def use_wal(database: Database) -> None:
                 raw.close()
 
 
+def _connect_args(url: URL) -> dict[str, Any]:
+    """What the driver is told about each connection."""
+    if url.get_backend_name() == "sqlite":
+        return {"timeout": BUSY_TIMEOUT_S, "check_same_thread": False}
+    if url.get_driver_name() in ("psycopg", "psycopg2"):
+        return {key: value for key, value in POSTGRESQL_CONNECT.items() if key not in url.query}
+    return {}
+
+
 def _prepare_postgresql(connection: Any, _record: Any) -> None:
     cursor = connection.cursor()
-    cursor.execute("SET TIME ZONE 'UTC'")
+    for name, value in POSTGRESQL_SESSION.items():
+        cursor.execute(f"SET {name} = '{value}'")
     cursor.close()
     connection.commit()
 
@@ -214,22 +265,3 @@ def _prepare_mysql(connection: Any, _record: Any) -> None:
     cursor.execute("SET sql_mode = CONCAT_WS(',', @@sql_mode, 'STRICT_TRANS_TABLES')")
     cursor.close()
     connection.commit()
-
-
-def words(fault: BaseException | None) -> str:
-    """A driver's message in one line; PyMySQL's arguments are a number and the message."""
-    text = str(fault.args[-1] if fault is not None and fault.args else fault).strip()
-    return next(iter(text.splitlines()), type(fault).__name__)
-
-
-def _advice(text: str) -> str:
-    lower = text.lower()
-    if "disk is full" in lower or "disk i/o" in lower:
-        return "; free some space on that disk and start again: nothing is lost"
-    if "unable to open" in lower or "readonly" in lower:
-        return "; check that its folder exists and may be written"
-    if "not a database" in lower:
-        return "; name another file with --storage"
-    if "locked" in lower:
-        return f"; another process held it for over {BUSY_TIMEOUT_S} s"
-    return "; check --storage or HPO_STORAGE, and that the database is running"

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from hpo.errors import NotFound
 from hpo.storage.db import Database
 from hpo.storage.leases import FINAL, Free
+from hpo.storage.patience import storage_call
 from hpo.storage.tables import attempts, optuna_trials, studies
 
 
@@ -33,8 +34,11 @@ class Facts:
     since_best: int
     failures: tuple[str, ...]
     """Reasons of the latest trials that failed in a row, newest first."""
+    now: float = 0.0
+    """By the database's clock."""
 
 
+@storage_call
 def read_facts(database: Database, uuid: str, *, maximize: bool) -> Facts:
     """Raises NotFound where the study is gone."""
     with database.read() as c:
@@ -73,28 +77,26 @@ def read_facts(database: Database, uuid: str, *, maximize: bool) -> Facts:
             best=best,
             since_best=since_best,
             failures=_failures(c, uuid, study.resumed),
+            now=float(c.scalar(sa.select(database.now())) or 0.0),
         )
 
 
 def _free(c: sa.Connection, database: Database, study_id: int, trials: int) -> tuple[Free, ...]:
-    t = optuna_trials.c
-    leased = (
-        sa.select(attempts.c.k)
-        .where(
-            attempts.c.trial_id == t.trial_id,
-            attempts.c.outcome.is_(None),
-            attempts.c.until >= database.now(),
-        )
-        .exists()
-    )
+    t, a = optuna_trials.c, attempts.c
+    owned = sa.and_(a.trial_id == t.trial_id, a.outcome.is_(None))
+    leased = sa.exists().where(owned, a.until >= database.now())
+    expired = sa.exists().where(owned).label("expired")
     query = (
-        sa.select(t.trial_id, t.number, t.state)
+        sa.select(t.trial_id, t.number, t.state, expired)
         .where(t.study_id == study_id, t.number < trials, t.state.in_(["WAITING", "RUNNING"]))
         .where(~leased)
         .order_by(t.number)
         .limit(16)
     )
-    return tuple(Free(row.trial_id, row.number, row.state == "RUNNING") for row in c.execute(query))
+    return tuple(
+        Free(row.trial_id, row.number, row.state == "RUNNING", bool(row.expired))
+        for row in c.execute(query)
+    )
 
 
 def _active_s(c: sa.Connection, database: Database, uuid: str) -> float:

@@ -4,14 +4,17 @@ A trial is free if it waits, or runs without a live lease. Taking it is one tran
 predecessor's attempt is ended (a conditional update that must change its one row), then attempt
 k + 1 is inserted under its primary key; both decide exactly who won. A trial whose number is not
 below the budget is never taken: that alone makes the budget exact. Expiry only permits a successor:
-an owner without one writes on, however late.
+an owner without one writes on, however late. And it permits only one that was itself in touch with
+the database for a whole lease: after an outage, a sleep or a jump of the clock all leases have run
+out, and their owners are there.
 """
 
 from __future__ import annotations
 
 import json
 import secrets
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -19,13 +22,17 @@ from sqlalchemy.exc import IntegrityError
 
 from hpo.errors import Fenced
 from hpo.redaction import redact
+from hpo.storage.contact import NO_CONTACT, Contact
 from hpo.storage.db import Database
-from hpo.storage.tables import attempts, enqueued, epochs, optuna_trials, studies, workers
+from hpo.storage.patience import storage_call
+from hpo.storage.records import EpochRow, assign_enqueued, enqueued_for
+from hpo.storage.tables import attempts, epochs, optuna_trials, studies, workers
 
 FINAL = ("complete", "pruned", "failed", "diverged")
 """Outcomes that end a trial; handed_back and lost permit a successor."""
 MAX_FRUITLESS = 5
 """Attempts in a row that died without one more epoch, after which a trial fails."""
+RAN_OUT = "its lease ran out"
 FILLER_LEASE_S = 5.0
 
 
@@ -64,6 +71,10 @@ class Ending:
     objectives: tuple[float, ...] | None = None
     """The values of all objectives, where there are several; `value` is the first."""
 
+    def row(self) -> dict[str, Any]:
+        """The columns of the attempt's row."""
+        return asdict(self) | {"objectives": self.objectives and json.dumps(self.objectives)}
+
 
 @dataclass(frozen=True)
 class Free:
@@ -72,6 +83,9 @@ class Free:
     trial_id: int
     number: int
     started: bool
+    expired: bool = False
+    """Its owner's lease has run out, and nothing else is known of it: for whom `Contact` spans a
+    lease."""
 
 
 @dataclass(frozen=True)
@@ -80,28 +94,58 @@ class Taken:
 
     lease: Lease
     started: bool
-    fruitless: int
-    """Attempts in a row, before this one, that died without finishing an epoch."""
+    fruitless: tuple[str, ...]
+    """Why attempts in a row, before this one, died without finishing an epoch; newest first."""
     enqueued: dict[str, Any] | None
     enqueued_before: int
     """Enqueued configurations that trials of smaller numbers took."""
     runtime: dict[str, Any] | None
 
 
-def take(database: Database, uuid: str, free: Free, worker: str) -> Taken | None:
-    """Take `free` for `worker`; None where somebody else was quicker or it is not free any more."""
+@dataclass(frozen=True)
+class _Claim:
+    """The wish to take a trial; repeated with the same token it is the same wish."""
+
+    study: str
+    free: Free
+    worker: str
+    contact: Contact
+    token: str
+
+    def lease(self, k: int, lease_s: float) -> Lease:
+        trial = self.free
+        return Lease(self.study, trial.trial_id, trial.number, k, self.token, self.worker, lease_s)
+
+    def may_supersede(self, now: float, lease_s: float) -> bool:
+        """Whether an expired owner may be called lost, by the contact until `now`: since the
+        worker decided to take the trial it may have slept."""
+        return self.free.expired and self.contact.heard(now, lease_s).spans(lease_s)
+
+
+def take(
+    database: Database, uuid: str, free: Free, worker: str, contact: Contact = NO_CONTACT
+) -> Taken | None:
+    """Take `free` for `worker`; None where somebody else was quicker or it is not free any more.
+
+    One whose owner's lease has run out is taken only if `contact` spans a lease, until now.
+    """
+    return _take(database, _Claim(uuid, free, worker, contact, secrets.token_hex(16)))
+
+
+@storage_call
+def _take(database: Database, claim: _Claim) -> Taken | None:
     try:
         with database.write() as c:
-            return _take(c, database, uuid, free, worker)
+            return _taken(c, database, claim)
     except IntegrityError:
         return None  # another worker inserted the same attempt first (PostgreSQL, MySQL)
 
 
-def _take(c: sa.Connection, database: Database, uuid: str, free: Free, worker: str) -> Taken | None:
-    t, a = optuna_trials.c, attempts.c
+def _taken(c: sa.Connection, database: Database, claim: _Claim) -> Taken | None:
+    t, a, free = optuna_trials.c, attempts.c, claim.free
     study = c.execute(
         sa.select(studies.c.trials, studies.c.stop, studies.c.lease_s, studies.c.study_id).where(
-            studies.c.uuid == uuid
+            studies.c.uuid == claim.study
         )
     ).one_or_none()
     if study is None or study.stop == "user" or free.number >= study.trials:
@@ -122,34 +166,21 @@ def _take(c: sa.Connection, database: Database, uuid: str, free: Free, worker: s
     if trial is None or trial.state not in ("WAITING", "RUNNING"):
         return None
     now = float(c.scalar(sa.select(database.now())) or 0)
-    if history and history[0].outcome is None and not _end_lost(c, database, history[0]):
+    is_open = bool(history) and history[0].outcome is None
+    if is_open and history[0].token == claim.token:
+        lease = claim.lease(history[0].k, study.lease_s)  # taken, but the answer was lost
+        history = history[1:]
+    elif is_open and not (
+        claim.may_supersede(now, study.lease_s) and _end_lost(c, database, history[0])
+    ):
         return None
-    lease = Lease(
-        study=uuid,
-        trial_id=free.trial_id,
-        number=free.number,
-        k=history[0].k + 1 if history else 1,
-        token=secrets.token_hex(16),
-        worker=worker,
-        lease_s=study.lease_s,
-    )
-    runtime = next((row.runtime for row in history if row.runtime), None)
-    c.execute(
-        attempts.insert().values(
-            trial_id=lease.trial_id,
-            k=lease.k,
-            study=uuid,
-            number=lease.number,
-            token=lease.token,
-            worker=worker,
-            started=now,
-            until=now + study.lease_s,
-            runtime=runtime,
-        )
-    )
-    if not history:
-        _assign_enqueued(c, uuid, lease.number)
-    params, before = _enqueued_for(c, uuid, lease.number)
+    else:
+        lease = claim.lease(history[0].k + 1 if history else 1, study.lease_s)
+        _open_attempt(c, lease, now, _runtime(history))
+        if not history:
+            assign_enqueued(c, lease.study, lease.number)
+    params, before = enqueued_for(c, claim.study, lease.number)
+    runtime = _runtime(history)
     return Taken(
         lease=lease,
         started=trial.state == "RUNNING",
@@ -158,6 +189,27 @@ def _take(c: sa.Connection, database: Database, uuid: str, free: Free, worker: s
         enqueued_before=before,
         runtime=json.loads(runtime) if runtime else None,
     )
+
+
+def _open_attempt(c: sa.Connection, lease: Lease, now: float, runtime: str | None) -> None:
+    c.execute(
+        attempts.insert().values(
+            trial_id=lease.trial_id,
+            k=lease.k,
+            study=lease.study,
+            number=lease.number,
+            token=lease.token,
+            worker=lease.worker,
+            started=now,
+            until=now + lease.lease_s,
+            runtime=runtime,
+        )
+    )
+
+
+def _runtime(history: Sequence[sa.Row[Any]]) -> str | None:
+    """What the trial computes with since an earlier attempt, as JSON."""
+    return next((row.runtime for row in history if row.runtime), None)
 
 
 def _end_lost(c: sa.Connection, database: Database, last: sa.Row[Any]) -> bool:
@@ -169,40 +221,28 @@ def _end_lost(c: sa.Connection, database: Database, last: sa.Row[Any]) -> bool:
             attempts.c.outcome.is_(None),
             attempts.c.until < database.now(),
         )
-        .values(outcome="lost", ended=attempts.c.until, reason="its lease ran out")
+        .values(outcome="lost", ended=attempts.c.until, reason=RAN_OUT)
     )
     return ended.rowcount == 1
 
 
-def _fruitless(c: sa.Connection, trial_id: int, history: Any) -> int:
-    """Dead attempts, newest first, until one that finished an epoch; hand-backs do not count."""
+def _fruitless(c: sa.Connection, trial_id: int, history: Sequence[sa.Row[Any]]) -> tuple[str, ...]:
+    """Why attempts died, newest first, until one that finished an epoch; no hand-backs."""
     fruitful = set(
         c.scalars(sa.select(epochs.c.attempt).where(epochs.c.trial_id == trial_id).distinct())
     )
-    count = 0
+    reasons = []
     for row in history:
         if row.k in fruitful:
             break
-        # The newest one was open when it was read and has just been ended as lost.
-        count += row.outcome in ("lost", None)
-    return count
+        if row.outcome == "lost":
+            reasons.append(row.reason or "")
+        if row.outcome is None:  # when it was read; it has just been ended
+            reasons.append(RAN_OUT)
+    return tuple(reasons)
 
 
-def _assign_enqueued(c: sa.Connection, uuid: str, number: int) -> None:
-    """Trials are first taken in the order of their numbers, so the oldest waiting one is next."""
-    e = enqueued.c
-    oldest = c.scalar(sa.select(sa.func.min(e.id)).where(e.study == uuid, e.number.is_(None)))
-    if oldest is not None:
-        c.execute(sa.update(enqueued).where(e.id == oldest).values(number=number))
-
-
-def _enqueued_for(c: sa.Connection, uuid: str, number: int) -> tuple[dict[str, Any] | None, int]:
-    e = enqueued.c
-    mine = c.scalar(sa.select(e.params).where(e.study == uuid, e.number == number))
-    before = c.scalar(sa.select(sa.func.count()).where(e.study == uuid, e.number < number))
-    return (json.loads(mine) if mine else None), int(before or 0)
-
-
+@storage_call
 def renew(database: Database, lease: Lease, progress: dict[str, Any] | None = None) -> None:
     """Extend the lease from now; `progress` goes into the worker's row. Raises Fenced."""
     with database.write() as c:
@@ -223,54 +263,76 @@ def _progress(c: sa.Connection, database: Database, worker: str, values: dict[st
     )
 
 
+@storage_call
 def keep_runtime(database: Database, lease: Lease, runtime: dict[str, Any]) -> None:
     """What this trial computes with, for whoever takes it over. Raises Fenced."""
     with database.write() as c:
         _renew(c, database, lease, runtime=json.dumps(runtime, sort_keys=True))
 
 
+@storage_call
 def begin_epoch(database: Database, lease: Lease, epoch: int, progress: dict[str, Any]) -> None:
     """Write down that `epoch` (from 1) is about to be computed by this attempt. Raises Fenced."""
     with database.write() as c:
-        first = sa.func.coalesce(attempts.c.first_epoch, epoch)
-        _renew(c, database, lease, epoch=epoch, first_epoch=first)
+        _renew(c, database, lease, **_begun(epoch, epoch))
         _progress(c, database, lease.worker, progress)
 
 
-def record_epoch(
-    database: Database,
-    lease: Lease,
-    epoch: int,
-    metrics: dict[str, float],
-    *,
-    checkpoint: bool,
-    progress: dict[str, Any],
+@storage_call
+def record_epochs(
+    database: Database, lease: Lease, rows: Sequence[EpochRow], *, progress: dict[str, Any]
 ) -> str | None:
-    """One transaction: the epoch's metrics and the pointer to its checkpoint, under the lease.
+    """One transaction, under the lease: the metrics of epochs in order, and the pointer to the
+    checkpoint of the last one. Usually one; more where the database was away when they ended.
 
     Returns how the study is to stop ('user' or 'rule'), or None. Raises Fenced.
     """
+    mine = [row.epoch for row in rows if row.attempt == lease.k]
+    begun = _begun(mine[0], mine[-1]) if mine else {}
     with database.write() as c:
-        _renew(c, database, lease)
+        _renew(c, database, lease, **begun)
         # A takeover without its predecessor's checkpoint computes the epoch again.
         c.execute(
-            sa.delete(epochs).where(epochs.c.trial_id == lease.trial_id, epochs.c.epoch >= epoch)
-        )
-        c.execute(
-            epochs.insert().values(
-                trial_id=lease.trial_id,
-                epoch=epoch,
-                study=lease.study,
-                attempt=lease.k,
-                finished=database.now(),
-                metrics=json.dumps(metrics),
-                checkpoint=lease.k if checkpoint else None,
+            sa.delete(epochs).where(
+                epochs.c.trial_id == lease.trial_id, epochs.c.epoch >= rows[0].epoch
             )
         )
+        for row in rows:
+            c.execute(
+                epochs.insert().values(
+                    trial_id=lease.trial_id,
+                    epoch=row.epoch,
+                    study=lease.study,
+                    attempt=row.attempt,
+                    finished=database.now(),
+                    metrics=json.dumps(row.metrics),
+                    checkpoint=row.checkpoint,
+                )
+            )
+            if row.attempt != lease.k:
+                _note_begun(c, lease.trial_id, row)
         _progress(c, database, lease.worker, progress)
         return c.scalar(sa.select(studies.c.stop).where(studies.c.uuid == lease.study))
 
 
+def _begun(first: int, last: int) -> dict[str, Any]:
+    """An attempt's columns once it has begun epochs `first` to `last`."""
+    return {"epoch": last, "first_epoch": sa.func.coalesce(attempts.c.first_epoch, first)}
+
+
+def _note_begun(c: sa.Connection, trial_id: int, row: EpochRow) -> None:
+    """A dead predecessor computed this epoch while the database was away and it could not say so:
+    its attempt is no less its own."""
+    a = attempts.c
+    c.execute(
+        sa.update(attempts)
+        .where(a.trial_id == trial_id, a.k == row.attempt)
+        .where(sa.func.coalesce(a.epoch, 0) < row.epoch)
+        .values(**_begun(row.epoch, row.epoch))
+    )
+
+
+@storage_call
 def release(database: Database, lease: Lease, outcome: str, reason: str) -> bool:
     """Give the trial up so that it can be taken at once: `handed_back` on purpose, or `lost` with
     a process that cannot go on. False where it was lost already."""
@@ -300,18 +362,21 @@ def abandon(database: Database, worker: str, reason: str) -> int:
         return done.rowcount
 
 
+@storage_call
 def take_fill_turn(database: Database, uuid: str, worker: str) -> bool:
     """Whether `worker` may add waiting trials now; others may again after FILLER_LEASE_S."""
     s, now = studies.c, database.now()
     with database.write() as c:
         done = c.execute(
             sa.update(studies)
-            .where(s.uuid == uuid, sa.or_(s.filler.is_(None), s.filler_until < now))
+            .where(s.uuid == uuid)
+            .where(sa.or_(s.filler.is_(None), s.filler == worker, s.filler_until < now))
             .values(filler=worker, filler_until=now + FILLER_LEASE_S)
         )
         return done.rowcount == 1
 
 
+@storage_call
 def end_fill_turn(database: Database, uuid: str, worker: str) -> None:
     with database.write() as c:
         c.execute(

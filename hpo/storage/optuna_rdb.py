@@ -1,22 +1,23 @@
-"""Optuna's own storage, prepared and fenced. The only module that touches its private names.
+"""Optuna's own storage, prepared and fenced. The only module that touches its private names, with
+`reading`.
 
-Two things are added to `RDBStorage`, both proved necessary by experiment:
+Three things are added to `RDBStorage`, all proved necessary by experiment:
 
 - whatever writes begins its transaction as a writer (see `db`);
 - inside `guarded(lease)`, a write first reads our attempt row in the *same* transaction, locked. A
   worker that was stopped past its lease and has a successor is refused with `Fenced`, instead of
   overwriting its successor's report, parameter or result. The write that ends a trial closes the
-  attempt in that transaction too: there is no moment between the two.
+  attempt in that transaction too: there is no moment between the two;
+- every call is repeated while the database is away and its thread is patient (see `patience`).
 """
 
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -27,10 +28,12 @@ from optuna.storages._cached_storage import _CachedStorage
 from optuna.storages._rdb import models
 from sqlalchemy import orm
 
-from hpo.errors import StorageError
-from hpo.storage import tables
-from hpo.storage.db import Database, use_wal, words
+from hpo.errors import Fenced, StorageError
+from hpo.storage import faults, tables
+from hpo.storage.db import Database, use_wal
 from hpo.storage.leases import Ending, Lease
+from hpo.storage.patience import insist
+from hpo.storage.reading import TRIALS, read_trials
 from hpo.storage.schema import is_current, needs_upgrade, version
 from hpo.storage.tables import attempts
 
@@ -46,20 +49,40 @@ MYSQL_TABLES = {
 that differ in case alone, as on the other databases."""
 
 
+def _call(
+    method: Callable[Concatenate[FencedStorage, P], R], *, writes: bool
+) -> Callable[Concatenate[FencedStorage, P], R]:
+    @wraps(method)
+    def once(self: FencedStorage, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        mode = self.database.writing() if writes else nullcontext()
+        try:
+            with self.database.translated(), mode:
+                return method(self, *args, **kwargs)
+        except optuna.exceptions.StorageInternalError as error:
+            fault = faults.in_chain(error)
+            if fault is None:
+                raise
+            raise faults.as_storage_error(fault, self.database.shown) from error
+
+    @wraps(method)
+    def repeated(self: FencedStorage, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return insist(self.database.pause, lambda: once(self, *args, **kwargs))
+
+    return repeated
+
+
 def _write(
     method: Callable[Concatenate[FencedStorage, P], R],
 ) -> Callable[Concatenate[FencedStorage, P], R]:
     """A storage method whose transactions write."""
+    return _call(method, writes=True)
 
-    @wraps(method)
-    def call(self: FencedStorage, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            with self.database.translated(), self.database.writing():
-                return method(self, *args, **kwargs)
-        except optuna.exceptions.StorageInternalError as error:
-            raise self.database_error(error) from error
 
-    return call
+def _read(
+    method: Callable[Concatenate[FencedStorage, P], R],
+) -> Callable[Concatenate[FencedStorage, P], R]:
+    """A storage method that only reads."""
+    return _call(method, writes=False)
 
 
 class FencedStorage(RDBStorage):
@@ -102,18 +125,19 @@ class FencedStorage(RDBStorage):
             connection.execute(
                 sa.update(attempts)
                 .where(lease.holds())
-                .values(
-                    outcome=ending.outcome,
-                    value=ending.value,
-                    objectives=ending.objectives and json.dumps(ending.objectives),
-                    reason=ending.reason,
-                    ended=self.database.now(),
-                )
+                .values(ended=self.database.now(), **ending.row())
             )
 
-    def database_error(self, error: Exception) -> StorageError:
-        cause = error.__cause__ or error
-        return StorageError(f"{self.database.shown}: {words(getattr(cause, 'orig', cause))}")
+    def _is_told(self) -> bool:
+        """Whether this thread's attempt has ended already, and just as it is to end."""
+        lease: Lease | None = getattr(self._guard, "lease", None)
+        ending: Ending | None = getattr(self._guard, "ending", None)
+        if lease is None or ending is None:
+            return False
+        wanted = {"trial_id": lease.trial_id, "k": lease.k, "token": lease.token} | ending.row()
+        same = [attempts.c[name].is_not_distinct_from(value) for name, value in wanted.items()]
+        with self.database.read() as c:
+            return c.execute(sa.select(attempts.c.k).where(*same)).first() is not None
 
     @_write
     def set_trial_state_values(
@@ -125,8 +149,33 @@ class FencedStorage(RDBStorage):
         self._guard.finishing = state.is_finished()
         try:
             return super().set_trial_state_values(trial_id, state, values)
+        except Fenced:
+            if state.is_finished() and self._is_told():
+                return True  # by an earlier call whose answer was lost with the connection
+            raise
         finally:
             self._guard.finishing = False
+
+    @_read
+    def _get_trials(
+        self,
+        study_id: int,
+        states: Container[optuna.trial.TrialState] | None,
+        included_trial_ids: set[int],
+        trial_id_greater_than: int,
+    ) -> list[optuna.trial.FrozenTrial]:
+        """Those after `trial_id_greater_than`, and those `included_trial_ids`, in one of `states`.
+        Raises KeyError where the study is gone."""
+        column = TRIALS.c
+        later = column.trial_id > trial_id_greater_than
+        wanted = later | column.trial_id.in_(included_trial_ids) if included_trial_ids else later
+        with self.database.read() as c:
+            if not c.scalar(
+                sa.select(sa.exists().where(tables.optuna_studies.c.study_id == study_id))
+            ):
+                raise KeyError(f"no study has the id {study_id}")
+            found = read_trials(c, column.study_id == study_id, wanted)
+        return [one for one in found if states is None or one.state in states]
 
     create_new_study = _write(RDBStorage.create_new_study)
     delete_study = _write(RDBStorage.delete_study)
@@ -141,6 +190,23 @@ class FencedStorage(RDBStorage):
     set_trial_system_attr = _write(RDBStorage.set_trial_system_attr)
     record_heartbeat = _write(RDBStorage.record_heartbeat)
     _get_stale_trial_ids = _write(RDBStorage._get_stale_trial_ids)
+
+    get_study_id_from_name = _read(RDBStorage.get_study_id_from_name)
+    get_study_name_from_id = _read(RDBStorage.get_study_name_from_id)
+    get_study_directions = _read(RDBStorage.get_study_directions)
+    get_study_user_attrs = _read(RDBStorage.get_study_user_attrs)
+    get_study_system_attrs = _read(RDBStorage.get_study_system_attrs)
+    get_trial_user_attrs = _read(RDBStorage.get_trial_user_attrs)
+    get_trial_system_attrs = _read(RDBStorage.get_trial_system_attrs)
+    get_all_studies = _read(RDBStorage.get_all_studies)
+    get_trial_param = _read(RDBStorage.get_trial_param)
+    get_trial_id_from_study_id_trial_number = _read(
+        RDBStorage.get_trial_id_from_study_id_trial_number
+    )
+    get_trial = _read(RDBStorage.get_trial)
+    get_all_trials = _read(RDBStorage.get_all_trials)
+    get_best_trial = _read(RDBStorage.get_best_trial)
+    _get_best_trial_id = _read(RDBStorage._get_best_trial_id)
 
 
 def cached(storage: FencedStorage) -> optuna.storages.BaseStorage:

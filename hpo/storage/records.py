@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from sqlalchemy.exc import IntegrityError
 
 from hpo.errors import NotFound, nearest
 from hpo.storage.db import Database, exists
+from hpo.storage.patience import storage_call
 from hpo.storage.schema import is_current
 from hpo.storage.tables import (
     attempts,
@@ -24,6 +26,8 @@ from hpo.storage.tables import (
     studies,
     workers,
 )
+
+_PROCESS = "process"
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,8 @@ class WorkerRow:
     epochs: int | None
     value: float | None
     images_per_s: float | None
+    process: str = ""
+    """Which process it is, where its system says (`hpo.workers.identity`)."""
 
 
 def is_empty(database: Database) -> bool:
@@ -178,6 +184,7 @@ def update_study(database: Database, uuid: str, **values: Any) -> None:
         c.execute(sa.update(studies).where(studies.c.uuid == uuid).values(**values))
 
 
+@storage_call
 def stop_study(database: Database, uuid: str, stop: str, reason: str) -> bool:
     """Set how the study stops, unless it stops already; whether this call did it."""
     with database.write() as c:
@@ -205,6 +212,24 @@ def read_enqueued(database: Database, uuid: str) -> list[tuple[dict[str, Any], i
         return [(json.loads(row.params), row.number) for row in c.execute(query)]
 
 
+def assign_enqueued(c: sa.Connection, uuid: str, number: int) -> None:
+    """Give the oldest configuration that no trial has to trial `number`. Trials are first taken in
+    the order of their numbers, so the oldest waiting one is next."""
+    e = enqueued.c
+    oldest = c.scalar(sa.select(sa.func.min(e.id)).where(e.study == uuid, e.number.is_(None)))
+    if oldest is not None:
+        c.execute(sa.update(enqueued).where(e.id == oldest).values(number=number))
+
+
+def enqueued_for(c: sa.Connection, uuid: str, number: int) -> tuple[dict[str, Any] | None, int]:
+    """What trial `number` has got, and how many trials before it got something."""
+    e = enqueued.c
+    mine = c.scalar(sa.select(e.params).where(e.study == uuid, e.number == number))
+    before = c.scalar(sa.select(sa.func.count()).where(e.study == uuid, e.number < number))
+    return (json.loads(mine) if mine else None), int(before or 0)
+
+
+@storage_call
 def resolve_once(database: Database, uuid: str, key: str, value: Any) -> Any:
     """Store what the first worker found; return what stands there: its value, or this one."""
     try:
@@ -212,18 +237,23 @@ def resolve_once(database: Database, uuid: str, key: str, value: Any) -> Any:
             c.execute(resolved.insert().values(study=uuid, key=key, value=json.dumps(value)))
         return value
     except IntegrityError:
-        found = read_resolved(database, uuid)
+        found = read_resolved(database, uuid, key)
         if key not in found:
             raise NotFound("the study was deleted") from None
         return found[key]
 
 
-def read_resolved(database: Database, uuid: str) -> dict[str, Any]:
+@storage_call
+def read_resolved(database: Database, uuid: str, prefix: str = "") -> dict[str, Any]:
+    """What workers found once for all, by key; of keys that begin with `prefix`."""
+    here = resolved.c.study == uuid
+    wanted = resolved.c.key.startswith(prefix, autoescape=True)
     with database.read() as c:
-        rows = c.execute(sa.select(resolved).where(resolved.c.study == uuid))
+        rows = c.execute(sa.select(resolved).where(here, wanted).order_by(resolved.c.key))
         return {row.key: json.loads(row.value) for row in rows}
 
 
+@storage_call
 def read_epochs(
     database: Database, uuid: str, trial_id: int | None = None, *, first: int = 0
 ) -> dict[int, list[EpochRow]]:
@@ -247,22 +277,25 @@ def read_epochs(
     return dict(rows)
 
 
+@storage_call
 def read_attempts(database: Database, uuid: str) -> dict[int, list[AttemptRow]]:
     """All attempts in order, by trial number."""
     a = attempts.c
-    live = sa.and_(a.outcome.is_(None), a.until >= database.now()).label("live")
-    query = sa.select(attempts, live).where(a.study == uuid).order_by(a.number, a.k)
+    live = sa.and_(a.outcome.is_(None), a.until >= database.now())
+    columns = [live if name == "live" else a[name] for name in AttemptRow.__dataclass_fields__]
+    query = sa.select(*columns).where(a.study == uuid).order_by(a.number, a.k)
     rows: dict[int, list[AttemptRow]] = defaultdict(list)
     with database.read() as c:
-        for row in c.execute(query):
-            fields = {name: row._mapping[name] for name in AttemptRow.__dataclass_fields__}
-            fields["objectives"] = tuple(json.loads(row.objectives)) if row.objectives else None
-            fields["runtime"] = json.loads(row.runtime) if row.runtime else None
-            fields["live"] = bool(row.live)
-            rows[row.number].append(AttemptRow(**fields))
+        for found in c.execute(query):
+            # Of a large study there are thousands: the columns stand in the order of the fields.
+            *plain, runtime, is_live, objectives = found
+            parsed = json.loads(runtime) if runtime else None
+            values = tuple(json.loads(objectives)) if objectives else None
+            rows[found.number].append(AttemptRow(*plain, parsed, bool(is_live), values))  # type: ignore[call-arg]
     return dict(rows)
 
 
+@storage_call
 def read_states(database: Database, study_id: int) -> dict[int, str]:
     """Optuna's state of each trial (WAITING, RUNNING, ...), by number in order."""
     t = optuna_trials.c
@@ -271,33 +304,55 @@ def read_states(database: Database, study_id: int) -> dict[int, str]:
         return {row.number: str(row.state) for row in c.execute(query)}
 
 
-def add_worker(database: Database, worker: str, uuid: str, values: Mapping[str, Any]) -> None:
+@storage_call
+def add_worker(
+    database: Database,
+    /,
+    worker: str,
+    uuid: str,
+    *,
+    versions: Mapping[str, str],
+    process: str,
+    **values: Any,
+) -> None:
+    """Add a worker's row; nothing where it stands, or where the study is gone."""
     now = database.now()
-    with database.write() as c:
-        c.execute(workers.insert().values(id=worker, study=uuid, started=now, seen=now, **values))
+    # Which process it is stands with the versions: that is not worth a migration.
+    stored = json.dumps({**versions, _PROCESS: process})
+    row = workers.insert().values(
+        id=worker, study=uuid, started=now, seen=now, versions=stored, **values
+    )
+    with suppress(IntegrityError), database.write() as c:
+        c.execute(row)
 
 
-def update_worker(database: Database, worker: str, **values: Any) -> None:
+@storage_call
+def update_worker(database: Database, /, worker: str, **values: Any) -> None:
     with database.write() as c:
         c.execute(
             sa.update(workers).where(workers.c.id == worker).values(seen=database.now(), **values)
         )
 
 
+@storage_call
 def end_worker(database: Database, worker: str, reason: str) -> None:
     update_worker(database, worker, ended=database.now(), reason=reason, number=None)
 
 
+@storage_call
 def read_workers(database: Database, uuid: str) -> list[WorkerRow]:
     with database.read() as c:
         query = sa.select(workers).where(workers.c.study == uuid).order_by(workers.c.started)
         rows = []
         for row in c.execute(query):
-            fields = {name: row._mapping[name] for name in WorkerRow.__dataclass_fields__}
-            rows.append(WorkerRow(**(fields | {"versions": json.loads(row.versions)})))
+            versions = json.loads(row.versions)
+            fields = dict(row._mapping) | {"process": versions.pop(_PROCESS, "")}
+            del fields["study"]
+            rows.append(WorkerRow(**(fields | {"versions": versions})))
         return rows
 
 
+@storage_call
 def clock(database: Database) -> float:
     """Now, by the database's clock."""
     with database.read() as c:

@@ -146,6 +146,18 @@ def show(url: URL) -> str:
     return url.set(query=safe).render_as_string(hide_password=True)
 
 
+def for_others(url: URL) -> str:
+    """The URL for machines that have the password from elsewhere. Raises StorageError for options
+    that may hold a secret, which cannot go along."""
+    secret = [name for name in url.query if name not in HARMLESS_OPTIONS]
+    if secret:
+        raise StorageError(
+            f"{show(url)}: {', '.join(secret)} may hold a secret that others would see; leave it "
+            "out of the URL"
+        )
+    return show(url._replace(password=None))  # `set` takes None for "as it is"
+
+
 def usual() -> str:
     """The storage that a command uses which is not told another."""
     return os.environ.get("HPO_STORAGE") or Home.default().storage
@@ -156,7 +168,7 @@ def option(url: URL, otherwise: str) -> str:
     never a secret."""
     if _leads_to(otherwise, url):
         return ""
-    bare = show(url._replace(password=None))  # `set` takes None for "as it is"
+    bare = show(url._replace(password=None))
     return f" --storage {shlex.quote(bare)}" if _leads_to(bare, url) else " --storage URL"
 
 

@@ -1,7 +1,8 @@
 """Keeps the wanted number of workers alive: reap, start what is missing, look for stalls, sleep.
 
 Imports neither torch nor Optuna. A worker that it saw die has no heartbeat left, so its trials are
-set free at once instead of when their lease runs out.
+set free at once instead of when their lease runs out; so are those of workers of this machine that
+an earlier run has left behind dead. While the database is away this waits, and the rest goes on.
 """
 
 from __future__ import annotations
@@ -14,11 +15,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hpo.errors import HpoError, InputError
+from hpo.errors import HpoError, InputError, Interrupted, StorageAway
+from hpo.files import disk_full, is_full
 from hpo.paths import StudyDir
 from hpo.storage import leases, records
 from hpo.storage.db import Database
+from hpo.storage.patience import Outage
+from hpo.workers.identity import is_gone
 from hpo.workers.launch import Launcher, Process, new_worker_id
+from hpo.workers.watch import Watch, no_step
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +42,12 @@ def back_off(deaths: int) -> float:
     return min(LARGEST_BACK_OFF_S, FIRST_BACK_OFF_S * 2.0 ** (deaths - 1)) if deaths else 0.0
 
 
-def is_stalled(alive: Path, now: float, stall_timeout_s: float) -> bool:
-    """Whether a worker's last step lies further back than `stall_timeout_s`."""
+def last_sign(alive: Path) -> int | None:
+    """What a worker's last step left; None before its first one, and at its end."""
     try:
-        return now - alive.stat().st_mtime > stall_timeout_s
+        return alive.stat().st_mtime_ns
     except FileNotFoundError:
-        return False  # not started yet, or just ended
+        return None
 
 
 @dataclass
@@ -54,8 +59,13 @@ class Slot:
     process: Process | None = None
     started: float = 0.0
     deaths: int = 0
+    turned_away: int = 0
+    """Starts in a row at which the database was away."""
     not_before: float = 0.0
     done: bool = False
+    watch: Watch = field(default_factory=Watch)
+    killed: str = ""
+    """Why we ended the process ourselves."""
 
 
 @dataclass
@@ -69,19 +79,25 @@ class Supervisor:
     devices: Sequence[str]
     stall_timeout_s: float
     slots: list[Slot] = field(init=False)
+    dead: dict[str, str] = field(default_factory=dict)
+    """Workers that are dead, with the reason, and may still hold trials."""
 
     def __post_init__(self) -> None:
         self.slots = [Slot(device) for device in self.devices]
+        self.outage = Outage("workers go on, what dead ones held waits")
 
     def run(self, stop: threading.Event, tick: Callable[[], None] = lambda: None) -> None:
         """Until the study is over or `stop` is set; `tick` is called a few times a second.
 
         Raises HpoError where workers cannot start, with the end of the last one's log.
         """
+        self._find_left_behind()
         try:
             while not stop.is_set() and not all(slot.done for slot in self.slots):
                 for slot in self.slots:
                     self._tend(slot)
+                if self.outage.is_due:
+                    self._set_free()
                 tick()
                 stop.wait(TICK_S)
         finally:
@@ -96,20 +112,28 @@ class Supervisor:
                 self._start(slot)
             return
         code = slot.process.poll()
-        if code is None:
-            alive = self.directory.alive(slot.worker)
-            if is_stalled(alive, time.time(), self.stall_timeout_s):
-                log.warning("%s made no step for %g s: killed", slot.worker, self.stall_timeout_s)
+        if code is not None:
+            self._reap(slot, code, now)
+        elif not slot.killed:
+            idle_s = slot.watch.look(last_sign(self.directory.alive(slot.worker)), now)
+            if idle_s > self.stall_timeout_s:
+                slot.killed = no_step(self.stall_timeout_s)
                 slot.process.kill()
-            return
-        self._reap(slot, code, now)
 
     def _start(self, slot: Slot) -> None:
-        slot.worker = new_worker_id()
-        slot.process = self.launcher.start(slot.worker, slot.device)
-        slot.started = time.monotonic()
+        slot.worker, slot.started = new_worker_id(), time.monotonic()
+        try:
+            slot.process = self.launcher.start(slot.worker, slot.device)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            slot.not_before = slot.started + LARGEST_BACK_OFF_S
+            log.warning("no worker can be started: %s", disk_full(self.directory.logs))
+        slot.watch, slot.killed = Watch(), ""
 
     def _reap(self, slot: Slot, code: int, now: float) -> None:
+        assert slot.process is not None
+        slot.process.kill()  # whatever it started must not outlive it
         slot.process = None
         self.directory.alive(slot.worker).unlink(missing_ok=True)
         if code == 0:
@@ -118,10 +142,16 @@ class Supervisor:
         if code == InputError.exit_code:
             raise HpoError(f"worker {slot.worker} cannot work:\n{self._last_words(slot)}")
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        freed = leases.abandon(self.database, slot.worker, f"worker died: {how}")
-        log.warning("%s died (%s); %d trial(s) set free", slot.worker, how, freed)
-        if code < 0:
+        reason = slot.killed or f"worker died: {how}"
+        self.dead[slot.worker] = reason
+        log.warning("%s ended (%s)", slot.worker, reason)
+        if code < 0 or code == Interrupted.exit_code:
             return  # a signal comes from outside: start the next one at once
+        if code == StorageAway.exit_code:
+            slot.turned_away += 1  # not its fault
+            slot.not_before = now + back_off(slot.turned_away)
+            return
+        slot.turned_away = 0
         useful = now - slot.started > HEALTHY_S or self._has_epochs(slot.worker)
         slot.deaths = 1 if useful else slot.deaths + 1
         if slot.deaths > QUICK_DEATHS:
@@ -131,8 +161,31 @@ class Supervisor:
             )
         slot.not_before = now + back_off(slot.deaths)
 
+    def _find_left_behind(self) -> None:
+        """Workers of this machine that were killed together with their supervisor."""
+        with self.outage.noted():
+            for row in records.read_workers(self.database, self.uuid):
+                if row.ended is None and is_gone(row.process):
+                    self.dead[row.id] = "worker died with its run"
+
+    def _set_free(self) -> None:
+        """End what the dead held, if the database lets us."""
+        if not self.dead:
+            return
+        with self.outage.noted():
+            for worker, reason in list(self.dead.items()):
+                freed = leases.abandon(self.database, worker, reason)
+                if freed:
+                    log.warning("%s: %s; %d trial(s) set free", worker, reason, freed)
+                del self.dead[worker]
+
     def _has_epochs(self, worker: str) -> bool:
-        rows = records.read_attempts(self.database, self.uuid).values()
+        """Whether it has begun an epoch; where the database cannot say, that is not held against
+        it."""
+        try:
+            rows = records.read_attempts(self.database, self.uuid).values()
+        except StorageAway:
+            return True
         return any(row.worker == worker and row.epoch for attempts in rows for row in attempts)
 
     def _last_words(self, slot: Slot) -> str:
@@ -154,5 +207,8 @@ class Supervisor:
                     slot.process.wait()
                 tick()
                 time.sleep(TICK_S / 2)
-            leases.abandon(self.database, slot.worker, "worker ended")
+            if slot.process is not None:
+                slot.process.kill()  # what it started
+            self.dead[slot.worker] = "worker ended"
             self.directory.alive(slot.worker).unlink(missing_ok=True)
+        self._set_free()

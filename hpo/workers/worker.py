@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import platform
@@ -11,25 +10,36 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
-from hpo.errors import Fenced, InputError, Interrupted, NotFound, StorageError
+from hpo.errors import DiskFull, Fenced, InputError, Interrupted, NotFound, StorageError
+from hpo.files import has_room, told_if_full
 from hpo.paths import Home
 from hpo.search import keeping, plan
 from hpo.search.study import Study
 from hpo.storage import leases, records
+from hpo.storage.contact import NO_CONTACT
 from hpo.storage.leases import Lease, Taken
 from hpo.storage.optuna_rdb import FencedStorage, add_waiting
+from hpo.storage.patience import Outage
+from hpo.workers.identity import identity
 from hpo.workers.launch import new_worker_id
+from hpo.workers.watch import Watch, no_step
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5
 BEATS_PER_LEASE = 4
 LARGEST_BEAT_S = 5.0
+ROOM_S = 5.0
+"""How long a worker whose disk was full waits at the least."""
+MISSED_BEAT_S = 1.0
+"""After a beat that failed the next one comes so soon: others wait for it, for one lease."""
+DELETED = "the study was deleted"
 VERSIONED = ("hpo", "torch", "torchvision", "optuna")
 
 
@@ -37,8 +47,9 @@ VERSIONED = ("hpo", "torch", "torchvision", "optuna")
 class Progress:
     """What the heartbeat tells of the trial in hand; and the control that training asks.
 
-    `alive` is a file whose age says how long ago the last step was made: it tells the supervisor's
-    watchdog apart a training that hangs from one that is only slow to finish its epoch.
+    Every step touches the file `alive`, and whatever takes long before the first one (images are
+    decoded) does so too: by it the supervisor tells a training that hangs from one that is only
+    slow to finish its epoch.
     """
 
     stop: threading.Event
@@ -52,6 +63,7 @@ class Progress:
 
     def take(self, lease: Lease | None) -> None:
         self.lease, self.fenced, self.images, self.epoch = lease, False, 0, 0
+        self.touch(time.monotonic())
 
     def step(self, *, epoch: int, images: int) -> None:
         now = time.monotonic()
@@ -67,7 +79,14 @@ class Progress:
     def touch(self, now: float) -> None:
         if now - self.touched > 1.0:
             self.touched = now
-            self.alive.touch()
+            with suppress(DiskFull), told_if_full(self.alive):
+                self.alive.touch()
+
+    def pause(self, seconds: float) -> None:
+        """Wait for a database that is away; a training that waits does not hang."""
+        self.touch(time.monotonic())
+        if self.stop.wait(seconds):
+            raise Interrupted("stopped by a signal while the database was away")
 
     def row(self) -> dict[str, Any] | None:
         """What changed since the last epoch's row, for the worker's row in the database."""
@@ -102,30 +121,45 @@ class Worker:
         self.database, self.home, self.device = study.database, home, device
         self.id = worker_id or new_worker_id()
         self.parent = os.getppid()
+        self.full: DiskFull | None = None
+        """Why this worker takes no trial now, and when it looks again."""
+        self.look_again = 0.0
+        self.contact = NO_CONTACT
 
     def run(self, stop: threading.Event, *, supervised: bool = False) -> str:
-        """Work until the study is over or `stop` is set; returns why it ended."""
-        directory = self.study.directory(self.home)
-        alive = directory.alive(self.id)
+        """Work until the study is over or `stop` is set; returns why it ended. While the database
+        is away it waits."""
+        alive = self.study.directory(self.home).alive(self.id)
         alive.parent.mkdir(parents=True, exist_ok=True)
         progress = Progress(stop, alive)
         progress.touch(time.monotonic())
-        records.add_worker(self.database, self.id, self.study.uuid, self._about())
         done = threading.Event()
         heart = threading.Thread(
             target=self._beat, args=(progress, done, supervised), name="heartbeat", daemon=True
         )
-        heart.start()
         reason = "failed"
-        try:
-            reason = self._loop(progress)
-        finally:
-            done.set()
-            heart.join()
-            alive.unlink(missing_ok=True)
-            if reason != "the study was deleted":
-                records.end_worker(self.database, self.id, reason)
+        with self.database.patient(progress.pause):
+            try:
+                records.add_worker(self.database, self.id, self.study.uuid, **self._about())
+                heart.start()
+                reason = self._loop(progress)
+            except Interrupted as error:
+                reason = str(error)
+            finally:
+                done.set()
+                if heart.ident is not None:
+                    heart.join()
+                self._sign_off(reason)
+                alive.unlink(missing_ok=True)
         return reason
+
+    def _sign_off(self, reason: str) -> None:
+        if reason == DELETED:
+            return
+        try:
+            records.end_worker(self.database, self.id, reason)
+        except (Interrupted, StorageError) as error:
+            log.warning("could not sign off: %s", error)
 
     def _about(self) -> dict[str, Any]:
         versions = {name: version(name) for name in VERSIONED}
@@ -134,7 +168,8 @@ class Worker:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "device": self.device,
-            "versions": json.dumps(versions),
+            "versions": versions,
+            "process": identity(),
         }
 
     def _loop(self, progress: Progress) -> str:
@@ -144,8 +179,10 @@ class Worker:
                 reason = self._turn(progress)
             except Fenced as error:
                 log.warning("%s: dropped", error)
+            except DiskFull as error:
+                self._wait_for_room(error)
             except NotFound:
-                return "the study was deleted"
+                return DELETED
             except Interrupted as error:
                 if progress.stop.is_set():
                     return str(error)
@@ -157,13 +194,15 @@ class Worker:
     def _turn(self, progress: Progress) -> str | None:
         """One decision and what follows from it; a reason where there is nothing left to do."""
         facts = self.study.facts()
+        self._heard(facts.now)
+        facts = plan.within_reach(facts, self.contact, self.study.row.lease_s)
         rule = self.study.rule(facts)
         decision = plan.decide(facts, rule)
         if rule is None and facts.stop is None and len(facts.free) < 2:
             self._fill(facts)
         if isinstance(decision, plan.Over):
             return decision.reason
-        if isinstance(decision, plan.Run):
+        if isinstance(decision, plan.Run) and self._has_room():
             self._try(decision.free, progress, lambda taken: self._run(taken, progress))
         elif isinstance(decision, plan.Drain):
             self._try(
@@ -175,6 +214,31 @@ class Worker:
             progress.touch(time.monotonic())
             progress.stop.wait(POLL_S * random.uniform(0.5, 1.0))
         return None
+
+    def _wait_for_room(self, error: DiskFull) -> None:
+        """Take no trial until there is room; workers on other disks go on meanwhile."""
+        log.warning("waiting for room: %s", error)
+        self.full, self.look_again = error, time.monotonic() + ROOM_S
+        self._tell(f"waiting for room: {error}")
+
+    def _has_room(self) -> bool:
+        if self.full is None:
+            return True
+        if time.monotonic() < self.look_again or not has_room(self.full):
+            return False
+        log.info("there is room again")
+        self.full = None
+        self._tell(None)
+        return True
+
+    def _tell(self, reason: str | None) -> None:
+        """Between two trials, for whoever looks at the workers."""
+        idle = {"number": None, "epoch": None, "epochs": None}
+        records.update_worker(self.database, self.id, reason=reason, **idle)
+
+    def _heard(self, now: float) -> None:
+        """The database answered, at `now` by its clock."""
+        self.contact = self.contact.heard(now, self.study.row.lease_s)
 
     def _fill(self, facts: Any) -> None:
         """Add waiting trials if some are missing; counted again while it is our turn."""
@@ -188,7 +252,7 @@ class Worker:
 
     def _try(self, free: Any, progress: Progress, work: Callable[[Taken], None]) -> None:
         for candidate in free:
-            taken = leases.take(self.database, self.study.uuid, candidate, self.id)
+            taken = leases.take(self.database, self.study.uuid, candidate, self.id, self.contact)
             if taken is None:
                 continue
             progress.take(taken.lease)
@@ -201,32 +265,46 @@ class Worker:
     def _run(self, taken: Taken, progress: Progress) -> None:
         log.info("trial %d: attempt %d", taken.lease.number, taken.lease.k)
         try:
-            self.trials.run(taken, progress)
+            with told_if_full(self.home.root):
+                self.trials.run(taken, progress)
         except Fenced:
             raise
         except Exception as error:
             # Whatever happened here is no result of the trial: somebody else may go on with it.
-            # What ends this process for another cause than the user's counts against the trial.
-            meant = isinstance(error, Interrupted | InputError)
+            # What ends this process for a cause of its own counts against the trial.
+            meant = isinstance(error, Interrupted | InputError | DiskFull)
             reason = str(error) if meant else f"{type(error).__name__}: {error}"
             outcome = "handed_back" if meant else "lost"
-            leases.release(self.database, taken.lease, outcome, reason)
-            log.info("trial %d: %s (%s)", taken.lease.number, outcome.replace("_", " "), reason)
+            self._release(taken.lease, outcome, reason)
             raise
-        records.update_worker(self.database, self.id, number=None, epoch=None, epochs=None)
+        self._tell(None)
+
+    def _release(self, lease: Lease, outcome: str, reason: str) -> None:
+        """Set the trial free; where the database is away and we were asked to stop, time does."""
+        try:
+            leases.release(self.database, lease, outcome, reason)
+        except (Interrupted, StorageError) as error:
+            log.warning("trial %d is held until its lease ends: %s", lease.number, error)
+            return
+        log.info("trial %d: %s (%s)", lease.number, outcome.replace("_", " "), reason)
 
     def _beat(self, progress: Progress, done: threading.Event, supervised: bool) -> None:
         """Renew the lease in hand; notice that it is lost, or that the supervisor is gone."""
         beat_s = min(self.study.row.lease_s / BEATS_PER_LEASE, LARGEST_BEAT_S)
-        while not done.wait(beat_s):
+        watch, limit_s = Watch(), self.study.file.study.stall_timeout_s
+        outage = Outage("the heartbeat goes on trying")
+        while not done.wait(beat_s if outage.began is None else min(beat_s, MISSED_BEAT_S)):
             lease = progress.lease
+            stalled = watch.look(progress.touched, time.monotonic()) > limit_s
             try:
-                if progress.epoch == 0:
-                    progress.alive.touch()  # no step is due yet: images may still be decoded
-                if lease is not None:
-                    leases.renew(self.database, lease, progress.row())
-                else:
-                    records.update_worker(self.database, self.id)
+                with outage.noted():
+                    if lease is not None and stalled:
+                        self._give_up(lease, limit_s)
+                    if lease is not None:
+                        leases.renew(self.database, lease, progress.row())
+                    else:
+                        records.update_worker(self.database, self.id)
+                    self._heard(records.clock(self.database))
             except Fenced:
                 progress.fenced = progress.lease is lease
             except StorageError as error:
@@ -235,3 +313,9 @@ class Worker:
             if supervised and os.getppid() != self.parent:
                 log.warning("the supervisor is gone: handing back and ending")
                 progress.stop.set()
+
+    def _give_up(self, lease: Lease, limit_s: float) -> None:
+        """A training hangs, and perhaps no supervisor is there to end it: let others go on. Should
+        it ever go on by itself, it is refused."""
+        if leases.release(self.database, lease, "lost", no_step(limit_s)):
+            log.warning("trial %d: lost (%s)", lease.number, no_step(limit_s))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hpo import dashboard
+from hpo.dashboard import beside
 from hpo.results.compare import compare
 from hpo.results.comparison_page import comparison_report
 from hpo.results.page import write_report
@@ -133,7 +133,7 @@ def test_a_training_report_draws_every_figure(offline: Browser, tmp_path: Path) 
 
 def test_the_dashboard_shows_the_study_and_its_trials(tmp_path: Path, database: Database) -> None:
     study = fill(database, study_file(trials=20), MIXED)
-    address, stop = dashboard.start_beside(database)
+    address, stop = beside.start_beside(database)
     try:
         with browser(tmp_path / "profile") as found:
             text = "document.body.innerText"

@@ -241,6 +241,15 @@ class TestS3:
         with pytest.raises(StorageError):
             open_store(other).check()  # still not
 
+    def test_what_another_host_has_put_is_listed(self, s3: str, file: Path) -> None:
+        import boto3
+
+        store = open_store(f"{s3}/in")
+        store.put(file, "a/1")
+        assert store.list("a") == ["a/1"]
+        boto3.client("s3").put_object(Bucket=s3.removeprefix("s3://"), Key="in/a/2", Body=b"")
+        assert store.list("a") == ["a/1", "a/2"]
+
     def test_a_store_that_cannot_be_reached(
         self, monkeypatch: pytest.MonkeyPatch, file: Path
     ) -> None:

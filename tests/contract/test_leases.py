@@ -20,9 +20,11 @@ from hpo.paths import Home
 from hpo.search import study as studies
 from hpo.search.study import Study
 from hpo.storage import leases, records, tables
+from hpo.storage.contact import Contact
 from hpo.storage.db import Database, connect
 from hpo.storage.leases import Ending, Free, Taken
 from hpo.storage.optuna_rdb import FencedStorage, add_waiting
+from hpo.storage.records import EpochRow
 from hpo.workers.worker import Progress, Worker
 from tests.fakes import InstantTrials, study_file
 
@@ -50,10 +52,15 @@ def fill(study: Study, storage: FencedStorage, count: int) -> None:
 
 def take(study: Study, worker: str = "w") -> Taken:
     for free in study.facts().free:
-        taken = leases.take(study.database, study.uuid, free, worker)
+        taken = leases.take(study.database, study.uuid, free, worker, long_contact())
         if taken is not None:
             return taken
     raise AssertionError("nothing to take")
+
+
+def long_contact() -> Contact:
+    """In touch with the database since its clock began, until now."""
+    return Contact(since=0.0, last=time.time())
 
 
 def expire(study: Study, taken: Taken) -> None:
@@ -118,8 +125,8 @@ def test_every_write_of_a_superseded_owner_is_refused(study: Study, storage: Fen
     writes = {
         "renew": lambda: leases.renew(database, lease),
         "begin": lambda: leases.begin_epoch(database, lease, 1, {}),
-        "record": lambda: leases.record_epoch(
-            database, lease, 1, {"val_top1": 0.1}, checkpoint=False, progress={}
+        "record": lambda: leases.record_epochs(
+            database, lease, [EpochRow(1, 1, 0.0, {"val_top1": 0.1}, None)], progress={}
         ),
         "runtime": lambda: leases.keep_runtime(database, lease, {}),
         "suggest": lambda: stale.suggest_float("optimizer.lr", 1e-4, 1e-1, log=True),
@@ -204,11 +211,10 @@ def test_dead_attempts_count_until_an_epoch_and_hand_backs_do_not(
     fruitless = []
     for end in ["lost", "handed_back", "lost", "epoch", "lost", "expired", "lost"]:
         taken = take(study)
-        fruitless.append(taken.fruitless)
+        fruitless.append(len(taken.fruitless))
         if end == "epoch":
-            leases.record_epoch(
-                study.database, taken.lease, 1, {"val_top1": 0.1}, checkpoint=True, progress={}
-            )
+            row = EpochRow(1, taken.lease.k, 0.0, {"val_top1": 0.1}, taken.lease.k)
+            leases.record_epochs(study.database, taken.lease, [row], progress={})
             end = "lost"
         if end == "expired":
             expire(study, taken)
@@ -229,7 +235,7 @@ def test_what_is_enqueued_goes_to_the_next_trial_that_starts(
     assert (third.enqueued, third.enqueued_before) == ({"optimizer.lr": 0.06}, 1)
     assert (fourth.enqueued, fourth.enqueued_before) == (None, 2)
     expire(study, second)
-    again = leases.take(study.database, study.uuid, study.facts().free[0], "w")
+    again = leases.take(study.database, study.uuid, study.facts().free[0], "w", long_contact())
     assert again is not None
     assert again.enqueued == {"optimizer.lr": 0.05}
 
@@ -318,6 +324,7 @@ def test_a_stop_rule_drains_what_is_abandoned(database: Database, home: Home) ->
     done = take(study, worker.id)
     worker.trials.run(done, control(home))
     expire(study, orphan)
+    worker.contact = long_contact()
     reason = worker.run(threading.Event())
     assert "target" in reason
     facts = study.facts()

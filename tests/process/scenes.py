@@ -48,7 +48,7 @@ WRITES: list[tuple[str, Any, str]] = [
     ("runtime", leases, "keep_runtime"),
     ("epoch begun", leases, "begin_epoch"),
     ("checkpoint", Checkpoint, "save"),
-    ("epoch", leases, "record_epoch"),
+    ("epoch", leases, "record_epochs"),
     ("report", FencedStorage, "set_trial_intermediate_value"),
     ("weights", objective, "save_weights"),
     ("attribute", FencedStorage, "set_trial_user_attr"),

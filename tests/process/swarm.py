@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 
 import hpo.search.objective  # noqa: F401  (imported here so that a fork need not)
+from hpo.errors import StorageAway
 from hpo.paths import Home
 from hpo.search import study as studies
 from hpo.search.objective import Bench
@@ -78,6 +79,8 @@ class Forks:
             try:
                 work(self.url, self.study, self.home, self.kind, worker)
                 code = 0
+            except StorageAway as error:  # as the command line ends
+                code = error.exit_code
             except BaseException:
                 traceback.print_exc()
             finally:

@@ -1,6 +1,8 @@
 """Checkpoints and weights on disk."""
 
+import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from hpo.definition.config import TrainConfig
 from hpo.definition.model import ModelConfig
 from hpo.engine import models
 from hpo.engine.checkpoint import Checkpoint, best_weights, load_trained, save_weights
-from hpo.errors import DataError, NotFound, TrialFailed
+from hpo.errors import DataError, DiskFull, NotFound, TrialFailed
 
 
 def checkpoint(**fields: Any) -> Checkpoint:
@@ -52,12 +54,32 @@ def test_a_write_that_fails_leaves_what_was_there(
     path = tmp_path / "epoch-1.ckpt"
     checkpoint(micro_batch=1).save(path)
 
-    def full(_descriptor: int) -> None:
-        raise OSError("No space left on device")
+    def broken(_descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(OSError, match="Input/output error"):
         checkpoint(micro_batch=2).save(path)
+    assert Checkpoint.load(path).micro_batch == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("most", [0, 100, 1200])
+def test_what_does_not_fit_leaves_what_was_there(
+    tmp_path: Path, small_files: Callable[[int], None], most: int
+) -> None:
+    path, weights = tmp_path / "epoch-1.ckpt", tmp_path / "weights.safetensors"
+    checkpoint(micro_batch=1).save(path)
+    size = path.stat().st_size
+    small_files(most)
+    with pytest.raises(
+        DiskFull, match=r"epoch-1\.ckpt does not fit: the disk mounted at"
+    ) as caught:
+        checkpoint(micro_batch=1).save(path)
+    assert caught.value.path == path
+    assert abs(caught.value.needed - size) < 100  # its own name is in it
+    with pytest.raises(DiskFull, match=r"weights\.safetensors"):
+        save_weights(weights, {"a": torch.zeros(1000)}, {})
     assert Checkpoint.load(path).micro_batch == 1
     assert list(tmp_path.iterdir()) == [path]
 

@@ -111,9 +111,9 @@ def test_version(hpo: Hpo) -> None:
 def test_help_never_shows_the_storage_of_the_environment(
     hpo: Hpo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HPO_STORAGE", "postgresql+psycopg://me:secret@server/hpo")
+    monkeypatch.setenv("HPO_STORAGE", "postgresql+psycopg://me:hush@server/hpo")
     for name in WHOLE_NAMES:
-        assert "secret" not in hpo(*name.split(), "--help").out
+        assert "hush" not in hpo(*name.split(), "--help").out
 
 
 def test_an_unknown_command_names_the_nearest(hpo: Hpo) -> None:
@@ -181,7 +181,7 @@ def test_bad_options_create_nothing(hpo: Hpo, args: list[str], says: str) -> Non
 
 def test_a_password_is_never_shown(hpo: Hpo, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("toy.toml").write_text(STUDY)
-    for url in ("nonsense:secret", "oracle://me:secret@server/hpo"):
+    for url in ("nonsense:secret", "oracle://me:hush@server/hpo"):
         called = hpo("run", "toy.toml", "--storage", url)
         assert called.code == 2
         assert "secret" not in called.out + called.err

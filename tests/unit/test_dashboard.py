@@ -43,6 +43,9 @@ from tests.filled import Trial, fill
 HERE = "127.0.0.1:8080"
 
 
+on_both = pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+
+
 @pytest.fixture
 def study(database: Database) -> Study:
     return fill(database, study_file(), [Trial("complete", (0.5, 0.6))])
@@ -74,6 +77,7 @@ def read(answer: Answer) -> Any:
 # optuna-dashboard behind the door
 
 
+@on_both
 def test_it_shows_the_study_and_its_trials(study: Study) -> None:
     app = make_app(study.database)
     found = read(ask(app, "GET", "/api/studies"))
@@ -96,6 +100,7 @@ def test_a_study_deleted_there_takes_our_rows_and_its_files_with_it(study: Study
             assert c.scalar(sa.select(sa.func.count()).select_from(table)) == 0
 
 
+@on_both
 def test_a_study_that_is_worked_on_is_not_deleted(study: Study) -> None:
     add_waiting(FencedStorage(study.database), study.row.study_id)
     assert leases.take(study.database, study.uuid, study.facts().free[0], "w1") is not None
@@ -155,6 +160,7 @@ def test_an_id_given_out_again_shows_the_new_study(database: Database, home: Hom
     assert ask(app, "GET", importances).whole() != before
 
 
+@on_both
 def test_an_id_of_our_tables_is_never_given_out_again(database: Database, home: Home) -> None:
     study = fill(database, study_file(), [Trial("complete", (0.2,))])
     app = make_app(database)
@@ -220,6 +226,7 @@ def test_a_database_that_is_away_is_said_and_not_more(study: Study) -> None:
     assert "hpo_studies" not in read(answer)["reason"]
 
 
+@on_both
 def test_health_asks_the_database_now_and_then(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import re
 import shutil
 import struct
 import zlib
@@ -23,9 +24,10 @@ from torchvision.transforms import v2
 from hpo.definition.data import DataConfig
 from hpo.engine import cache as cache_module
 from hpo.engine import datasets, images
+from hpo.engine.cache import Index
 from hpo.engine.datasets import concat, describe, open_data, open_test
 from hpo.engine.split import Item, limited, split
-from hpo.errors import DataError, HpoError
+from hpo.errors import DataError, DiskFull
 from tests.images import make_folder, picture
 
 
@@ -562,16 +564,31 @@ def test_a_streamed_file_that_is_gone_is_named(root: Path, store: Path) -> None:
         train.pixels(3)
 
 
+def test_a_part_that_fills_the_disk_is_streamed_until_there_is_room(
+    root: Path, store: Path, small_files: Callable[[int], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    make_folder(root, {"train": 4, "val": 2})
+    size = 12 * 16 * 21 * 3
+    small_files(size - 1)
+    data = open_data(_config(root), store)
+    assert data.train.streamed
+    assert not data.val.streamed
+    told = r"does not fit: the disk mounted at \S+ has .* decoded anew in every epoch"
+    assert re.search(told, caplog.text)
+    small_files(size)
+    assert not open_data(_config(root), store).train.streamed
+
+
 def test_a_full_disk_leaves_nothing_half_written(
     root: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_folder(root, {"train": 4, "val": 2})
 
-    def full(_: int) -> None:
+    def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(HpoError, match=rf"{store}: the disk is full; free space there"):
+    monkeypatch.setattr(Index, "save", full)
+    with pytest.raises(DiskFull, match=rf"{store}.* does not fit: the disk mounted at"):
         open_data(_config(root), store)
     assert not [one for one in store.iterdir() if one.is_dir() and one.name != "digests"]
     monkeypatch.undo()

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from hpo.cli.tables import networks_table, run_notes
 from hpo.definition.config import TrainConfig
-from hpo.engine import answers, datasets, onnx_files
+from hpo.engine import answers, datasets, models, onnx_files
 from hpo.engine.onnx_files import OnnxNetwork, difference, export, quantize
 from hpo.errors import DataError, HpoError, InputError
 from hpo.paths import Home
-from hpo.results.deploy import Wanted, rehearse
+from hpo.results.deploy import Wanted
 from hpo.results.runs import Run, RunDir, load_run
 from hpo.results.training import as_page
 from hpo.results.training_page import training_report
@@ -193,12 +193,17 @@ def test_nothing_to_quantise_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["resnet18", "squeezenet1_1"])
-def test_architectures_go_through(root: Path, home: Home, architecture: str) -> None:
-    config = tiny_config(
-        root, {"model": {"architecture": architecture}, "data.image_size": 32, "batch_size": 3}
-    )
-    data = datasets.open_data(config.data, home.cache)
-    rehearse(config, data, Wanted.of(onnx=True, quantize=["static"]))
+def test_architectures_answer_as_torch_does(tmp_path: Path, architecture: str) -> None:
+    settings = TrainConfig.parse({"model": {"architecture": architecture}}).model
+    network = models.build(settings, classes=3, image_size=32).eval()
+    images = torch.randn(6, 3, 32, 32)
+    export(network, tmp_path / "m.onnx", image_size=32, metadata={})
+    quantize(tmp_path / "m.onnx", tmp_path / "q.onnx", "static", [images])
+    with torch.no_grad():
+        expected = network(images)
+    exact, int8 = (OnnxNetwork(tmp_path / name)(images) for name in ("m.onnx", "q.onnx"))
+    torch.testing.assert_close(exact, expected, rtol=1e-3, atol=1e-4)
+    assert (int8 - expected).norm() < 0.2 * expected.norm()
 
 
 # Bad values
@@ -245,11 +250,11 @@ def test_a_retrieval_has_no_files(root: Path, tmp_path: Path, home: Home) -> Non
 
 
 def test_one_kind_twice_is_one_file() -> None:
-    assert dict(Wanted.of(quantize=["static", "static"]).files) == {
+    assert dict(Wanted.of("classification", quantize=["static", "static"]).files) == {
         "model.onnx": "float32",
         "model-int8-static.onnx": "int8 static",
     }
-    assert not Wanted.of().files
+    assert not Wanted.of("classification").files
 
 
 # Resuming

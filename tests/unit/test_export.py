@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from hpo.definition.studyfile import load_config
-from hpo.errors import Conflict, InputError, NotFound
+from hpo.errors import Conflict, DiskFull, InputError, NotFound
 from hpo.paths import Home
 from hpo.results import export as exports
 from hpo.results.export import export, export_top, write_export, write_top
@@ -107,7 +107,7 @@ def test_a_failed_write_leaves_the_old_file(
     path = tmp_path / "best.toml"
     path.write_text("mine")
     monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(InputError, match="No space left"):
+    with pytest.raises(DiskFull, match=r"best\.toml does not fit"):
         write_export(path, *export(searched, "toy"), force=True)
     assert path.read_text() == "mine"
     assert [one.name for one in tmp_path.glob("*.toml*")] == ["best.toml"]

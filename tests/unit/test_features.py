@@ -13,6 +13,7 @@ import torch
 from filelock import FileLock
 from torch import nn
 
+import hpo.engine.cache
 from hpo.definition.config import TrainConfig
 from hpo.engine import features, inputs
 from hpo.engine.chain import steps
@@ -293,7 +294,7 @@ def test_a_full_disk_ends_no_training(
         found = run(settings, cache, data=data)
     assert scores(found) == scores(plain)
     assert not files(cache)
-    assert "the disk is full" in caplog.text
+    assert "does not fit: the disk mounted at" in caplog.text
 
 
 class Asked(Unattended):
@@ -326,7 +327,7 @@ def test_the_computation_can_be_stopped(
 def test_waiting_for_another_can_be_stopped(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(features, "_POLL_S", 0.01)
+    monkeypatch.setattr(hpo.engine.cache, "_POLL_S", 0.01)
     cache, settings = tmp_path / "cache", config(folder)
     run(settings, cache)
     keys = files(cache)

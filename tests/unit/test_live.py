@@ -11,6 +11,7 @@ from rich.console import Console
 from hpo.cli.live import LiveView, PlainView, Screen, View, headline
 from hpo.cli.tables import trials_csv, trials_table
 from hpo.cli.text import bar, cell, sparkline
+from hpo.errors import StorageAway
 from hpo.search.status import StudyStatus, TrialStatus
 from hpo.storage.records import AttemptRow, EpochRow, StudyRow, WorkerRow
 from tests.fakes import study_file
@@ -128,14 +129,17 @@ def test_time_goes_on_between_two_readings() -> None:
 class Readings:
     """Statuses in turn, and a clock that the test moves."""
 
-    def __init__(self, *found: StudyStatus, cost_s: float = 0.0) -> None:
+    def __init__(self, *found: StudyStatus | StorageAway, cost_s: float = 0.0) -> None:
         self.found, self.cost_s = list(found), cost_s
         self.now, self.count = 0.0, 0
 
     def read(self) -> StudyStatus:
         self.now += self.cost_s
         self.count += 1
-        return self.found[min(self.count, len(self.found)) - 1]
+        found = self.found[min(self.count, len(self.found)) - 1]
+        if isinstance(found, StorageAway):
+            raise found
+        return found
 
     def clock(self) -> float:
         return self.now
@@ -189,6 +193,33 @@ def test_a_live_view_shows_what_was_read_last() -> None:
     view.finish()
     assert "3/6 trials" in "\n".join(drawn(view.screen))
     assert "stopping" in drawn(view.screen)
+
+
+AWAY = StorageAway("db: connection refused")
+
+
+def test_a_live_view_says_that_the_database_is_away_and_shows_what_it_had() -> None:
+    readings = Readings(status(), AWAY, AWAY, status())
+    view = LiveView(plain_console(), readings.read, readings.clock)
+    for away in (True, True, False):
+        view.finish()
+        text = "\n".join(drawn(view.screen, 200))
+        assert "3/6 trials" in text
+        assert ("the database is away" in text) is away
+        assert ("connection refused" in text) is away
+
+
+def test_plain_lines_tell_an_outage_once() -> None:
+    readings = Readings(status(TRIALS[:1]), AWAY, AWAY, status(TRIALS[:2]))
+    out = plain_console()
+    view = PlainView(out, readings.read, readings.clock)
+    for _ in range(3):
+        view.finish()
+    assert isinstance(out.file, io.StringIO)
+    away, back, trial = out.file.getvalue().splitlines()
+    assert away.startswith("the database is away")
+    assert back == "the database is back"
+    assert trial.startswith("[2/6] trial 1 pruned")
 
 
 def test_the_headline_of_a_log() -> None:

@@ -49,6 +49,7 @@ from hpo.storage.db import Database
 from hpo.storage.leases import Lease
 from tests.fakes import study_file
 from tests.filled import EVIL, Trial, fill, trained
+from tests.formats import make_cars
 from tests.images import make_folder
 from tests.trained import pictures, tiny_config, train_run
 
@@ -180,6 +181,33 @@ def test_a_picture_that_grows(tmp_path: Path, home: Home, kind: str) -> None:
         predict(run, [root / "class0" / "bomb.png"], device="cpu")
 
 
+def test_a_picture_that_grows_behind_its_box(tmp_path: Path, home: Home) -> None:
+    """Of a car all pixels would be decoded to cut out its box."""
+    root = make_cars(tmp_path / "cars")
+    bomb = next((root / "stanford_cars" / "cars_train").iterdir())
+    bomb.write_bytes(BOMBS["pixels"]())
+    config = DataConfig(dataset="stanford_cars", root=str(root), image_size=16, crop_to_box=True)
+    with pytest.raises(DataError, match=MANY) as caught:
+        open_data(config, home.cache)
+    assert bomb.name in str(caught.value)
+
+
+def test_a_picture_that_grows_in_a_data_set_of_ones_own(
+    tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    Path("bomb.png").write_bytes(BOMBS["pixels"]())
+    Path("with_a_bomb.py").write_text(
+        "import io\nfrom pathlib import Path\nfrom PIL import Image\n\n"
+        "def load(root, split):\n"
+        "    return [(Image.open(io.BytesIO(Path('bomb.png').read_bytes())), 0)]\n"
+    )
+    config = DataConfig(dataset="with_a_bomb:load", root=str(tmp_path), image_size=16)
+    with pytest.raises(DataError, match=MANY):
+        open_data(config, home.cache)
+
+
 def test_a_document_that_runs_a_program_is_no_picture(tmp_path: Path, home: Home) -> None:
     """Pillow gives PostScript to Ghostscript, whatever the file is called."""
     root = make_folder(tmp_path / "photos", count=6)
@@ -306,6 +334,7 @@ NESTED = {
     "dots": "x" + ".a" * 100_000 + " = 1",
     "header": "[" + ".".join(["a"] * 100_000) + "]\nx = 1",
     "quoted dots": '[space]\n"' + ".".join(["a"] * 100_000) + '" = [1, 2]',
+    "spaces": '[space]\n"' + ".".join(["a b"] * 100_000) + '" = [1, 2]',
     "few": "[space]\noptimizer.lr = [0.1, 0.2]\n[train]\ndata" + ".a" * 700 + " = 1",
     "options": "[space]\noptimizer.lr = [0.1, 0.2]\n[train]\nmodel.options" + ".a" * 700 + " = 1",
     "listed": "[space]\noptimizer.lr = [0.1, 0.2]\n[train]\nmodel.options.a = "

@@ -4,6 +4,7 @@ fails does to a search."""
 from __future__ import annotations
 
 import dataclasses
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from hpo.definition.studyfile import StudyFile
 from hpo.engine.checkpoint import Checkpoint
-from hpo.errors import Conflict, InputError, StorageError
+from hpo.errors import Conflict, DiskFull, InputError, StorageError
 from hpo.paths import Home
 from hpo.search import keeping, mirror, objective
 from hpo.search import study as studies
@@ -59,18 +60,18 @@ def curve(status: StudyStatus, number: int = 0) -> list[list[float]]:
 
 
 class Dying:
-    """`leases.record_epoch`, after whose call for an epoch the worker is gone, once."""
+    """`leases.record_epochs`, after whose call for an epoch the worker is gone, once."""
 
     def __init__(self, epoch: int, *, before: bool = False) -> None:
-        self.epoch, self.before, self.original = epoch, before, objective.leases.record_epoch
+        self.epoch, self.before, self.original = epoch, before, objective.leases.record_epochs
         self.due = True
 
-    def __call__(self, database: Any, lease: Any, epoch: int, *args: Any, **options: Any) -> Any:
-        dies = self.due and epoch == self.epoch
+    def __call__(self, database: Any, lease: Any, rows: Any, **options: Any) -> Any:
+        dies = self.due and rows[-1].epoch == self.epoch
         self.due = self.due and not dies
         if dies and self.before:
             raise OSError("the host went away")
-        done = self.original(database, lease, epoch, *args, **options)
+        done = self.original(database, lease, rows, **options)
         if dies:
             raise OSError("the host went away")
         return done
@@ -107,7 +108,7 @@ def resumed(
     dying: Dying,
 ) -> StudyStatus:
     """A worker on the first host dies, one on the second finishes the study."""
-    monkeypatch.setattr(objective.leases, "record_epoch", dying)
+    monkeypatch.setattr(objective.leases, "record_epochs", dying)
     with pytest.raises(OSError, match="went away"):
         search(database, homes[0], file)
     search(database, homes[1], file)
@@ -179,7 +180,7 @@ class TestATakeoverOnAnotherHost:
 
         monkeypatch.setattr(objective.leases, "begin_epoch", fails_from_the_second)
         dying = Dying(2)
-        monkeypatch.setattr(objective.leases, "record_epoch", dying)
+        monkeypatch.setattr(objective.leases, "record_epochs", dying)
         with pytest.raises(OSError, match="went away"):
             search(database, homes[0], file)
         assert files(place) == ["study.toml", "trials/0/attempt-1/epoch-1.ckpt"]
@@ -196,7 +197,7 @@ class TestATakeoverOnAnotherHost:
     ) -> None:  # fmt: skip
         file = small(trials=1)
         begun(database, file, place, homes[0])
-        monkeypatch.setattr(objective.leases, "record_epoch", Dying(2))
+        monkeypatch.setattr(objective.leases, "record_epochs", Dying(2))
         with pytest.raises(OSError, match="went away"):
             search(database, homes[0], file)
         (checkpoint,) = Path(place).rglob("epoch-2.ckpt")
@@ -215,14 +216,14 @@ class TestAStoreThatFails:
     ) -> None:  # fmt: skip
         begun(database, small(trials=1), place, home)
         seen: dict[int, list[str]] = {}
-        original = objective.leases.record_epoch
+        original = objective.leases.record_epochs
 
         def record(database: Any, lease: Any, epoch: int, *args: Any, **options: Any) -> Any:
             seen[epoch] = files(place)
             failing.down = epoch == 1  # the second one's checkpoint finds no answer
             return original(database, lease, epoch, *args, **options)
 
-        monkeypatch.setattr(objective.leases, "record_epoch", record)
+        monkeypatch.setattr(objective.leases, "record_epochs", record)
         study = search(database, home, small(trials=1))
         assert seen == {
             1: ["study.toml", "trials/0/attempt-1/epoch-1.ckpt"],
@@ -455,6 +456,21 @@ def test_an_attempt_removes_what_its_predecessors_left_once_its_own_is_recorded(
     checkpoints.share(checkpoints.path(4))
     checkpoints.recorded(checkpoints.path(4))
     assert store.calls[-1] == "remove /trials/0/attempt-3/epoch-3.ckpt"
+
+
+def test_a_full_disk_here_does_not_begin_the_trial_again(home: Home) -> None:
+    """It is handed back, and goes on where there is room."""
+
+    class Full(Remembering):
+        def _get(self, key: str, local: Path, moved: Callable[[], None]) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    directory = home.study(UUID)
+    checkpoints = Checkpoints(
+        directory, Mirror(Full(["trials/0/attempt-1/epoch-1.ckpt"]), directory), LEASE
+    )
+    with pytest.raises(DiskFull, match=r"epoch-1\.ckpt does not fit"):
+        checkpoints.newest([EpochRow(1, 1, 0.0, {}, 1)])
 
 
 @pytest.mark.parametrize("bad", ["../../x", "1/../../../x", -1, 2.5, None, "1\n"])

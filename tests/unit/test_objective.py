@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 import shutil
 import threading
 from collections.abc import Callable
@@ -11,14 +13,17 @@ from typing import Any
 import pytest
 import torch
 from optuna.trial import TrialState
+from rich.console import Console
 
+from hpo.cli.ending import print_ending
+from hpo.definition.objectives import chance
 from hpo.definition.studyfile import StudyFile, parse_study
 from hpo.engine import learner
 from hpo.errors import Conflict
 from hpo.paths import Home
 from hpo.search import objective
 from hpo.search import study as studies
-from hpo.search.objective import Bench, chance
+from hpo.search.objective import Bench
 from hpo.search.status import StudyStatus, TrialStatus, read_status
 from hpo.search.study import Study
 from hpo.storage import records
@@ -128,13 +133,13 @@ def test_pruned_by_the_study_s_own_pruner(database: Database, home: Home) -> Non
 def test_a_stop_rule_ends_running_trials_after_their_epoch(
     database: Database, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = objective.leases.record_epoch
+    original = objective.leases.record_epochs
 
     def fire(*args: Any, **kwargs: Any) -> Any:
         records.stop_study(database, args[1].study, "rule", "enough")
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(objective.leases, "record_epoch", fire)
+    monkeypatch.setattr(objective.leases, "record_epochs", fire)
     status = search(database, home, study_file(trials=3, train=TRAIN))
     trial = only(status)  # waiting ones are hidden
     assert (trial.state, len(trial.epochs)) == ("pruned", 1)
@@ -146,18 +151,18 @@ def test_a_trial_goes_on_from_the_beginning_where_the_checkpoint_is_elsewhere(
     database: Database, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another host has the database, not the files."""
-    original = objective.leases.record_epoch
+    original = objective.leases.record_epochs
     calls: list[int] = []
 
     def die_once(*args: Any, **kwargs: Any) -> Any:
         done = original(*args, **kwargs)
-        calls.append(args[2])
+        calls.append(args[2][-1].epoch)
         if len(calls) == 1:
             shutil.rmtree(home.root / "studies")
             raise OSError("the host went away")
         return done
 
-    monkeypatch.setattr(objective.leases, "record_epoch", die_once)
+    monkeypatch.setattr(objective.leases, "record_epochs", die_once)
     file = study_file(trials=1, train=TRAIN)
     with pytest.raises(OSError, match="went away"):
         search(database, home, file)
@@ -181,7 +186,9 @@ def test_what_runs_out_of_memory_is_marked_and_keeps_its_micro_batch(
     monkeypatch.setattr(learner.Learner, "_loss", small_only)
     file = study_file(trials=1, train=TRAIN.replace("epochs = 2", "epochs = 2\nbatch_size = 32"))
     trial = only(search(database, home, file))
-    assert trial.state == "complete"
+    assert (trial.state, len(trial.attempts)) == ("complete", 1)
+    view = studies.load(database, "toy").optuna_study(FencedStorage(database))
+    assert view.trials[0].user_attrs["micro_batch"] == 16
     runtime = trial.attempts[-1].runtime
     assert runtime is not None
     assert runtime["micro_batch"] == 16
@@ -191,7 +198,7 @@ def test_other_images_under_the_same_name_are_refused(database: Database, home: 
     def began_elsewhere(study: Study) -> None:
         records.resolve_once(database, study.uuid, "data digits/0.15/0.15/0/100", "0123")
 
-    with pytest.raises(Conflict, match="are not those that the study began with"):
+    with pytest.raises(Conflict, match="are not what the study began with"):
         search(database, home, before=began_elsewhere)
     status = read_status(database, "toy")
     assert [a.outcome for a in status.trials[0].attempts] == ["handed_back"]
@@ -203,3 +210,21 @@ def test_the_same_study_twice_gives_the_same_numbers(tmp_path: Path, home: Home)
         status = search(connect(f"sqlite:///{tmp_path / name}.db"), home)
         values.append([(t.params, t.value) for t in status.trials])
     assert values[0] == values[1]
+
+
+def test_a_study_in_which_every_trial_diverges_ends_and_says_so(
+    database: Database, home: Home
+) -> None:
+    train = TRAIN.replace("epochs = 2", "epochs = 8\noptimizer = {weight_decay = 10.0}")
+    space = "optimizer.lr = {low = 80.0, high = 90.0}"
+    status = search(database, home, study_file(trials=4, train=train, space=space))
+    assert (status.state, status.finished, status.count("diverged")) == ("finished", 4, 4)
+    assert {trial.value for trial in status.trials} == {chance("val_top1", 10)}
+    assert status.best is None
+    assert str(status.no_best).startswith("4 of 4 trials diverged, their loss was not finite")
+    assert re.search(r"smaller optimizer\.lr \(tried: 8\S+ to 8\S+\)", str(status.no_best))
+    told = io.StringIO()
+    print_ending(database, status, Console(file=told, width=200), hpo="hpo", flag="")
+    assert f"{status.no_best}. Trial by trial: hpo trials toy" in told.getvalue()
+    view = studies.load(database, "toy").optuna_study(FencedStorage(database))
+    assert [trial.state for trial in view.trials] == [TrialState.COMPLETE] * 4

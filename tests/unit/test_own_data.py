@@ -223,10 +223,10 @@ def load(root, split):
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("missing:load", "data.dataset = 'missing:load' cannot be imported (ModuleNotFoundError"),
-        ("mine:nothing", "data.dataset = 'mine:nothing' cannot be imported (AttributeError"),
+        ("missing:load", "data.dataset: 'missing:load' cannot be imported (ModuleNotFoundError"),
+        ("mine:nothing", "data.dataset: 'mine:nothing' cannot be imported (AttributeError"),
         ("mine:FIRST", "TypeError: it is dict, not a function"),
-        ("wrong:load", "data.dataset = 'wrong:load' cannot be imported (SyntaxError"),
+        ("wrong:load", "data.dataset: 'wrong:load' cannot be imported (SyntaxError"),
     ],
 )
 def test_functions_that_are_not_there(module: Path, name: str, says: str) -> None:

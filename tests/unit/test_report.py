@@ -75,7 +75,8 @@ def test_a_study_without_trials(database: Database) -> None:
 def test_a_study_without_a_complete_trial(database: Database, outcome: str) -> None:
     fill(database, study_file(), [Trial(outcome, (0.3,), "because")] * 3)
     page = study_report(database, "toy")
-    assert "No trial is complete, so there is no best one" in text_of(page)
+    why = "3 of 3 trials diverged" if outcome == "diverged" else "no trial was completed"
+    assert f"There is no best trial: {why}" in text_of(page)
     assert text_of(page).count("because") == 3
     assert "history" in drawn(page)
     assert "parallel" not in drawn(page)

@@ -16,6 +16,7 @@ from sklearn.metrics.pairwise import cosine_distances
 from sklearn.preprocessing import StandardScaler
 
 from hpo.definition.config import TrainConfig
+from hpo.definition.objectives import chance
 from hpo.definition.retrieval import RETRIEVED, RetrievalConfig
 from hpo.definition.studyfile import parse_study
 from hpo.engine import learner, models, neighbours
@@ -24,7 +25,6 @@ from hpo.engine.embedding import Embedded, classifier, embed, width
 from hpo.engine.retrieval import Found, Index
 from hpo.engine.train import EpochResult, train
 from hpo.errors import ConfigError, DataError, TrialFailed
-from hpo.search.objective import chance
 from tests.training import DATA, Pictures, config
 
 CPU = torch.device("cpu")

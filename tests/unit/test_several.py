@@ -175,8 +175,8 @@ def _verdicts(database: Database, study: Study, curves: Sequence[tuple[float, ..
         assert taken is not None
         storage.set_trial_state_values(taken.lease.trial_id, TrialState.RUNNING)
         for epoch, value in enumerate(curve, 1):
-            leases.record_epoch(database, taken.lease, epoch, {"val_top1": value},
-                                checkpoint=False, progress={})  # fmt: skip
+            row = EpochRow(epoch, taken.lease.k, 0.0, {"val_top1": value}, None)
+            leases.record_epochs(database, taken.lease, [row], progress={})
         trial = optuna.trial.Trial(view, taken.lease.trial_id)
         if len(study.file.objectives) == 1:
             for epoch, value in enumerate(curve, 1):

@@ -1,6 +1,7 @@
 """The training generator: resuming, determinism, best epoch, divergence, memory."""
 
 import dataclasses
+import weakref
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -306,6 +307,25 @@ def test_out_of_memory_halves_the_micro_batch(small_device: dict[str, int]) -> N
         "threads": 1,
     }
     assert numbers(results) == numbers(run(config(epochs=2, runtime=runtime)))
+
+
+def test_out_of_memory_gives_the_memory_back_before_it_goes_on(
+    small_device: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[weakref.ref[nn.Module]] = []
+    alive: list[int] = []
+    original = models.build
+
+    def build(*args: Any, **kwargs: Any) -> nn.Module:
+        alive.append(sum(one() is not None for one in made))
+        model = original(*args, **kwargs)
+        made.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(models, "build", build)
+    small_device["most"] = 5
+    assert run(config(epochs=1))[0].micro_batch == 4
+    assert alive == [0, 0, 0]  # 16, 8, 4 images at once
 
 
 def test_out_of_memory_later_goes_back_to_the_checkpoint(

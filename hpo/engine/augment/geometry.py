@@ -60,11 +60,19 @@ def warp(batch: Tensor, matrix: Tensor) -> Tensor:
 
     `matrix` is (B, 3, 3), or (B, 2, 3) where the last row is 0, 0, 1: that is quicker.
     """
-    grid = F.affine_grid(matrix[:, :2], list(batch.shape), align_corners=False)
+    grid = _places(matrix, batch.shape[2])
     if matrix.shape[1] == 3:
-        row = torch.cat([torch.zeros_like(matrix[:, :1]), matrix[:, 2:]], 1)
-        grid = grid / F.affine_grid(row, list(batch.shape), align_corners=False)[..., 1:]
+        grid = grid[..., :2] / grid[..., 2:]
     return F.grid_sample(batch, grid, "bilinear", "zeros", align_corners=False)
+
+
+def _places(matrix: Tensor, size: int) -> Tensor:
+    """(B, S, S, R) products of (B, R, 3) matrices with the centre (x, y, 1) of each pixel: a sum of
+    a row and a column, and so far quicker than a product for each."""
+    centres = torch.arange(1 - size, size, 2, device=matrix.device) / size
+    across = (matrix[:, :, 0, None] * centres).mT
+    down = (matrix[:, :, 1, None] * centres + matrix[:, :, 2, None]).mT
+    return across[:, None] + down[:, :, None]
 
 
 def _matrix(rows: list[Tensor]) -> Tensor:

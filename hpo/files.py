@@ -1,0 +1,149 @@
+"""Files that are written whole or not at all, and what is said and done where a disk is full."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import FileIO
+from pathlib import Path
+from typing import Protocol
+
+from hpo.errors import DiskFull
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Sink(Protocol):
+    """Takes the content of a file, in parts."""
+
+    def write(self, data: bytes | memoryview, /) -> int: ...
+
+    def flush(self) -> None: ...
+
+
+class Counting:
+    """A file that, once its disk is full, goes on counting: how much room the whole of it takes is
+    what must be free before it is worth another try."""
+
+    def __init__(self, file: FileIO) -> None:
+        self._file = file
+        self.size = 0
+        self.full: OSError | None = None
+        """What the first write that did not fit gave."""
+
+    def write(self, data: bytes | memoryview, /) -> int:
+        rest = memoryview(data).cast("B")
+        length = len(rest)
+        self.size += length
+        with self._noted():
+            while rest and self.full is None:
+                rest = rest[self._file.write(rest) :]
+        return length
+
+    def flush(self) -> None:
+        """Nothing is buffered here."""
+
+    def sync(self) -> None:
+        """To the disk; some file systems tell only now that they are full."""
+        with self._noted():
+            os.fsync(self._file.fileno())
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if not is_full(error):
+                raise
+            self.full = self.full or error
+
+
+def write_whole(path: Path, write: Callable[[Sink], object]) -> None:
+    """Let `write` make the file `path`: beside it, synced, then moved there, so that `path` is
+    complete or as it was. Raises DiskFull."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    with told_if_full(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileIO(beside, "w") as file:
+                sink = Counting(file)
+                write(sink)
+                sink.sync()
+            if sink.full is None:
+                beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+    if sink.full is not None:  # told now that its own half is gone
+        raise disk_full(path, sink.size) from sink.full
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether this is what a full disk, or a quota that is used up, gives."""
+    return isinstance(error, OSError) and error.errno in FULL
+
+
+@contextmanager
+def told_if_full(path: Path) -> Iterator[None]:
+    """A full disk under whatever is written inside as DiskFull; `path` where it names no file."""
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise disk_full(Path(error.filename or path)) from error
+
+
+def disk_full(path: Path, needed: int = 0) -> DiskFull:
+    """The error for `path`, of `needed` bytes where that is known, with what its disk has now."""
+    there = _existing(path)
+    usage = shutil.disk_usage(there)
+    wanted = f", {size_text(needed)} are needed" if needed else ""
+    message = (
+        f"{path} does not fit: the disk mounted at {mount_of(there)} has {size_text(usage.free)} "
+        f"of {size_text(usage.total)} free{wanted}; free space there (or raise your quota), or use "
+        "another disk (HPO_HOME, for what hpo keeps)"
+    )
+    return DiskFull(message, path=path, needed=needed)
+
+
+def has_room(error: DiskFull) -> bool:
+    """Whether the file would fit now, found out by reserving as much beside it: a quota does not
+    show in what is free."""
+    folder = _existing(error.path)
+    if shutil.disk_usage(folder).free < max(error.needed, 1):
+        return False
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, max(error.needed, 1))
+            else:
+                file.write(bytes(1))
+                file.flush()
+    except OSError as reason:
+        if is_full(reason):
+            return False
+        raise
+    return True
+
+
+def mount_of(path: Path) -> Path:
+    """Where the disk of an existing `path` is mounted."""
+    resolved = path.resolve()
+    return next(one for one in (resolved, *resolved.parents) if one.is_mount())
+
+
+def size_text(size: int) -> str:
+    """`12.3 MB`, of 10^6 bytes; from B to GB."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= factor:
+            return f"{size / factor:,.1f} {unit}"
+    return f"{size} B"
+
+
+def _existing(path: Path) -> Path:
+    return next(one for one in (path.absolute(), *path.absolute().parents) if one.exists())

@@ -1,0 +1,111 @@
+"""What all workers of a study must have in common: the images and the code.
+
+The first worker writes down what it has; whoever has something else is refused, naming both
+fingerprints, unless it is forced: then that is written down too, and shown wherever its trials are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from hpo.definition.studyfile import StudyFile
+from hpo.engine.code import Code, code_of
+from hpo.errors import Conflict
+from hpo.storage import records
+from hpo.storage.db import Database
+
+CODE, IMAGES, OWN, FORCED = "code", "data ", "own ", "forced "
+"""Keys, or how they begin, among what is resolved once for a study."""
+
+
+@dataclass(frozen=True)
+class Forced:
+    """A worker that was made to work with other code or images than its study began with."""
+
+    worker: str
+    what: str
+    """code, or images."""
+    here: str
+    """Its fingerprint."""
+    study: str
+    """The study's."""
+    differs: tuple[str, ...] = ()
+    """What is known of the difference, in words."""
+
+    def __str__(self) -> str:
+        differs = f": {'; '.join(self.differs)}" if self.differs else ""
+        return f"other {self.what} ({self.here} instead of {self.study}{differs})"
+
+
+def require_code(database: Database, uuid: str, file: StudyFile) -> None:
+    """Raise Conflict where the code here is not that with which the study began, if it has begun;
+    ConfigError where a module of the user's own is not here. Changes nothing."""
+    code, found = code_of(file), records.read_resolved(database, uuid, CODE).get(CODE)
+    conflict = None if found is None else _difference(code, found)
+    if conflict is not None:
+        raise Conflict(_refusal(conflict))
+
+
+def agree_on_code(
+    database: Database, uuid: str, file: StudyFile, *, worker: str, force: bool
+) -> None:
+    """Raise Conflict where the code here is not that with which the study began; with `force` write
+    that down instead. The first worker keeps the sources of own modules with the study."""
+    code = code_of(file)
+    found = records.resolve_once(database, uuid, CODE, dict(code.parts))
+    for name, text in code.sources.items():
+        records.resolve_once(database, uuid, f"{OWN}{name}", text)
+    conflict = _difference(code, found)
+    if conflict is not None:
+        _settle(database, uuid, conflict, worker=worker, force=force)
+
+
+def agree_on_images(
+    database: Database, uuid: str, part: str, fingerprint: str, *, worker: str, force: bool
+) -> None:
+    """The same for the images of `part`, which names a data set and how it is split."""
+    found = records.resolve_once(database, uuid, f"{IMAGES}{part}", fingerprint)
+    if found != fingerprint:
+        conflict = Forced(worker, "images", fingerprint, str(found), (part,))
+        _settle(database, uuid, conflict, worker=worker, force=force)
+
+
+def _difference(code: Code, stored: dict[str, str]) -> Forced | None:
+    began = Code(stored)
+    if code == began:
+        return None
+    return Forced("", "code", code.fingerprint, began.fingerprint, tuple(code.differences(began)))
+
+
+def _settle(database: Database, uuid: str, conflict: Forced, *, worker: str, force: bool) -> None:
+    """Raise Conflict; or write down that `worker` was forced."""
+    if not force:
+        raise Conflict(_refusal(conflict))
+    told = asdict(conflict) | {"worker": worker}
+    records.resolve_once(database, uuid, f"{FORCED}{worker} {conflict.what}", told)
+
+
+def _refusal(conflict: Forced) -> str:
+    several = conflict.what == "images"
+    lines = "".join(f"\n  {one}" for one in conflict.differs)
+    return (
+        f"the {conflict.what} here (fingerprint {conflict.here}) {'are' if several else 'is'} not "
+        f"what the study began with ({conflict.study}), so its results could not be compared:"
+        f"{lines}\nRestore {'them' if several else 'it'}, or start a study of another name; with "
+        "--force this worker joins nevertheless, which is recorded"
+    )
+
+
+def read_forced(database: Database, uuid: str) -> tuple[Forced, ...]:
+    """All workers that were forced."""
+    found = records.read_resolved(database, uuid, FORCED)
+    return tuple(Forced(**one | {"differs": tuple(one["differs"])}) for one in found.values())
+
+
+def read_code(database: Database, uuid: str) -> Code | None:
+    """The code with which the study began, with the texts of own modules as its first worker had
+    them; None before that."""
+    found = records.read_resolved(database, uuid, CODE).get(CODE)
+    sources = records.read_resolved(database, uuid, OWN)
+    texts = {key.removeprefix(OWN): str(text) for key, text in sorted(sources.items())}
+    return None if found is None else Code(found, texts)

@@ -1,0 +1,117 @@
+"""The epochs of one trial: those that the database has, and those that wait on this host's disk.
+
+While the database is away training goes on. A checkpoint holds the metrics of all epochs before it,
+so the latest one on disk is all that is needed to deliver them: by this worker, or, should it die,
+by whoever takes the trial over on this host.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hpo.definition.config import TrainConfig
+from hpo.engine.checkpoint import Checkpoint
+from hpo.engine.train import EpochResult
+from hpo.errors import NotFound, TrialFailed
+from hpo.search.mirror import Checkpoints
+from hpo.search.study import Study
+from hpo.storage import leases, records
+from hpo.storage.artifacts import Moved, nothing
+from hpo.storage.records import EpochRow
+
+log = logging.getLogger(__name__)
+
+
+class Epochs:
+    """What is known of a trial's epochs, by the attempt that holds `lease`."""
+
+    def __init__(self, study: Study, checkpoints: Checkpoints) -> None:
+        self.study, self.checkpoints, self.lease = study, checkpoints, checkpoints.lease
+        self.rows: list[EpochRow] = []
+        """All that are finished, in order."""
+        self.checkpoint: Path | None = None
+        """The last one's, to go on from."""
+        self.delivered = 0
+        """So many rows are in the database."""
+        self.micro_batch: int | None = None
+        """Images computed at once in the last one, where this attempt knows."""
+
+    @property
+    def waiting(self) -> int:
+        """So many rows are not in the database yet."""
+        return len(self.rows) - self.delivered
+
+    def read(self, config: TrainConfig, moved: Moved = nothing) -> None:
+        """What predecessors finished, as far as a checkpoint can be had on this host."""
+        stored = records.read_epochs(self.study.database, self.study.uuid, self.lease.trial_id)
+        rows = stored.get(self.lease.number, [])
+        self.rows, self.checkpoint = self.checkpoints.newest(rows, moved)
+        self.delivered = len(self.rows)
+        self._find_later(rows, config)
+
+    def _find_later(self, rows: list[EpochRow], config: TrainConfig) -> None:
+        """The furthest checkpoint on disk that goes on from what the database has: its worker died
+        before it could deliver."""
+        found = self.checkpoints.directory.checkpoints(self.lease.number)
+        for epoch, attempt, path in sorted(found, reverse=True):
+            if epoch <= len(rows):
+                return
+            start = _load(path, config)
+            if start is None or not continues(start.metrics, rows):
+                continue
+            fresh = [
+                EpochRow(n, attempt, 0.0, metrics, attempt)
+                for n, metrics in enumerate(start.metrics, 1)
+                if n > len(rows)
+            ]
+            log.info("trial %d: %d epoch(s) of attempt %d that the database does not have are on "
+                     "disk", self.lease.number, len(fresh), attempt)  # fmt: skip
+            self.rows, self.checkpoint, self.delivered = rows + fresh, path, len(rows)
+            self.micro_batch = start.micro_batch
+            return
+
+    def add(self, result: EpochResult) -> None:
+        """One more epoch, computed by this attempt; its predecessor's file is needed no more unless
+        the database names it."""
+        pointer = self.lease.k if result.checkpoint else None
+        self.rows.append(EpochRow(result.epoch, self.lease.k, 0.0, dict(result.metrics), pointer))
+        self.micro_batch = result.micro_batch
+        before, self.checkpoint = self.checkpoint, result.checkpoint
+        if before is not None and before != self.checkpoints.pointed:
+            before.unlink(missing_ok=True)
+
+    def deliver(self, progress: dict[str, Any]) -> str | None:
+        """Record what waits, in one transaction under the lease; how the study is to stop, or None.
+
+        Raises Fenced and StorageAway.
+        """
+        if not self.waiting:
+            return None
+        *earlier, last = self.rows[self.delivered :]
+        rows = [*(replace(row, checkpoint=None) for row in earlier), last]
+        stop = leases.record_epochs(self.study.database, self.lease, rows, progress=progress)
+        self.delivered = len(self.rows)
+        self.checkpoints.recorded(self.checkpoint)
+        return stop
+
+
+def continues(metrics: Sequence[dict[str, float]], rows: Sequence[EpochRow]) -> bool:
+    """Whether a training with these metrics, epoch by epoch, began with exactly the epochs `rows`.
+    They hold times in seconds, so that no other training has the same."""
+    stored = [row.metrics for row in rows]
+    return json.dumps(metrics[: len(rows)], sort_keys=True) == json.dumps(stored, sort_keys=True)
+
+
+def _load(path: Path, config: TrainConfig) -> Checkpoint | None:
+    """None for a file that cannot be used, or is gone."""
+    try:
+        start = Checkpoint.load(path)
+        start.require(config)
+    except (NotFound, TrialFailed, OSError):
+        return None
+    return start

@@ -1,0 +1,322 @@
+"""Faults on purpose, each scene in an interpreter of its own (see `scenes`).
+
+    python -m tests.process.faults SCENE URL [TIMES]
+
+A scene acts on the database at URL (files under HPO_HOME), TIMES over where it says so, and prints
+one JSON object. Tests run them a few times, `benchmarks/faults.py` as often as the README says.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from hpo.errors import Fenced
+from hpo.paths import Home
+from hpo.search import study as studies
+from hpo.search.study import Study
+from hpo.storage import leases, records
+from hpo.storage.db import connect
+from hpo.storage.records import AttemptRow
+from hpo.workers.supervisor import Supervisor
+from hpo.workers.worker import Progress
+from tests.fakes import study_file
+from tests.process.scene import Scene, run_scene
+from tests.process.scenes import forks, until
+from tests.process.swarm import Child, Forks
+
+TINY = '[train.model.cnn]\nfilters = [4]\n[train.runtime]\nprecision = "float32"\n'
+TINY += 'memory_format = "contiguous"\n'
+STALL_S = 3.0
+
+
+def hanging_study(url: str, train: str, *, lease_s: float = 60.0) -> Study:
+    """One trial, whose lease does not run out meanwhile."""
+    limit = f"stall_timeout_s = {STALL_S}"
+    file = study_file(trials=1, lease_s=lease_s, study=limit, train=f"{train}\n{TINY}")
+    return studies.create(connect(url), file)[0]
+
+
+def supervise(study: Study, url: str, tick: Callable[[], None] = lambda: None) -> None:
+    """One worker at a time until the study is over."""
+    directory = study.directory(Home.default())
+    limit_s = study.file.study.stall_timeout_s
+    launcher = forks(url, study)
+    Supervisor(study.database, study.uuid, directory, launcher, ["cpu"], limit_s).run(
+        threading.Event(), tick
+    )
+
+
+def attempts_of(study: Study, number: int = 0) -> list[AttemptRow]:
+    return records.read_attempts(study.database, study.uuid).get(number, [])
+
+
+def hanging_training(url: str) -> dict[str, Any]:
+    """Every attempt hangs in its first step."""
+    study = hanging_study(url, 'epochs = 2\nloss = "tests.process.hangs:loss"')
+    supervise(study, url)
+    return {}
+
+
+def hanging_once(url: str) -> dict[str, Any]:
+    """The first attempt hangs in its first step."""
+    study = hanging_study(url, 'epochs = 2\nloss = "tests.process.hangs:loss_once"')
+    supervise(study, url)
+    return {}
+
+
+def hanging_loading(url: str) -> dict[str, Any]:
+    """No attempt gets its images."""
+    data = '{dataset = "tests.process.hangs:load", root = ".", image_size = 8}'
+    train = f"epochs = 2\ndata = {data}"
+    study = hanging_study(url, train)
+    supervise(study, url)
+    return {}
+
+
+def stopped_for_ever(url: str) -> dict[str, Any]:
+    """SIGSTOP to a worker in its training, and never SIGCONT."""
+    study = hanging_study(url, "epochs = 300")
+    stopped: list[int] = []
+
+    def stop_it() -> None:
+        if not stopped and records.read_epochs(study.database, study.uuid):
+            stopped.append(next(one.pid for one in study_workers(study)))
+            os.kill(stopped[0], signal.SIGSTOP)
+
+    supervise(study, url, stop_it)
+    return {"stopped": len(stopped)}
+
+
+def study_workers(study: Study) -> list[records.WorkerRow]:
+    return [one for one in records.read_workers(study.database, study.uuid) if one.ended is None]
+
+
+def hanging_alone(url: str) -> dict[str, Any]:
+    """The first attempt hangs in a worker that no supervisor watches; another worker is there."""
+    study = hanging_study(url, 'epochs = 2\nloss = "tests.process.hangs:loss_once"')
+    launcher = forks(url, study)
+    first = launcher.start("first", "cpu")
+    until(lambda: bool(attempts_of(study)))
+    second = launcher.start("second", "cpu")
+    code = second.wait()
+    still_there = first.poll() is None
+    first.kill()
+    first.wait()
+    return {"code": code, "still_there": still_there}
+
+
+def disk_full(url: str) -> dict[str, Any]:
+    """HPO_HOME is a small disk. It is filled up while a trial trains, and emptied once the worker
+    waits; twice."""
+    study, _ = studies.create(
+        connect(url), study_file(trials=3, lease_s=60.0, train=f"epochs = 12\n{TINY}")
+    )
+    home = Home.default().root
+    filler, told = home / "filler", []
+
+    def fill_and_empty() -> None:
+        waiting = [one.reason for one in study_workers(study) if one.reason]
+        if filler.exists() and waiting:
+            told.extend(waiting)
+            filler.unlink()
+        elif not filler.exists() and not waiting and len(told) < 2:
+            epochs = records.read_epochs(study.database, study.uuid)
+            if len(epochs.get(len(told), [])) > 3:
+                fill(filler)
+
+    supervise(study, url, fill_and_empty)
+    return {"told": told}
+
+
+def fill(file: Path) -> None:
+    """Take all the room that its disk has."""
+    with suppress(OSError), file.open("wb", buffering=0) as out:
+        while True:
+            out.write(bytes(4096))
+
+
+SMALL = """batch_size = 32
+[train.data]
+image_size = 32
+[train.model.cnn]
+filters = [16, 32]
+"""
+LARGE = """batch_size = 64
+[train.data]
+image_size = 224
+[train.model]
+architecture = "mobilenet_v2"
+"""
+FIXED = '[train.runtime]\nprecision = "float32"\nmemory_format = "contiguous"\n'
+
+
+def handed_back(url: str, times: int = 3, train: str = SMALL) -> dict[str, Any]:
+    """SIGTERM to a worker in mid-epoch: seconds until its trial can be taken again, and how long
+    the step took that it was in."""
+    train = f"epochs = 1000\n{train}{FIXED}"
+    study, _ = studies.create(connect(url), study_file(trials=1, lease_s=600.0, train=train))
+    rng = random.Random(0)
+    seconds, steps = [], []
+    for number in range(times):
+        log = Home.default().root / f"steps-{number}"
+        child = NotesItsSteps(url, study.row.name, Home.default(), "real", log=log).start(
+            f"worker-{number}", "cpu"
+        )
+        until(lambda log=log: len(moments(log)) > 3)  # type: ignore[misc]
+        time.sleep(rng.uniform(0, 1))
+        began = time.monotonic()
+        child.send_signal(signal.SIGTERM)
+        until(lambda: any(free.started for free in study.facts().free))
+        seconds.append(time.monotonic() - began)
+        assert child.wait() == 0
+        before, after = moments(log)[-2:]
+        steps.append(after - before)
+    return {"handed_back": seconds, "steps": steps}
+
+
+def handed_back_large(url: str, times: int = 3) -> dict[str, Any]:
+    """The same with MobileNetV2, batches of 64 at 224 pixels."""
+    return handed_back(url, times, LARGE)
+
+
+class NotesItsSteps(Forks):
+    """Its workers write down when they make a step."""
+
+    def __init__(self, *args: Any, log: Path) -> None:
+        super().__init__(*args)
+        self.log = log
+
+    def start(self, worker: str, device: str) -> Child:
+        step = Progress.step
+
+        def noted(progress: Progress, *, epoch: int, images: int) -> None:
+            with self.log.open("a") as file:
+                file.write(f"{time.monotonic()}\n")
+            step(progress, epoch=epoch, images=images)
+
+        Progress.step = noted  # type: ignore[method-assign]
+        try:
+            return super().start(worker, device)  # forked with the note taken
+        finally:
+            Progress.step = step  # type: ignore[method-assign]
+
+
+def moments(log: Path) -> list[float]:
+    """What was noted so far; whole lines."""
+    text = log.read_text() if log.exists() else ""
+    return [float(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def stopped_at_random(url: str, times: int = 3) -> dict[str, Any]:
+    """SIGSTOP to a worker at random instants until its trial was taken over, for twice its lease at
+    least, then SIGCONT."""
+    lease_s = 1.0
+    file = study_file(trials=100_000, lease_s=lease_s, train=f"epochs = 3\n{TINY}")
+    study, _ = studies.create(connect(url), file)
+    refusals = Home.default().root / "refusals"
+    original = leases.Lease.lost
+
+    def counted(lease: leases.Lease) -> Fenced:
+        with refusals.open("a") as out:
+            out.write(f"{lease.worker}\n")
+        return original(lease)
+
+    leases.Lease.lost = counted  # type: ignore[method-assign]
+    launcher, rng = forks(url, study), random.Random(0)
+    first, *others = [launcher.start(name, "cpu") for name in ("first", "second", "third")]
+    for _ in range(times):
+        until(lambda: any(one.live for one in attempts_by(study, "first")))
+        time.sleep(rng.uniform(0, 0.5))
+        os.kill(first.pid, signal.SIGSTOP)
+        # Stopped inside a transaction it would hold its locks, and nobody could take over.
+        deadline = time.monotonic() + 10 * lease_s
+        time.sleep(2 * lease_s)
+        while is_open(attempts_by(study, "first")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        os.kill(first.pid, signal.SIGCONT)
+    studies.stop(study)
+    codes = [child.wait() for child in (first, *others)]
+    text = refusals.read_text().splitlines() if refusals.exists() else []
+    return {"codes": codes, "refused": len(text), **after_takeovers(study)}
+
+
+def is_open(attempts: list[AttemptRow]) -> bool:
+    return any(one.outcome is None for one in attempts)
+
+
+def attempts_by(study: Study, worker: str) -> list[AttemptRow]:
+    rows = records.read_attempts(study.database, study.uuid).values()
+    return [one for attempts in rows for one in attempts if one.worker == worker]
+
+
+def after_takeovers(study: Study) -> dict[str, int]:
+    """How many attempts were superseded, and the epochs that they recorded after that."""
+    attempts = records.read_attempts(study.database, study.uuid)
+    epochs = records.read_epochs(study.database, study.uuid)
+    ends = {
+        (number, one.k): later.started
+        for number, rows in attempts.items()
+        for one, later in itertools.pairwise(rows)
+        if one.outcome == "lost"
+    }
+    late = [
+        row
+        for number, rows in epochs.items()
+        for row in rows
+        if row.finished > ends.get((number, row.attempt), float("inf"))
+    ]
+    return {"taken_over": len(ends), "accepted": len(late)}
+
+
+CLOCKS = (("UTC", 0), ("America/New_York", 3600), ("Asia/Tokyo", -3600), ("Asia/Tokyo", 3600))
+
+
+def wrong_clocks(url: str) -> dict[str, Any]:
+    """Four workers whose time zones and clocks differ, on three trials of several leases each:
+    one of them always looks for what the others may have left."""
+    database = connect(url)
+    train = f'epochs = 4\nloss = "tests.process.hangs:slow_loss"\n{TINY}'
+    study, _ = studies.create(database, study_file(trials=3, lease_s=5.0, train=train))
+    if not database.is_sqlite:
+        with database.engine.begin() as c:
+            name = c.exec_driver_sql("SELECT current_database()").scalar()
+            c.exec_driver_sql(f"ALTER DATABASE \"{name}\" SET timezone TO 'Asia/Tokyo'")
+    started = []
+    for number, (zone, seconds) in enumerate(CLOCKS):
+        command = [sys.executable, "-m", "tests.process.shifted", str(seconds), "worker", "toy"]
+        command += ["--device", "cpu", "--threads", "1", "--worker-id", f"worker-{number}"]
+        environment = os.environ | {"HPO_STORAGE": url, "TZ": zone, "PGTZ": zone}
+        started.append(subprocess.Popen(command, env=environment))
+    codes = [one.wait() for one in started]
+    rows = records.read_attempts(database, study.uuid).values()
+    lost = sum(one.outcome == "lost" for attempts in rows for one in attempts)
+    return {"codes": codes, "false_deaths": lost}
+
+
+SCENES: tuple[Scene, ...] = (
+    hanging_training,
+    hanging_once,
+    hanging_loading,
+    stopped_for_ever,
+    hanging_alone,
+    disk_full,
+    handed_back,
+    handed_back_large,
+    stopped_at_random,
+    wrong_clocks,
+)
+
+
+if __name__ == "__main__":
+    run_scene(SCENES)

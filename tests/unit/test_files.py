@@ -1,0 +1,77 @@
+"""What is written whole or not at all, and full disks."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hpo.errors import DiskFull
+from hpo.files import disk_full, has_room, told_if_full, write_whole
+
+
+def test_a_file_appears_whole(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file"
+
+    def write(file: object) -> None:
+        file.write(b"one")  # type: ignore[attr-defined]
+        assert not path.exists()
+        file.write(memoryview(b" two"))  # type: ignore[attr-defined]
+
+    write_whole(path, write)
+    assert path.read_bytes() == b"one two"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_whole_size_is_told_of_what_does_not_fit(
+    tmp_path: Path, small_files: Callable[[int], None]
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"before")
+    small_files(10)
+    with pytest.raises(DiskFull) as caught:
+        write_whole(path, lambda file: [file.write(b"x" * 400_000) for _ in range(3)])
+    assert (caught.value.path, caught.value.needed) == (path, 1_200_000)
+    told = str(caught.value)
+    mount = next(one for one in path.parents if one.is_mount())
+    assert told.startswith(f"{path} does not fit: the disk mounted at {mount} has ")
+    assert "free, 1.2 MB are needed; free space there" in told
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_other_faults_are_what_they_are(tmp_path: Path) -> None:
+    def broken(_file: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output error"):
+        write_whole(tmp_path / "file", broken)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_whatever_finds_the_disk_full_says_so(tmp_path: Path, code: int) -> None:
+    with pytest.raises(DiskFull, match=f"{tmp_path}/a does not fit"), told_if_full(tmp_path):
+        raise OSError(code, os.strerror(code), str(tmp_path / "a"))
+    with pytest.raises(DiskFull, match=f"{tmp_path} does not fit"), told_if_full(tmp_path):
+        raise OSError(code, os.strerror(code))
+
+
+def test_room_is_looked_for_where_the_file_was_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = disk_full(tmp_path / "not" / "there" / "file", 1000)
+    assert has_room(error)
+    assert list(tmp_path.iterdir()) == []
+    usage = shutil.disk_usage(tmp_path)
+    assert not has_room(disk_full(tmp_path / "file", usage.total + 1))
+
+    def used_up(*_: object) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(os, "posix_fallocate", used_up, raising=False)
+    assert not has_room(error)
