@@ -14,13 +14,26 @@ import typer
 from typer.main import get_command
 
 from hpo import __version__
-from hpo.cli import compare, dashboard, manifest, prepare, results, run, status, studies, worker
+from hpo.cli import (
+    compare,
+    dashboard,
+    manifest,
+    prepare,
+    results,
+    run,
+    status,
+    storage,
+    studies,
+    worker,
+)
 from hpo.cli.text import printable
 from hpo.errors import HpoError
 from hpo.files import disk_full, is_full
 from hpo.redaction import redacted_stderr
 
-COMMANDS: dict[str, dict[str, Callable[..., Any]]] = {
+Command = Callable[..., Any]
+
+COMMANDS: dict[str, dict[str, Command]] = {
     "Search": {
         "init": prepare.init,
         "check": prepare.check,
@@ -52,7 +65,12 @@ COMMANDS: dict[str, dict[str, Callable[..., Any]]] = {
         "predict": results.predict,
         "schema": prepare.schema,
     },
+    "Care": {
+        "storage": storage.storage,
+    },
 }
+GROUPS: dict[Command, dict[str, Command]] = {storage.storage: storage.COMMANDS}
+"""What has commands of its own."""
 
 app = typer.Typer(
     name="hpo",
@@ -80,15 +98,25 @@ def hpo(
     tested model."""
 
 
-def _help(command: Callable[..., Any]) -> str:
+def _help(command: Command) -> str:
     """The docstring with its paragraphs unbroken, to be filled to the terminal's width."""
     paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
     return "\n\n".join(" ".join(one.split()) for one in paragraphs)
 
 
+def _add(panel: str, name: str, command: Command) -> None:
+    if command not in GROUPS:
+        app.command(name, rich_help_panel=panel, help=_help(command))(command)
+        return
+    group = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+    for inner, one in GROUPS[command].items():
+        group.command(inner, help=_help(one))(one)
+    app.add_typer(group, name=name, rich_help_panel=panel, help=_help(command))
+
+
 for panel, commands in COMMANDS.items():
     for name, command in commands.items():
-        app.command(name, rich_help_panel=panel, help=_help(command))(command)
+        _add(panel, name, command)
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:

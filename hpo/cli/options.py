@@ -106,6 +106,12 @@ def database(storage: str | None) -> Iterator[Database]:
         found.dispose()
 
 
+def make_home(found: Database) -> None:
+    """Make the run directory where the database is its own; other folders are the user's."""
+    if found.url.database == str(Home.default().database):
+        Home.default().root.mkdir(parents=True, exist_ok=True)
+
+
 def console() -> Console:
     """Standard output; as wide as the terminal, and wide in a pipe, where nothing is to be cut."""
     from hpo.cli.safe import SafeConsole
@@ -137,9 +143,9 @@ def program() -> str:
 
 def storage_flag(found: Database) -> str:
     """What a command that is printed here needs to reach this database."""
-    from hpo.storage.url import option
+    from hpo.storage.url import option, usual
 
-    return option(found.url, os.environ.get("HPO_STORAGE") or Home.default().storage)
+    return option(found.url, usual())
 
 
 def quiet_optuna() -> None:

@@ -18,6 +18,7 @@ from hpo.cli.options import (
     StudyPath,
     console,
     database,
+    make_home,
     program,
     quiet_optuna,
     storage_flag,
@@ -138,8 +139,7 @@ def open_study(found: Database, file: StudyFile, artifacts: str | None) -> tuple
     if row is None:
         code_of(file)
         check_data(file)
-    if found.url.database == str(Home.default().database):
-        Home.default().root.mkdir(parents=True, exist_ok=True)
+    make_home(found)
     study, is_new = studies.create(found, file)
     if place:
         mirror.keep(found, study.row, place, Home.default())

@@ -14,6 +14,7 @@ Three things are added to `RDBStorage`, all proved necessary by experiment:
 from __future__ import annotations
 
 import copy
+import logging
 import threading
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -33,6 +34,7 @@ from hpo.storage.db import Database, use_wal
 from hpo.storage.leases import Ending, Lease
 from hpo.storage.patience import insist
 from hpo.storage.reading import TRIALS, read_trials
+from hpo.storage.schema import is_current, needs_upgrade, version
 from hpo.storage.tables import attempts
 
 P = ParamSpec("P")
@@ -259,26 +261,57 @@ def sampling_view(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> optun
 
 
 def create_schema(database: Database) -> None:
-    """Optuna's tables and ours, made once and alone; raises StorageError for a newer database.
+    """Optuna's tables and ours, made once and alone. Raises StorageError for those of an older or
+    newer hpo or Optuna.
 
     Eight processes that let Optuna create its tables in a new database at the same time crash all
     but a few of each other, so it happens under a lock.
     """
-    if _is_current(database):
+    if is_current(database):
         return
     with database.translated(), database.alone():
-        if _is_current(database):
+        if is_current(database):
             return
-        use_wal(database)
-        for table in (*models.BaseModel.metadata.tables.values(), *tables.OURS):
-            table.dialect_kwargs.update(MYSQL_TABLES)
-        with database.writing():
-            _optuna_tables().create_all(database.engine)
-        _stamp(database)  # nests two connections, so it cannot begin as a writer; it is alone here
-        with database.writing():
-            tables.metadata.create_all(database.engine, tables=tables.OURS)
-        with database.write() as connection:
-            connection.execute(tables.schema.insert().values(version=tables.VERSION))
+        if not _is_optuna_current(database):
+            raise needs_upgrade(database, "its tables were made by an older Optuna")
+        _create(database)
+
+
+def upgrade_schema(database: Database) -> str:
+    """Optuna's tables and ours as this hpo needs them, made or brought up to date; what was done.
+
+    Safe to call again, and from many processes at once. Raises StorageError for a database that a
+    newer hpo or Optuna has written.
+    """
+    version(database)  # an error that needs no lock
+    with database.translated(), database.alone():
+        found, done = version(database), []
+        if not _is_optuna_current(database):
+            _upgrade_optuna(database)
+            done.append("Optuna's tables upgraded")
+        if found is None:
+            _create(database)
+            done.append(f"schema {tables.VERSION} made")
+        elif found < tables.VERSION:
+            from hpo.storage.migrations import migrate
+
+            migrate(database, found)
+            done.append(f"schema {found} upgraded to {tables.VERSION}")
+    return ", ".join(done) or f"schema {tables.VERSION} already"
+
+
+def _create(database: Database) -> None:
+    """The caller is alone. What a process that died here has made stays and is completed."""
+    use_wal(database)
+    for table in (*models.BaseModel.metadata.tables.values(), *tables.OURS):
+        table.dialect_kwargs.update(MYSQL_TABLES)
+    with database.writing():
+        _optuna_tables().create_all(database.engine)
+    _versions(database)  # nests two connections, so it cannot begin as a writer; it is alone here
+    with database.writing():
+        tables.metadata.create_all(database.engine, tables=tables.OURS)
+    with database.write() as connection:
+        connection.execute(tables.schema.insert().values(version=tables.VERSION))
 
 
 def _optuna_tables() -> sa.MetaData:
@@ -292,27 +325,39 @@ def _optuna_tables() -> sa.MetaData:
     return found
 
 
-def _stamp(database: Database) -> None:
-    """Let Optuna write its schema version, so that its own tools know the database."""
+def _is_optuna_current(database: Database) -> bool:
+    """Whether Optuna's tables are those of the Optuna here, or still to be made. Raises
+    StorageError for those of a newer one."""
+    with database.read() as connection:
+        if not sa.inspect(connection).has_table(models.VersionInfoModel.__tablename__):
+            return True
+    versions = _versions(database)
+    found = versions.get_current_version()
+    if found not in versions.get_all_versions():
+        raise StorageError(
+            f"{database.shown}: its tables were made by a newer Optuna ({found}, this one knows "
+            f"{versions.get_head_version()}); upgrade hpo"
+        )
+    return bool(found == versions.get_head_version())
+
+
+def _upgrade_optuna(database: Database) -> None:
+    root, quiet = logging.getLogger(), logging.NullHandler()
+    root.addHandler(quiet)  # without any handler there, Optuna's migrations configure all logging
+    try:
+        FencedStorage(database).upgrade()
+    finally:
+        root.removeHandler(quiet)
+
+
+def _versions(database: Database) -> Any:
+    """What Optuna knows of its schema; writes its version where none stands, for its own tools."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    optuna.storages._rdb.storage._VersionManager(
+    return optuna.storages._rdb.storage._VersionManager(
         database.secret_url,
         database.engine,
         orm.scoped_session(orm.sessionmaker(bind=database.engine)),
-    ).check_table_schema_compatibility()
-
-
-def _is_current(database: Database) -> bool:
-    with database.read() as connection:
-        if not sa.inspect(connection).has_table(tables.schema.name):
-            return False
-        version = connection.scalar(sa.select(sa.func.max(tables.schema.c.version)))
-    if version is not None and version > tables.VERSION:
-        raise StorageError(
-            f"{database.shown}: written by a newer hpo (schema {version}, this one knows "
-            f"{tables.VERSION}); upgrade hpo"
-        )
-    return version is not None
+    )
 
 
 def find_optuna_study(storage: FencedStorage, name: str) -> tuple[int | None, int]:

@@ -15,6 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from hpo.errors import NotFound, nearest
 from hpo.storage.db import Database, exists
 from hpo.storage.patience import storage_call
+from hpo.storage.schema import is_current
 from hpo.storage.tables import (
     attempts,
     enqueued,
@@ -22,7 +23,6 @@ from hpo.storage.tables import (
     optuna_studies,
     optuna_trials,
     resolved,
-    schema,
     studies,
     workers,
 )
@@ -103,11 +103,9 @@ class WorkerRow:
 
 
 def is_empty(database: Database) -> bool:
-    """True where no study can be: an absent SQLite file, or a database without our tables."""
-    if not exists(database):
-        return True
-    with database.read() as c:
-        return not sa.inspect(c).has_table(schema.name)
+    """True where no study can be: an absent SQLite file, or a database without our tables. Raises
+    StorageError for those of an older or newer hpo."""
+    return not exists(database) or not is_current(database)
 
 
 def insert_study(database: Database, values: Mapping[str, Any]) -> bool:

@@ -22,8 +22,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.mysql import MEDIUMTEXT
 
-VERSION = 1
-"""Version of our schema; a database with a larger one was written by a newer hpo."""
+VERSION = 2
+"""Version of our schema; `migrations` leads to it from the ones before."""
 
 LongText = Text().with_variant(MEDIUMTEXT(), "mysql")
 """Text of any length that occurs; MySQL's TEXT ends at 64 KiB, shorter than some study files."""

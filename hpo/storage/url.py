@@ -18,6 +18,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from hpo.errors import StorageError
+from hpo.paths import Home
 from hpo.redaction import keep_secret
 
 DRIVERS = {
@@ -157,10 +158,15 @@ def for_others(url: URL) -> str:
     return show(url._replace(password=None))  # `set` takes None for "as it is"
 
 
-def option(url: URL, usual: str) -> str:
-    """What a printed command needs to reach `url`: nothing where it is the `usual` one, and never a
-    secret."""
-    if _leads_to(usual, url):
+def usual() -> str:
+    """The storage that a command uses which is not told another."""
+    return os.environ.get("HPO_STORAGE") or Home.default().storage
+
+
+def option(url: URL, otherwise: str) -> str:
+    """What a printed command needs to reach `url`: nothing where it uses that `otherwise`, and
+    never a secret."""
+    if _leads_to(otherwise, url):
         return ""
     bare = show(url._replace(password=None))
     return f" --storage {shlex.quote(bare)}" if _leads_to(bare, url) else " --storage URL"

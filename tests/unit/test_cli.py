@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from hpo import __version__
-from hpo.cli import options
+from hpo.cli import options, storage
 from hpo.cli.main import COMMANDS, main
 from hpo.cli.status import Tail
 from hpo.errors import Interrupted
@@ -28,6 +28,7 @@ from hpo.workers.worker import Worker
 from tests.fakes import InstantTrials, study_file
 
 NAMES = [name for commands in COMMANDS.values() for name in commands]
+WHOLE_NAMES = [*NAMES, *(f"storage {name}" for name in storage.COMMANDS)]
 
 STUDY = """\
 [study]
@@ -95,9 +96,9 @@ def test_help_lists_every_command(hpo: Hpo) -> None:
     assert all(f" {name} " in called.out for name in NAMES)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WHOLE_NAMES)
 def test_every_command_explains_itself(hpo: Hpo, name: str) -> None:
-    called = hpo(name, "--help")
+    called = hpo(*name.split(), "--help")
     assert called.code == 0
     assert "Example: " in called.out
     assert f"hpo {name}" in called.out.partition("Example: ")[2]
@@ -111,8 +112,8 @@ def test_help_never_shows_the_storage_of_the_environment(
     hpo: Hpo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HPO_STORAGE", "postgresql+psycopg://me:hush@server/hpo")
-    for name in NAMES:
-        assert "hush" not in hpo(name, "--help").out
+    for name in WHOLE_NAMES:
+        assert "hush" not in hpo(*name.split(), "--help").out
 
 
 def test_an_unknown_command_names_the_nearest(hpo: Hpo) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import hpo
+from hpo.cli import storage
 from hpo.cli.main import COMMANDS
 
 PACKAGE = Path(hpo.__file__).parent
@@ -137,7 +138,8 @@ CALL += "assert end.code in {codes!r}, end.code"
 
 
 def test_help_loads_nothing_heavy(tmp_path: Path) -> None:
-    calls = [["--help"], ["--version"], *([name, "--help"] for name in COMMAND_NAMES)]
+    names = [*COMMAND_NAMES, *(f"storage {name}" for name in storage.COMMANDS)]
+    calls = [["--help"], ["--version"], *([*name.split(), "--help"] for name in names)]
     code = "\n".join(CALL.format(args=args, codes=(0,)) for args in calls)
     assert not loaded_by(code, tmp_path) & set(HEAVY)
 
