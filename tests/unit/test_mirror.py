@@ -218,10 +218,10 @@ class TestAStoreThatFails:
         seen: dict[int, list[str]] = {}
         original = objective.leases.record_epochs
 
-        def record(database: Any, lease: Any, epoch: int, *args: Any, **options: Any) -> Any:
-            seen[epoch] = files(place)
-            failing.down = epoch == 1  # the second one's checkpoint finds no answer
-            return original(database, lease, epoch, *args, **options)
+        def record(database: Any, lease: Any, rows: Any, **options: Any) -> Any:
+            seen[rows[-1].epoch] = files(place)
+            failing.down = rows[-1].epoch == 1  # the second one's checkpoint finds no answer
+            return original(database, lease, rows, **options)
 
         monkeypatch.setattr(objective.leases, "record_epochs", record)
         study = search(database, home, small(trials=1))
