@@ -81,12 +81,12 @@ def worker(
         own = FencedStorage(found)
         view, cores = wanted.optuna_study(own), threads or threads_for(1)
         bench = Bench(wanted, own, view, home, place, cores, force)
+        worker = Worker(wanted, own, bench, home=home, device=str(place), worker_id=name)
         with stop_on_signal() as stop:
-            reason = Worker(wanted, own, bench, home=home, device=str(place), worker_id=name).run(
-                stop, supervised=supervised
-            )
+            reason = worker.run(stop, supervised=supervised)
     if stop.is_set():
-        raise Interrupted(f"{wanted.row.name}: {reason}; its trial was handed back")
+        became = "is held until its lease ends" if worker.still_held else "was handed back"
+        raise Interrupted(f"{wanted.row.name}: {reason}; its trial {became}")
     logging.getLogger("hpo.cli").info("%s: %s", wanted.row.name, reason)
 
 

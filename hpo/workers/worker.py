@@ -125,6 +125,8 @@ class Worker:
         """Why this worker takes no trial now, and when it looks again."""
         self.look_again = 0.0
         self.contact = NO_CONTACT
+        self.still_held = False
+        """Whether a trial could not be handed back, because the database was away."""
 
     def run(self, stop: threading.Event, *, supervised: bool = False) -> str:
         """Work until the study is over or `stop` is set; returns why it ended. While the database
@@ -285,6 +287,7 @@ class Worker:
             leases.release(self.database, lease, outcome, reason)
         except (Interrupted, StorageError) as error:
             log.warning("trial %d is held until its lease ends: %s", lease.number, error)
+            self.still_held = True
             return
         log.info("trial %d: %s (%s)", lease.number, outcome.replace("_", " "), reason)
 

@@ -219,9 +219,8 @@ class TestAStoreThatFails:
         original = objective.leases.record_epochs
 
         def record(database: Any, lease: Any, rows: Any, **options: Any) -> Any:
-            epoch = rows[-1].epoch
-            seen[epoch] = files(place)
-            failing.down = epoch == 1  # the second one's checkpoint finds no answer
+            seen[rows[-1].epoch] = files(place)
+            failing.down = rows[-1].epoch == 1  # the second one's checkpoint finds no answer
             return original(database, lease, rows, **options)
 
         monkeypatch.setattr(objective.leases, "record_epochs", record)
