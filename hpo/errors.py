@@ -8,6 +8,7 @@
     │   └── Conflict                 a study of that name exists with another definition
     ├── StorageError             2   the database is not one of ours, or cannot be used
     │   └── StorageAway         75       it cannot be reached or written for now: try again later
+    ├── EngineError              2   what places workers cannot be reached, or refuses
     ├── DiskFull                 1   a file does not fit on its disk; what was there is as it was
     ├── TrialFailed              1   one trial cannot be trained; the study goes on
     ├── Fenced                   1   this worker no longer owns its trial: drop it, go on
@@ -86,6 +87,12 @@ class DiskFull(HpoError):
     def __init__(self, message: str, *, path: Path, needed: int = 0) -> None:
         self.path, self.needed = path, needed
         super().__init__(message)
+
+
+class EngineError(HpoError):
+    """Ray, Slurm or whatever places workers cannot be reached, or does not take them."""
+
+    exit_code = 2
 
 
 class TrialFailed(HpoError):

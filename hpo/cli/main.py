@@ -17,6 +17,8 @@ from hpo import __version__
 from hpo.cli import (
     compare,
     dashboard,
+    keep,
+    launch,
     manifest,
     prepare,
     results,
@@ -25,6 +27,7 @@ from hpo.cli import (
     storage,
     studies,
     worker,
+    workers,
 )
 from hpo.cli.text import printable
 from hpo.errors import HpoError
@@ -39,6 +42,7 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "check": prepare.check,
         "run": run.run,
         "worker": worker.worker,
+        "launch": launch.launch,
         "manifest": manifest.manifest,
     },
     "Look": {
@@ -46,6 +50,7 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "status": status.status,
         "trials": status.trials,
         "trial": status.trial,
+        "workers": workers.workers,
         "logs": status.logs,
         "report": results.report,
         "compare": compare.compare,
@@ -117,6 +122,7 @@ def _add(panel: str, name: str, command: Command) -> None:
 for panel, commands in COMMANDS.items():
     for name, command in commands.items():
         _add(panel, name, command)
+app.command("keep", hidden=True, help=_help(keep.keep))(keep.keep)
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:

@@ -93,6 +93,21 @@ Device = Annotated[
 ]
 
 
+On = Annotated[
+    str | None,
+    typer.Option(
+        "--on",
+        metavar="ENGINE",
+        help="Also ask what placed them: local, slurm, ray or ray://HOST:PORT.",
+        show_default="the database alone",
+    ),
+]
+Insecure = Annotated[
+    bool,
+    typer.Option("--insecure", help="Also a Ray cluster that asks nobody for a token."),
+]
+
+
 @contextmanager
 def database(storage: str | None) -> Iterator[Database]:
     """The database of `--storage`, closed at the end; raises StorageError for a bad URL. Touches

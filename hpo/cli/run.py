@@ -125,9 +125,12 @@ def _study(found: Database, file: StudyFile, artifacts: str | None) -> tuple[Stu
     return study, f"study {file.name} goes on where it was"
 
 
-def open_study(found: Database, file: StudyFile, artifacts: str | None) -> tuple[Study, bool]:
+def open_study(
+    found: Database, file: StudyFile, artifacts: str | None, *, look: bool = True
+) -> tuple[Study, bool]:
     """The study of `file`, made if it is new; whether it was. Bad data, own modules that are not
-    here and artifacts that cannot be used create nothing."""
+    here and artifacts that cannot be used create nothing; without `look` images and modules are on
+    other hosts, and the workers will tell."""
     from hpo.engine.code import code_of
     from hpo.search import mirror
     from hpo.search import study as studies
@@ -136,7 +139,7 @@ def open_study(found: Database, file: StudyFile, artifacts: str | None) -> tuple
     quiet_optuna()
     row = find_study(found, file.name)
     place = mirror.check(artifacts, row, found) if artifacts else None
-    if row is None:
+    if row is None and look:
         code_of(file)
         check_data(file)
     make_home(found)

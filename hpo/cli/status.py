@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from hpo.cli.options import Storage, StudyName, console, database, program
+from hpo.cli.options import Insecure, Storage, StudyName, console, database, program
 from hpo.cli.text import printable
 from hpo.errors import NotFound, StorageError
 from hpo.paths import Home
@@ -196,61 +195,88 @@ def logs(
         str | None,
         typer.Option(metavar="ID", help="Only this worker's.", show_default="all workers"),
     ] = None,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            "--on",
+            metavar="ENGINE",
+            help="From the nodes of ray or ray://HOST:PORT, through Ray.",
+            show_default="the files under HPO_HOME",
+        ),
+    ] = None,
+    insecure: Insecure = False,
     storage: Storage = None,
 ) -> None:
-    """The log files of the workers that `hpo run` started on this host.
+    """The logs of the workers that `hpo run` or `hpo launch` started.
+
+    They are files under HPO_HOME on the host of the worker; Slurm's hosts usually share them, and
+    Ray's are asked with --on, as long as the worker is there.
 
     Example: hpo logs digits -f
     """
     from hpo.search.status import read_status
+    from hpo.workers.engines import Target, open_engine
 
-    with database(storage) as found:
+    with (
+        database(storage) as found,
+        open_engine(on or "local", Home.default(), insecure=insecure) as engine,
+    ):
         now = read_status(found, study)
-        folder = Home.default().study(now.row.uuid).logs
-        tail = Tail(folder, worker)
-        if not tail.files():
-            raise NotFound(_no_logs(folder, study, worker))
+        target = Target(study, now.row.uuid)
+        tail = Tail(lambda seen: engine.logs(target, seen), worker)
         pause = threading.Event()
         while True:
             over = not follow or read_status(found, study).state in ("finished", "stopped")
             for line in tail.fresh():
                 typer.echo(printable(line))
+            if not tail.read:
+                raise NotFound(_no_logs(study, worker, tail.others, on))
             if over:
                 return
             pause.wait(POLL_S)
 
 
-def _no_logs(folder: Path, study: str, worker: str | None) -> str:
-    have = sorted(path.stem for path in folder.glob("*.log"))
-    if worker is not None and have:
-        return f"no log of a worker {worker!r} on this host; there are: {', '.join(have)}"
+def _no_logs(study: str, worker: str | None, others: set[str], on: str | None) -> str:
+    if worker is not None and others:
+        return f"no log of a worker {worker!r}; there are: {', '.join(sorted(others))}"
+    if on is not None:
+        return (
+            f"no worker of study {study!r} is on {on}; the logs of those that were are files "
+            "under HPO_HOME on their hosts"
+        )
     return (
-        f"no logs of study {study!r} under {folder}: workers write them that `hpo run` starts on "
-        "this host; `hpo worker` writes to its terminal"
+        f"no logs of study {study!r} under {Home.default().root} on this host: workers that `hpo "
+        "run` or `hpo launch` starts write there; those on Ray: --on ray://...; `hpo worker` "
+        "writes to its terminal"
     )
 
 
 class Tail:
-    """Lines of log files, each read once; with several files the worker stands before its lines."""
+    """Lines of logs, each read once; with several logs the worker stands before its lines.
 
-    def __init__(self, folder: Path, worker: str | None) -> None:
-        self.folder, self.worker = folder, worker
-        self.read: dict[Path, int] = {}
+    `after` gives what stands in each worker's log after its first so many bytes.
+    """
 
-    def files(self) -> Sequence[Path]:
-        """Oldest first."""
-        found = self.folder.glob("*.log")
-        wanted = [path for path in found if self.worker in (None, path.stem)]
-        return sorted(wanted, key=lambda path: path.stat().st_mtime)
+    def __init__(
+        self, after: Callable[[Mapping[str, int]], Mapping[str, bytes]], worker: str | None = None
+    ) -> None:
+        self.after, self.worker = after, worker
+        self.read: dict[str, int] = {}
+        self.others: set[str] = set()
 
     def fresh(self) -> Iterator[str]:
         """Complete lines that were written since the last call."""
-        files = self.files()
-        for path in files:
-            with path.open("rb") as file:
-                file.seek(self.read.get(path, 0))
-                data = file.read()
-            whole = data[: data.rfind(b"\n") + 1]
-            self.read[path] = self.read.get(path, 0) + len(whole)
-            prefix = f"{path.stem} | " if len(files) > 1 else ""
-            yield from (prefix + line for line in whole.decode(errors="replace").splitlines())
+        while True:
+            found = self.after(self.read)
+            self.others = {name for name in found if self.worker not in (None, name)}
+            parts = {name: text for name, text in found.items() if name not in self.others}
+            several = len(self.read | dict.fromkeys(parts, 0)) > 1
+            progress = False
+            for name, data in parts.items():
+                whole = data[: data.rfind(b"\n") + 1]
+                self.read[name] = self.read.get(name, 0) + len(whole)
+                progress = progress or bool(whole)
+                prefix = f"{name} | " if several else ""
+                yield from (prefix + line for line in whole.decode(errors="replace").splitlines())
+            if not progress:
+                return

@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from hpo.cli.options import Storage, StudyName, database, program, storage_flag
+from hpo.cli.options import (
+    Insecure,
+    On,
+    Storage,
+    StudyName,
+    database,
+    program,
+    storage_flag,
+)
 from hpo.errors import InputError
 from hpo.paths import Home
 
@@ -36,21 +44,31 @@ def enqueue(
     typer.echo(f"the next trial of {study} that starts tries it")
 
 
-def stop(study: StudyName, storage: Storage = None) -> None:
+def stop(
+    study: StudyName, on: On = None, insecure: Insecure = False, storage: Storage = None
+) -> None:
     """Hand running trials back after their current epoch and end the workers; nothing is lost.
+
+    Reaches every worker, wherever it was placed, through the database. What waits for a place in
+    Slurm or Ray ends when it gets one; with --on it is taken back at once.
 
     Example: hpo stop digits
     """
     from hpo.search import study as studies
+    from hpo.workers.engines import Target, open_engine
 
     with database(storage) as found:
-        studies.stop(studies.load(found, study))
+        chosen = studies.load(found, study)
+        studies.stop(chosen)
+        if on is not None:
+            with open_engine(on, Home.default(), insecure=insecure) as engine:
+                engine.stop(Target(study, chosen.uuid))
         flag = storage_flag(found)
     typer.echo(f"{study} stops; to go on: {program()} resume {study}{flag}")
 
 
 def resume(study: StudyName, storage: Storage = None) -> None:
-    """Let a stopped study go on. Starts no worker: `hpo run` or `hpo worker` does.
+    """Let a stopped study go on. Starts no worker: `hpo run`, `launch` or `worker` does.
 
     Example: hpo resume digits
     """

@@ -73,7 +73,7 @@ def worker(
         from hpo.workers.worker import Worker
 
         place = torch_device(first_device(device))
-        _log()
+        log_to_stderr()
         name = worker_id or new_worker_id()
         agree_on_code(found, wanted.uuid, wanted.file, worker=name, force=force)
         if (kept := mirror.find(found, wanted.uuid, home)) is not None:
@@ -106,7 +106,7 @@ def _study(found: Database, study: str, artifacts: str | None) -> Study:
     return open_study(found, file, artifacts if is_new else None)[0]
 
 
-def _log() -> None:
+def log_to_stderr() -> None:
     """Times and messages on standard error, which is a supervised worker's log file."""
     logging.basicConfig(
         level=logging.INFO,

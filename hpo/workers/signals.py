@@ -14,11 +14,15 @@ HARD_EXIT = 130
 
 @contextmanager
 def stop_on_signal() -> Iterator[threading.Event]:
-    """An event that the first SIGTERM or SIGINT sets; the second ends the process at once."""
+    """An event that the first SIGTERM or SIGINT sets; a SIGINT after it ends the process at once.
+
+    A SIGTERM after it changes nothing: Slurm and others send one to every process of a job, and
+    the supervisor, which got it too, passes it on.
+    """
     event = threading.Event()
 
-    def handle(_number: int, _frame: FrameType | None) -> None:
-        if event.is_set():
+    def handle(number: int, _frame: FrameType | None) -> None:
+        if event.is_set() and number == signal.SIGINT:
             os._exit(HARD_EXIT)
         event.set()
 

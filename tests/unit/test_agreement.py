@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from hpo.cli import options
 from hpo.cli.main import main
 from hpo.definition.studyfile import StudyFile
 from hpo.engine import code
 from hpo.engine.code import Code, code_of
 from hpo.errors import ConfigError, Conflict
+from hpo.paths import Home
 from hpo.results.report import study_report
 from hpo.search import agreement
 from hpo.search import study as studies
@@ -185,7 +185,7 @@ def hpo(
 def begun(hpo: Hpo, tmp_path: Path) -> Study:
     """A study with an own loss that another worker, with other code, has begun."""
     (tmp_path / "runs").mkdir()
-    database = connect(options.default_storage())
+    database = connect(Home.default().storage)
     study, _ = studies.create(database, file_with('loss = "losses_of_mine:loss"'))
     here = code_of(study.file)
     other = replace(here, parts={**here.parts, "torch": "2.0"})
@@ -229,7 +229,7 @@ def test_the_source_that_ran_is_kept(hpo: Hpo, begun: Study, own: Path) -> None:
 
 def test_a_trial_without_own_modules_has_no_source(hpo: Hpo, tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
-    database = connect(options.default_storage())
+    database = connect(Home.default().storage)
     studies.create(database, file_with())
     hpo("worker", "toy", "--device", "cpu", "--threads", 1)
     code, _, told = hpo("trial", "toy", 0, "--source")

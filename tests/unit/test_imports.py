@@ -37,7 +37,8 @@ OWNERS = {
     ),
     "torchvision": ("hpo.engine",),
     "sqlalchemy": ("hpo.storage",),
-    "ray": ("hpo.workers.launch",),
+    "ray": ("hpo.workers.engines.ray",),
+    "grpc": ("hpo.workers.engines.ray",),
 }
 """Who may import a library at all, inside functions too."""
 

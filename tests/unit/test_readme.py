@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from hpo.cli.main import COMMANDS, GROUPS, app
@@ -20,8 +21,10 @@ def test_every_command_is_in_the_table_and_exists() -> None:
     assert named == {name for commands in COMMANDS.values() for name in commands}
 
 
-def test_every_option_shown_exists() -> None:
-    for line in re.findall(r"^ +(?:\.venv/bin/)?hpo (.+?)(?: +#.*)?$", README, re.MULTILINE):
+@pytest.mark.parametrize("page", ["README.md", "docs/ray.md", "docs/slurm.md"])
+def test_every_option_shown_exists(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for line in re.findall(r"^ +(?:\.venv/bin/)?hpo (.+?)(?: +#.*)?$", text, re.MULTILINE):
         words, options = line.split(), re.findall(r"(?<!\S)(--?[a-z][a-z-]*)", line)
         command = words[:2] if words[0] in GROUP_NAMES else words[:1]
         shown = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "200"}).output

@@ -1,0 +1,450 @@
+"""`hpo launch`, `hpo workers`, `hpo stop --on`, `hpo logs --on`: over a fake engine; and what the
+engines decide without a cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpo.cli import launch
+from hpo.cli.main import main
+from hpo.errors import EngineError, HpoError, InputError, NotFound
+from hpo.paths import Home
+from hpo.search import study as studies
+from hpo.storage import records
+from hpo.storage.db import Database, connect
+from hpo.workers import engines, keeper
+from hpo.workers.engines import Order, Size, Target, open_engine, ray_door, slurm
+from hpo.workers.engines.local import Local
+from hpo.workers.engines.ray import check_room
+from hpo.workers.engines.slurm import Slurm
+from hpo.workers.keeper import Duty, Keeper
+from hpo.workers.signals import stop_on_signal
+from tests.fake_engine import FakeEngine
+from tests.fakes import study_file
+
+# The fake's trials begin again where real ones go on from a checkpoint.
+pytestmark = pytest.mark.filterwarnings("ignore:The reported value is ignored")
+
+Hpo = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def hpo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Hpo:
+    """Calls `hpo` in an empty working directory: exit code, output, errors."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["hpo"])
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def call(*args: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main([str(arg) for arg in args])
+        said = capsys.readouterr()
+        assert isinstance(end.value.code, int)
+        return end.value.code, said.out, said.err
+
+    return call
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeEngine]:
+    """Stands for every engine; its workers end with the test."""
+    engine = FakeEngine(lambda: 0.2)
+
+    def opened(*_args: object, **_options: object) -> AbstractContextManager[FakeEngine]:
+        return nullcontext(engine)
+
+    monkeypatch.setattr(engines, "open_engine", opened)
+    yield engine
+    for one in engine.hired.values():
+        one.stop.set()
+        one.thread.join(timeout=60)
+        assert not one.thread.is_alive()
+
+
+@pytest.fixture
+def store() -> Database:
+    """The default storage."""
+    Home.default().root.mkdir(parents=True, exist_ok=True)
+    return connect(Home.default().storage)
+
+
+def join(fake: FakeEngine) -> None:
+    for one in fake.hired.values():
+        one.thread.join(timeout=60)
+
+
+def test_launched_stopped_launched_again_and_finished(
+    hpo: Hpo, fake: FakeEngine, store: Database
+) -> None:
+    Path("toy.toml").write_text(study_file(trials=6, train="epochs = 30").text)
+    code, out, _ = hpo("launch", "toy.toml", "--workers", 2, "--on", "ray://head:1")
+    assert code == 0
+    assert "2 workers of toy on ray://head:1" in out
+    assert out.count("running") == 2
+    assert "hpo stop toy" in out
+    assert json.loads(hpo("status", "toy", "--json")[1])["finished"] < 6
+
+    shown = json.loads(hpo("workers", "toy", "--on", "slurm", "--json")[1])
+    assert [one["state"] for one in shown["placed"]] == ["running"] * 2
+    assert {one["state"] for one in shown["workers"]} <= {"training", "between trials"}
+    assert ": attempt 1" in hpo("logs", "toy", "--on", "ray://head:1")[1]
+
+    assert hpo("stop", "toy", "--on", "slurm")[0] == 0
+    join(fake)
+    assert "no worker of toy is alive" in hpo("workers", "toy")[1]
+    assert hpo("workers", "toy", "--all")[1].count("ended") == 2
+
+    fake.pace = float
+    code, out, _ = hpo("launch", "toy", "-n", 3)
+    assert code == 0
+    assert "study toy was stopped; it goes on" in out
+    join(fake)
+    told = json.loads(hpo("status", "toy", "--json")[1])
+    assert (told["state"], told["finished"], told["budget"]) == ("finished", 6, 6)
+    code, _, err = hpo("launch", "toy")
+    assert code == 2
+    assert "hpo extend toy" in err
+
+
+def test_what_was_stopped_is_not_begun_before_it_has_ended(
+    hpo: Hpo, fake: FakeEngine, store: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, _ = studies.create(store, study_file(train="epochs = 1000"))
+    assert hpo("launch", "toy")[0] == 0
+    monkeypatch.setattr(launch, "NEWS_S", 0.0)
+    records.stop_study(store, study.uuid, "user", "stopped")
+    code, _, err = hpo("launch", "toy")
+    assert code == 2
+    assert "still there (fake-" in err
+    assert len(fake.orders) == 1
+
+
+def test_more_than_there_is_room_for_creates_nothing(hpo: Hpo, fake: FakeEngine) -> None:
+    Path("toy.toml").write_text(study_file().text)
+    code, _, err = hpo("launch", "toy.toml", "--workers", 9)
+    assert code == 2
+    assert "room for 8" in err
+    assert "no studies" in hpo("list")[1]
+
+
+def test_workers_that_cannot_work_say_why(
+    hpo: Hpo, store: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the real engine of this host, and a GPU that torch does not find."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "99")
+    studies.create(store, study_file())
+    code, out, err = hpo("launch", "toy", "--gpus-per-worker", 1)
+    assert code == 2, out
+    assert "cuda:0" in err
+    assert "no worker of toy could work on local" in err
+    assert "cannot work" in hpo("workers", "toy", "--all")[1]
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--on", "slrum"], "did you mean 'slurm'?"),
+        (["--on", "ray://"], "ray://HOST:PORT is wanted"),
+        (["--on", "ray://host:port"], "ray://HOST:PORT is wanted"),
+        (["--gpus-per-worker", "2"], "allowed: 0 (the CPU) to 1"),
+        (["--gpus-per-worker", "nan"], "allowed: 0 (the CPU) to 1"),
+        (["--workers", "0"], "--workers"),
+        (["--sbatch", "partition=gpu"], "--on slurm"),
+        (["--insecure"], "Ray"),
+        (["--dry-run"], "--on slurm"),
+        (["--set", "epochs=3"], "study file"),
+    ],
+)
+def test_what_cannot_be_launched_is_told(hpo: Hpo, args: list[str], says: str) -> None:
+    code, _, err = hpo("launch", "toy", *args)
+    assert code == 2
+    assert says in err
+    assert "Traceback" not in err
+
+
+def test_an_unknown_study_names_the_nearest(hpo: Hpo, store: Database) -> None:
+    studies.create(store, study_file())
+    code, _, err = hpo("launch", "tpy")
+    assert code == 2
+    assert "did you mean 'toy'?" in err
+
+
+def test_a_password_in_argv_does_not_reach_ray(hpo: Hpo, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "postgresql+psycopg://me:secret@nowhere/hpo"
+    for words in (["--storage", url], [f"--storage={url}"]):
+        monkeypatch.setattr(sys, "argv", ["hpo", "launch", "toy", *words])
+        code, out, err = hpo("launch", "toy", "--on", "ray://head:1", *words)
+        assert code == 2
+        assert "HPO_STORAGE" in err
+        assert "secret" not in out + err
+
+
+def test_an_order_does_not_show_the_password() -> None:
+    order = Order(Target("toy", "0" * 32), Size(1), "postgresql://me:secret@db/x", Home(Path("x")))
+    duty = Duty("toy", "0" * 32, order.storage, order.home, ["cpu"], 1)
+    assert "secret" not in f"{order}{duty}{Keeper(duty)}"
+
+
+def order(**size: Any) -> Order:
+    target = Target("toy", "0123456789abcdef" * 2)
+    return Order(target, Size(**size), "postgresql://me:secret@db/x", Home(Path("/shared/runs")))
+
+
+def test_slurm_script() -> None:
+    given = Slurm(Home(Path("/shared/runs")), ["--time=4:00:00", "exclusive", "signal=B:TERM@300"])
+    lines = given.script(order(workers=4, gpus=0.5, cpus=3)).splitlines()
+    assert lines[0] == "#!/bin/bash"
+    for line in (
+        *("#SBATCH --array=0-1", "#SBATCH --requeue", "#SBATCH --gres=gpu:1"),
+        *("#SBATCH --cpus-per-task=6", "#SBATCH --time=4:00:00", "#SBATCH --exclusive"),
+        *("#SBATCH --job-name=hpo-toy-01234567", "#SBATCH --signal=B:TERM@300"),
+        f"#SBATCH --output=/shared/runs/studies/{'0123456789abcdef' * 2}/logs/slurm-%A_%a.log",
+        "export HPO_HOME=/shared/runs",
+    ):
+        assert lines.count(line) == 1, line
+    assert lines[-1].count("--device cuda:0") == 2
+    assert "secret" not in "".join(lines)
+    assert "gres" not in given.script(order(workers=4, gpus=0))
+
+
+def test_slurm_gives_whole_gpus() -> None:
+    with pytest.raises(InputError, match="give a multiple of 2"):
+        Slurm(Home(Path("x"))).check(Size(3, gpus=0.5))
+    for extra in ("-p gpu", "a b=c", "partition=a\nrm"):
+        with pytest.raises(InputError, match="--sbatch"):
+            Slurm(Home(Path("x")), [extra]).script(order(workers=1, gpus=0))
+
+
+def test_without_slurm_the_script_is_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(EngineError, match="--dry-run"):
+        Slurm(Home(Path("x"))).placed(Target("toy", "0" * 32))
+
+
+@pytest.mark.parametrize(
+    ("over", "sent", "state", "requeued"),
+    [
+        (False, signal.SIGTERM, "RUNNING", True),
+        (False, signal.SIGTERM, "COMPLETING", False),  # scancel, or requeued already
+        (False, signal.SIGINT, "RUNNING", False),  # hpo stop --on slurm
+        (True, signal.SIGTERM, "RUNNING", False),
+        (True, None, "RUNNING", False),
+    ],
+)
+def test_a_task_is_requeued_where_its_time_ran_out(
+    over: bool,
+    sent: int | None,
+    state: str,
+    requeued: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = []
+
+    def call(command: list[str]) -> str:
+        calls.append(command)
+        return f"{state}\n"
+
+    class Kept(Keeper):
+        def run(self, stop: threading.Event) -> bool:
+            if sent is not None:
+                os.kill(os.getpid(), sent)
+                assert stop.wait(10)
+            return over
+
+    monkeypatch.setattr(slurm, "_call", call)
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    slurm.run_in_task(Kept(Duty("toy", "0" * 32, "", Home(Path("x")), ["cpu"], 1)))
+    assert (["scontrol", "requeue", "17"] in calls) == requeued
+
+
+@pytest.mark.parametrize(
+    ("nodes", "size", "fits"),
+    [
+        ([{"CPU": 4}, {"CPU": 4}], Size(8, 0, 1), True),
+        ([{"CPU": 4}, {"CPU": 4}], Size(9, 0, 1), False),
+        ([{"CPU": 3}, {"CPU": 3}], Size(3, 0, 2), False),  # none is split over nodes
+        ([{"CPU": 8, "GPU": 2}], Size(4, 0.5, 1), True),
+        ([{"CPU": 8, "GPU": 2}], Size(5, 0.5, 1), False),
+        ([{"CPU": 8, "GPU": 2}], Size(5, 0.4, 1), False),  # two of 0.4 on each GPU
+        ([{"CPU": 8, "GPU": 1}, {"CPU": 8}], Size(2, 1, 1), False),
+        ([{"CPU": 1, "GPU": 2}], Size(2, 1, 1), False),
+        ([], Size(1, 0, 1), False),
+    ],
+)
+def test_room_on_a_ray_cluster(nodes: list[dict[str, float]], size: Size, fits: bool) -> None:
+    if fits:
+        check_room(nodes, size)
+    else:
+        with pytest.raises(InputError, match="room for"):
+            check_room(nodes, size)
+
+
+@pytest.mark.parametrize(
+    ("visible", "size", "found"),
+    [
+        ("0,1", Size(3), ["cuda:0", "cuda:1", "cuda:0"]),
+        ("0,1", Size(2, 0), ["cpu", "cpu"]),
+        ("0,1", Size(4, 0.5), ["cuda:0", "cuda:1"] * 2),
+        ("", Size(2), ["cpu", "cpu"]),
+        ("0,1", Size(5, 0.5), None),
+        ("", Size(1, 1), None),
+    ],
+)
+def test_devices_of_this_host(
+    visible: str, size: Size, found: list[str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hpo.workers.engines.local import _devices
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    if found is None:
+        with pytest.raises(InputError, match="room for"):
+            _devices(size)
+    else:
+        assert _devices(size) == found
+
+
+def test_a_keeper_refuses_another_study_of_the_name(store: Database) -> None:
+    study, _ = studies.create(store, study_file())
+    duty = Duty("toy", study.uuid, store.secret_url, Home.default(), ["cpu"], 1)
+    with pytest.raises(NotFound, match="made again"):
+        Keeper(replace(duty, uuid="0" * 32)).run(threading.Event())
+    records.stop_study(store, study.uuid, "user", "stopped")
+    stop = threading.Event()
+    assert Keeper(replace(duty, devices=[])).run(stop) is True  # stopped: over
+    assert Local(Home.default()).placed(Target("toy", study.uuid)) == []
+
+
+def test_a_keeper_waits_for_the_database(
+    store: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(keeper, "RETRY_S", 0.05)
+    study, _ = studies.create(store, study_file())
+    records.stop_study(store, study.uuid, "user", "stopped")
+    away = Home.default().database
+    broken = tmp_path / "elsewhere"
+    away.rename(broken)
+    away.mkdir()
+    kept = Keeper(Duty("toy", study.uuid, store.secret_url, Home.default(), [], 1))
+    over: list[bool] = []
+    thread = threading.Thread(target=lambda: over.append(kept.run(threading.Event())))
+    thread.start()
+    while not kept.note and thread.is_alive():
+        thread.join(0.05)
+    assert "unable to open" in kept.note
+    away.rmdir()
+    broken.rename(away)
+    thread.join(60)
+    assert over == [True]
+
+
+def test_a_second_sigterm_is_no_second_ctrl_c() -> None:
+    with stop_on_signal() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.wait(10)
+
+
+def test_ray_is_asked_at_the_address_that_was_given() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"  # nobody listens there
+    grpc = pytest.importorskip("grpc", reason="needs Ray: pip install 'hpo[ray]'")
+    with pytest.raises(EngineError, match=f"no Ray cluster answers at {address}") as told:
+        ray_door._check_door(grpc, address, ray_door.PING, None)
+    assert "ray start" in str(told.value)
+
+
+class Door:
+    """A Ray Client server that answers as it is told, in the order of its calls."""
+
+    def __init__(self, grpc: Any, *codes: Any) -> None:
+        self.grpc, self.codes = grpc, list(codes)
+        self.seen: list[str | None] = []
+
+    def handle(self, request: bytes, context: Any) -> bytes:
+        metadata = dict(context.invocation_metadata())
+        self.seen.append(metadata.get("authorization"))
+        code = self.codes.pop(0)
+        if code != self.grpc.StatusCode.OK:
+            context.abort(code, "no")
+        return b""
+
+    def service(self, details: Any) -> Any:
+        assert details.method == ray_door.PING
+        return self.grpc.unary_unary_rpc_method_handler(self.handle)
+
+
+@pytest.mark.parametrize(
+    ("codes", "token", "says"),
+    [
+        (["OK"], "t", "asks nobody for a token"),
+        (["UNAUTHENTICATED"], None, "asks for a token"),
+        (["UNAUTHENTICATED", "UNAUTHENTICATED"], "t", "refuses our token"),
+        (["UNAUTHENTICATED", "OK"], "t", None),
+        (["UNIMPLEMENTED"], "t", "not Ray Client"),
+    ],
+)
+def test_who_is_let_in_to_a_ray_cluster(
+    codes: list[str], token: str | None, says: str | None
+) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    grpc = pytest.importorskip("grpc", reason="needs Ray: pip install 'hpo[ray]'")
+    door = Door(grpc, *(grpc.StatusCode[code] for code in codes))
+
+    class Handler(grpc.GenericRpcHandler):  # type: ignore[misc, name-defined]
+        def service(self, details: Any) -> Any:
+            return door.service(details)
+
+    server = grpc.server(ThreadPoolExecutor(1))
+    server.add_generic_rpc_handlers((Handler(),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        address = f"127.0.0.1:{port}"
+        if says is None:
+            ray_door._check_door(grpc, address, ray_door.PING, token)
+        else:
+            with pytest.raises(HpoError, match=says):
+                ray_door._check_door(grpc, address, ray_door.PING, token)
+    finally:
+        server.stop(None).wait()
+    assert door.seen == [None, f"Bearer {token}"][: len(codes)]
+    assert not door.codes
+
+
+def test_the_token_is_where_ray_looks_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert ray_door._token() is None
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("home\n")
+    assert ray_door._token() == "home"
+    (tmp_path / "other").write_text("file\n")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "other"))
+    assert ray_door._token() == "file"
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "variable")
+    assert ray_door._token() == "variable"
+
+
+def test_an_engine_is_found_by_its_name(home: Home) -> None:
+    with open_engine("local", home) as engine:
+        assert isinstance(engine, Local)
+    with open_engine("slurm", home, sbatch=["partition=gpu"]) as engine:
+        assert isinstance(engine, Slurm)
