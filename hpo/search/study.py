@@ -127,7 +127,8 @@ def _row_values(file: StudyFile, uuid: str, study_id: int) -> dict[str, Any]:
 
 
 def _same(database: Database, row: StudyRow, file: StudyFile) -> Study:
-    changed = difference(row.definition, file.definition())
+    stored = StudyFile.from_definition(row.definition)  # with fields that are newer than the study
+    changed = difference(stored.definition(), file.definition())
     if changed:
         lines = "".join(f"\n  {line}" for line in changed)
         only_trials = all(line.startswith("study.trials:") for line in changed)
@@ -140,7 +141,7 @@ def _same(database: Database, row: StudyRow, file: StudyFile) -> Study:
             f"study {file.name!r} exists with another definition (database -> file):{lines}\n"
             f"To go on: {advice}; without a change, hpo resume {file.name} continues it"
         )
-    return Study(database, row, StudyFile.from_definition(row.definition))
+    return Study(database, row, stored)
 
 
 def extend(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import shutil
 import threading
@@ -228,3 +229,14 @@ def test_a_study_in_which_every_trial_diverges_ends_and_says_so(
     assert f"{status.no_best}. Trial by trial: hpo trials toy" in told.getvalue()
     view = studies.load(database, "toy").optuna_study(FencedStorage(database))
     assert [trial.state for trial in view.trials] == [TrialState.COMPLETE] * 4
+
+
+def test_a_study_from_before_a_field_goes_on(database: Database) -> None:
+    study, _ = studies.create(database, study_file())
+    old = {**study.row.definition, "study": dict(study.row.definition["study"])}
+    del old["study"]["keep_checkpoints"]
+    records.update_study(database, study.uuid, definition=json.dumps(old))
+    again, is_new = studies.create(database, study_file())
+    assert (again.uuid, is_new) == (study.uuid, False)
+    with pytest.raises(Conflict, match="keep_checkpoints: 0 -> 2"):
+        studies.create(database, study_file(study="keep_checkpoints = 2"))
