@@ -12,6 +12,7 @@ out, and their owners are there.
 from __future__ import annotations
 
 import json
+import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -258,9 +259,12 @@ def _renew(c: sa.Connection, database: Database, lease: Lease, **values: Any) ->
 
 
 def _progress(c: sa.Connection, database: Database, worker: str, values: dict[str, Any]) -> None:
-    c.execute(
-        sa.update(workers).where(workers.c.id == worker).values(seen=database.now(), **values)
-    )
+    # A metric may be no number, which MySQL cannot store; the epoch's row has it as text.
+    known = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+    }
+    c.execute(sa.update(workers).where(workers.c.id == worker).values(seen=database.now(), **known))
 
 
 @storage_call
