@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Annotated, Any
+
 import typer
 
-from hpo.cli.options import Storage, database, make_home
+from hpo.cli.options import Storage, database, make_home, program, warn_of_password
+from hpo.errors import NotFound
 
 
 def storage() -> None:
@@ -30,4 +34,55 @@ def upgrade(storage: Storage = None) -> None:
         typer.echo(f"{found.shown}: {upgrade_schema(found)}")
 
 
-COMMANDS = {"upgrade": upgrade}
+def copy(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SRC", help="URL of the database to copy from.", callback=warn_of_password
+        ),
+    ],
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="DST",
+            help="URL of the database to copy to; its tables are made if they are missing.",
+            callback=warn_of_password,
+        ),
+    ],
+    study: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Only this study.", show_default="all of hpo's"),
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Also while workers are at it, as of one moment."),
+    ] = False,
+) -> None:
+    """Copy studies to another database of any kind: trials, curves, attempts, workers, all of it.
+
+    Each study is copied whole or not at all, and never onto one of the same name. It can go on in
+    the copy: files stay where they are, under the study's uuid. So only one of the two should go
+    on; remove the other with hpo delete --keep-files.
+
+    Example: hpo storage copy sqlite:///hpo_runs/hpo.db postgresql+psycopg://me@server/hpo
+    """
+    from hpo.storage import copying, records
+    from hpo.storage.optuna_rdb import create_schema
+
+    with database(source) as old, database(target) as new:
+        rows = [records.get_study(old, study)] if study else records.list_studies(old)
+        if not rows:
+            raise NotFound(f"no studies in {old.shown}")
+        make_home(new)
+        create_schema(new)
+        copying.refuse(old, new, rows, force=force)
+        for row in rows:
+            count = copying.copy_study(old, new, row)
+            typer.echo(f"{row.name}: {count} trials copied")
+        typer.echo(
+            f"both use the same files; go on with one alone, and remove the other: {program()} "
+            "delete STUDY --keep-files --storage URL"
+        )
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {"upgrade": upgrade, "copy": copy}

@@ -140,6 +140,13 @@ def delete(
         bool, typer.Option("--force", help="Also while workers are at it; ends their trials first.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    keep_files: Annotated[
+        bool,
+        typer.Option(
+            "--keep-files",
+            help="Leave logs, checkpoints and weights to its copy (hpo storage copy).",
+        ),
+    ] = False,
     storage: Storage = None,
 ) -> None:
     """Remove a study: its trials, curves, logs, checkpoints and weights. There is no way back.
@@ -154,7 +161,7 @@ def delete(
         old = studies.load(found, study)
         if not yes:
             _confirm(study, old.facts().finished)
-        studies.delete(old, Home.default(), force=force)
+        studies.delete(old, Home.default(), force=force, keep_files=keep_files)
     typer.echo(f"{study} was deleted")
 
 

@@ -226,10 +226,11 @@ def resume(study: Study) -> None:
     records.resume_study(study.database, study.uuid)
 
 
-def delete(study: Study, home: Home, *, force: bool = False) -> None:
-    """Remove the study, its trials, its files and its artifacts. Raises Conflict while a worker
-    holds a lease; with `force` the leases are ended first, so that every later write of those
-    workers is refused. Raises StorageError where the artifacts cannot be removed; the rest is gone.
+def delete(study: Study, home: Home, *, force: bool = False, keep_files: bool = False) -> None:
+    """Remove the study, its trials and, unless a copy of it elsewhere uses them (`keep_files`), its
+    files and its artifacts. Raises Conflict while a worker holds a lease; with `force` the leases
+    are ended first, so that every later write of those workers is refused. Raises StorageError
+    where the artifacts cannot be removed; the rest is gone.
     """
     name, directory = study.row.name, study.directory(home)
     holders = leases.live_leases(study.database, study.uuid)
@@ -243,6 +244,8 @@ def delete(study: Study, home: Home, *, force: bool = False) -> None:
         leases.abandon(study.database, worker, "its study was deleted")
     artifacts = mirror.find(study.database, study.uuid, home)
     FencedStorage(study.database).delete_study(study.row.study_id)
+    if keep_files:
+        return
     shutil.rmtree(directory.root, ignore_errors=True)
     if artifacts is not None:
         try:

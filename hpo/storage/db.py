@@ -2,14 +2,15 @@
 
 SQLite: WAL, a long busy timeout, foreign keys on, and `BEGIN IMMEDIATE` for whatever writes. Stock
 transactions start deferred there, so two processes can both read that a trial is theirs to take.
-PostgreSQL and MySQL: UTC, READ COMMITTED, a liveness check when the pool gives out a connection. On
-PostgreSQL also limits on how long a dead peer or a stopped process can hold up anybody else.
+PostgreSQL and MySQL: UTC, READ COMMITTED, a liveness check when the pool gives out a connection,
+and limits on how long a dead peer or a stopped process can hold up anybody else.
 
 READ COMMITTED is what the claims are reasoned for, and PostgreSQL's default: each statement sees
 what others have committed, so what a worker reads after it waited for a row's lock is the truth of
 that moment. MySQL's own default, REPEATABLE READ, would go on showing the snapshot that the
 transaction began with (an attempt that has meanwhile been superseded), and its gap locks make
-workers wait for rows that they do not touch.
+workers wait for rows that they do not touch. Galera's clusters lock rows on one node only, so all
+connections must go to the same one.
 """
 
 from __future__ import annotations
@@ -61,15 +62,18 @@ MYSQL_SESSION = {
     # What does not fit is an error, as on other databases; some servers would cut it off.
     "sql_mode": "CONCAT_WS(',', @@sql_mode, 'STRICT_TRANS_TABLES')",
     # As for PostgreSQL: an idle session is ended after so many seconds, and gives up its locks,
-    # before who waits for one gives up (innodb_lock_wait_timeout, 50 s). In the pool it is renewed.
+    # before who waits for one gives up. In the pool it is renewed.
     "wait_timeout": "30",
+    "innodb_lock_wait_timeout": "60",
 }
+_MYSQL_TURN_S = 60
+MYSQL_CONNECT = {"connect_timeout": 10, "read_timeout": 120, "write_timeout": 120}
+"""PyMySQL would wait for ever for a host that is gone; no answer of ours takes as long."""
 NETWORK_FILE_SYSTEMS = {
     *("nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "lustre", "glusterfs", "beegfs", "9p"),
     *("fuse.sshfs", "fuse.glusterfs"),
 }
 _ADVISORY_LOCK = 0x68706F  # 'hpo': PostgreSQL's key for the one-time set-up
-_SET_UP_S = 3600  # how long MySQL waits for it; PostgreSQL and SQLite wait as long as it takes
 
 
 class Database:
@@ -190,8 +194,10 @@ class Database:
         with own.connect() as connection:
             if self.url.get_backend_name() == "postgresql":
                 connection.execute(sa.select(sa.func.pg_advisory_lock(_ADVISORY_LOCK)))
-            elif connection.scalar(sa.select(sa.func.get_lock(self._lock_name(), _SET_UP_S))) != 1:
-                raise StorageError(f"{self.shown}: another process has been setting it up too long")
+            else:
+                asked = sa.select(sa.func.get_lock(self._lock_name(), _MYSQL_TURN_S))
+                while connection.scalar(asked) != 1:
+                    pass  # the server has waited
             yield
 
     def _lock_name(self) -> str:
@@ -255,7 +261,7 @@ def _connect_args(url: URL) -> dict[str, Any]:
         return {"timeout": BUSY_TIMEOUT_S, "check_same_thread": False}
     if url.get_driver_name() in ("psycopg", "psycopg2"):
         return {key: value for key, value in POSTGRESQL_CONNECT.items() if key not in url.query}
-    return {}
+    return {key: value for key, value in MYSQL_CONNECT.items() if key not in url.query}
 
 
 def _prepare_postgresql(connection: Any, _record: Any) -> None:

@@ -24,6 +24,7 @@ from hpo.errors import Fenced
 from hpo.redaction import redact
 from hpo.storage.contact import NO_CONTACT, Contact
 from hpo.storage.db import Database
+from hpo.storage.params import finite
 from hpo.storage.patience import storage_call
 from hpo.storage.records import EpochRow, assign_enqueued, enqueued_for
 from hpo.storage.tables import attempts, epochs, optuna_trials, studies, workers
@@ -258,9 +259,8 @@ def _renew(c: sa.Connection, database: Database, lease: Lease, **values: Any) ->
 
 
 def _progress(c: sa.Connection, database: Database, worker: str, values: dict[str, Any]) -> None:
-    c.execute(
-        sa.update(workers).where(workers.c.id == worker).values(seen=database.now(), **values)
-    )
+    known = {name: finite(value) for name, value in values.items()}
+    c.execute(sa.update(workers).where(workers.c.id == worker).values(seen=database.now(), **known))
 
 
 @storage_call

@@ -306,7 +306,7 @@ def _create(database: Database) -> None:
     for table in (*models.BaseModel.metadata.tables.values(), *tables.OURS):
         table.dialect_kwargs.update(MYSQL_TABLES)
     with database.writing():
-        _optuna_tables().create_all(database.engine)
+        optuna_tables().create_all(database.engine)
     _versions(database)  # nests two connections, so it cannot begin as a writer; it is alone here
     with database.writing():
         tables.metadata.create_all(database.engine, tables=tables.OURS)
@@ -314,7 +314,7 @@ def _create(database: Database) -> None:
         connection.execute(tables.schema.insert().values(version=tables.VERSION))
 
 
-def _optuna_tables() -> sa.MetaData:
+def optuna_tables() -> sa.MetaData:
     """Optuna's tables, in which SQLite counts on after a delete, as the others do. Else it gives
     the highest ids out again, and a page open on a deleted study mixes it with the next one."""
     found = sa.MetaData()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from typing import Any
 
@@ -33,3 +34,9 @@ def _external(value: float, distribution: dict[str, Any]) -> Any:
     if distribution["name"] == "CategoricalDistribution":
         return distribution["attributes"]["choices"][int(value)]
     return int(value) if distribution["name"] == "IntDistribution" else value
+
+
+def finite(value: object) -> object:
+    """`value`; None for a metric that is no number, which a column of MySQL's cannot hold (the
+    epoch's row has it as text)."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import threading
 import time
@@ -465,6 +466,22 @@ def test_every_number_comes_back_as_it_was(study: Study, storage: FencedStorage)
         assert records.get_study(study.database, "toy").target == number
     seen = storage.get_trial(lease.trial_id).intermediate_values
     assert list(seen.values()) == numbers
+
+
+def test_a_metric_that_is_no_number_is_recorded(study: Study, storage: FencedStorage) -> None:
+    """MySQL has no NaN: a worker whose trial diverged would fail at its own progress."""
+    fill(study, storage, 1)
+    lease = take(study).lease
+    about = {"host": "h", "pid": 1, "device": "cpu"}
+    records.add_worker(study.database, "w", study.uuid, versions={}, process="p", **about)
+    row = EpochRow(1, lease.k, 0.0, {"val_loss": math.nan, "train_loss": math.inf}, None)
+    progress = {"value": math.nan, "images_per_s": math.inf, "epoch": 1}
+    leases.record_epochs(study.database, lease, [row], progress=progress)
+    found = records.read_epochs(study.database, study.uuid)[0][0].metrics
+    assert math.isnan(found["val_loss"])
+    assert found["train_loss"] == math.inf
+    worker = records.read_workers(study.database, study.uuid)[0]
+    assert (worker.value, worker.images_per_s, worker.epoch) == (None, None, 1)
 
 
 def test_resolved_once_for_all(study: Study) -> None:
