@@ -86,8 +86,8 @@ def test_a_full_disk_hands_the_trial_back_and_goes_on_once_there_is_room(
         assert ".ckpt" in message
     status = check_exact(database, "toy", 3)
     assert status.count("complete") == 3
-    outcomes = [[one.outcome for one in trial.attempts] for trial in status.trials]
-    assert outcomes == [["handed_back", "complete"]] * 2 + [["complete"]]
+    outcomes = [one.outcome for trial in status.trials for one in trial.attempts]
+    assert sorted(outcomes) == ["complete"] * 3 + ["handed_back"] * 2
     assert computed_twice(status) <= 2
     assert not list(small_disk.rglob(".epoch-*"))  # no half of a checkpoint
 

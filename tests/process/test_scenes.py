@@ -122,6 +122,6 @@ def test_thirty_two_processes_make_one_study(url: str, database: Database) -> No
 
 def test_a_study_deleted_and_made_again_under_a_worker(url: str, database: Database) -> None:
     told = run("scenes", "deleted_under_a_worker", url)
-    assert told == {"code": 0, "made": True, "same_id": True}
+    assert told == {"code": 0, "made": True, "same_id": False}
     status = check_exact(database, "toy", 2)
     assert {a.worker for trial in status.trials for a in trial.attempts}.isdisjoint({"old"})
