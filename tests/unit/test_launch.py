@@ -330,7 +330,7 @@ def test_a_keeper_refuses_another_study_of_the_name(store: Database) -> None:
 def test_a_keeper_waits_for_the_database(
     store: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(keeper, "RETRY_S", 0.05)
+    monkeypatch.setattr(keeper, "RETRY_S", 2.0)  # time to put the file back before it looks
     study, _ = studies.create(store, study_file())
     records.stop_study(store, study.uuid, "user", "stopped")
     away = Home.default().database
