@@ -5,7 +5,7 @@ Facts go in, a decision comes out, so that both are tested by table.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -84,6 +84,15 @@ def within_reach(facts: Facts, contact: Contact, lease_s: float) -> Facts:
     if contact.spans(lease_s):
         return facts
     return replace(facts, free=tuple(free for free in facts.free if not free.expired))
+
+
+def apart(free: Sequence[Free], running: int, pick: Callable[[int], int]) -> tuple[Free, ...]:
+    """`free` in the order in which to try to take them, where as many workers as there are running
+    trials may be at it, too: each begins at another place, so that they do not all wait for the
+    first. In their own order where nobody else runs any. `pick(n)` gives one of 0 to n - 1.
+    """
+    first = pick(min(len(free), running + 1))
+    return (*free[first:], *free[:first])
 
 
 def missing(facts: Facts) -> int:
