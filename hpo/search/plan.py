@@ -87,12 +87,15 @@ def within_reach(facts: Facts, contact: Contact, lease_s: float) -> Facts:
 
 
 def apart(free: Sequence[Free], running: int, pick: Callable[[int], int]) -> tuple[Free, ...]:
-    """`free` in the order in which to try to take them, where as many workers as there are running
-    trials may be at it, too: each begins at another place, so that they do not all wait for the
-    first. In their own order where nobody else runs any. `pick(n)` gives one of 0 to n - 1.
+    """`free` in the order in which to try to take them: first what was begun, then waiting trials.
+    As many workers as there are running trials may be at it, too, so each begins at another waiting
+    one, lest all wait for the first; in their own order where nobody else runs any. `pick(n)` gives
+    one of 0 to n - 1.
     """
-    first = pick(min(len(free), running + 1))
-    return (*free[first:], *free[:first])
+    begun = tuple(one for one in free if one.started)
+    waiting = tuple(one for one in free if not one.started)
+    first = pick(min(len(waiting), running + 1)) if waiting else 0
+    return (*begun, *waiting[first:], *waiting[:first])
 
 
 def missing(facts: Facts) -> int:

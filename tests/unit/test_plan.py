@@ -99,6 +99,8 @@ def test_workers_begin_with_different_trials() -> None:
     assert plan.apart(free, 2, last) == (*free[2:], *free[:2])
     assert plan.apart(free, 99, last) == (*free[4:], *free[:4])
     assert asked == [1, 3, 5]
+    assert plan.apart((*free[:2], ORPHAN), 9, last) == (ORPHAN, free[1], free[0])
+    assert plan.apart((ORPHAN,), 9, last) == (ORPHAN,)
 
 
 def test_planned_is_baselines_then_grid_then_sampled() -> None:
