@@ -115,10 +115,21 @@ class StudyDir:
     def checkpoints(self, number: int) -> list[tuple[int, int, Path]]:
         """(epoch, attempt, file) of each checkpoint of a trial on this host."""
         found = []
-        for path in self.trial(number).glob("attempt-*/epoch-*.ckpt"):
+        for path in files_in(self.trial(number)):
             if name := CHECKPOINT.fullmatch(self.name_of(path)):
                 found.append((int(name[3]), int(name[2]), path))
         return found
+
+
+def files_in(folder: Path) -> list[Path]:
+    """All files below `folder`. Others remove theirs meanwhile: what is gone holds none, where
+    pathlib's own search would raise."""
+    return [Path(at, name) for at, _, names in os.walk(folder) for name in names]
+
+
+def folders_in(folder: Path) -> list[Path]:
+    """All folders below `folder`, the deepest first; likewise."""
+    return [Path(at) for at, *_ in os.walk(folder, topdown=False) if at != str(folder)]
 
 
 WORKER = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}"

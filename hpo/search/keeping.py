@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from hpo.definition.objectives import dominates, front_of
 from hpo.errors import StorageError
-from hpo.paths import CHECKPOINT, WEIGHTS, Home
+from hpo.paths import CHECKPOINT, WEIGHTS, Home, files_in, folders_in
 from hpo.search import mirror
 from hpo.search.study import Study
 from hpo.storage import leases, records
@@ -44,10 +44,10 @@ def tidy(study: Study, home: Home) -> None:
     attempts = records.read_attempts(study.database, study.uuid)
     best = best_of_all(study, attempts)
     directory = study.directory(home)
-    here = [path for path in directory.trials.rglob("*") if not path.is_dir()]
-    for name in surplus(map(directory.name_of, here), attempts, best):
+    here = map(directory.name_of, files_in(directory.trials))
+    for name in surplus(here, attempts, best):
         (directory.root / name).unlink(missing_ok=True)
-    for folder in sorted(directory.trials.glob("*/**/"), reverse=True):
+    for folder in folders_in(directory.trials):
         if is_over(attempts, directory.name_of(folder)):
             with suppress(OSError):  # not empty, or somebody else was quicker
                 folder.rmdir()

@@ -39,6 +39,8 @@ ROOM_S = 5.0
 """How long a worker whose disk was full waits at the least."""
 MISSED_BEAT_S = 1.0
 """After a beat that failed the next one comes so soon: others wait for it, for one lease."""
+MISSING = (FileNotFoundError, NotFound)
+"""What a worker meets whose trial another one has finished: its files were removed under it."""
 DELETED = "the study was deleted"
 VERSIONED = ("hpo", "torch", "torchvision", "optuna")
 
@@ -278,19 +280,23 @@ class Worker:
             meant = isinstance(error, Interrupted | InputError | DiskFull)
             reason = str(error) if meant else f"{type(error).__name__}: {error}"
             outcome = "handed_back" if meant else "lost"
-            self._release(taken.lease, outcome, reason)
+            if not self._release(taken.lease, outcome, reason) and isinstance(error, MISSING):
+                raise taken.lease.lost() from error
             raise
         self._tell(None)
 
-    def _release(self, lease: Lease, outcome: str, reason: str) -> None:
-        """Set the trial free; where the database is away and we were asked to stop, time does."""
+    def _release(self, lease: Lease, outcome: str, reason: str) -> bool:
+        """Set the trial free; where the database is away and we were asked to stop, time does.
+        False where it was not ours any more."""
         try:
-            leases.release(self.database, lease, outcome, reason)
+            if not leases.release(self.database, lease, outcome, reason):
+                return False
         except (Interrupted, StorageError) as error:
             log.warning("trial %d is held until its lease ends: %s", lease.number, error)
             self.still_held = True
-            return
+            return True
         log.info("trial %d: %s (%s)", lease.number, outcome.replace("_", " "), reason)
+        return True
 
     def _beat(self, progress: Progress, done: threading.Event, supervised: bool) -> None:
         """Renew the lease in hand; notice that it is lost, or that the supervisor is gone."""

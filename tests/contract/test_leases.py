@@ -336,6 +336,36 @@ def test_a_stop_rule_drains_what_is_abandoned(database: Database, home: Home) ->
         studies.resume(study)
 
 
+class Overtaken(InstantTrials):
+    """The first trial is finished by another worker meanwhile, and its files are gone then."""
+
+    missing: Exception
+    overtaken = False
+
+    def run(self, taken: Taken, control: Progress) -> None:
+        if self.overtaken:
+            return super().run(taken, control)
+        self.overtaken = True
+        expire(self.study, taken)
+        super().run(take(self.study, "other"), control)
+        raise self.missing
+
+
+@pytest.mark.parametrize("missing", [FileNotFoundError("epoch-1.ckpt"), NotFound("epoch-1.ckpt")])
+def test_a_worker_goes_on_whose_trial_another_one_finished_and_tidied(
+    database: Database, home: Home, missing: Exception
+) -> None:
+    study, _ = studies.create(database, study_file(lease_s=60.0))  # it does not beat meanwhile
+    storage = FencedStorage(database)
+    trials = Overtaken(study, storage)
+    trials.missing = missing
+    reason = Worker(study, storage, trials, home=home).run(threading.Event())
+    assert reason == "all 6 trials are finished"
+    attempts = records.read_attempts(study.database, study.uuid)
+    assert [one.outcome for one in attempts[0]] == ["lost", "complete"]
+    assert all(len(rows) == 1 for number, rows in attempts.items() if number)
+
+
 def test_stop_resume_and_extend(study: Study, home: Home) -> None:
     storage = FencedStorage(study.database)
 
