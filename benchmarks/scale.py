@@ -188,7 +188,7 @@ class Server:
         return int(self.rows(text)[0][0])
 
     def cpu_s(self) -> float:
-        """Seconds of the processor that its processes have used so far."""
+        """Seconds of the processor that its processes have used so far, ended ones too."""
         with self.engine.connect() as connection:
             backend = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar()
             try:
@@ -197,7 +197,9 @@ class Server:
                 postmaster = None
         if postmaster is None or postmaster.name() != "postgres":
             return float("nan")
-        return sum(map(cpu_s, [postmaster, *postmaster.children()]))
+        ended = postmaster.cpu_times()
+        live = sum(map(cpu_s, [postmaster, *postmaster.children()]))
+        return live + ended.children_user + ended.children_system
 
 
 def cpu_s(process: psutil.Process) -> float:
