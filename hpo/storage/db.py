@@ -89,7 +89,7 @@ class Database:
             options = {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 0}
             options["isolation_level"] = "READ COMMITTED"
         try:
-            self.engine: Engine = sa.create_engine(url, connect_args=_connect_args(url), **options)
+            self.engine: Engine = sa.create_engine(url, connect_args=connect_args(url), **options)
         except ImportError as error:
             extra = EXTRAS[url.get_backend_name()]
             raise StorageError(
@@ -190,9 +190,7 @@ class Database:
             return
         # A connection of its own: the small pool is for the work under the lock. Closing it gives
         # the lock up, also when this process dies.
-        own = sa.create_engine(
-            self.url, poolclass=sa.NullPool, connect_args=_connect_args(self.url)
-        )
+        own = sa.create_engine(self.url, poolclass=sa.NullPool, connect_args=connect_args(self.url))
         with own.connect() as connection:
             if self.url.get_backend_name() == "postgresql":
                 connection.execute(sa.select(sa.func.pg_advisory_lock(_ADVISORY_LOCK)))
@@ -257,7 +255,7 @@ def use_wal(database: Database) -> None:
                 raw.close()
 
 
-def _connect_args(url: URL) -> dict[str, Any]:
+def connect_args(url: URL) -> dict[str, Any]:
     """What the driver is told about each connection."""
     if url.get_backend_name() == "sqlite":
         return {"timeout": BUSY_TIMEOUT_S, "check_same_thread": False}

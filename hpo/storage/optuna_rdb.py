@@ -29,7 +29,7 @@ from sqlalchemy import orm
 
 from hpo.errors import Fenced, StorageError
 from hpo.storage import faults, tables
-from hpo.storage.db import Database, use_wal
+from hpo.storage.db import Database, connect_args, use_wal
 from hpo.storage.leases import Ending, Lease
 from hpo.storage.patience import insist
 from hpo.storage.reading import TRIALS, read_trials
@@ -48,20 +48,27 @@ MYSQL_TABLES = {
 that differ in case alone, as on the other databases."""
 
 
+@contextmanager
+def _translated(database: Database) -> Iterator[None]:
+    """Faults of the database in Optuna's code as StorageError, as in our own."""
+    try:
+        with database.translated():
+            yield
+    except optuna.exceptions.StorageInternalError as error:
+        fault = faults.in_chain(error)
+        if fault is None:
+            raise
+        raise faults.as_storage_error(fault, database.shown) from error
+
+
 def _call(
     method: Callable[Concatenate[FencedStorage, P], R], *, writes: bool
 ) -> Callable[Concatenate[FencedStorage, P], R]:
     @wraps(method)
     def once(self: FencedStorage, /, *args: P.args, **kwargs: P.kwargs) -> R:
         mode = self.database.writing() if writes else nullcontext()
-        try:
-            with self.database.translated(), mode:
-                return method(self, *args, **kwargs)
-        except optuna.exceptions.StorageInternalError as error:
-            fault = faults.in_chain(error)
-            if fault is None:
-                raise
-            raise faults.as_storage_error(fault, self.database.shown) from error
+        with _translated(self.database), mode:
+            return method(self, *args, **kwargs)
 
     @wraps(method)
     def repeated(self: FencedStorage, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -85,17 +92,21 @@ def _read(
 
 
 class FencedStorage(RDBStorage):
-    """Optuna's storage over a prepared Database; its tables must exist (`create_schema`)."""
+    """Optuna's storage over a prepared Database; its tables must exist (`create_schema`).
+
+    Optuna looks at its version in the database at once: raises StorageError and StorageAway."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
         self._guard = threading.local()
-        super().__init__(
-            database.secret_url,
-            engine_kwargs={"poolclass": sa.NullPool},
-            skip_table_creation=True,
-            skip_compatibility_check=True,
-        )
+        options = {"poolclass": sa.NullPool, "connect_args": connect_args(database.url)}
+        with _translated(database):
+            super().__init__(
+                database.secret_url,
+                engine_kwargs=options,
+                skip_table_creation=True,
+                skip_compatibility_check=True,
+            )
         self.engine.dispose()
         self.engine = database.engine
         self.scoped_session = orm.scoped_session(orm.sessionmaker(bind=database.engine))

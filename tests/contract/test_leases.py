@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import sqlite3
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ import sqlalchemy as sa
 from optuna.storages import RDBStorage
 from optuna.trial import Trial, TrialState
 
-from hpo.errors import Conflict, Fenced, InputError, NotFound, StorageError
+from hpo.errors import Conflict, Fenced, InputError, NotFound, StorageAway, StorageError
 from hpo.paths import Home
 from hpo.search import study as studies
 from hpo.search.study import Study
@@ -552,6 +553,32 @@ def test_a_storage_that_cannot_be_used_is_named_without_its_password(url: str, p
     with pytest.raises(StorageError, match=part) as caught:
         studies.create(connect(url), study_file())
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("step", ["_init_version_info_model", "_init_alembic"])
+def test_a_database_that_is_away_when_a_worker_comes(
+    study: Study, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Optuna asks it for its versions in two ways, whose faults differ."""
+
+    def away(versions: Any) -> None:
+        @sa.event.listens_for(versions.engine, "do_connect")
+        def refuse(*_: Any) -> None:
+            raise error
+
+        original(versions)
+
+    driver = study.database.engine.dialect.loaded_dbapi
+    error = driver.OperationalError("server closed the connection unexpectedly")
+    if study.database.is_sqlite:
+        error.sqlite_errorcode = sqlite3.SQLITE_BUSY
+    elif study.database.url.get_backend_name() == "mysql":
+        error.args = (2013, *error.args)
+    versions = optuna.storages._rdb.storage._VersionManager
+    original = getattr(versions, step)
+    monkeypatch.setattr(versions, step, away)
+    with pytest.raises(StorageAway, match="server closed the connection"):
+        FencedStorage(study.database)
 
 
 def test_a_newer_database_is_refused(study: Study) -> None:
