@@ -52,9 +52,10 @@ from hpo.paths import Home
 from hpo.search import objective
 from hpo.search import study as studies
 from hpo.search.objective import Bench
+from hpo.storage import leases, records
 from hpo.storage.db import connect
 from hpo.storage.leases import Taken
-from hpo.storage.optuna_rdb import FencedStorage
+from hpo.storage.optuna_rdb import FencedStorage, add_waiting
 from hpo.workers.signals import stop_on_signal
 from hpo.workers.worker import Progress, Worker
 
@@ -63,6 +64,7 @@ GROWTH_WORKERS = 8
 SEEDS = 50  # trials that are run, then copied, to fill a study
 DEADLINE_S = 900.0
 MAX_CONNECTIONS = 400
+BEATS = 2000
 STUDY = f"""
 [study]
 name = "NAME"
@@ -190,7 +192,7 @@ class Server:
         return int(self.rows(text)[0][0])
 
     def cpu_s(self) -> float:
-        """Seconds of the processor that its processes have used so far."""
+        """Seconds of the processor that its processes have used so far, ended ones too."""
         with self.engine.connect() as connection:
             backend = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar()
             try:
@@ -199,7 +201,9 @@ class Server:
                 postmaster = None
         if postmaster is None or postmaster.name() != "postgres":
             return float("nan")
-        return sum(map(cpu_s, [postmaster, *postmaster.children()]))
+        ended = postmaster.cpu_times()
+        live = sum(map(cpu_s, [postmaster, *postmaster.children()]))
+        return live + ended.children_user + ended.children_system
 
 
 def cpu_s(process: psutil.Process) -> float:
@@ -251,6 +255,28 @@ def measure(
         workers, seconds, finished, count / spent, overheads, sessions,
         database / spent, own / spent, load,
     )  # fmt: skip
+
+
+def heartbeat(server: Server) -> str:
+    """What a sign of life costs, of which every worker gives one in five seconds: its lease
+    renewed, the database's clock read."""
+    database = connect(server.url)
+    study = studies.load(database, new_study(server))
+    add_waiting(FencedStorage(database), study.row.study_id)
+    about = {"host": "-", "pid": 0, "device": "cpu", "versions": {}, "process": "-"}
+    records.add_worker(database, "one", study.uuid, **about)
+    taken = leases.take(database, study.uuid, study.facts().free[0], "one")
+    assert taken is not None
+    began, used = time.monotonic(), server.cpu_s()
+    for _ in range(BEATS):
+        leases.renew(database, taken.lease, {"epoch": 1})
+        records.clock(database)
+    took, used = time.monotonic() - began, server.cpu_s() - used
+    database.dispose()
+    return (
+        f"a sign of life: {1000 * took / BEATS:.1f} ms, of which the database's processes take "
+        f"{1000 * used / BEATS:.1f} ms (n = {BEATS})"
+    )
 
 
 def attempts(server: Server) -> set[str]:
@@ -423,6 +449,7 @@ def main() -> None:
                     with args.output.open("a") as file:
                         file.write(json.dumps(asdict(runs[-1])) + "\n")
             print(row(runs), flush=True)
+        print(f"\n{heartbeat(server)}")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,8 @@ def dashboard(
         typer.Option(
             metavar="FILE",
             envvar="HPO_DASHBOARD_PASSWORD_FILE",
-            help="A file with the password, for your eyes alone (chmod 600).",
+            help="A file with the password, for your eyes alone (chmod 600); or the password in "
+            "HPO_DASHBOARD_PASSWORD.",
             show_default="nobody is asked",
         ),
     ] = None,
@@ -79,14 +80,14 @@ def dashboard(
     import logging
     import signal
 
-    from hpo.dashboard.credentials import TOKEN, read_credentials
+    from hpo.dashboard.credentials import read_credentials
     from hpo.dashboard.rules import Settings, host_name
     from hpo.dashboard.serve import own_hosts, serve
     from hpo.storage.records import is_empty
 
     names = [*allowed_host, *filter(None, os.environ.get(ALLOWED_HOSTS, "").split(","))]
     settings = Settings(
-        read_credentials(password_file, token_file, os.environ.get(TOKEN) or None),
+        read_credentials(password_file, token_file, os.environ),
         own_hosts(host),
         frozenset(host_name(name) for name in names),
         read_only,

@@ -1,7 +1,7 @@
 """Who may come in: a password for people, a token for scripts, read once at the start.
 
-Both come from files (the token also from the environment), never from the command line, where every
-user of the machine sees it.
+Both come from files or from the environment, never from the command line, where every user of the
+machine sees it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from hpo.errors import InputError
 
 PASSWORD_FILE = "HPO_DASHBOARD_PASSWORD_FILE"
 TOKEN_FILE = "HPO_DASHBOARD_TOKEN_FILE"
+PASSWORD = "HPO_DASHBOARD_PASSWORD"
 TOKEN = "HPO_DASHBOARD_TOKEN"
 
 LEAST_PASSWORD = 8
@@ -71,13 +72,16 @@ class Credentials:
 
 
 def read_credentials(
-    password_file: Path | None, token_file: Path | None, token: str | None = None
+    password_file: Path | None, token_file: Path | None, environment: Mapping[str, str]
 ) -> Credentials:
-    """What stands in the files, or `token` itself. Raises InputError for a file that is missing,
-    empty, or open to every user of the machine, and for what is too short."""
+    """What stands in the files, or else in the variables PASSWORD and TOKEN. Raises InputError for
+    a file that is missing, empty, or open to every user of the machine, and for what is too
+    short."""
+    password, token = environment.get(PASSWORD) or None, environment.get(TOKEN) or None
+    if password_file is not None:
+        password = _read(password_file, "password")
     if token_file is not None:
         token = _read(token_file, "token")
-    password = None if password_file is None else _read(password_file, "password")
     return Credentials.of(password=password, token=token)
 
 
@@ -87,7 +91,7 @@ def from_environment(environment: Mapping[str, str]) -> Credentials:
     def path(name: str) -> Path | None:
         return Path(environment[name]) if environment.get(name) else None
 
-    return read_credentials(path(PASSWORD_FILE), path(TOKEN_FILE), environment.get(TOKEN) or None)
+    return read_credentials(path(PASSWORD_FILE), path(TOKEN_FILE), environment)
 
 
 def _read(path: Path, what: str) -> str:

@@ -20,8 +20,9 @@ from hpo.errors import InputError, StorageError
 from hpo.paths import Home
 from hpo.search import study as studies
 from hpo.storage import records
+from hpo.storage.caching import cached
 from hpo.storage.db import Database
-from hpo.storage.optuna_rdb import FencedStorage, cached, create_schema
+from hpo.storage.optuna_rdb import FencedStorage, create_schema
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment

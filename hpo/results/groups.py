@@ -14,7 +14,7 @@ from hpo.errors import NotFound, nearest
 from hpo.results.table import Cell, Table, measured, measured_cell, setting, text_cell
 from hpo.search.status import StudyStatus, TrialStatus
 
-SHOWN = ("train_loss", "val_loss", "train_top1", "val_top1")
+SHOWN = ("val_top1", "val_loss", "train_top1", "train_loss")
 MOST_VALUES = 12
 """Different values up to which each has a row; a range with more, or with more than BINS and no
 step, is cut into BINS parts."""
@@ -92,9 +92,9 @@ def _bounds(low: float, high: float, log: bool) -> list[float]:
 
 
 def metrics_of(status: StudyStatus) -> list[str]:
-    """Metrics that a table of groups shows: losses, top-1, and what the study optimizes."""
+    """Metrics that a table of groups shows: what the study optimizes, then top-1 and losses."""
     recorded = {name for trial in status.trials for row in trial.epochs for name in row.metrics}
-    names = dict.fromkeys([*SHOWN, *status.file.objectives])
+    names = dict.fromkeys([*status.file.objectives, *SHOWN])
     return [name for name in names if name in recorded or name in COSTS]
 
 

@@ -5,7 +5,7 @@ Facts go in, a decision comes out, so that both are tested by table.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -84,6 +84,18 @@ def within_reach(facts: Facts, contact: Contact, lease_s: float) -> Facts:
     if contact.spans(lease_s):
         return facts
     return replace(facts, free=tuple(free for free in facts.free if not free.expired))
+
+
+def apart(free: Sequence[Free], running: int, pick: Callable[[int], int]) -> tuple[Free, ...]:
+    """`free` in the order in which to try to take them: first what was begun, then waiting trials.
+    As many workers as there are running trials may be at it, too, so each begins at another waiting
+    one, lest all wait for the first; in their own order where nobody else runs any. `pick(n)` gives
+    one of 0 to n - 1.
+    """
+    begun = tuple(one for one in free if one.started)
+    waiting = tuple(one for one in free if not one.started)
+    first = pick(min(len(waiting), running + 1)) if waiting else 0
+    return (*begun, *waiting[first:], *waiting[:first])
 
 
 def missing(facts: Facts) -> int:

@@ -15,7 +15,8 @@ from hpo.definition.objectives import COSTS
 from hpo.search.samplers import make_pruner
 from hpo.search.study import Study
 from hpo.storage import records
-from hpo.storage.optuna_rdb import FencedStorage, FirstObjective
+from hpo.storage.caching import FirstObjective
+from hpo.storage.optuna_rdb import FencedStorage
 from hpo.storage.records import EpochRow
 
 FINISHED = ("COMPLETE", "PRUNED", "FAIL")

@@ -18,9 +18,10 @@ from hpo.paths import Home, StudyDir
 from hpo.search import mirror, plan
 from hpo.search.samplers import make_pruner
 from hpo.storage import leases, records
+from hpo.storage.caching import cached
 from hpo.storage.db import Database
 from hpo.storage.facts import Facts, read_facts
-from hpo.storage.optuna_rdb import FencedStorage, cached, create_schema, find_optuna_study
+from hpo.storage.optuna_rdb import FencedStorage, create_schema, find_optuna_study
 from hpo.storage.records import StudyRow
 
 

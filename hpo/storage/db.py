@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,6 @@ from sqlalchemy.exc import DBAPIError
 
 from hpo.errors import StorageError
 from hpo.storage import faults
-from hpo.storage.patience import Pause
 from hpo.storage.url import EXTRAS, parse, show
 
 BUSY_TIMEOUT_S = 60
@@ -74,6 +73,9 @@ NETWORK_FILE_SYSTEMS = {
     *("fuse.sshfs", "fuse.glusterfs"),
 }
 _ADVISORY_LOCK = 0x68706F  # 'hpo': PostgreSQL's key for the one-time set-up
+
+Pause = Callable[[float], None]
+"""Waits so many seconds; raises to give up."""
 
 
 class Database:

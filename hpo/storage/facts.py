@@ -91,7 +91,7 @@ def _free(c: sa.Connection, database: Database, study_id: int, trials: int) -> t
         .where(t.study_id == study_id, t.number < trials, t.state.in_(["WAITING", "RUNNING"]))
         .where(~leased)
         .order_by(t.number)
-        .limit(16)
+        .limit(32)
     )
     return tuple(
         Free(row.trial_id, row.number, row.state == "RUNNING", bool(row.expired))

@@ -1,5 +1,5 @@
 """Optuna's own storage, prepared and fenced. The only module that touches its private names, with
-`reading`.
+`reading` and `caching`.
 
 Three things are added to `RDBStorage`, all proved necessary by experiment:
 
@@ -13,10 +13,9 @@ Three things are added to `RDBStorage`, all proved necessary by experiment:
 
 from __future__ import annotations
 
-import copy
 import logging
 import threading
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -24,8 +23,8 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import optuna
 import sqlalchemy as sa
 from optuna.storages import RDBStorage
-from optuna.storages._cached_storage import _CachedStorage
 from optuna.storages._rdb import models
+from optuna.trial import TrialState
 from sqlalchemy import orm
 
 from hpo.errors import Fenced, StorageError
@@ -154,7 +153,7 @@ class FencedStorage(RDBStorage):
     def set_trial_state_values(
         self,
         trial_id: int,
-        state: optuna.trial.TrialState,
+        state: TrialState,
         values: Any = None,
     ) -> bool:
         self._guard.finishing = state.is_finished()
@@ -171,7 +170,7 @@ class FencedStorage(RDBStorage):
     def _get_trials(
         self,
         study_id: int,
-        states: Container[optuna.trial.TrialState] | None,
+        states: Container[TrialState] | None,
         included_trial_ids: set[int],
         trial_id_greater_than: int,
     ) -> list[optuna.trial.FrozenTrial]:
@@ -180,13 +179,32 @@ class FencedStorage(RDBStorage):
         column = TRIALS.c
         later = column.trial_id > trial_id_greater_than
         wanted = later | column.trial_id.in_(included_trial_ids) if included_trial_ids else later
+        bare = getattr(self._guard, "bare", ())
         with self.database.read() as c:
             if not c.scalar(
                 sa.select(sa.exists().where(tables.optuna_studies.c.study_id == study_id))
             ):
                 raise KeyError(f"no study has the id {study_id}")
-            found = read_trials(c, column.study_id == study_id, wanted)
+            found = read_trials(c, column.study_id == study_id, wanted, bare=bare)
         return [one for one in found if states is None or one.state in states]
+
+    @contextmanager
+    def unfinished_bare(self) -> Iterator[None]:
+        """Inside, this thread reads no more of trials that are not finished than that they are."""
+        self._guard.bare = tuple(state for state in TrialState if not state.is_finished())
+        try:
+            yield
+        finally:
+            self._guard.bare = ()
+
+    @_read
+    def get_trial(self, trial_id: int) -> optuna.trial.FrozenTrial:
+        """Raises KeyError where it is gone."""
+        with self.database.read() as c:
+            found = read_trials(c, TRIALS.c.trial_id == trial_id)
+        if not found:
+            raise KeyError(f"no trial has the id {trial_id}")
+        return found[0]
 
     create_new_study = _write(RDBStorage.create_new_study)
     delete_study = _write(RDBStorage.delete_study)
@@ -214,56 +232,14 @@ class FencedStorage(RDBStorage):
     get_trial_id_from_study_id_trial_number = _read(
         RDBStorage.get_trial_id_from_study_id_trial_number
     )
-    get_trial = _read(RDBStorage.get_trial)
     get_all_trials = _read(RDBStorage.get_all_trials)
     get_best_trial = _read(RDBStorage.get_best_trial)
     _get_best_trial_id = _read(RDBStorage._get_best_trial_id)
 
 
-def cached(storage: FencedStorage) -> optuna.storages.BaseStorage:
-    """What samplers and the dashboard read: finished trials are kept in memory."""
-    return _CachedStorage(storage)
-
-
-class FirstObjective(_CachedStorage):
-    """A study of several objectives as if it had the first alone, for pruners: Optuna's refuse any
-    other. `curves()` gives its value after each epoch by trial number; Optuna stores none of them.
-    Writes go to the storage behind."""
-
-    def __init__(
-        self, storage: FencedStorage, curves: Callable[[], Mapping[int, Mapping[int, float]]]
-    ) -> None:
-        super().__init__(storage)
-        self._curves = curves
-
-    def get_study_directions(self, study_id: int) -> list[optuna.study.StudyDirection]:
-        return super().get_study_directions(study_id)[:1]
-
-    def get_trial(self, trial_id: int) -> optuna.trial.FrozenTrial:
-        return _with_curve(super().get_trial(trial_id), self._curves())
-
-    def get_all_trials(
-        self, study_id: int, deepcopy: bool = True, states: Any = None
-    ) -> list[optuna.trial.FrozenTrial]:
-        curves = self._curves()
-        found = super().get_all_trials(study_id, deepcopy=deepcopy, states=states)
-        return [_with_curve(trial, curves) for trial in found]
-
-
-def _with_curve(
-    trial: optuna.trial.FrozenTrial, curves: Mapping[int, Mapping[int, float]]
-) -> optuna.trial.FrozenTrial:
-    seen = copy.copy(trial)  # the original belongs to the cache
-    seen.intermediate_values = dict(curves.get(trial.number, {}))
-    seen.values = trial.values and trial.values[:1]
-    return seen
-
-
 def add_waiting(storage: FencedStorage, study_id: int) -> None:
     """Add one empty waiting trial; the database counts its number."""
-    storage.create_new_trial(
-        study_id, optuna.trial.create_trial(state=optuna.trial.TrialState.WAITING)
-    )
+    storage.create_new_trial(study_id, optuna.trial.create_trial(state=TrialState.WAITING))
 
 
 def sampling_view(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> optuna.Study:

@@ -40,21 +40,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 from hpo.errors import Fenced, StorageAway
-
-if TYPE_CHECKING:
-    from hpo.storage.db import Database
+from hpo.storage.db import Database, Pause
 
 log = logging.getLogger(__name__)
 
 FIRST_DELAY_S = 0.2
 LARGEST_DELAY_S = 5.0
 REMINDER_S = 60.0
-
-Pause = Callable[[float], None]
-"""Waits so many seconds; raises to give up."""
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
 from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.storages._rdb import models
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 TRIALS = models.TrialModel.__table__
 PARTS: dict[str, tuple[Any, tuple[str, ...]]] = {
@@ -34,11 +34,17 @@ PARTS: dict[str, tuple[Any, tuple[str, ...]]] = {
 Rows = Mapping[int, list[Any]]
 
 
-def read_trials(c: sa.Connection, *wanted: sa.ColumnElement[bool]) -> list[FrozenTrial]:
-    """The trials that fulfil all of `wanted`, conditions on columns of TRIALS, by their ids."""
+def read_trials(
+    c: sa.Connection, *wanted: sa.ColumnElement[bool], bare: Collection[TrialState] = ()
+) -> list[FrozenTrial]:
+    """The trials that fulfil all of `wanted`, conditions on columns of TRIALS, by their ids. Those
+    in a state of `bare` are without parameters, values and attributes."""
     trials = c.execute(sa.select(TRIALS).where(*wanted).order_by(TRIALS.c.trial_id)).all()
-    if not trials:
-        return []
+    if all(row.state in bare for row in trials):
+        parts: dict[str, Rows] = {name: defaultdict(list) for name in PARTS}
+        return [_frozen(row, parts) for row in trials]
+    if bare:
+        wanted = (*wanted, TRIALS.c.state.not_in(bare))
     parts = {name: _rows(c, part[0].__table__, part[1], wanted) for name, part in PARTS.items()}
     return [_frozen(row, parts) for row in trials]
 

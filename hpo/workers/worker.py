@@ -207,7 +207,8 @@ class Worker:
         if isinstance(decision, plan.Over):
             return decision.reason
         if isinstance(decision, plan.Run) and self._has_room():
-            self._try(decision.free, progress, lambda taken: self._run(taken, progress))
+            free = plan.apart(decision.free, facts.running, random.randrange)
+            self._try(free, progress, lambda taken: self._run(taken, progress))
         elif isinstance(decision, plan.Drain):
             self._try(
                 decision.free,

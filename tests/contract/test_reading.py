@@ -7,9 +7,11 @@ import math
 
 import optuna
 import pytest
+import sqlalchemy as sa
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo.storage.caching import cached
 from hpo.storage.db import Database
 from hpo.storage.optuna_rdb import FencedStorage, add_waiting, create_schema
 
@@ -69,6 +71,38 @@ def test_trials_are_read_as_optuna_reads_them(database: Database, directions: li
             assert [told(one) for one in found] == [told(one) for one in expected]
     orders = [[list(one.params) for one in read] for read in (study.trials, other.trials)]
     assert orders[0] == orders[1]
+
+
+def test_one_trial_is_read_as_optuna_reads_it(database: Database) -> None:
+    create_schema(database)
+    storage = FencedStorage(database)
+    for trial in fill(storage, ["minimize"]).trials:
+        expected = RDBStorage.get_trial(storage, trial._trial_id)
+        assert told(storage.get_trial(trial._trial_id)) == told(expected)
+    with pytest.raises(KeyError):
+        storage.get_trial(10**6)
+
+
+def test_who_asks_for_finished_trials_reads_no_others(database: Database) -> None:
+    create_schema(database)
+    storage = FencedStorage(database)
+    name = fill(storage, ["minimize"]).study_name
+    read: list[str] = []
+    sa.event.listen(
+        database.engine, "before_cursor_execute", lambda c, cur, text, *rest: read.append(text)
+    )
+    study = optuna.load_study(study_name=name, storage=cached(storage))
+    finished = study.get_trials(states=(TrialState.COMPLETE,))
+    assert [told(one) for one in finished] == [told(one) for one in study.trials[:3]]
+    asker = study.ask()
+    asker.suggest_float("lr", 1e-4, 1e-1, log=True)
+    read.clear()
+    study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    assert not [text for text in read if "trial_params" in text]
+    # Who asks for the others gets all of them, whatever was asked before.
+    assert study.get_trials(states=(TrialState.RUNNING,))[-1].params == asker.params
+    study.tell(asker, 0.125)
+    assert study.get_trials(states=(TrialState.COMPLETE,))[-1].params == asker.params
 
 
 def test_a_study_that_is_gone_is_told(database: Database) -> None:

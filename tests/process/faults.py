@@ -27,12 +27,13 @@ from hpo.search import study as studies
 from hpo.search.study import Study
 from hpo.storage import leases, records
 from hpo.storage.db import connect
+from hpo.storage.optuna_rdb import FencedStorage, add_waiting
 from hpo.storage.records import AttemptRow
 from hpo.workers.supervisor import Supervisor
 from hpo.workers.worker import Progress
 from tests.fakes import study_file
 from tests.process.scene import Scene, run_scene
-from tests.process.scenes import forks, until
+from tests.process.scenes import forks, killed_after, until
 from tests.process.swarm import Child, Forks
 
 TINY = '[train.model.cnn]\nfilters = [4]\n[train.runtime]\nprecision = "float32"\n'
@@ -279,6 +280,40 @@ def after_takeovers(study: Study) -> dict[str, int]:
     return {"taken_over": len(ends), "accepted": len(late)}
 
 
+TAKEOVER = ("_end_lost", "_open_attempt", "take")
+"""What a takeover does, in its order: both writes, and their commit."""
+
+
+def takeover_killed(url: str, times: int = 3) -> dict[str, Any]:
+    """A lease ran out, and who takes its trial over is killed in the midst of that; then another
+    worker comes."""
+    killed, finished, attempts = 0, 0, []
+    for number in range(times):
+        name = f"takeover-{number}"
+        study, _ = studies.create(connect(url), study_file(trials=1, lease_s=1.0, name=name))
+        add_waiting(FencedStorage(study.database), study.row.study_id)
+        owner = leases.take(study.database, study.uuid, study.facts().free[0], "gone")
+        assert owner is not None
+        study.database.dispose()  # a fork must not share its connections
+        launcher = Forks(url, name, Home.default(), "instant")
+        killed += dying_at(TAKEOVER[number % len(TAKEOVER)], launcher).wait() == -signal.SIGKILL
+        assert launcher.start("next", "cpu").wait() == 0
+        finished += study.facts().finished == 1
+        attempts.append(len(attempts_of(study)))
+        study.database.dispose()
+    return {"killed": killed, "lost": times - finished, "attempts": attempts}
+
+
+def dying_at(write: str, launcher: Forks) -> Child:
+    """A worker that dies by SIGKILL right after its first call of `leases.WRITE`."""
+    original = getattr(leases, write)
+    killed_after(leases, write)
+    try:
+        return launcher.start("dying", "cpu")  # forked with the trap set
+    finally:
+        setattr(leases, write, original)
+
+
 CLOCKS = (("UTC", 0), ("America/New_York", 3600), ("Asia/Tokyo", -3600), ("Asia/Tokyo", 3600))
 
 
@@ -314,6 +349,7 @@ SCENES: tuple[Scene, ...] = (
     handed_back,
     handed_back_large,
     stopped_at_random,
+    takeover_killed,
     wrong_clocks,
 )
 

@@ -1,10 +1,11 @@
 """Many real worker processes over one database, quickly started: forked from a process that has
 imported everything but has not touched CUDA or started a thread.
 
-    python -m tests.process.swarm URL STUDY WORKERS {instant,real} [KILLS] [SEED]
+    python -m tests.process.swarm URL STUDY WORKERS {instant,real} [KILLS] [SEED] [PAUSE_S]
 
 Runs the product's own supervisor and workers until the study is over. With KILLS, a random worker
-is killed with SIGKILL at a random instant, that often. Prints one JSON object.
+is killed with SIGKILL at a random instant, that often, PAUSE_S apart at most. Prints one JSON
+object.
 """
 
 from __future__ import annotations
@@ -129,6 +130,7 @@ def main() -> None:
     url, name, workers, kind = sys.argv[1:5]
     kills = int(sys.argv[5]) if len(sys.argv) > 5 else 0
     rng = random.Random(int(sys.argv[6]) if len(sys.argv) > 6 else 0)
+    pause_s = float(sys.argv[7]) if len(sys.argv) > 7 else 0.8
     torch.set_num_threads(1)
     home = Home(Path(os.environ["HPO_HOME"]))
     database = connect(url)
@@ -145,7 +147,7 @@ def main() -> None:
         if killed < kills and alive and time.monotonic() > due:
             rng.choice(alive).kill()
             killed += 1
-            due = time.monotonic() + rng.uniform(0.1, 0.8)
+            due = time.monotonic() + rng.uniform(pause_s / 8, pause_s)
 
     supervisor.run(threading.Event(), tick)
     print(json.dumps({"killed": killed, "started": len(forks.children)}))

@@ -131,6 +131,14 @@ def test_a_worker_that_was_stopped_writes_nothing_after_it_was_superseded(url: s
 
 
 @on_both
+def test_a_trial_outlives_those_who_die_while_they_take_it_over(url: str) -> None:
+    told = run("faults", "takeover_killed", url, "3")
+    assert (told["killed"], told["lost"]) == (3, 0)
+    # The dead one's first write alone, or both without their commit, leave nothing behind.
+    assert told["attempts"] == [2, 2, 3]
+
+
+@on_both
 def test_neither_time_zones_nor_wrong_clocks_make_a_worker_dead(
     url: str, database: Database
 ) -> None:

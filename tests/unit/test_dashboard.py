@@ -35,8 +35,9 @@ from hpo.paths import Home
 from hpo.search import study as studies
 from hpo.search.study import Study
 from hpo.storage import leases, tables
+from hpo.storage.caching import cached
 from hpo.storage.db import Database, connect
-from hpo.storage.optuna_rdb import FencedStorage, add_waiting, cached
+from hpo.storage.optuna_rdb import FencedStorage, add_waiting
 from tests.fakes import study_file
 from tests.filled import Trial, fill
 

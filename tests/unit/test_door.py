@@ -266,7 +266,7 @@ def secret(path: Path, text: str | bytes, mode: int = 0o600) -> Path:
 
 @pytest.mark.parametrize("text", ["correct horse", "correct horse\n", "correct horse\r\n"])
 def test_a_password_is_the_line_of_its_file(tmp_path: Path, text: str) -> None:
-    found = read_credentials(secret(tmp_path / "p", text), None)
+    found = read_credentials(secret(tmp_path / "p", text), None, {})
     assert found.asked
     assert found.is_password("correct horse")
     for wrong in ("", "correct hors", "correct horse\n", "correct horse ", "Correct horse"):
@@ -306,15 +306,15 @@ def test_a_bad_password_file_is_an_error(
     tmp_path: Path, text: str | bytes, mode: int, why: str
 ) -> None:
     with pytest.raises(InputError, match=why) as error:
-        read_credentials(secret(tmp_path / "p", text, mode), None)
+        read_credentials(secret(tmp_path / "p", text, mode), None, {})
     assert "correct" not in str(error.value)
 
 
 def test_a_missing_password_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="No such file"):
-        read_credentials(tmp_path / "none", None)
+        read_credentials(tmp_path / "none", None, {})
     with pytest.raises(InputError, match="directory"):
-        read_credentials(tmp_path, None)
+        read_credentials(tmp_path, None, {})
 
 
 def test_a_short_token_is_an_error() -> None:
@@ -331,6 +331,9 @@ def test_credentials_come_from_the_environment(tmp_path: Path) -> None:
     assert found.is_token("0123456789" * 2)
     assert from_environment({"HPO_DASHBOARD_TOKEN": "9876543210" * 2}).is_token("9876543210" * 2)
     assert not from_environment({"HPO_DASHBOARD_TOKEN": ""}).asked
+    found = from_environment({"HPO_DASHBOARD_PASSWORD": "from the environment"})
+    assert found.is_password("from the environment")
+    assert not found.is_password("from a file")
 
 
 # Sessions and attempts

@@ -87,6 +87,22 @@ def test_missing_is_a_few_ahead_and_never_past_the_budget(
     assert plan.missing(replace(FACTS, **changes)) == expected  # type: ignore[arg-type]
 
 
+def test_workers_begin_with_different_trials() -> None:
+    free = tuple(Free(i, i, False) for i in range(5))
+    asked: list[int] = []
+
+    def last(n: int) -> int:
+        asked.append(n)
+        return n - 1
+
+    assert plan.apart(free, 0, last) == free  # alone: in their order
+    assert plan.apart(free, 2, last) == (*free[2:], *free[:2])
+    assert plan.apart(free, 99, last) == (*free[4:], *free[:4])
+    assert asked == [1, 3, 5]
+    assert plan.apart((*free[:2], ORPHAN), 9, last) == (ORPHAN, free[1], free[0])
+    assert plan.apart((ORPHAN,), 9, last) == (ORPHAN,)
+
+
 def test_planned_is_baselines_then_grid_then_sampled() -> None:
     a, b, c = {"x": 1}, {"x": 2}, {"x": 3}
     grid = [a, b, c]
