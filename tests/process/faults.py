@@ -294,8 +294,7 @@ def takeover_killed(url: str, times: int = 3) -> dict[str, Any]:
         add_waiting(FencedStorage(study.database), study.row.study_id)
         owner = leases.take(study.database, study.uuid, study.facts().free[0], "gone")
         assert owner is not None
-        study.database.dispose()  # a fork must not share its connections
-        launcher = Forks(url, name, Home.default(), "instant")
+        launcher = forks(study, "instant")
         killed += dying_at(TAKEOVER[number % len(TAKEOVER)], launcher).wait() == -signal.SIGKILL
         assert launcher.start("next", "cpu").wait() == 0
         finished += study.facts().finished == 1
