@@ -26,6 +26,7 @@ import os
 import platform
 import signal
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -129,7 +130,8 @@ class Timed(Bench):
 
 
 def work(url: str, name: str, home: Home, seconds: float, most: int | None = None) -> Timed:
-    """What one worker process does until SIGTERM, or until it has finished `most` trials."""
+    """What one worker process does until SIGTERM, the end of its parent, or the end of `most`
+    trials."""
     logging.disable(logging.WARNING)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = studies.load(connect(url), name)
@@ -140,7 +142,7 @@ def work(url: str, name: str, home: Home, seconds: float, most: int | None = Non
     with stop_on_signal() as stop:
         if most is not None:
             threading.Thread(target=_stop_at, args=(stop, bench, most), daemon=True).start()
-        Worker(study, storage, bench, home=home).run(stop)
+        Worker(study, storage, bench, home=home).run(stop, supervised=True)
     return bench
 
 
@@ -429,6 +431,7 @@ def processor() -> str:
 
 def main() -> None:
     args = arguments()
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # ends the server, too
     torch.set_num_threads(1)
     with own_server() if args.storage is None else nullcontext(args.storage) as url:
         server = Server(url)

@@ -100,15 +100,22 @@ def told_if_full(path: Path) -> Iterator[None]:
 
 def disk_full(path: Path, needed: int = 0) -> DiskFull:
     """The error for `path`, of `needed` bytes where that is known, with what its disk has now."""
-    there = _existing(path)
-    usage = shutil.disk_usage(there)
     wanted = f", {size_text(needed)} are needed" if needed else ""
     message = (
-        f"{path} does not fit: the disk mounted at {mount_of(there)} has {size_text(usage.free)} "
-        f"of {size_text(usage.total)} free{wanted}; free space there (or raise your quota), or use "
-        "another disk (HPO_HOME, for what hpo keeps)"
+        f"{path} does not fit: {disk_of(path)}{wanted}; free space there (or raise your quota), or "
+        "use another disk (HPO_HOME, for what hpo keeps)"
     )
     return DiskFull(message, path=path, needed=needed)
+
+
+def disk_of(path: Path) -> str:
+    """Which disk `path` is on, or would be, and what it has now, in words."""
+    there = _existing(path)
+    usage = shutil.disk_usage(there)
+    return (
+        f"the disk mounted at {mount_of(there)} has {size_text(usage.free)} of "
+        f"{size_text(usage.total)} free"
+    )
 
 
 def has_room(error: DiskFull) -> bool:

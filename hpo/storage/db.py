@@ -16,6 +16,7 @@ connections must go to the same one.
 from __future__ import annotations
 
 import hashlib
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ import psutil
 import sqlalchemy as sa
 from filelock import FileLock
 from sqlalchemy.engine import URL, Connection, Engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from hpo.errors import StorageError
 from hpo.storage import faults
@@ -180,7 +181,7 @@ class Database:
         except DBAPIError as error:
             if isinstance(error, sa.exc.IntegrityError):
                 raise
-            raise faults.as_storage_error(error, self.shown) from error
+            raise faults.as_storage_error(error, self.url) from error
 
     def now(self) -> sa.ColumnElement[float]:
         """The database's clock, in seconds since 1970 (SQLite has its host's), as an expression."""
@@ -257,9 +258,11 @@ def use_wal(database: Database) -> None:
     """Switch a SQLite file to WAL; once, alone: sixteen at a time get 'database is locked'."""
     if database.is_sqlite:
         with database.translated():
-            raw = database.engine.raw_connection()
+            raw, switch = database.engine.raw_connection(), "PRAGMA journal_mode = WAL"
             try:
-                raw.cursor().execute("PRAGMA journal_mode = WAL")
+                raw.cursor().execute(switch)  # outside of any transaction
+            except sqlite3.Error as error:
+                raise OperationalError(switch, None, error) from error
             finally:
                 raw.close()
 

@@ -8,11 +8,15 @@ itself; there whatever is not known to be for good is taken for an outage.
 from __future__ import annotations
 
 import sqlite3
+from pathlib import Path
 from typing import Any
 
+from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from hpo.errors import StorageAway, StorageError
+from hpo.files import disk_of
+from hpo.storage.url import show
 
 AWAY_CLASSES = {
     "08",  # connection exception
@@ -56,10 +60,10 @@ REFUSED_FOR_GOOD = (
 """What PostgreSQL says to a newcomer whom it will not let in later either (in English)."""
 
 
-def as_storage_error(error: DBAPIError, shown: str) -> StorageError:
-    """`error` in words; `shown` names the database without its password."""
+def as_storage_error(error: DBAPIError, url: URL) -> StorageError:
+    """`error` of the database at `url`, in words and without its password."""
     kind = StorageAway if is_away(error) else StorageError
-    return kind(f"{shown}: {words(error.orig)}; {_advice(error.orig)}")
+    return kind(f"{show(url)}: {words(error.orig)}; {_advice(error.orig, url)}")
 
 
 def words(fault: BaseException | None) -> str:
@@ -97,14 +101,21 @@ def _sqlite_code(error: sqlite3.Error) -> int:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
-def _advice(error: BaseException | None) -> str:
+def _advice(error: BaseException | None, url: URL) -> str:
     if not isinstance(error, sqlite3.Error):
         return "check --storage or HPO_STORAGE, and that the database is running"
     code = _sqlite_code(error)
     if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
-        return "free some space on that disk: nothing is lost"
+        return f"{_disk(url)}: free some space there, nothing is lost"
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return "another process is writing, or was stopped while it wrote"
     if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
         return "check that its folder exists and may be written"
     return "name another file with --storage"
+
+
+def _disk(url: URL) -> str:
+    try:
+        return disk_of(Path(url.database or "."))
+    except OSError as error:
+        return f"its disk cannot be asked ({error})"

@@ -59,7 +59,7 @@ def _translated(database: Database) -> Iterator[None]:
         fault = faults.in_chain(error)
         if fault is None:
             raise
-        raise faults.as_storage_error(fault, database.shown) from error
+        raise faults.as_storage_error(fault, database.url) from error
 
 
 def _call(

@@ -7,6 +7,9 @@ its own. At random instants a worker or the supervisor is killed (SIGKILL), aske
 or stopped for a while (SIGSTOP, SIGCONT), and the database is restarted (PostgreSQL) or locked for
 a while (SQLite). Where the supervisor is gone it is started again, as a user would type the command
 again. Files lie under HPO_HOME. Prints one JSON object, in which `violations` is to be empty.
+SIGTERM ends it with all its processes.
+
+`python -m benchmarks.chaos` does the same for longer, and prints a table.
 """
 
 from __future__ import annotations
@@ -21,25 +24,28 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import psutil
 import torch
 
 from hpo.definition.studyfile import StudyFile, parse_study
-from hpo.errors import StorageAway
+from hpo.errors import Interrupted, StorageAway
 from hpo.paths import Home
 from hpo.search import study as studies
-from hpo.storage.db import Database, connect
+from hpo.search.study import Study
+from hpo.storage.db import connect
 from hpo.workers.signals import stop_on_signal
 from hpo.workers.supervisor import Supervisor
 from tests.fakes import study_file
 from tests.process import verdict
-from tests.process.swarm import Child, Forks
-from tests.process.verdict import Curves
+from tests.process.swarm import Child, Forks, forked
+from tests.process.verdict import Curves, Verdict
 from tests.servers import Postgres
 
 LEASE_S = 2.0
@@ -47,6 +53,11 @@ PAUSE_S = 0.8
 """Between two faults, on average."""
 CALM_S = 240.0
 """A study that has not ended so long after the last fault never will."""
+BY_A_FAULT = (
+    *(Interrupted.exit_code, StorageAway.exit_code),
+    *(-signal.SIGKILL, -signal.SIGTERM),
+)
+"""How a supervisor ends whose study is not over."""
 EPOCHS, POINTS = 4, 12
 SPACE = "optimizer.lr = [0.3, 0.1, 0.03, 0.01]\nseed = [0, 1, 2]"
 TRAIN = f"""epochs = {EPOCHS}
@@ -96,6 +107,30 @@ class Herd:
     def alive(self, role: str) -> list[psutil.Process]:
         return [one for path in self.folder.glob(f"{role}-*") if (one := _living(path))]
 
+    def end(self) -> None:
+        """Kill them all, supervisors first: they would start new workers."""
+        while alive := self.alive("supervisor") or self.alive("worker"):
+            for process in alive:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            time.sleep(0.02)
+
+    @contextmanager
+    def crashes_noted(self) -> Iterator[None]:
+        """In a process of the herd: an error that nobody expects is told by `crashes`, too."""
+        try:
+            yield
+        except (Interrupted, StorageAway):
+            raise
+        except BaseException:
+            (self.folder / f"crash.{os.getpid()}").write_text(traceback.format_exc())
+            raise
+
+    def crashes(self) -> list[str]:
+        """The last lines of what processes died of."""
+        found = [path.read_text().strip() for path in self.folder.glob("crash.*")]
+        return [f"a process crashed: {text.splitlines()[-1]}" for text in found]
+
 
 def _living(path: Path) -> psutil.Process | None:
     text = path.read_text()
@@ -110,14 +145,18 @@ def _living(path: Path) -> psutil.Process | None:
 class HerdForks(Forks):
     """Its workers are entered, and end when their supervisor is gone."""
 
-    def __init__(self, *args: Any, herd: Herd) -> None:
-        super().__init__(*args, supervised=True)
+    def __init__(self, study: Study, home: Home, herd: Herd) -> None:
+        super().__init__(study, home, "real", supervised=True)
         self.herd = herd
 
     def start(self, worker: str, device: str) -> Child:
         child = super().start(worker, device)
         self.herd.add("worker", child.pid)
         return child
+
+    def work(self, worker: str) -> None:
+        with self.herd.crashes_noted():
+            super().work(worker)
 
 
 @dataclass
@@ -132,30 +171,23 @@ class Scenery:
 
     def supervisor(self) -> Child:
         """What `hpo run` does, in a process of its own."""
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                self._run()
-                code = 0
-            except StorageAway as error:
-                code = error.exit_code
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stderr.flush()
-                os._exit(code)
-        self.herd.add("supervisor", pid)
-        return Child(pid)
+        child = forked(self._run)
+        self.herd.add("supervisor", child.pid)
+        return child
 
     def _run(self) -> None:
-        with stop_on_signal() as stop:
-            database = connect(self.url)
-            study = studies.load(database, self.name)
-            forks = HerdForks(self.url, self.name, self.home, "real", herd=self.herd)
-            directory = study.directory(self.home)
-            devices = ["cpu"] * self.workers
-            Supervisor(database, study.uuid, directory, forks, devices, 600.0).run(stop)
+        parent = os.getppid()
+        with self.herd.crashes_noted(), stop_on_signal() as stop:
+            study = studies.load(connect(self.url), self.name)
+
+            def end_alone() -> None:
+                """Without whoever undoes the faults."""
+                if os.getppid() != parent:
+                    stop.set()
+
+            supervise(study, HerdForks(study, self.home, self.herd), self.workers, stop, end_alone)
+            if stop.is_set():
+                raise Interrupted("stopped by a signal")
 
 
 class Storm:
@@ -222,16 +254,14 @@ class Storm:
         """Another process holds SQLite's write lock."""
         self.tally.faults["database locked"] += 1
         seconds = self.rng.uniform(0.2, 2 * LEASE_S)
-        pid = os.fork()
-        if pid == 0:
-            try:
-                file = self.url.removeprefix("sqlite:///")
-                holder = sqlite3.connect(file, timeout=60.0, isolation_level=None)
-                holder.execute("BEGIN IMMEDIATE")
-                time.sleep(seconds)
-            finally:
-                os._exit(0)
-        self._after(seconds + 60, Child(pid).wait)
+
+        def hold() -> None:
+            file = self.url.removeprefix("sqlite:///")
+            holder = sqlite3.connect(file, timeout=60.0, isolation_level=None)
+            holder.execute("BEGIN IMMEDIATE")
+            time.sleep(seconds)
+
+        self._after(seconds + 60, forked(hold).wait)
 
     def _after(self, seconds: float, undo: Callable[[], Any]) -> None:
         self.later.append((time.monotonic() + seconds, undo))
@@ -250,53 +280,66 @@ def _thaw(process: psutil.Process) -> None:
         return
 
 
-def search(scenery: Scenery, storm: Storm, until: float) -> str | None:
+def search(scenery: Scenery, storm: Storm, until: float) -> list[str]:
     """Search one study to its end under the storm, which abates at `until`; what went wrong."""
     supervisor, calm = scenery.supervisor(), until
-    while not is_over(scenery) or scenery.herd.alive("*"):
+    while (left := unfinished(scenery)) != 0 or scenery.herd.alive("*"):
         now = time.monotonic()
         storm.blow(scenery.herd, more=now < until)
         calm = max(calm, now) if now < until or storm.later else calm
         if now > calm + CALM_S:
-            return f"did not end {CALM_S:g} s after the last fault"
+            return [f"did not end {CALM_S:g} s after the last fault"]
         code = supervisor.poll()
-        if code is not None and not is_over(scenery):
-            if code not in (0, StorageAway.exit_code, -signal.SIGKILL, -signal.SIGTERM):
-                return f"its supervisor ended with code {code}"
+        if code is not None and left != 0:
+            if code not in BY_A_FAULT and (code != 0 or unfinished(scenery)):
+                return [f"its supervisor ended with code {code}"]
             supervisor = scenery.supervisor()  # the command is typed again
-        time.sleep(0.02)
+        time.sleep(0.1)
     supervisor.wait()
-    return None
+    return []
 
 
-def is_over(scenery: Scenery) -> bool:
+def unfinished(scenery: Scenery) -> int | None:
+    """Trials that the study lacks; None while the database is away."""
     database = connect(scenery.url)
     try:
         facts = studies.load(database, scenery.name).facts()
     except StorageAway:
-        return False
+        return None
     finally:
         database.dispose()  # a fork must not share its connections
-    return facts.finished >= facts.trials
+    return facts.trials - facts.finished
+
+
+def supervise(
+    study: Study,
+    forks: Forks,
+    workers: int,
+    stop: threading.Event,
+    tick: Callable[[], None] = lambda: None,
+) -> None:
+    """Run the product's supervisor over `forks` until the study is over or `stop` is set."""
+    directory = study.directory(forks.home)
+    Supervisor(study.database, study.uuid, directory, forks, ["cpu"] * workers, 600.0).run(
+        stop, tick
+    )
 
 
 def reference(url: str, home: Home) -> Curves:
     """Every point of the grid, undisturbed."""
     database = connect(url)
     study, _ = studies.create(database, chaos_study("reference", trials=POINTS))
-    database.dispose()
-    forks = Forks(url, "reference", home, "real")
-    directory = study.directory(home)
-    Supervisor(database, study.uuid, directory, forks, ["cpu"] * 2, 600.0).run(threading.Event())
+    supervise(study, Forks(study, home, "real", supervised=True), 2, threading.Event())
     found = verdict.curves(database, "reference")
     database.dispose()
     assert len(found) == POINTS
     return found
 
 
-def chaos(kind: str, seconds: float, seed: int) -> dict[str, Any]:
-    """Studies until `seconds` are over."""
-    home, rng, tally = Home.default(), random.Random(seed), Tally()
+def chaos(kind: str, seconds: float, seed: int, home: Home) -> Tally:
+    """Studies until `seconds` are over, or one broke a promise."""
+    home.root.mkdir(parents=True, exist_ok=True)
+    rng, tally = random.Random(seed), Tally()
     server = Postgres() if kind == "postgresql" else None
     url = server.url("chaos") if server else f"sqlite:///{home.database}"
     until = time.monotonic() + seconds
@@ -309,32 +352,44 @@ def chaos(kind: str, seconds: float, seed: int) -> dict[str, Any]:
         database.dispose()
         herd = Herd(home.root / "herd" / name)
         storm = Storm(rng, tally, url, server)
-        wrong = search(Scenery(url, home, name, rng.randint(1, 4), herd), storm, until)
-        storm.end()
-        for process in herd.alive("*"):
-            process.kill()
-        check(connect(url), name, tally, expected, wrong)
-    return {**asdict(tally), "seed": seed, "database": kind}
+        try:
+            wrong = search(Scenery(url, home, name, rng.randint(1, 4), herd), storm, until)
+            storm.end()
+        finally:
+            herd.end()
+        database = connect(url)
+        found = verdict.judge(database, name, home, expected)
+        database.dispose()
+        add(found, name, tally, [*wrong, *herd.crashes()])
+    return tally
 
 
-def check(database: Database, name: str, tally: Tally, expected: Curves, wrong: str | None) -> None:
-    """Add a study that ended to the tally, with what it broke."""
-    found = verdict.judge(database, name, Home.default(), expected)
-    database.dispose()
+def add(found: Verdict, name: str, tally: Tally, wrong: list[str]) -> None:
+    """Add a study that ended to the tally, with what it broke and what else went `wrong`."""
     tally.studies += 1
     for key in ("trials", "attempts", "epochs", "again", "failed", "compared"):
         setattr(tally, key, getattr(tally, key) + getattr(found, key))
-    broken = ([wrong] if wrong else []) + found.violations
-    tally.violations += [f"study {name}: {one}" for one in broken]
+    tally.violations += [f"study {name}: {one}" for one in [*wrong, *found.violations]]
+
+
+def end_on_sigterm() -> None:
+    """From now on SIGTERM unwinds this process; its forks it ends at once, as without this."""
+    own = os.getpid()
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        if os.getpid() == own:
+            raise SystemExit(128 + number)
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    Home.default().root.mkdir(parents=True, exist_ok=True)
+    end_on_sigterm()
     kind, seconds, seed = sys.argv[1:4]
-    began = time.monotonic()
-    found = chaos(kind, float(seconds), int(seed))
-    print(json.dumps({**found, "seconds": time.monotonic() - began}))
+    print(json.dumps(vars(chaos(kind, float(seconds), int(seed), Home.default()))))
 
 
 if __name__ == "__main__":

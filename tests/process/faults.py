@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from hpo.errors import Fenced
+from hpo.errors import Fenced, Interrupted
 from hpo.paths import Home
 from hpo.search import study as studies
 from hpo.search.study import Study
@@ -48,11 +48,11 @@ def hanging_study(url: str, train: str, *, lease_s: float = 60.0) -> Study:
     return studies.create(connect(url), file)[0]
 
 
-def supervise(study: Study, url: str, tick: Callable[[], None] = lambda: None) -> None:
+def supervise(study: Study, tick: Callable[[], None] = lambda: None) -> None:
     """One worker at a time until the study is over."""
     directory = study.directory(Home.default())
     limit_s = study.file.study.stall_timeout_s
-    launcher = forks(url, study)
+    launcher = forks(study)
     Supervisor(study.database, study.uuid, directory, launcher, ["cpu"], limit_s).run(
         threading.Event(), tick
     )
@@ -65,14 +65,14 @@ def attempts_of(study: Study, number: int = 0) -> list[AttemptRow]:
 def hanging_training(url: str) -> dict[str, Any]:
     """Every attempt hangs in its first step."""
     study = hanging_study(url, 'epochs = 2\nloss = "tests.process.hangs:loss"')
-    supervise(study, url)
+    supervise(study)
     return {}
 
 
 def hanging_once(url: str) -> dict[str, Any]:
     """The first attempt hangs in its first step."""
     study = hanging_study(url, 'epochs = 2\nloss = "tests.process.hangs:loss_once"')
-    supervise(study, url)
+    supervise(study)
     return {}
 
 
@@ -81,7 +81,7 @@ def hanging_loading(url: str) -> dict[str, Any]:
     data = '{dataset = "tests.process.hangs:load", root = ".", image_size = 8}'
     train = f"epochs = 2\ndata = {data}"
     study = hanging_study(url, train)
-    supervise(study, url)
+    supervise(study)
     return {}
 
 
@@ -95,7 +95,7 @@ def stopped_for_ever(url: str) -> dict[str, Any]:
             stopped.append(next(one.pid for one in study_workers(study)))
             os.kill(stopped[0], signal.SIGSTOP)
 
-    supervise(study, url, stop_it)
+    supervise(study, stop_it)
     return {"stopped": len(stopped)}
 
 
@@ -106,7 +106,7 @@ def study_workers(study: Study) -> list[records.WorkerRow]:
 def hanging_alone(url: str) -> dict[str, Any]:
     """The first attempt hangs in a worker that no supervisor watches; another worker is there."""
     study = hanging_study(url, 'epochs = 2\nloss = "tests.process.hangs:loss_once"')
-    launcher = forks(url, study)
+    launcher = forks(study)
     first = launcher.start("first", "cpu")
     until(lambda: bool(attempts_of(study)))
     second = launcher.start("second", "cpu")
@@ -136,7 +136,7 @@ def disk_full(url: str) -> dict[str, Any]:
             if len(epochs.get(len(told), [])) > 3:
                 fill(filler)
 
-    supervise(study, url, fill_and_empty)
+    supervise(study, fill_and_empty)
     return {"told": told}
 
 
@@ -171,7 +171,7 @@ def handed_back(url: str, times: int = 3, train: str = SMALL) -> dict[str, Any]:
     seconds, steps = [], []
     for number in range(times):
         log = Home.default().root / f"steps-{number}"
-        child = NotesItsSteps(url, study.row.name, Home.default(), "real", log=log).start(
+        child = NotesItsSteps(study, Home.default(), "real", log=log).start(
             f"worker-{number}", "cpu"
         )
         until(lambda log=log: len(moments(log)) > 3)  # type: ignore[misc]
@@ -180,7 +180,7 @@ def handed_back(url: str, times: int = 3, train: str = SMALL) -> dict[str, Any]:
         child.send_signal(signal.SIGTERM)
         until(lambda: any(free.started for free in study.facts().free))
         seconds.append(time.monotonic() - began)
-        assert child.wait() == 0
+        assert child.wait() == Interrupted.exit_code
         before, after = moments(log)[-2:]
         steps.append(after - before)
     return {"handed_back": seconds, "steps": steps}
@@ -234,7 +234,7 @@ def stopped_at_random(url: str, times: int = 3) -> dict[str, Any]:
         return original(lease)
 
     leases.Lease.lost = counted  # type: ignore[method-assign]
-    launcher, rng = forks(url, study), random.Random(0)
+    launcher, rng = forks(study), random.Random(0)
     first, *others = [launcher.start(name, "cpu") for name in ("first", "second", "third")]
     for _ in range(times):
         until(lambda: any(one.live for one in attempts_by(study, "first")))

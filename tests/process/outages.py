@@ -42,11 +42,9 @@ from tests.process.swarm import Forks
 from tests.servers import Postgres
 
 
-def run(
-    url: str, study: Study, workers: int, kind: str, meanwhile: Callable[[Forks], None]
-) -> Forks:
+def run(study: Study, workers: int, kind: str, meanwhile: Callable[[Forks], None]) -> Forks:
     """Run a study to its end under the supervisor; `meanwhile` runs beside it once workers live."""
-    forks = Forks(url, study.row.name, Home.default(), kind)
+    forks = Forks(study, Home.default(), kind)
     # The thread starts after the workers were forked.
     beside = threading.Thread(target=_or_end, args=(meanwhile, forks))
     directory = study.directory(Home.default())
@@ -142,7 +140,7 @@ def restarted(mode: str, away_s: str, kind: str, delay_s: str = "0.1") -> dict[s
         server.start()
         back.append(records.clock(database))
 
-    found = facts(study, run(database.secret_url, study, 4, kind, meanwhile))
+    found = facts(study, run(study, 4, kind, meanwhile))
     return found | {"first_results_after_s": first_results(study, back[0])}
 
 
@@ -178,7 +176,7 @@ def killed_meanwhile() -> dict[str, Any]:
         until(lambda: len(forks.children) > 1 and forks.children[1].code is not None)
         server.start()
 
-    forks = run(url, study, 1, "real", meanwhile)
+    forks = run(study, 1, "real", meanwhile)
     rows = records.read_epochs(study.database, study.uuid)[0]
     return facts(study, forks) | {
         "known_before": before[0],
@@ -207,7 +205,7 @@ def locked() -> dict[str, Any]:
         os.kill(pid, signal.SIGCONT)
         os.waitpid(pid, 0)
 
-    return facts(study, run(url, study, 2, "real", meanwhile))
+    return facts(study, run(study, 2, "real", meanwhile))
 
 
 SCENES = (restarted, killed_meanwhile, locked)

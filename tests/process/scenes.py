@@ -23,6 +23,7 @@ import torch
 
 from hpo.definition.studyfile import StudyFile
 from hpo.engine.checkpoint import Checkpoint
+from hpo.errors import Interrupted
 from hpo.paths import Home
 from hpo.search import objective
 from hpo.search import study as studies
@@ -75,8 +76,8 @@ def small_study(name: str, *, epochs: int = 3, **options: Any) -> StudyFile:
     return study_file(name=name, train=train, **options)
 
 
-def forks(url: str, study: studies.Study, kind: str = "real") -> Forks:
-    return Forks(url, study.row.name, Home.default(), kind)
+def forks(study: studies.Study, kind: str = "real") -> Forks:
+    return Forks(study, Home.default(), kind)
 
 
 def supervise(database: Database, study: studies.Study, launcher: Forks, workers: int) -> None:
@@ -119,10 +120,10 @@ def killed_between_writes(url: str) -> dict[str, Any]:
     """One study per write: its first worker dies right after that write."""
     database = connect(url)
     reference, _ = studies.create(database, small_study("reference", trials=3))
-    supervise(database, reference, forks(url, reference), 1)
+    supervise(database, reference, forks(reference), 1)
     for number, write in enumerate(WRITES):
         study, _ = studies.create(database, small_study(f"write-{number}", trials=3))
-        launcher = KilledOnce(url, study.row.name, Home.default(), "real", write=write)
+        launcher = KilledOnce(study, Home.default(), "real", write=write)
         supervise(database, study, launcher, 1)
         assert launcher.children[0].code == -signal.SIGKILL, write[0]
     return {"writes": [name for name, _, _ in WRITES]}
@@ -161,9 +162,9 @@ def stopped_past_its_lease(url: str) -> dict[str, Any]:
         database,
         study_file(trials=4, lease_s=1.0, train="epochs = 3\n[train.model.cnn]\nfilters = [4]"),
     )
-    first = StopsItself(url, study.row.name, Home.default(), "real").start("first", "cpu")
+    first = StopsItself(study, Home.default(), "real").start("first", "cpu")
     until(lambda: psutil.Process(first.pid).status() == psutil.STATUS_STOPPED)
-    second = forks(url, study).start("second", "cpu")
+    second = forks(study).start("second", "cpu")
     until(lambda: second.poll() is not None)
     os.kill(first.pid, signal.SIGCONT)
     return {"codes": [first.wait(), second.wait()]}
@@ -178,7 +179,7 @@ def handed_back_on_sigterm(url: str) -> dict[str, Any]:
             trials=2, lease_s=60.0, train="epochs = 3\n[train.model]\ncnn.filters = [8, 16]"
         ),
     )
-    launcher = forks(url, study)
+    launcher = forks(study)
     seconds = []
     for _ in range(3):
         child = launcher.start(f"worker-{len(seconds)}", "cpu")
@@ -194,7 +195,7 @@ def handed_back_on_sigterm(url: str) -> dict[str, Any]:
         child.send_signal(signal.SIGTERM)
         until(lambda: any(free.started for free in study.facts().free))
         seconds.append(time.monotonic() - began)
-        assert child.wait() == 0
+        assert child.wait() == Interrupted.exit_code
     return {"seconds": seconds}
 
 
@@ -226,11 +227,11 @@ def deleted_under_a_worker(url: str) -> dict[str, Any]:
     old, _ = studies.create(
         database, study_file(trials=3, train="epochs = 3\n[train.model]\ncnn.filters = [4]")
     )
-    child = forks(url, old).start("old", "cpu")
+    child = forks(old).start("old", "cpu")
     until(lambda: any(rows for rows in records.read_epochs(database, old.uuid).values()))
     studies.delete(old, home, force=True)
     new, made = studies.create(database, study_file(trials=2))
-    supervise(database, new, forks(url, new, "instant"), 1)
+    supervise(database, new, forks(new, "instant"), 1)
     return {"code": child.wait(), "made": made, "same_id": new.row.study_id == old.row.study_id}
 
 

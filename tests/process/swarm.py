@@ -18,16 +18,19 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import sklearn.datasets  # noqa: F401  (imported here so that a fork need not: two seconds)
 import torch
 
-import hpo.search.objective  # noqa: F401  (imported here so that a fork need not)
-from hpo.errors import StorageAway
+import hpo.search.objective  # noqa: F401  (likewise)
+from hpo.errors import Interrupted, StorageAway
 from hpo.paths import Home
 from hpo.search import study as studies
 from hpo.search.objective import Bench
+from hpo.search.study import Study
 from hpo.storage.db import connect
 from hpo.storage.optuna_rdb import FencedStorage
 from hpo.workers.signals import stop_on_signal
@@ -63,12 +66,29 @@ class Child:
         self.send_signal(signal.SIGKILL)
 
 
+def forked(task: Callable[[], None]) -> Child:
+    """A process that does `task`, and ends as the command line does."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            task()
+            code = 0
+        except (Interrupted, StorageAway) as error:
+            code = error.exit_code
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    return Child(pid)
+
+
 @dataclass
 class Forks:
     """A launcher that forks; `kind` says whether trials are instant or really trained."""
 
-    url: str
-    study: str
+    study: Study
     home: Home
     kind: str
     supervised: bool = False
@@ -76,23 +96,19 @@ class Forks:
     children: list[Child] = field(default_factory=list)
 
     def start(self, worker: str, device: str) -> Child:
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                work(self.url, self.study, self.home, self.kind, worker, self.supervised)
-                code = 0
-            except StorageAway as error:  # as the command line ends
-                code = error.exit_code
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(code)
-        self.children.append(Child(pid))
+        # A SQLite connection must not cross a fork: the child would count on locks that its parent
+        # alone holds, and that are gone with it.
+        self.study.database.dispose()
+        self.children.append(forked(lambda: self.work(worker)))
         return self.children[-1]
 
+    def work(self, worker: str) -> None:
+        """What one worker process does."""
+        url, name = self.study.database.secret_url, self.study.row.name
+        work(url, name, self.home, self.kind, worker, self.supervised)
 
-def work(url: str, name: str, home: Home, kind: str, worker: str, supervised: bool = False) -> str:
+
+def work(url: str, name: str, home: Home, kind: str, worker: str, supervised: bool = False) -> None:
     """What one worker process does."""
     database = connect(url)
     study = studies.load(database, name)
@@ -103,9 +119,11 @@ def work(url: str, name: str, home: Home, kind: str, worker: str, supervised: bo
         view = study.optuna_study(storage)
         trials = Bench(study, storage, view, home, torch.device("cpu"), threads=1)
     with stop_on_signal() as stop:
-        return Worker(study, storage, trials, home=home, worker_id=worker).run(
+        reason = Worker(study, storage, trials, home=home, worker_id=worker).run(
             stop, supervised=supervised
         )
+    if stop.is_set():
+        raise Interrupted(reason)
 
 
 def main() -> None:
@@ -117,7 +135,7 @@ def main() -> None:
     home = Home(Path(os.environ["HPO_HOME"]))
     database = connect(url)
     study = studies.load(database, name)
-    forks = Forks(url, name, home, kind)
+    forks = Forks(study, home, kind)
     supervisor = Supervisor(
         database, study.uuid, study.directory(home), forks, ["cpu"] * int(workers), 600.0
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import sqlalchemy as sa
@@ -18,10 +17,13 @@ from hpo.search.status import StudyStatus, TrialStatus, read_status
 from hpo.storage.db import Database
 from hpo.storage.leases import FINAL, MAX_FRUITLESS
 from hpo.storage.optuna_rdb import FencedStorage
+from hpo.storage.tables import attempts
 
 METRICS = ("train_loss", "train_top1", "val_loss", "val_top1")
 Curves = Mapping[str, list[tuple[float, ...]]]
 """METRICS of each epoch, by the parameters of a trial."""
+CLOCK_S = 0.01
+"""More than what a transaction's own looks at the clock differ by."""
 STATES = {"failed": TrialState.FAIL, "pruned": TrialState.PRUNED}
 
 
@@ -50,13 +52,13 @@ def _curve(trial: TrialStatus) -> list[tuple[float, ...]]:
 def judge(database: Database, name: str, home: Home, expected: Curves) -> Verdict:
     """`expected` are the curves of an undisturbed search."""
     status = read_status(database, name)
-    attempts = [one for trial in status.trials for one in trial.attempts]
+    tries = [one for trial in status.trials for one in trial.attempts]
     epochs = sum(len(trial.epochs) for trial in status.trials)
-    begun = sum(one.epoch - (one.first_epoch or 0) + 1 for one in attempts if one.epoch)
-    found = Verdict(status.count(*FINAL), len(attempts), epochs, begun - epochs,
+    begun = sum(one.epoch - (one.first_epoch or 0) + 1 for one in tries if one.epoch)
+    found = Verdict(status.count(*FINAL), len(tries), epochs, begun - epochs,
                     status.count("failed"))  # fmt: skip
     for trial in status.trials:
-        curve, wanted = _curve(trial), expected[canonical(trial.params)]
+        curve, wanted = _curve(trial), expected.get(canonical(trial.params), [])
         found.compared += len(curve)
         if curve != wanted[: len(curve)]:
             found.violations.append(f"trial {trial.number}: other numbers than undisturbed")
@@ -65,6 +67,7 @@ def judge(database: Database, name: str, home: Home, expected: Curves) -> Verdic
     found.violations += [
         *_budget(status),
         *_attempts(status),
+        *_fences(database, status),
         *_optuna(database, status),
         *_integrity(database),
         *_files(database, status, home),
@@ -95,14 +98,22 @@ def _attempts(status: StudyStatus) -> Iterator[str]:
         if begun - len(trial.epochs) > len(rows) - 1:
             again = begun - len(trial.epochs)
             yield f"trial {number}: {again} epochs again in {len(rows)} attempts"
-        owners = {row.attempt: row for row in trial.epochs}
-        ends = {one.k: later.started for one, later in pairwise(rows)}
-        late = [k for k, row in owners.items() if row.finished > ends.get(k, row.finished)]
-        if late:
-            yield f"trial {number}: attempts {late} wrote after they were superseded"
+        owners = [row.attempt for row in trial.epochs]
+        if owners != sorted(owners):
+            yield f"trial {number}: its epochs are of attempts {owners}"
         fruitless = sum(one.outcome == "lost" for one in rows)
         if trial.state == "failed" and fruitless < MAX_FRUITLESS:
             yield f"trial {number} failed after {fruitless} lost attempts: {trial.reason}"
+
+
+def _fences(database: Database, status: StudyStatus) -> Iterator[str]:
+    """An attempt that has ended writes no more: each of its writes would renew its lease. (What a
+    dead one left on disk is recorded as its own, but by its successor.)"""
+    a, written = attempts.c, attempts.c.until - status.row.lease_s
+    late = sa.select(a.number, a.k).where(a.study == status.row.uuid, written > a.ended + CLOCK_S)
+    with database.read() as c:
+        for row in c.execute(late):
+            yield f"trial {row.number}: attempt {row.k} wrote after it had ended"
 
 
 def _optuna(database: Database, status: StudyStatus) -> Iterator[str]:

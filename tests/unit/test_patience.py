@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, InternalError, OperationalError, ProgrammingError
 
 from hpo.errors import Fenced, Interrupted, StorageAway, StorageError
+from hpo.files import mount_of
 from hpo.storage import db, faults, patience
 from hpo.storage.contact import NO_CONTACT, Contact
 from hpo.storage.db import connect
@@ -79,10 +80,10 @@ def sqlite(code: int) -> sqlite3.Error:
 )
 def test_what_passes_and_what_does_not(error: DBAPIError, away: bool) -> None:
     assert faults.is_away(error) is away
-    told = faults.as_storage_error(error, "shown")
+    told = faults.as_storage_error(error, sa.make_url("sqlite:////tmp/a.db"))
     assert isinstance(told, StorageAway) is away
     assert isinstance(told, StorageError)
-    assert str(told).startswith("shown: ")
+    assert str(told).startswith("sqlite:////tmp/a.db: ")
     assert told.exit_code == (75 if away else 2)
 
 
@@ -91,6 +92,34 @@ def test_a_connection_that_broke_is_away_whatever_it_said() -> None:
     assert not faults.is_away(error)
     error.connection_invalidated = True
     assert faults.is_away(error)
+
+
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    database = connect(f"sqlite:///{tmp_path / 'a.db'}")
+    mount = mount_of(tmp_path)
+    told = rf"database or disk is full; the disk mounted at {mount} has .+ of .+ free: free some"
+    with database.write() as c:
+        c.execute(sa.text("PRAGMA max_page_count = 2"))
+        c.execute(sa.text("CREATE TABLE a (b)"))
+        with pytest.raises(StorageAway, match=told), database.translated():
+            c.execute(sa.text("INSERT INTO a VALUES (zeroblob(100000))"))
+    database.dispose()
+
+
+def test_a_new_database_that_another_process_holds_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(db, "BUSY_TIMEOUT_S", 0.05)
+    holder = sqlite3.connect(tmp_path / "a.db", isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    database = connect(f"sqlite:///{tmp_path / 'a.db'}")
+    with pytest.raises(StorageAway, match="locked"):
+        db.use_wal(database)
+    holder.close()
+    db.use_wal(database)
+    with database.read() as c:
+        assert c.scalar(sa.text("PRAGMA journal_mode")) == "wal"
+    database.dispose()
 
 
 def test_a_real_lock_and_a_real_nonsense(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
