@@ -1,6 +1,6 @@
 """What augmentation costs, against torchvision's v2 transforms picture by picture.
 
-    python benchmarks/augment.py [RUNS]
+    python -m benchmarks.augment [RUNS]
 
 From uint8 pictures in memory to one normalised float32 batch, crops included: ours through the
 loader of a training, torchvision's as a Compose for each picture and a stack. Both on one CPU
@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from host import machine, versions
 from torchvision.transforms import v2
 
+from benchmarks.host import machine, versions
 from hpo.definition.augment import PRESETS, AugmentConfig
 from hpo.engine.images import Images
 from hpo.engine.loader import TrainBatches

@@ -226,7 +226,10 @@ def stock(fault: Fault, times: int, kind: str, server: Postgres | None) -> Told:
     assert fault.stock is not None
     scene, *arguments = fault.stock.split(":")
     with place(kind, server) as (url, environment):
-        return ran("benchmarks.stock", [scene, *(arguments or [url, str(times)])], environment)
+        try:
+            return ran("benchmarks.stock", [scene, *(arguments or [url, str(times)])], environment)
+        except RuntimeError as error:  # a traceback of Optuna's is an answer, too
+            return {"error": str(error).strip().splitlines()[-1][:200]}
 
 
 def arguments() -> argparse.Namespace:
@@ -257,7 +260,7 @@ def line(fault: Fault, kind: str, server: Postgres | None, args: argparse.Namesp
     if fault.say_stock is not None and not args.no_stock:
         n = min(times, fault.stock_times or times)
         theirs = stock(fault, n, kind, server)
-        said = fault.say_stock(theirs, n)
+        said = "error: " + theirs["error"] if "error" in theirs else fault.say_stock(theirs, n)
     print(f"| {fault.text} | {times} | {kind} | {said} | {fault.say(told, times)} |", flush=True)
     if args.output:
         with args.output.open("a") as file:

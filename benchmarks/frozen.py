@@ -1,6 +1,6 @@
 """A trial on a frozen MobileNetV2 with its features kept, against the same trial without.
 
-    python benchmarks/frozen.py [--data FOLDER] [--size 96] [--images 512] [--epochs 3] [--cuts]
+    python -m benchmarks.frozen [--data FOLDER] [--size 96] [--images 512] [--epochs 3] [--cuts]
 
 Both train the same head on the same images, in one process and in turn: no augmentation, weights
 drawn from the seed, checkpoints written as in a search. Seconds of an epoch are those that `hpo`
@@ -22,10 +22,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from host import machine, versions
 from PIL import Image
 from torch import nn
 
+from benchmarks.host import machine, versions
 from hpo.definition.config import TrainConfig
 from hpo.definition.model import ModelConfig
 from hpo.engine import models

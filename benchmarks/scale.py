@@ -1,6 +1,6 @@
 """How many workers one PostgreSQL carries: trials per second, overhead, connections, processor.
 
-    python benchmarks/scale.py [--workers 1,8,32,128] [--seconds 0,1] [--finished 0,1000,10000]
+    python -m benchmarks.scale [--workers 1,8,32,128] [--seconds 0,1] [--finished 0,1000,10000]
                                [--runs 3] [--window 15] [--storage URL] [--output FILE]
 
 Workers are the product's own, each a process forked after the imports; only the training is
@@ -23,7 +23,6 @@ import itertools
 import json
 import logging
 import os
-import platform
 import signal
 import statistics
 import sys
@@ -36,7 +35,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +44,7 @@ import sqlalchemy as sa
 import torch
 from sqlalchemy.engine import make_url
 
+from benchmarks.host import machine, versions
 from hpo.definition.studyfile import parse_study
 from hpo.engine.train import EpochResult
 from hpo.paths import Home
@@ -409,24 +408,13 @@ def arguments() -> argparse.Namespace:
 
 
 def conditions(server: Server, runs: int, window_s: float) -> str:
-    names = ", ".join(f"{one} {version(one)}" for one in ("hpo", "optuna", "sqlalchemy", "psycopg"))
     memory = psutil.virtual_memory().total / 2**30
     return (
-        f"{processor()}, {os.cpu_count()} cores, {memory:.0f} GiB, for workers and database; "
-        f"PostgreSQL {server.rows('SHOW server_version')[0][0]}; Python "
-        f"{platform.python_version()}, {names}; {EPOCHS} epochs a trial; n = {runs} runs of "
-        f"{window_s:g} s: median (least to most)"
+        f"{machine()}, {memory:.0f} GiB, for workers and database; PostgreSQL "
+        f"{server.rows('SHOW server_version')[0][0]}; "
+        f"{versions('hpo', 'optuna', 'sqlalchemy', 'psycopg')}; {EPOCHS} epochs a trial; "
+        f"n = {runs} runs of {window_s:g} s: median (least to most)"
     )
-
-
-def processor() -> str:
-    """The processor's name where the system tells it."""
-    try:
-        with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
-            names = [line.split(":", 1)[1].strip() for line in file if "model name" in line]
-    except OSError:
-        names = []
-    return names[0] if names else platform.machine()
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """How long `hpo --help` takes, against a Python that does nothing.
 
-    python benchmarks/startup.py [RUNS]
+    python -m benchmarks.startup [RUNS]
 
 Both are started in turn, RUNS times (default 15) after one untimed start each, so that whatever
 else the machine does falls on both. Prints one table: median, smallest and largest wall time in
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 
-from host import machine, versions
+from benchmarks.host import machine, versions
 
 COMMANDS = {
     "python -c pass": [sys.executable, "-c", "pass"],

@@ -145,14 +145,16 @@ def stopped(url: str, times: int = 5) -> dict[str, Any]:
         child = forked(lambda: search(url, epochs=150, budget=10**6))
         time.sleep(2)
         os.kill(child.pid, signal.SIGSTOP)
-        time.sleep(2 * GRACE_S)
-        optuna.storages.fail_stale_trials(load(url))
-        os.kill(child.pid, signal.SIGCONT)
-        deadline = time.monotonic() + 10
-        while child.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        died += child.code is not None
-        child.kill()
+        try:
+            time.sleep(2 * GRACE_S)
+            optuna.storages.fail_stale_trials(load(url))
+            os.kill(child.pid, signal.SIGCONT)
+            deadline = time.monotonic() + 10
+            while child.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.05)
+            died += child.code is not None
+        finally:
+            child.kill()
         child.wait()
         time.sleep(GRACE_S + 1)
         optuna.storages.fail_stale_trials(load(url))

@@ -66,7 +66,12 @@ class Home:
 
     def study(self, uuid: str) -> StudyDir:
         """Raises StorageError for what is no uuid of a study."""
-        return StudyDir(self.root / "studies" / _matching(r"[0-9a-f]{32}", uuid))
+        return StudyDir(self.root / "studies" / _matching(UUID, uuid))
+
+    def studies(self) -> list[StudyDir]:
+        """Of all studies that have files here."""
+        found = sorted((self.root / "studies").glob("*/"))
+        return [StudyDir(path) for path in found if is_uuid(path.name)]
 
     def trained(self, name: str) -> Path:
         return self.root / "trained" / name
@@ -132,7 +137,13 @@ def folders_in(folder: Path) -> list[Path]:
     return [Path(at) for at, *_ in os.walk(folder, topdown=False) if at != str(folder)]
 
 
+UUID = r"[0-9a-f]{32}"
 WORKER = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}"
+
+
+def is_uuid(name: str) -> bool:
+    """Whether a folder of that name can be a study's."""
+    return re.fullmatch(UUID, name) is not None
 
 
 def _matching(pattern: str, value: object) -> str:

@@ -177,7 +177,7 @@ def _weights(found: Database, now: StudyStatus, trial: TrialStatus) -> str | Non
     """Where a complete trial's weights are, or why that cannot be told; None if none were kept."""
     from hpo.search.mirror import find_weights
 
-    if trial.state != "complete":
+    if trial.state != "complete" or not trial.attempts:  # another tool may have made it
         return None
     try:
         return find_weights(found, Home.default(), now.row.uuid, trial.attempts[-1])

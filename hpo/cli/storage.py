@@ -8,7 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from hpo.cli.options import Storage, database, make_home, program, warn_of_password
+from hpo.cli.text import printable
 from hpo.errors import NotFound
+from hpo.paths import Home
 
 
 def storage() -> None:
@@ -85,4 +87,50 @@ def copy(
         )
 
 
-COMMANDS: dict[str, Callable[..., Any]] = {"upgrade": upgrade, "copy": copy}
+def check(
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Mend what can be mended safely; tell what is left to you."),
+    ] = False,
+    artifacts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            envvar="HPO_ARTIFACTS",
+            help="A folder or store of artifacts to look into, beside those that the studies name.",
+            show_default="none",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    storage: Storage = None,
+) -> None:
+    """Look for what is wrong: trials without attempts, attempts without end, rows and files of no
+    trial, what contradicts Optuna's tables, a damaged or an old database. Exit code 1 if there is
+    something.
+
+    It may run while workers do. --repair never touches a trial that a worker holds, results, the
+    weights of finished trials, or studies that another tool made. Files are those under HPO_HOME
+    on this host and in the artifacts of each study.
+
+    Example: hpo storage check
+    """
+    from hpo.cli.checked import as_data, told
+    from hpo.cli.tables import to_json
+    from hpo.search.checkup import check_all, mend
+
+    with database(storage) as found:
+        home = Home.default()
+        checked = check_all(found, home, artifacts)
+        mended = mend(found, checked) if repair else []
+        if mended:
+            checked = check_all(found, home, artifacts)
+    if as_json:
+        typer.echo(to_json(as_data(checked, mended)))
+    else:
+        for line in told(checked, mended, repair=repair):
+            typer.echo(printable(line))
+    if checked.faults:
+        raise typer.Exit(1)
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {"upgrade": upgrade, "copy": copy, "check": check}

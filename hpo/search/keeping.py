@@ -66,7 +66,7 @@ def surplus(names: Iterable[str], attempts: Attempts, best: Best) -> list[str]:
     by_trial: dict[int, list[str]] = {}
     for name in names:
         if is_over(attempts, name):
-            by_trial.setdefault(_trial_of(name), []).append(name)
+            by_trial.setdefault(trial_of(name), []).append(name)
     gone = []
     for number, files in by_trial.items():
         stay = _staying(number, files, attempts[number][-1].k, best)
@@ -76,11 +76,11 @@ def surplus(names: Iterable[str], attempts: Attempts, best: Best) -> list[str]:
 
 def is_over(attempts: Attempts, name: str) -> bool:
     """Whether a file or folder belongs to a trial that is over; what belongs to none does not."""
-    rows = attempts.get(_trial_of(name))
+    rows = attempts.get(trial_of(name))
     return rows is not None and rows[-1].outcome in leases.FINAL
 
 
-def _trial_of(name: str) -> int:
+def trial_of(name: str) -> int:
     found = re.match(r"trials/(\d+)(/|$)", name)
     return int(found[1]) if found else -1
 

@@ -214,9 +214,14 @@ def read_status(database: Database, name: str) -> StudyStatus:
     ]  # fmt: skip
     now = records.clock(database)
     workers = records.read_workers(database, row.uuid)
-    live = [w for w in workers if w.ended is None and now - w.seen < ALIVE_S + row.lease_s]
+    live = [one for one in workers if is_alive(one, row, now)]
     forced = read_forced(database, row.uuid)
     return StudyStatus(row, file, now, tuple(trials), tuple(workers), tuple(live), forced)
+
+
+def is_alive(worker: WorkerRow, row: StudyRow, now: float) -> bool:
+    """Whether a worker of the study of `row` has not ended, and was heard of lately."""
+    return worker.ended is None and now - worker.seen < ALIVE_S + row.lease_s
 
 
 def _trial(

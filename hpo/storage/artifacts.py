@@ -73,6 +73,11 @@ class Store(ABC):
         with self._told(f"{key} cannot be removed"), suppress(FileNotFoundError):
             self._remove(checked(key))
 
+    def folders(self) -> list[str]:
+        """Names of what stands at the top, sorted; empty where nothing does."""
+        with self._told("it cannot be listed"):
+            return sorted(self._folders())
+
     def list(self, prefix: str) -> list[str]:
         """All keys under the folder `prefix`, sorted; empty where there is no such folder."""
         with self._told(f"{prefix} cannot be listed"), suppress(FileNotFoundError):
@@ -120,6 +125,9 @@ class Store(ABC):
     @abstractmethod
     def _list(self, prefix: str) -> Iterator[str]: ...
 
+    @abstractmethod
+    def _folders(self) -> Iterator[str]: ...
+
 
 class Folder(Store):
     """A folder that every host mounts at the same path. Made by `check` alone, one level deep: a
@@ -161,6 +169,9 @@ class Folder(Store):
         for at, _, files in os.walk(self.root / prefix):
             yield from (Path(at, name).relative_to(self.root).as_posix() for name in files)
 
+    def _folders(self) -> Iterator[str]:
+        yield from (path.name for path in self.root.iterdir())
+
 
 class Remote(Store):
     """Anything that fsspec knows."""
@@ -191,6 +202,12 @@ class Remote(Store):
         self.files.invalidate_cache()  # some providers remember listings
         for path in self.files.find(f"{self.root}/{prefix}"):
             yield str(path).removeprefix(self.root).lstrip("/")
+
+    def _folders(self) -> Iterator[str]:
+        self.files.invalidate_cache()
+        with suppress(FileNotFoundError):  # an object store has no empty folders
+            for path in self.files.ls(self.root, detail=False):
+                yield str(path).rstrip("/").rpartition("/")[2]
 
 
 def open_store(url: str) -> Store:

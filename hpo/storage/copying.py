@@ -8,8 +8,7 @@ lie, stays.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -62,22 +61,12 @@ def copy_study(source: Database, target: Database, row: StudyRow) -> int:
     such a study."""
     records.purge_orphans(target)
     try:
-        with _snapshot(source) as read, target.write() as write:
+        with source.snapshot() as read, target.write() as write:
             return _copy(source, read, write, row)
     except IntegrityError as error:
         raise Conflict(
             f"{target.shown} has study {row.name!r} or its uuid already; it was left as it is"
         ) from error
-
-
-@contextmanager
-def _snapshot(database: Database) -> Iterator[sa.Connection]:
-    """A transaction that reads one moment, as every one of SQLite's does."""
-    with database.translated(), database.engine.connect() as connection:
-        if not database.is_sqlite:
-            connection = connection.execution_options(isolation_level="REPEATABLE READ")
-        with connection.begin():
-            yield connection
 
 
 def _copy(source: Database, read: sa.Connection, write: sa.Connection, row: StudyRow) -> int:

@@ -158,6 +158,15 @@ class Database:
             yield connection
 
     @contextmanager
+    def snapshot(self) -> Iterator[Connection]:
+        """A transaction that reads one moment, as every one of SQLite's does."""
+        with self.translated(), self.engine.connect() as connection:
+            if not self.is_sqlite:
+                connection = connection.execution_options(isolation_level="REPEATABLE READ")
+            with connection.begin():
+                yield connection
+
+    @contextmanager
     def write(self) -> Iterator[Connection]:
         """A transaction that writes: on SQLite it waits for its turn before it reads anything."""
         with self.translated(), self.writing(), self.engine.begin() as connection:

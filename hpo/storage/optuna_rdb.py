@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -240,6 +241,20 @@ class FencedStorage(RDBStorage):
 def add_waiting(storage: FencedStorage, study_id: int) -> None:
     """Add one empty waiting trial; the database counts its number."""
     storage.create_new_trial(study_id, optuna.trial.create_trial(state=TrialState.WAITING))
+
+
+def end_trial(
+    c: sa.Connection, trial_id: int, state: str, values: Sequence[float], ended: float
+) -> None:
+    """End a trial that Optuna's tables have as WAITING or RUNNING, at `ended` seconds since 1970.
+    The caller holds its lock."""
+    at = datetime.fromtimestamp(ended, UTC).replace(tzinfo=None)  # as Optuna stores times
+    row = {"state": state, "datetime_complete": at}
+    c.execute(sa.update(TRIALS).where(TRIALS.c.trial_id == trial_id).values(row))
+    for objective, value in enumerate(values):
+        stored, kind = models.TrialValueModel.value_to_stored_repr(value)
+        row = {"trial_id": trial_id, "objective": objective, "value": stored, "value_type": kind}
+        c.execute(models.TrialValueModel.__table__.insert().values(row))
 
 
 def sampling_view(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> optuna.Study:

@@ -151,6 +151,11 @@ def test_looking_loads_no_torch(tmp_path: Path) -> None:
     assert not loaded_by(code, tmp_path) & {"torch", "torchvision", "optuna", "plotly", "sklearn"}
 
 
+def test_looking_for_faults_loads_no_torch(tmp_path: Path) -> None:
+    code = CALL.format(args=["storage", "check"], codes=(2,))
+    assert not loaded_by(code, tmp_path) & {"torch", "torchvision", "plotly", "sklearn"}
+
+
 def test_the_supervisor_loads_no_torch(tmp_path: Path) -> None:
     code = "import hpo.cli.run, hpo.search.study, hpo.engine.datasets, hpo.workers.supervisor"
     assert "torch" not in loaded_by(code, tmp_path)

@@ -432,6 +432,9 @@ class Remembering(Store):
     def _list(self, prefix: str) -> Any:
         yield from (f"{UUID}/{name}" for name in self.there)
 
+    def _folders(self) -> Any:
+        yield UUID
+
 
 LEASE = Lease(UUID, 1, 0, 3, "token", "w", 30.0)
 
