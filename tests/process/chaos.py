@@ -146,7 +146,7 @@ class HerdForks(Forks):
     """Its workers are entered, and end when their supervisor is gone."""
 
     def __init__(self, study: Study, home: Home, herd: Herd) -> None:
-        super().__init__(study, home, "real", supervised=True)
+        super().__init__(study, home, "real")
         self.herd = herd
 
     def start(self, worker: str, device: str) -> Child:
@@ -329,7 +329,7 @@ def reference(url: str, home: Home) -> Curves:
     """Every point of the grid, undisturbed."""
     database = connect(url)
     study, _ = studies.create(database, chaos_study("reference", trials=POINTS))
-    supervise(study, Forks(study, home, "real", supervised=True), 2, threading.Event())
+    supervise(study, Forks(study, home, "real"), 2, threading.Event())
     found = verdict.curves(database, "reference")
     database.dispose()
     assert len(found) == POINTS

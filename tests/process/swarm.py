@@ -91,8 +91,8 @@ class Forks:
     study: Study
     home: Home
     kind: str
-    supervised: bool = False
-    """Whether they end when their parent is gone."""
+    supervised: bool = True
+    """Whether they end with their parent: a scene that breaks leaves none behind."""
     children: list[Child] = field(default_factory=list)
 
     def start(self, worker: str, device: str) -> Child:
