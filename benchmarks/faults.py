@@ -126,7 +126,8 @@ FAULTS = (
     Fault(
         "stopped", "SIGSTOP for two leases, SIGCONT", 20,
         "faults stopped_at_random {url} {times}", stopped, "stopped",
-        lambda told, times: f"{told['died']} of {times} died", 5,
+        lambda told, times: f"{told['died']} of {times} died, {told['blocked']} times nobody could "
+        "take over", 5,
     ),
     Fault(
         "claims", "8 processes claim 100 waiting trials", 10,
@@ -229,7 +230,8 @@ def stock(fault: Fault, times: int, kind: str, server: Postgres | None) -> Told:
         try:
             return ran("benchmarks.stock", [scene, *(arguments or [url, str(times)])], environment)
         except RuntimeError as error:  # a traceback of Optuna's is an answer, too
-            return {"error": str(error).strip().splitlines()[-1][:200]}
+            lines = [line for line in str(error).splitlines() if "Error" in line]
+            return {"error": lines[-1][:200] if lines else "?"}
 
 
 def arguments() -> argparse.Namespace:

@@ -138,27 +138,33 @@ def takeover_killed(url: str, times: int = 50) -> dict[str, Any]:
 
 
 def stopped(url: str, times: int = 5) -> dict[str, Any]:
-    """SIGSTOP to a worker until another one has failed its trial, then SIGCONT: how many died."""
+    """SIGSTOP to a worker, another one fails its trial, SIGCONT: how many died, and how often the
+    other one could not, since who was stopped holds a lock."""
     new_study(url)
-    died = 0
+    died = blocked = 0
     for _ in range(times):
         child = forked(lambda: search(url, epochs=150, budget=10**6))
         time.sleep(2)
         os.kill(child.pid, signal.SIGSTOP)
-        try:
-            time.sleep(2 * GRACE_S)
-            optuna.storages.fail_stale_trials(load(url))
-            os.kill(child.pid, signal.SIGCONT)
-            deadline = time.monotonic() + 10
-            while child.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.05)
-            died += child.code is not None
-        finally:
-            child.kill()
-        child.wait()
+        time.sleep(2 * GRACE_S)
+        reaper = forked(lambda: optuna.storages.fail_stale_trials(load(url)))
+        blocked += ended(reaper) != 0
+        os.kill(child.pid, signal.SIGCONT)
+        died += ended(child) is not None
         time.sleep(GRACE_S + 1)
         optuna.storages.fail_stale_trials(load(url))
-    return {"died": died}
+    return {"died": died, "blocked": blocked}
+
+
+def ended(child: Child, within_s: float = 10.0) -> int | None:
+    """Its exit code; None, and it is killed, where it does not end in time."""
+    deadline = time.monotonic() + within_s
+    while child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    code = child.code
+    child.kill()
+    child.wait()
+    return code
 
 
 def claims(url: str, times: int = 10) -> dict[str, Any]:
