@@ -8,7 +8,6 @@ one JSON object. Tests run them a few times, `benchmarks/faults.py` as often as 
 
 from __future__ import annotations
 
-import itertools
 import os
 import random
 import signal
@@ -24,6 +23,7 @@ from typing import Any
 from hpo.errors import Fenced, Interrupted
 from hpo.paths import Home
 from hpo.search import study as studies
+from hpo.search.status import read_status
 from hpo.search.study import Study
 from hpo.storage import leases, records
 from hpo.storage.db import connect
@@ -35,6 +35,7 @@ from tests.fakes import study_file
 from tests.process.scene import Scene, run_scene
 from tests.process.scenes import forks, killed_after, until
 from tests.process.swarm import Child, Forks
+from tests.process.verdict import late_writes
 
 TINY = '[train.model.cnn]\nfilters = [4]\n[train.runtime]\nprecision = "float32"\n'
 TINY += 'memory_format = "contiguous"\n'
@@ -262,22 +263,11 @@ def attempts_by(study: Study, worker: str) -> list[AttemptRow]:
 
 
 def after_takeovers(study: Study) -> dict[str, int]:
-    """How many attempts were superseded, and the epochs that they recorded after that."""
-    attempts = records.read_attempts(study.database, study.uuid)
-    epochs = records.read_epochs(study.database, study.uuid)
-    ends = {
-        (number, one.k): later.started
-        for number, rows in attempts.items()
-        for one, later in itertools.pairwise(rows)
-        if one.outcome == "lost"
-    }
-    late = [
-        row
-        for number, rows in epochs.items()
-        for row in rows
-        if row.finished > ends.get((number, row.attempt), float("inf"))
-    ]
-    return {"taken_over": len(ends), "accepted": len(late)}
+    """How many attempts were superseded, and those of them that wrote after that."""
+    attempts = records.read_attempts(study.database, study.uuid).values()
+    lost = sum(one.outcome == "lost" for rows in attempts for one in rows)
+    late = list(late_writes(study.database, read_status(study.database, study.row.name)))
+    return {"taken_over": lost, "accepted": len(late)}
 
 
 TAKEOVER = ("_end_lost", "_open_attempt", "take")

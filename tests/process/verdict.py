@@ -67,7 +67,7 @@ def judge(database: Database, name: str, home: Home, expected: Curves) -> Verdic
     found.violations += [
         *_budget(status),
         *_attempts(status),
-        *_fences(database, status),
+        *late_writes(database, status),
         *_optuna(database, status),
         *_integrity(database),
         *_files(database, status, home),
@@ -106,7 +106,7 @@ def _attempts(status: StudyStatus) -> Iterator[str]:
             yield f"trial {number} failed after {fruitless} lost attempts: {trial.reason}"
 
 
-def _fences(database: Database, status: StudyStatus) -> Iterator[str]:
+def late_writes(database: Database, status: StudyStatus) -> Iterator[str]:
     """An attempt that has ended writes no more: each of its writes would renew its lease. (What a
     dead one left on disk is recorded as its own, but by its successor.)"""
     a, written = attempts.c, attempts.c.until - status.row.lease_s
