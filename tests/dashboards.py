@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -64,6 +63,6 @@ def running(
         assert words, errors.read_text()
         yield Dashboard(words[1], errors)
     finally:
-        child.send_signal(signal.SIGINT)
+        child.terminate()  # SIGINT is ignored by whatever a script has started in the background
         child.wait(30)
         child.stdout.close()
