@@ -14,7 +14,6 @@ import random
 import signal
 import time
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import optuna
@@ -25,7 +24,7 @@ from optuna.trial import TrialState
 from tests.process.races import PROCESSES, TRIALS, emptied
 from tests.process.scene import Scene, run_scene, together
 from tests.process.scenes import until
-from tests.process.swarm import Child
+from tests.process.swarm import Child, forked
 from tests.servers import Postgres
 
 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -54,19 +53,6 @@ def new_study(url: str, name: str = "stock") -> optuna.Study:
 
 def load(url: str, name: str = "stock") -> optuna.Study:
     return optuna.load_study(storage=storage(url), study_name=name)
-
-
-def forked(work: Callable[[], None]) -> Child:
-    """A process that does `work`; its exit code is 0, or 1 where that raised."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    return Child(pid)
 
 
 def search(url: str, epochs: int = EPOCHS, budget: int = BUDGET) -> None:

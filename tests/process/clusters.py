@@ -166,7 +166,7 @@ MpiDefault=none
 SwitchType=switch/none
 ReturnToService=2
 KillWait=30
-SchedulerParameters=batch_sched_delay=0,sched_min_interval=1
+SchedulerParameters=batch_sched_delay=0,sched_interval=2,sched_min_interval=1
 NodeName=n1 NodeAddr=127.0.0.1 NodeHostname={host} Port={ports[1]} CPUs=4 State=UNKNOWN
 NodeName=n2 NodeAddr=127.0.0.1 NodeHostname={host} Port={ports[2]} CPUs=4 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP

@@ -213,8 +213,9 @@ def requeues_by_signal(scene: Scene) -> None:
     assert len(handed_back) == 1
     old = {one.id for one in scene.workers}
     scene.kill(scene.training()[0])
-    # Slurm lets a requeued task wait for two minutes, unless it is told otherwise.
-    subprocess.run(["scontrol", "update", f"JobId={task.name}", "StartTime=now"], check=True)
+    # Slurm lets a requeued task wait for two minutes, unless it is told otherwise; in the second
+    # of the requeue it would refuse the start by the credential that it has just revoked.
+    subprocess.run(["scontrol", "update", f"JobId={task.name}", "StartTime=now+5"], check=True)
     until(lambda: len(scene.new_training(old)) == 2)
     assert state() == RUNNING
     scene.finish()

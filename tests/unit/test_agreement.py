@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from hpo.cli.main import main
 from hpo.definition.studyfile import StudyFile
 from hpo.engine import code
 from hpo.engine.code import Code, code_of
@@ -23,6 +22,7 @@ from hpo.search.agreement import agree_on_code, agree_on_images, read_code, read
 from hpo.search.status import read_status
 from hpo.search.study import Study
 from hpo.storage.db import Database, connect
+from tests.commands import Hpo, calls
 from tests.fakes import study_file
 from tests.searches import TINY
 
@@ -156,9 +156,6 @@ def test_other_images_are_refused_or_recorded(database: Database) -> None:
     assert str(forced) == "other images (bbbb instead of aaaa: digits/0.15)"
 
 
-Hpo = Callable[..., tuple[int, str, str]]
-
-
 @pytest.fixture
 def hpo(
     own: Path,
@@ -167,18 +164,7 @@ def hpo(
     capsys: pytest.CaptureFixture[str],
 ) -> Hpo:
     """Calls `hpo` in the working directory of `own`: exit code, output, errors."""
-    monkeypatch.setattr(sys, "argv", ["hpo"])
-    monkeypatch.setenv("COLUMNS", "160")
-
-    def call(*args: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main([str(arg) for arg in args])
-        said = capsys.readouterr()
-        assert isinstance(end.value.code, int)
-        return end.value.code, said.out, said.err
-
-    return call
+    return calls(monkeypatch, capsys)
 
 
 @pytest.fixture

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from safetensors import safe_open
 
 from hpo.cli import run as run_module
-from hpo.cli.main import main
 from hpo.paths import Home
 from hpo.search import mirror
 from hpo.search import study as studies
 from hpo.search.status import read_status
 from hpo.storage.db import Database, connect
+from tests.commands import Hpo, calls
 from tests.fakes import study_file
 from tests.searches import TINY, search
 
 STUDY = '[study]\nname = "toy"\ntrials = 4\npruner = "none"\n[space]\noptimizer.lr = [0.1, 0.2]\n'
-
-Hpo = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -33,16 +31,7 @@ def hpo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.chdir(folder)
     monkeypatch.delenv("HPO_HOME")
     monkeypatch.setattr(run_module, "_search", lambda *_, **__: None)
-
-    def call(*args: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main([str(arg) for arg in args])
-        said = capsys.readouterr()
-        assert isinstance(end.value.code, int)
-        return end.value.code, said.out, said.err
-
-    return call
+    return calls(monkeypatch, capsys)
 
 
 @pytest.fixture

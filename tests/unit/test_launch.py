@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 
 from hpo.cli import launch
-from hpo.cli.main import main
 from hpo.errors import EngineError, HpoError, InputError, NotFound
 from hpo.paths import Home
 from hpo.search import study as studies
@@ -31,31 +30,19 @@ from hpo.workers.engines.ray import check_room
 from hpo.workers.engines.slurm import Slurm
 from hpo.workers.keeper import Duty, Keeper
 from hpo.workers.signals import stop_on_signal
+from tests.commands import Hpo, calls
 from tests.fake_engine import FakeEngine
 from tests.fakes import study_file
 
 # The fake's trials begin again where real ones go on from a checkpoint.
 pytestmark = pytest.mark.filterwarnings("ignore:The reported value is ignored")
 
-Hpo = Callable[..., tuple[int, str, str]]
-
 
 @pytest.fixture
 def hpo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Hpo:
     """Calls `hpo` in an empty working directory: exit code, output, errors."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["hpo"])
-    monkeypatch.setenv("COLUMNS", "160")
-
-    def call(*args: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main([str(arg) for arg in args])
-        said = capsys.readouterr()
-        assert isinstance(end.value.code, int)
-        return end.value.code, said.out, said.err
-
-    return call
+    return calls(monkeypatch, capsys)
 
 
 @pytest.fixture
