@@ -74,13 +74,13 @@ class Local:
         return logs_after(self.home.study(target.uuid), seen)
 
     def _keepers(self, target: Target) -> Iterator[psutil.Process]:
-        for child in self.children:
-            child.poll()  # one of ours that has ended is a process until we have asked
         words = keep(target, "local")
         for process in psutil.process_iter(["cmdline"]):
             line = process.info["cmdline"] or []
             if any(line[i : i + len(words)] == words for i in range(len(line))):
                 yield process
+        for child in self.children:  # last: none that was not there any more is left unasked
+            child.poll()
 
 
 def keep(target: Target, engine: str) -> list[str]:
