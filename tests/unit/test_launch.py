@@ -109,12 +109,22 @@ def test_launched_stopped_launched_again_and_finished(
 def test_what_was_stopped_is_not_begun_before_it_has_ended(
     hpo: Hpo, fake: FakeEngine, store: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    def waits() -> float:
+        begun.set()
+        go.wait(60)
+        return 0.0
+
+    fake.pace = waits
     study, _ = studies.create(store, study_file(train="epochs = 1000"))
     assert hpo("launch", "toy")[0] == 0
+    assert begun.wait(60)
     monkeypatch.setattr(launch, "NEWS_S", 0.0)
     records.stop_study(store, study.uuid, "user", "stopped")
     code, _, err = hpo("launch", "toy")
     assert code == 2
+    go.set()
     assert "still there (fake-" in err
     assert len(fake.orders) == 1
 

@@ -24,13 +24,20 @@ from hpo.workers.engines import Order, Placed, Size, Target
 from hpo.workers.keeper import logs_after
 
 
+class _Keeper(subprocess.Popen[bytes]):
+    """A child that is to outlive us."""
+
+    def __del__(self) -> None:
+        """No warning that it runs."""
+
+
 @dataclass
 class Local:
     """This host."""
 
     home: Home
     has_our_files: bool = True
-    children: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    children: list[_Keeper] = field(default_factory=list)
 
     def check(self, size: Size) -> None:
         _devices(size)
@@ -44,7 +51,7 @@ class Local:
         command += [part for device in _devices(order.size) for part in ("--device", device)]
         settings = {"HPO_STORAGE": order.storage, "HPO_HOME": str(order.home.root)}
         with log.open("ab") as output:
-            child = subprocess.Popen(
+            child = _Keeper(
                 command,
                 env=os.environ | settings,
                 stdin=subprocess.DEVNULL,
