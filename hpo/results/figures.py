@@ -89,7 +89,7 @@ def curves(
         height=300,
         xaxis=epoch_axis(most),
         shapes=[line] if mark is not None else [],
-        showlegend=len({trace["name"] for trace in traces}) > 1,
+        showlegend=len(metrics) > 1,  # it tells, too, which of them were recorded
         hovermode="x unified",
     )
 

@@ -77,7 +77,10 @@ def _summed(matrices: Sequence[Sequence[Sequence[int]]]) -> list[list[int]]:
 
 
 def _summary_rows(summary: Mapping[str, Mapping[str, Any]] | None) -> list[dict[str, Any]]:
-    return [{"metric": name, **row} for name, row in (summary or {}).items()]
+    """In the order of SCORES, the others after them."""
+    known = summary or {}
+    names = [*(name for name in SCORES if name in known), *(n for n in known if n not in SCORES)]
+    return [{"metric": name, **known[name]} for name in names]
 
 
 PLAIN, MACRO = ("top1", "top5", "loss"), ("precision", "recall", "f1")

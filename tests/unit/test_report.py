@@ -232,6 +232,14 @@ def test_a_tested_model() -> None:
     assert "cat named dog<br>2 of 22" in json.dumps(drawn(page)["confusion"])
 
 
+def test_accuracy_is_told_before_the_loss() -> None:
+    score = {"mean": 0.5, "std": 0.1, "n": 2}
+    run = trained() | {"summary": dict.fromkeys(("macro_f1", "loss", "top5", "top1"), score)}
+    text = text_of(training_report(run))
+    told = [text.index(f"test {name} ±") for name in ("top1", "top5", "loss", "macro f1")]
+    assert told == sorted(told)
+
+
 def test_without_a_test_split_nothing_is_called_test() -> None:
     text = text_of(training_report(trained("validation")))
     assert "There is no test split: these are results on the validation images" in text
