@@ -63,7 +63,8 @@ def kills(told: Told, _: int) -> str:
 def seconds(key: str) -> Callable[[Told, int], str]:
     def say(told: Told, _: int) -> str:
         values = told[key]
-        p95 = statistics.quantiles(values, n=20)[18] if len(values) > 1 else values[0]
+        cuts = statistics.quantiles(values, n=20, method="inclusive") if values[1:] else values
+        p95 = cuts[-1]
         text = f"p50 {statistics.median(values):.2f} s, p95 {p95:.2f} s, most {max(values):.2f} s"
         step = statistics.median(told["steps"])
         return f"{text} (n = {len(values)}; a step takes {step:.2f} s)"

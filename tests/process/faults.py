@@ -175,8 +175,9 @@ def handed_back(url: str, times: int = 3, train: str = SMALL) -> dict[str, Any]:
         child = NotesItsSteps(study, Home.default(), "real", log=log).start(
             f"worker-{number}", "cpu"
         )
-        until(lambda log=log: len(moments(log)) > 3)  # type: ignore[misc]
-        time.sleep(rng.uniform(0, 1))
+        until(lambda log=log: len(moments(log)) > 1)  # type: ignore[misc]
+        before, after = moments(log)[:2]
+        time.sleep(rng.uniform(0, max(1.0, after - before)))
         began = time.monotonic()
         child.send_signal(signal.SIGTERM)
         until(lambda: any(free.started for free in study.facts().free))
@@ -193,7 +194,7 @@ def handed_back_large(url: str, times: int = 3) -> dict[str, Any]:
 
 
 class NotesItsSteps(Forks):
-    """Its workers write down when they make a step."""
+    """Its workers write down when they have made a step."""
 
     def __init__(self, *args: Any, log: Path) -> None:
         super().__init__(*args)
@@ -203,8 +204,9 @@ class NotesItsSteps(Forks):
         step = Progress.step
 
         def noted(progress: Progress, *, epoch: int, images: int) -> None:
-            with self.log.open("a") as file:
-                file.write(f"{time.monotonic()}\n")
+            if images:  # else it prepares, or is about to begin
+                with self.log.open("a") as file:
+                    file.write(f"{time.monotonic()}\n")
             step(progress, epoch=epoch, images=images)
 
         Progress.step = noted  # type: ignore[method-assign]
