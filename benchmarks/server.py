@@ -9,6 +9,7 @@ from typing import Any
 import psutil
 import sqlalchemy as sa
 
+from hpo.storage.db import connect_args
 from tests.servers import Postgres
 
 MAX_CONNECTIONS = 400
@@ -19,7 +20,8 @@ class Server:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.engine = sa.create_engine(url, poolclass=sa.NullPool)
+        settings = connect_args(sa.make_url(url))
+        self.engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args=settings)
 
     def rows(self, text: str) -> list[Any]:
         with self.engine.connect() as connection:
@@ -49,7 +51,7 @@ class Server:
         """Add all rows of the finished trials of `study` so many times more, as new trials."""
         with self.engine.begin() as c:
             c.exec_driver_sql(
-                "CREATE TEMP TABLE copies AS SELECT t.trial_id AS old, "
+                "CREATE TEMP TABLE copies ON COMMIT DROP AS SELECT t.trial_id AS old, "
                 "(SELECT max(trial_id) FROM trials) + row_number() OVER () AS new, "
                 "(SELECT max(number) FROM trials WHERE study_id = t.study_id) + row_number() "
                 "OVER () AS number FROM trials t JOIN studies s USING (study_id), "

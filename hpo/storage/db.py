@@ -199,11 +199,14 @@ class Database:
                 yield
             return
         # A connection of its own: the small pool is for the work under the lock. Closing it gives
-        # the lock up, also when this process dies.
+        # the lock up, also when this process dies; PostgreSQL's is its transaction's, since behind
+        # a pooler the session outlives the connection.
         own = sa.create_engine(self.url, poolclass=sa.NullPool, connect_args=connect_args(self.url))
         with own.connect() as connection:
             if self.url.get_backend_name() == "postgresql":
-                connection.execute(sa.select(sa.func.pg_advisory_lock(_ADVISORY_LOCK)))
+                for name in ("lock_timeout", "idle_in_transaction_session_timeout"):
+                    connection.execute(sa.text(f"SET LOCAL {name} = 0"))  # a role may have limits
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_ADVISORY_LOCK)))
             else:
                 asked = sa.select(sa.func.get_lock(self._lock_name(), _MYSQL_TURN_S))
                 while connection.scalar(asked) != 1:
@@ -271,8 +274,13 @@ def connect_args(url: URL) -> dict[str, Any]:
     """What the driver is told about each connection."""
     if url.get_backend_name() == "sqlite":
         return {"timeout": BUSY_TIMEOUT_S, "check_same_thread": False}
-    if url.get_driver_name() in ("psycopg", "psycopg2"):
-        return {key: value for key, value in POSTGRESQL_CONNECT.items() if key not in url.query}
+    if url.get_backend_name() == "postgresql":
+        args: dict[str, Any] = {
+            key: value for key, value in POSTGRESQL_CONNECT.items() if key not in url.query
+        }
+        if threshold := url.query.get("prepare_threshold"):
+            args["prepare_threshold"] = None if threshold == "none" else int(str(threshold))
+        return args
     return {key: value for key, value in MYSQL_CONNECT.items() if key not in url.query}
 
 

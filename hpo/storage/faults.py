@@ -60,6 +60,10 @@ REFUSED_FOR_GOOD = (
 """What PostgreSQL says to a newcomer whom it will not let in later either (in English)."""
 
 
+PREPARED = {"26000", "42P05"}
+"""A prepared statement is not there, or is there already: the session is not the one it was."""
+
+
 def as_storage_error(error: DBAPIError, url: URL) -> StorageError:
     """`error` of the database at `url`, in words and without its password."""
     kind = StorageAway if is_away(error) else StorageError
@@ -102,6 +106,8 @@ def _sqlite_code(error: sqlite3.Error) -> int:
 
 
 def _advice(error: BaseException | None, url: URL) -> str:
+    if getattr(error, "sqlstate", None) in PREPARED:
+        return "behind a pooler that pools by transaction end its URL with ?prepare_threshold=none"
     if not isinstance(error, sqlite3.Error):
         return "check --storage or HPO_STORAGE, and that the database is running"
     code = _sqlite_code(error)

@@ -271,7 +271,7 @@ def create_schema(database: Database) -> None:
     """
     if is_current(database):
         return
-    with database.translated(), database.alone():
+    with _translated(database), database.alone():
         if is_current(database):
             return
         if not _is_optuna_current(database):
@@ -286,7 +286,7 @@ def upgrade_schema(database: Database) -> str:
     newer hpo or Optuna has written.
     """
     version(database)  # an error that needs no lock
-    with database.translated(), database.alone():
+    with _translated(database), database.alone():
         found, done = version(database), []
         if not _is_optuna_current(database):
             _upgrade_optuna(database)

@@ -38,6 +38,7 @@ HARMLESS_OPTIONS = {
     *("host", "port", "unix_socket", "charset", "connect_timeout", "application_name", "service"),
     *("sslmode", "sslrootcert", "sslcert", "sslkey", "ssl_ca", "ssl_cert", "ssl_key"),
     *("read_default_file", "read_default_group", "target_session_attrs", "timeout", "mode", "uri"),
+    "prepare_threshold",
 }
 """Options after `?` that may be shown; others may hold a secret."""
 
@@ -60,6 +61,12 @@ def parse(text: str) -> URL:
     if url.get_backend_name() == "sqlite":
         return _with_whole_path(url)
     _refuse_ambiguous(text, url)
+    threshold = str(url.query.get("prepare_threshold", "none"))
+    if threshold != "none" and not threshold.isdecimal():
+        raise StorageError(
+            f"prepare_threshold={threshold} in the storage URL: allowed are none (behind a pooler "
+            "that pools by transaction) and whole numbers, of runs before a statement is prepared"
+        )
     return _with_password(url)
 
 

@@ -9,6 +9,7 @@ from sqlalchemy.engine import make_url
 
 from hpo.errors import StorageError
 from hpo.paths import Home
+from hpo.storage.db import connect_args
 from hpo.storage.url import has_password, option, parse, show
 
 SERVER = "postgresql+psycopg://me@server/hpo"
@@ -53,6 +54,20 @@ def test_what_is_refused_without_being_shown(text: str, says: str) -> None:
         parse(text)
     for part in ("secret", "sec@", "ret@", "ret?"):
         assert part not in str(caught.value)
+
+
+@pytest.mark.parametrize(("value", "told"), [("none", None), ("0", 0), ("7", 7)])
+def test_when_statements_are_prepared(value: str, told: int | None) -> None:
+    url = parse(f"{SERVER}?prepare_threshold={value}")
+    assert connect_args(url)["prepare_threshold"] == told
+    assert show(url).endswith(f"?prepare_threshold={value}")
+    assert "prepare_threshold" not in connect_args(parse(SERVER))
+
+
+@pytest.mark.parametrize("value", ["never", "-1", "1.5"])
+def test_what_says_nothing_about_when_statements_are_prepared(value: str) -> None:
+    with pytest.raises(StorageError, match=f"prepare_threshold={value} .* allowed are none"):
+        parse(f"{SERVER}?prepare_threshold={value}")
 
 
 @pytest.mark.parametrize("end", ["", "\n", "\r\n"])
