@@ -211,9 +211,11 @@ def slurm_cluster() -> Iterator[Path]:
             return told.stdout.split() == ["idle", "idle"]
 
         until(idle)
-        yield folder
-        subprocess.run(["scancel", "--me"], check=True)
-        until(lambda: not subprocess.check_output(["squeue", "-h"], text=True))
+        try:
+            yield folder
+        finally:  # its daemons leave behind what still runs
+            subprocess.run(["scancel", "--me"], check=True)
+            until(lambda: not subprocess.check_output(["squeue", "-h"], text=True))
     finally:
         for daemon in reversed(daemons):
             end_tree(psutil.Process(daemon.pid))
