@@ -88,7 +88,7 @@ class Slurm:
                 "#!/bin/bash",
                 *(f"#SBATCH --{k}" + ("" if v is None else f"={v}") for k, v in options.items()),
                 "",
-                f"# {size.workers} workers of the study {order.target.study!r}. The database's",
+                f"# Workers of the study {order.target.study!r}: {size.workers}. The database's",
                 "# URL comes from HPO_STORAGE in the environment of sbatch.",
                 f"export HPO_HOME={shlex.quote(str(order.home.root))}",
                 f"exec {shlex.join(command)}",
