@@ -20,6 +20,7 @@ from hpo.cli import (
     keep,
     launch,
     manifest,
+    predict,
     prepare,
     results,
     run,
@@ -67,7 +68,7 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "export": results.export,
         "train": results.train,
         "evaluate": results.evaluate,
-        "predict": results.predict,
+        "predict": predict.predict,
         "schema": prepare.schema,
     },
     "Care": {

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hpo.cli.text import printable
 from hpo.paths import Home
 
 if TYPE_CHECKING:
@@ -23,6 +24,10 @@ PIPE_WIDTH = 200
 """Columns of a table that goes into a file or a pipe."""
 
 StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="Name of the study.")]
+RunPath = Annotated[
+    Path,
+    typer.Argument(metavar="RUN", help="What `hpo train` wrote: its folder.", show_default=False),
+]
 StudyPath = Annotated[
     Path, typer.Argument(metavar="STUDY.toml", help="The study file.", show_default=False)
 ]
@@ -135,6 +140,12 @@ def console() -> Console:
     if not out.is_terminal and "COLUMNS" not in os.environ:
         out = SafeConsole(highlight=False, width=PIPE_WIDTH)
     return out
+
+
+def tell_note(line: str | None) -> None:
+    """On standard error: beside the output, which a program may read."""
+    if line:
+        typer.echo(f"note: {printable(line)}", err=True)
 
 
 def first_device(device: str | None) -> str:

@@ -1,4 +1,4 @@
-"""What comes after a search: export, train, evaluate, predict, report."""
+"""What comes after a search: export, train, evaluate, report; `hpo.cli.predict` has the rest."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ import typer
 from hpo.cli.options import (
     Device,
     Overrides,
+    RunPath,
     Storage,
     StudyName,
     console,
     database,
     first_device,
     program,
+    tell_note,
 )
 from hpo.errors import InputError, Interrupted
 from hpo.paths import Home
@@ -27,11 +29,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from hpo.definition.config import TrainConfig
-
-RunPath = Annotated[
-    Path,
-    typer.Argument(metavar="RUN", help="What `hpo train` wrote: its folder.", show_default=False),
-]
 
 KeepValidation = Annotated[
     bool,
@@ -269,9 +266,16 @@ def evaluate(
     as_json: Annotated[
         bool, typer.Option("--json", help="Everything as JSON, confusion matrices too.")
     ] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Also a folder with images that the run was trained on."),
+    ] = False,
 ) -> None:
     """Measure a trained run: top-1, top-5, loss, and precision, recall, F1 of each class; several
     seeds also as an ensemble, the mean of their probabilities.
+
+    A folder with images that the run was trained on is refused, also under other names or stored
+    anew without loss; with --force the result names them.
 
     Example: hpo evaluate hpo_runs/trained/best --data new_photos/
     """
@@ -279,58 +283,16 @@ def evaluate(
     from hpo.results.evaluate import evaluate_run
     from hpo.results.runs import load_run
 
-    found = evaluate_run(load_run(run), data=data, home=Home.default(), device=first_device(device))
-    _note(found.note)
+    found = evaluate_run(
+        load_run(run), data=data, home=Home.default(), device=first_device(device), force=force
+    )
+    tell_note(found.note)
     if as_json:
         scores = {"seeds": found.scores(), "ensemble": found.ensemble, "summary": found.summary}
-        typer.echo(to_json({"data": found.data, "images": found.images, **scores}))
+        about = {"data": found.data, "images": found.images, "trained_on": found.trained_on}
+        typer.echo(to_json({**about, **scores}))
     else:
         console().print(evaluation_page(found))
-
-
-def _note(line: str | None) -> None:
-    """Beside the output, which a program may read."""
-    if line:
-        typer.echo(f"note: {line}", err=True)
-
-
-def predict(
-    run: RunPath,
-    images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE...", help="Image files.", show_default=False)
-    ],
-    top: Annotated[
-        int, typer.Option(metavar="K", min=1, help="Classes, or nearest images, to show.")
-    ] = 5,
-    device: Device = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
-) -> None:
-    """What a trained run sees in images: the most likely classes with their probabilities, means
-    over the run's seeds; of a retrieval the nearest training images, by its first seed. Images are
-    taken whole, also where the run was trained on pictures cropped to their boxes.
-
-    Example: hpo predict hpo_runs/trained/best cat.jpg dog.jpg
-    """
-    from hpo.cli.tables import lookups_table, predictions_table, to_json
-    from hpo.results.evaluate import whole_note
-    from hpo.results.predict import predict as look
-    from hpo.results.retrieval import look_up
-    from hpo.results.runs import load_run
-
-    trained, chosen = load_run(run), first_device(device)
-    _note(whole_note(trained.config))
-    if trained.config.task == "retrieval":
-        near = look_up(trained, images, device=chosen, k=top)
-        if as_json:
-            typer.echo(to_json([{"image": str(one.path), "nearest": one.rows} for one in near]))
-        else:
-            console().print(lookups_table(near))
-        return
-    found = look(trained, images, device=chosen, k=top)
-    if as_json:
-        typer.echo(to_json([{"image": str(one.path), "top": one.top} for one in found]))
-    else:
-        console().print(predictions_table(found))
 
 
 def report(

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from hpo.results.predict import Prediction
     from hpo.results.retrieval import Lookup
     from hpo.results.runs import Run
+
+    Answer = Prediction | Lookup
 
 STYLES = {
     "complete": "green",
@@ -365,7 +368,8 @@ def evaluation_page(found: RunEvaluation) -> Group:
         rows = [per_class[name] for per_class in by_seed]
         means = [number(sum(row[column] for row in rows) / len(rows)) for column in columns]
         classes.add_row(Text(name), *means, f"{rows[0]['support']:,}")
-    parts: list[RenderableType] = [title, Text(), scores]
+    warning = [Text(found.overlap, "yellow")] if found.overlap else []
+    parts: list[RenderableType] = [title, *warning, Text(), scores]
     if len(by_seed) > 1:
         names = [name for name in SCORES if name in found.summary]
         members = plain_table("network", *names, right=names)
@@ -374,23 +378,46 @@ def evaluation_page(found: RunEvaluation) -> Group:
     return Group(*parts, Text(), classes)
 
 
-def predictions_table(found: Sequence[Prediction]) -> Table:
-    """The most likely classes of images, a line each."""
-    table = plain_table("image", "class", "probability", right=("probability",))
-    for one in found:
-        for place, (name, share) in enumerate(one.top):
-            image = Text(str(one.path)) if place == 0 else Text()
-            table.add_row(image, Text(name), f"{share:.4f}", style="bold" if place == 0 else None)
+def answers_table(answers: Iterable[Answer], columns: Sequence[str]) -> Table:
+    """A line for each class or neighbour of an image, the first of an image in bold."""
+    table = plain_table("image", *columns, "note", right=(columns[-1],))
+    for one in answers:
+        image, empty = printable(str(one.path)), [""] * len(columns)
+        if one.error is not None:
+            table.add_row(Text(image), *empty, Text(printable(one.error), "red"))
+        for place, (*names, value) in enumerate(one.cells):
+            note = "trained on" if one.trained_on and place == 0 else ""
+            table.add_row(
+                Text(image if place == 0 else ""),
+                *(Text(printable(name)) for name in names),
+                number(value),
+                Text(note, "yellow"),
+                style="bold" if place == 0 else None,
+            )
     return table
 
 
-def lookups_table(found: Sequence[Lookup]) -> Table:
-    """The nearest training images of images, a line each."""
-    table = plain_table("image", "nearest", "class", "distance", right=("distance",))
-    for one in found:
-        for place, near in enumerate(one.neighbours):
-            image = Text(str(one.path)) if place == 0 else Text()
-            style = "bold" if place == 0 else None
-            cells = image, Text(near.name), Text(near.label), number(near.distance)
-            table.add_row(*cells, style=style)
-    return table
+def answers_json(answers: Iterable[Answer]) -> Iterator[str]:
+    """A list, entry by entry as they come."""
+    before = "["
+    for one in answers:
+        yield f"{before}\n{indent(to_json(one.to_dict()), '  ')}"
+        before = ","
+    yield "\n]\n"
+
+
+def answers_csv(answers: Iterable[Answer], columns: Sequence[str], shown: int) -> Iterator[str]:
+    """Lines with a group of `columns` for each of the `shown` classes or neighbours."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    numbered = [f"{name}{place or ''}" for place in (0, *range(2, shown + 1)) for name in columns]
+    writer.writerow(["file", *numbered, "error", "trained_on"])
+    yield text.getvalue()
+    for one in answers:
+        text.seek(0)
+        text.truncate()
+        values = [value for entry in one.cells for value in entry]
+        values += [None] * (len(numbered) - len(values))
+        row = [str(one.path), *values, one.error, one.trained_on]
+        writer.writerow([cell(value) for value in row])
+        yield text.getvalue()

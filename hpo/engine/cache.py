@@ -165,13 +165,13 @@ class Store:
         with warnings.catch_warnings():
             # Odd metadata is of no interest here, and pool threads share this filter.
             warnings.simplefilter("ignore")
-            judge = partial(_attempt, _target, source, sizing)
-            headers = list(_threaded(judge, names, self.tick))
+            judge = partial(attempt, _target, source, sizing)
+            headers = list(threaded(judge, names, self.tick))
             size = sum(w * h for w, h in (one for one in headers if not isinstance(one, str))) * 3
             todo = [i for i, one in enumerate(headers) if not isinstance(one, str)]
             bad = {i: one for i, one in enumerate(headers) if isinstance(one, str)}
-            look = partial(_attempt, _decoded, source, sizing)
-            decoded = _threaded(look, [names[i] for i in todo], self.tick)
+            look = partial(attempt, _decoded, source, sizing)
+            decoded = threaded(look, [names[i] for i in todo], self.tick)
             with FileIO(folder / "pixels", "w") as file:
                 keep = Counting(file) if self.has_room(size) else None
                 index = _collect(zip(todo, decoded, strict=True), bad, keep)
@@ -204,7 +204,7 @@ def _collect(
     return Index(np.array(good, np.int64), shape, moments, tuple(identities), rest)
 
 
-def _attempt(function: Callable[[Source, str, Sizing], R], *args: Any) -> R | str:
+def attempt(function: Callable[[Source, str, Sizing], R], *args: Any) -> R | str:
     """What `function` gives, or why this file cannot be read."""
     source, sizing, name = args
     try:
@@ -242,7 +242,7 @@ def _decoded(source: Source, name: str, sizing: Sizing) -> _Decoded:
     return _Decoded(pixels, moments, array_digest(pixels))
 
 
-def _threaded(function: Callable[[T], R], items: Iterable[T], tick: Tick = no_tick) -> Iterator[R]:
+def threaded(function: Callable[[T], R], items: Iterable[T], tick: Tick = no_tick) -> Iterator[R]:
     """`function` of each item, in order, a few at a time: Pillow lets other threads run."""
     rest = iter(items)
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -287,7 +287,7 @@ def file_digests(
     stamps = {name: _stamp(root, name) for name in names}
     found = {name: known[name] for name in names if known.get(name, [])[:2] == stamps[name]}
     new = [name for name in names if name not in found]
-    for name, digest in zip(new, _threaded(partial(_digest, root), new, tick), strict=True):
+    for name, digest in zip(new, threaded(partial(_digest, root), new, tick), strict=True):
         if digest:
             found[name] = [*stamps[name], digest]
     if memo and found != known:
@@ -309,7 +309,12 @@ def _stamp(root: Path, name: str) -> list[int]:
 def _digest(root: Path, name: str) -> str | None:
     """Of a file's content; None where it cannot be read."""
     try:
-        with (root / name).open("rb") as file:
-            return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).hexdigest()
+        return content_digest(root / name)
     except OSError:
         return None
+
+
+def content_digest(path: Path) -> str:
+    """32 hex digits of a file's content. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).hexdigest()

@@ -150,6 +150,7 @@ def _open(
             f"{config.title}: {len(index.bad)} files cannot be read as images; repair or remove "
             f"them, or set data.skip_unreadable = true:{shown}{more}"
         )
+    images.files = tuple(items[i].digest for i in index.good)
     return images, index
 
 

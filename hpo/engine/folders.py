@@ -60,6 +60,15 @@ def list_folder(root: Path) -> Listing:
     return Listing(classes, parts, [f"{count} {what}" for what, count in sorted(ignored.items())])
 
 
+def images_below(folder: Path) -> tuple[list[str], list[str]]:
+    """Paths of the images below `folder`, and of files that are none by their extension; hidden
+    ones in neither."""
+    files: list[str] = []
+    _collect(str(folder), str(folder), frozenset(), files)
+    images = [name for name in files if _is_image(name)]
+    return images, [name for name in files if not _is_image(name)]
+
+
 def _part_folder(root: Path, part: str) -> Path | None:
     """The folder of a part under one of its names; upper and lower case are alike."""
     found = [one for one in _folders(root) if _PART_FOLDERS.get(one.name.lower()) == part]

@@ -120,6 +120,8 @@ class Images(ABC):
     """Whether `pixels` decodes a file at every call."""
     content = ""
     """Digest of the pictures and their size; empty where it is not known."""
+    files: tuple[str, ...] = ()
+    """A digest of the content of each image's file, 32 hex digits; empty where it is not known."""
 
     @property
     def parts(self) -> tuple[Images, ...]:
@@ -209,6 +211,7 @@ class Joined(Images):
         self.labels = np.concatenate([first.labels, second.labels])
         self.sizes = np.concatenate([first.sizes, second.sizes])
         self.streamed = first.streamed or second.streamed
+        self.files = first.files + second.files
 
     @property
     def parts(self) -> tuple[Images, ...]:

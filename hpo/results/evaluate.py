@@ -30,6 +30,7 @@ from hpo.errors import DataError
 from hpo.paths import Home
 from hpo.results.runs import About, Run, SeedDir, load_run, spread
 from hpo.results.scores import scores
+from hpo.results.trained_on import UNKNOWN, TrainedOn, overlap_text
 
 __all__ = ["RunEvaluation", "evaluate_run", "find_images", "load_network", "load_run", "whole_note"]
 
@@ -58,6 +59,17 @@ class RunEvaluation:
     """Of the mean of the seeds' probabilities; None for one seed, and for a retrieval."""
     note: str | None = None
     """What one must know to read the numbers."""
+    trained_on: tuple[str, ...] | None = None
+    """Names of the images that the run was trained on; None where that is not known."""
+
+    @property
+    def overlap(self) -> str | None:
+        """A line on the images that were trained on, where there are any or it is not known."""
+        if self.trained_on is None:
+            return UNKNOWN
+        if not self.trained_on:
+            return None
+        return f"{overlap_text(self.trained_on, self.images)}. The scores are too good."
 
     def scores(self) -> dict[int, dict[str, Any]]:
         """Of each seed (see `hpo.results.scores.scores`)."""
@@ -81,12 +93,14 @@ def evaluate_run(
     home: Home,
     device: str,
     control: Control | None = None,
+    force: bool = False,
 ) -> RunEvaluation:
     """Run every seed of `run`, and several as an ensemble, over the test split of its data, or over
     the folder `data`: test/ inside it where it has one, else itself, one folder per class.
 
-    Raises DataError where there is no test split, or for classes that the run does not know,
-    InputError for an unknown device.
+    Raises DataError where there is no test split, for classes that the run does not know, and,
+    unless `force`, where images of `data` are among those that the run was trained on; InputError
+    for an unknown device.
     """
     chosen, note = torch_device(device), None
     if data is None:
@@ -101,6 +115,13 @@ def evaluate_run(
             f"{run.config.data.title} has no test split; "
             "give a folder of images by class with --data DIR"
         )
+    trained = TrainedOn.load(run.files.trained_on)
+    known = None if trained is None else tuple(trained.among(images))
+    if known and data is not None and not force:
+        raise DataError(
+            f"{where}: {overlap_text(known, len(images))}. Their scores would be too good: give "
+            "images that the run has not seen, or evaluate these all the same with --force"
+        )
     if run.config.runtime.threads:
         torch.set_num_threads(run.config.runtime.threads)  # as it was tested: it decides last bits
     work = images, chosen, control or Unattended()
@@ -109,11 +130,11 @@ def evaluate_run(
         found |= {
             one.seed: find_images(run.config, run.about, one.files, *work) for one in run.seeds
         }
-        return RunEvaluation(where, len(images), run.classes, found, note=note)
+        return RunEvaluation(where, len(images), run.classes, found, None, note, known)
     answers = {one.seed: _asked(run.config, run.about, one.files, *work) for one in run.seeds}
     found |= {seed: one.evaluation for seed, one in answers.items()}
     together = _together(list(answers.values()))
-    return RunEvaluation(where, len(images), run.classes, found, together, note)
+    return RunEvaluation(where, len(images), run.classes, found, together, note, known)
 
 
 def _asked(
@@ -228,6 +249,7 @@ def open_folder(root: Path, classes: tuple[str, ...], config: DataConfig, cache:
     if index.bad and not (config.skip_unreadable and len(images)):
         shown = "".join(f"\n  {names[i]} ({why})" for i, why in list(index.bad.items())[:10])
         raise DataError(f"{root}: {len(index.bad)} files cannot be read as images:{shown}")
+    images.files = tuple(digests[name] for name in images.names)
     return images
 
 

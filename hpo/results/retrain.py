@@ -36,6 +36,7 @@ from hpo.results.recipe import Recipe, make_recipe
 from hpo.results.retrieval import keep_examples, keep_index, seeds_needed, within_gallery
 from hpo.results.runs import About, Run, RunDir, SeedDir, as_json, read_run, write_whole
 from hpo.results.scores import plain_scores, scores
+from hpo.results.trained_on import TrainedOn
 
 __all__ = ["Run", "retrain"]
 
@@ -97,6 +98,7 @@ def retrain(
             control=control or Unattended(),
             progress=progress,
         )
+        job.keep_digests()
         for seed in asked:
             job.run(seed)
         return _summed_up(files, job.about)
@@ -127,6 +129,11 @@ class _Job:
     control: Control
     progress: Tell
 
+    def keep_digests(self) -> None:
+        """Of the images that are trained on, unless they are there."""
+        if not self.files.trained_on.exists():
+            TrainedOn.of(self.training_data().train).save(self.files.trained_on)
+
     def run(self, seed: int) -> None:
         """Train one seed and test it, unless that is done; then drop its checkpoints."""
         files = self.files.seed(seed)
@@ -148,9 +155,10 @@ class _Job:
         if config.task == "retrieval":
             keep_index(config, self.about, files, seen.train, self.device, self.control, home.cache)
         made = self.write_files(seed, files, seen.train)
-        test, tested = self.test(seed, files, seen, made)
+        test, tested, known = self.test(seed, files, seen, made)
         counts = {"train": len(seen.train), "val": len(seen.val) if seen.val else 0, "test": tested}
         report = {**_report(seed, done), "images": counts, "test": test, "onnx": made}
+        report["trained_on"] = known
         if config.task == "retrieval" and not (test or report["val"]):
             report["train"] |= within_gallery(self.about, files, seen.train)
         write_whole(files.metrics, as_json(report))
@@ -217,21 +225,23 @@ class _Job:
 
     def test(
         self, seed: int, files: SeedDir, seen: TrainingData, made: list[dict[str, Any]]
-    ) -> tuple[dict[str, Any] | None, int]:
+    ) -> tuple[dict[str, Any] | None, int, list[str]]:
         """Open the test set: the one place where training does, once for each seed, and for all
-        that was `made` of it together, which gets its scores."""
+        that was `made` of it together, which gets its scores. Returns the network's, how many
+        images there are, and the names of those that were trained on."""
         if not self.about.has_test:
-            return None, 0
+            return None, 0, []
         config, about = self.recipe.config, self.about
         images = datasets.open_test(config.data, self.home.cache)
         if images is None:  # a data set of the user's own, asked for its test split only now
-            return None, 0
+            return None, 0, []
+        known = TrainedOn.of(seen.train).among(images)
         self.progress(f"seed {seed}: opening the test set ({len(images)} images)")
         if config.task == "retrieval":
             looked_up = find_images(config, about, files, images, self.device, self.control)
             keep_examples(files, looked_up, images, seen.train, "test")
-            return scores(looked_up, about.classes), len(images)
-        return self.ask_all(files, images, made), len(images)
+            return scores(looked_up, about.classes), len(images), known
+        return self.ask_all(files, images, made), len(images), known
 
     def ask_all(self, files: SeedDir, images: Images, made: list[dict[str, Any]]) -> dict[str, Any]:
         """Scores of the network; those of what was `made` of it are added there."""

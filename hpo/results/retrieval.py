@@ -14,11 +14,12 @@ from PIL import Image
 
 from hpo.definition.config import TrainConfig
 from hpo.engine.control import Control, Unattended
+from hpo.engine.embedding import embed
 from hpo.engine.images import Images
 from hpo.engine.retrieval import Found, Index
 from hpo.engine.runtime import torch_device
-from hpo.results.evaluate import embed_images
-from hpo.results.predict import open_pictures, unhelped
+from hpo.results.evaluate import embed_images, eval_batches, load_network
+from hpo.results.predict import read_images, unhelped
 from hpo.results.runs import About, Run, SeedDir, as_json, write_whole
 from hpo.results.scores import scores
 
@@ -131,37 +132,63 @@ class Lookup:
     """What is nearest to one image, nearest first."""
 
     path: Path
-    neighbours: tuple[Neighbour, ...]
+    neighbours: tuple[Neighbour, ...] = ()
+    trained_on: bool | None = None
+    """Whether it is among the images that the run was trained on; None where that is unknown."""
+    error: str | None = None
+    """Why the image cannot be read; then there is nothing else."""
 
     @property
-    def rows(self) -> list[dict[str, Any]]:
-        """The neighbours as plain data for JSON."""
-        return [{"image": one.name, "class": one.label, "distance": one.distance}
-                for one in self.neighbours]  # fmt: skip
+    def cells(self) -> Sequence[tuple[Any, ...]]:
+        """A row for each neighbour: its name, its class, its distance."""
+        return [(one.name, one.label, one.distance) for one in self.neighbours]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        near = [dict(zip(("image", "class", "distance"), row, strict=True)) for row in self.cells]
+        return {
+            "image": str(self.path),
+            "nearest": near,
+            "trained_on": self.trained_on,
+            "error": self.error,
+        }
 
 
 def look_up(run: Run, images: Sequence[Path], *, device: str, k: int = 5) -> list[Lookup]:
-    """The `k` training images nearest to each image (all, where there are fewer), by the first
-    seed of `run`; an image is never its own neighbour.
+    """All of `lookups`."""
+    return list(lookups(run, images, device=device, k=k))
 
-    Raises as `hpo.results.predict.predict` does, and DataError where the index cannot be read.
+
+def lookups(run: Run, images: Sequence[Path], *, device: str, k: int = 5) -> Iterator[Lookup]:
+    """The `k` training images nearest to each image (all, where there are fewer), by the first
+    seed of `run`; an image is never its own neighbour, and one that cannot be read has an error.
+
+    Raises as `hpo.results.predict.predictions` does, and DataError where the index cannot be read.
     """
-    pictures = open_pictures(run, images, k)
+    chosen, config = torch_device(device), unhelped(run.config)
+    chunks = read_images(run, images, k)
     files = run.seeds[0].files
     index = Index.load(files.index)
-    queries = embed_images(
-        unhelped(run.config),
-        run.about,
-        files.weights,
-        pictures,
-        torch_device(device),
-        Unattended(),
-    )
-    found = index.search(queries, k)
-    return [
-        Lookup(path, tuple(_neighbours(index, run, found, place, k)))
-        for place, path in enumerate(pictures.paths)
-    ]
+    model = load_network(config, run.about, files.weights, chosen)
+    for chunk in chunks:
+        near: dict[int, Lookup] = {}
+        if len(chunk):
+            batches = eval_batches(config, run.about, chunk, chosen)
+            queries = embed(
+                model,
+                chunk,
+                batches,
+                classes=len(run.classes),
+                device=chosen,
+                precision=config.runtime.precision,
+                control=Unattended(),
+            )[0]
+            found = index.search(queries, k)
+            for place, (i, known) in enumerate(zip(chunk.good, chunk.trained_on, strict=True)):
+                named = tuple(_neighbours(index, run, found, place, k))
+                near[i] = Lookup(chunk.paths[i], named, known)
+        for i, path in enumerate(chunk.paths):
+            yield near.get(i) or Lookup(path, error=chunk.bad[i])
 
 
 def _neighbours(index: Index, run: Run, found: Found, place: int, k: int) -> Iterator[Neighbour]:

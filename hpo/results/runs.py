@@ -5,6 +5,7 @@
     ├── config.toml              the configuration with its runtime resolved, and its provenance
     ├── summary.json             mean and standard deviation over the seeds
     ├── ensemble.json            the test scores of several seeds' mean probabilities
+    ├── trained-on.bin           digests of the training images (see `hpo.results.trained_on`)
     └── seed-<s>/
         ├── epoch-<n>.ckpt       while it trains
         ├── weights.safetensors
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from hpo.definition.config import TrainConfig
 from hpo.definition.studyfile import load_config
 from hpo.errors import InputError, NotFound
 from hpo.files import write_whole as write_file
+from hpo.results.trained_on import overlap_text
 
 REPAIR = "restore it, or train into another folder"
 
@@ -110,6 +112,10 @@ class RunDir:
         return self.root / "ensemble.json"
 
     @property
+    def trained_on(self) -> Path:
+        return self.root / "trained-on.bin"
+
+    @property
     def exists(self) -> bool:
         return self.about.is_file() and self.config.is_file()
 
@@ -163,7 +169,8 @@ class SeedResult:
     metrics: dict[str, Any]
     """metrics.json: epochs, best_epoch, micro_batch, seconds, images {part: count}, and scores of
     test, val and train, each null where there are none; onnx: a list with file, precision, bytes,
-    latency_ms, test (plain scores, or null) and, of the float32 file, max_difference."""
+    latency_ms, test (plain scores, or null) and, of the float32 file, max_difference; trained_on:
+    names of the test images that are training images too."""
 
     @property
     def onnx(self) -> list[dict[str, Any]]:
@@ -195,7 +202,14 @@ class Run:
     @property
     def notes(self) -> tuple[str, ...]:
         why = self.ensemble and self.ensemble["why"]
-        return (*self.about.notes, *([why] if why else []))
+        return (*self.about.notes, *self._overlap(), *([why] if why else []))
+
+    def _overlap(self) -> Iterator[str]:
+        """A line where test images were trained on; every seed saw the same ones."""
+        metrics = self.seeds[0].metrics
+        if names := metrics.get("trained_on"):
+            told = overlap_text(names, metrics["images"]["test"], "test images")
+            yield f"{told}. The test scores are too good: remove the duplicates and train anew."
 
     @property
     def summary(self) -> dict[str, Any]:

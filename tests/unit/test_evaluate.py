@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from rich.console import Console
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from hpo.cli.main import app
 from hpo.cli.tables import PLAIN, evaluation_page
 from hpo.definition.config import TrainConfig
 from hpo.engine.checkpoint import load_trained
-from hpo.errors import DataError, InputError, NotFound
+from hpo.errors import DataError, HpoError, InputError, NotFound
 from hpo.paths import Home
 from hpo.results.evaluate import evaluate_run, load_run
-from hpo.results.predict import predict
+from hpo.results.predict import Chunk, predict, predictions, select
 from hpo.results.runs import Run
 from hpo.results.table import number
+from hpo.results.training import as_page
+from hpo.results.training_page import training_report
 from tests.images import make_folder
 from tests.trained import pictures, tiny_config, train_run
 
@@ -75,7 +80,7 @@ def test_the_ensemble_stands_beside_its_members(run: Run, root: Path, home: Home
     assert ["seed", "0", *seeds[0]] in lines
     assert ["seed", "1", *seeds[1]] in lines
     assert ["ensemble", "of", "2", *(number(found.ensemble[name]) for name in PLAIN)] in lines
-    folder = evaluate_run(run, data=root / "train", home=home, device="cpu")
+    folder = evaluate_run(run, data=root / "train", home=home, device="cpu", force=True)
     assert folder.ensemble is not None
     assert sum(map(sum, folder.ensemble["confusion"])) == 24
 
@@ -102,7 +107,7 @@ def test_a_folder_with_test_inside_and_one_without(run: Run, root: Path, home: H
     top1, loss = whole.summary["top1"], whole.summary["loss"]
     assert top1 == run.summary["test"]["top1"]
     assert loss == pytest.approx(run.summary["test"]["loss"], rel=1e-4)  # in another order
-    train = evaluate_run(run, data=root / "train", home=home, device="cpu")
+    train = evaluate_run(run, data=root / "train", home=home, device="cpu", force=True)
     assert train.images == 24
 
 
@@ -213,20 +218,30 @@ def test_pictures_of_any_shape_and_mode(run: Run, tmp_path: Path) -> None:
     assert len(predict(run, paths, device="cpu")) == 4
 
 
-def test_files_that_cannot_be_used_are_named(run: Run, root: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_read_does_not_spoil_the_others(
+    run: Run, root: Path, tmp_path: Path
+) -> None:
     good = first_of(root, "class0")[0]
     text = tmp_path / "text.png"
-    text.write_text("no picture")
+    text.write_text("no image")
+    empty = tmp_path / "empty.jpg"
+    empty.touch()
     cut = tmp_path / "cut.png"
     cut.write_bytes(good.read_bytes()[:100])
-    for path, reason in [
-        (text, "not an image"),
-        (cut, "cannot be read"),
-        (tmp_path / "gone.png", "No such file"),
-        (tmp_path, "Is a directory"),
-    ]:
-        with pytest.raises(DataError, match=f"{path}: .*{reason}"):
-            predict(run, [good, path], device="cpu")
+    reasons = {
+        text: "not an image",
+        empty: "not an image",
+        cut: "truncated",
+        tmp_path / "gone.png": "No such file",
+        tmp_path: "Is a directory",
+    }
+    found = predict(run, [good, *reasons, good], device="cpu")
+    assert [one.path for one in found] == [good, *reasons, good]
+    assert found[0].top == found[-1].top
+    assert found[0].error is None
+    for one in found[1:-1]:
+        assert reasons[one.path] in (one.error or ""), one.error
+        assert (one.top, one.trained_on) == ((), None)
 
 
 def test_huge_pictures_are_refused_by_their_header(
@@ -241,12 +256,228 @@ def test_huge_pictures_are_refused_by_their_header(
         raise AssertionError("decoded")
 
     monkeypatch.setattr(Image.Image, "convert", decoded)
-    with pytest.raises(DataError, match=r"large\.png: 30 x 30 pixels, data\.max_pixels allows 400"):
-        predict(run, [large], device="cpu")
+    (found,) = predict(run, [large], device="cpu")
+    assert found.error == "30 x 30 pixels, data.max_pixels allows 400"
 
 
-def test_nothing_to_predict(run: Run, root: Path) -> None:
+def test_nothing_to_predict(run: Run, root: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no images"):
-        predict(run, [], device="cpu")
+        select([])
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(InputError, match=r"no images in .*\.txt 1"):
+        select([tmp_path])
     with pytest.raises(InputError, match="0 answers: at least 1"):
         predict(run, first_of(root, "class0"), device="cpu", k=0)
+
+
+# Folders, patterns, CSV
+
+
+def test_folders_patterns_and_files_may_be_mixed(tmp_path: Path) -> None:
+    for name in ("a/1.jpg", "a/deep/2.PNG", "a/.hidden.png", "a/.git/3.png", "a/readme.txt",
+                 "b/4.png", "b/5.webp", "6.png", "7", "[8].png"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+
+    def names(*paths: str) -> list[str]:
+        found = select([tmp_path / one for one in paths])
+        return [one.relative_to(tmp_path).as_posix() for one in found.files]
+
+    assert names("a") == ["a/1.jpg", "a/deep/2.PNG"]
+    assert names("b/*.png", "7", "a") == ["b/4.png", "7", "a/1.jpg", "a/deep/2.PNG"]
+    assert names("**/*.png") == ["6.png", "[8].png", "b/4.png"]
+    assert names("[8].png") == ["[8].png"]  # there is such a file
+    assert names("[ab]") == ["a/1.jpg", "a/deep/2.PNG", "b/4.png", "b/5.webp"]
+    assert names("nowhere.jpg") == ["nowhere.jpg"]  # told as a row
+    found = select([tmp_path / "a"])
+    assert found.note == "files of other extensions in these folders are left out: .txt 1"
+    with pytest.raises(InputError, match=r"no images in .*\*\.gif"):
+        select([tmp_path / "*.gif"])
+
+
+def test_a_folder_without_end_stands_in_memory_a_few_images_at_a_time(
+    run: Run, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hpo.results.predict.CHUNK", 4)
+    read: list[int] = []
+    begin = Chunk.__init__
+
+    def counted(self: Chunk, paths: Sequence[Path], *rest: Any) -> None:
+        read.append(len(paths))
+        begin(self, paths, *rest)
+
+    monkeypatch.setattr(Chunk, "__init__", counted)
+    paths = [*first_of(root, "class0"), root / "gone.png", *first_of(root, "class1")] * 2
+    answers = predictions(run, paths, device="cpu")
+    assert next(answers).path == paths[0]
+    assert read == [4]  # no more than is asked for
+    assert [one.path for one in answers] == paths[1:]
+    assert read == [4, 4, 2]
+    small = predict(run, paths, device="cpu")
+    monkeypatch.undo()
+    for one, other in zip(small, predict(run, paths, device="cpu"), strict=True):
+        assert [name for name, _ in one.top] == [name for name, _ in other.top]
+        assert [p for _, p in one.top] == pytest.approx([p for _, p in other.top], abs=1e-6)
+
+
+def told(*args: str) -> Result:
+    return CliRunner().invoke(app, [*args, "--device", "cpu"])
+
+
+def failure(*args: str) -> str:
+    """The message of a command that fails as the user's mistake does."""
+    found = told(*args)
+    assert isinstance(found.exception, HpoError), found.output
+    assert found.exception.exit_code == 2
+    assert found.stdout == ""
+    return str(found.exception)
+
+
+def test_csv_has_a_row_for_each_file(run: Run, root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    shutil.copytree(root / "test" / "class0", folder / "sub")
+    (folder / "bad.png").write_text("no image")
+    (folder / "=1+1.png").write_bytes(first_of(root, "class1")[0].read_bytes())
+    out = tmp_path / "out" / "found.csv"
+    found = told("predict", str(run.path), str(folder), "--top", "2", "--csv", str(out))
+    assert found.exit_code == 0, found.output
+    assert "1 of 7 files cannot be read" in found.stderr
+    with out.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["file", "class", "probability", "class2", "probability2", "error",
+                             "trained_on"]  # fmt: skip
+    assert [Path(row["file"]).name for row in rows] == [
+        "=1+1.png", "bad.png", *(f"{i:04}.png" for i in range(5))]  # fmt: skip
+    assert (rows[1]["error"], rows[1]["class"], rows[1]["trained_on"]) == ("not an image", "", "")
+    answers = predict(run, [Path(row["file"]) for row in rows], device="cpu", k=2)
+    for row, one in zip(rows, answers, strict=True):
+        if one.error is None:
+            assert (row["class"], row["class2"]) == (one.top[0][0], one.top[1][0])
+            assert float(row["probability"]) == pytest.approx(one.top[0][1])
+            assert row["trained_on"] == "false"
+
+
+def test_csv_to_standard_output_is_safe_for_a_spreadsheet(
+    run: Run, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("=cmd.png").write_bytes(first_of(root, "class1")[0].read_bytes())
+    found = told("predict", str(run.path), "=cmd.png", "--csv", "-")
+    assert found.stdout.splitlines()[1].startswith("'=cmd.png,")
+    assert "exclude each other" in failure("predict", str(run.path), "x", "--csv", "-", "--json")
+    assert "is a folder" in failure("predict", str(run.path), "x", "--csv", str(tmp_path))
+
+
+def test_the_exit_code_is_2_only_where_nothing_can_be_read(run: Run, tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_text("no image")
+    found = told("predict", str(run.path), str(tmp_path), "--json")
+    assert isinstance(found.exception, DataError)
+    assert str(found.exception).startswith("none of 2 files can be read; the first: ")
+    rows = json.loads(found.stdout)
+    assert [row["error"] for row in rows] == ["not an image"] * 2
+    single = told("predict", str(run.path), str(tmp_path / "a.png"))
+    assert str(single.exception) == f"{tmp_path / 'a.png'}: not an image"
+
+
+# What a run was trained on
+
+
+def copies(root: Path, folder: Path) -> Path:
+    """By class: a training image under another name, a validation image stored anew without loss,
+    and one test image."""
+    for label in ("class0", "class1", "class2"):
+        (folder / label).mkdir(parents=True)
+        shutil.copy(root / "train" / label / "0001.png", folder / label / "renamed.png")
+        with Image.open(root / "val" / label / "0000.png") as image:
+            image.save(folder / label / "lossless.bmp")
+        shutil.copy(root / "test" / label / "0000.png", folder / label / "new.png")
+    return folder
+
+
+def test_training_images_are_refused_under_any_name(
+    run: Run, root: Path, tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HPO_HOME", str(home.root))
+    folder = copies(root, tmp_path / "more")
+    why = failure("evaluate", str(run.path), "--data", str(folder))
+    assert "6 of 9 images were trained on: class0/lossless.bmp, class0/renamed.png, class1/" in why
+    assert "--force" in why
+    forced = told("evaluate", str(run.path), "--data", str(folder), "--force", "--json")
+    assert forced.exit_code == 0, forced.output
+    names = {f"class{i}/{one}" for i in range(3) for one in ("lossless.bmp", "renamed.png")}
+    assert set(json.loads(forced.stdout)["trained_on"]) == names
+    shown = told("evaluate", str(run.path), "--data", str(folder), "--force").stdout
+    assert "6 of 9 images were trained on: class0/lossless.bmp" in " ".join(shown.split())
+    assert "top1" in shown
+
+
+def test_many_names_are_counted(run: Run, root: Path, home: Home) -> None:
+    with pytest.raises(DataError, match=r"24 of 24 images were trained on: .* and 14 more"):
+        evaluate_run(run, data=root / "train", home=home, device="cpu")
+    moved = run.path.with_name("moved")
+    shutil.copytree(run.path, moved)
+    with pytest.raises(DataError, match="12 of 12 images were trained on"):
+        evaluate_run(load_run(moved / "seed-1"), data=root / "val", home=home, device="cpu")
+    new = evaluate_run(run, data=root / "test", home=home, device="cpu")
+    assert (new.trained_on, new.overlap) == ((), None)
+
+
+def test_predict_marks_training_images(run: Run, root: Path, tmp_path: Path) -> None:
+    folder = copies(root, tmp_path / "more")
+    found = {one.path.name: one.trained_on for one in predict(
+        run, sorted((folder / "class1").iterdir()), device="cpu")}  # fmt: skip
+    assert found == {"renamed.png": True, "lossless.bmp": True, "new.png": False}
+    shown = told("predict", str(run.path), str(folder), "--top", "1")
+    assert shown.exit_code == 0
+    lines = [line for line in shown.stdout.splitlines() if "trained on" in line]
+    assert len(lines) == 6
+    assert "the run was trained on 6 of 9 images" in shown.stderr
+
+
+def test_validation_images_that_were_kept_are_not_trained_on(
+    root: Path, tmp_path: Path, home: Home
+) -> None:
+    kept = train_run(tiny_config(root, {"epochs": 1}), tmp_path / "run", home, keep_validation=True)
+    found = evaluate_run(kept, data=root / "val", home=home, device="cpu")
+    assert found.trained_on == ()
+    with pytest.raises(DataError, match="24 of 24"):
+        evaluate_run(kept, data=root / "train", home=home, device="cpu")
+
+
+def test_duplicates_in_the_test_split_are_told_everywhere(tmp_path: Path, home: Home) -> None:
+    root = pictures(tmp_path)
+    shutil.copy(root / "train/class0/0000.png", root / "test/class0/again.png")
+    run = train_run(tiny_config(root, {"epochs": 1}), tmp_path / "run", home)
+    line = "1 of 16 test images was trained on: test/class0/again.png"
+    assert any(line in note for note in run.notes)
+    assert any(line in note for note in load_run(run.path).summary["notes"])
+    assert line in training_report(as_page(run))
+    found = evaluate_run(run, home=home, device="cpu")  # the run's own: not refused
+    assert found.trained_on == ("test/class0/again.png",)
+    assert "1 of 16 images was trained on" in (found.overlap or "")
+
+
+def test_a_run_of_an_earlier_version_does_not_know(
+    run: Run, root: Path, tmp_path: Path, home: Home
+) -> None:
+    shutil.copytree(run.path, tmp_path / "old")
+    old = load_run(tmp_path / "old")
+    old.files.trained_on.unlink()
+    found = evaluate_run(old, data=root / "train", home=home, device="cpu")
+    assert found.trained_on is None
+    assert "unknown" in (found.overlap or "")
+    assert predict(old, first_of(root, "class0"), device="cpu")[0].trained_on is None
+    again = train_run(run.config, tmp_path / "old", home, seeds=2)  # finished: nothing is trained
+    assert again.files.trained_on.read_bytes() == run.files.trained_on.read_bytes()
+
+
+def test_damaged_digests_are_no_answer(run: Run, root: Path, tmp_path: Path, home: Home) -> None:
+    shutil.copytree(run.path, tmp_path / "bad")
+    file = tmp_path / "bad" / "trained-on.bin"
+    data = bytearray(file.read_bytes())
+    data[40] ^= 1
+    for broken in (bytes(data), bytes(data[:-5]), b""):
+        file.write_bytes(broken)
+        with pytest.raises(InputError, match=r"trained-on\.bin: damaged"):
+            evaluate_run(load_run(tmp_path / "bad"), home=home, device="cpu")

@@ -77,12 +77,14 @@ def test_evaluating_again_gives_the_same(run: Run, place: Path) -> None:
 
 def test_training_images_looked_up_are_not_their_own_neighbours(run: Run, place: Path) -> None:
     found = evaluate_run(
-        run, data=place / "pictures" / "train", home=Home(place / "home"), device="cpu"
+        run, data=place / "pictures/train", home=Home(place / "home"), device="cpu", force=True
     )
     assert found.images == 24
+    assert len(found.trained_on or ()) == 24
     assert found.summary["mean_distance"]["mean"] > 0
     (lookup,) = look_up(run, [place / "pictures/train/class1/0003.png"], device="cpu", k=40)
     assert len(lookup.neighbours) == 35
+    assert lookup.trained_on
     assert "train/class1/0003.png" not in {one.name for one in lookup.neighbours}
 
 

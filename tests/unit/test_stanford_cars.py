@@ -21,7 +21,7 @@ from hpo.definition.data import DataConfig
 from hpo.engine.datasets import describe, open_data, open_test
 from hpo.errors import ConfigError, DataError
 from hpo.paths import Home
-from hpo.results.predict import open_pictures
+from hpo.results.predict import read_images
 from hpo.results.retrain import retrain
 from tests.formats import CARS, annotate, make_cars
 
@@ -68,7 +68,7 @@ def test_pictures_without_boxes_are_taken_whole_and_told_so(
         assert ("these have none and are taken whole" in told.stderr) == crop
     boxed = CliRunner().invoke(app, ["evaluate", str(run.path), "--device", "cpu"])
     assert not boxed.stderr
-    seen = open_pictures(run, [photo], 5).pixels(0)
+    seen = next(read_images(run, [photo], 5)).pixels(0)
     with Image.open(photo) as image:
         expected = image.convert("RGB").resize((16, 16), Image.Resampling.BILINEAR)
     assert (seen == np.asarray(expected)).all()
