@@ -50,8 +50,14 @@ class DataConfig(Part):
     """Part of the images for the test where the data has neither train/ nor test/; 0: no test."""
     split_seed: int = Field(default=0, ge=0)
     """Seed of the split; training seeds never move an image between parts."""
+    folds: int | None = Field(default=None, ge=2, le=50)
+    """Cross-validation: divide what is for training and validation into so many folds, each class
+    in proportion; a trial trains a network for each, validated on the images of its fold, and its
+    metrics are their means. None: one network, validated on val/ or `val_fraction`. The test part
+    is the same either way; `hpo train` trains on all folds."""
     limit_train: int | None = Field(default=None, ge=1)
-    """Use a seeded, stratified part of this many training images, for cheap searches."""
+    """Use a seeded, stratified part of this many training images (of each fold), for cheap
+    searches."""
     skip_unreadable: bool = False
     """Leave out files that cannot be read as images (counted and listed) instead of stopping."""
     max_pixels: int = Field(default=50_000_000, ge=64)

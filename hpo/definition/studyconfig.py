@@ -271,7 +271,8 @@ class StudyConfig(Part):
     The first is a metric of an epoch; it decides on pruning, target, patience_trials and which
     epoch is best, whose values the others have. Costs are minimized: latency_ms (median time of one
     image on the trial's device), parameters (count), flops (multiply-adds of one image),
-    epoch_seconds (mean of its epochs), peak_memory_mb (10^6 bytes, most of its epochs)."""
+    epoch_seconds (mean of its epochs; of folds of one), peak_memory_mb (10^6 bytes, most of its
+    epochs; of folds all of them together)."""
     trials: int = Field(default=50, ge=1, le=1_000_000)
     """Budget: exactly so many trials finish. Under grid its default is the number of points."""
     timeout_s: float | None = Field(default=None, gt=0)

@@ -78,12 +78,6 @@ class Index:
         """Bytes of all pixels."""
         return int(self.sizes.prod(1).sum()) * 3
 
-    def mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Of each channel, in 0..1. A constant channel gets the deviation of one grey level."""
-        first, second = self.moments / (self.size / 3)
-        std = np.sqrt(np.maximum(second - first**2, 1.0))
-        return tuple((first / 255).tolist()), tuple((std / 255).tolist())
-
     def save(self, file: Path) -> None:
         np.savez(
             file,
@@ -100,6 +94,15 @@ class Index:
             bad = {int(k): str(v) for k, v in json.loads(str(arrays["bad"]))}
             identities = tuple(one.decode() for one in arrays["identities"].tolist())
             return cls(arrays["good"], arrays["sizes"], arrays["moments"], identities, bad)
+
+
+def mean_std(*parts: Index) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Of each channel of all `parts`, in 0..1. A constant channel gets the deviation of one grey
+    level."""
+    moments = np.sum([one.moments for one in parts], axis=0)
+    first, second = moments / (sum(one.size for one in parts) / 3)
+    std = np.sqrt(np.maximum(second - first**2, 1.0))
+    return tuple((first / 255).tolist()), tuple((std / 255).tolist())
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,16 @@ FREE = ("data.root", "data.download", "data.cache_limit_gb", "data.loader_worker
 """Fields that another host may set differently and still go on with a checkpoint."""
 
 
+PER_NETWORK = "model", "best", "optimizer", "average", "averaged"
+"""Fields of a checkpoint that each network of a training has."""
+
+
+def best_of(network: Mapping[str, Any]) -> State:
+    """The weights of the best epoch: `best`, else the current ones, `average`, else `model`."""
+    current: State = network["model"] if network["average"] is None else network["average"]
+    return current if network["best"] is None else network["best"]
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A training after one of its epochs: all that the next epoch depends on."""
@@ -46,16 +56,34 @@ class Checkpoint:
     """The moving average of the weights, where there is one."""
     averaged: int = 0
     """Steps that went into it."""
+    others: list[dict[str, Any]] = field(default_factory=list)
+    """The same five of each further network, where there is one for each fold."""
 
     @property
     def epoch(self) -> int:
         return len(self.metrics)
 
     @property
+    def networks(self) -> list[dict[str, Any]]:
+        """PER_NETWORK of each network."""
+        return [{name: getattr(self, name) for name in PER_NETWORK}, *self.others]
+
+    @property
+    def best_states(self) -> list[State]:
+        """The weights of the best epoch, of each network."""
+        return [best_of(network) for network in self.networks]
+
+    @property
     def best_weights(self) -> State:
-        """Those of the best epoch."""
-        current = self.model if self.average is None else self.average
-        return current if self.best is None else self.best
+        """Those of the best epoch; of folds all, `fold0.`, `fold1.`, ... before each name."""
+        states = self.best_states
+        if len(states) == 1:
+            return states[0]
+        return {
+            f"fold{i}.{name}": value
+            for i, state in enumerate(states)
+            for name, value in state.items()
+        }
 
     def save(self, path: Path) -> None:
         """Raises DiskFull."""
@@ -86,7 +114,7 @@ class Checkpoint:
 
 
 def best_weights(checkpoint: Path) -> State:
-    """The state dict of the best epoch, on the CPU."""
+    """The state dict of the best epoch, on the CPU (see `Checkpoint.best_weights`)."""
     return Checkpoint.load(checkpoint).best_weights
 
 

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hpo.definition.config import TrainConfig
 from hpo.engine import models
-from hpo.engine.checkpoint import best_weights
+from hpo.engine.checkpoint import Checkpoint
 from hpo.engine.learner import autocast, memory_format
 
 WARM_UP, REPEATS, ENOUGH_S = 10, 50, 10.0
@@ -36,14 +36,15 @@ def network_costs(
     `parameters` counts frozen ones too; `flops` are multiply-adds of one image in convolutions,
     matrix products and attention; `latency_ms` is the median over REPEATS calls with one random
     image that lies on the device already, in the precision and layout of `config.runtime`.
-    `checkpoint` holds the trained weights; None: random ones, which cost the same.
+    `checkpoint` holds the trained weights, of folds those of the first count; None: random ones,
+    which cost the same.
     """
     if not set(wanted) & set(MEASURED):
         return {}
     side = config.data.image_size
     model = models.build(config.model, classes=classes, image_size=side, pretrained=False)
     if checkpoint is not None:
-        model.load_state_dict(best_weights(checkpoint))
+        model.load_state_dict(Checkpoint.load(checkpoint).best_states[0])
     layout = memory_format(config.runtime.memory_format)
     model = model.to(device, memory_format=layout).eval()  # type: ignore[call-overload]
     image = torch.randn(1, 3, side, side, device=device).contiguous(memory_format=layout)

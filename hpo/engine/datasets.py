@@ -17,13 +17,13 @@ from pathlib import Path
 
 from hpo.definition.data import DataConfig
 from hpo.definition.fields import is_own
-from hpo.engine.cache import Index, Store, short_hash
+from hpo.engine.cache import Index, Store, mean_std, short_hash
 from hpo.engine.control import Tick, no_tick
 from hpo.engine.folders import Listing
 from hpo.engine.images import Images, Sizing, concat
 from hpo.engine.origins import DigitsOrigin, DigitsSource, FolderOrigin, FolderSource, Origin
 from hpo.engine.own_data import OwnOrigin
-from hpo.engine.split import Item, Parts, duplicates, limited, split
+from hpo.engine.split import Item, Parts, duplicates, fold, limited, split
 from hpo.engine.stanford_cars import CarsOrigin
 from hpo.engine.torchvision_sets import TorchvisionOrigin
 from hpo.errors import DataError
@@ -44,6 +44,17 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
+class Fold:
+    """What a network of a cross-validation learns from, and what it is validated on."""
+
+    train: Images
+    val: Images
+    mean: tuple[float, ...]
+    """Of `train`, as that of `Data`."""
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Data:
     """What a search may see: training and validation."""
 
@@ -61,34 +72,39 @@ class Data:
     """Whether there is a test split; a data set of the user's own is only asked when it is opened,
     and may have none after all."""
     warnings: tuple[str, ...]
+    folds: tuple[Fold, ...] = ()
+    """Of a cross-validation; `train`, `val`, `mean` and `std` are then those of the first."""
 
 
-def open_data(config: DataConfig, cache: Path, tick: Tick = no_tick) -> Data:
+def open_data(
+    config: DataConfig, cache: Path, tick: Tick = no_tick, *, folded: bool = False
+) -> Data:
     """Training and validation pictures, decoded into `cache` if they are not there yet, which
-    `tick` follows.
+    `tick` follows; with `folded` in the folds of `data.folds`, where there are some.
 
     Raises DataError for a folder that cannot be used and for unreadable pictures (left out with
     `data.skip_unreadable`), DiskFull. No test picture is decoded.
     """
     origin = _origin(config, download=config.download)
     origin.tick = tick
-    listing, parts = _parts(config, origin, cache, test=False)
-    train, seen = _open(config, origin, cache, parts["train"])
-    val, seen_val = _open(config, origin, cache, parts["val"])
-    _check_labels(listing.classes, parts["train"], train, "train")
-    if not len(val):
-        raise DataError(f"{config.title}: none of the validation pictures can be read")
-    mean, std = IMAGENET if config.normalize == "imagenet" else seen.mean_std()
+    found = _parts(config, origin, cache, test=False)
+    classes, parts = found.listing.classes, found.parts
+    if folded and found.folds:
+        folds, unreadable = _open_folds(config, origin, cache, found)
+    else:
+        one, unreadable = _open_parts(config, origin, cache, classes, parts)
+        folds = [one]
     return Data(
-        classes=listing.classes,
-        train=train,
-        val=val,
-        mean=mean,
-        std=std,
-        fingerprint=_fingerprint(listing.classes, parts),
-        unreadable=tuple(_named(parts["train"], seen) + _named(parts["val"], seen_val)),
-        has_test=listing.sealed or "test" in parts,
-        warnings=tuple(listing.warnings + duplicates(parts)),
+        classes=classes,
+        train=folds[0].train,
+        val=folds[0].val,
+        mean=folds[0].mean,
+        std=folds[0].std,
+        fingerprint=_fingerprint(classes, found),
+        unreadable=tuple(unreadable),
+        has_test=found.listing.sealed or "test" in parts,
+        warnings=tuple(found.listing.warnings + duplicates(parts)),
+        folds=tuple(folds) if folded and found.folds else (),
     )
 
 
@@ -98,7 +114,7 @@ def open_test(config: DataConfig, cache: Path) -> Images | None:
     Only retraining and evaluation may call this. Raises as `open_data` does.
     """
     origin = _origin(config, download=config.download)
-    _, parts = _parts(config, origin, cache, test=True)
+    parts = _parts(config, origin, cache, test=True).parts
     if "test" not in parts:
         return None
     images, _ = _open(config, origin, cache, parts["test"])
@@ -108,14 +124,19 @@ def open_test(config: DataConfig, cache: Path) -> Images | None:
 
 
 def describe(config: DataConfig, *, download: bool = False) -> dict[str, dict[str, int]]:
-    """Pictures per part and class, test included; nothing is decoded and nothing is written, unless
-    `download` and `data.download` bring a data set that is not there."""
+    """Pictures per part and class, test included, of folds those of the first; nothing is decoded
+    and nothing is written, unless `download` and `data.download` bring a data set that is not
+    there."""
     origin = _origin(config, download=download and config.download)
-    listing, parts = _parts(config, origin, None, test=True)
+    found = _parts(config, origin, None, test=True)
+    parts, classes = found.parts, found.listing.classes
+    if found.folds:
+        first, *others = found.folds
+        parts = parts | {"train": _training(config, others), "val": first}
     ordered = [part for part in ("train", "val", "test") if part in parts]
     counts = {part: Counter(item.label for item in parts[part]) for part in ordered}
     return {
-        part: {name: count[label] for label, name in enumerate(listing.classes)}
+        part: {name: count[label] for label, name in enumerate(classes)}
         for part, count in counts.items()
     }
 
@@ -131,6 +152,51 @@ def _origin(config: DataConfig, *, download: bool) -> Origin:
     if is_own(config.dataset):
         return OwnOrigin(config.dataset, root, max_pixels=config.max_pixels)
     return TorchvisionOrigin(config.dataset, root, download=download)
+
+
+def _open_parts(
+    config: DataConfig, origin: Origin, cache: Path, classes: tuple[str, ...], parts: Parts
+) -> tuple[Fold, list[str]]:
+    """Training and validation pictures as they are split; and what cannot be read."""
+    train, seen = _open(config, origin, cache, parts["train"])
+    val, seen_val = _open(config, origin, cache, parts["val"])
+    _check_labels(classes, parts["train"], train, "train")
+    if not len(val):
+        raise DataError(f"{config.title}: none of the validation pictures can be read")
+    unreadable = _named(parts["train"], seen) + _named(parts["val"], seen_val)
+    return Fold(train, val, *_normalization(config, [seen])), unreadable
+
+
+def _open_folds(
+    config: DataConfig, origin: Origin, cache: Path, found: _Parts
+) -> tuple[list[Fold], list[str]]:
+    """Each fold; and what cannot be read. A picture is decoded once, whatever it is for."""
+    opened = [_open(config, origin, cache, items) for items in found.folds]
+    folds = []
+    for number, (val, _) in enumerate(opened):
+        rest = [one for i, one in enumerate(opened) if i != number]
+        items = [items for i, items in enumerate(found.folds) if i != number]
+        if config.limit_train is not None:
+            rest = [_open(config, origin, cache, _training(config, items))]
+        train, seen = concat(*(images for images, _ in rest)), [index for _, index in rest]
+        _check_labels(found.listing.classes, _training(config, items), train, "train")
+        _check_labels(found.listing.classes, found.folds[number], val, f"fold {number}")
+        folds.append(Fold(train, val, *_normalization(config, seen)))
+    named = (_named(items, seen) for items, (_, seen) in zip(found.folds, opened, strict=True))
+    return folds, [one for names in named for one in names]
+
+
+def _training(config: DataConfig, folds: Sequence[Sequence[Item]]) -> list[Item]:
+    """What a network learns from that is validated on none of `folds`."""
+    items = [item for items in folds for item in items]
+    limit = config.limit_train
+    return items if limit is None else limited(_in_order(items), limit, config.split_seed)
+
+
+def _normalization(
+    config: DataConfig, seen: Sequence[Index]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    return IMAGENET if config.normalize == "imagenet" else mean_std(*seen)
 
 
 def _open(
@@ -169,10 +235,18 @@ def _check_labels(
 # Parts
 
 
-def _parts(
-    config: DataConfig, origin: Origin, cache: Path | None, *, test: bool
-) -> tuple[Listing, Parts]:
+@dataclass(frozen=True)
+class _Parts:
     """Every picture's part, in an order that depends on contents alone."""
+
+    listing: Listing
+    parts: Parts
+    folds: list[list[Item]]
+    """Of a cross-validation: all that is for training and validation, without `data.limit_train`;
+    none without `data.folds`."""
+
+
+def _parts(config: DataConfig, origin: Origin, cache: Path | None, *, test: bool) -> _Parts:
     listing = origin.listing(test=test)
     names = [name for items in listing.parts.values() for name, _ in items]
     if cache or "val" not in listing.parts or config.limit_train:
@@ -180,15 +254,13 @@ def _parts(
     else:
         digests = dict.fromkeys(names, "")  # only counted
     given = {
-        part: sorted(
-            (Item(name, label, digests[name]) for name, label in items),
-            key=lambda item: (item.label, item.digest, item.name),
-        )
+        part: _in_order([Item(name, label, digests[name]) for name, label in items])
         for part, items in listing.parts.items()
     }
     parts = _completed(config, given)
     for part in parts.keys() - given.keys() | {"train"}:
         _check_split(config, listing.classes, part, parts[part])
+    folds = _folds(config, listing, parts) if config.folds else []
     if config.limit_train is not None:
         if config.limit_train < len(listing.classes):
             raise DataError(
@@ -196,7 +268,43 @@ def _parts(
                 "picture for each class"
             )
         parts["train"] = limited(parts["train"], config.limit_train, config.split_seed)
-    return listing, parts
+    return _Parts(listing, parts, folds)
+
+
+def _in_order(items: Sequence[Item]) -> list[Item]:
+    return sorted(items, key=lambda item: (item.label, item.digest, item.name))
+
+
+def _folds(config: DataConfig, listing: Listing, parts: Parts) -> list[list[Item]]:
+    """Training and validation pictures together, divided into `data.folds`."""
+    assert config.folds is not None
+    where = f"{config.title}: data.folds = {config.folds}"
+    if "val" in listing.parts:
+        raise DataError(
+            f"{where} divides what is for training, and these data have a validation part of their "
+            "own (val), which says what to validate on: move its images to train, or leave "
+            "data.folds out"
+        )
+    pool = _in_order([*parts["train"], *parts["val"]])
+    keys = {
+        label: {item.key for item in pool if item.label == label}
+        for label in range(len(listing.classes))
+    }
+    for label, name in enumerate(listing.classes):
+        if len(keys[label]) < config.folds:
+            raise DataError(
+                f"{where}: class {name!r} has {len(keys[label])} different images or groups of "
+                "images, and each fold needs one: add images, or choose fewer folds"
+            )
+    folds = fold(pool, config.folds, config.split_seed)
+    for number, items in enumerate(folds):
+        for label in sorted(keys.keys() - {item.label for item in items}):
+            raise DataError(
+                f"{where}: class {listing.classes[label]!r} would be missing in fold {number}, "
+                "because its images are in groups with those of other classes: choose fewer folds, "
+                "or another data.split_seed"
+            )
+    return folds
 
 
 def _completed(config: DataConfig, given: Parts) -> Parts:
@@ -226,8 +334,11 @@ def _check_split(
             )
 
 
-def _fingerprint(classes: tuple[str, ...], parts: Parts) -> str:
-    seen = {
-        part: sorted((item.label, item.digest) for item in parts[part]) for part in ("train", "val")
-    }
-    return short_hash([classes, seen])[:16]
+def _fingerprint(classes: tuple[str, ...], found: _Parts) -> str:
+    seen = {part: _facts(found.parts[part]) for part in ("train", "val")}
+    folds = [[_facts(items) for items in found.folds]] if found.folds else []
+    return short_hash([classes, seen, *folds])[:16]
+
+
+def _facts(items: Sequence[Item]) -> list[tuple[int, str]]:
+    return sorted((item.label, item.digest) for item in items)

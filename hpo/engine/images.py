@@ -1,6 +1,6 @@
 """Labelled pictures: how one is decoded, and the forms in which a data set holds them.
 
-Mapped from a file, streamed from the original files, or two sets joined: the same pixels.
+Mapped from a file, streamed from the original files, or sets joined: the same pixels.
 """
 
 from __future__ import annotations
@@ -203,35 +203,35 @@ class Streamed(Images):
 
 
 class Joined(Images):
-    """Two sets of pictures, one after the other."""
+    """Sets of pictures, one after the other."""
 
-    def __init__(self, first: Images, second: Images) -> None:
-        self._parts = first, second
-        self.names = first.names + second.names
-        self.labels = np.concatenate([first.labels, second.labels])
-        self.sizes = np.concatenate([first.sizes, second.sizes])
-        self.streamed = first.streamed or second.streamed
-        self.files = first.files + second.files
+    def __init__(self, *sets: Images) -> None:
+        self._sets = sets
+        self._ends = np.cumsum([len(one) for one in sets])
+        self.names = tuple(name for one in sets for name in one.names)
+        self.labels = np.concatenate([one.labels for one in sets])
+        self.sizes = np.concatenate([one.sizes for one in sets])
+        self.streamed = any(one.streamed for one in sets)
+        self.files = tuple(file for one in sets for file in one.files)
 
     @property
     def parts(self) -> tuple[Images, ...]:
-        return tuple(one for part in self._parts for one in part.parts)
+        return tuple(one for part in self._sets for one in part.parts)
 
     @cached_property
     def identities(self) -> tuple[str, ...]:
-        first, second = self._parts
-        return first.identities + second.identities
+        return tuple(identity for one in self._sets for identity in one.identities)
 
     def pixels(self, i: int) -> Pixels:
-        first, second = self._parts
-        return first.pixels(i) if i < len(first) else second.pixels(i - len(first))
+        place = int(np.searchsorted(self._ends, i, side="right"))
+        return self._sets[place].pixels(i - int(self._ends[place - 1]) if place else i)
 
     def stacked(self) -> Pixels:
         if not self.uniform:
             return super().stacked()
-        return np.concatenate([part.stacked() for part in self._parts])
+        return np.concatenate([part.stacked() for part in self._sets])
 
 
-def concat(first: Images, second: Images) -> Images:
-    """Both sets as one, in this order."""
-    return Joined(first, second)
+def concat(*sets: Images) -> Images:
+    """All sets as one, in this order."""
+    return sets[0] if len(sets) == 1 else Joined(*sets)

@@ -175,7 +175,7 @@ class StepCost:
     """Of the second step: the first one also prepares."""
     peak_memory_mb: float
     """In MB (10^6 bytes). CUDA: measured. Else: weights, gradients, the optimizer's state, the
-    batch, and what autograd keeps of it."""
+    batch, and what autograd keeps of it. With those of the networks of all folds."""
     images: int
 
 
@@ -206,6 +206,7 @@ def measure_step(config: TrainConfig, *, classes: int, device: torch.device) -> 
         bytes_ = float(torch.cuda.max_memory_allocated(device))
     else:
         bytes_ = kept.bytes + _held(learner) + batch[0].nbytes
+    bytes_ += ((config.data.folds or 1) - 1) * _held(learner)
     return StepCost(seconds, bytes_ / 1e6, config.batch_size)
 
 

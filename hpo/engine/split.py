@@ -16,6 +16,13 @@ class Item:
     name: str
     label: int
     digest: str
+    group: str = ""
+    """What it must never be parted from; empty: nothing but files of the same content."""
+
+    @property
+    def key(self) -> str:
+        """The same for what stays together."""
+        return self.group or self.digest
 
 
 Parts = dict[str, list[Item]]
@@ -64,6 +71,66 @@ def _fill(sizes: Sequence[int], quota: int) -> list[int]:
 
 def _ranked(digests: Iterable[str], purpose: str, seed: int) -> list[str]:
     return sorted(digests, key=lambda digest: short_hash([purpose, seed, digest]))
+
+
+def deal(items: Sequence[Item], shares: Mapping[str, float], seed: int) -> Parts:
+    """{part: its share of every class}, groups undivided, in an order that depends on the contents
+    of the groups and `seed` alone. `shares` add up to 1.
+
+    Each group goes where it leaves the least deviation (chi-square) of the images of its classes
+    from what every part should have of them, at least 1; where a class has only as many groups
+    left as parts lack it, to one of those.
+    """
+    groups: dict[str, list[Item]] = defaultdict(list)
+    for item in items:
+        groups[item.key].append(item)
+    totals = Counter(item.label for item in items)
+    wanted = {
+        part: {label: max(1.0, share * count) for label, count in totals.items()}
+        for part, share in shares.items()
+    }
+    have: dict[str, Counter[int]] = {part: Counter() for part in shares}
+    left = Counter(label for group in groups.values() for label in {one.label for one in group})
+    chosen: dict[str, str] = {}
+    for key in sorted(groups, key=lambda key: _rank(groups[key], seed)):
+        group = sorted(Counter(item.label for item in groups[key]).items())
+        allowed = _lacking([label for label, _ in group], have, left)
+
+        def deviation(part: str, group: Sequence[tuple[int, int]] = group) -> tuple[float, float]:
+            mine, due = have[part], wanted[part]
+            pairs = ((n, mine[label] - due[label], due[label]) for label, n in group)
+            return sum(n * (2 * over + n) / due for n, over, due in pairs), mine.total()
+
+        chosen[key] = min(allowed, key=deviation)
+        have[chosen[key]].update(dict(group))
+        left.subtract(label for label, _ in group)
+    parts: Parts = {part: [] for part in shares}
+    for item in items:
+        parts[chosen[item.key]].append(item)
+    return parts
+
+
+def _rank(group: Sequence[Item], seed: int) -> str:
+    return short_hash(["deal", seed, sorted({item.digest for item in group})])
+
+
+def _lacking(
+    labels: Sequence[int], have: Mapping[str, Counter[int]], left: Mapping[int, int]
+) -> Sequence[str]:
+    """The parts to which a group of these `labels` may go: those that lack one of which too few
+    groups are left to wait."""
+    allowed = list(have)
+    for label in sorted(labels, key=lambda label: (left[label], label)):
+        lacking = [part for part in have if not have[part][label]]
+        if left[label] <= len(lacking):
+            allowed = [part for part in allowed if part in lacking] or allowed
+    return allowed
+
+
+def fold(items: Sequence[Item], folds: int, seed: int) -> list[list[Item]]:
+    """The items of each fold, by `deal`."""
+    parts = deal(items, {str(number): 1 / folds for number in range(folds)}, seed)
+    return list(parts.values())
 
 
 def limited(items: Sequence[Item], limit: int, seed: int) -> list[Item]:

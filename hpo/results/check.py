@@ -183,6 +183,12 @@ def _notes(configs: list[TrainConfig], home: Home) -> Iterator[str]:
     }
     if names:
         yield f"the first trial downloads {', '.join(sorted(names))}"
+    folds = max((config.data.folds or 0 for config in configs), default=0)
+    if folds:
+        yield (
+            f"data.folds = {folds}: a trial trains {folds} networks at once, counted above; train "
+            "and val are those of the first fold"
+        )
     yield f"trials and decoded images will be under {home.root}"
 
 

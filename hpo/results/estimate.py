@@ -163,11 +163,11 @@ def _settled(config: TrainConfig, classes: int, device: torch.device, threads: i
 
 
 def _epoch_images(config: TrainConfig, counts: Mapping[str, int]) -> float:
-    """Of an epoch, evaluation counted at what it costs against training."""
+    """Of an epoch of all folds, evaluation counted at what it costs against training."""
     learnt = 0 if config.frozen else counts["train"]
     seen = counts["val"] + (counts["train"] if config.task == "retrieval" else 0)
     head_alone = config.all_phases()[-1].trainable_blocks == 0
-    return learnt + seen * (1.0 if head_alone else EVALUATION)
+    return (learnt + seen * (1.0 if head_alone else EVALUATION)) * (config.data.folds or 1)
 
 
 def _beginning(config: TrainConfig) -> str:
@@ -191,13 +191,17 @@ def _kept(
     train = counts["train"] * views
     again = counts["train"] if config.task == "retrieval" and views > 1 else 0
     images = train + again + counts["val"]
+    largest = max(train, counts["val"])
+    if config.data.folds:
+        images *= config.data.folds if config.data.normalize == "dataset" else 1
+        largest = largest if config.data.limit_train else counts["val"] * views
     return Kept(
         choices=choices,
         beginnings=beginnings,
         once_s=images * cost.compute_s,
         epoch_s=_epoch_images(config, counts) * cost.step_s / cost.images,
         size=images * cost.bytes,
-        largest=max(train, counts["val"]) * cost.bytes,
+        largest=largest * cost.bytes,
         limit_gb=config.data.cache_limit_gb,
     )
 

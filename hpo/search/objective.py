@@ -71,13 +71,15 @@ class Bench:
         """Images for `config`, opened once for trials that share them; refuses other images under
         the same name than those that the study began with."""
         if self._data is None or self._data[0] != config.data:
-            data = open_data(config.data, self.home.cache, tick)
+            data = open_data(config.data, self.home.cache, tick, folded=True)
             part = config.data.model_dump(include={"dataset", "val_fraction", "test_fraction",
                                                    "split_seed", "limit_train"})  # fmt: skip
+            newer = config.data.model_dump(include={"folds"}, exclude_none=True)
+            named = [f"{name}={value}" for name, value in newer.items()]
             agree_on_images(
                 self.study.database,
                 self.study.uuid,
-                "/".join(str(value) for value in part.values()),
+                "/".join([*(str(value) for value in part.values()), *named]),
                 data.fingerprint,
                 worker=worker,
                 force=self.force,
@@ -146,6 +148,13 @@ def _config(bench: Bench, lease: Lease, trial: optuna.trial.Trial) -> TrainConfi
     file.space.suggest(trial)
     stored = bench.storage.get_trial(lease.trial_id).params
     return file.config(file.space.decode(stored))
+
+
+def _training_data(data: Data) -> TrainingData | list[TrainingData]:
+    classes = len(data.classes)
+    if not data.folds:
+        return TrainingData(classes, data.train, data.val, data.mean, data.std)
+    return [TrainingData(classes, one.train, one.val, one.mean, one.std) for one in data.folds]
 
 
 def _runtime(
@@ -223,10 +232,9 @@ class _Training:
         if ending is not None:
             return ending
         self._begin_epoch()
-        data = self.data
         results = train(
             self.config,
-            TrainingData(len(data.classes), data.train, data.val, data.mean, data.std),
+            _training_data(self.data),
             self.control,
             device=self.bench.device,
             metric=self.metric,
@@ -324,14 +332,22 @@ class _Training:
             return None
         best = best_of(self.rows, self.metric, self.bench.study.file.direction)[1]
         network = self._network_costs(self.checkpoint)
-        return values_of(self.objectives, self.rows, best or len(self.rows), network)
+        return values_of(
+            self.objectives,
+            self.rows,
+            best or len(self.rows),
+            network,
+            max(1, len(self.data.folds)),
+        )
 
     def _worst_values(self) -> tuple[float, ...] | None:
         """The values of a trial that diverged."""
         if not self._has_several:
             return None
         study, classes = self.bench.study, len(self.data.classes)
-        own = values_of(self.objectives, self.rows, len(self.rows), self._network_costs(None))
+        network = self._network_costs(None)
+        networks = max(1, len(self.data.folds))
+        own = values_of(self.objectives, self.rows, len(self.rows), network, networks)
         guesses = {name: chance(name, classes) for name in self.objectives if name not in COSTS}
         attempts = records.read_attempts(study.database, study.uuid).values()
         others = [one.objectives for rows in attempts for one in rows if one.objectives]

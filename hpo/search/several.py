@@ -60,13 +60,14 @@ def values_of(
     rows: Sequence[EpochRow],
     best_epoch: int,
     network: Mapping[str, float],
+    networks: int = 1,
 ) -> tuple[float, ...]:
-    """The values of a trial that ran: metrics of `best_epoch`, costs of its epochs `rows`, and
-    those of its network (see `hpo.engine.costs`)."""
+    """The values of a trial that ran: metrics of `best_epoch`, costs of its epochs `rows`, the
+    seconds of each of its `networks` (folds), and those of a network (see `hpo.engine.costs`)."""
     best = next(row.metrics for row in rows if row.epoch == best_epoch)
     seconds = [row.metrics["seconds"] for row in rows]
     costs = {
-        "epoch_seconds": sum(seconds) / len(seconds),
+        "epoch_seconds": sum(seconds) / len(seconds) / networks,
         "peak_memory_mb": max(row.metrics["peak_memory_mb"] for row in rows),
         **network,
     }
