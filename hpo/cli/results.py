@@ -90,7 +90,8 @@ def export(
         typer.Option(
             metavar="FILE",
             help="Also copy the weights of its best epoch there, from this host or the artifacts: "
-            "the best three trials have them, or the whole front of several metrics.",
+            "the best three trials have them, or the whole front of several metrics; of folds "
+            "all, with fold0., fold1., ... before the names.",
             show_default=False,
         ),
     ] = None,
