@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
-from hpo.definition.datasets import DEFAULT_ROOT, NATIVE, SCHEMA, known_data
-from hpo.definition.fields import Part, fail
+from hpo.definition.datasets import DEFAULT_ROOT, FOLDERS, NATIVE, SCHEMA, known_data
+from hpo.definition.fields import Part, fail, is_own
+
+REGEX = "regex:"
+GROUPING = {"type": "string", "anyOf": [{"enum": ["folder"]}, {"pattern": f"^{REGEX}."}]}
+
+
+def _grouping(value: str) -> str:
+    """Refuse what is neither `folder` nor a regular expression."""
+    pattern = value.removeprefix(REGEX)
+    if value != "folder" and (pattern == value or not pattern):
+        raise ValueError('allowed: "folder", or "regex:" and a regular expression for paths')
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from None
+    return value
 
 
 class DataConfig(Part):
@@ -50,6 +66,12 @@ class DataConfig(Part):
     """Part of the images for the test where the data has neither train/ nor test/; 0: no test."""
     split_seed: int = Field(default=0, ge=0)
     """Seed of the split; training seeds never move an image between parts."""
+    group_by: Annotated[str, AfterValidator(_grouping), WithJsonSchema(GROUPING)] | None = None
+    """Keep the images of a group, such as one patient's or one burst, on one side of every split
+    and fold that is made. folder: images of one folder inside the class folder (of a csv: of one
+    folder). regex:PATTERN: those in whose path below `root` the regular expression finds the same:
+    its first group that matched, else all that it matched. None: identical files alone stay
+    together, and what the column group of a csv says."""
     folds: int | None = Field(default=None, ge=2, le=50)
     """Cross-validation: divide what is for training and validation into so many folds, each class
     in proportion; a trial trains a network for each, validated on the images of its fold, and its
@@ -91,6 +113,8 @@ class DataConfig(Part):
             fail("root", self.root, 'digits come with scikit-learn; use dataset = "folder"')
         if self.crop_to_box and self.dataset != "stanford_cars":
             fail("crop_to_box", True, 'only dataset = "stanford_cars" has boxes')
+        if self.group_by == "folder" and self.dataset not in FOLDERS and not is_own(self.dataset):
+            fail("group_by", "folder", f"images of {self.dataset} lie in no folders of groups")
         if self.resize == "crop" and self.resize_size < self.image_size:
             fail("resize_size", self.resize_size, f"at least image_size = {self.image_size}")
         if self.val_fraction + self.test_fraction >= 1:

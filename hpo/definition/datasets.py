@@ -33,6 +33,9 @@ pixels; None for photographs of many sizes. How each is opened: `hpo.engine.torc
 
 BUILT_IN = ("digits", "folder", "stanford_cars", *TORCHVISION)
 
+FOLDERS = ("folder",)
+"""Those whose images are files in folders of the user's."""
+
 NATIVE = {"digits": 8} | {name: side for name, side in TORCHVISION.items() if side}
 """Side of the pictures, in pixels, where all have the same."""
 

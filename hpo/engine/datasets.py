@@ -20,10 +20,11 @@ from hpo.definition.fields import is_own
 from hpo.engine.cache import Index, Store, mean_std, short_hash
 from hpo.engine.control import Tick, no_tick
 from hpo.engine.folders import Listing
+from hpo.engine.groups import name_groups, shared, uneven, united
 from hpo.engine.images import Images, Sizing, concat
 from hpo.engine.origins import DigitsOrigin, DigitsSource, FolderOrigin, FolderSource, Origin
 from hpo.engine.own_data import OwnOrigin
-from hpo.engine.split import Item, Parts, duplicates, fold, limited, split
+from hpo.engine.split import Item, Parts, deal, duplicates, fold, limited, split
 from hpo.engine.stanford_cars import CarsOrigin
 from hpo.engine.torchvision_sets import TorchvisionOrigin
 from hpo.errors import DataError
@@ -103,7 +104,7 @@ def open_data(
         fingerprint=_fingerprint(classes, found),
         unreadable=tuple(unreadable),
         has_test=found.listing.sealed or "test" in parts,
-        warnings=tuple(found.listing.warnings + duplicates(parts)),
+        warnings=tuple(found.warnings),
         folds=tuple(folds) if folded and found.folds else (),
     )
 
@@ -244,11 +245,13 @@ class _Parts:
     folds: list[list[Item]]
     """Of a cross-validation: all that is for training and validation, without `data.limit_train`;
     none without `data.folds`."""
+    warnings: list[str]
 
 
 def _parts(config: DataConfig, origin: Origin, cache: Path | None, *, test: bool) -> _Parts:
     listing = origin.listing(test=test)
     names = [name for items in listing.parts.values() for name, _ in items]
+    groups = name_groups(config, listing)
     if cache or "val" not in listing.parts or config.limit_train:
         digests = origin.digests(names, cache)
     else:
@@ -257,10 +260,12 @@ def _parts(config: DataConfig, origin: Origin, cache: Path | None, *, test: bool
         part: _in_order([Item(name, label, digests[name]) for name, label in items])
         for part, items in listing.parts.items()
     }
+    given = united(given, [groups])
     parts = _completed(config, given)
     for part in parts.keys() - given.keys() | {"train"}:
-        _check_split(config, listing.classes, part, parts[part])
+        _check_split(config, listing.classes, part, parts)
     folds = _folds(config, listing, parts) if config.folds else []
+    made = list(uneven(parts, _shares(config, given))) if groups else []
     if config.limit_train is not None:
         if config.limit_train < len(listing.classes):
             raise DataError(
@@ -268,7 +273,8 @@ def _parts(config: DataConfig, origin: Origin, cache: Path | None, *, test: bool
                 "picture for each class"
             )
         parts["train"] = limited(parts["train"], config.limit_train, config.split_seed)
-    return _Parts(listing, parts, folds)
+    warnings = [*listing.warnings, *duplicates(parts), *shared(given, groups), *made]
+    return _Parts(listing, parts, folds, warnings)
 
 
 def _in_order(items: Sequence[Item]) -> list[Item]:
@@ -307,28 +313,42 @@ def _folds(config: DataConfig, listing: Listing, parts: Parts) -> list[list[Item
     return folds
 
 
-def _completed(config: DataConfig, given: Parts) -> Parts:
-    """Split what the folders leave open: everything, or validation off the training pictures."""
+def _shares(config: DataConfig, given: Parts) -> dict[str, float]:
+    """The parts that we make, with their fractions: everything, or validation off the training
+    pictures; none where all are given."""
     if "all" in given:
-        fractions = {"val": config.val_fraction}
-        if config.test_fraction:
-            fractions["test"] = config.test_fraction
-        return split(given["all"], fractions, config.split_seed)
-    if "val" in given:
+        made = {"val": config.val_fraction}
+        made |= {"test": config.test_fraction} if config.test_fraction else {}
+    else:
+        made = {} if "val" in given else {"val": config.val_fraction}
+    return {"train": 1 - sum(made.values()), **made} if made else {}
+
+
+def _completed(config: DataConfig, given: Parts) -> Parts:
+    """Split what the folders leave open."""
+    shares = _shares(config, given)
+    if not shares:
         return dict(given)
-    parts = split(given["train"], {"val": config.val_fraction}, config.split_seed)
-    return {**given, **parts}
+    open_ = given["all"] if "all" in given else given["train"]
+    if any(item.group for item in open_):
+        made = deal(open_, shares, config.split_seed)
+    else:
+        fractions = {part: share for part, share in shares.items() if part != "train"}
+        made = split(open_, fractions, config.split_seed)
+    return {part: items for part, items in given.items() if part != "all"} | made
 
 
-def _check_split(
-    config: DataConfig, classes: tuple[str, ...], part: str, items: Sequence[Item]
-) -> None:
+def _check_split(config: DataConfig, classes: tuple[str, ...], part: str, parts: Parts) -> None:
     """Every class must stand in a part that we made."""
-    have = {item.label for item in items}
+    have = {item.label for item in parts[part]}
     for label, name in enumerate(classes):
         if label not in have:
+            own = [item for items in parts.values() for item in items if item.label == label]
+            grouped = any(item.group for item in own)
+            count = len({item.key for item in own})
+            few = f"groups of pictures ({count})" if grouped else "different pictures"
             raise DataError(
-                f"{config.title}: class {name!r} has too few different pictures to leave one for "
+                f"{config.title}: class {name!r} has too few {few} to leave one for "
                 f"{part}: 1 for each of train, val and test is needed; add pictures, or set "
                 "data.test_fraction = 0"
             )

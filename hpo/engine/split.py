@@ -162,17 +162,17 @@ def _first(items: Sequence[Item], quotas: Mapping[int, int], seed: int) -> list[
 
 
 def duplicates(parts: Parts) -> list[str]:
-    """Warnings about identical files on two sides, or in two classes."""
+    """Warnings about identical files on two sides, or in two classes; digests that are empty are
+    not known."""
     found = []
-    digests = {part: {item.digest for item in items} for part, items in parts.items()}
+    digests = {part: {item.digest for item in items} - {""} for part, items in parts.items()}
     for part, of in (("val", "train"), ("test", "train"), ("test", "val")):
         count = sum(item.digest in digests[of] for item in parts.get(part, ()))
         if count:
             found.append(f"{count} files of {part} are identical to files of {of}")
     labels: dict[str, set[int]] = defaultdict(set)
-    for items in parts.values():
-        for item in items:
-            labels[item.digest].add(item.label)
+    for item in (item for items in parts.values() for item in items if item.digest):
+        labels[item.digest].add(item.label)
     if count := sum(len(one) > 1 for one in labels.values()):
         found.append(f"{count} files stand in more than one class with identical content")
     return found
