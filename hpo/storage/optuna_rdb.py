@@ -14,6 +14,7 @@ Three things are added to `RDBStorage`, all proved necessary by experiment:
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -47,6 +48,12 @@ MYSQL_TABLES = {
 }
 """How tables are made there, Optuna's too: with transactions, every character, and names kept apart
 that differ in case alone, as on the other databases."""
+
+ALEMBIC = sa.table("alembic_version", sa.column("version_num", sa.String))
+"""Where Optuna keeps the version of its schema, and every other tool that uses alembic does."""
+OPTUNA_REVISION = re.compile(r"v\d+\.\d+\.\d+")
+"""How the names of Optuna's versions begin; alembic itself makes 12 hex digits."""
+OWN = "give hpo a database of its own"
 
 
 @contextmanager
@@ -329,9 +336,12 @@ def optuna_tables() -> sa.MetaData:
 
 def _is_optuna_current(database: Database) -> bool:
     """Whether Optuna's tables are those of the Optuna here, or still to be made. Raises
-    StorageError for those of a newer one."""
+    StorageError for those of a newer one, and for another tool's."""
     with database.read() as connection:
-        if not sa.inspect(connection).has_table(models.VersionInfoModel.__tablename__):
+        there = sa.inspect(connection)
+        begun = there.has_table(models.VersionInfoModel.__tablename__)
+        _refuse_other_tools(database, connection, there, begun=begun)
+        if not begun:
             return True
     versions = _versions(database)
     found = versions.get_current_version()
@@ -341,6 +351,31 @@ def _is_optuna_current(database: Database) -> bool:
             f"{versions.get_head_version()}); upgrade hpo"
         )
     return bool(found == versions.get_head_version())
+
+
+def _refuse_other_tools(
+    database: Database, connection: sa.Connection, there: sa.Inspector, *, begun: bool
+) -> None:
+    """Raise StorageError where tables that Optuna would use are another tool's. `begun`: Optuna's
+    table of versions is there; it is made before alembic's."""
+    if there.has_table(ALEMBIC.name):
+        found = list(connection.scalars(sa.select(ALEMBIC.c.version_num)))
+        others = [one for one in found if not OPTUNA_REVISION.match(one)]
+        if others or not begun:
+            shown = f" (found: {', '.join(others)})" if others else ""
+            raise StorageError(
+                f"{database.shown}: alembic_version holds another tool's version: {OWN}{shown}"
+            )
+    for table in () if begun else models.BaseModel.metadata.sorted_tables:
+        if there.has_table(table.name):
+            missing = set(table.columns.keys()) - {
+                one["name"] for one in there.get_columns(table.name)
+            }
+            if missing:
+                raise StorageError(
+                    f"{database.shown}: its table {table.name!r} is another tool's (without "
+                    f"{', '.join(sorted(missing))}): {OWN}"
+                )
 
 
 def _upgrade_optuna(database: Database) -> None:

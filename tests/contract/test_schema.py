@@ -15,6 +15,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from optuna.storages import RDBStorage
+from optuna.storages._rdb import models
 
 from hpo.errors import StorageError
 from hpo.search import study as studies
@@ -194,3 +195,58 @@ def test_a_database_of_a_newer_optuna_is_refused(database: Database) -> None:
     for meet in (upgrade_schema, create_schema):
         with pytest.raises(StorageError, match=r"newer Optuna \(v99\.0\.0\.a"):
             meet(database)
+
+
+def names(database: Database) -> set[str]:
+    return set(sa.inspect(database.engine).get_table_names())
+
+
+@pytest.mark.parametrize("meet", [create_schema, upgrade_schema])
+@pytest.mark.parametrize(
+    "versions",
+    [
+        ["bd07f7e963c5"],  # MLflow, Airflow: alembic's own names
+        ["22ed6efa9da2", "e83e1f2a3b4c"],  # several branches
+        ["2024_01_05-add_users"],
+        [],  # before its first migration
+    ],
+)
+def test_a_database_of_another_tool_is_refused_before_anything_is_made(
+    database: Database, versions: list[str], meet: Callable[[Database], object]
+) -> None:
+    execute(
+        database,
+        "CREATE TABLE alembic_version (version_num varchar(32) NOT NULL PRIMARY KEY)",
+        *(f"INSERT INTO alembic_version VALUES ('{one}')" for one in versions),
+    )
+    wanted = "alembic_version holds another tool's version: give hpo a database of its own"
+    with pytest.raises(StorageError, match=wanted) as caught:
+        meet(database)
+    assert all(one in str(caught.value) for one in versions)
+    assert names(database) == {"alembic_version"}
+
+
+def test_another_tool_that_came_into_a_database_of_optuna(database: Database) -> None:
+    RDBStorage(database.secret_url).engine.dispose()
+    before = names(database)
+    execute(database, "INSERT INTO alembic_version VALUES ('bd07f7e963c5')")
+    for meet in (create_schema, upgrade_schema):
+        with pytest.raises(StorageError, match="holds another tool's version"):
+            meet(database)
+    assert names(database) == before
+
+
+def test_a_table_of_another_tool_with_a_name_of_optunas(database: Database) -> None:
+    execute(database, "CREATE TABLE trials (id int, drug varchar(20))")
+    with pytest.raises(StorageError, match=r"'trials' is another tool's .*a database of its own"):
+        create_schema(database)
+    assert names(database) == {"trials"}
+
+
+def test_a_half_made_database_is_completed(database: Database) -> None:
+    """A process died after some of Optuna's tables; other tools' tables beside are no matter."""
+    models.StudyModel.__table__.create(database.engine)
+    execute(database, "CREATE TABLE photographs (id int)")
+    create_schema(database)
+    assert schema.is_current(database)
+    assert "photographs" in names(database)
