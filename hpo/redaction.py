@@ -1,11 +1,12 @@
-"""Passwords stay out of what people see: the last line of defence.
+"""Standard streams: passwords stay out of what people see, and any text can be written.
 
-Messages of hpo are made without them. This is for what nobody foresaw: a traceback whose exception
-quotes a URL, a library that writes its arguments into an error.
+Messages of hpo are made without passwords. This is the last line of defence, for what nobody
+foresaw: a traceback whose exception quotes a URL, a library whose error has its arguments in it.
 """
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,26 +33,36 @@ def redact(text: str) -> str:
     return text
 
 
-class _Redacted:
-    """A text stream that writes through `redact`."""
+class _Tolerant:
+    """A text stream that writes what its encoding lacks with backslashes. Nothing goes past it:
+    click would write UTF-8 to the bytes below a stream that is ASCII."""
 
     def __init__(self, stream: TextIO) -> None:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
         self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "buffer":
+            raise AttributeError(name)
+        return getattr(self._stream, name)
+
+
+class _Redacted(_Tolerant):
+    """One that also writes through `redact`."""
 
     def write(self, text: str) -> int:
         self._stream.write(redact(text))
         return len(text)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
 
 @contextmanager
-def redacted_stderr() -> Iterator[None]:
-    """All that this process writes to `sys.stderr` inside, logs and tracebacks too, is redacted."""
-    before = sys.stderr
-    sys.stderr = _Redacted(before)
+def safe_streams() -> Iterator[None]:
+    """Whatever this process writes inside to `sys.stdout` and `sys.stderr` can be encoded, and to
+    `sys.stderr`, logs and tracebacks too, it is redacted."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = _Tolerant(sys.stdout), _Redacted(sys.stderr)
     try:
         yield
     finally:
-        sys.stderr = before
+        sys.stdout, sys.stderr = before

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.text import Text
 
+from hpo.cli.safe import Text
 from hpo.cli.tables import cells_table, counts, parameters_table
 from hpo.results.pareto import front_table
 from hpo.results.table import duration, number

@@ -14,8 +14,8 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
-from rich.text import Text
 
+from hpo.cli.safe import Text
 from hpo.cli.tables import STYLES, state_text
 from hpo.errors import StorageAway
 from hpo.results.table import count, duration, number
@@ -90,7 +90,7 @@ def _best_and_time(status: StudyStatus, age_s: float) -> list[Text]:
     return parts
 
 
-def _joined(parts: list[Text]) -> Text:
+def _joined(parts: list[Text]) -> RenderableType:
     return Text("  ", overflow="fold").join(parts)
 
 

@@ -33,7 +33,7 @@ from hpo.cli import (
 from hpo.cli.text import printable
 from hpo.errors import HpoError
 from hpo.files import disk_full, is_full
-from hpo.redaction import redacted_stderr
+from hpo.redaction import safe_streams
 
 Command = Callable[..., Any]
 
@@ -131,7 +131,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 
     HPO_DEBUG=1 shows the traceback. Ctrl-C and a reader that has left are Typer's: 130 and 1.
     """
-    with redacted_stderr():
+    with safe_streams():
         sys.exit(_call(args))
 
 

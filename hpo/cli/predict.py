@@ -138,7 +138,7 @@ def _progress(images: int) -> Iterator[Callable[[int], None]]:
     if not out.is_terminal:
         yield lambda done: None
         return
-    with out.status("loading the networks") as status:
+    with out.status("loading the networks", spinner="line") as status:
         yield lambda done: status.update(f"{done:,} of {images:,} images")
 
 

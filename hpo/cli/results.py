@@ -247,9 +247,9 @@ def _progress(out: Console) -> Iterator[tuple[Callable[[str], None], _UntilStopp
         if not out.is_terminal:
             yield lambda line: out.print(line, markup=False, soft_wrap=True), _UntilStopped(stop)
             return
-        from rich.text import Text
+        from hpo.cli.safe import Text
 
-        with out.status("preparing the images") as status:
+        with out.status("preparing the images", spinner="line") as status:
             yield lambda line: status.update(Text(line)), _UntilStopped(stop)
 
 

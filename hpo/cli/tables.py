@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
-from rich.text import Text
 
-from hpo.cli.text import bar, cell, moment, printable, sparkline
+from hpo.cli.safe import Text
+from hpo.cli.text import as_json, bar, cell, moment, sparkline
 from hpo.errors import NotFound
 from hpo.results.table import Table as Cells
 from hpo.results.table import count, duration, measured, number, setting
@@ -143,7 +142,7 @@ def trials_csv(status: StudyStatus) -> str:
 
 def to_json(data: Any) -> str:
     """Indented JSON; a number that JSON lacks (a loss that is not finite) becomes null."""
-    return printable(json.dumps(_finite(data), indent=2, ensure_ascii=False))
+    return as_json(_finite(data))
 
 
 def _finite(data: Any) -> Any:
@@ -382,14 +381,14 @@ def answers_table(answers: Iterable[Answer], columns: Sequence[str]) -> Table:
     """A line for each class or neighbour of an image, the first of an image in bold."""
     table = plain_table("image", *columns, "note", right=(columns[-1],))
     for one in answers:
-        image, empty = printable(str(one.path)), [""] * len(columns)
+        image, empty = str(one.path), [""] * len(columns)
         if one.error is not None:
-            table.add_row(Text(image), *empty, Text(printable(one.error), "red"))
+            table.add_row(Text(image), *empty, Text(one.error, "red"))
         for place, (*names, value) in enumerate(one.cells):
             note = "trained on" if one.trained_on and place == 0 else ""
             table.add_row(
                 Text(image if place == 0 else ""),
-                *(Text(printable(name)) for name in names),
+                *(Text(name) for name in names),
                 number(value),
                 Text(note, "yellow"),
                 style="bold" if place == 0 else None,

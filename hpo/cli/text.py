@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -19,6 +20,19 @@ SPARKS = "▁▂▃▄▅▆▇█"
 def printable(text: str) -> str:
     """`text` for a terminal: control characters, and those that turn its direction, as \\x1b."""
     return UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+def encodable(text: str) -> str:
+    """`text` for standard output, with backslashes in place of what its encoding lacks."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def as_json(data: Any) -> str:
+    """Indented JSON, with escapes for what a terminal would obey and what cannot be encoded."""
+    text = json.dumps(data, indent=2, ensure_ascii=False)
+    text = UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return text if encodable(text) == text else json.dumps(data, indent=2)
 
 
 def moment(seconds: float) -> str:

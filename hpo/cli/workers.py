@@ -73,8 +73,7 @@ def _state(now: StudyStatus, worker: WorkerRow) -> str:
 
 def workers_table(now: StudyStatus, workers: Iterable[WorkerRow]) -> Table:
     """Workers, a line each."""
-    from rich.text import Text
-
+    from hpo.cli.safe import Text
     from hpo.cli.tables import plain_table
     from hpo.results.table import duration
 
@@ -99,8 +98,7 @@ STYLES = {"training": "cyan", "between trials": "dim", "lost": "magenta", "ended
 
 def placed_table(placed: Sequence[Placed]) -> Table:
     """What an engine has placed, a line each."""
-    from rich.text import Text
-
+    from hpo.cli.safe import Text
     from hpo.cli.tables import plain_table
 
     table = plain_table("placed", "state", "host", "")

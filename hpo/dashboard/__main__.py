@@ -3,7 +3,7 @@
 import sys
 
 from hpo.dashboard.beside import main
-from hpo.redaction import redacted_stderr
+from hpo.redaction import safe_streams
 
-with redacted_stderr():
+with safe_streams():
     main(int(sys.argv[1]))

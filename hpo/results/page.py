@@ -54,7 +54,7 @@ def render(template: str, figures_by_name: Mapping[str, Any], **values: Any) -> 
         **values,
     )
     # A file name that is not UTF-8 holds lone surrogates.
-    return page.encode(errors="replace").decode()
+    return page.encode(errors="backslashreplace").decode()
 
 
 def curve_figures(

@@ -11,7 +11,7 @@ from urllib.parse import quote, quote_plus
 import pytest
 
 from hpo import redaction
-from hpo.redaction import keep_secret, redact, redacted_stderr
+from hpo.redaction import keep_secret, redact, safe_streams
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def test_standard_error_is_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", stream)
     keep_secret("hunter2")
     log = logging.Logger("test")
-    with redacted_stderr():
+    with safe_streams():
         log.addHandler(logging.StreamHandler())
         print("print hunter2", file=sys.stderr)
         log.warning("log %s", "hunter2")
