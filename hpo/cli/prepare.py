@@ -17,9 +17,9 @@ def init(
     data_dir: Annotated[
         Path,
         typer.Argument(
-            metavar="DATA_DIR",
+            metavar="DATA",
             help="Folder of images: train/, maybe val/ and test/, by class; or one folder per "
-            "class.",
+            "class; or a CSV file with the columns file and label (and maybe split, group).",
         ),
     ],
     output: Annotated[
@@ -37,7 +37,12 @@ def init(
     from hpo.definition.starter import starter
     from hpo.definition.studyfile import parse_study
 
-    text = starter(data_dir, output.stem if output else None)
+    folder = None
+    if data_dir.is_file():
+        from hpo.engine.csv_data import look
+
+        folder = look(data_dir)
+    text = starter(data_dir, output.stem if output else None, folder)
     path = output or Path(f"{parse_study(text, str(data_dir)).name}.toml")
     if path.exists() and not force:
         raise Conflict(f"{path} exists: choose another name with -o, or --force to overwrite it")

@@ -258,8 +258,8 @@ def evaluate(
     data: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR",
-            help="Images by class: its test/, or itself.",
+            metavar="PATH",
+            help="Folder of images by class, its test/ or itself; or a CSV file (file, label).",
             show_default="the test split of the run's own data",
         ),
     ] = None,

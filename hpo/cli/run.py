@@ -154,7 +154,8 @@ def check_data(file: StudyFile) -> None:
     downloads of torchvision's data sets."""
     from hpo.engine.datasets import describe
 
-    matters = {"dataset", "root", "val_fraction", "test_fraction", "split_seed", "limit_train"}
+    matters = {"dataset", "root", "labels", "val_fraction", "test_fraction", "split_seed",
+               "limit_train", "group_by", "folds", "skip_unreadable"}  # fmt: skip
     seen = set()
     for corner in file.space.corners():
         data = file.config(corner).data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
@@ -31,15 +32,21 @@ class DataConfig(Part):
 
     dataset: Annotated[str, BeforeValidator(known_data), WithJsonSchema(SCHEMA)] = "digits"
     """digits: scikit-learn's 1,797 scans of handwritten digits, 8 x 8 pixels. folder: images by
-    class under `root`, either train/ [val/] [test/] or one folder per class. cifar10, mnist, ...:
-    torchvision's data set of that name, as its class lays it out under `root`. stanford_cars: in
-    torchvision's layout under `root`. `module:function` of your own, found from the working
-    directory: called with root (str, absolute) and "train", "val" or "test", it returns a sequence
-    of (PIL image, path or uint8 array (H, W) or (H, W, 3); name or number of its class), or None
-    for a val or test that there is not."""
+    class under `root`, either train/ [val/] [test/] or one folder per class. csv: the images that
+    the file `labels` lists, with their classes. cifar10, mnist, ...: torchvision's data set of that
+    name, as its class lays it out under `root`. stanford_cars: in torchvision's layout under
+    `root`. `module:function` of your own, found from the working directory: called with root (str,
+    absolute) and "train", "val" or "test", it returns a sequence of (PIL image, path or uint8 array
+    (H, W) or (H, W, 3); name or number of its class), or None for a val or test that there is not.
+    """
     root: str | None = None
     """Folder of the images; relative to the working directory. Default for named data sets and your
-    own: data."""
+    own: data; of a csv: the folder of `labels`."""
+    labels: str | None = None
+    """csv only: a CSV file (commas, semicolons or tabs) whose first line names its columns: file (a
+    path below `root`), label, and maybe split (train, val, test; nothing: train, or, if no row has
+    any, divided as a folder without parts) and group (see `group_by`). Relative to the working
+    directory."""
     download: bool = True
     """Download one of torchvision's data sets into `root` where it is not there yet."""
     crop_to_box: bool = False
@@ -109,6 +116,10 @@ class DataConfig(Part):
     def _consistent(self) -> Self:
         if self.dataset == "folder" and not self.root:
             fail("root", self.root, 'dataset = "folder" needs the folder of the images')
+        if self.dataset == "csv" and not self.labels:
+            fail("labels", self.labels, 'dataset = "csv" needs the file with the labels')
+        if self.labels and self.dataset != "csv":
+            fail("labels", self.labels, 'only with dataset = "csv"')
         if self.dataset == "digits" and self.root:
             fail("root", self.root, 'digits come with scikit-learn; use dataset = "folder"')
         if self.crop_to_box and self.dataset != "stanford_cars":
@@ -125,9 +136,13 @@ class DataConfig(Part):
     @property
     def folder(self) -> str:
         """`root`, or its default."""
-        return self.root or DEFAULT_ROOT
+        if self.root or not self.labels:
+            return self.root or DEFAULT_ROOT
+        return str(Path(self.labels).parent)
 
     @property
     def title(self) -> str:
-        """For people: the folder of a folder, else the data set's name."""
+        """For people: the folder of a folder, the file of a csv, else the data set's name."""
+        if self.dataset == "csv":
+            return str(self.labels)
         return self.folder if self.dataset == "folder" else self.dataset

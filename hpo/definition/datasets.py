@@ -31,9 +31,9 @@ TORCHVISION: dict[str, int | None] = {
 """torchvision's classification data sets with a test part, and the side of their pictures in
 pixels; None for photographs of many sizes. How each is opened: `hpo.engine.torchvision_sets`."""
 
-BUILT_IN = ("digits", "folder", "stanford_cars", *TORCHVISION)
+BUILT_IN = ("digits", "folder", "csv", "stanford_cars", *TORCHVISION)
 
-FOLDERS = ("folder",)
+FOLDERS = ("folder", "csv")
 """Those whose images are files in folders of the user's."""
 
 NATIVE = {"digits": 8} | {name: side for name, side in TORCHVISION.items() if side}

@@ -22,7 +22,7 @@ FIXED_ONLY = (
     "task",
     *("data.dataset", "data.root", "data.split_seed", "data.val_fraction", "data.test_fraction"),
     *("data.skip_unreadable", "data.max_pixels", "data.cache_limit_gb", "data.loader_workers"),
-    "data.download",
+    *("data.download", "data.labels", "data.group_by", "data.folds"),
 )
 
 _FIELDS = frozenset(field_paths())

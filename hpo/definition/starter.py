@@ -36,8 +36,7 @@ trials = 40               # exactly so many are run
 epochs = {epochs}               # of a full trial; most are stopped earlier
 
 [train.data]
-dataset = "folder"
-root = {root_toml}
+{source}
 image_size = {size}          # side in pixels that the network sees; smaller is quicker
 normalize = {normalize}
 {split}
@@ -82,7 +81,7 @@ class Folder:
     side: int
     """Median of the shorter side of some pictures, in pixels."""
     parts: tuple[str, ...]
-    """Which of train, val and test stand in it; empty: one folder per class."""
+    """Which of train, val and test stand in it; empty: it has no parts."""
 
 
 def look(root: Path) -> Folder:
@@ -104,14 +103,14 @@ def look(root: Path) -> Folder:
             f"into a folder of their own, named after the class"
         )
     files = [file for images in by_class.values() for file in images]
-    return Folder(len(by_class), len(files), _side(files), parts if "train" in parts else ())
+    return Folder(len(by_class), len(files), median_side(files), parts if "train" in parts else ())
 
 
 def _images(folder: Path) -> list[Path]:
     return [file for file in sorted(folder.rglob("*")) if file.suffix.lower() in SUFFIXES]
 
 
-def _side(files: list[Path]) -> int:
+def median_side(files: list[Path]) -> int:
     """Median shorter side of up to `SAMPLED` pictures, spread over all classes."""
     from PIL import Image
 
@@ -128,14 +127,16 @@ def _side(files: list[Path]) -> int:
     return int(statistics.median(sides))
 
 
-def starter(data_dir: Path, name: str | None = None) -> str:
-    """The text of a study file for the images under `data_dir`, which works as it is.
+def starter(data: Path, name: str | None = None, folder: Folder | None = None) -> str:
+    """The text of a study file for the images under the folder `data`, or, with `folder`, of the
+    CSV file `data`; it works as it is.
 
     Its settings are cheap enough for a CPU. `name` is the study's; default: the folder's. Raises
     DataError where the folder holds no two classes of images.
     """
-    root = data_dir.expanduser().absolute()
-    folder = look(root)
+    root = data.expanduser().absolute()
+    key, dataset = ("root", "folder") if folder is None else ("labels", "csv")
+    folder = folder or look(root)
     name = name or _name(root)
     small = folder.side <= 64
     return TEMPLATE.format(
@@ -143,7 +144,7 @@ def starter(data_dir: Path, name: str | None = None) -> str:
         file=f"{name}.toml",
         name_toml=_quoted(name),
         root=root if str(root).isprintable() else _quoted(str(root)),
-        root_toml=_quoted(str(root)),
+        source=f'dataset = "{dataset}"\n{key} = {_quoted(str(root))}',
         summary=_summary(folder),
         epochs=30 if folder.images < 5_000 else 15,
         size=max(16, folder.side) if small else 128 if folder.side >= 128 else 96,
@@ -184,8 +185,13 @@ def _batches(images: int) -> str:
 
 
 def _name(root: Path) -> str:
-    """A study's name from a folder's."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", root.name).strip("-.")[:64] or "photos"
+    """A study's name from a folder's, or a file's."""
+    return (
+        re.sub(r"[^A-Za-z0-9._-]+", "-", root.stem if root.is_file() else root.name).strip("-.")[
+            :64
+        ]
+        or "photos"
+    )
 
 
 def _quoted(text: str) -> str:

@@ -17,7 +17,7 @@ import tomli_w
 from hpo.definition import toml
 from hpo.definition.augment import PRESET_OR_CROP
 from hpo.definition.config import METRICS, TrainConfig, check_path, direction, field_errors
-from hpo.definition.datasets import DEFAULT_ROOT
+from hpo.definition.datasets import DEFAULT_ROOT, FOLDERS
 from hpo.definition.document import Document
 from hpo.definition.fields import flatten, is_own, with_values
 from hpo.definition.parameters import shown
@@ -296,12 +296,17 @@ def _raise_all(errors: list[ConfigError]) -> None:
 def _with_absolute_root(train: Mapping[str, Any]) -> dict[str, Any]:
     """A worker may run in another directory: the data are found from everywhere."""
     data = train.get("data")
-    root = data.get("root") if isinstance(data, Mapping) else None
-    if isinstance(data, Mapping) and data.get("dataset", "digits") not in ("digits", "folder"):
-        root = root or DEFAULT_ROOT
-    if not isinstance(root, str) or not root:
+    if not isinstance(data, Mapping):
         return dict(train)
-    return with_values(train, {"data.root": str(Path(root).expanduser().absolute())})
+    given = {name: data.get(name) for name in ("root", "labels")}
+    if data.get("dataset", "digits") not in ("digits", *FOLDERS):
+        given["root"] = given["root"] or DEFAULT_ROOT
+    absolute = {
+        f"data.{name}": str(Path(path).expanduser().absolute())
+        for name, path in given.items()
+        if isinstance(path, str) and path
+    }
+    return with_values(train, absolute)
 
 
 def load_config(

@@ -21,7 +21,7 @@ from hpo.files import write_whole
 
 State = dict[str, Tensor]
 
-FREE = ("data.root", "data.download", "data.cache_limit_gb", "data.loader_workers",
+FREE = ("data.root", "data.labels", "data.download", "data.cache_limit_gb", "data.loader_workers",
         "runtime.micro_batch")  # fmt: skip
 """Fields that another host may set differently and still go on with a checkpoint."""
 

@@ -19,6 +19,7 @@ from hpo.definition.data import DataConfig
 from hpo.definition.fields import is_own
 from hpo.engine.cache import Index, Store, mean_std, short_hash
 from hpo.engine.control import Tick, no_tick
+from hpo.engine.csv_data import CsvOrigin
 from hpo.engine.folders import Listing
 from hpo.engine.groups import name_groups, shared, uneven, united
 from hpo.engine.images import Images, Sizing, concat
@@ -148,6 +149,9 @@ def _origin(config: DataConfig, *, download: bool) -> Origin:
         return DigitsOrigin()
     if config.dataset == "folder":
         return FolderOrigin(root)
+    if config.dataset == "csv":
+        assert config.labels is not None
+        return CsvOrigin(Path(config.labels), root, skip_missing=config.skip_unreadable)
     if config.dataset == "stanford_cars":
         return CarsOrigin(root, crop=config.crop_to_box, max_pixels=config.max_pixels)
     if is_own(config.dataset):
@@ -260,12 +264,13 @@ def _parts(config: DataConfig, origin: Origin, cache: Path | None, *, test: bool
         part: _in_order([Item(name, label, digests[name]) for name, label in items])
         for part, items in listing.parts.items()
     }
-    given = united(given, [groups])
+    given = united(given, [groups, listing.groups])
     parts = _completed(config, given)
     for part in parts.keys() - given.keys() | {"train"}:
         _check_split(config, listing.classes, part, parts)
     folds = _folds(config, listing, parts) if config.folds else []
-    made = list(uneven(parts, _shares(config, given))) if groups else []
+    told = [*shared(given, groups), *shared(given, listing.groups)]
+    made = list(uneven(parts, _shares(config, given))) if groups or listing.groups else []
     if config.limit_train is not None:
         if config.limit_train < len(listing.classes):
             raise DataError(
@@ -273,7 +278,7 @@ def _parts(config: DataConfig, origin: Origin, cache: Path | None, *, test: bool
                 "picture for each class"
             )
         parts["train"] = limited(parts["train"], config.limit_train, config.split_seed)
-    warnings = [*listing.warnings, *duplicates(parts), *shared(given, groups), *made]
+    warnings = [*listing.warnings, *duplicates(parts), *told, *made]
     return _Parts(listing, parts, folds, warnings)
 
 

@@ -12,7 +12,7 @@ from hpo.errors import DataError
 EXTENSIONS = frozenset(["jpg", "jpeg", "png", "bmp", "gif", "webp", "tif", "tiff", "ppm", "pgm"])
 """Files of other extensions are not looked at; upper and lower case are alike."""
 
-_PART_FOLDERS = {
+PART_FOLDERS = {
     "train": "train", "val": "val", "validation": "val", "valid": "val", "test": "test",
 }  # fmt: skip
 
@@ -26,6 +26,8 @@ class Listing:
     warnings: list[str] = field(default_factory=list)
     sealed: bool = False
     """There is a test part, and it was not looked at."""
+    groups: dict[str, str] = field(default_factory=dict)
+    """Of images that were given one, by name; a split keeps those of a group together."""
 
 
 def list_folder(root: Path) -> Listing:
@@ -71,7 +73,7 @@ def images_below(folder: Path) -> tuple[list[str], list[str]]:
 
 def _part_folder(root: Path, part: str) -> Path | None:
     """The folder of a part under one of its names; upper and lower case are alike."""
-    found = [one for one in _folders(root) if _PART_FOLDERS.get(one.name.lower()) == part]
+    found = [one for one in _folders(root) if PART_FOLDERS.get(one.name.lower()) == part]
     if len(found) > 1:
         names = " and ".join(one.name + "/" for one in found)
         raise DataError(f"{root}: both {names} are for {part}; keep one of them")

@@ -33,7 +33,7 @@ def name_groups(config: DataConfig, listing: Listing) -> dict[str, str]:
     if without:
         examples = ", ".join(sorted(without)[:SHOWN])
         advice = (
-            "every image must lie in a folder inside its class folder"
+            "every image must lie in a folder of its group"
             if config.group_by == "folder"
             else "correct the pattern; with |.* at its end what it does not match stands alone"
         )

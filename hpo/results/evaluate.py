@@ -17,6 +17,7 @@ from hpo.engine.answers import Answers, ask, mean_evaluation
 from hpo.engine.cache import Store, file_digests
 from hpo.engine.checkpoint import load_trained
 from hpo.engine.control import Control, Unattended
+from hpo.engine.csv_data import rows_to_test
 from hpo.engine.datasets import FolderSource, open_test
 from hpo.engine.embedding import Embedded, embed
 from hpo.engine.features import PLAIN, Features, Preparation, frozen_cut, keep
@@ -96,7 +97,8 @@ def evaluate_run(
     force: bool = False,
 ) -> RunEvaluation:
     """Run every seed of `run`, and several as an ensemble, over the test split of its data, or over
-    the folder `data`: test/ inside it where it has one, else itself, one folder per class.
+    the folder `data`: test/ inside it where it has one, else itself, one folder per class; or over
+    the images that the CSV file `data` lists, those of its split test where it has splits.
 
     Raises DataError where there is no test split, for classes that the run does not know, and,
     unless `force`, where images of `data` are among those that the run was trained on; InputError
@@ -107,13 +109,12 @@ def evaluate_run(
         images = open_test(run.config.data, home.cache)
         where = f"the test split of {run.config.data.title}"
     else:
-        folder, note = _test_folder(data), whole_note(run.config)
-        images = open_folder(folder, run.classes, run.config.data, home.cache)
-        where = str(folder)
+        where, note = str(_test_folder(data)), whole_note(run.config)
+        images = open_labelled(Path(where), run.classes, run.config.data, home.cache)
     if images is None:
         raise DataError(
             f"{run.config.data.title} has no test split; "
-            "give a folder of images by class with --data DIR"
+            "give a folder of images by class, or a CSV file of them, with --data PATH"
         )
     trained = TrainedOn.load(run.files.trained_on)
     known = None if trained is None else tuple(trained.among(images))
@@ -228,29 +229,39 @@ def eval_batches(
     return inputs.eval_batches(images, config, about.mean, about.std, device, micro, features)
 
 
-def open_folder(root: Path, classes: tuple[str, ...], config: DataConfig, cache: Path) -> Images:
-    """The pictures of a folder by class, labelled by their place in `classes`, at the size of
-    `config`. Raises DataError for other classes and for pictures that cannot be read."""
-    listing = list_folder(root)
-    if "all" not in listing.parts:
-        raise DataError(f"{root}: has train/ but no test/; give a folder with one folder per class")
-    unknown = [name for name in listing.classes if name not in classes]
+def open_labelled(data: Path, classes: tuple[str, ...], config: DataConfig, cache: Path) -> Images:
+    """The pictures of a folder by class or of a CSV file, labelled by their place in `classes`, at
+    the size of `config`. Raises DataError for other classes and for pictures that cannot be read.
+    """
+    if data.is_file():
+        rows = rows_to_test(data, skip_missing=config.skip_unreadable)
+        root, listed = data.parent, [(row.file, row.label) for row in rows]
+    else:
+        root, listed = data, _listed(data)
+    unknown = sorted({name for _, name in listed} - {*classes})
     if unknown:
         raise DataError(
-            f"{root}: the run does not know the classes {', '.join(unknown)}; it was trained on "
+            f"{data}: the run does not know the classes {', '.join(unknown)}; it was trained on "
             f"{', '.join(classes)}"
         )
-    names = [name for name, _ in listing.parts["all"]]
-    labels = [classes.index(listing.classes[label]) for _, label in listing.parts["all"]]
+    names, labels = [name for name, _ in listed], [classes.index(label) for _, label in listed]
     digests = file_digests(root, names, cache)
     images, index = Store(cache, config.cache_limit_gb * 1e9).open(
         FolderSource(root), names, labels, [digests[name] for name in names], Sizing.of(config)
     )
     if index.bad and not (config.skip_unreadable and len(images)):
         shown = "".join(f"\n  {names[i]} ({why})" for i, why in list(index.bad.items())[:10])
-        raise DataError(f"{root}: {len(index.bad)} files cannot be read as images:{shown}")
+        raise DataError(f"{data}: {len(index.bad)} files cannot be read as images:{shown}")
     images.files = tuple(digests[name] for name in images.names)
     return images
+
+
+def _listed(root: Path) -> list[tuple[str, str]]:
+    """Name and class of each picture of a folder by class."""
+    listing = list_folder(root)
+    if "all" not in listing.parts:
+        raise DataError(f"{root}: has train/ but no test/; give a folder with one folder per class")
+    return [(name, listing.classes[label]) for name, label in listing.parts["all"]]
 
 
 def _test_folder(data: Path) -> Path:
