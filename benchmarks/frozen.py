@@ -1,9 +1,10 @@
-"""A trial on a frozen MobileNetV2 with its features kept, against the same trial without.
+"""A trial on frozen layers with their outputs kept, against the same trial without.
 
     python -m benchmarks.frozen [--data FOLDER] [--size 96] [--images 512] [--epochs 3] [--cuts]
 
-Both train the same head on the same images, in one process and in turn: no augmentation, weights
-drawn from the seed, checkpoints written as in a search. Seconds of an epoch are those that `hpo`
+MobileNetV2 of torchvision, then a network of one's own with the same layers. Both trials train the
+same head on the same images, in one process and in turn: no augmentation, weights drawn from the
+seed, checkpoints written as in a search. Seconds of an epoch are those that `hpo`
 reports, with evaluation; the first epoch with kept features computes them. Then the same for image
 retrieval, trials that differ in k, distance and PCA: the wall time of a whole trial, images opened
 and the network built. `--data` is a folder of images by class; else random ones are made. `--cuts`
@@ -23,19 +24,43 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision import models as zoo
 
 from benchmarks.host import machine, versions
 from hpo.definition.config import TrainConfig
 from hpo.definition.model import ModelConfig
 from hpo.engine import models
-from hpo.engine.chain import frozen_steps, steps
 from hpo.engine.control import Unattended
 from hpo.engine.datasets import open_data
+from hpo.engine.partition import MORE, partition
 from hpo.engine.train import EpochResult, TrainingData, train
 from hpo.paths import Home
 
 CPU = torch.device("cpu")
+
+
+class Own(nn.Module):
+    """As people write them around the layers of another."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.features = zoo.mobilenet_v2().features
+        self.fc = nn.Linear(1280, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.features(images)
+        logits: Tensor = self.fc(functional.adaptive_avg_pool2d(maps, 1).view(images.size(0), -1))
+        return logits
+
+
+def own(classes: int, image_size: int) -> nn.Module:
+    """What `model.architecture = "benchmarks.frozen:own"` names."""
+    return Own(classes)
+
+
+NETWORKS = {"MobileNetV2": "mobilenet_v2", "a network of one's own": "benchmarks.frozen:own"}
 
 
 def arguments() -> argparse.Namespace:
@@ -61,7 +86,9 @@ def random_images(root: Path, count: int, size: int) -> Path:
     return root
 
 
-def configuration(data: Path, size: int, epochs: int, threads: int) -> TrainConfig:
+def configuration(
+    data: Path, size: int, epochs: int, threads: int, architecture: str = "mobilenet_v2"
+) -> TrainConfig:
     """The trial: only the head is trained."""
     return TrainConfig.parse(
         {
@@ -69,7 +96,7 @@ def configuration(data: Path, size: int, epochs: int, threads: int) -> TrainConf
             "batch_size": 64,
             "data": {"dataset": "folder", "root": str(data), "image_size": size,
                      "normalize": "imagenet", "test_fraction": 0.0},
-            "model": {"architecture": "mobilenet_v2", "trainable_blocks": 0},
+            "model": {"architecture": architecture, "trainable_blocks": 0},
             "optimizer": {"name": "adam", "lr": 1e-3},
             "runtime": {"precision": "float32", "memory_format": "channels_last",
                         "threads": threads},
@@ -94,9 +121,9 @@ def trial(config: TrainConfig, home: Home, cache: Path | None) -> list[EpochResu
     )
 
 
-def epochs(args: argparse.Namespace, data: Path, home: Home) -> None:
+def epochs(args: argparse.Namespace, data: Path, home: Home, architecture: str) -> None:
     """Print the comparison."""
-    config = configuration(data, args.size, args.epochs, args.threads)
+    config = configuration(data, args.size, args.epochs, args.threads, architecture)
     found = {
         "computed in every epoch": trial(config, home, None),
         "kept, computed once": trial(config, home, home.cache),
@@ -156,12 +183,14 @@ def cuts(size: int, threads: int) -> None:
     model = models.build(ModelConfig(architecture="resnet50"), classes=10, image_size=size).eval()
     images = torch.rand(16, 3, size, size).contiguous(memory_format=torch.channels_last)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    chain = steps(model)
+    noise = torch.randn(MORE, 3, size, size)
     print(
         f"{'ResNet-50, blocks trained':26}{'KiB':>9}{'x pixels':>10}{'compute':>10}{'read ms':>9}"
     )
     for blocks in (0, 1, 2, 3):
-        begun = nn.Sequential(*chain[: frozen_steps(chain, models.set_trainable(model, blocks))])
+        cut = partition(model, models.set_trainable(model, blocks), noise, most=1 << 40)
+        assert cut is not None
+        begun = cut.prefix(model).eval()
         with torch.no_grad():
             rows = begun(images)
             compute = least(lambda begun=begun: begun(images))  # type: ignore[misc]
@@ -192,9 +221,13 @@ def main() -> None:
         root = Path(temporary)
         data = args.data or random_images(root / "images", args.images, args.size)
         many = sum(1 for one in data.rglob("*") if one.is_file())
-        print(f"MobileNetV2 frozen, {many} images at {args.size} px, batch 64, n = 1 trial each of")
-        print(f"{args.epochs} epochs; median, least and most of the epochs after the first\n")
-        epochs(args, data, Home(root / "runs"))
+        print(
+            f"{many} images at {args.size} px, batch 64, n = 1 trial each of {args.epochs} epochs;"
+        )
+        print("median, least and most of the epochs after the first\n")
+        for number, (name, architecture) in enumerate(NETWORKS.items()):
+            print(f"{name}, frozen")
+            epochs(args, data, Home(root / f"runs{number}"), architecture)
         print(f"As image retrieval, n = {len(WAYS)} trials, another k, distance or PCA each\n")
         retrievals(args, data, Home(root / "retrievals"))
     if args.cuts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -86,3 +87,23 @@ def database(url: str) -> Iterator[Database]:
     found = connect(url)
     yield found
     found.dispose()
+
+
+NETS = """
+from tests import networks
+
+
+def build(classes, image_size, name):
+    return getattr(networks, name)()
+"""
+
+
+@pytest.fixture
+def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """In the working directory a module of the user's that makes the networks of
+    `tests.networks`."""
+    (tmp_path / "nets.py").write_text(NETS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    sys.modules.pop("nets", None)

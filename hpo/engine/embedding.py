@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hpo.engine import models
-from hpo.engine.chain import beyond
 from hpo.engine.control import Control
 from hpo.engine.images import Images, Numbers
 from hpo.engine.learner import Batch, Evaluation, evaluate
@@ -47,14 +46,14 @@ def embed(
     precision: str,
     control: Control,
     epoch: int = 0,
-    cut: int = 0,
+    judged: nn.Module | None = None,
 ) -> tuple[Embedded, Evaluation]:
     """`images`, which `batches` gives in their order, as `model` sees them in eval mode, and what
-    its classifier makes of them. `model` comes from `models.build`; where `batches` hold what its
-    first `cut` steps make of the images, these are skipped."""
+    its classifier makes of them. `model` comes from `models.build`; `judged` is its suffix, where
+    `batches` hold what its prefix makes of the images."""
     with _Listening(classifier(model)) as heard:
         found = evaluate(
-            beyond(model, cut),
+            judged or model,
             batches,
             classes=classes,
             device=device,

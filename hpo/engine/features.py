@@ -2,14 +2,14 @@
 
     cache/features/
     ├── <key>.lock   one builder; others wait
-    └── <key>        what they are (JSON, padded to a page), then the outputs of one part (train,
-                     val), picture after picture, of each cached view
+    └── <key>        their shape (JSON, padded to a page), then the outputs of one part (train,
+                     val), a row of bytes for each image, of each cached view
 
-The key is made of all that decides the bits: the pictures' contents and size, the weights and
-steps, the arithmetic. A file is complete or not there, and all trainings of a host map it: one that
-finds its files runs no frozen step. Pictures go through in batches of one size, whatever a
-training's own, so that the rounding, which on some devices depends on that size, does not depend on
-who came first.
+The key is made of all that decides the bits: the images' contents and size, the weights and steps,
+what they give for some noise, the arithmetic. A file is complete or not there, and all trainings of
+a host map it: one that finds its files runs frozen layers on that noise alone. Images go through in
+batches of one size, whatever a training's own, so that the rounding, which on some devices depends
+on that size, does not depend on who came first.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ from torch import Tensor, nn
 from hpo.definition.augment import AugmentConfig
 from hpo.definition.config import TrainConfig
 from hpo.engine.cache import Store, locked, short_hash
-from hpo.engine.chain import frozen_steps, steps
 from hpo.engine.control import Control
 from hpo.engine.images import Images
 from hpo.engine.learner import autocast, memory_format
 from hpo.engine.loader import TrainBatches
+from hpo.engine.partition import MORE, Partition, partition
+from hpo.engine.tracing import Uncut
 from hpo.files import disk_full, is_full
 
 log = logging.getLogger(__name__)
@@ -51,12 +52,10 @@ _SHAPELESS = "weights", "trainable_blocks", "head", "dropout"
 HEADER = 4096
 """Bytes of a file before the outputs."""
 PLAIN = AugmentConfig()
-_FORMAT = 2
+_FORMAT = 3
 
 View = tuple[Images, AugmentConfig]
 """Pictures, and how they are shown."""
-Mapped = tuple[Tensor, torch.memory_format]
-"""The outputs of a file, (views, N, ...), and how those of a batch lie in memory."""
 
 
 @dataclass(frozen=True)
@@ -73,15 +72,14 @@ class Preparation:
 class Features:
     """Outputs of a frozen beginning for a set of pictures.
 
-    `parts`: (views, N, ...) tensors, mapped from files; a set that was joined from two has two.
+    `parts`: (views, N, bytes) uint8, mapped from files; a set that was joined from two has two.
     """
 
     parts: tuple[Tensor, ...]
-    layout: torch.memory_format
     device: torch.device
 
     def rows(self, order: Tensor, view: int, slices: Sequence[slice]) -> Iterator[Tensor]:
-        """The outputs (B, ...) for each slice of `order`, (N,) positions of pictures; on the
+        """The outputs (B, bytes) for each slice of `order`, (N,) positions of images; on the
         device, and nobody else's to change."""
         parts = [part[view % len(part)] for part in self.parts]
         index = order.to(parts[0].device)
@@ -89,8 +87,7 @@ class Features:
             rows = _gathered(parts, index[part])
             if self.device.type == "cuda" and not rows.is_cuda:
                 rows = rows.pin_memory()
-            rows = rows.to(self.device, non_blocking=True)
-            yield rows.contiguous(memory_format=self.layout)
+            yield rows.to(self.device, non_blocking=True)
 
     def resident(self) -> Features:
         """The same on the device, where that is a GPU with twice the room."""
@@ -99,7 +96,7 @@ class Features:
         if sum(part.nbytes for part in self.parts) > torch.cuda.mem_get_info(self.device)[0] // 2:
             return self
         joined = torch.cat(self.parts, 1) if len(self.parts) > 1 else self.parts[0]
-        return Features((joined.to(self.device),), self.layout, self.device)
+        return Features((joined.to(self.device),), self.device)
 
 
 Kept = Mapping[View, Features]
@@ -117,19 +114,61 @@ def _gathered(parts: Sequence[Tensor], index: Tensor) -> Tensor:
     return out
 
 
-def frozen_cut(model: nn.Module, frozen: Iterable[nn.Module]) -> int:
-    """How many steps of the network, first to last, need not be computed in every epoch: with the
-    images unchanged they give the same. 0: none that has weights. `frozen` as from
-    `models.set_trainable`."""
-    chain = steps(model)
-    count = frozen_steps(chain, frozen)
-    weighted = any(True for step in chain[:count] for _ in step.parameters())
-    return count if weighted else 0
+def frozen_cut(
+    model: nn.Module, frozen: Sequence[nn.Module], config: TrainConfig, device: torch.device
+) -> Partition | None:
+    """Where `model` can be cut so that what is before gives the same for an image in every epoch,
+    and is worth its bytes; None where that is nothing with weights. `frozen` as from
+    `models.set_trainable`. Raises Uncut with the reason where frozen layers cannot be told apart.
+    """
+    weighted = any(True for module in frozen for _ in module.parameters())
+    if not (weighted and lasting(config)):
+        return None
+    side, precision = config.data.image_size, config.runtime.precision
+    return partition(
+        model,
+        frozen,
+        _noise(side)
+        .to(device)
+        .contiguous(memory_format=memory_format(config.runtime.memory_format)),
+        most=max(SMALL, WORTH * side**2 * 3),
+        running=lambda: autocast(device, precision),
+    )
+
+
+def cut_or_obstacle(
+    model: nn.Module, frozen: Sequence[nn.Module], config: TrainConfig, device: torch.device
+) -> tuple[Partition | None, str | None]:
+    """The same, and in a line why frozen layers are computed in every epoch that need not be."""
+    try:
+        cut = frozen_cut(model, frozen, config, device)
+    except Uncut as obstacle:
+        return None, f"frozen layers are computed in every epoch: {obstacle}"
+    if cut and cut.obstacle:
+        return cut, f"some frozen layers are computed in every epoch: {cut.obstacle}"
+    return cut, None
+
+
+def found_cut(
+    model: nn.Module, frozen: Sequence[nn.Module], config: TrainConfig, device: torch.device
+) -> Partition | None:
+    """The same; what stands against it goes to the log."""
+    cut, obstacle = cut_or_obstacle(model, frozen, config, device)
+    if obstacle:
+        log.warning("%s", obstacle)
+    return cut
+
+
+def _noise(side: int) -> Tensor:
+    """Images (MORE, 3, side, side), of different contrast and brightness: always the same."""
+    noise = torch.randn(MORE, 3, side, side, generator=torch.Generator().manual_seed(0))
+    strength = torch.arange(1.0, MORE + 1).view(-1, 1, 1, 1)
+    return noise * strength + strength - 1
 
 
 def keep(
     model: nn.Module,
-    cut: int,
+    cut: Partition | None,
     how: Preparation,
     views: Iterable[View],
     root: Path,
@@ -137,16 +176,15 @@ def keep(
     *,
     epoch: int,
 ) -> Kept:
-    """What the first `cut` steps of the network make of each of `views`, computed under `root`
-    unless it is there already.
+    """What the network before its `cut` makes of each of `views`, computed under `root` unless it
+    is there already.
 
-    Nothing where it is not `lasting`, where one of them has contents that are not known, or outputs
-    that are not WORTH their bytes, or where there is no room: more than `data.cache_limit_gb`, or
-    more than is free. `control.step` is asked, without images, while this computes or waits for
-    another who does.
+    Nothing where there is no cut, where one of them has contents that are not known, or where there
+    is no room: more than `data.cache_limit_gb`, or more than is free. `control.step` is asked,
+    without images, while this computes or waits for another who does.
     """
     wanted = list(dict.fromkeys(views))
-    if not (cut and wanted and lasting(how.config)):
+    if cut is None or not wanted:
         return {}
     extractor = Extractor(model, cut, how, root)
     kept: dict[View, Features] = {}
@@ -177,46 +215,45 @@ def _fixed(augment: AugmentConfig) -> int:
 
 
 class Extractor:
-    """The first `cut` steps of a network, and where their outputs are kept."""
+    """What a network computes before it is cut, and where its outputs are kept."""
 
-    def __init__(self, model: nn.Module, cut: int, how: Preparation, root: Path) -> None:
+    def __init__(self, model: nn.Module, cut: Partition, how: Preparation, root: Path) -> None:
         self._how, self._root = how, root / "features"
         self._layout = memory_format(how.config.runtime.memory_format)
-        self._prefix = nn.Sequential(*steps(model)[:cut])
-        self._model, self._rest = model, steps(model)[cut:]
+        self._prefix, self._cut = cut.prefix(model).eval(), cut
         self._side = how.config.data.image_size
-        self.batch = max(1, int(BATCH * min(1.0, (SIDE / self._side) ** 2)))
+        self.batch = at_once(self._side)
 
     def open(
         self, images: Images, augment: AugmentConfig, control: Control, epoch: int
     ) -> Features | None:
         """The outputs for `images`, computed first if need be; None where they are not kept."""
-        found, layout = [], torch.contiguous_format
+        found = []
         for part in images.parts:
             rows = self._part(part, augment, control, epoch) if part.content else None
             if rows is None:
                 return None
-            found.append(rows[0])
-            layout = rows[1]
-        return Features(tuple(found), layout, self._how.device).resident()
+            found.append(rows)
+        return Features(tuple(found), self._how.device).resident()
 
     def _part(
         self, images: Images, augment: AugmentConfig, control: Control, epoch: int
-    ) -> Mapped | None:
+    ) -> Tensor | None:
         file = self._root / self._key(images.content, augment)
+        size = HEADER + len(images) * shown(augment) * self._cut.packing.size
         try:
             with locked(file, lambda: control.step(epoch=epoch, images=0)):
                 store = Store(self._root, self._how.config.data.cache_limit_gb * 1e9)
                 if file.exists():
                     return _mapped(file) if file.stat().st_size <= store.limit else None
-                if not self.worth or not store.has_room(self._size(images, augment)):
+                if not store.has_room(size):
                     return None
                 self._build(file, images, augment, control, epoch)
                 return _mapped(file)
         except OSError as error:
             if not is_full(error):
                 raise
-            full = disk_full(file, self._size(images, augment))
+            full = disk_full(file, size)
             log.warning("%s. Frozen layers are computed anew in every epoch", full)
         except torch.OutOfMemoryError:
             log.warning("out of memory with %d images at once; nothing is kept", self.batch)
@@ -224,40 +261,24 @@ class Extractor:
 
     @cached_property
     def _weights(self) -> str:
-        return _digest(self._model, self._rest)
-
-    @cached_property
-    def sample(self) -> Tensor:
-        """Outputs for two black pictures: what there is to keep."""
-        blank = torch.zeros(2, 3, self._side, self._side, device=self._how.device)
-        return self.run(blank.contiguous(memory_format=self._layout))
-
-    @property
-    def worth(self) -> bool:
-        """Whether the outputs for a picture are worth their bytes."""
-        return self.sample[0].nbytes <= max(SMALL, WORTH * self._side**2 * 3)
+        return _digest(self._prefix)
 
     def run(self, pixels: Tensor) -> Tensor:
-        """The outputs for a batch, (B, 3, S, S) on the device."""
-        self._prefix.eval()
+        """The outputs (B, bytes) for a batch, (B, 3, S, S) on the device."""
         with torch.no_grad(), autocast(self._how.device, self._how.config.runtime.precision):
             return self._prefix(pixels)  # type: ignore[no-any-return]
-
-    def _size(self, images: Images, augment: AugmentConfig) -> int:
-        """Bytes of the file."""
-        return HEADER + len(images) * shown(augment) * self.sample[0].nbytes
 
     def _build(
         self, file: Path, images: Images, augment: AugmentConfig, control: Control, epoch: int
     ) -> None:
-        shape = shown(augment), len(images), *self.sample.shape[1:]
+        shape = shown(augment), len(images), self._cut.packing.size
         beside = file.with_name(f".{file.name}")
         try:
             with beside.open("wb") as out:
-                out.write(_header(self.sample, shape))
+                out.write(json.dumps({"shape": shape}).encode().ljust(HEADER))
                 for rows in self._computed(images, augment):
                     control.step(epoch=epoch, images=0)
-                    out.write(rows.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+                    out.write(rows.cpu().numpy().data)
                 out.flush()
                 os.fsync(out.fileno())
             beside.replace(file)
@@ -288,48 +309,28 @@ class Extractor:
         pictures = [content, self._side, self._how.mean, self._how.std]
         views = augment.model_dump(mode="json") if _fixed(augment) else None
         shape = config.model.model_dump(mode="json", exclude=set(_SHAPELESS))
-        network = [shape, str(self._prefix), self._weights]
+        network = [shape, str(self._prefix), self._cut.digest, self._weights]
         return short_hash([_FORMAT, arithmetic, pictures, views, network])
 
 
-def _header(sample: Tensor, shape: Sequence[int]) -> bytes:
-    """What the outputs in a file are; `sample` is like them."""
-    facts = {
-        "dtype": str(sample.dtype).removeprefix("torch."),
-        "shape": list(shape),
-        "channels_last": _layout_of(sample) == torch.channels_last,
-    }
-    return json.dumps(facts).encode().ljust(HEADER)
+def at_once(side: int) -> int:
+    """How many images of `side` pixels are computed together."""
+    return max(1, int(BATCH * min(1.0, (SIDE / side) ** 2)))
 
 
-def _mapped(file: Path) -> Mapped:
+def _mapped(file: Path) -> Tensor:
+    """The outputs in `file`, (views, N, bytes) uint8."""
     # Copy on write: torch wants writable memory, and nobody writes.
     data = np.asarray(np.memmap(file, np.uint8, "c"))
     facts = json.loads(data[:HEADER].tobytes())
-    rows = torch.from_numpy(data[HEADER:]).view(getattr(torch, facts["dtype"]))
-    layout = torch.channels_last if facts["channels_last"] else torch.contiguous_format
-    return rows.view(facts["shape"]), layout
+    return torch.from_numpy(data[HEADER:]).view(facts["shape"])
 
 
-def _layout_of(sample: Tensor) -> torch.memory_format:
-    """How the outputs lie in memory, so that what follows them computes the same bits."""
-    last = torch.channels_last
-    if (
-        sample.dim() == 4
-        and not sample.is_contiguous()
-        and sample.is_contiguous(memory_format=last)
-    ):
-        return last
-    return torch.contiguous_format
-
-
-def _digest(model: nn.Module, rest: Sequence[nn.Module]) -> str:
-    """Of all weights but those of `rest`."""
-    later = {id(value) for step in rest for value in step.state_dict(keep_vars=True).values()}
+def _digest(prefix: nn.Module) -> str:
+    """Of all weights and buffers of `prefix`."""
     found = hashlib.blake2b(digest_size=16)
-    for name, value in model.state_dict(keep_vars=True).items():
-        if id(value) not in later:
-            found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            plain = value.detach().cpu().contiguous().view(-1).view(torch.uint8)
-            found.update(plain.numpy().data)
+    for name, value in [*prefix.named_parameters(), *prefix.named_buffers()]:
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        plain = value.detach().cpu().contiguous().view(-1).view(torch.uint8)
+        found.update(plain.numpy().data)
     return found.hexdigest()

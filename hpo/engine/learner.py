@@ -17,11 +17,11 @@ from hpo.definition.config import TrainConfig
 from hpo.definition.phases import Phase
 from hpo.engine import metrics, models
 from hpo.engine.augment import mixing
-from hpo.engine.chain import beyond
 from hpo.engine.control import Control
 from hpo.engine.ema import Average
 from hpo.engine.losses import make_loss
 from hpo.engine.optim import make_optimizer, set_rate
+from hpo.engine.partition import Partition
 from hpo.errors import TrialFailed
 
 Batch = tuple[Tensor, Tensor]
@@ -92,10 +92,10 @@ class Learner:
         )
         layout = memory_format(config.runtime.memory_format)
         self.model: nn.Module = model.to(device, memory_format=layout)  # type: ignore[call-overload]
-        self.skip(0)
         self.normed = any(isinstance(part, _BatchNorm) for part in self.model.modules())
         decay = config.ema_decay
         self.average = None if decay is None else Average(self.model, decay)
+        self.skip(None)
         for phase in config.all_phases():  # too many blocks are found now, not at its start
             models.set_trainable(self.model, phase.trainable_blocks)
         self.begin(config.phase_of(epoch))
@@ -118,10 +118,13 @@ class Learner:
         """The network that is evaluated and kept: the average where there is one."""
         return self.average.model if self.average else self.model
 
-    def skip(self, cut: int) -> None:
-        """From now on batches hold what the first `cut` steps of the network make of images."""
-        self.cut = cut
-        self._network = beyond(self.model, cut)
+    def skip(self, cut: Partition | None) -> None:
+        """From now on batches hold what the network before `cut` makes of images; None: images."""
+        self._network, self.judged = self.model, self.kept
+        """What learns from batches, and what is evaluated on them."""
+        if cut:
+            self._network = cut.suffix(self.model)
+            self.judged = cut.suffix(self.kept) if self.average else self._network
 
     def train_mode(self) -> None:
         """Dropout and batch norm as in training, but for what is frozen."""

@@ -23,13 +23,13 @@ from torch import Tensor
 from hpo.definition.config import TrainConfig
 from hpo.engine import optim
 from hpo.engine.balance import class_weights
-from hpo.engine.chain import beyond
 from hpo.engine.checkpoint import best_of
 from hpo.engine.control import Control
-from hpo.engine.features import Kept, Preparation, frozen_cut, keep
+from hpo.engine.features import Kept, Preparation, found_cut, keep
 from hpo.engine.inputs import Batches, TrainingData, make_batches, views
 from hpo.engine.learner import Learner, Tally, evaluate
 from hpo.engine.loader import TrainBatches
+from hpo.engine.partition import Partition
 from hpo.engine.retrieval import Validation
 
 Metrics = dict[str, float]
@@ -73,7 +73,7 @@ class Network:
         self.config, self.data, self.control, self.device = config, data, control, device
         self.micro_batch, self.cache, self.classes = micro_batch, cache, data.classes
         self.best: dict[str, Tensor] = {}
-        self.opened: tuple[int, Batches] | None = None
+        self.opened: tuple[Any, Batches] | None = None
 
     def build(self, state: Mapping[str, Any] | None, epoch: int) -> None:
         """Make the network for `epoch` (from 1): as `state` has it (see `Network.state`), else
@@ -172,20 +172,20 @@ class Network:
     def open(self, epoch: int) -> Batches:
         """The batches, of features where the beginning of the network need not be computed again;
         made anew only when another part of it is frozen."""
-        cut = frozen_cut(self.learner.model, self.learner.frozen)
-        if self.opened and self.opened[0] == cut:
+        blocks = self.learner.phase.trainable_blocks
+        if self.opened and self.opened[0] == blocks:
             return self.opened[1]
-        data = self.data
+        data, model = self.data, self.learner.model
+        cut: Partition | None = None
         kept: Kept = {}
-        if self.cache:
+        if self.cache and (cut := found_cut(model, self.learner.frozen, self.config, self.device)):
             how = Preparation(data.mean, data.std, self.config, self.device)
             shown = views(self.config, data)
-            model, control = self.learner.model, self.control
-            kept = keep(model, cut, how, shown, self.cache, control, epoch=epoch)
-        self.learner.skip(cut if kept else 0)
+            kept = keep(model, cut, how, shown, self.cache, self.control, epoch=epoch)
+        self.learner.skip(cut if kept else None)
         micro_batch = self.learner.micro_batch
         batches = make_batches(self.config, data, self.device, micro_batch, kept)
-        self.opened = cut, batches
+        self.opened = blocks, batches
         return batches
 
     def pass_over(self, epoch: int, shown: TrainBatches, rates: list[float]) -> Tally:
@@ -202,13 +202,14 @@ class Network:
         return tally
 
     def validate(self, epoch: int, batches: Batches) -> Metrics:
-        data, cut = self.data, self.learner.cut
+        data = self.data
         if data.val is None or batches.val is None:
             return {}
         if batches.gallery is not None:
-            validation = Validation(data.train, batches.gallery, data.val, batches.val, cut)
+            validation = Validation(data.train, batches.gallery, data.val, batches.val)
             return validation.measure(
                 self.learner.kept,
+                self.learner.judged,
                 self.config,
                 classes=self.classes,
                 device=self.device,
@@ -216,7 +217,7 @@ class Network:
                 epoch=epoch,
             )
         found = evaluate(
-            beyond(self.learner.kept, cut),
+            self.learner.judged,
             batches.val,
             classes=self.classes,
             device=self.device,

@@ -245,12 +245,11 @@ class Validation:
     gallery_batches: Iterable[Batch]
     queries: Images
     query_batches: Iterable[Batch]
-    cut: int = 0
-    """Steps of the network that are in the batches already."""
 
     def measure(
         self,
         model: nn.Module,
+        judged: nn.Module,
         config: TrainConfig,
         *,
         classes: int,
@@ -258,8 +257,9 @@ class Validation:
         control: Control,
         epoch: int,
     ) -> dict[str, float]:
-        """The metrics of RETRIEVED, and val_loss where the classifier learns. NaN for a network
-        that has diverged; raises TrialFailed where that is no result of training."""
+        """The metrics of RETRIEVED, and val_loss where the classifier learns; `judged`: `model`, or
+        the part of it for which the batches are. NaN for a network that has diverged; raises
+        TrialFailed where that is no result of training."""
 
         def embedded(images: Images, batches: Iterable[Batch]) -> tuple[Embedded, float]:
             found, evaluation = embed(
@@ -271,7 +271,7 @@ class Validation:
                 precision=config.runtime.precision,
                 control=control,
                 epoch=epoch,
-                cut=self.cut,
+                judged=judged,
             )
             return found, evaluation.loss
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hpo.definition.config import RuntimeConfig, TrainConfig
 from hpo.engine.control import Tick, no_tick
-from hpo.engine.features import Extractor, Preparation, frozen_cut, lasting
+from hpo.engine.features import Extractor, Preparation, cut_or_obstacle
 from hpo.engine.learner import Batch, Learner, memory_format
 from hpo.errors import InputError
 
@@ -232,18 +232,16 @@ def measure_kept(config: TrainConfig, *, classes: int, device: torch.device) -> 
         learner = Learner(
             config, classes=classes, device=device, pretrained=False, epoch=config.epochs
         )
-        cut = frozen_cut(learner.model, learner.frozen)
-        if not cut or not lasting(config):
+        cut, _ = cut_or_obstacle(learner.model, learner.frozen, config, device)
+        if cut is None:
             return None
         black = Preparation((0.0,) * 3, (1.0,) * 3, config, device)
         extractor = Extractor(learner.model, cut, black, Path())
-        if not extractor.worth:
-            return None
         pixels, _ = _random_batch(config, extractor.batch, classes, device)
         compute = min(_times(lambda: extractor.run(pixels), device, math.inf)) / len(pixels)
         learner.skip(cut)
         step = 0.0 if config.frozen else _kept_step(learner, extractor.run(pixels), classes)
-    return KeptCost(extractor.sample[0].nbytes, compute, step, config.batch_size)
+    return KeptCost(cut.packing.size, compute, step, config.batch_size)
 
 
 def _kept_step(learner: Learner, rows: Tensor, classes: int) -> float:

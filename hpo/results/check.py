@@ -71,6 +71,7 @@ class CheckResult:
         for cost in self.costs:
             lines.append(f"  {cost}")
             lines += [f"    {cost.kept.told(self.epochs)}"] if cost.kept else []
+            lines += [f"    {cost.obstacle}"] if cost.obstacle else []
         if self.total_s is not None:
             lines.append(
                 f"in all: about {duration(self.total_s)} with {self.workers} "

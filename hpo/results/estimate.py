@@ -79,6 +79,8 @@ class Cost:
     """Seconds of one epoch with validation, decoding and augmentation apart."""
     kept: Kept | None = None
     """Of the combination with most to learn among those that have frozen layers to keep."""
+    obstacle: str | None = None
+    """Why frozen layers of some combination are computed in every epoch that need not be."""
 
     @property
     def mean_epoch_s(self) -> float | None:
@@ -131,7 +133,8 @@ def estimate(
     """Build each of `group`, then let the one with most to learn make a step, and of those with
     frozen layers to keep the one with most to learn another. `counts`: images by part; `variants`:
     how many data sets or normalisations are searched. Raises what building a network raises."""
-    built = [_built(config, classes) for config in group]
+    cuts: dict[str, tuple[bool, str | None]] = {}
+    built = [_built(config, classes, cuts) for config in group]
     place = max(range(len(group)), key=lambda i: built[i].learning)
     config = _at_most(group[place], counts["train"])
     memory, epoch, kept = None, None, None
@@ -149,8 +152,11 @@ def estimate(
     except torch.OutOfMemoryError:
         pass  # shown as such: training would go on with smaller parts of the batch
     model, side, batch = config.model, config.data.image_size, config.batch_size
-    total = built[place].parameters
-    return Cost(model.architecture, model.stem, side, len(group), total, batch, memory, epoch, kept)
+    total, obstacles = built[place].parameters, [why for _, why in cuts.values() if why]
+    return Cost(
+        *(model.architecture, model.stem, side, len(group), total, batch, memory, epoch, kept),
+        obstacle=obstacles[0] if obstacles else None,
+    )
 
 
 def _at_most(config: TrainConfig, images: int) -> TrainConfig:
@@ -217,8 +223,9 @@ class _Built:
     """Whether it has frozen layers to keep."""
 
 
-def _built(config: TrainConfig, classes: int) -> _Built:
-    """A local file of weights is read, a name is not downloaded."""
+def _built(config: TrainConfig, classes: int, cuts: dict[str, tuple[bool, str | None]]) -> _Built:
+    """A local file of weights is read, a name is not downloaded. `cuts`: whether frozen layers can
+    be kept, or else why not, of each beginning that was seen before; this one is added."""
     weights = config.model.weights
     try:
         model = models.build(
@@ -234,8 +241,11 @@ def _built(config: TrainConfig, classes: int) -> _Built:
         raise InputError(f"{error} (with {shown(chosen)})" if chosen else str(error)) from error
     parameters = list(model.parameters())
     learning = sum(one.numel() for one in parameters if one.requires_grad)
-    keeps = features.lasting(config) and features.frozen_cut(model, frozen) > 0
-    return _Built(learning, sum(one.numel() for one in parameters), keeps)
+    beginning = f"{_beginning(config)} {features.lasting(config)}"
+    if beginning not in cuts:
+        cut, why = features.cut_or_obstacle(model, frozen, config, torch.device("cpu"))
+        cuts[beginning] = cut is not None, why
+    return _Built(learning, sum(one.numel() for one in parameters), cuts[beginning][0])
 
 
 def is_file(weights: str) -> bool:

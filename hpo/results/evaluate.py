@@ -20,7 +20,7 @@ from hpo.engine.control import Control, Unattended
 from hpo.engine.csv_data import rows_to_test
 from hpo.engine.datasets import FolderSource, open_test
 from hpo.engine.embedding import Embedded, embed
-from hpo.engine.features import PLAIN, Features, Preparation, frozen_cut, keep
+from hpo.engine.features import PLAIN, Features, Preparation, found_cut, keep
 from hpo.engine.folders import list_folder
 from hpo.engine.images import Images, Sizing
 from hpo.engine.learner import Evaluation, memory_format
@@ -189,12 +189,14 @@ def embed_images(
     """The features of `images` in the network in `weights`, preprocessed as in its validation; of
     frozen layers kept under `cache`, as in training."""
     model = load_network(config, about, weights, device)
-    cut, kept = 0, None
+    judged, kept = None, None
     if config.frozen and cache is not None:
-        cut = frozen_cut(model, models.set_trainable(model, config.model.trainable_blocks))
+        frozen = models.set_trainable(model, config.model.trainable_blocks)
+        cut = found_cut(model, frozen, config, device)
         how = Preparation(about.mean, about.std, config, device)
         found = keep(model, cut, how, [(images, PLAIN)], cache, control, epoch=0)
         kept = found.get((images, PLAIN))
+        judged = cut.suffix(model) if cut and kept else None
     return embed(
         model,
         images,
@@ -203,7 +205,7 @@ def embed_images(
         device=device,
         precision=config.runtime.precision,
         control=control,
-        cut=cut if kept else 0,
+        judged=judged,
     )[0]
 
 

@@ -126,6 +126,35 @@ def test_each_choice_of_frozen_layers_is_kept(home: Home, instant: list[Any]) ->
     assert "1.5 GB on disk for each of 4 choices" in str(result)
 
 
+OWN = """
+data = {{dataset = "folder", root = "{root}", image_size = 8}}
+model.architecture = "nets:build"
+model.options.name = "{name}"
+model.trainable_blocks = 0
+epochs = 5
+"""
+
+
+@pytest.mark.usefixtures("nets")
+def test_frozen_layers_of_a_network_of_ones_own(
+    tmp_path: Path, home: Home, instant: list[Any]
+) -> None:
+    """They are computed once as torchvision's are, or else a line says why not."""
+    root = make_folder(tmp_path / "images", count=8, size=(8, 8))
+    (cost,) = (found := examined(study_file(train=OWN.format(root=root, name="Plain")), home)).costs
+    assert cost.kept is not None
+    assert found.total_s is not None
+    assert cost.epoch_s is not None
+    assert cost.mean_epoch_s == cost.kept.epoch_s < cost.epoch_s / 10
+    assert "\n    frozen layers are computed once, " in str(found)
+    found = examined(study_file(train=OWN.format(root=root, name="ByContents")), home)
+    (cost,) = found.costs
+    assert cost.kept is None
+    assert cost.mean_epoch_s == cost.epoch_s
+    [line] = [one for one in str(found).splitlines() if "frozen layers" in one]
+    assert line.startswith("    frozen layers are computed in every epoch: TraceError: symbolic")
+
+
 def test_what_is_larger_than_the_limit_is_computed_anew(home: Home, instant: list[Any]) -> None:
     """The limit is one of each part: of the training images here."""
     for limit, fits in ((1.2591, True), (1.2589, False)):

@@ -11,12 +11,10 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
-from torch import nn
 
 import hpo.engine.cache
 from hpo.definition.config import TrainConfig
 from hpo.engine import features, inputs
-from hpo.engine.chain import steps
 from hpo.engine.checkpoint import Checkpoint, best_weights, load_trained, save_weights
 from hpo.engine.control import Unattended
 from hpo.engine.datasets import concat, open_data
@@ -25,6 +23,7 @@ from hpo.engine.learner import Learner, evaluate
 from hpo.engine.loader import EvalBatches
 from hpo.engine.train import EpochResult, TrainingData, train
 from hpo.errors import Interrupted
+from tests import networks
 from tests.images import make_folder, picture
 
 CPU = torch.device("cpu")
@@ -140,20 +139,58 @@ def test_families_of_torchvision_too(
         assert one == pytest.approx(other, rel=1e-4)
 
 
+@pytest.mark.usefixtures("nets")
+@pytest.mark.parametrize(
+    ("name", "trainable_blocks", "fields"),
+    [
+        ("Plain", 0, {}),
+        ("Skips", 1, {"ema_decay": 0.9}),
+        ("DropoutBetween", 0, {}),
+        ("Dense", 1, {"runtime": {"memory_format": "channels_last", "threads": 1}}),
+        ("Dictionary", 1, {"ema_decay": 0.9}),
+    ],
+)
+def test_networks_of_ones_own_too(
+    folder: Path, tmp_path: Path, name: str, trainable_blocks: int, fields: dict[str, Any]
+) -> None:
+    model = networks.named(name, trainable_blocks)
+    settings = config(folder, data={"image_size": 8}, model=model, batch_size=27, **fields)
+    cache = tmp_path / "cache"
+    plain, found = run(settings, cache, kept=False), run(settings, cache)
+    assert len(files(cache)) == 2
+    for one, other in zip(scores(found), scores(plain), strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+
+
+@pytest.mark.usefixtures("nets")
+def test_what_cannot_be_kept_is_said_in_a_line(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = config(folder, data={"image_size": 8}, model=networks.named("ByContents", 0))
+    cache = tmp_path / "cache"
+    plain, found = run(settings, cache, kept=False), run(settings, cache)
+    assert scores(plain) == scores(found)
+    assert not files(cache)
+    [line] = [one for one in caplog.messages if "frozen layers" in one]
+    assert line.startswith("frozen layers are computed in every epoch: TraceError: symbolically")
+
+
 def test_what_is_kept_is_what_the_layers_give(folder: Path, tmp_path: Path) -> None:
     cache, settings = tmp_path / "cache", config(folder)
     data = seen(settings, cache)
     learner = Learner(settings, classes=3, device=CPU)
     how = features.Preparation(data.mean, data.std, settings, CPU)
-    cut = features.frozen_cut(learner.model, learner.frozen)
+    cut = features.frozen_cut(learner.model, learner.frozen, settings, CPU)
+    assert cut is not None
     views = inputs.views(settings, data)
     kept = features.keep(learner.model, cut, how, views, cache, Unattended(), epoch=1)
     assert [images for images, _ in kept] == [data.train, data.val]
-    begun = nn.Sequential(*steps(learner.model)[:cut]).eval()
+    begun = cut.prefix(learner.model).eval()
     for (images, _), found in kept.items():
         order = torch.randperm(len(images))
         rows = torch.cat(list(found.rows(order, 5, [slice(0, 7), slice(7, len(images))])))
-        assert rows.shape == (len(images), 16)
+        assert rows.shape == (len(images), 16 * 4)
+        assert cut.packing.unpack(rows)[0].shape == (len(images), 16)
         batches = EvalBatches(
             images,
             mean=data.mean,
@@ -265,7 +302,7 @@ def test_outputs_much_larger_than_the_pictures_are_not_kept(
 
 def test_views_follow_one_another() -> None:
     parts = (torch.arange(6.0).reshape(2, 3, 1), torch.arange(10.0, 14.0).reshape(2, 2, 1))
-    kept = Features(parts, torch.contiguous_format, CPU)
+    kept = Features(parts, CPU)
     order = torch.tensor([4, 0, 2, 3, 1])
     found = [
         torch.cat(list(kept.rows(order, n, [slice(0, 2), slice(2, 5)]))).flatten().tolist()

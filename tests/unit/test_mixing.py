@@ -118,7 +118,7 @@ def test_the_loss_gets_both_labels_and_the_larger_weight_counts(
 ) -> None:
     learner, tally = _learner(micro_batch), Tally(torch.device("cpu"))
     learner.model = Reader()
-    learner.skip(0)
+    learner.skip(None)
     _, labels = mixing.apply(*_batch(), Mix(weight))
     pictures = labels.labels.float()[:, None, None, None].expand(5, 3, 12, 12)
     learner.step((pictures, labels), 1e-3, tally)

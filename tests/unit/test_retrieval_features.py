@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from torch import nn
 
 from hpo.definition.retrieval import RETRIEVED
 from hpo.engine import cache as caching
 from hpo.engine import features, images
 from hpo.engine.images import Mapped
+from hpo.engine.partition import MORE
 from hpo.engine.retrieval import Index
 from hpo.paths import Home
 from hpo.results.retrain import retrain
@@ -94,7 +94,8 @@ class Seen:
         return watched
 
     def hear(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self.convolutions += isinstance(layer, nn.Conv2d) and not inputs[0].is_meta
+        if isinstance(layer, nn.Conv2d) and not inputs[0].is_meta:
+            self.convolutions += len(inputs[0]) > MORE  # than it takes to find the cut
 
 
 @pytest.mark.parametrize("data", [{}, {"cache_limit_gb": 2e-5, "loader_workers": 0}])
@@ -154,8 +155,7 @@ def test_retraining_takes_the_features_of_the_search(
     home = Home(tmp_path / "home")
     with_kept = retrained(folder, home.cache, tmp_path / "one", home)
     assert counted.parts == 2
-    monkeypatch.setattr(features, "frozen_cut", lambda *_: 0)
-    monkeypatch.setattr("hpo.results.evaluate.frozen_cut", lambda *_: 0)
+    monkeypatch.setattr(features, "frozen_cut", lambda *_: None)
     without = retrained(folder, home.cache, tmp_path / "two", home)
     one, other = (Index.load(run.seeds[0].files.index) for run in (with_kept, without))
     assert one.gallery.identities == other.gallery.identities
@@ -165,10 +165,5 @@ def test_retraining_takes_the_features_of_the_search(
 
 
 @pytest.mark.parametrize(("side", "most"), [(16, 64), (224, 64), (448, 16), (600, 8), (1024, 3)])
-def test_of_large_pictures_fewer_are_computed_at_once(
-    folder: Path, tmp_path: Path, side: int, most: int
-) -> None:
-    settings = config(folder, data={"image_size": side}, model=FROZEN)
-    network = nn.Sequential(nn.Conv2d(3, 1, 1))
-    how = features.Preparation((0.5,) * 3, (0.5,) * 3, settings, torch.device("cpu"))
-    assert features.Extractor(network, 0, how, tmp_path).batch == most
+def test_of_large_pictures_fewer_are_computed_at_once(side: int, most: int) -> None:
+    assert features.at_once(side) == most
