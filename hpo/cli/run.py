@@ -155,7 +155,8 @@ def check_data(file: StudyFile) -> None:
     from hpo.engine.datasets import describe
 
     matters = {"dataset", "root", "labels", "val_fraction", "test_fraction", "split_seed",
-               "limit_train", "group_by", "folds", "skip_unreadable"}  # fmt: skip
+               "limit_train", "skip_unreadable",
+               "group_by", "near_duplicates", "folds"}  # fmt: skip
     seen = set()
     for corner in file.space.corners():
         data = file.config(corner).data

@@ -79,6 +79,11 @@ class DataConfig(Part):
     folder). regex:PATTERN: those in whose path below `root` the regular expression finds the same:
     its first group that matched, else all that it matched. None: identical files alone stay
     together, and what the column group of a csv says."""
+    near_duplicates: int | None = Field(default=None, ge=0, le=12)
+    """Keep images together, too, whose perceptual hashes (64 bits, pHash) differ in at most so many
+    bits: 4 finds most copies that were encoded again, resized or brightened, 8 some that were
+    cropped, and more that are none. All are counted, also those on two sides of parts of your own.
+    None: not looked for."""
     folds: int | None = Field(default=None, ge=2, le=50)
     """Cross-validation: divide what is for training and validation into so many folds, each class
     in proportion; a trial trains a network for each, validated on the images of its fold, and its

@@ -23,6 +23,7 @@ FIXED_ONLY = (
     *("data.dataset", "data.root", "data.split_seed", "data.val_fraction", "data.test_fraction"),
     *("data.skip_unreadable", "data.max_pixels", "data.cache_limit_gb", "data.loader_workers"),
     *("data.download", "data.labels", "data.group_by", "data.folds"),
+    "data.near_duplicates",
 )
 
 _FIELDS = frozenset(field_paths())

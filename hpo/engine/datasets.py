@@ -21,8 +21,9 @@ from hpo.engine.cache import Index, Store, mean_std, short_hash
 from hpo.engine.control import Tick, no_tick
 from hpo.engine.csv_data import CsvOrigin
 from hpo.engine.folders import Listing
-from hpo.engine.groups import name_groups, shared, uneven, united
+from hpo.engine.groups import alike, name_groups, shared, uneven, united
 from hpo.engine.images import Images, Sizing, concat
+from hpo.engine.near import near_groups
 from hpo.engine.origins import DigitsOrigin, DigitsSource, FolderOrigin, FolderSource, Origin
 from hpo.engine.own_data import OwnOrigin
 from hpo.engine.split import Item, Parts, deal, duplicates, fold, limited, split
@@ -85,7 +86,8 @@ def open_data(
     `tick` follows; with `folded` in the folds of `data.folds`, where there are some.
 
     Raises DataError for a folder that cannot be used and for unreadable pictures (left out with
-    `data.skip_unreadable`), DiskFull. No test picture is decoded.
+    `data.skip_unreadable`), DiskFull. No test picture is decoded, but for its hash where
+    `data.near_duplicates` asks for one.
     """
     origin = _origin(config, download=config.download)
     origin.tick = tick
@@ -255,8 +257,8 @@ class _Parts:
 def _parts(config: DataConfig, origin: Origin, cache: Path | None, *, test: bool) -> _Parts:
     listing = origin.listing(test=test)
     names = [name for items in listing.parts.values() for name, _ in items]
-    groups = name_groups(config, listing)
-    if cache or "val" not in listing.parts or config.limit_train:
+    near = config.near_duplicates is not None
+    if cache or "val" not in listing.parts or config.limit_train or near:
         digests = origin.digests(names, cache)
     else:
         digests = dict.fromkeys(names, "")  # only counted
@@ -264,13 +266,12 @@ def _parts(config: DataConfig, origin: Origin, cache: Path | None, *, test: bool
         part: _in_order([Item(name, label, digests[name]) for name, label in items])
         for part, items in listing.parts.items()
     }
-    given = united(given, [groups, listing.groups])
+    given, told = _grouped(config, origin, listing, given, cache)
     parts = _completed(config, given)
     for part in parts.keys() - given.keys() | {"train"}:
         _check_split(config, listing.classes, part, parts)
     folds = _folds(config, listing, parts) if config.folds else []
-    told = [*shared(given, groups), *shared(given, listing.groups)]
-    made = list(uneven(parts, _shares(config, given))) if groups or listing.groups else []
+    told += uneven(parts, _shares(config, given))
     if config.limit_train is not None:
         if config.limit_train < len(listing.classes):
             raise DataError(
@@ -278,8 +279,28 @@ def _parts(config: DataConfig, origin: Origin, cache: Path | None, *, test: bool
                 "picture for each class"
             )
         parts["train"] = limited(parts["train"], config.limit_train, config.split_seed)
-    warnings = [*listing.warnings, *duplicates(parts), *told, *made]
+    warnings = [*listing.warnings, *duplicates(parts), *told]
     return _Parts(listing, parts, folds, warnings)
+
+
+def _grouped(
+    config: DataConfig, origin: Origin, listing: Listing, given: Parts, cache: Path | None
+) -> tuple[Parts, list[str]]:
+    """What was given, with `Item.group`; and what is to be told of groups on two sides of it."""
+    groups = name_groups(config, listing)
+    near: dict[str, str] = {}
+    if config.near_duplicates is not None:
+        items = [item for items in given.values() for item in items]
+        near = near_groups(
+            origin.source,
+            {item.name: item.digest + origin.variant(item.name) for item in items},
+            config.near_duplicates,
+            max_pixels=config.max_pixels,
+            cache=cache,
+            tick=origin.tick,
+        )
+    told = [*shared(given, groups), *shared(given, listing.groups), *alike(given, near)]
+    return united(given, [groups, listing.groups, near]), told
 
 
 def _in_order(items: Sequence[Item]) -> list[Item]:

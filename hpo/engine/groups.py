@@ -90,7 +90,7 @@ def _top(above: dict[str, str], one: str) -> str:
     return one
 
 
-def shared(parts: Parts, groups: Mapping[str, str], what: str = "groups") -> Iterable[str]:
+def shared(parts: Parts, groups: Mapping[str, str]) -> Iterable[str]:
     """Warnings about groups that stand on two sides of parts that were given."""
     here = {
         part: {groups[item.name] for item in items if item.name in groups}
@@ -101,13 +101,34 @@ def shared(parts: Parts, groups: Mapping[str, str], what: str = "groups") -> Ite
         if both:
             more = ", ..." if len(both) > SHOWN else ""
             yield (
-                f"{len(both)} {what} of {part} are also in {of} ({', '.join(both[:SHOWN])}{more}): "
+                f"{len(both)} groups of {part} are also in {of} ({', '.join(both[:SHOWN])}{more}): "
                 f"{part} does not tell how well others are recognised"
             )
 
 
+def alike(parts: Parts, near: Mapping[str, str]) -> Iterable[str]:
+    """What there is to tell of near-duplicates, `near` ({name: group}): how many there are, and
+    which stand on two sides of parts that were given; identical files apart."""
+    if near:
+        yield f"{len(near)} images are near-duplicates, in {len({*near.values()})} groups"
+    for part, of in (("val", "train"), ("test", "train"), ("test", "val")):
+        there = {near[item.name] for item in parts.get(of, ()) if item.name in near}
+        same = {item.digest for item in parts.get(of, ())}
+        names = [
+            item.name
+            for item in parts.get(part, ())
+            if near.get(item.name) in there and item.digest not in same
+        ]
+        if names:
+            shown = ", ".join(sorted(names)[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+            yield f"{len(names)} images of {part} are near-duplicates of images of {of} ({shown})"
+
+
 def uneven(parts: Parts, shares: Mapping[str, float]) -> Iterable[str]:
-    """Warnings about parts that groups leave far from their share of the images."""
+    """Warnings about parts that groups leave far from their share of the images; `shares` as for
+    `split.deal`."""
+    if not any(item.group for part in shares for item in parts[part]):
+        return
     total = sum(len(parts[part]) for part in shares)
     largest = Counter(item.key for part in shares for item in parts[part]).most_common(1)[0][1]
     for part, share in shares.items():

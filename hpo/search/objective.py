@@ -74,7 +74,9 @@ class Bench:
             data = open_data(config.data, self.home.cache, tick, folded=True)
             part = config.data.model_dump(include={"dataset", "val_fraction", "test_fraction",
                                                    "split_seed", "limit_train"})  # fmt: skip
-            newer = config.data.model_dump(include={"folds", "group_by"}, exclude_none=True)
+            newer = config.data.model_dump(
+                include={"folds", "group_by", "near_duplicates"}, exclude_none=True
+            )
             named = [f"{name}={value}" for name, value in newer.items()]
             agree_on_images(
                 self.study.database,

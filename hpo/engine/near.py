@@ -1,0 +1,150 @@
+"""Images that look alike: a perceptual hash of each, and which are near to one another.
+
+The hash is that of pHash: signs of the low frequencies of a small grey image against their median
+(Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions, 2010, section 3.2.1).
+Copies that were encoded again, resized, or made a little brighter differ in few of its 64 bits.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from contextlib import suppress
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpo.engine.cache import attempt, short_hash, threaded
+from hpo.engine.control import Tick, no_tick
+from hpo.engine.images import Numbers, Sizing, Source, decode
+from hpo.errors import DiskFull
+from hpo.files import write_whole
+
+Hashes = NDArray[np.uint64]
+
+SIDE, LOW = 32, 8
+"""Side of the grey image in pixels; frequencies of each axis that count, from the second."""
+FLAT = 2.0
+"""Standard deviation, in grey levels, below which an image has no shapes to compare."""
+ROWS = 1024
+"""Hashes that are compared with a bucket at once."""
+_FORMAT = 1
+
+
+def near_groups(
+    source: Source,
+    digests: dict[str, str],
+    most: int,
+    *,
+    max_pixels: int,
+    cache: Path | None,
+    tick: Tick = no_tick,
+) -> dict[str, str]:
+    """{name: its group} of the images of `digests` ({name: digest of its content}) that are near to
+    another one: whose hashes differ in at most `most` bits, directly or over others between them.
+
+    Hashes are remembered under `cache`. What cannot be read, or is flat, is near to nothing.
+    """
+    hashes = image_hashes(source, digests, max_pixels=max_pixels, cache=cache, tick=tick)
+    names = [name for name, digest in digests.items() if hashes[digest] is not None]
+    values = np.array([hashes[digests[name]] for name in names], np.uint64)
+    labels = clusters(values, most, tick)
+    alone = np.bincount(labels, minlength=len(values)) == 1
+    return {name: str(label) for name, label in zip(names, labels.tolist(), strict=True)
+            if not alone[label]}  # fmt: skip
+
+
+def image_hashes(
+    source: Source,
+    digests: dict[str, str],
+    *,
+    max_pixels: int,
+    cache: Path | None,
+    tick: Tick = no_tick,
+) -> dict[str, int | None]:
+    """{digest: hash} of the images of `digests`, {name: digest}; None of what cannot be read, or is
+    flat. Those that `cache` remembers are not decoded again."""
+    names = {digest: name for name, digest in digests.items()}
+    sizing = Sizing(True, SIDE, SIDE, max_pixels)
+    memo = cache / "near" / f"{short_hash([_FORMAT, repr(sizing)])}.json" if cache else None
+    known: dict[str, int | None] = json.loads(memo.read_text()) if memo and memo.exists() else {}
+    new = [digest for digest in names if digest not in known]
+    look = partial(attempt, _hash_of, source, sizing)
+    found = threaded(look, [names[digest] for digest in new], tick)
+    fresh = {
+        digest: one if isinstance(one, int) else None
+        for digest, one in zip(new, found, strict=True)
+    }
+    if memo and fresh:
+        with suppress(DiskFull):  # they will be computed again
+            write_whole(memo, lambda file: file.write(json.dumps(known | fresh).encode()))
+    return {digest: (known | fresh)[digest] for digest in names}
+
+
+def _hash_of(source: Source, name: str, sizing: Sizing) -> int | None:
+    grey = np.asarray(decode(source, name, sizing).convert("L"), np.float64)
+    return perceptual_hash(grey)
+
+
+def perceptual_hash(grey: NDArray[np.float64]) -> int | None:
+    """64 bits of a grey image, (32, 32) of 0..255; None where it is flat."""
+    if grey.std() < FLAT:
+        return None
+    low = (_COSINES @ grey @ _COSINES.T).ravel()
+    bits = np.packbits(low > np.median(low))
+    return int.from_bytes(bits.tobytes(), "big")
+
+
+def _cosines() -> NDArray[np.float64]:
+    """Rows 1 to LOW of the discrete cosine transform (type II) of SIDE values."""
+    frequency, place = np.arange(1, LOW + 1)[:, None], np.arange(SIDE)
+    return np.cos(math.pi * frequency * (2 * place + 1) / (2 * SIDE))
+
+
+_COSINES = _cosines()
+
+
+def clusters(hashes: Hashes, most: int, tick: Tick = no_tick) -> Numbers:
+    """(N,) labels, the same for `hashes` (N,) that are connected by pairs which differ in at most
+    `most` bits.
+
+    Of `most` + 1 bands of bits such a pair has one in common, so only hashes with an equal band are
+    compared, each with all others at once.
+    """
+    different, back = np.unique(hashes, return_inverse=True)
+    labels = np.arange(len(different))
+    ends = [64 * i // (most + 1) for i in range(most + 2)]
+    for start, end in pairwise(ends) if most else ():
+        tick()
+        band = (different >> np.uint64(start)) & np.uint64(2 ** (end - start) - 1)
+        order = np.argsort(band, kind="stable")
+        edges = np.flatnonzero(np.diff(band[order])) + 1
+        for bucket in np.split(order, edges):
+            if len(bucket) > 1:
+                _connect(labels, different, bucket, most)
+    found: Numbers = labels[back]
+    return found
+
+
+def _connect(labels: Numbers, hashes: Hashes, bucket: Numbers, most: int) -> None:
+    """Give those of `bucket`, places of `hashes`, that are near to one another one label."""
+    values = hashes[bucket]
+    for start in range(0, len(bucket), ROWS):
+        rows = values[start : start + ROWS, None]
+        close = _bits(rows ^ values[None]) <= most
+        for row in np.flatnonzero(close.sum(1) > 1):
+            joined = np.unique(labels[bucket[close[row]]])
+            if len(joined) > 1:
+                labels[np.isin(labels, joined)] = joined[0]
+
+
+def _bits(words: Hashes) -> Hashes:
+    """How many bits are set in each, by halves, quarters and so on (numpy 1 has no popcount)."""
+    words = words - ((words >> np.uint64(1)) & np.uint64(0x5555555555555555))
+    fours = np.uint64(0x3333333333333333)
+    words = (words & fours) + ((words >> np.uint64(2)) & fours)
+    words = (words + (words >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
+    return (words * np.uint64(0x0101010101010101)) >> np.uint64(56)
