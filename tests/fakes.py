@@ -23,8 +23,8 @@ STUDY = """
 name = "{name}"
 trials = {trials}
 lease_s = {lease_s}
-sampler = "{sampler}"
-pruner = "none"
+sampler = {sampler}
+pruner = {pruner}
 {study}
 [train]
 {train}
@@ -39,14 +39,20 @@ def study_file(
     lease_s: float = 5.0,
     name: str = "toy",
     sampler: str = "random",
+    pruner: str = "none",
     study: str = "",
     train: str = "epochs = 3",
     space: str = "optimizer.lr = {low = 1e-4, high = 1e-1, log = true}",
 ) -> StudyFile:
-    """A small study over digits; the arguments are TOML lines of its tables."""
-    fields = {"trials": trials, "lease_s": lease_s, "name": name, "sampler": sampler}
-    text = STUDY.format(**fields, study=study, train=train, space=space)
+    """A small study over digits; the arguments are TOML lines of its tables, `sampler` and `pruner`
+    names or tables."""
+    fields = {"trials": trials, "lease_s": lease_s, "name": name, "sampler": _quoted(sampler)}
+    text = STUDY.format(**fields, pruner=_quoted(pruner), study=study, train=train, space=space)
     return parse_study(text, f"{name}.toml")
+
+
+def _quoted(strategy: str) -> str:
+    return strategy if strategy.startswith("{") else f'"{strategy}"'
 
 
 @dataclass
@@ -93,7 +99,7 @@ class InstantTrials:
                 trial.report(value, epoch)
             self._tell(trial, taken, Ending("complete", value))
 
-    def drain(self, taken: Taken, reason: str) -> None:
+    def drain(self, taken: Taken, reason: str, control: object) -> None:
         with self.storage.guarded(taken.lease):
             trial = optuna.trial.Trial(self.optuna_study, taken.lease.trial_id)
             self._tell(trial, taken, Ending("pruned", reason=reason))

@@ -11,6 +11,7 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
+from hpo.definition.objectives import worst
 from hpo.definition.studyfile import StudyFile
 from hpo.search import study as studies
 from hpo.search.samplers import make_sampler
@@ -34,7 +35,7 @@ class Trial:
     costs: tuple[float, ...] = ()
 
     def ending(self) -> Ending:
-        value = {"complete": max(self.curve, default=0.0), "diverged": 0.1}.get(self.outcome)
+        value = max(self.curve, default=0.0) if self.outcome == "complete" else None
         several = (value, *self.costs) if value is not None and self.costs else None
         return Ending(self.outcome, value, self.reason, several)
 
@@ -84,6 +85,8 @@ def _run(study: Study, storage: FencedStorage, view: optuna.Study, wanted: Trial
     with storage.guarded(lease, ending):
         state = STATES.get(wanted.outcome, TrialState.COMPLETE)
         values = ending.objectives or ending.value
+        if wanted.outcome == "diverged":
+            values = tuple(worst(name) for name in study.file.objectives)
         view.tell(trial, values if state == TrialState.COMPLETE else None, state=state)
 
 

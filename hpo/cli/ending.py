@@ -30,6 +30,7 @@ def print_ending(
     if status.best is None:
         why = f"{status.no_best}. Trial by trial: {hpo} trials {status.row.name}{flag}"
         out.print(why, markup=False, soft_wrap=True)
+        _print_pruned(status, out)
         return
     _print_best(database, status, out)
     if len(status.file.objectives) > 1:
@@ -50,12 +51,18 @@ def _print_best(database: Database, status: StudyStatus, out: Console) -> None:
     out.print()
     value = f"{status.file.metric} {number(best.value)}"
     out.print(Text(f"best: trial {best.number}, {value} in epoch {best.best_epoch}", "bold green"))
+    _print_pruned(status, out)
     out.print()
     shares = importances(database, status.row.name)
     out.print(parameters_table(best.params, shares))
     if not shares:
         few = f"fewer than {MIN_COMPLETE} complete trials, or all alike"
         out.print(Text(f"what made the difference cannot be told: {few}", "dim"))
+
+
+def _print_pruned(status: StudyStatus, out: Console) -> None:
+    if status.pruned_note:
+        out.print(Text(status.pruned_note, "yellow"), soft_wrap=True)
 
 
 def _print_front(status: StudyStatus, out: Console) -> None:

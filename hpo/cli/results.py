@@ -103,6 +103,7 @@ def export(
     Example: hpo export digits -o best.toml
     """
     from hpo.results import export as exports
+    from hpo.search.status import read_status
 
     if (trial is not None) + (top is not None) + pareto > 1:
         raise InputError("--trial, --top and --pareto exclude each other")
@@ -125,10 +126,13 @@ def export(
                 number = int(chosen[0][1]["trial"])
                 exports.write_weights(found, study, number, weights, Home.default(), force=force)
             exports.write_export(paths[0], *chosen[0], force=force)
+        note = None if trial is not None else read_status(found, study).pruned_note
     if weights is not None:
         typer.echo(f"{weights}: its weights")
     for path, (_, provenance) in zip(paths, chosen, strict=True):
         typer.echo(f"{path}: trial {provenance['trial']}")
+    if note:
+        typer.echo(note)
     typer.echo(f"next: {program()} train {' '.join(map(str, paths))} --seeds 3")
 
 

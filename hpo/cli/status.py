@@ -69,7 +69,8 @@ def status(
             if len(now.file.objectives) > 1:
                 out.print()
                 out.print(tables.cells_table(front_table(now)))
-            for line in (now.row.stop_reason, now.no_best if now.state == "finished" else None):
+            why = now.no_best if now.state == "finished" else None
+            for line in (now.row.stop_reason, why, now.pruned_note):
                 if line:
                     out.print(f"\n{line}", markup=False, soft_wrap=True)
             for one in now.forced:

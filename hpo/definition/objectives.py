@@ -44,10 +44,7 @@ def front_of(values: Mapping[int, Mapping[str, float]]) -> list[int]:
     return front
 
 
-def chance(metric: str, classes: int) -> float:
-    """What guessing gives: the value of a trial that diverged, so that it counts and never wins."""
-    if metric.endswith("_loss"):
-        return math.log(classes)
-    if metric.endswith("_distance"):
-        return math.inf  # no distance is the one that guessing gives
-    return min(1.0, (5 if metric.endswith("top5") else 1) / classes)
+def worst(objective: str) -> float:
+    """The value that no trial has and all are better than: what Optuna is told of a trial that
+    diverged, so that its samplers learn from it and it is never the best, whatever comes later."""
+    return math.inf if direction_of(objective) == "minimize" else -math.inf

@@ -224,7 +224,7 @@ class Patient(Strategy):
     patience: int = Field(default=3, ge=0)
     """Epochs without improvement before it is asked."""
     min_delta: float = Field(default=0.0, ge=0)
-    """Smaller changes do not count as improvement."""
+    """How much worse than before the latest epochs may be without the question."""
 
 
 Sampler = Annotated[TPE | Random | Grid | GP | CmaEs | QMC | NSGA2, Field(discriminator="name")]

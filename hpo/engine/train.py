@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -181,11 +181,7 @@ class _Run:
         return value < best if direction(self.metric) == "minimize" else value > best
 
     def ended(self) -> bool:
-        if self.done >= self.config.epochs:
-            return True
-        counted = self.history[self.config.all_phases()[-1].start :]
-        stopped = optim.should_stop(self.config.early_stopping, counted)
-        return stopped or (self.done > 0 and _diverged(self.history[-1]))
+        return is_last(self.config, self.history)
 
     def save(self, path: Path) -> None:
         current = self.best_epoch == self.done
@@ -200,7 +196,18 @@ class _Run:
         ).save(path)
 
 
-def _diverged(metrics: dict[str, float]) -> bool:
+def is_last(config: TrainConfig, history: Sequence[Mapping[str, float]]) -> bool:
+    """Whether no epoch follows those of `history`, their metrics: it has all of them, early
+    stopping ends it, or a loss is not finite."""
+    if len(history) >= config.epochs:
+        return True
+    counted = history[config.all_phases()[-1].start :]
+    return optim.should_stop(config.early_stopping, counted) or (
+        bool(history) and _diverged(history[-1])
+    )
+
+
+def _diverged(metrics: Mapping[str, float]) -> bool:
     return not all(math.isfinite(metrics[name]) for name in metrics if name.endswith("_loss"))
 
 

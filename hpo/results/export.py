@@ -111,11 +111,10 @@ def _best(status: StudyStatus, k: int) -> list[TrialStatus]:
         name = status.row.name
         states = ("waiting", "running", "interrupted", *FINAL)
         there = [f"{status.count(one)} {one}" for one in states if status.count(one)]
-        pruned = any(trial.state == "pruned" and trial.epochs for trial in status.trials)
-        advice = f"hpo export {name} --trial N takes a pruned one" if pruned else ""
+        advice = status.pruned_note or f"hpo run or hpo worker {name} goes on with it"
         raise NotFound(
-            f"study {name!r} has no complete trial yet ({', '.join(there) or 'none at all'}); "
-            f"{advice or f'hpo run or hpo worker {name} goes on with it'}"
+            f"study {name!r} has no complete trial yet ({', '.join(there) or 'none at all'}). "
+            f"{advice}"
         )
     return ranked[:k]
 

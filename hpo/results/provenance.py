@@ -71,6 +71,8 @@ def _notes(status: StudyStatus, trial: TrialStatus) -> list[str]:
     if trial.state == "pruned":
         reason = f" ({trial.reason})" if trial.reason else ""
         notes.append(f"This trial was pruned{reason}: its full schedule was never run.")
+    if status.pruned_note and trial.state == "complete":
+        notes.append(f"{status.pruned_note}.")
     used = {attempt.worker for attempt in trial.attempts}
     versions = [worker.versions for worker in status.workers if worker.id in used]
     notes += [f"A worker was forced to work with {one}." for one in status.forced

@@ -86,7 +86,7 @@ def study_report(database: Database, name: str) -> str:
             for state, color in study_figures.STATE_COLORS.items()
             if status.count(state)
         ],
-        complete=status.count("complete", "diverged"),
+        complete=status.count("complete"),
         min_complete=MIN_COMPLETE,
         hidden=study_figures.hidden(status),
         parameters=list(status.file.space),

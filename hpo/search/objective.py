@@ -22,21 +22,21 @@ import torch
 from optuna.trial import TrialState
 
 from hpo.definition.config import RuntimeConfig, TrainConfig
-from hpo.definition.objectives import COSTS, chance
+from hpo.definition.objectives import worst
 from hpo.engine import runtime
 from hpo.engine.checkpoint import best_weights, save_weights
 from hpo.engine.control import Control, Tick
 from hpo.engine.costs import network_costs
 from hpo.engine.datasets import Data, open_data
-from hpo.engine.train import EpochResult, TrainingData, train
+from hpo.engine.train import EpochResult, TrainingData, is_last, train
 from hpo.errors import ConfigError, Fenced, Interrupted, TrialFailed
 from hpo.paths import Home
 from hpo.search import keeping, mirror, plan
 from hpo.search.agreement import agree_on_images
 from hpo.search.epochs import Epochs
 from hpo.search.mirror import Checkpoints
-from hpo.search.samplers import draft_params, make_sampler
-from hpo.search.several import FirstMetric, values_of, worst_of
+from hpo.search.samplers import draft_params, is_early_stopping, make_sampler
+from hpo.search.several import FirstMetric, values_of
 from hpo.search.status import best_of
 from hpo.search.study import Study
 from hpo.storage import leases, records
@@ -111,11 +111,20 @@ class Bench:
             _tell(self, lease, trial, ending)
         keeping.tidy(self.study, self.home)
 
-    def drain(self, taken: Taken, reason: str) -> None:
-        """Tell a trial that nobody runs any more pruned, because the study is over."""
-        with self.storage.guarded(taken.lease):
-            trial = optuna.trial.Trial(self.optuna_study, taken.lease.trial_id)
-            _tell(self, taken.lease, trial, Ending("pruned", reason=reason))
+    def drain(self, taken: Taken, reason: str, control: Control) -> None:
+        """End a trial that nobody runs any more, because the study is over: pruned, unless it has
+        all its epochs."""
+        lease, file = taken.lease, self.study.file
+        stored = records.read_epochs(self.study.database, self.study.uuid, lease.trial_id)
+        with self.storage.guarded(lease):
+            trial = optuna.trial.Trial(self.optuna_study, lease.trial_id)
+        if rows := stored.get(lease.number):
+            config = file.config(file.space.decode(self.storage.get_trial(lease.trial_id).params))
+            if is_last(config, [row.metrics for row in rows]):
+                self.run(taken, control)
+                return
+        with self.storage.guarded(lease):
+            _tell(self, lease, trial, Ending("pruned", reason=reason))
 
 
 def _open(bench: Bench, taken: Taken) -> optuna.trial.Trial:
@@ -250,7 +259,11 @@ class _Training:
                 ending = self._finish_epoch(result)
                 if ending is not None:
                     return ending
-        ending = Ending("complete", self._best(), objectives=self._values())
+        return self._complete()
+
+    def _complete(self, reason: str | None = None) -> Ending:
+        """The ending of a trial that has all that it is to have, its weights kept."""
+        ending = Ending("complete", self._best(), reason, self._values())
         self._keep_weights(ending)
         return ending
 
@@ -274,14 +287,20 @@ class _Training:
 
     def _settle(self) -> Ending | None:
         """Record the epochs that the database does not have, report them, and ask whether to go on.
+        After the last epoch nobody is asked: the trial is complete.
 
         Raises Interrupted where the study was stopped, Fenced, and StorageAway.
         """
         stop = self.epochs.deliver(self._progress())
         self._remember()
-        ending = self._judge()
-        if ending is not None:
-            return ending
+        self._report()
+        if self._diverged:
+            reason = f"loss not finite in epoch {self.rows[-1].epoch}"
+            return Ending("diverged", reason=reason)
+        if is_last(self.config, [row.metrics for row in self.rows]):
+            return None
+        if self.rows and self._falls_behind():
+            return self._pruned()
         if stop == "user":
             raise Interrupted("the study was stopped")
         if stop == "rule":
@@ -300,29 +319,35 @@ class _Training:
         self.trial.set_user_attr("micro_batch", micro_batch)
         self.config = self.config.model_copy(update={"runtime": runtime})
 
-    def _judge(self) -> Ending | None:
-        """Report the epochs that Optuna does not have yet, and ask whether to go on."""
-        if not self.rows:
-            return None
-        last = self.rows[-1]
-        if not all(math.isfinite(v) for k, v in last.metrics.items() if k.endswith("_loss")):
-            value = chance(self.metric, len(self.data.classes))
-            reason = f"loss not finite in epoch {last.epoch}; told with the value of chance"
-            return Ending("diverged", value, reason, self._worst_values())
-        if self._falls_behind():
-            pruner = self.bench.study.file.study.pruner.name
-            return Ending("pruned", self._best(), f"{pruner} pruned it after epoch {last.epoch}")
-        return None
+    @property
+    def _diverged(self) -> bool:
+        """Whether a loss of the last epoch is not finite."""
+        last = self.rows[-1].metrics if self.rows else {}
+        return not all(math.isfinite(last[name]) for name in last if name.endswith("_loss"))
 
-    def _falls_behind(self) -> bool:
-        """What the pruner says, once Optuna has every epoch; of several objectives it has none."""
-        if self._has_several:
-            return self.bench.first_metric.falls_behind(self.lease.trial_id)
+    def _report(self) -> None:
+        """Report the epochs that Optuna does not have yet, but those of a loss that is not finite;
+        of several objectives it has none."""
+        if self._has_several or self._diverged:
+            return
         known = self.bench.storage.get_trial(self.lease.trial_id).intermediate_values
         for row in self.rows:
             if row.epoch not in known:
                 self.trial.report(row.metrics[self.metric], row.epoch)
+
+    def _falls_behind(self) -> bool:
+        """What the pruner says, once Optuna has every epoch."""
+        if self._has_several:
+            return self.bench.first_metric.falls_behind(self.lease.trial_id)
         return self.trial.should_prune()
+
+    def _pruned(self) -> Ending:
+        """The ending of a trial that the pruner ends; one that ends by its own curve alone is
+        complete, as after early stopping."""
+        pruner, epoch = self.bench.study.file.study.pruner, self.rows[-1].epoch
+        if is_early_stopping(pruner):
+            return self._complete(f"{pruner.name}: stopped improving, ended after epoch {epoch}")
+        return Ending("pruned", self._best(), f"{pruner.name} pruned it after epoch {epoch}")
 
     @property
     def _has_several(self) -> bool:
@@ -341,19 +366,6 @@ class _Training:
             network,
             max(1, len(self.data.folds)),
         )
-
-    def _worst_values(self) -> tuple[float, ...] | None:
-        """The values of a trial that diverged."""
-        if not self._has_several:
-            return None
-        study, classes = self.bench.study, len(self.data.classes)
-        network = self._network_costs(None)
-        networks = max(1, len(self.data.folds))
-        own = values_of(self.objectives, self.rows, len(self.rows), network, networks)
-        guesses = {name: chance(name, classes) for name in self.objectives if name not in COSTS}
-        attempts = records.read_attempts(study.database, study.uuid).values()
-        others = [one.objectives for rows in attempts for one in rows if one.objectives]
-        return worst_of(self.objectives, own, guesses, others)
 
     def _network_costs(self, checkpoint: Path | None) -> dict[str, float]:
         return network_costs(
@@ -406,6 +418,8 @@ def _tell(bench: Bench, lease: Lease, trial: optuna.trial.Trial, ending: Ending)
         trial.set_user_attr("reason", ending.reason)
     with bench.storage.guarded(lease, ending):
         values = ending.objectives or ending.value
+        if ending.outcome == "diverged":
+            values = tuple(worst(name) for name in bench.study.file.objectives)
         bench.optuna_study.tell(
             trial, values if state == TrialState.COMPLETE else None, state=state
         )

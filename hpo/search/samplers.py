@@ -68,8 +68,13 @@ def _pruner(file: StudyFile, spec: Strategy) -> pruners.BasePruner:
     if isinstance(spec, Patient):
         inner = options["wrapped_pruner"]
         # Optuna's way to say that patience alone decides; a NopPruner in it would never prune.
-        options["wrapped_pruner"] = None if isinstance(inner, NoPruner) else _pruner(file, inner)
+        options["wrapped_pruner"] = None if is_early_stopping(spec) else _pruner(file, inner)
     return _PRUNERS[type(spec)](**options)
+
+
+def is_early_stopping(pruner: Strategy) -> bool:
+    """Whether `pruner` ends a trial by its own curve alone, once it stops improving."""
+    return isinstance(pruner, Patient) and isinstance(pruner.wrapped_pruner, NoPruner)
 
 
 _PRUNERS: dict[type[Strategy], Callable[..., pruners.BasePruner]] = {
@@ -147,6 +152,19 @@ def draft_params(
     A configuration that some trial has already is drawn again up to REDRAWS times, then allowed:
     in a small discrete space there may be no other.
     """
+    with warnings.catch_warnings():
+        # GP takes the infinite value of a trial that diverged for the worst finite one.
+        warnings.filterwarnings("ignore", message="Clip non-finite values")
+        return _draft(study, space, frozen, planned, new_sampler)
+
+
+def _draft(
+    study: optuna.Study,
+    space: Space,
+    frozen: FrozenTrial,
+    planned: Mapping[str, Any],
+    new_sampler: Callable[[int], samplers.BaseSampler],
+) -> dict[str, Any]:
     fixed = space.encode(planned)
     others = [t.params for t in study.get_trials(deepcopy=False) if t.number != frozen.number]
     params: dict[str, Any] = {}

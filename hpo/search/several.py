@@ -72,18 +72,3 @@ def values_of(
         **network,
     }
     return tuple(costs[name] if name in COSTS else best[name] for name in objectives)
-
-
-def worst_of(
-    objectives: Sequence[str],
-    values: Sequence[float],
-    chance: Mapping[str, float],
-    others: Iterable[Sequence[float]],
-) -> tuple[float, ...]:
-    """The values of a trial that diverged: chance's metrics, and the largest costs of it and of
-    `others`, so that no trial learns from it that diverging is cheap."""
-    largest = [max(column) for column in zip(values, *others, strict=True)]
-    return tuple(
-        cost if name in COSTS else chance[name]
-        for name, cost in zip(objectives, largest, strict=True)
-    )

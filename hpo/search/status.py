@@ -5,7 +5,7 @@ Reads the database alone, without Optuna's storage: `hpo status` answers in a fr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -32,7 +32,7 @@ class TrialStatus:
     params: dict[str, Any]
     """Searched fields by dotted path, as config values."""
     value: float | None
-    """The objective: the best epoch's metric so far; for a diverged trial chance's value."""
+    """The objective: the best epoch's metric so far; None for a diverged trial."""
     best_epoch: int | None
     epochs: tuple[EpochRow, ...]
     attempts: tuple[AttemptRow, ...]
@@ -76,6 +76,28 @@ class StudyStatus:
         return ranked[0] if ranked else None
 
     @property
+    def best_pruned(self) -> TrialStatus | None:
+        """The best pruned trial, where its best epoch beats every complete trial: pruning cost the
+        study its best value. Of several metrics by the first one."""
+        pruned = [t for t in self.trials if t.state == "pruned" and t.value is not None]
+        beating = self._by_value([*pruned, *([self.best] if self.best else [])])
+        return beating[0] if beating and beating[0].state == "pruned" else None
+
+    @property
+    def pruned_note(self) -> str | None:
+        """A word on `best_pruned`; None where there is none."""
+        trial, best = self.best_pruned, self.best
+        if trial is None:
+            return None
+        side = "above" if self.file.direction == "maximize" else "below"
+        than = f", {side} the best complete one" if best else ", and no trial is complete"
+        return (
+            f"Pruned trial {trial.number} reached {self.file.metric} {trial.value:.4g} in epoch "
+            f"{trial.best_epoch}{than}: its full schedule was never run; hpo export "
+            f"{self.row.name} --trial {trial.number} takes it"
+        )
+
+    @property
     def no_best(self) -> str | None:
         """Why finished trials have no best one, in words; None where they have one, or are none."""
         if self.best is not None or not self.finished:
@@ -87,15 +109,20 @@ class StudyStatus:
         tried = f" (tried: {min(rates):.3g} to {max(rates):.3g})" if rates else ""
         return (
             f"{diverged} of {self.finished} trials diverged, their loss was not finite, and no "
-            "other was completed: they count with the value that guessing gives, and none of them "
-            f"is best; try a smaller optimizer.lr{tried}, or clip_grad_norm"
+            "other was completed: they count as worse than anything, and none of them is best; "
+            f"try a smaller optimizer.lr{tried}, or clip_grad_norm"
         )
 
     def ranked(self) -> list[TrialStatus]:
         """Complete trials, best first; of equals the earlier one."""
-        done = [t for t in self.trials if t.state == "complete" and t.value is not None]
+        return self._by_value([t for t in self.trials if t.state == "complete"])
+
+    def _by_value(self, trials: Iterable[TrialStatus]) -> list[TrialStatus]:
+        """Those of `trials` that have a value, best first; of equals the earlier complete one."""
         sign = -1.0 if self.file.direction == "maximize" else 1.0
-        return sorted(done, key=lambda t: (sign * (t.value or 0.0), t.number))
+        known = [(sign * t.value, t.state == "pruned", t.number, t) for t in trials
+                 if t.value is not None]  # fmt: skip
+        return [trial for *_, trial in sorted(known, key=lambda one: one[:3])]
 
     def front(self) -> list[TrialStatus]:
         """Complete trials that no other beats in all objectives, best first metric first; of a
@@ -180,6 +207,7 @@ class StudyStatus:
                 "epoch": best.best_epoch,
                 "params": best.params,
             },
+            "best_pruned": None if self.best_pruned is None else self.best_pruned.number,
             "elapsed_s": self.elapsed_s,
             "active_s": self.active_s,
             "eta_s": self.eta_s,
@@ -242,8 +270,8 @@ def _trial(
         name = shown[state]
     value, epoch = best_of(epochs, file.metric, file.direction)
     if last is not None and last.outcome == "diverged":
-        value, epoch = last.value, None
-    values = last.objectives if last is not None and last.objectives else ()
+        value, epoch = None, None
+    values = last.objectives if last and last.objectives and name != "diverged" else ()
     return TrialStatus(
         number=number,
         state=name,

@@ -19,7 +19,7 @@ from sqlalchemy.exc import IntegrityError
 
 from hpo.storage import tables
 from hpo.storage.db import Database
-from hpo.storage.optuna_rdb import end_trial
+from hpo.storage.optuna_rdb import end_trial, worst_values
 from hpo.storage.tables import attempts, epochs, optuna_studies, optuna_trials, studies
 
 MENDER = "hpo storage check"
@@ -142,6 +142,8 @@ class TellOptuna:
             values = told_values(last)
             if values is None:
                 return False
+            if self.outcome == "diverged":
+                values = worst_values(c, self.trial_id)
             end_trial(c, self.trial_id, STATE_OF[self.outcome], values, last.ended or last.until)
             return True
 
@@ -241,9 +243,9 @@ def locked(c: sa.Connection, trial_id: int) -> tuple[Sequence[sa.Row[Any]], str 
 
 
 def told_values(row: Any) -> tuple[float, ...] | None:
-    """What Optuna is told of an attempt that ended its trial, from its columns; None where it is
-    not known, () where there is none."""
-    if STATE_OF[row.outcome] != "COMPLETE":
+    """The values of an attempt that ended its trial, from its columns; None where they are not
+    known, () where it has none: then Optuna is told none, or of what diverged `worst_values`."""
+    if row.outcome != "complete":
         return ()
     values = json.loads(row.objectives) if row.objectives else [row.value]
     known = all(value is not None and math.isfinite(value) for value in values)

@@ -14,6 +14,7 @@ Three things are added to `RDBStorage`, all proved necessary by experiment:
 from __future__ import annotations
 
 import logging
+import math
 import re
 import threading
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -248,6 +249,21 @@ class FencedStorage(RDBStorage):
 def add_waiting(storage: FencedStorage, study_id: int) -> None:
     """Add one empty waiting trial; the database counts its number."""
     storage.create_new_trial(study_id, optuna.trial.create_trial(state=TrialState.WAITING))
+
+
+def worst_values(c: sa.Connection, trial_id: int) -> tuple[float, ...]:
+    """What Optuna is told of a trial that diverged: the worst in each direction of its study."""
+    way = models.StudyDirectionModel.__table__.c
+    query = (
+        sa.select(way.direction)
+        .where(
+            way.study_id
+            == sa.select(TRIALS.c.study_id).where(TRIALS.c.trial_id == trial_id).scalar_subquery()
+        )
+        .order_by(way.objective)
+    )
+    minimize = optuna.study.StudyDirection.MINIMIZE
+    return tuple(math.inf if one == minimize else -math.inf for one in c.scalars(query))
 
 
 def end_trial(

@@ -102,8 +102,8 @@ class Trials(Protocol):
     def run(self, taken: Taken, control: Progress) -> None:
         """Run it to its end; raises Interrupted or Fenced where that is not to be."""
 
-    def drain(self, taken: Taken, reason: str) -> None:
-        """End it as pruned without training."""
+    def drain(self, taken: Taken, reason: str, control: Progress) -> None:
+        """End it as pruned, or complete where it has all its epochs, without training."""
 
 
 class Worker:
@@ -213,7 +213,7 @@ class Worker:
             self._try(
                 decision.free,
                 progress,
-                lambda taken: self.trials.drain(taken, decision.reason),
+                lambda taken: self._run(taken, progress, drained=decision.reason),
             )
         else:
             progress.touch(time.monotonic())
@@ -267,11 +267,15 @@ class Worker:
                 progress.take(None)
             return
 
-    def _run(self, taken: Taken, progress: Progress) -> None:
+    def _run(self, taken: Taken, progress: Progress, drained: str | None = None) -> None:
+        """Run a trial, or end it because the study is over, for the reason `drained`."""
         log.info("trial %d: attempt %d", taken.lease.number, taken.lease.k)
         try:
             with told_if_full(self.home.root):
-                self.trials.run(taken, progress)
+                if drained is None:
+                    self.trials.run(taken, progress)
+                else:
+                    self.trials.drain(taken, drained, progress)
         except Fenced:
             raise
         except Exception as error:

@@ -348,7 +348,7 @@ class Interrupting:
     def run(self, taken: object, control: object) -> None:
         raise Interrupted("stopped")
 
-    def drain(self, taken: object, reason: str) -> None:
+    def drain(self, taken: object, reason: str, control: object) -> None:
         raise Interrupted("stopped")
 
 

@@ -155,7 +155,9 @@ def test_without_a_complete_trial(searched: Database) -> None:
     end_as(searched, 0, "pruned")
     end_as(searched, 1, "pruned")
     end_as(searched, 2, "failed")
-    with pytest.raises(NotFound, match=r"no complete trial yet \(2 pruned, 1 failed\); hpo export"):
+    with pytest.raises(
+        NotFound, match=r"no complete trial yet \(2 pruned, 1 failed\)\. Pruned trial 0"
+    ):
         export(searched, "toy")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 import shutil
 import threading
@@ -11,13 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import torch
+from optuna.samplers._tpe.sampler import _split_trials
 from optuna.trial import TrialState
 from rich.console import Console
 
 from hpo.cli.ending import print_ending
-from hpo.definition.objectives import chance
 from hpo.definition.studyfile import StudyFile, parse_study
 from hpo.engine import learner
 from hpo.errors import Conflict
@@ -25,6 +27,7 @@ from hpo.paths import Home
 from hpo.search import objective
 from hpo.search import study as studies
 from hpo.search.objective import Bench
+from hpo.search.samplers import draft_params, make_sampler
 from hpo.search.status import StudyStatus, TrialStatus, read_status
 from hpo.search.study import Study
 from hpo.storage import records
@@ -32,6 +35,7 @@ from hpo.storage.db import Database, connect
 from hpo.storage.optuna_rdb import FencedStorage
 from hpo.workers.worker import Worker
 from tests.fakes import study_file
+from tests.filled import Trial, fill
 
 TRAIN = """epochs = 2
 [train.data]
@@ -89,28 +93,123 @@ def test_only_the_best_three_keep_weights(database: Database, home: Home) -> Non
     assert list(home.root.rglob("*.ckpt")) == []
 
 
-def test_a_trial_that_diverges_counts_with_the_value_of_chance(
-    database: Database, home: Home
+BAD = TRAIN.replace("epochs = 2", "epochs = 8\noptimizer = {weight_decay = 10.0}")
+"""With a rate of 90 it diverges, with 1 it ends far worse than guessing."""
+
+
+@pytest.mark.parametrize("metric", ["val_top1", "val_loss", "train_loss"])
+def test_a_trial_that_diverged_is_never_optuna_s_best(
+    database: Database, home: Home, metric: str
 ) -> None:
-    space = "optimizer.lr = [1e-3, 90.0]"
-    train = TRAIN.replace("epochs = 2", "epochs = 8\noptimizer = {weight_decay = 10.0}")
-    baseline = "[[baseline]]\noptimizer.lr = 90.0\n"
-    file = study_file(trials=2, train=train, space=space + "\n" + baseline)
+    """Though what comes after it is worse than guessing."""
+    space = "optimizer.lr = [1.0, 90.0]\n[[baseline]]\noptimizer.lr = 90.0\n"
+    file = study_file(trials=2, study=f'metric = "{metric}"', train=BAD, space=space)
     status = search(database, home, file)
-    first = status.trials[0]
-    assert first.state == "diverged"
-    assert first.value == chance("val_top1", 10) == 0.1
+    first, second = status.trials
+    assert (first.state, first.value, first.best_epoch) == ("diverged", None, None)
     assert "not finite in epoch" in str(first.reason)
-    assert status.best is not None
-    assert status.best.number == 1
-    assert status.finished == 2
+    assert second.state == "complete"
+    assert second.value is not None
+    assert status.best == second
+    view = optuna.load_study(study_name="toy", storage=database.secret_url)
+    assert view.best_trial.number == 1
+    told = view.trials[0]
+    assert told.state == TrialState.COMPLETE
+    assert told.value == (math.inf if metric.endswith("loss") else -math.inf)
+    below, above = _split_trials(view, view.trials, 1)
+    assert [[trial.number for trial in part] for part in (below, above)] == [[1], [0]]
 
 
-@pytest.mark.parametrize(
-    ("metric", "expected"), [("val_top1", 0.25), ("val_top5", 1.0), ("val_loss", 1.3862943611)]
-)
-def test_chance(metric: str, expected: float) -> None:
-    assert chance(metric, 4) == pytest.approx(expected)
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes", "nsga2", "qmc", "random"])
+def test_samplers_learn_from_trials_that_diverged(database: Database, sampler: str) -> None:
+    space = "optimizer.lr = {low = 0.1, high = 0.9}\nmodel.dropout = {low = 0.0, high = 0.5}"
+    study = fill(database, study_file(trials=9, space=space), [
+        Trial("diverged", (0.4, math.nan)), Trial("complete", (0.02,)),
+        Trial("diverged", (math.nan,)), Trial("complete", (0.5,)),
+    ])  # fmt: skip
+    view = study.optuna_study(FencedStorage(database))
+    assert view.best_trial.number == 3
+    options = {"tpe": "n_startup_trials = 2", "gp": "n_startup_trials = 2",
+               "nsga2": "population_size = 2"}.get(sampler, "")  # fmt: skip
+    chosen = ", ".join([f'name = "{sampler}"', *([options] if options else [])])
+    file = study_file(trials=9, space=space, sampler="{" + chosen + "}")
+    frozen = view.ask()._cached_frozen_trial
+    drafted = draft_params(view, file.space, frozen, {}, lambda k: make_sampler(file, 4, 1, k))
+    assert drafted.keys() == set(file.space)
+
+
+def test_a_trial_after_its_last_epoch_is_complete_whatever_the_pruner_says(
+    database: Database, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def prune(self: object, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+        asked.append(max(trial.intermediate_values))
+        return max(trial.intermediate_values) == 2
+
+    monkeypatch.setattr(optuna.pruners.MedianPruner, "prune", prune)
+    file = study_file(trials=2, train=TRAIN, pruner="median")
+    status = search(database, home, file)
+    assert [trial.state for trial in status.trials] == ["complete"] * 2
+    assert asked == [1, 1]
+    view = studies.load(database, "toy").optuna_study(FencedStorage(database))
+    assert all(set(trial.intermediate_values) == {1, 2} for trial in view.trials)
+
+
+def test_early_stopping_completes_a_trial_before_the_pruner_is_asked(
+    database: Database, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optuna.pruners.MedianPruner, "prune",
+                        lambda self, study, trial: max(trial.intermediate_values) >= 2)  # fmt: skip
+    stops = 'epochs = 6\nearly_stopping = {patience = 1, min_delta = 9.0, metric = "val_top1"}'
+    file = study_file(trials=1, train=TRAIN.replace("epochs = 2", stops), pruner="median")
+    trial = only(search(database, home, file))
+    assert (trial.state, len(trial.epochs)) == ("complete", 2)
+
+
+@pytest.mark.parametrize("rule", [False, True])
+def test_a_death_between_the_last_epoch_and_its_end_costs_nothing(
+    database: Database, home: Home, monkeypatch: pytest.MonkeyPatch, rule: bool
+) -> None:
+    """Whether the next worker goes on with the study, or ends what a stop rule leaves."""
+    monkeypatch.setattr(optuna.pruners.MedianPruner, "prune",
+                        lambda self, study, trial: max(trial.intermediate_values) >= 2)  # fmt: skip
+    original = objective._Training._complete
+    monkeypatch.setattr(objective._Training, "_complete", _die)
+    file = study_file(trials=1, train=TRAIN, pruner="median")
+    with pytest.raises(OSError, match="went away"):
+        search(database, home, file)
+    monkeypatch.setattr(objective._Training, "_complete", original)
+
+    def stop(study: Study) -> None:
+        if rule:
+            records.stop_study(database, study.uuid, "rule", "enough")
+
+    trial = only(search(database, home, file, before=stop))
+    assert (trial.state, len(trial.epochs), len(trial.attempts)) == ("complete", 2, 2)
+    assert [row.attempt for row in trial.epochs] == [1, 1]
+
+
+def _die(*_args: object) -> None:
+    raise OSError("the host went away")
+
+
+def test_a_patient_pruner_without_another_is_early_stopping(
+    database: Database, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optuna.pruners.PatientPruner, "prune",
+                        lambda self, study, trial: max(trial.intermediate_values) >= 3)  # fmt: skip
+    pruner = '{name = "patient", wrapped_pruner = "none"}'
+    file = study_file(trials=2, train=TRAIN.replace("epochs = 2", "epochs = 6"), pruner=pruner)
+    status = search(database, home, file)
+    for trial in status.trials:
+        assert (trial.state, len(trial.epochs)) == ("complete", 3)
+        assert trial.value == max(row.metrics["val_top1"] for row in trial.epochs)
+        assert trial.reason == "patient: stopped improving, ended after epoch 3"
+    assert {int(path.parents[1].name) for path in home.root.rglob("weights.safetensors")} == {0, 1}
+    assert (status.best_pruned, status.pruned_note) == (None, None)
+    view = studies.load(database, "toy").optuna_study(FencedStorage(database))
+    assert [trial.state for trial in view.trials] == [TrialState.COMPLETE] * 2
 
 
 def test_a_configuration_that_cannot_be_trained_fails_alone(database: Database, home: Home) -> None:
@@ -220,7 +319,7 @@ def test_a_study_in_which_every_trial_diverges_ends_and_says_so(
     space = "optimizer.lr = {low = 80.0, high = 90.0}"
     status = search(database, home, study_file(trials=4, train=train, space=space))
     assert (status.state, status.finished, status.count("diverged")) == ("finished", 4, 4)
-    assert {trial.value for trial in status.trials} == {chance("val_top1", 10)}
+    assert {trial.value for trial in status.trials} == {None}
     assert status.best is None
     assert str(status.no_best).startswith("4 of 4 trials diverged, their loss was not finite")
     assert re.search(r"smaller optimizer\.lr \(tried: 8\S+ to 8\S+\)", str(status.no_best))

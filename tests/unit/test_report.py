@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from hpo.cli.ending import print_ending
 from hpo.errors import NotFound
 from hpo.results import figures, study_figures
+from hpo.results.export import export
 from hpo.results.page import write_report
 from hpo.results.report import importances, study_report
 from hpo.results.table import duration, number, setting
@@ -80,6 +84,48 @@ def test_a_study_without_a_complete_trial(database: Database, outcome: str) -> N
     assert text_of(page).count("because") == 3
     assert "history" in drawn(page)
     assert "parallel" not in drawn(page)
+
+
+def test_a_pruned_trial_that_was_the_best_is_told(database: Database) -> None:
+    trials = [Trial("complete", (0.5,)), Trial("pruned", (0.6, 0.9, 0.2), "behind"),
+              Trial("pruned", (0.4,), "behind"), Trial("complete", (0.7,))]  # fmt: skip
+    fill(database, study_file(), trials)
+    status = read_status(database, "toy")
+    note = "Pruned trial 1 reached val_top1 0.9 in epoch 2, above the best complete one"
+    assert status.best is not None
+    assert (status.best.number, status.to_dict()["best_pruned"]) == (3, 1)
+    assert str(status.pruned_note).startswith(f"{note}: its full schedule was never run")
+    assert note in text_of(study_report(database, "toy"))
+    told = io.StringIO()
+    print_ending(database, status, Console(file=told, width=300), hpo="hpo", flag="")
+    assert note in told.getvalue()
+    assert any(note in one for one in export(database, "toy")[1]["notes"])
+    assert export(database, "toy", number=1)[1]["value"] == 0.9
+
+
+@pytest.mark.parametrize(
+    ("trials", "said"),
+    [
+        ([Trial("complete", (0.5,)), Trial("pruned", (0.5,))], None),
+        ([Trial("complete", (0.5,)), Trial("pruned"), Trial("failed", (0.9,))], None),
+        ([Trial("pruned", (0.3,)), Trial("pruned", (0.4,))],
+         "Pruned trial 1 reached val_top1 0.4 in epoch 1, and no trial is complete: its full "
+         "schedule was never run; hpo export toy --trial 1 takes it"),
+    ],
+)  # fmt: skip
+def test_pruning_that_cost_nothing_is_not_told(
+    database: Database, trials: list[Trial], said: str | None
+) -> None:
+    fill(database, study_file(), trials)
+    assert read_status(database, "toy").pruned_note == said
+
+
+def test_a_pruned_trial_below_the_best_loss_is_told(database: Database) -> None:
+    file = study_file(study='metric = "val_loss"')
+    fill(database, file, [Trial("pruned", (0.9,)), Trial("complete", (0.5,))])
+    assert "trial 0 reached val_loss 0.3 in epoch 1, below the best complete one" in str(
+        read_status(database, "toy").pruned_note
+    )
 
 
 def test_failures_without_an_epoch_are_in_the_history(database: Database) -> None:

@@ -16,7 +16,6 @@ from sklearn.metrics.pairwise import cosine_distances
 from sklearn.preprocessing import StandardScaler
 
 from hpo.definition.config import TrainConfig
-from hpo.definition.objectives import chance
 from hpo.definition.retrieval import RETRIEVED, RetrievalConfig
 from hpo.definition.studyfile import parse_study
 from hpo.engine import learner, models, neighbours
@@ -435,9 +434,3 @@ def test_mistakes_are_told(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as error:
         TrainConfig.parse(fields)
     assert str(error.value).startswith(message)
-
-
-@pytest.mark.parametrize("metric", RETRIEVED)
-def test_what_chance_gives(metric: str) -> None:
-    expected = math.inf if metric == "val_mean_distance" else 0.1
-    assert chance(metric, 10) == expected

@@ -13,7 +13,9 @@ from hpo.paths import Home
 from hpo.results.check import check
 from hpo.results.export import export
 from hpo.results.report import study_report
+from hpo.search.study import load
 from hpo.storage.db import Database
+from hpo.storage.optuna_rdb import FencedStorage
 from tests.unit.test_objective import TRAIN, search
 
 SPACE = """
@@ -64,7 +66,9 @@ def test_a_trial_that_diverges_has_no_distance(
     monkeypatch.setattr(learner.Learner, "train_mode", broken)
     status = search(database, home, retrieval_study('"all"', metric="val_mean_distance", trials=1))
     assert [trial.state for trial in status.trials] == ["diverged"]
-    assert status.trials[0].value == math.inf
+    assert status.trials[0].value is None
+    view = load(database, "toy").optuna_study(FencedStorage(database))
+    assert view.trials[0].values == [math.inf]
     assert status.best is None
     assert "not finite" in study_report(database, "toy")
 
