@@ -34,7 +34,8 @@ from hpo.definition.model import ModelConfig
 from hpo.engine import models
 from hpo.engine.control import Unattended
 from hpo.engine.datasets import open_data
-from hpo.engine.partition import MORE, partition
+from hpo.engine.partition import partition
+from hpo.engine.tracing import MORE
 from hpo.engine.train import EpochResult, TrainingData, train
 from hpo.paths import Home
 

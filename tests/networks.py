@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -269,6 +270,87 @@ class Encapsulated(Own):
         return self.pooled(images)
 
 
+class ByShape(Own):
+    """Decides, counts and asserts by shapes."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        assert images.ndim == 4
+        assert images.shape[1] == 3
+        maps = images if images.shape[-1] > 4 else images.repeat(1, 1, 2, 2)
+        for number in range(images.shape[1]):
+            maps = self.blocks[number](maps) / math.sqrt(maps.size(1))
+        if maps.dim() == 4 and len(maps.shape) == 4:
+            maps = maps.mean([place for place, _ in enumerate(maps.shape) if place > 1])
+        return self.pooled(maps.view(-1, int(maps.shape[1]), 1, 1))
+
+
+class ChangesLists(Own):
+    """A module takes the list that it is given apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks.append(Popping())
+
+    def forward(self, images: Tensor) -> Tensor:
+        first = self.blocks[0](images)
+        return self.pooled(self.blocks[3]([first, self.blocks[1](first)]))
+
+
+class Popping(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        maps[0] = self.conv(maps.pop())
+        return maps[0]
+
+
+class Encoder(nn.Module):
+    """torch's own encoder, which is frozen in part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 4, 4)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+        self.blocks = list(self.encoder.layers)
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.patches(images).flatten(2).transpose(1, 2)
+        logits: Tensor = self.fc(self.encoder(tokens).mean(1))
+        return logits
+
+
+class Straddling(nn.Module):
+    """A part that cannot be traced holds frozen layers and others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = convolution(3, 4)
+        self.body = Mixed()
+        self.blocks = [self.stem, self.body.first, self.body.second]
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.body(self.stem(images)).mean((2, 3)))
+        return logits
+
+
+class Mixed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = convolution(4, 4), convolution(4, 4)
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        maps = self.first(maps * self.scale)
+        if maps.max() > 0:
+            maps = self.second(maps)
+        return maps * self.scale
+
+
 def sequential() -> nn.Module:
     model = nn.Sequential(convolution(3, 4), convolution(4, 4), nn.AdaptiveAvgPool2d(1),
                           nn.Flatten(), nn.Dropout(0.2), nn.Linear(4, 3))  # fmt: skip
@@ -309,6 +391,16 @@ class MonteCarlo(Own):
         for block in self.blocks:
             maps = block(maps)
         return self.pooled(maps)
+
+
+class BySingle(Own):
+    """Does something else with a single image."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.blocks[1](self.blocks[0](images))
+        if images.shape[0] == 1:
+            maps = maps * 2
+        return self.pooled(self.blocks[2](maps))
 
 
 class CentresBatch(Own):

@@ -34,8 +34,8 @@ from hpo.engine.control import Control
 from hpo.engine.images import Images
 from hpo.engine.learner import autocast, memory_format
 from hpo.engine.loader import TrainBatches
-from hpo.engine.partition import MORE, Partition, partition
-from hpo.engine.tracing import Uncut
+from hpo.engine.partition import Partition, partition
+from hpo.engine.tracing import MORE, Uncut
 from hpo.files import disk_full, is_full
 
 log = logging.getLogger(__name__)

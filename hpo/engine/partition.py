@@ -11,8 +11,8 @@ network, whose own names of weights stay.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,18 +24,21 @@ from torch.utils._pytree import tree_flatten, tree_map
 from hpo.engine.rows import Packing, Unfit, close, packing
 from hpo.engine.tracing import (
     AMBIENT,
+    FEW,
+    MORE,
     Chance,
+    Runner,
     Trace,
     Uncut,
     Whole,
     asks_shape,
+    buffers_kept,
     modes_kept,
+    tensors,
     told,
     trace,
 )
 
-FEW, MORE = 2, 3
-"""Images of noise on which the parts are tried: what depends on their number shows."""
 Running = Callable[[], AbstractContextManager[object]]
 """Opens the context in which the network computes: mixed precision."""
 
@@ -140,20 +143,20 @@ def _partition(
     model: nn.Module, frozen: Sequence[nn.Module], images: Tensor, most: int, running: Running
 ) -> Partition | None:
     model.eval()
-    evaluation = trace(model, frozen, images.device)
+    evaluation = trace(model, frozen, images)
     model.train()
     for module in frozen:
         module.eval()
-    training = trace(model, frozen, images.device)
+    training = trace(model, frozen, images)
     with torch.no_grad(), running():
         found = _Search(model, training, evaluation, images).cut(most)
         if found is None:
             return None
         model.eval()
         prefix, suffix = found.prefix(model), found.suffix(model)
-        with _restored(model):
+        with buffers_kept(model):
             whole = model(images[:FEW].clone())
-        with _restored(model):
+        with buffers_kept(model):
             parts = suffix(prefix(images[:FEW].clone()))
     if not close(parts, whole):
         raise Uncut("cut in two it does not give what it gives whole")
@@ -168,16 +171,16 @@ class _Search:
     ) -> None:
         self._model, self._training, self._evaluation = model, training, evaluation
         self._nodes = training.nodes
-        self._run = fx.Interpreter(
-            Whole(model, training.constants), garbage_collect_values=False, graph=training.graph
-        )
+        self._run = Runner(Whole(model, training.constants), training.graph)
         self._device = images.device
         self._of_images: set[fx.Node] = set()
         self._learning: set[fx.Node] = set()
         self._versions: dict[fx.Node, int] = {}
         """Of tensors that do not depend on the images."""
-        self._why = ""
-        """What stands against a later cut, unless something learns there."""
+        self._stopped = ""
+        """What ended the prefix, unless something learns there."""
+        self._unfit = ""
+        """Why the prefix cannot be cut off at its end."""
         self._few: dict[fx.Node, Any] = {}
         self._more: dict[fx.Node, Any] = {}
         self._prefix = self._nodes[: self._try(images[:FEW].clone())]
@@ -193,7 +196,7 @@ class _Search:
             if fit:
                 return self._cut(*min(fit, key=lambda one: one[2].size))
             last = first
-        obstacle = self._training.obstacle or self._why
+        obstacle = self._training.obstacle or (self._unfit if weighted else self._stopped)
         if obstacle:
             raise Uncut(obstacle)
         return None
@@ -204,10 +207,10 @@ class _Search:
         try:
             packed = self._packing(place, crossing)
         except Unfit as unfit:
-            self._why = self._why or str(unfit)
+            self._unfit = self._unfit or str(unfit)
             return None
         if packed.size > most:
-            self._why = self._why or (
+            self._unfit = self._unfit or (
                 f"{packed.size:,} bytes for an image are more than is worth keeping"
             )
             return None
@@ -225,10 +228,13 @@ class _Search:
         )
 
     def _has_weights(self, node: fx.Node) -> bool:
+        """Whether `node` computes something of the images with weights."""
+        if node not in self._of_images:
+            return False
         module = self._module(node)
-        if module is None:
-            return node.op == "get_attr" and isinstance(self._more[node], nn.Parameter)
-        return any(True for _ in module.parameters())
+        if module is not None:
+            return any(True for _ in module.parameters())
+        return any(isinstance(self._more[one], nn.Parameter) for one in node.all_input_nodes)
 
     def _crossing(self, place: int) -> tuple[int, ...]:
         """Places before `place` whose values of the images are used behind it."""
@@ -261,7 +267,7 @@ class _Search:
         self._run.env = self._few
         for place, (node, twin) in enumerate(pairs):
             if not self._same(node, twin, twins):
-                self._why = f"{node.name} differs between training and evaluation"
+                self._stopped = f"{node.name} differs between training and evaluation"
                 return place
             if node.op == "output" or self._learns(node):
                 return place
@@ -271,7 +277,7 @@ class _Search:
             elif node.op == "get_attr":
                 self._take(node)
             elif why := self._obstacle(node):
-                self._why = why
+                self._stopped = why
                 return place
             twins[twin] = node
         return len(self._nodes)
@@ -311,7 +317,7 @@ class _Search:
         module = self._module(node)
         fixed = None if module is None else self._in_evaluation(node, module)
         chance = Chance(self._device)
-        with _restored(module) as changed:
+        with buffers_kept(module) as changed:
             value = self._few[node] = self._run.run_node(node)
         name = node.name if module is None else f"{node.target} ({type(module).__name__})"
         if chance.drawn():
@@ -331,9 +337,9 @@ class _Search:
     def _of_shape(self, node: fx.Node) -> bool:
         """Whether what `node` gives beside tensors says nothing of the images' contents."""
         value = self._few[node]
-        if value is None or _tensors(value):
+        if value is None or tensors(value):
             return True
-        if not any(_tensors(self._few[one]) for one in node.all_input_nodes):
+        if not any(tensors(self._few[one]) for one in node.all_input_nodes):
             return True
         return asks_shape(node)
 
@@ -358,28 +364,8 @@ class _Search:
         return Whole(self._model).get_submodule(str(node.target))
 
 
-@contextmanager
-def _restored(module: nn.Module | None) -> Iterator[list[str]]:
-    """Give the buffers of `module` back their values; yields a list that then names the changed."""
-    changed: list[str] = []
-    before = {} if module is None else dict(module.named_buffers())
-    copies = {name: value.clone() for name, value in before.items()}
-    yield changed
-    for name, value in before.items():
-        path, _, last = name.rpartition(".")
-        owner = module.get_submodule(path) if module is not None else None
-        assert owner is not None
-        if owner._buffers.get(last) is not value or not torch.equal(value, copies[name]):
-            changed.append(name)
-            owner._buffers[last] = value.copy_(copies[name])
-
-
 def _cloned(values: Any) -> Any:
     return tree_map(lambda one: one.detach().clone() if isinstance(one, Tensor) else one, values)
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    return [one for one in tree_flatten(value)[0] if isinstance(one, Tensor)]
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_flatten
 
 AMBIENT = "ambient"
 """Key of a node's `meta`: the modes of torch under which it was recorded (see `ambient`)."""
-_OF_SHAPE = {
-    *("shape", "dtype", "device", "ndim", "layout", "is_cuda", "itemsize"),
-    *("size", "dim", "numel", "ndimension", "nelement", "is_floating_point", "get_device"),
-}
-"""Attributes and methods of a tensor that say nothing of its values."""
+_ATTRIBUTES = {"shape", "dtype", "device", "ndim", "layout", "is_cuda", "itemsize"}
+_METHODS = {"size", "dim", "numel", "ndimension", "nelement", "is_floating_point", "get_device"}
+"""What a tensor tells that says nothing of its values."""
+FEW, MORE = 2, 3
+"""Images of noise on which a network is tried: what depends on their number shows."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,15 @@ class Uncut(Exception):
     """A network cannot be cut; the reason in a line."""
 
 
-def trace(model: nn.Module, frozen: Iterable[nn.Module], device: torch.device) -> Trace:
+def trace(model: nn.Module, frozen: Iterable[nn.Module], images: Tensor) -> Trace:
     """Record what `model` does in the modes that its modules are in.
 
     Modules all of whose parts are `frozen` stay whole, and all that comes after the first weight
-    that learns. Consumes no random numbers. Raises Uncut.
+    that learns. Where `forward` asks for a shape to decide something, it is that of `images`, MORE
+    of them. Consumes no random numbers. Raises Uncut.
     """
-    root, chance = Whole(model), Chance(device)
-    tracer = _Tracer(frozen)
+    root, chance = Whole(model), Chance(images.device)
+    tracer = _Tracer(frozen, images)
     try:
         with torch.enable_grad():
             graph = tracer.trace(root)
@@ -90,7 +92,9 @@ def trace(model: nn.Module, frozen: Iterable[nn.Module], device: torch.device) -
 
 def asks_shape(node: fx.Node) -> bool:
     """Whether `node` asks a tensor for something that does not depend on its values."""
-    return (node.args[1] if node.target is getattr else node.target) in _OF_SHAPE
+    if node.target is getattr:
+        return node.args[1] in _ATTRIBUTES
+    return node.op == "call_method" and node.target in _METHODS
 
 
 class _Tracer(fx.Tracer):
@@ -99,10 +103,12 @@ class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True
     trace_asserts = True
 
-    def __init__(self, frozen: Iterable[nn.Module]) -> None:
+    def __init__(self, frozen: Iterable[nn.Module], images: Tensor) -> None:
         super().__init__()
         self._frozen = {id(part) for module in frozen for part in module.modules()}
         self._past = False
+        self._attributes: dict[str, fx.Proxy] = {}
+        self._shapes = _Shapes(images)
         self.obstacle: str | None = None
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -110,11 +116,16 @@ class _Tracer(fx.Tracer):
 
     def _opened(self, module: nn.Module) -> bool:
         """Whether there is something to be found in `module`."""
-        builtin = type(module).__module__.startswith("torch.nn.")
-        if builtin and not isinstance(module, nn.Sequential):
-            return False
         parts = list(module.modules())
+        builtin = type(module).__module__.startswith("torch.nn.")
+        if builtin and not isinstance(module, nn.Sequential) and not self._mixed(module):
+            return False
         return len(parts) > 1 and not all(id(part) in self._frozen for part in parts)
+
+    def _mixed(self, module: nn.Module) -> bool:
+        """Whether some of `module` is frozen and some learns."""
+        learns = any(weight.requires_grad for weight in module.parameters())
+        return learns and any(id(part) in self._frozen for part in module.modules())
 
     def call_module(
         self,
@@ -123,34 +134,172 @@ class _Tracer(fx.Tracer):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
+        if self._shapes.busy:
+            return forward(*args, **kwargs)
         nodes, stack = len(self.graph.nodes), dict(self.module_stack)
         name = self.path_of_module(m)
-        if self.is_leaf_module(m, name):
-            self._past |= any(weight.requires_grad for weight in m.parameters())
-        elif m._backward_hooks or m._backward_pre_hooks:
-            raise Uncut(f"{type(m).__name__} has a hook on its gradients")
+        learns = any(weight.requires_grad for weight in m.parameters())
+        leaf = self.is_leaf_module(m, name)
+        self._past |= leaf and learns
         try:
+            if not leaf and (m._backward_hooks or m._backward_pre_hooks):
+                raise Uncut(f"{type(m).__name__} has a hook on its gradients")
             return super().call_module(m, forward, args, kwargs)
         except Exception as error:
-            if name == "network" or self.is_leaf_module(m, name):
+            if leaf or name == "network":
                 raise  # nothing around it to go on with
-            if any(id(part) in self._frozen for part in m.modules()):
+            if self._mixed(m):
                 self.obstacle = f"{type(m).__name__} cannot be traced ({told(error)})"
             self._forget(nodes)
             self.module_stack.clear()
             self.module_stack.update(stack)
-            self._past |= any(weight.requires_grad for weight in m.parameters())
+            self._past |= learns
             return self.create_proxy("call_module", name, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        if self._shapes.busy:
+            return attr_val
+        self._attributes = parameter_proxy_cache
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Value(node, self)
+
+    def known(self, node: fx.Node) -> Any:
+        """The value of `node`, a shape or what was made of shapes. Raises Uncut for another,
+        and for one that depends on how many images there are."""
+        return self._shapes.known(node, self.root)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        return bool(self.known(obj.node))
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        length = self._shapes.length(obj.node, self.root)
+        return iter([obj[place] for place in range(length)])  # type: ignore[index]
 
     def _forget(self, count: int) -> None:
         """Remove all nodes but the first `count`."""
-        for node in reversed(list(self.graph.nodes)[count:]):
+        gone = list(self.graph.nodes)[count:]
+        for node in reversed(gone):
             self.graph.erase_node(node)
+        for name, proxy in list(self._attributes.items()):
+            if proxy.node in gone:
+                del self._attributes[name]
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
         node.meta[AMBIENT] = ambient()
         return node
+
+
+class _Value(fx.Proxy):
+    """A value in `forward`; a number that is made of shapes can be used as one."""
+
+    tracer: _Tracer
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _ATTRIBUTES:  # at once: later the tensor itself may not be there
+            return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+        return super().__getattr__(name)
+
+    def __index__(self) -> int:
+        return int(self.tracer.known(self.node))
+
+    __int__ = __index__
+
+    def __float__(self) -> float:
+        return float(self.tracer.known(self.node))
+
+    def __len__(self) -> int:
+        return self.tracer._shapes.length(self.node, self.tracer.root)
+
+
+class Runner(fx.Interpreter):
+    """Runs nodes one by one; what they give is in `env`."""
+
+    def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(root, garbage_collect_values=False, graph=graph)
+
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        args, kwargs = super().fetch_args_kwargs_from_env(n)
+        return tuple(map(_own, args)), {name: _own(value) for name, value in kwargs.items()}
+
+
+def _own(value: Any) -> Any:
+    """Lists and dictionaries as `forward` makes them: ones that may be changed."""
+    if isinstance(value, list):
+        return [_own(one) for one in value]
+    if isinstance(value, dict):
+        return {name: _own(one) for name, one in value.items()}
+    return tuple(map(_own, value)) if type(value) is tuple else value
+
+
+class _Shapes:
+    """Shapes of what is recorded, from FEW and from MORE images."""
+
+    def __init__(self, images: Tensor) -> None:
+        self._images = images[:FEW], images
+        self._values: tuple[dict[fx.Node, Any], ...] = {}, {}
+        self.busy = False
+
+    def known(self, node: fx.Node, root: nn.Module) -> Any:
+        """See `_Tracer.known`."""
+        few, more = self._run(node, root)
+        for one in _ancestors(node):
+            value = few[one]
+            if isinstance(value, torch.Size) or tensors(value):
+                continue
+            of_tensor = any(tensors(few[argument]) for argument in one.all_input_nodes)
+            if value != more[one] or (of_tensor and not asks_shape(one)):
+                raise Uncut(NOT_KNOWN)
+        if tensors(few[node]):
+            raise Uncut(NOT_KNOWN)
+        return few[node]
+
+    def length(self, node: fx.Node, root: nn.Module) -> int:
+        """How many parts the value of `node` has, which is no tensor. Raises Uncut."""
+        few, more = (values[node] for values in self._run(node, root))
+        if isinstance(few, Tensor) or not hasattr(few, "__len__") or len(few) != len(more):
+            raise Uncut(NOT_KNOWN)
+        return len(few)
+
+    def _run(self, node: fx.Node, root: nn.Module) -> tuple[dict[fx.Node, Any], ...]:
+        """The values of `node` and of all that it depends on."""
+        wanted = _ancestors(node)
+        chance = Chance(self._images[0].device)
+        self.busy = True
+        try:
+            with torch.no_grad(), buffers_kept(root):
+                for images, values in zip(self._images, self._values, strict=True):
+                    runner = Runner(root, node.graph)
+                    runner.env = values
+                    for one in wanted:
+                        if one.op == "placeholder":
+                            values.setdefault(one, images.clone())
+                        elif one not in values:
+                            values[one] = runner.run_node(one)
+        finally:
+            self.busy = False
+            chance.restore()
+        return self._values
+
+
+NOT_KNOWN = "its forward decides by what is in the images, or by how many they are"
+
+
+def _ancestors(node: fx.Node) -> list[fx.Node]:
+    """`node` and all that it depends on, in order."""
+    found, open_ = {node}, [node]
+    while open_:
+        new = [one for one in open_.pop().all_input_nodes if one not in found]
+        found.update(new)
+        open_ += new
+    return [one for one in node.graph.nodes if one in found]
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """All tensors in `value`, a structure of them."""
+    return [one for one in tree_flatten(value)[0] if isinstance(one, Tensor)]
 
 
 def ambient() -> tuple[object, ...]:
@@ -218,3 +367,21 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in before:
             module.training = training
+
+
+@contextmanager
+def buffers_kept(module: nn.Module | None) -> Iterator[list[str]]:
+    """Give the buffers of `module` back their values; yields a list that then names the changed."""
+    changed: list[str] = []
+    before = {} if module is None else dict(module.named_buffers())
+    copies = {name: value.clone() for name, value in before.items()}
+    try:
+        yield changed
+    finally:
+        for name, value in before.items():
+            path, _, last = name.rpartition(".")
+            owner = module.get_submodule(path) if module is not None else None
+            assert owner is not None
+            if owner._buffers.get(last) is not value or not torch.equal(value, copies[name]):
+                changed.append(name)
+                owner._buffers[last] = value.copy_(copies[name])

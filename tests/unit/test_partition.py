@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from hpo.definition.model import ModelConfig
 from hpo.engine import models, own
+from hpo.engine.ema import Average
 from hpo.engine.models import FAMILIES, Family
-from hpo.engine.partition import MORE, Partition, partition
+from hpo.engine.partition import Partition, partition
 from hpo.engine.rows import Piece
-from hpo.engine.tracing import Uncut
+from hpo.engine.tracing import MORE, Uncut
 from tests import networks
 
 SMALLEST = {
@@ -172,6 +173,12 @@ OWN = [
     (networks.Tokens, 0, [(8,)]),
     (networks.Noisy, 0, [(4, 8, 8)]),
     (networks.BatchStatistics, 0, [(4, 8, 8)]),
+    (networks.ByShape, 0, [(4,)]),
+    (networks.ByShape, 1, [(4, 8, 8)]),
+    (networks.ChangesLists, 0, [(4,)]),
+    (networks.ChangesLists, 1, [(4, 8, 8)]),
+    (networks.Encoder, 0, [(8,)]),
+    (networks.Encoder, 1, [(4, 8)]),
     (networks.Encapsulated, 0, [(4,)]),
     (networks.Encapsulated, 1, [(4, 8, 8)]),
 ]
@@ -188,7 +195,8 @@ def test_ones_own(make: Any, trainable_blocks: int, crossing: list[tuple[int, ..
 @pytest.mark.parametrize(
     ("make", "trainable_blocks", "reason"),
     [
-        (networks.ByContents, 0, "TraceError: symbolically traced variables cannot be used"),
+        (networks.ByContents, 0, "its forward decides by what is in the images, or by how many"),
+        (networks.BySingle, 0, "its forward decides by what is in the images, or by how many"),
         (networks.Chance, 0, "it draws random numbers that do not depend on the images"),
         (networks.LearnsWithout, 1, "torch.no_grad or autocast is around what learns"),
         (networks.MonteCarlo, 0, "dropout draws random numbers"),
@@ -200,3 +208,42 @@ def test_what_cannot_be_cut_is_said(make: Any, trainable_blocks: int, reason: st
         cut(users(make), trainable_blocks, 8)
     assert str(told.value).startswith(reason)
     assert "\n" not in str(told.value)
+
+
+def test_a_part_that_cannot_be_traced_stays_whole() -> None:
+    model = users(networks.Straddling)
+    found, frozen = cut(model, 1, 8)
+    assert shapes(found) == [(4, 8, 8)]
+    assert found.obstacle is not None
+    assert found.obstacle.startswith("Mixed cannot be traced (its forward decides by what is")
+    assert_same(found, model, frozen, 8)
+
+
+@pytest.mark.parametrize(("most", "crossing"), [(10_000, [(8, 8, 8)]), (2047, [(4, 8, 8)])])
+def test_the_cut_moves_back_to_what_is_worth_its_bytes(
+    most: int, crossing: list[tuple[int, ...]]
+) -> None:
+    model = nn.Sequential(networks.convolution(3, 4), networks.convolution(4, 8), nn.Dropout(),
+                          nn.Flatten(), nn.Linear(512, 3))  # fmt: skip
+    model.blocks = [model[0], model[1]]  # type: ignore[assignment]
+    found, frozen = cut(users(lambda: model), 0, 8, most)
+    assert shapes(found) == crossing
+    assert_same(found, model, frozen, 8)
+    with pytest.raises(Uncut, match="2,048 bytes for an image are more than is worth keeping"):
+        cut(model, 0, 8, 1023)
+
+
+def test_an_average_of_the_network_has_the_same_cut() -> None:
+    model = users(networks.Skips)
+    found, _ = cut(model, 1, 8)
+    average = Average(model, 0.9)
+    for _ in range(3):
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(weight.requires_grad * 0.1)
+        average.update(model)
+    images = torch.rand(4, 3, 8, 8)
+    with torch.no_grad():
+        rows = found.prefix(model).eval()(images)
+        assert torch.equal(found.suffix(average.model)(rows), average.model(images))
+        assert not torch.equal(found.suffix(average.model)(rows), found.suffix(model).eval()(rows))

@@ -13,8 +13,8 @@ from hpo.definition.retrieval import RETRIEVED
 from hpo.engine import cache as caching
 from hpo.engine import features, images
 from hpo.engine.images import Mapped
-from hpo.engine.partition import MORE
 from hpo.engine.retrieval import Index
+from hpo.engine.tracing import MORE
 from hpo.paths import Home
 from hpo.results.retrain import retrain
 from hpo.results.runs import Run
