@@ -23,6 +23,7 @@ from hpo.cli.options import (
     quiet_optuna,
     storage_flag,
 )
+from hpo.errors import Interrupted
 from hpo.paths import Home
 
 if TYPE_CHECKING:
@@ -73,6 +74,10 @@ def run(
     Ctrl-C once hands the running trials back and ends; the same command goes on with them. Twice
     ends at once. More workers may join at any time, from any host: hpo worker STUDY.
 
+    The exit code is 0 only where the study is finished and has a best trial: in `hpo run ... && hpo
+    export ...` nothing follows otherwise. 130 after Ctrl-C or SIGTERM, 1 where no trial was
+    completed or another command stopped the study, 2 where nothing could begin.
+
     Example: hpo run studies/digits.toml --workers 2
     """
     from hpo.definition.studyfile import load_study
@@ -96,7 +101,9 @@ def run(
                     require_code(found, study.uuid, study.file)
                 supervisor = _supervisor(study, devices, force=force)
                 _search(study, supervisor, out, stop, plain=plain, quiet=quiet, dashboard=dashboard)
-            _end(study, again, out)
+            code = _end(study, again, out, interrupted=stop.is_set())
+    if code:
+        raise typer.Exit(code)
 
 
 def _check_device(device: str | None) -> None:
@@ -239,9 +246,9 @@ def _logged(out: Console) -> Iterator[None]:
         log.removeHandler(handler)
 
 
-def _end(study: Study, again: str, out: Console) -> None:
-    """The result, or how to go on where the study or all of its workers here were stopped: `again`
-    are the arguments that name it."""
+def _end(study: Study, again: str, out: Console, *, interrupted: bool) -> int:
+    """Print the result, or how to go on where the study or all of its workers here were stopped:
+    `again` are the arguments that name it. Returns the exit code."""
     from hpo.cli.ending import print_ending
     from hpo.search.status import read_status
 
@@ -254,5 +261,6 @@ def _end(study: Study, again: str, out: Console) -> None:
             markup=False,
             soft_wrap=True,
         )
-        return
+        return Interrupted.exit_code if interrupted else 1
     print_ending(study.database, status, out, hpo=hpo, flag=flag)
+    return 1 if status.best is None else 0

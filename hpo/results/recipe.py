@@ -78,8 +78,8 @@ def _replayed(recipe: Recipe, provenance: Mapping[str, Any]) -> Recipe:
 def _stopped(recipe: Recipe, provenance: Mapping[str, Any]) -> Recipe:
     config = recipe.config
     stopping = config.early_stopping
-    if stopping.patience is None:
-        return recipe
+    if stopping.patience is None and not provenance.get("stopped_epoch"):
+        return recipe  # neither early stopping nor a pruner that does the same
     if not provenance and stopping.metric.startswith("train_"):
         return recipe
     free = replace(

@@ -21,11 +21,13 @@ from hpo.cli.status import Tail
 from hpo.errors import Interrupted
 from hpo.paths import Home
 from hpo.search import study as studies
+from hpo.search.study import Study
 from hpo.storage import leases
 from hpo.storage.db import Database, connect
 from hpo.storage.optuna_rdb import FencedStorage
 from hpo.workers.worker import Worker
 from tests.fakes import InstantTrials, study_file
+from tests.filled import Trial, fill
 
 NAMES = [name for commands in COMMANDS.values() for name in commands]
 WHOLE_NAMES = [*NAMES, *(f"storage {name}" for name in storage.COMMANDS)]
@@ -363,6 +365,43 @@ def test_export_and_report(hpo: Hpo, toy: Database) -> None:
     assert "<html" in Path("page.html").read_text()[:1000]
 
 
+@pytest.mark.parametrize(
+    ("outcomes", "expected"),
+    [
+        (("failed", "failed"), 1),
+        (("pruned", "pruned"), 1),
+        (("diverged", "diverged"), 1),
+        (("failed", "pruned"), 1),
+        (("complete", "failed"), 0),
+    ],
+)
+@pytest.mark.parametrize("flag", ["--quiet", "--plain"])
+def test_the_exit_code_says_whether_there_is_a_best_trial(
+    hpo: Hpo, outcomes: tuple[str, ...], expected: int, flag: str
+) -> None:
+    """Of a study that was finished before as well."""
+    file = study_file(trials=2)
+    Path("hpo_runs").mkdir()
+    fill(connect(Home.default().storage), file, [Trial(one, (0.5,), "why") for one in outcomes])
+    Path("toy.toml").write_text(file.text)
+    called = hpo("run", "toy.toml", flag)
+    assert called.code == expected
+    assert "toy is finished" in called.out
+
+
+def test_a_study_that_another_command_stops_ends_with_1(
+    hpo: Hpo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(study: Study, *_args: object, **_options: object) -> None:
+        studies.stop(study)
+
+    monkeypatch.setattr("hpo.cli.run._search", stopped)
+    Path("toy.toml").write_text(study_file(trials=2).text)
+    called = hpo("run", "toy.toml")
+    assert called.code == 1
+    assert "To go on: hpo run toy.toml" in called.out
+
+
 def test_a_finished_study_ends_at_once_with_its_result(hpo: Hpo, toy: Database) -> None:
     file = study_file(trials=3, name="toy")
     Path("toy.toml").write_text(file.text)
@@ -469,7 +508,7 @@ def test_a_signal_hands_back_and_says_how_to_go_on(hpo: Hpo) -> None:
                 break
         process.send_signal(signal.SIGINT)
         rest = process.stdout.read()
-        assert process.wait(timeout=120) == 0
+        assert process.wait(timeout=120) == 130
     assert "To go on: python -m hpo run toy.toml --set study.seed=3\n" in rest
     states = {one["state"] for one in json.loads(hpo("trials", "toy", "--format", "json").out)}
     assert "running" not in states

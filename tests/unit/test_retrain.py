@@ -107,6 +107,16 @@ def test_early_stopping_stops_where_the_trial_did() -> None:
     assert make_recipe(stopping, told, keep_validation=True).config == stopping
 
 
+def test_a_pruner_that_stops_early_is_followed_as_early_stopping_is() -> None:
+    """`patient` without another pruner: a complete trial, with fewer epochs than its schedule."""
+    config = TrainConfig.parse({"epochs": 9})
+    recipe = make_recipe(config, provenance(epochs=9, stopped_epoch=4), keep_validation=False)
+    assert (recipe.epochs, recipe.config.epochs) == (4, 9)
+    longer = make_recipe(config, provenance(epochs=5, stopped_epoch=4), keep_validation=False)
+    assert longer.epochs == 9
+    assert make_recipe(config, {}, keep_validation=False).epochs == 9
+
+
 def test_early_stopping_without_a_trial() -> None:
     stopping = TrainConfig.parse({"early_stopping": {"patience": 2}})
     for told in ({}, provenance(epochs=10, state="pruned")):
