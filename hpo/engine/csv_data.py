@@ -6,12 +6,13 @@ import codecs
 import csv
 import io
 import ntpath
+import os
 import posixpath
 import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hpo.definition.starter import Folder, median_side
@@ -81,14 +82,14 @@ def list_csv(labels: Path, root: Path, *, skip_missing: bool = False) -> Listing
             f"{labels}: one class only among the rows of training, {classes[0]!r}; at least two "
             "are needed"
         )
+    place = {name: label for label, name in enumerate(classes)}
     for part in parts.keys() - {first}:
-        unknown = [(row.line, row.label) for row in parts[part] if row.label not in classes]
+        unknown = [(row.line, row.label) for row in parts[part] if row.label not in place]
         if unknown:
             raise DataError(
                 f"{labels}: labels of {part} that no row of train has: {_lines(unknown)}; a model "
                 "cannot learn them"
             )
-    place = {name: label for label, name in enumerate(classes)}
     return Listing(
         classes,
         {part: [(row.file, place[row.label]) for row in parts[part]]
@@ -158,13 +159,17 @@ def _text(labels: Path) -> str:
         ) from error
     wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        return data.decode("utf-16" if wide else "utf-8-sig")
+        text = data.decode("utf-16" if wide else "utf-8-sig")
+        wrong = text.find("\0")
     except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
+        text, wrong = data[: error.start].decode("latin-1"), error.start
+    if wrong >= 0:
+        line = text[:wrong].count("\n") + 1
         raise DataError(
             f"{labels}: neither UTF-8 nor UTF-16 with a byte order mark (line {line}); save it as "
             "UTF-8"
-        ) from error
+        )
+    return text
 
 
 def _header(labels: Path, text: str) -> tuple[str, dict[str, int]]:
@@ -206,7 +211,7 @@ def _judged(labels: Path, rows: Sequence[Row]) -> Iterator[Row]:
             wrong["an absolute path, where one below the root is needed"].append(
                 (row.line, row.file)
             )
-        elif path.split("/")[0] == ".." or "\0" in path:
+        elif path.split("/")[0] == "..":
             wrong["a path that leaves the root"].append((row.line, row.file))
         elif not row.label:
             wrong["no label"].append((row.line, row.file))
@@ -226,9 +231,15 @@ def _there(
     rows: Sequence[Row], labels: Path, root: Path, skip_missing: bool
 ) -> tuple[list[Row], list[str]]:
     """The rows whose file is there, and a warning about the others."""
-    missing = [row for row in rows if not (root / row.file).is_file()]
+    there, missing = [], []
+    for row in rows:
+        name = _on_disk(root, row.file)
+        if name is None:
+            missing.append(row)
+        else:
+            there.append(replace(row, file=name))
     if not missing:
-        return list(rows), []
+        return there, []
     named = _lines([(row.line, row.file) for row in missing])
     if len(missing) == len(rows):
         raise DataError(
@@ -240,10 +251,15 @@ def _there(
             f"{labels}: {_count(len(missing), 'file')} missing in {root}: {named}; add them, "
             "remove their rows, or set data.skip_unreadable = true"
         )
-    gone = {row.line for row in missing}
-    return [row for row in rows if row.line not in gone], [
-        f"{_count(len(missing), 'file')} of {labels.name} missing, left out: {named}"
-    ]
+    told = f"{_count(len(missing), 'file')} of {labels.name} missing, left out: {named}"
+    return there, [told]
+
+
+def _on_disk(root: Path, name: str) -> str | None:
+    """The file `name`, as it is written there or in the other form of Unicode; None where it is not
+    there."""
+    forms = name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)
+    return next((one for one in forms if os.path.isfile(root / one)), None)  # noqa: PTH113
 
 
 def _once(rows: Sequence[Row], labels: Path) -> tuple[list[Row], list[str]]:

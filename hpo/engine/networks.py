@@ -111,6 +111,11 @@ class Network:
         kept = self.learner.kept.state_dict() if copied else {}
         self.best = {name: value.detach().to("cpu", copy=True) for name, value in kept.items()}
 
+    def rest(self) -> None:
+        """End the processes that decode images, until the next epoch: another network's turn."""
+        if self.data.train.streamed:
+            self.opened = None
+
     def state(self, *, best: bool) -> dict[str, Any]:
         """Its part of a checkpoint; with the best epoch's weights where those are not its own."""
         average = self.learner.average

@@ -90,6 +90,7 @@ def deal(items: Sequence[Item], shares: Mapping[str, float], seed: int) -> Parts
         for part, share in shares.items()
     }
     have: dict[str, Counter[int]] = {part: Counter() for part in shares}
+    sizes = Counter(dict.fromkeys(shares, 0))
     left = Counter(label for group in groups.values() for label in {one.label for one in group})
     chosen: dict[str, str] = {}
     for key in sorted(groups, key=lambda key: _rank(groups[key], seed)):
@@ -99,10 +100,11 @@ def deal(items: Sequence[Item], shares: Mapping[str, float], seed: int) -> Parts
         def deviation(part: str, group: Sequence[tuple[int, int]] = group) -> tuple[float, float]:
             mine, due = have[part], wanted[part]
             pairs = ((n, mine[label] - due[label], due[label]) for label, n in group)
-            return sum(n * (2 * over + n) / due for n, over, due in pairs), mine.total()
+            return sum(n * (2 * over + n) / due for n, over, due in pairs), sizes[part]
 
         chosen[key] = min(allowed, key=deviation)
         have[chosen[key]].update(dict(group))
+        sizes[chosen[key]] += len(groups[key])
         left.subtract(label for label, _ in group)
     parts: Parts = {part: [] for part in shares}
     for item in items:

@@ -152,8 +152,7 @@ class _Run:
     def epochs(self, checkpoint: Callable[[int], Path] | None) -> Iterator[EpochResult]:
         while not self.ended():
             epoch = self.done + 1
-            found = [network.epoch(epoch, self.history) for network in self.networks]
-            self.history.append(combined(found, self.metric))
+            self.history.append(combined(list(self.each(epoch)), self.metric))
             if self.improved():
                 self.best_epoch = epoch
                 for network in self.networks:
@@ -170,6 +169,13 @@ class _Run:
                 diverged=_diverged(self.history[-1]),
                 micro_batch=self.micro_batch,
             )
+
+    def each(self, epoch: int) -> Iterator[dict[str, float]]:
+        """The epoch of every network."""
+        for network in self.networks:
+            yield network.epoch(epoch, self.history)
+            if len(self.networks) > 1:
+                network.rest()
 
     def improved(self) -> bool:
         """Whether the epoch just finished is the best; of equal ones the first is."""

@@ -142,6 +142,12 @@ def test_other_encodings_and_files_are_refused(root: Path) -> None:
     (root / "big.csv").write_text("file,label\n" + "x" * 200_000 + ",a\n")
     with pytest.raises(DataError, match="not a CSV file: field larger"):
         describe(config(root / "big.csv"))
+    (root / "wide.csv").write_bytes("file,label\n".encode("utf-16-le"))
+    with pytest.raises(DataError, match=r"neither UTF-8 nor UTF-16 .* \(line 1\)"):
+        describe(config(root / "wide.csv"))
+    write(root, "file,label", f"{'x' * 300}.png,a", f"{'y/' * 3000}z,b", f"{FILES[0]},c")
+    with pytest.raises(DataError, match="2 files missing in"):
+        describe(config(root / "labels.csv"))
     (root / "image.csv").write_bytes((root / FILES[0]).read_bytes())
     with pytest.raises(DataError, match="neither UTF-8 nor UTF-16"):
         describe(config(root / "image.csv"))
@@ -157,6 +163,15 @@ def test_files_that_are_missing_may_be_left_out(root: Path, tmp_path: Path) -> N
     told = f"1 file of labels.csv missing, left out: line 3 ({FILES[1]})"
     assert data.warnings == (told,)
     assert any(FILES[9] in one for one in data.unreadable)
+
+
+def test_names_in_the_other_form_of_unicode(root: Path) -> None:
+    """A Mac writes e and its accent apart."""
+    (root / FILES[0]).rename(root / "cafe\u0301.png")
+    (root / FILES[1]).rename(root / "th\u00e9.png")
+    rows = ["caf\u00e9.png,a", "the\u0301.png,b"]
+    listing = list_csv(write(root, "file,label", *rows), root)
+    assert [name for name, _ in listing.parts["all"]] == ["cafe\u0301.png", "th\u00e9.png"]
 
 
 def test_rows_that_repeat_another_count_once(root: Path, tmp_path: Path) -> None:

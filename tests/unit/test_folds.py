@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import shutil
 import statistics
 from collections import Counter
@@ -375,3 +376,25 @@ def test_frozen_features_of_a_fold_are_computed_once(tmp_path: Path) -> None:
     shutil.rmtree(cache / "features")
     for mine, theirs in zip(numbers(run(made, folds=seen)), numbers(kept), strict=True):
         assert mine == pytest.approx(theirs, rel=1e-4)
+
+
+def test_folds_that_are_streamed_give_the_same(tmp_path: Path) -> None:
+    """And only one network at a time has processes that decode."""
+    root = make_folder(tmp_path / "data", count=9, varied=True)
+    values = {"dataset": "folder", "root": str(root), "image_size": 8, "folds": 3}
+    found = []
+    for limit in (1.0, 0.0):
+        made = folded(data=values | {"cache_limit_gb": limit, "loader_workers": 1}, epochs=2)
+        data = open_data(made.data, tmp_path / f"cache{limit}", folded=True)
+        assert data.train.streamed is (limit == 0)
+        seen = [TrainingData(3, one.train, one.val, one.mean, one.std) for one in data.folds]
+        most = 0
+
+        class Watching(StopsAt):
+            def step(self, *, epoch: int, images: int) -> None:
+                nonlocal most
+                most = max(most, len(multiprocessing.active_children()))
+
+        found.append(numbers(run(made, folds=seen, control=Watching(0))))
+        assert (0 < most <= 2) is data.train.streamed
+    assert found[0] == found[1]
