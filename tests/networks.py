@@ -270,6 +270,18 @@ class Encapsulated(Own):
         return self.pooled(images)
 
 
+class Remembers(Own):
+    """Keeps what it computed, as people do who look at it later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Any = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen = self.blocks[1](self.blocks[0](images))
+        return self.pooled(self.blocks[2](self.seen))
+
+
 class ByShape(Own):
     """Decides, counts and asserts by shapes."""
 
@@ -391,6 +403,19 @@ class MonteCarlo(Own):
         for block in self.blocks:
             maps = block(maps)
         return self.pooled(maps)
+
+
+class Alternates(Own):
+    """Does something else in every second call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        maps = self.blocks[1](self.blocks[0](images))
+        return self.pooled(self.blocks[2](maps * (1 + self.calls % 2)))
 
 
 class BySingle(Own):

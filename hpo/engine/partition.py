@@ -32,8 +32,8 @@ from hpo.engine.tracing import (
     Uncut,
     Whole,
     asks_shape,
+    attributes_kept,
     buffers_kept,
-    modes_kept,
     tensors,
     told,
     trace,
@@ -124,13 +124,16 @@ def partition(
     `most` bytes for an image cross; None where nothing with weights stands before a frontier.
     `images`: MORE of noise that differ, shaped as those that it will see.
 
-    The modes and buffers of `model` and all random numbers stay as they are. Raises Uncut
-    with the reason where frozen modules cannot be told apart.
+    The attributes and buffers of `model` and all random numbers stay as they are. Raises Uncut with
+    the reason where frozen modules cannot be told apart.
     """
     chance = Chance(images.device)
     try:
-        with modes_kept(model):
-            return _partition(model, frozen, images, most, running)
+        with attributes_kept(model) as changed:
+            found = _partition(model, frozen, images, most, running)
+        if found and changed:
+            raise Uncut(f"its forward changes {changed[0]}")
+        return found
     except (Uncut, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever code of the user's does here and not in training
@@ -348,7 +351,7 @@ class _Search:
         if not any(part.training for part in module.modules()):
             return None
         args, kwargs = self._run.fetch_args_kwargs_from_env(node)
-        with modes_kept(module):
+        with attributes_kept(module):
             return module.eval()(*_cloned(args), **_cloned(kwargs))
 
     def _again(self, images: Tensor) -> None:

@@ -359,14 +359,24 @@ def _comparable(state: Any) -> object:
 
 
 @contextmanager
-def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Every module of `model` leaves in the mode, training or evaluation, in which it came."""
-    before = [(module, module.training) for module in model.modules()]
+def attributes_kept(model: nn.Module) -> Iterator[list[str]]:
+    """Give all modules of `model` their attributes back, the mode among them; yields a list that
+    then names the numbers and texts that changed, but for the mode."""
+    before = [(module, dict(vars(module))) for module in model.modules()]
+    changed: list[str] = []
     try:
-        yield
+        yield changed
     finally:
-        for module, training in before:
-            module.training = training
+        for module, attributes in before:
+            after = vars(module)
+            changed += [
+                f"{type(module).__name__}.{name}"
+                for name, value in attributes.items()
+                if isinstance(value, int | float | str) and name != "training"
+                if isinstance(new := after.get(name), int | float | str) and new != value
+            ]
+            after.clear()
+            after.update(attributes)
 
 
 @contextmanager

@@ -68,6 +68,7 @@ def cut(model: nn.Module, trainable_blocks: Any, size: int, most: int = 10**9) -
     found = partition(model, frozen, images, most=most)
     assert torch.equal(torch.get_rng_state(), state)
     assert [part.training for part in model.modules()] == before[1]
+    assert getattr(model, "seen", None) is None
     assert before[0].keys() == model.state_dict().keys()
     assert all(torch.equal(value, before[0][name]) for name, value in model.state_dict().items())
     return found, frozen
@@ -173,6 +174,7 @@ OWN = [
     (networks.Tokens, 0, [(8,)]),
     (networks.Noisy, 0, [(4, 8, 8)]),
     (networks.BatchStatistics, 0, [(4, 8, 8)]),
+    (networks.Remembers, 1, [(4, 8, 8)]),
     (networks.ByShape, 0, [(4,)]),
     (networks.ByShape, 1, [(4, 8, 8)]),
     (networks.ChangesLists, 0, [(4,)]),
@@ -197,6 +199,7 @@ def test_ones_own(make: Any, trainable_blocks: int, crossing: list[tuple[int, ..
     [
         (networks.ByContents, 0, "its forward decides by what is in the images, or by how many"),
         (networks.BySingle, 0, "its forward decides by what is in the images, or by how many"),
+        (networks.Alternates, 0, "its forward changes Alternates.calls"),
         (networks.Chance, 0, "it draws random numbers that do not depend on the images"),
         (networks.LearnsWithout, 1, "torch.no_grad or autocast is around what learns"),
         (networks.MonteCarlo, 0, "dropout draws random numbers"),
