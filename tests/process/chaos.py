@@ -2,10 +2,10 @@
 
     python -m tests.process.chaos {sqlite,postgresql} SECONDS SEED
 
-Workers really train something tiny under the product's own supervisor, which runs in a process of
-its own. At random instants a worker or the supervisor is killed (SIGKILL), asked to end (SIGTERM)
-or stopped for a while (SIGSTOP, SIGCONT), and the database is restarted (PostgreSQL) or locked for
-a while (SQLite). Where the supervisor is gone it is started again, as a user would type the command
+Workers really train something tiny, with an odd SEED three folds of it, under the product's own
+supervisor, which runs in a process of its own. At random instants a worker or the supervisor is
+killed (SIGKILL), asked to end (SIGTERM) or stopped for a while (SIGSTOP, SIGCONT), and the database
+is restarted (PostgreSQL) or locked for a while (SQLite). Where the supervisor is gone it is started
 again. Files lie under HPO_HOME. Prints one JSON object, in which `violations` is to be empty.
 SIGTERM ends it with all its processes.
 
@@ -68,9 +68,10 @@ runtime = {{precision = "float32", memory_format = "contiguous", threads = 1}}
 """
 
 
-def chaos_study(name: str, *, trials: int, pruner: str = "none") -> StudyFile:
+def chaos_study(name: str, *, trials: int, folded: bool = False, pruner: str = "none") -> StudyFile:
     """The first points of one grid: every study computes what the reference did."""
-    file = study_file(name=name, trials=trials, sampler="grid", lease_s=LEASE_S, train=TRAIN,
+    train = TRAIN + "data.folds = 3\n" * folded
+    file = study_file(name=name, trials=trials, sampler="grid", lease_s=LEASE_S, train=train,
                       space=SPACE)  # fmt: skip
     return parse_study(file.text.replace('pruner = "none"', f'pruner = "{pruner}"'), name)
 
@@ -325,10 +326,10 @@ def supervise(
     )
 
 
-def reference(url: str, home: Home) -> Curves:
+def reference(url: str, home: Home, folded: bool) -> Curves:
     """Every point of the grid, undisturbed."""
     database = connect(url)
-    study, _ = studies.create(database, chaos_study("reference", trials=POINTS))
+    study, _ = studies.create(database, chaos_study("reference", trials=POINTS, folded=folded))
     supervise(study, Forks(study, home, "real"), 2, threading.Event())
     found = verdict.curves(database, "reference")
     database.dispose()
@@ -343,12 +344,13 @@ def chaos(kind: str, seconds: float, seed: int, home: Home) -> Tally:
     server = Postgres() if kind == "postgresql" else None
     url = server.url("chaos") if server else f"sqlite:///{home.database}"
     until = time.monotonic() + seconds
-    expected = reference(url, home)
+    folded = seed % 2 == 1
+    expected = reference(url, home, folded)
     while time.monotonic() < until and not tally.violations:
         name = f"chaos-{tally.studies}"
         trials, pruner = rng.randint(4, POINTS), rng.choice(["none", "none", "median"])
         database = connect(url)
-        studies.create(database, chaos_study(name, trials=trials, pruner=pruner))
+        studies.create(database, chaos_study(name, trials=trials, folded=folded, pruner=pruner))
         database.dispose()
         herd = Herd(home.root / "herd" / name)
         storm = Storm(rng, tally, url, server)
