@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from hpo.engine.cache import short_hash
 
@@ -73,47 +74,78 @@ def _ranked(digests: Iterable[str], purpose: str, seed: int) -> list[str]:
     return sorted(digests, key=lambda digest: short_hash([purpose, seed, digest]))
 
 
+ORDERS = 50
+"""Orders that `deal` tries until every class is in every part."""
+
+
 def deal(items: Sequence[Item], shares: Mapping[str, float], seed: int) -> Parts:
     """{part: its share of every class}, groups undivided, in an order that depends on the contents
     of the groups and `seed` alone. `shares` add up to 1.
 
-    Each group goes where it leaves the least deviation (chi-square) of the images of its classes
-    from what every part should have of them, at least 1; where a class has only as many groups
-    left as parts lack it, to one of those.
+    Every part gets every class that has a group for each, if one of ORDERS orders finds how: groups
+    may have several classes.
     """
     groups: dict[str, list[Item]] = defaultdict(list)
     for item in items:
         groups[item.key].append(item)
-    totals = Counter(item.label for item in items)
-    wanted = {
-        part: {label: max(1.0, share * count) for label, count in totals.items()}
-        for part, share in shares.items()
-    }
-    have: dict[str, Counter[int]] = {part: Counter() for part in shares}
-    sizes = Counter(dict.fromkeys(shares, 0))
-    left = Counter(label for group in groups.values() for label in {one.label for one in group})
-    chosen: dict[str, str] = {}
-    for key in sorted(groups, key=lambda key: _rank(groups[key], seed)):
-        group = sorted(Counter(item.label for item in groups[key]).items())
-        allowed = _lacking([label for label, _ in group], have, left)
-
-        def deviation(part: str, group: Sequence[tuple[int, int]] = group) -> tuple[float, float]:
-            mine, due = have[part], wanted[part]
-            pairs = ((n, mine[label] - due[label], due[label]) for label, n in group)
-            return sum(n * (2 * over + n) / due for n, over, due in pairs), sizes[part]
-
-        chosen[key] = min(allowed, key=deviation)
-        have[chosen[key]].update(dict(group))
-        sizes[chosen[key]] += len(groups[key])
-        left.subtract(label for label, _ in group)
+    counts = {key: sorted(Counter(one.label for one in group).items())
+              for key, group in groups.items()}  # fmt: skip
+    contents = {key: sorted({item.digest for item in group}) for key, group in groups.items()}
+    several = Counter(label for count in counts.values() for label, _ in count)
+    everywhere = {(part, label) for part in shares for label, n in several.items()
+                  if n >= len(shares)}  # fmt: skip
+    found: list[dict[str, str]] = []
+    for order in range(ORDERS):
+        about = ["deal", seed, *([order] if order else [])]
+        ranks = {key: short_hash([*about, content]) for key, content in contents.items()}
+        ranked = sorted(counts, key=ranks.__getitem__)
+        found.append(_dealt([(key, counts[key]) for key in ranked], shares))
+        there = {(part, label) for key, part in found[-1].items() for label, _ in counts[key]}
+        if everywhere <= there:
+            break
+    chosen = found[-1] if everywhere <= there else found[0]
     parts: Parts = {part: [] for part in shares}
     for item in items:
         parts[chosen[item.key]].append(item)
     return parts
 
 
-def _rank(group: Sequence[Item], seed: int) -> str:
-    return short_hash(["deal", seed, sorted({item.digest for item in group})])
+Count = list[tuple[int, int]]
+"""Class and number of images of a group."""
+
+
+def _dealt(groups: Sequence[tuple[str, Count]], shares: Mapping[str, float]) -> dict[str, str]:
+    """{key of a group: its part}, for `groups` one after another.
+
+    Each goes where it leaves the least deviation (chi-square) of the images of its classes from
+    what every part should have of them, at least 1; where a class has only as many groups left as
+    parts lack it, to one of those.
+    """
+    left, totals = Counter[int](), Counter[int]()
+    for _, group in groups:
+        left.update(label for label, _ in group)
+        totals.update(dict(group))
+    wanted = {
+        part: {label: max(1.0, share * count) for label, count in totals.items()}
+        for part, share in shares.items()
+    }
+    have: dict[str, Counter[int]] = {part: Counter() for part in shares}
+    sizes = Counter(dict.fromkeys(shares, 0))
+
+    def deviation(group: Count, part: str) -> tuple[float, int]:
+        mine, due = have[part], wanted[part]
+        pairs = ((n, mine[label] - due[label], due[label]) for label, n in group)
+        return sum(n * (2 * over + n) / due for n, over, due in pairs), sizes[part]
+
+    chosen: dict[str, str] = {}
+    for key, group in groups:
+        allowed = _lacking([label for label, _ in group], have, left)
+        part = min(allowed, key=partial(deviation, group))
+        chosen[key] = part
+        have[part].update(dict(group))
+        sizes[part] += sum(n for _, n in group)
+        left.subtract(label for label, _ in group)
+    return chosen
 
 
 def _lacking(

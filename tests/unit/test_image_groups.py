@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 import re
 from collections import Counter
 from pathlib import Path
@@ -64,6 +66,27 @@ def test_names_do_not_matter(images: list[tuple[int, int, int]], seed: int) -> N
         )
 
 
+@given(st.lists(st.sets(st.integers(0, 2), min_size=1), min_size=3, max_size=7), st.integers(0, 3))
+@settings(max_examples=60, deadline=None)
+def test_every_class_is_in_every_part_if_that_can_be(patients: list[set[int]], seed: int) -> None:
+    """Of patients with images of several classes."""
+    items = [
+        Item(f"{patient} {label}", label, f"{patient} {label}", group=f"{patient}")
+        for patient, labels in enumerate(patients)
+        for label in sorted(labels)
+    ]
+    classes = set().union(*patients)
+    ways = itertools.product(range(3), repeat=len(patients))
+    can = any(
+        all(any(label in patients[i] for i, at in enumerate(way) if at == part)
+            for part in range(3) for label in classes)
+        for way in ways
+    )  # fmt: skip
+    if can:
+        for parts in (fold(items, 3, seed), list(deal(items, SHARES, seed).values())):
+            assert all({one.label for one in part} == classes for part in parts)
+
+
 def test_groups_of_equal_size_are_divided_as_asked_for() -> None:
     items = grouped([(g % 2, 10 * g + i, g) for g in range(100) for i in range(10)])
     counts = {part: Counter(one.label for one in found)
@@ -90,8 +113,6 @@ def _config(root: Path, **values: Any) -> DataConfig:
 def patients(root: Path, part: str = "", first: int = 0, many: int = 8) -> Path:
     """Two classes with a folder of three images for each patient; every second patient has images
     of both classes."""
-    import random
-
     source = random.Random(first)
     for label in (0, 1):
         for patient in range(first, first + many):
