@@ -27,6 +27,20 @@ def _grouping(value: str) -> str:
     return value
 
 
+BACKGROUND = r"^(white|black|grey|ignore|#[0-9a-fA-F]{6})$"
+
+
+def _background(value: str) -> str:
+    if not re.fullmatch(BACKGROUND, value):
+        raise ValueError(f"{value!r}: allowed: white, black, grey, ignore, or #rrggbb")
+    return value
+
+
+Background = Annotated[
+    str, AfterValidator(_background), Field(json_schema_extra={"pattern": BACKGROUND})
+]
+
+
 class DataConfig(Part):
     """Where the images come from, how they are split, and the size at which they are kept."""
 
@@ -94,6 +108,13 @@ class DataConfig(Part):
     searches."""
     skip_unreadable: bool = False
     """Leave out files that cannot be read as images (counted and listed) instead of stopping."""
+    orientation: Literal["exif", "ignore"] = "exif"
+    """exif: turn an image as its EXIF data say, as phones and cameras write them and viewers show
+    it. ignore: as it is stored, as torchvision's ImageFolder does (a TIFF is turned all the
+    same)."""
+    background: Background = "white"
+    """What lies under transparent pixels: white, black, grey, or #rrggbb. ignore: the colours that
+    the file hides below them (torchvision's ImageFolder). Opaque images stay as they are."""
     max_pixels: int = Field(default=50_000_000, ge=64)
     """Refuse images of more pixels than this before they are decoded."""
     cache_limit_gb: float = Field(default=20.0, ge=0)

@@ -4,7 +4,8 @@
     ├── digests/<root>.json   content digests of a folder's files, by size and time of change
     ├── <key>.lock            one builder; others wait
     └── <key>/                one part (train, val or test) at one size
-        ├── index.npz         sizes, identities, sums of channels, files that cannot be read
+        ├── index.npz         sizes, identities, sums of channels, what stood in each file, and
+        │                     which cannot be read
         └── pixels            uint8, picture after picture (H, W, 3); absent where streamed
 
 The key is made of the contents of the files, so a changed file is a new part. A part that would not
@@ -25,7 +26,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from io import FileIO
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -35,6 +36,7 @@ from filelock import FileLock, Timeout
 
 from hpo.engine.control import Tick, no_tick
 from hpo.engine.images import (
+    Form,
     Images,
     Mapped,
     Numbers,
@@ -43,14 +45,16 @@ from hpo.engine.images import (
     Source,
     Streamed,
     array_digest,
-    decode,
+    decode_known,
+    require_size,
+    upright_size,
 )
 from hpo.errors import DiskFull
 from hpo.files import Counting, Sink, disk_full, told_if_full, write_whole
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 2
+_FORMAT = 3
 _POLL_S = 1.0
 _THREADS = min(8, os.cpu_count() or 1)
 
@@ -72,6 +76,8 @@ class Index:
     """Of each picture that could be read, as `Images.identities`."""
     bad: dict[int, str]
     """Position of each file that could not be read, and why."""
+    forms: tuple[Form, ...] = ()
+    """What stood in the file of each picture that could be read."""
 
     @property
     def size(self) -> int:
@@ -86,6 +92,7 @@ class Index:
             moments=self.moments,
             identities=np.array(self.identities, np.bytes_),
             bad=np.array(json.dumps(list(self.bad.items()))),
+            forms=np.array(json.dumps(_in_runs(self.forms))),
         )
 
     @classmethod
@@ -93,7 +100,14 @@ class Index:
         with np.load(file) as arrays:
             bad = {int(k): str(v) for k, v in json.loads(str(arrays["bad"]))}
             identities = tuple(one.decode() for one in arrays["identities"].tolist())
-            return cls(arrays["good"], arrays["sizes"], arrays["moments"], identities, bad)
+            runs = json.loads(str(arrays["forms"]))
+            forms = tuple(Form(*form) for form, count in runs for _ in range(count))
+            return cls(arrays["good"], arrays["sizes"], arrays["moments"], identities, bad, forms)
+
+
+def _in_runs(forms: Iterable[Form]) -> list[tuple[Form, int]]:
+    """Each with how often it stands there in a row: most data sets have one form."""
+    return [(form, len(list(same))) for form, same in groupby(forms)]
 
 
 def mean_std(*parts: Index) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -191,7 +205,8 @@ class Store:
 def _collect(
     pictures: Iterable[tuple[int, _Decoded | str]], bad: dict[int, str], file: Sink | None
 ) -> Index:
-    good, sizes, identities, moments = [], [], [], np.zeros((2, 3), np.int64)
+    good, sizes, identities, forms = [], [], [], []
+    moments = np.zeros((2, 3), np.int64)
     for i, picture in pictures:
         if isinstance(picture, str):
             bad[i] = picture
@@ -199,12 +214,13 @@ def _collect(
         good.append(i)
         sizes.append(picture.pixels.shape[:2])
         identities.append(picture.identity)
+        forms.append(picture.form)
         moments += picture.moments
         if file:
             file.write(picture.pixels.data)
     shape = np.array(sizes, np.int64).reshape(-1, 2)
     rest = dict(sorted(bad.items()))
-    return Index(np.array(good, np.int64), shape, moments, tuple(identities), rest)
+    return Index(np.array(good, np.int64), shape, moments, tuple(identities), rest, tuple(forms))
 
 
 def attempt(function: Callable[[Source, str, Sizing], R], *args: Any) -> R | str:
@@ -222,27 +238,26 @@ def attempt(function: Callable[[Source, str, Sizing], R], *args: Any) -> R | str
 def _target(source: Source, name: str, sizing: Sizing) -> tuple[int, int]:
     """(width, height) after resizing, from the header alone."""
     with source.open(name) as image:
-        size = image.size
-    if reason := sizing.refuse(*size):
-        raise ValueError(reason)
-    return sizing.target(*size)
+        require_size(image, sizing)
+        return sizing.target(*upright_size(image, sizing.orientation))
 
 
 class _Decoded(NamedTuple):
-    """A picture, (H, W, 3), its moments, (2, 3), and its identity."""
+    """A picture, (H, W, 3), its moments, (2, 3), its identity, and what stood in the file."""
 
     pixels: Pixels
     moments: Numbers
     identity: str
+    form: Form
 
 
 def _decoded(source: Source, name: str, sizing: Sizing) -> _Decoded:
-    image = decode(source, name, sizing)
+    image, form = decode_known(source, name, sizing)
     counts = np.array(image.histogram(), np.int64).reshape(3, 256)
     values = np.arange(256)
     pixels = np.asarray(image)
     moments = np.stack([counts @ values, counts @ values**2])
-    return _Decoded(pixels, moments, array_digest(pixels))
+    return _Decoded(pixels, moments, array_digest(pixels), form)
 
 
 def threaded(function: Callable[[T], R], items: Iterable[T], tick: Tick = no_tick) -> Iterator[R]:
@@ -272,7 +287,7 @@ def locked(file: Path, tick: Tick = no_tick) -> Iterator[None]:
 
 def _key(digests: Sequence[str], sizing: Sizing) -> str:
     facts = [_FORMAT, PIL.__version__, sizing.squash, sizing.resize_size, sizing.max_pixels]
-    return short_hash([facts, list(digests)])
+    return short_hash([facts, sizing.orientation, sizing.background, list(digests)])
 
 
 def short_hash(value: object) -> str:

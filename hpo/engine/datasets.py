@@ -3,15 +3,12 @@
 `open_data` gives training and validation; `open_test` is the only door to the test split. Where the
 folders do not say which part a picture belongs to, a hash of its content and `data.split_seed`
 does, class by class, and identical files stay together.
-
-As torchvision's ImageFolder does, pictures are converted to RGB without regard to transparency, and
-a rotation in the EXIF data is ignored.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +19,7 @@ from hpo.engine.control import Tick, no_tick
 from hpo.engine.csv_data import CsvOrigin
 from hpo.engine.folders import Listing
 from hpo.engine.groups import alike, name_groups, shared, uneven, united
-from hpo.engine.images import Images, Sizing, concat
+from hpo.engine.images import REFUSED, Images, Sizing, concat
 from hpo.engine.near import near_groups
 from hpo.engine.origins import DigitsOrigin, DigitsSource, FolderOrigin, FolderSource, Origin
 from hpo.engine.own_data import OwnOrigin
@@ -44,6 +41,10 @@ __all__ = [
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Mean and standard deviation of ImageNet's training pictures, as torchvision's weights use it."""
+
+
+Opened = tuple[list[Item], Index]
+"""Pictures, and what is known of their files."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,9 @@ def open_data(
     found = _parts(config, origin, cache, test=False)
     classes, parts = found.listing.classes, found.parts
     if folded and found.folds:
-        folds, unreadable = _open_folds(config, origin, cache, found)
+        folds, opened = _open_folds(config, origin, cache, found)
     else:
-        one, unreadable = _open_parts(config, origin, cache, classes, parts)
+        one, opened = _open_parts(config, origin, cache, classes, parts)
         folds = [one]
     return Data(
         classes=classes,
@@ -104,8 +105,8 @@ def open_data(
         val=folds[0].val,
         mean=folds[0].mean,
         std=folds[0].std,
-        fingerprint=_fingerprint(classes, found),
-        unreadable=tuple(unreadable),
+        fingerprint=_fingerprint(classes, found, _treatments(opened, config.background)),
+        unreadable=tuple(line for one in opened for line in _named(*one)),
         has_test=found.listing.sealed or "test" in parts,
         warnings=tuple(found.warnings),
         folds=tuple(folds) if folded and found.folds else (),
@@ -163,21 +164,21 @@ def _origin(config: DataConfig, *, download: bool) -> Origin:
 
 def _open_parts(
     config: DataConfig, origin: Origin, cache: Path, classes: tuple[str, ...], parts: Parts
-) -> tuple[Fold, list[str]]:
-    """Training and validation pictures as they are split; and what cannot be read."""
+) -> tuple[Fold, list[Opened]]:
+    """Training and validation pictures as they are split; and what is known of their files."""
     train, seen = _open(config, origin, cache, parts["train"])
     val, seen_val = _open(config, origin, cache, parts["val"])
     _check_labels(classes, parts["train"], train, "train")
     if not len(val):
         raise DataError(f"{config.title}: none of the validation pictures can be read")
-    unreadable = _named(parts["train"], seen) + _named(parts["val"], seen_val)
-    return Fold(train, val, *_normalization(config, [seen])), unreadable
+    opened = [(parts["train"], seen), (parts["val"], seen_val)]
+    return Fold(train, val, *_normalization(config, [seen])), opened
 
 
 def _open_folds(
     config: DataConfig, origin: Origin, cache: Path, found: _Parts
-) -> tuple[list[Fold], list[str]]:
-    """Each fold; and what cannot be read. A picture is decoded once, whatever it is for."""
+) -> tuple[list[Fold], list[Opened]]:
+    """Each fold; and what is known of its files. A picture is decoded once, whatever it is for."""
     opened = [_open(config, origin, cache, items) for items in found.folds]
     folds = []
     for number, (val, _) in enumerate(opened):
@@ -189,8 +190,7 @@ def _open_folds(
         _check_labels(found.listing.classes, _training(config, items), train, "train")
         _check_labels(found.listing.classes, found.folds[number], val, f"fold {number}")
         folds.append(Fold(train, val, *_normalization(config, seen)))
-    named = (_named(items, seen) for items, (_, seen) in zip(found.folds, opened, strict=True))
-    return folds, [one for names in named for one in names]
+    return folds, [(items, seen) for items, (_, seen) in zip(found.folds, opened, strict=True)]
 
 
 def _training(config: DataConfig, folds: Sequence[Sequence[Item]]) -> list[Item]:
@@ -380,11 +380,24 @@ def _check_split(config: DataConfig, classes: tuple[str, ...], part: str, parts:
             )
 
 
-def _fingerprint(classes: tuple[str, ...], found: _Parts) -> str:
-    seen = {part: _facts(found.parts[part]) for part in ("train", "val")}
-    folds = [[_facts(items) for items in found.folds]] if found.folds else []
+def _treatments(opened: Iterable[Opened], background: str) -> dict[str, str]:
+    """{name: what was done to its pixels beyond the usual}; nothing of most images."""
+    found: dict[str, str] = {}
+    for items, index in opened:
+        forms = zip(index.good.tolist(), index.forms, strict=True)
+        found |= {items[i].name: form.treatment(background) for i, form in forms}
+        found |= {items[i].name: "refused" for i, why in index.bad.items() if REFUSED in why}
+    return {name: done for name, done in found.items() if done}
+
+
+def _fingerprint(classes: tuple[str, ...], found: _Parts, treatments: Mapping[str, str]) -> str:
+    """Of contents, labels and parts; a file whose pixels depend on settings counts with what was
+    done to it, so that others keep the fingerprint that they had before there were such settings.
+    """
+
+    def facts(items: Sequence[Item]) -> list[tuple[int, str]]:
+        return sorted((item.label, item.digest + treatments.get(item.name, "")) for item in items)
+
+    seen = {part: facts(found.parts[part]) for part in ("train", "val")}
+    folds = [[facts(items) for items in found.folds]] if found.folds else []
     return short_hash([classes, seen, *folds])[:16]
-
-
-def _facts(items: Sequence[Item]) -> list[tuple[int, str]]:
-    return sorted((item.label, item.digest) for item in items)

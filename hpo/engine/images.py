@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from functools import cache as once
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image, ImageColor
 
 from hpo.definition.data import DataConfig
 from hpo.errors import DataError
@@ -40,18 +40,27 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Sizing:
-    """The size at which pictures are kept."""
+    """How an image becomes RGB pixels: which way up, on what background, at which size."""
 
     squash: bool
     image_size: int
     resize_size: int
     max_pixels: int
+    orientation: str = "exif"
+    background: str = "white"
 
     @classmethod
     def of(cls, config: DataConfig) -> Sizing:
         squash = config.resize == "squash"
         side = config.image_size if squash else config.resize_size
-        return cls(squash, config.image_size, side, config.max_pixels)
+        return cls(
+            squash,
+            config.image_size,
+            side,
+            config.max_pixels,
+            config.orientation,
+            config.background,
+        )
 
     def target(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) after resizing, rounded as torchvision's Resize rounds."""
@@ -90,18 +99,162 @@ def _formats() -> tuple[str, ...]:
     return tuple(one for one in FORMATS if one in Image.OPEN)
 
 
+class Form(NamedTuple):
+    """What stood in a file, before it became RGB pixels."""
+
+    mode: str
+    """Pillow's name of the pixel format."""
+    orientation: int = 1
+    """Of EXIF, 1 to 8, where the image was turned by it; 1: as it was stored."""
+    transparent: bool = False
+    """Whether some of it is not opaque."""
+
+    def treatment(self, background: str) -> str:
+        """Return what was done beyond what torchvision's ImageFolder does; empty for most."""
+        done = [f"exif {self.orientation}"] * (self.orientation != 1)
+        done += [f"on {background}"] * (self.transparent and background != "ignore")
+        done += ["16 bit"] * self.mode.startswith("I")
+        return ", ".join(done)
+
+
+_PLAIN = frozenset(["1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"])
+"""Modes of 8 bits and fewer that are converted to RGB as they are."""
+_ALPHA = frozenset(["RGBA", "LA", "PA", "RGBa", "La"])
+_DEEP = frozenset(["I", "I;16", "I;16L", "I;16B", "I;16N"])
+_TOLD = {"F": "floating point, without a defined range", "LAB": "CIE L*a*b*"}
+REFUSED = "pixel format"
+"""How the reason begins for which an image of an odd mode is not read."""
+OPAQUE = 255
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By EXIF orientation: what brings the image upright."""
+ON_ITS_SIDE = 5
+"""From this EXIF orientation on width and height change places."""
+
+
 def decode(source: Source, name: str, sizing: Sizing) -> Image.Image:
-    """One picture as torchvision's ImageFolder and Resize give it: RGB, bilinear, EXIF orientation
-    ignored. Raises ValueError for one that is too large, whatever Pillow raises on a broken file.
+    """Return one image as RGB, upright, on its background, resized as torchvision's Resize does
+    (bilinear). Raises ValueError for one that is too large or of a pixel format without a defined
+    range, whatever Pillow raises on a broken file.
     """
+    return decode_known(source, name, sizing)[0]
+
+
+def decode_known(source: Source, name: str, sizing: Sizing) -> tuple[Image.Image, Form]:
+    """Return what `decode` does, and what stood in the file."""
     with source.open(name) as image:
-        if reason := sizing.refuse(*image.size):
-            raise ValueError(reason)
-        if isinstance(image.info.get("transparency"), bytes):
-            del image.info["transparency"]  # only makes Pillow warn; RGB has none
-        rgb = image.convert("RGB")
+        require_size(image, sizing)
+        image.load()
+        orientation = exif_orientation(image) if sizing.orientation == "exif" else 1
+        rgb, transparent = to_rgb(image, sizing.background)
+        form = Form(image.mode, orientation, transparent)
+    if orientation in _TURNS:
+        rgb = rgb.transpose(_TURNS[orientation])
     target = sizing.target(*rgb.size)
-    return rgb if rgb.size == target else rgb.resize(target, Image.Resampling.BILINEAR)
+    if rgb.size != target:
+        rgb = rgb.resize(target, Image.Resampling.BILINEAR)
+    return rgb, form
+
+
+def require_size(image: Image.Image, sizing: Sizing) -> None:
+    """Raise ValueError for an image that `sizing` refuses to decode; the header is enough."""
+    if sizing.refuse(*image.size):
+        raise ValueError(sizing.refuse(*upright_size(image, sizing.orientation)))
+
+
+def upright_size(image: Image.Image, orientation: str) -> tuple[int, int]:
+    """Return (width, height) of an image that may not be decoded yet, as it will be shown."""
+    width, height = image.size
+    # Pillow turns a TIFF itself, and its size is that afterwards. Of a PNG it would decode all for
+    # an EXIF block that may stand behind the pixels.
+    known = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
+    on_its_side = known and orientation == "exif" and exif_orientation(image) >= ON_ITS_SIDE
+    return (height, width) if on_its_side else (width, height)
+
+
+def exif_orientation(image: Image.Image) -> int:
+    """Return the orientation in an image's EXIF or XMP data, 1 to 8; 1 where there is none, or it
+    cannot be read: an image with broken metadata is still an image."""
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation)
+        return int(found) if found in _TURNS else 1
+    except MemoryError:
+        raise
+    except Exception:  # Pillow's parsers raise anything
+        return 1
+
+
+def to_rgb(image: Image.Image, background: str) -> tuple[Image.Image, bool]:
+    """Return an image as RGB on `background` (see `data.background`), and whether some of it is
+    transparent. Raises ValueError for a pixel format without a defined range of values."""
+    if image.mode not in _PLAIN | _ALPHA | _DEEP:
+        raise ValueError(
+            f"{REFUSED} {image.mode} ({_TOLD.get(image.mode, 'not supported')}): "
+            "convert it to 8 or 16 bits a channel"
+        )
+    alpha = _alpha(image)
+    transparent = alpha is not None and alpha.getextrema()[0] != OPAQUE
+    rgb = _eight_bits(image).convert("RGB") if image.mode in _DEEP else _colours(image)
+    if alpha is None or not transparent or background == "ignore":
+        return rgb, transparent
+    ground = Image.new("RGB", rgb.size, ImageColor.getrgb(background))
+    return Image.composite(rgb, ground, alpha), True
+
+
+def _alpha(image: Image.Image) -> Image.Image | None:
+    """The alpha channel of an image, mode L; None where it can have none."""
+    if image.mode in _DEEP:
+        hidden = image.info.get("transparency")
+        if not isinstance(hidden, int):
+            return None
+        return Image.fromarray(np.where(np.asarray(image) == hidden, 0, OPAQUE).astype(np.uint8))
+    if image.mode == "PA":
+        return image.getchannel("A")
+    if image.mode in _ALPHA:
+        return image.getchannel("a" if image.mode in ("RGBa", "La") else "A")
+    if image.mode in ("1", "L", "P", "RGB") and "transparency" in image.info:
+        return image.convert("RGBA").getchannel("A")
+    return None
+
+
+def _colours(image: Image.Image) -> Image.Image:
+    """An image of 8 bits a channel as RGB, without regard to transparency."""
+    if image.mode in ("RGBa", "La"):
+        image = image.convert(image.mode.upper())
+    if "transparency" in image.info:
+        image = image.copy()
+        del image.info["transparency"]  # only makes Pillow warn; RGB has none
+    return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The high bytes of 16-bit grey values, as Pillow gives them of 16-bit RGB."""
+    values = np.asarray(image)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 0xFFFF:
+        raise ValueError(
+            f"{REFUSED} {image.mode} with values from {low} to {high}; 0 to 65535 can be read: "
+            "convert it to 8 or 16 bits a channel"
+        )
+    return Image.fromarray((values.astype(np.int64) >> 8).astype(np.uint8))
+
+
+def image_digest(image: Image.Image) -> str:
+    """Return 32 hex digits of all that decides the pixels of an image in memory."""
+    image.load()  # a TIFF is turned by that
+    if image.mode in _PLAIN and "transparency" not in image.info and exif_orientation(image) == 1:
+        return array_digest(np.asarray(image.convert("RGB")))
+    shown = (image.mode, exif_orientation(image), image.info.get("transparency"))
+    raw = array_digest(np.asarray(image))
+    palette = image.getpalette("RGBA") if image.mode in ("P", "PA") else None
+    return hashlib.blake2b(repr((shown, raw, palette)).encode(), digest_size=16).hexdigest()
 
 
 def array_digest(pixels: Pixels) -> str:

@@ -14,7 +14,7 @@ from PIL import Image
 from hpo.engine import modules
 from hpo.engine.cache import file_digests
 from hpo.engine.folders import Listing
-from hpo.engine.images import Source, array_digest, open_file, too_large
+from hpo.engine.images import Source, array_digest, image_digest, open_file, too_large
 from hpo.engine.origins import Origin
 from hpo.errors import ConfigError, DataError
 
@@ -102,9 +102,9 @@ class OwnOrigin(Origin):
             name = f"{part}[{i}]"
             if isinstance(picture, Image.Image):  # maybe not decoded yet
                 self._require_size(name, picture)
-            pixels = np.asarray(picture.convert("RGB") if isinstance(picture, Image.Image) else
-                                picture)  # fmt: skip
-            self._digests[name] = array_digest(pixels)
+                self._digests[name] = image_digest(picture)
+            else:
+                self._digests[name] = array_digest(picture)
             yield name, label
 
     def _require_size(self, name: str, picture: Image.Image) -> None:
