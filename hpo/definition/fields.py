@@ -7,7 +7,16 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+)
+from pydantic_core import core_schema
 
 from hpo.errors import ConfigError, nearest
 
@@ -30,12 +39,47 @@ def is_own(name: str) -> bool:
     return re.fullmatch(OWN["pattern"], name) is not None
 
 
+NONE = "none"
+"""How None is written: TOML has no null."""
+
+
 class Part(BaseModel):
-    """A frozen table of fields; unknown keys and values of a wrong type are refused."""
+    """A frozen table of fields; unknown keys and values of a wrong type are refused. A field that
+    may be None takes "none" for it."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    @classmethod
+    def __get_pydantic_core_schema__(
+        cls, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        """Around the whole part: its own rules see None, whichever way it was written."""
+        return core_schema.no_info_before_validator_function(cls._with_none, handler(source))
+
+    @classmethod
+    def _with_none(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        return {
+            name: None if value == NONE and may_be_none(cls, name) else value
+            for name, value in data.items()
+        }
+
+
+def or_none(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    """Take None beside what `handler` takes."""
+    return None if value is None else handler(value)
+
+
+def may_be_none(model: type[BaseModel], name: str) -> bool:
+    """Whether `model` has a field `name` that takes None, and for which "none" is no text."""
+    field = model.model_fields.get(name)
+    if field is None or field.is_required():
+        return False
+    kinds = get_args(field.annotation)
+    return NONE not in kinds and (field.default is None or type(None) in kinds)
 
 
 def fail(key: str, value: Any, allowed: str) -> None:
@@ -44,7 +88,8 @@ def fail(key: str, value: Any, allowed: str) -> None:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    text = repr(list(value)) if isinstance(value, tuple) else text
     return text if len(text) <= 80 else text[:77] + "..."
 
 
@@ -73,9 +118,68 @@ def complaint(item: Any, model: type[BaseModel], prefix: str = "") -> ConfigErro
         expected = item["ctx"]["expected"].replace(" or ", ", ").split(", ")
         allowed = [part.strip("'") for part in expected]
         message = f"{_shown(item['input'])}: {nearest(item['input'], allowed)}"
-    elif item["type"] != "missing":
+    elif item["type"] == "missing" and path[-1].isdigit():
+        path = path[:-1]  # the list is too short
+        message = f"{_shown(item['input'])}: allowed: {_kind_at(model, path)}"
+    elif kind := _kind_at(model, path) if item["type"] in _WRONG_KIND else "":
+        least = item.get("ctx", {}).get("min_length") if item["type"] == "too_short" else None
+        of = f" with {least} or more of them" if least and "array of" in kind else ""
+        message = f"{_shown(item['input'])}: allowed: {kind}{of}"
+    elif item["type"] == "missing":
+        message = "missing"
+    else:
         message = f"{_shown(item['input'])}: {message[0].lower()}{message[1:]}"
     return ConfigError(message, key=prefix + ".".join(path))
+
+
+_WRONG_KIND = {
+    *("tuple_type", "list_type", "dict_type", "model_type", "model_attributes_type"),
+    *("bool_type", "int_type", "int_from_float", "float_type", "string_type"),
+    *("too_short", "too_long"),
+}
+"""What pydantic calls a value of another kind than the field's; we say it in TOML's words."""
+_KINDS: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    dict: "a table",
+}
+
+
+def _kind_at(model: type[BaseModel], path: list[str]) -> str:
+    """What a value at `path` is in TOML; empty where we have no word for it."""
+    names = list(path)
+    while len(names) > 1 and names[-1].isdigit():
+        names.pop()
+    part = model_at(model, names[:-1])
+    field = part.model_fields.get(names[-1]) if part else None
+    if part is None or field is None:
+        return ""
+    kind = _bare(field.annotation)
+    for _ in path[len(names) :]:
+        kind = _bare(get_args(kind)[0]) if get_origin(kind) is tuple else None
+    optional = names == path and may_be_none(part, names[-1])
+    return _kind(kind) + (f' or "{NONE}"' if optional else "")
+
+
+def _bare(kind: Any) -> Any:
+    """`kind` without what is annotated to it, and without None."""
+    if get_origin(kind) is Annotated:
+        return _bare(get_args(kind)[0])
+    others = [one for one in get_args(kind) if one is not type(None)]
+    return _bare(others[0]) if type(None) in get_args(kind) and len(others) == 1 else kind
+
+
+def _kind(kind: Any) -> str:
+    kind = _bare(kind)
+    if get_origin(kind) is tuple:
+        first, *more = get_args(kind)
+        many = _kind(first).removeprefix("a ") + "s"
+        return f"an array of {many}" if more == [...] else f"an array of {1 + len(more)} {many}"
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return "a table"
+    return _KINDS.get(get_origin(kind) or kind, "")
 
 
 def model_at(model: type[BaseModel], path: list[str]) -> type[BaseModel] | None:

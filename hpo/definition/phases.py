@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, WrapValidator
 
-from hpo.definition.fields import Part
+from hpo.definition.fields import Part, or_none
 from hpo.definition.model import Blocks
 
 
@@ -17,7 +17,7 @@ class PhaseConfig(Part):
 
     epochs: int = Field(ge=1, le=10_000)
     """Epochs of this phase; has no default."""
-    trainable_blocks: Blocks = None
+    trainable_blocks: Annotated[Blocks, WrapValidator(or_none)] = None
     """As model.trainable_blocks, which is the default."""
     lr: float | None = Field(default=None, gt=0, le=100)
     """Largest learning rate of this phase; default: optimizer.lr."""

@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 from hpo.definition.config import OPTIONS, TrainConfig, field_paths
+from hpo.definition.fields import NONE, may_be_none, model_at
 from hpo.definition.spacefile import FIXED_ONLY
 from hpo.definition.studyconfig import PRUNERS, SAMPLERS, WRAPPED, Strategy, StudyConfig
 
@@ -105,8 +106,11 @@ def _inlined(schema: Schema) -> Schema:
             return node
         if "$ref" in node:
             node = {**definitions[node["$ref"].rpartition("/")[2]], **node}
+        if node.get("type") == "null":
+            return {"const": NONE}
         dropped = ("$ref", "$defs", "discriminator")
-        return {key: resolve(value) for key, value in node.items() if key not in dropped}
+        kept = {key: resolve(value) for key, value in node.items() if key not in dropped}
+        return kept | ({"default": NONE} if kept.get("default", NONE) is None else {})
 
     resolved: Schema = resolve(schema)
     return resolved
@@ -142,13 +146,23 @@ def _names(paths: list[str], lists: set[str], space: str = "", prefix: str = "")
         if "." in name:
             part = f"{prefix}{name.partition('.')[0]}."
             inner = [one for one in paths if one.startswith(part)]
-            properties[part.removeprefix(prefix)[:-1]] = _names(inner, lists, space, part)
+            table = _names(inner, lists, space, part)
+            off = {"anyOf": [table, {"const": NONE}]}
+            optional = not space and _is_optional(part[:-1])
+            properties[part.removeprefix(prefix)[:-1]] = off if optional else table
     return {
         "type": "object",
         "additionalProperties": False,
         "properties": properties,
         **({"patternProperties": patterns} if patterns else {}),
     }
+
+
+def _is_optional(path: str) -> bool:
+    """Whether the table at `path` may be None."""
+    *parents, name = path.split(".")
+    part = model_at(TrainConfig, parents)
+    return part is not None and may_be_none(part, name)
 
 
 def _variants(field: Schema) -> list[Schema]:

@@ -19,7 +19,7 @@ from hpo.definition.augment import PRESET_OR_CROP
 from hpo.definition.config import METRICS, TrainConfig, check_path, direction, field_errors
 from hpo.definition.datasets import DEFAULT_ROOT, FOLDERS
 from hpo.definition.document import Document
-from hpo.definition.fields import flatten, is_own, with_values
+from hpo.definition.fields import NONE, flatten, is_own, with_values
 from hpo.definition.parameters import shown
 from hpo.definition.space import Space
 from hpo.definition.spacefile import parse_space
@@ -102,7 +102,8 @@ class StudyFile:
         if PRESET_OR_CROP & set(self.space):  # which decide what the preset stands for
             augment = {path for path in resolved if path.startswith("augment.")}
             resolved = {k: v for k, v in resolved.items() if k not in augment or k in given}
-            resolved |= {path: given[path] for path in given if path == "augment.preset"}
+            off = {path for path, one in given.items() if one == NONE and path[:8] == "augment."}
+            resolved |= {path: given[path] for path in given if path in {*off, "augment.preset"}}
         lists = {path: value for path, value in given.items() if isinstance(value, list)}
         resolved |= lists  # whose items may be searched
         return with_values({}, {k: value for k, value in resolved.items() if k not in self.space})
@@ -304,7 +305,7 @@ def _with_absolute_root(train: Mapping[str, Any]) -> dict[str, Any]:
     absolute = {
         f"data.{name}": str(Path(path).expanduser().absolute())
         for name, path in given.items()
-        if isinstance(path, str) and path
+        if isinstance(path, str) and path not in ("", NONE)
     }
     return with_values(train, absolute)
 

@@ -275,7 +275,7 @@ class TestArchitectures:
             ({"a b": 3}, "model.options: {'a b': 3}: allowed: names of arguments other than "
              "classes and image_size"),
             ({"width": [1]}, "model.options.width: [1]: allowed: a number, a text, true or false"),
-            (3, "model.options: 3: input should be a valid dictionary"),
+            (3, "model.options: 3: allowed: a table"),
         ],
     )  # fmt: skip
     def test_options_that_are_none(self, options: Any, message: str) -> None:

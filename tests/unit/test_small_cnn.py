@@ -153,12 +153,12 @@ def test_a_head_of_ones_own_replaces_the_fully_connected_layers() -> None:
         ({"filters": [8], "norm": [True, False]},
          "model.cnn.norm: [True, False]: 1 to 1 items, one per convolution"),
         ({"strides": []}, "model.cnn.strides: []: 1 to 3 items, one per convolution"),
-        ({"filters": []}, "model.cnn.filters: []: value should have at least 1 item after "
-         "validation, not 0"),
+        ({"filters": []}, "model.cnn.filters: []: allowed: an array of whole numbers with 1 "
+         "or more of them"),
         ({"kernels": [4]},
          "model.cnn.kernels.0: 4: allowed: 1, 3, 5, ... 31: an even kernel has no middle"),
         ({"pool": "avg"}, "model.cnn.pool: 'avg': did you mean 'average'?"),
-        ({"norm": [1]}, "model.cnn.norm.0: 1: input should be a valid boolean"),
+        ({"norm": [1]}, "model.cnn.norm.0: 1: allowed: true or false"),
         ({"filter": [8]}, "model.cnn.filter: unknown key; did you mean 'filters'?"),
     ],
 )  # fmt: skip

@@ -108,7 +108,7 @@ def test_a_good_file() -> None:
          "space.optimizer.lr.step: 1e-30: more "
          "than 1,000,000,000 steps from low to high; leave step out"),
         ("seed = [2024-01-01]",
-         "space.seed: datetime.date(2024, 1, 1): input should be a valid integer"),
+         "space.seed: datetime.date(2024, 1, 1): allowed: a whole number"),
         ("epochs = {low = 1, high = 6, when = {seed = 1}}",
          "space.epochs.when: 'seed' is not searched; nothing else is"),
         ("epochs = {low = 1, high = 6, step = 0}", "space.epochs.step: 0: allowed: above 0"),
@@ -116,7 +116,7 @@ def test_a_good_file() -> None:
          "space.epochs.step: 5: not with log = true; remove one of them, or list choices"),
         ("epochs = {low = 0, high = 6}",
          "space.epochs: 0: input should be greater than or equal to 1"),
-        ("epochs = {low = 1, high = 6.5}", "space.epochs: 1.0: input should be a valid integer"),
+        ("epochs = {low = 1, high = 6.5}", "space.epochs: 1.0: allowed: a whole number"),
         ("epochs = {low = 1, high = 6, choices = [2]}",
          "space.epochs.low: not beside choices: give a range or choices"),
         ("optimizer.name = {low = 1, high = 2}",
@@ -126,7 +126,7 @@ def test_a_good_file() -> None:
          "space.epochs.choices: 3: choices are a list of one value or more"),
         ("epochs = [3, 4, 3]", "space.epochs.choices: 3: given twice"),
         ("model.cnn.filters = [[8], [8]]", "space.model.cnn.filters.choices: [8]: given twice"),
-        ("epochs = [3, '4']", "space.epochs: '4': input should be a valid integer"),
+        ("epochs = [3, '4']", "space.epochs: '4': allowed: a whole number"),
         ("optimizer.name = ['sgd', 'sgdd']", "space.optimizer.name: 'sgdd': did you mean 'sgd'?"),
         ("schedule.name = ['cosine', 'onecycel']",
          "space.schedule.name: 'onecycel': did you mean 'onecycle'?"),
@@ -181,7 +181,7 @@ SPACE = '[space]\noptimizer.lr = {low = 0.1, high = 0.5}\noptimizer.name = ["sgd
         ("baseline = 3\n", "baseline: 3: a list of tables: write [[baseline]] above each"),
         ("[study]\ntrails = 3\n", "study.trails: unknown key; did you mean 'trials' or 'metrics'?"),
         ("[study]\ntrials = 0\n", "study.trials: 0: input should be greater than or equal to 1"),
-        ("[study]\ntrials = '5'\n", "study.trials: '5': input should be a valid integer"),
+        ("[study]\ntrials = '5'\n", "study.trials: '5': allowed: a whole number"),
         ("[study]\nname = '.hidden'\n", "study.name: '.hidden': allowed: 1 to 64 letters, "
          "digits, '.', '_' and '-', not starting with '.' or '-'"),
         ("[study]\nmetric = 'val_top2'\n",
@@ -212,7 +212,7 @@ SPACE = '[space]\noptimizer.lr = {low = 0.1, high = 0.5}\noptimizer.name = ["sgd
          "space.optimizer.lr: continuous range 0.1 to 0.5; a grid needs "
          "step or choices; or use another study.sampler"),
         ("[train]\nepoch = 3\n", "train.epoch: unknown key; did you mean 'epochs'?"),
-        ("[train]\nepochs = '3'\n", "train.epochs: '3': input should be a valid integer"),
+        ("[train]\nepochs = '3'\n", "train.epochs: '3': allowed: a whole number"),
         ("[train.model]\narchitecture = 'resnet19'\n",
          "train.model.architecture: 'resnet19': unknown "
          "architecture; did you mean 'resnet18' or 'resnet152' or 'resnet101'?"),
