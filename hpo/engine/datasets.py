@@ -272,6 +272,8 @@ def _parts(config: DataConfig, origin: Origin, cache: Path | None, *, test: bool
         _check_split(config, listing.classes, part, parts)
     folds = _folds(config, listing, parts) if config.folds else []
     told += uneven(parts, _shares(config, given))
+    numbered = {f"fold {number}": items for number, items in enumerate(folds)}
+    told += uneven(numbered, dict.fromkeys(numbered, 1 / max(1, len(folds))))
     if config.limit_train is not None:
         if config.limit_train < len(listing.classes):
             raise DataError(

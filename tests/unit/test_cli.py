@@ -444,6 +444,14 @@ def test_init_writes_a_file_once(hpo: Hpo) -> None:
     assert "--force" in called.err
     assert hpo("init", "photos", "--force").code == 0
     assert hpo("init", "nowhere").code == 2
+    files = [f"{name}/{i}.png,{name}\n" for name in ("cats", "dogs") for i in range(3)]
+    Path("photos/labels.csv").write_text("file,label\n" + "".join(files))
+    assert "hpo run labels.toml" in hpo("init", "photos/labels.csv").out
+    assert 'dataset = "csv"' in Path("labels.toml").read_text()
+    found = hpo("check", "labels.toml", "--set", "data.image_size=16")
+    assert (found.code, "train: 2 images (cats 1, dogs 1)" in found.out) == (0, True), found
+    Path("photos/labels.csv").write_text("name\n")
+    assert hpo("init", "photos/labels.csv", "--force").code == 2
 
 
 def test_schema_is_json(hpo: Hpo) -> None:

@@ -200,6 +200,14 @@ def test_groups_too_large_for_a_part_are_told(tmp_path: Path) -> None:
     )
 
 
+def test_folds_that_groups_make_uneven_are_told(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "data", {"train": 30, "test": 3}, classes=2)
+    config = _config(root, group_by=r"regex:class.(/00)[01]|class.(/002.*)", folds=3)
+    told = open_data(config, tmp_path / "cache", folded=True).warnings
+    assert [one[:6] for one in told if one.startswith("fold ")] == ["fold 0", "fold 1", "fold 2"]
+    assert any("has 40 of 60 images, 20 were asked for" in one for one in told)
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [
