@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hpo.definition.config import RuntimeConfig, TrainConfig
 from hpo.engine.control import Tick, no_tick
 from hpo.engine.features import Extractor, Preparation, cut_or_obstacle
-from hpo.engine.learner import Batch, Learner, memory_format
+from hpo.engine.learner import Batch, Learner, autocast, memory_format
 from hpo.errors import InputError
 
 # Simplest first: the choice among those that are about as fast.
@@ -29,6 +30,8 @@ FIRST, SHORT_S = 8, 0.1
 STEPS, ENOUGH_S, HOPELESS = 6, 0.4, 4.0
 """Steps of each choice; seconds after which fewer do; how much slower than the best so far a choice
 may be before it is dropped. The quickest step counts: others may use the same cores."""
+LONG_S = 2.0
+"""Seconds after which fewer than STEPS do where a cost is told: the median of them."""
 
 
 def torch_device(name: str) -> torch.device:
@@ -56,13 +59,15 @@ def resolve(
     tick: Tick = no_tick,
 ) -> RuntimeConfig:
     """`config.runtime` without `auto`: what trains this network fastest here, measured on random
-    images; the simpler choice unless another is clearly faster. `threads` stands in for 0; `tick`
-    is called for each choice.
+    images; the simpler choice unless another is clearly faster. A precision that this device only
+    imitates is not tried. `threads` stands in for 0; `tick` is called for each choice.
 
     Costs about a second for a small network.
     """
     runtime = config.runtime.model_copy(update={"threads": config.runtime.threads or threads})
-    precisions = PRECISIONS if runtime.precision == "auto" else (runtime.precision,)
+    with _threads(runtime.threads):
+        there = tuple(one for one in PRECISIONS if not hopeless(one, device))
+    precisions = there if runtime.precision == "auto" else (runtime.precision,)
     formats = FORMATS if runtime.memory_format == "auto" else (runtime.memory_format,)
     choices = [
         runtime.model_copy(update={"precision": precision, "memory_format": layout})
@@ -78,6 +83,21 @@ def resolve(
             best = min(seconds, default=math.inf)
             seconds.append(_timed(config, choice, images, classes, device, best))
     return choices[fastest(seconds)]
+
+
+def hopeless(precision: str, device: torch.device) -> bool:
+    """Whether a few small layers take HOPELESS times as long in `precision` as in float32; takes
+    milliseconds."""
+    if precision == "float32":
+        return False
+    images = torch.zeros(4, 32, 28, 28, device=device)
+    conv, linear = nn.Conv2d(32, 32, 3, device=device), nn.Linear(26, 64, device=device)
+
+    def least(precision: str) -> float:
+        with torch.no_grad(), autocast(device, precision):
+            return min(_times(lambda: linear(conv(images)), device, math.inf))
+
+    return least(precision) > HOPELESS * least("float32")
 
 
 def fastest(seconds: list[float]) -> int:
@@ -126,13 +146,15 @@ def _step_times(learner: Learner, batch: Batch, best: float) -> Iterator[float]:
     return _times(lambda: learner.step(batch, lr=1e-6), learner.device, best)
 
 
-def _times(work: Callable[[], object], device: torch.device, best: float) -> Iterator[float]:
+def _times(
+    work: Callable[[], object], device: torch.device, best: float, enough: float = ENOUGH_S
+) -> Iterator[float]:
     spent = 0.0
     for _ in range(STEPS):
         seconds = _seconds(work, device)
         yield seconds
         spent += seconds
-        if spent > ENOUGH_S or seconds > HOPELESS * best:
+        if spent > enough or seconds > HOPELESS * best:
             return
 
 
@@ -172,7 +194,7 @@ class StepCost:
     """One training step, by measurement."""
 
     seconds: float
-    """Of the second step: the first one also prepares."""
+    """The median of a few steps behind the first one, which also prepares."""
     peak_memory_mb: float
     """In MB (10^6 bytes). CUDA: measured. Else: weights, gradients, the optimizer's state, the
     batch, and what autograd keeps of it. With those of the networks of all folds."""
@@ -182,7 +204,8 @@ class StepCost:
 def measure_step(config: TrainConfig, *, classes: int, device: torch.device) -> StepCost:
     """What a training step of `config` at its batch size costs on `device`, on random images.
 
-    Takes two steps. Raises what building the network raises, and torch.OutOfMemoryError.
+    Takes two steps, or a few more in LONG_S. Raises what building the network raises, and
+    torch.OutOfMemoryError.
     """
     with _threads(config.runtime.threads):
         if device.type == "cuda":
@@ -201,7 +224,7 @@ def measure_step(config: TrainConfig, *, classes: int, device: torch.device) -> 
             learner.step(
                 (batch[0][: learner.micro_batch], batch[1][: learner.micro_batch]), lr=1e-6
             )
-        seconds = _seconds(lambda: learner.step(batch, lr=1e-6), device)
+        seconds = _median(lambda: learner.step(batch, lr=1e-6), device)
     if device.type == "cuda":
         bytes_ = float(torch.cuda.max_memory_allocated(device))
     else:
@@ -238,7 +261,8 @@ def measure_kept(config: TrainConfig, *, classes: int, device: torch.device) -> 
         black = Preparation((0.0,) * 3, (1.0,) * 3, config, device)
         extractor = Extractor(learner.model, cut, black, Path())
         pixels, _ = _random_batch(config, extractor.batch, classes, device)
-        compute = min(_times(lambda: extractor.run(pixels), device, math.inf)) / len(pixels)
+        extractor.run(pixels)
+        compute = _median(lambda: extractor.run(pixels), device) / len(pixels)
         learner.skip(cut)
         step = 0.0 if config.frozen else _kept_step(learner, extractor.run(pixels), classes)
     return KeptCost(cut.packing.size, compute, step, config.batch_size)
@@ -247,7 +271,15 @@ def measure_kept(config: TrainConfig, *, classes: int, device: torch.device) -> 
 def _kept_step(learner: Learner, rows: Tensor, classes: int) -> float:
     """Seconds of a step on a batch of outputs, made of the few in `rows`."""
     index = torch.arange(learner.config.batch_size, device=learner.device)
-    return min(_step_times(learner, (rows[index % len(rows)], index % classes), math.inf))
+    batch = rows[index % len(rows)], index % classes
+    learner.train_mode()
+    learner.step(batch, lr=1e-6)
+    return _median(lambda: learner.step(batch, lr=1e-6), learner.device)
+
+
+def _median(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds that `work` takes, by some runs of it."""
+    return statistics.median(_times(work, device, math.inf, LONG_S))
 
 
 class _Kept:

@@ -1,10 +1,12 @@
 """Devices by name, what is fastest, what a step costs."""
 
 import itertools
+import time
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from hpo.definition.config import TrainConfig
 from hpo.engine import runtime
@@ -53,10 +55,48 @@ def test_what_is_auto_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
         return times[asked[-1]]
 
     monkeypatch.setattr(runtime, "_timed", timed)
+    monkeypatch.setattr(runtime, "hopeless", lambda *_: False)
     found = runtime.resolve(config(), classes=3, device=CPU, threads=3)
     assert asked == list(itertools.product(runtime.PRECISIONS, runtime.FORMATS))
     assert (found.precision, found.memory_format) == ("float32", "channels_last")
     assert found.threads == 3
+
+
+class Slow:
+    """A convolution takes long in bfloat16."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+        original = nn.Conv2d.forward
+
+        def forward(layer: nn.Conv2d, images: torch.Tensor) -> torch.Tensor:
+            time.sleep(seconds if torch.is_autocast_enabled("cpu") else 0.01)
+            return original(layer, images)
+
+        monkeypatch.setattr(nn.Conv2d, "forward", forward)
+
+
+@pytest.mark.parametrize(("seconds", "dropped"), [(0.1, True), (0.01, False)])
+def test_a_precision_that_is_imitated_is_not_tried(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, dropped: bool
+) -> None:
+    Slow(monkeypatch, seconds)
+    asked = set()
+
+    def timed(_config: object, choice: Any, *_rest: object) -> float:
+        asked.add(choice.precision)
+        return 1.0
+
+    monkeypatch.setattr(runtime, "_timed", timed)
+    runtime.resolve(config(), classes=3, device=CPU, threads=1)
+    assert asked == ({"float32"} if dropped else set(runtime.PRECISIONS))
+
+
+def test_the_cost_of_a_step_is_a_median(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One step that another program slows down changes nothing."""
+    taken = iter([5.0, 0.2, 0.1, 0.3, 0.2, 0.2, 0.2])
+    monkeypatch.setattr(runtime, "_seconds", lambda work, device: next(taken))
+    monkeypatch.setattr(runtime, "LONG_S", 100.0)
+    assert runtime.measure_step(config(), classes=3, device=CPU).seconds == 0.2
 
 
 def test_what_is_given_stays() -> None:
