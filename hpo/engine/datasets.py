@@ -297,7 +297,7 @@ def _grouped(
             origin.source,
             {item.name: item.digest + origin.variant(item.name) for item in items},
             config.near_duplicates,
-            max_pixels=config.max_pixels,
+            sizing=Sizing.of(config),
             cache=cache,
             tick=origin.tick,
         )

@@ -8,8 +8,10 @@ Copies that were encoded again, resized, or made a little brighter differ in few
 from __future__ import annotations
 
 import json
+import logging
 import math
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +24,8 @@ from hpo.engine.control import Tick, no_tick
 from hpo.engine.images import Numbers, Sizing, Source, decode
 from hpo.errors import DiskFull
 from hpo.files import write_whole
+
+log = logging.getLogger(__name__)
 
 Hashes = NDArray[np.uint64]
 
@@ -39,16 +43,17 @@ def near_groups(
     digests: dict[str, str],
     most: int,
     *,
-    max_pixels: int,
+    sizing: Sizing,
     cache: Path | None,
     tick: Tick = no_tick,
 ) -> dict[str, str]:
     """{name: its group} of the images of `digests` ({name: digest of its content}) that are near to
     another one: whose hashes differ in at most `most` bits, directly or over others between them.
 
-    Hashes are remembered under `cache`. What cannot be read, or is flat, is near to nothing.
+    `sizing` says which way up they are, and on what background. Hashes are remembered under
+    `cache`. What cannot be read, or is flat, is near to nothing.
     """
-    hashes = image_hashes(source, digests, max_pixels=max_pixels, cache=cache, tick=tick)
+    hashes = image_hashes(source, digests, sizing=sizing, cache=cache, tick=tick)
     names = [name for name, digest in digests.items() if hashes[digest] is not None]
     values = np.array([hashes[digests[name]] for name in names], np.uint64)
     labels = clusters(values, most, tick)
@@ -61,27 +66,44 @@ def image_hashes(
     source: Source,
     digests: dict[str, str],
     *,
-    max_pixels: int,
+    sizing: Sizing,
     cache: Path | None,
     tick: Tick = no_tick,
 ) -> dict[str, int | None]:
     """{digest: hash} of the images of `digests`, {name: digest}; None of what cannot be read, or is
     flat. Those that `cache` remembers are not decoded again."""
     names = {digest: name for name, digest in digests.items()}
-    sizing = Sizing(True, SIDE, SIDE, max_pixels)
-    memo = cache / "near" / f"{short_hash([_FORMAT, repr(sizing)])}.json" if cache else None
-    known: dict[str, int | None] = json.loads(memo.read_text()) if memo and memo.exists() else {}
+    small = replace(sizing, squash=True, image_size=SIDE, resize_size=SIDE)
+    memo = cache / "near" / f"{short_hash([_FORMAT, repr(small)])}.json" if cache else None
+    known = _remembered(memo) if memo else {}
     new = [digest for digest in names if digest not in known]
-    look = partial(attempt, _hash_of, source, sizing)
+    look = partial(attempt, _hash_of, source, small)
     found = threaded(look, [names[digest] for digest in new], tick)
     fresh = {
         digest: one if isinstance(one, int) else None
         for digest, one in zip(new, found, strict=True)
     }
+    hashes = known | fresh
     if memo and fresh:
+        text = json.dumps({"checksum": short_hash(hashes), "hashes": hashes})
         with suppress(DiskFull):  # they will be computed again
-            write_whole(memo, lambda file: file.write(json.dumps(known | fresh).encode()))
-    return {digest: (known | fresh)[digest] for digest in names}
+            write_whole(memo, lambda file: file.write(text.encode()))
+    return {digest: hashes[digest] for digest in names}
+
+
+def _remembered(memo: Path) -> dict[str, int | None]:
+    """What `image_hashes` wrote; nothing where the file is damaged."""
+    try:
+        stored = json.loads(memo.read_bytes())
+        hashes: dict[str, int | None] = stored["hashes"]
+        if stored["checksum"] == short_hash(hashes):
+            return hashes
+    except FileNotFoundError:
+        return {}
+    except (ValueError, LookupError, TypeError):
+        pass
+    log.warning("%s is damaged; the hashes of images are computed again", memo)
+    return {}
 
 
 def _hash_of(source: Source, name: str, sizing: Sizing) -> int | None:

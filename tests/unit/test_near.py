@@ -147,3 +147,35 @@ def test_copies_on_two_sides_of_given_parts_are_told(tmp_path: Path) -> None:
         "6 images of val are near-duplicates of images of train (val/class0/val007_50.jpg, "
         "val/class0/val008_50.jpg, val/class0/val009_50.jpg, ...)",
     )
+
+
+def test_a_rotated_copy_that_says_so_is_a_copy(tmp_path: Path) -> None:
+    root = folder(tmp_path / "data", "train")
+    folder(root, "val", first=30)
+    turned = photo(3).transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown, it is turned back
+    turned.save(root / "val/class0/turned.jpg", quality=95, exif=exif)
+    told = open_data(config(root, near_duplicates=8), tmp_path / "cache").warnings
+    name = "val/class0/turned.jpg"
+    expected = f"1 images of val are near-duplicates of images of train ({name})"
+    assert expected in told
+    ignored = config(root, near_duplicates=8, orientation="ignore")
+    assert expected not in open_data(ignored, tmp_path / "cache").warnings
+
+
+@pytest.mark.parametrize("damage", ["cut", "emptied", "flipped", "other"])
+def test_damaged_hashes_are_computed_again(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = config(folder(tmp_path / "data"), near_duplicates=8)
+    data = open_data(made, tmp_path / "cache")
+    (memo,) = (tmp_path / "cache/near").glob("*.json")
+    text = memo.read_bytes()
+    digit = text.rindex(b"3")
+    flipped = text[:digit] + b"7" + text[digit + 1 :]
+    new = {"cut": text[:-20], "emptied": b"", "flipped": flipped, "other": b"[1, 2]"}[damage]
+    memo.write_bytes(new)
+    assert open_data(made, tmp_path / "cache").fingerprint == data.fingerprint
+    assert memo.read_bytes() == text
+    assert "is damaged; the hashes of images are computed again" in caplog.text
