@@ -11,13 +11,14 @@ import json
 import logging
 import math
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from hpo.engine.cache import attempt, short_hash, threaded
 from hpo.engine.control import Tick, no_tick
@@ -77,7 +78,7 @@ def image_hashes(
     memo = cache / "near" / f"{short_hash([_FORMAT, repr(small)])}.json" if cache else None
     known = _remembered(memo) if memo else {}
     new = [digest for digest in names if digest not in known]
-    look = partial(attempt, _hash_of, source, small)
+    look = partial(attempt, _hash_of, _Drafts(source), small)
     found = threaded(look, [names[digest] for digest in new], tick)
     fresh = {
         digest: one if isinstance(one, int) else None
@@ -104,6 +105,18 @@ def _remembered(memo: Path) -> dict[str, int | None]:
         pass
     log.warning("%s is damaged; the hashes of images are computed again", memo)
     return {}
+
+
+@dataclass(frozen=True)
+class _Drafts:
+    """A source whose JPEGs are decoded at the least of their scales that is large enough."""
+
+    source: Source
+
+    def open(self, name: str) -> Image.Image:
+        image = self.source.open(name)
+        image.draft(None, (2 * SIDE, 2 * SIDE))
+        return image
 
 
 def _hash_of(source: Source, name: str, sizing: Sizing) -> int | None:

@@ -118,7 +118,7 @@ def _data_notes(config: TrainConfig, provenance: Mapping[str, Any], data: Data) 
             "used, as in the search; --set data.limit_train=1000000000 uses all"
         )
     if config.data.folds is not None:
-        yield f"data.folds = {config.data.folds} is of the search: this trains on all folds as one."
+        yield f"data.folds = {config.data.folds} is of the search: a seed trains one network."
     known = provenance.get("data_fingerprints", [])
     if known and data.fingerprint not in known:
         yield "The images are not those of the search: their contents or their split changed."
