@@ -218,17 +218,18 @@ def _feed(
 ) -> _Resident | _OneByOne:
     if images.uniform and not resized:
         side = int(images.sizes[0, 0]) + 2 * padding
-        if _fits(len(images) * side * side * 3, padding, device):
+        copied = padding > 0 or len(images.parts) > 1
+        if _fits(len(images) * side * side * 3, copied, device):
             return _Resident(images, size, padding, device)
     return _OneByOne(images, size, device, workers)
 
 
-def _fits(size: int, padding: int, device: torch.device) -> bool:
+def _fits(size: int, copied: bool, device: torch.device) -> bool:
     """On a GPU half of the free memory is left to the model. The host maps a file that is there
-    anyway, but padding makes a copy, and each worker has its own."""
+    anyway, but padding and joining make a copy, and each worker, and each fold, has its own."""
     if device.type == "cuda":
         return size <= torch.cuda.mem_get_info(device)[0] // 2
-    return not padding or size <= _MOST_COPIED
+    return not copied or size <= _MOST_COPIED
 
 
 class _Resident:

@@ -150,6 +150,24 @@ def test_resident_and_single_pictures_give_the_same_bits(
     assert all(torch.equal(a, b) for a, b in zip(resident, single, strict=True))
 
 
+def test_joined_sets_are_copied_up_to_a_limit(
+    square: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond it they are read where they lie; the bits are the same."""
+    joined = concat(square, square, square)
+    resident = _all(_train(joined).epoch(1))
+    monkeypatch.setattr(loader, "_MOST_COPIED", square.stacked().nbytes)
+    alone = _all(_train(square).epoch(1))
+
+    def never(self: Images) -> Any:
+        raise AssertionError("a copy was made")
+
+    monkeypatch.setattr(type(joined), "stacked", never)
+    for mine, theirs in zip(_all(_train(joined).epoch(1)), resident, strict=True):
+        assert torch.equal(mine, theirs)
+    assert len(alone[0]) == len(square)
+
+
 @pytest.mark.parametrize("config", AUGMENTATIONS)
 @pytest.mark.parametrize("resize", ["crop", "squash"])
 def test_streamed_pictures_give_the_same_bits(
