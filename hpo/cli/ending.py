@@ -1,4 +1,4 @@
-"""What `hpo run` ends with: the best configuration, what made the difference, what to type next."""
+"""What `hpo run` ends with: the best configuration, parameter importance, what to type next."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _summary(status: StudyStatus) -> str:
 
 
 def _print_best(database: Database, status: StudyStatus, out: Console) -> None:
-    from hpo.results.report import MIN_COMPLETE, importances
+    from hpo.results.importance import importances
 
     best = status.best
     assert best is not None
@@ -53,11 +53,10 @@ def _print_best(database: Database, status: StudyStatus, out: Console) -> None:
     out.print(Text(f"best: trial {best.number}, {value} in epoch {best.best_epoch}", "bold green"))
     _print_pruned(status, out)
     out.print()
-    shares = importances(database, status.row.name)
-    out.print(parameters_table(best.params, shares))
-    if not shares:
-        few = f"fewer than {MIN_COMPLETE} complete trials, or all alike"
-        out.print(Text(f"what made the difference cannot be told: {few}", "dim"))
+    found = importances(database, status.row.name)
+    out.print(parameters_table(best.params, found))
+    if found.verdict:
+        out.print(Text(found.verdict, "dim"))
 
 
 def _print_pruned(status: StudyStatus, out: Console) -> None:

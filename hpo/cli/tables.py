@@ -21,6 +21,7 @@ from hpo.search.status import StudyStatus, TrialStatus
 if TYPE_CHECKING:
     from hpo.engine.code import Code
     from hpo.results.evaluate import RunEvaluation
+    from hpo.results.importance import Importances
     from hpo.results.predict import Prediction
     from hpo.results.retrieval import Lookup
     from hpo.results.runs import Run
@@ -170,7 +171,7 @@ def trial_page(status: StudyStatus, trial: TrialStatus, code: Code | None) -> Gr
         parts.append(Text("  ".join(f"{k} {measured(k, v)}" for k, v in trial.values.items())))
     if trial.reason:
         parts.append(Text(f"why it ended: {trial.reason}"))
-    parts += [Text(), parameters_table(trial.params, {})]
+    parts += [Text(), parameters_table(trial.params)]
     if trial.epochs:
         parts += [Text(), _curve(status, trial)]
     if trial.attempts:
@@ -246,16 +247,20 @@ def _attempts(status: StudyStatus, trial: TrialStatus) -> Table:
     return table
 
 
-def parameters_table(params: Mapping[str, Any], importances: Mapping[str, float]) -> Table:
-    """Searched parameters and their values, aligned; with their importances (shares of 1) most
-    important first."""
-    table = plain_table("parameter", "value", *(["what made the difference"] * bool(importances)))
-    for name in sorted(params, key=lambda one: -importances.get(one, 0.0)):
-        row = [Text(name), Text(setting(params[name]), "bold")]
-        if importances:
-            share = importances.get(name)
+def parameters_table(params: Mapping[str, Any], found: Importances | None = None) -> Table:
+    """Parameters and their values, aligned; with importances, where some stand out, of every
+    parameter of the study, most important first."""
+    shares = found.shares if found and found.outstanding else {}
+    table = plain_table("parameter", "value", *(["importance"] * bool(shares)))
+    names = [*shares, *(name for name in params if name not in shares)]
+    for name in names:
+        value = setting(params[name]) if name in params else "-"
+        row = [Text(name), Text(value, "bold")]
+        if found and shares:
+            share, stands_out = shares.get(name), name in found.outstanding
             text = "" if share is None else f"{bar(share, BAR)} {share:4.0%}"
-            row.append(Text(text, "cyan"))
+            note = "" if share is None else found.note(name)
+            row.append(Text(f"{text}  {note}".rstrip(), "cyan" if stands_out else "dim"))
         table.add_row(*row)
     return table
 

@@ -10,7 +10,10 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hpo.results.importance import Importances
 
 Figure = dict[str, Any]
 Trace = dict[str, Any]
@@ -39,8 +42,8 @@ COUNTED_MATRIX = 20
 
 
 def plain(text: Any) -> str:
-    """`text` for plotly, none of it read as HTML."""
-    return html.escape(str(text))
+    """`text` for plotly, none of it read as HTML. Quotes stay: plotly knows no entity for them."""
+    return html.escape(str(text), quote=False)
 
 
 def short(text: str, most: int = 22) -> str:
@@ -107,22 +110,26 @@ def _curve(epochs: Epochs, metric: str, label: str, index: int) -> Trace:
     }  # fmt: skip
 
 
-def importance(importances: Mapping[str, float]) -> Figure | None:
-    """A bar for each parameter, the most important one on top; None where there are none."""
-    if not importances:
+def importance(found: Importances) -> Figure | None:
+    """A bar for each parameter, the most important one on top, pale where chance gives as much;
+    None where there are none."""
+    if not found.shares:
         return None
-    rows = sorted(importances.items(), key=lambda item: item[1])
+    rows = sorted(found.shares.items(), key=lambda item: item[1])
+    notes = [f" ({note})" if (note := found.note(name)) else "" for name, _ in rows]
     bars = {
         "type": "bar", "orientation": "h",
         "y": [plain(name) for name, _ in rows], "x": [share for _, share in rows],
-        "text": [_percent(share) for _, share in rows], "textposition": "outside",
-        "cliponaxis": False, "marker": {"color": BLUE}, "hovertemplate": "%{y}: %{x:.1%}",
+        "text": [_percent(share) + note for (_, share), note in zip(rows, notes, strict=True)],
+        "textposition": "outside", "cliponaxis": False,
+        "marker": {"color": [BLUE if name in found.outstanding else PALE for name, _ in rows]},
+        "hovertemplate": "%{y}: %{x:.1%}",
     }  # fmt: skip
     return figure(
         [bars],
         height=20 + 30 * len(rows),
         margin={"l": 48, "r": 16, "t": 4, "b": 8},
-        xaxis={"visible": False, "range": [0, 1.15 * max(share for _, share in rows)]},
+        xaxis={"visible": False, "range": [0, 1.5 * max(share for _, share in rows)]},
         yaxis={"automargin": True, "showgrid": False},
         bargap=0.4,
         showlegend=False,

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import shlex
-import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-
-import optuna
-from optuna.trial import FrozenTrial, TrialState
 
 from hpo.definition.fields import flatten
 from hpo.paths import Home
 from hpo.results import figures, pareto, study_figures
 from hpo.results.groups import group_table
+from hpo.results.importance import Importances, importances
 from hpo.results.page import curve_figures, render
 from hpo.results.table import (
     Cell,
@@ -28,57 +25,20 @@ from hpo.results.table import (
 )
 from hpo.search import agreement, mirror
 from hpo.search.status import StudyStatus, TrialStatus, read_status
-from hpo.search.study import Study, load
 from hpo.storage import records
 from hpo.storage.db import Database
 from hpo.storage.leases import FINAL
-from hpo.storage.optuna_rdb import FencedStorage
 from hpo.storage.url import option
-
-MIN_COMPLETE = 8
-"""Complete trials below which importances would be noise: PED-ANOVA compares the best tenth, two
-trials at the least, with the rest."""
-
-
-def importances(database: Database, name: str) -> dict[str, float]:
-    """{parameter: share of the whole}, largest first, by PED-ANOVA (Watanabe et al., 2023,
-    https://arxiv.org/abs/2304.10255) over the complete trials; empty where they are fewer than
-    MIN_COMPLETE or tell nothing. Raises NotFound."""
-    study = load(database, name)
-    with warnings.catch_warnings():
-        # About experimental parts, and conditional parameters that few trials used.
-        warnings.filterwarnings("ignore", module="optuna")
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        warnings.simplefilter("ignore", UserWarning)
-        found = study.optuna_study(FencedStorage(database))
-        complete = found.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-        if len(complete) < MIN_COMPLETE or len({trial.values[0] for trial in complete}) < 2:
-            return {}
-        evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-        shares = optuna.importance.get_param_importances(
-            found, evaluator=evaluator, target=_first_value(study)
-        )
-    # Equal shares are what Optuna gives where it could tell nothing.
-    informative = len(shares) == 1 or len(set(shares.values())) > 1
-    return dict(shares) if informative else {}
-
-
-def _first_value(study: Study) -> Callable[[FrozenTrial], float] | None:
-    """Of several objectives the first, smaller is better; None of a single one, which it knows."""
-    if len(study.file.objectives) == 1:
-        return None
-    sign = -1.0 if study.maximize else 1.0
-    return lambda trial: sign * trial.values[0]
 
 
 def study_report(database: Database, name: str) -> str:
     """The page of a study, whatever its state. Raises NotFound."""
     status = read_status(database, name)
-    shares = importances(database, name)
+    found = importances(database, name)
     best = status.best
     return render(
         "study.html",
-        _study_figures(status, shares),
+        _study_figures(status, found),
         status=status,
         best=best,
         states=[
@@ -86,8 +46,7 @@ def study_report(database: Database, name: str) -> str:
             for state, color in study_figures.STATE_COLORS.items()
             if status.count(state)
         ],
-        complete=status.count("complete"),
-        min_complete=MIN_COMPLETE,
+        importances=found,
         hidden=study_figures.hidden(status),
         parameters=list(status.file.space),
         slices=[f"slice-{index}" for index in range(len(status.file.space))],
@@ -115,7 +74,7 @@ def share_report(database: Database, name: str, path: Path) -> str | None:
     return None if found is None else found.put(path, mirror.REPORT)
 
 
-def _study_figures(status: StudyStatus, shares: Mapping[str, float]) -> dict[str, Any]:
+def _study_figures(status: StudyStatus, found: Importances) -> dict[str, Any]:
     best = status.best
     epochs = [{"epoch": row.epoch, **row.metrics} for row in best.epochs] if best else []
     mark = best.best_epoch if best else None
@@ -126,7 +85,7 @@ def _study_figures(status: StudyStatus, shares: Mapping[str, float]) -> dict[str
     return {
         "history": study_figures.history(status),
         "intermediate": study_figures.intermediate(status),
-        "importance": figures.importance(shares),
+        "importance": figures.importance(found) if found.outstanding else None,
         "parallel": study_figures.parallel(status),
         **slices,
         **{

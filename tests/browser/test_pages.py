@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from hpo.dashboard import beside
+from hpo.results import report
 from hpo.results.compare import compare
 from hpo.results.comparison_page import comparison_report
+from hpo.results.importance import Importances
 from hpo.results.page import write_report
 from hpo.results.report import study_report
 from hpo.results.training_page import training_report
@@ -36,8 +38,13 @@ def offline(tmp_path: Path) -> Iterator[Browser]:
 
 
 @pytest.fixture
-def page(tmp_path: Path, database: Database) -> Path:
-    """The report of a study with trials of all kinds, one of them with a hostile reason."""
+def page(tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The report of a study with trials of all kinds, one of them with a hostile reason, as if one
+    of its parameters stood out from chance."""
+    shares = {"optimizer.lr": 0.6, "batch_size": 0.2, "optimizer.name": 0.1,
+              "optimizer.momentum": 0.05, "model.cnn.filters": 0.05}  # fmt: skip
+    found = Importances(shares, frozenset({"optimizer.lr"}), 12, {"optimizer.momentum": 5})
+    monkeypatch.setattr(report, "importances", lambda *_: found)
     trials = [*MIXED, Trial("failed", (), EVIL)]
     fill(database, study_file(trials=20, space=RICH_SPACE), trials)
     path = tmp_path / "report.html"

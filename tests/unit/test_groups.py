@@ -15,8 +15,9 @@ from hpo.definition.studyfile import load_config
 from hpo.errors import InputError, NotFound
 from hpo.results.export import export_front, write_top
 from hpo.results.groups import group_by, group_data, group_table
+from hpo.results.importance import importances
 from hpo.results.pareto import front_figure, front_table
-from hpo.results.report import importances, study_report
+from hpo.results.report import study_report
 from hpo.search.status import StudyStatus, read_status
 from hpo.storage.db import Database
 from tests.fakes import study_file
@@ -143,7 +144,8 @@ def test_importances_of_several_objectives_are_of_the_first(database: Database) 
     fill(database, study_file(trials=16, study=COSTS, space=space), trials)
     fill(database, study_file(trials=16, space=space, name="one"),
          [Trial("complete", one.curve) for one in trials])  # fmt: skip
-    assert importances(database, "toy") == importances(database, "one") != {}
+    assert importances(database, "toy") == importances(database, "one")
+    assert importances(database, "one").shares
 
 
 def test_the_front_is_exported_a_file_each(database: Database, tmp_path: Path) -> None:

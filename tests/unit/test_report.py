@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import io
 import json
+import random
 import re
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 from rich.console import Console
 
 from hpo.cli.ending import print_ending
+from hpo.cli.tables import parameters_table
 from hpo.errors import NotFound
 from hpo.results import figures, study_figures
 from hpo.results.export import export
+from hpo.results.importance import Importances, importances, importances_of
 from hpo.results.page import write_report
-from hpo.results.report import importances, study_report
+from hpo.results.report import study_report
 from hpo.results.table import duration, number, setting
 from hpo.results.training_page import training_report
 from hpo.search.status import read_status
@@ -53,7 +58,8 @@ def test_a_study_of_all_kinds_of_trials(database: Database) -> None:
     assert "hpo train rich.best.toml --seeds 3" in text
     assert "[32, 64]" in text
     slices = {f"slice-{i}" for i in range(5)}
-    others = {"history", "intermediate", "importance", "parallel", "loss", "accuracy", "lr"}
+    assert "No parameter stands out from chance in 12 complete trials" in text
+    others = {"history", "intermediate", "parallel", "loss", "accuracy", "lr"}
     assert set(found) == slices | others
     assert page.count('data-figure="') == len(found)
 
@@ -139,7 +145,7 @@ def test_failures_without_an_epoch_are_in_the_history(database: Database) -> Non
 def test_one_trial(database: Database) -> None:
     fill(database, study_file(), [Trial("complete", (0.5, 0.4))])
     page = study_report(database, "toy")
-    assert "Too few complete trials to tell parameters apart: 1, at least 8" in text_of(page)
+    assert "Parameter importance needs 8 complete trials; 1 are" in text_of(page)
     assert {"history", "parallel", "slice-0"} <= set(drawn(page))
 
 
@@ -148,8 +154,22 @@ def test_a_constant_parameter(database: Database) -> None:
     fill(database, study_file(trials=20, space=space), MIXED)
     page = study_report(database, "toy")
     assert {"slice-0", "slice-1", "parallel"} <= set(drawn(page))
-    assert importances(database, "toy") == {}
+    assert importances(database, "toy").shares == {}
     assert "do not tell the parameters apart" in text_of(page)
+
+
+def test_values_stand_in_figures_as_they_are_written(database: Database) -> None:
+    """Quotes and all, but nothing that plotly or a browser would take for HTML."""
+    blocks = 'model.trainable_blocks = ["all", {first = 1}]'
+    space = f"{blocks}\noptimizer.name = ['sgd', 'adamw']\nmodel.options.title = ['<b>&\"x\"', 'b']"
+    own = 'model.architecture = "nets:build"'
+    fill(database, study_file(train=own, space=space), [Trial("complete", (0.5,))] * 6)
+    found = json.dumps(drawn(study_report(database, "toy")))
+    assert "&quot;" not in found
+    assert "&#" not in found
+    assert '{\\"first\\": 1}' in found
+    assert '&lt;b&gt;&amp;\\"x' in found
+    assert "<b>&" not in found
 
 
 def test_minimized_metrics_know_their_best(database: Database) -> None:
@@ -162,11 +182,80 @@ def test_minimized_metrics_know_their_best(database: Database) -> None:
 
 def test_importances_name_every_parameter_and_sum_to_one(database: Database) -> None:
     fill(database, study_file(trials=20, space=RICH_SPACE), MIXED)
-    found = importances(database, "toy")
+    told = importances(database, "toy")
+    found = told.shares
     assert set(found) == {"optimizer.name", "optimizer.lr", "optimizer.momentum",
                           "model.cnn.filters", "batch_size"}  # fmt: skip
     assert sum(found.values()) == pytest.approx(1.0)
     assert list(found.values()) == sorted(found.values(), reverse=True)
+    momentum = sum("optimizer.momentum" in trial.params
+                   for trial in read_status(database, "toy").ranked())  # fmt: skip
+    assert told.having == {"optimizer.momentum": momentum}
+
+
+def test_the_end_lists_every_parameter_also_one_that_the_best_trial_has_not() -> None:
+    found = Importances(
+        shares={"optimizer.momentum": 0.9, "optimizer.lr": 0.06, "optimizer.name": 0.04},
+        outstanding=frozenset({"optimizer.momentum"}),
+        trials=12,
+        having={"optimizer.momentum": 6},
+    )
+    out = io.StringIO()
+    table = parameters_table({"optimizer.lr": 0.1, "optimizer.name": "adam", "seed": 3}, found)
+    Console(file=out, width=120).print(table)
+    lines = [" ".join(line.split()) for line in out.getvalue().splitlines() if line.strip()]
+    names = [line.split()[0] for line in lines]
+    assert names[-4:] == ["optimizer.momentum", "optimizer.lr", "optimizer.name", "seed"]
+    assert lines[-4].split()[1] == "-"
+    assert lines[-4].endswith("90% in 6 of 12 trials")
+    assert lines[-3].endswith("6% within chance")
+    shares = re.findall(r"(\d+)%", out.getvalue())
+    assert sum(map(int, shares)) == 100
+
+
+def drawn_at_random(seed: int, count: int = 40) -> list[optuna.trial.FrozenTrial]:
+    """Trials of two ranges, choices, and a range that half of them have."""
+    generator = random.Random(seed)
+    unit = FloatDistribution(0.0, 1.0)
+    kinds = {"a": unit, "b": unit, "c": CategoricalDistribution(["x", "y"]), "d": unit}
+    trials = []
+    for _ in range(count):
+        params: dict[str, Any] = {name: generator.random() for name in "ab"}
+        params["c"] = generator.choice(["x", "y"])
+        params |= {"d": generator.random()} if params["c"] == "x" else {}
+        own = {name: kinds[name] for name in params}
+        trials.append(optuna.trial.create_trial(params=params, distributions=own, value=0.0))
+    return trials
+
+
+def test_noise_is_told_as_noise() -> None:
+    """Though its shares add up to 1: of 12 studies without any effect at most 2 show one."""
+    alarms = 0
+    for seed in range(12):
+        trials, noise = drawn_at_random(seed), random.Random(100 + seed)
+        found = importances_of(trials, [noise.random() for _ in trials])
+        assert sum(found.shares.values()) == pytest.approx(1.0)
+        alarms += bool(found.outstanding)
+        if not found.outstanding:
+            assert found.verdict == "no parameter stands out from chance in 40 complete trials"
+    assert alarms <= 2
+
+
+def test_an_effect_stands_out_from_noise() -> None:
+    for seed in range(4):
+        trials, noise = drawn_at_random(seed), random.Random(200 + seed)
+        values = [(t.params["a"] - 0.3) ** 2 + 0.02 * noise.random() for t in trials]
+        found = importances_of(trials, values)
+        assert found.outstanding == {"a"}
+        assert found.verdict is None
+        again = importances_of(trials, values)
+        assert (again.shares, again.outstanding) == (found.shares, found.outstanding)
+        drawing = figures.importance(found)
+        assert drawing is not None
+        (bars,) = drawing["data"]
+        assert [bars["y"][-1], bars["marker"]["color"][-1]] == ["a", figures.BLUE]
+        assert set(bars["marker"]["color"][:-1]) == {figures.PALE}
+        assert "within chance, in" in bars["text"][bars["y"].index("d")]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +267,9 @@ def test_no_importances_where_there_is_nothing_to_tell(
     database: Database, trials: list[Trial]
 ) -> None:
     fill(database, study_file(trials=20), trials)
-    assert importances(database, "toy") == {}
+    found = importances(database, "toy")
+    assert (found.shares, found.outstanding) == ({}, frozenset())
+    assert found.verdict is not None
 
 
 def test_an_unknown_study_is_named(database: Database) -> None:
