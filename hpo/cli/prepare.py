@@ -36,13 +36,10 @@ def init(
     """
     from hpo.definition.starter import starter
     from hpo.definition.studyfile import parse_study
+    from hpo.engine import csv_data, folders
 
-    folder = None
-    if data_dir.is_file():
-        from hpo.engine.csv_data import look
-
-        folder = look(data_dir)
-    text = starter(data_dir, output.stem if output else None, folder)
+    look = csv_data.look if data_dir.is_file() else folders.look
+    text = starter(data_dir, look(data_dir.expanduser()), output.stem if output else None)
     path = output or Path(f"{parse_study(text, str(data_dir)).name}.toml")
     if path.exists() and not force:
         raise Conflict(f"{path} exists: choose another name with -o, or --force to overwrite it")

@@ -12,7 +12,6 @@ import tomli_w
 
 from hpo.errors import DataError
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm"})
 SAMPLED = 60  # pictures whose size is read; enough for a median
 
 TEMPLATE = """\
@@ -84,32 +83,6 @@ class Folder:
     """Which of train, val and test stand in it; empty: it has no parts."""
 
 
-def look(root: Path) -> Folder:
-    """Count classes and images under `root` (train/ [val/] [test/] by class, or one folder per
-    class); raises DataError where there is nothing to learn from."""
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder; give the folder of your images")
-    parts = tuple(name for name in ("train", "val", "test") if (root / name).is_dir())
-    base = root / "train" if "train" in parts else root
-    by_class = {
-        folder.name: images
-        for folder in sorted(base.iterdir())
-        if folder.is_dir() and not folder.name.startswith(".") and (images := _images(folder))
-    }
-    if len(by_class) < 2:
-        found = f"{len(by_class)} class" + ("" if len(by_class) == 1 else "es")
-        raise DataError(
-            f"{base}: {found} with images; two or more are needed: put the images of each class "
-            f"into a folder of their own, named after the class"
-        )
-    files = [file for images in by_class.values() for file in images]
-    return Folder(len(by_class), len(files), median_side(files), parts if "train" in parts else ())
-
-
-def _images(folder: Path) -> list[Path]:
-    return [file for file in sorted(folder.rglob("*")) if file.suffix.lower() in SUFFIXES]
-
-
 def median_side(files: list[Path]) -> int:
     """Median shorter side of up to `SAMPLED` pictures, spread over all classes."""
     from PIL import Image
@@ -127,16 +100,14 @@ def median_side(files: list[Path]) -> int:
     return int(statistics.median(sides))
 
 
-def starter(data: Path, name: str | None = None, folder: Folder | None = None) -> str:
-    """The text of a study file for the images under the folder `data`, or, with `folder`, of the
-    CSV file `data`; it works as it is.
+def starter(data: Path, folder: Folder, name: str | None = None) -> str:
+    """Return the text of a study file for the images of `data`, a folder or a CSV file, of which a
+    look has told `folder`; it works as it is.
 
-    Its settings are cheap enough for a CPU. `name` is the study's; default: the folder's. Raises
-    DataError where the folder holds no two classes of images.
+    Its settings are cheap enough for a CPU. `name` is the study's; default: that of `data`.
     """
     root = data.expanduser().absolute()
-    key, dataset = ("root", "folder") if folder is None else ("labels", "csv")
-    folder = folder or look(root)
+    key, dataset = ("labels", "csv") if root.is_file() else ("root", "folder")
     name = name or _name(root)
     small = folder.side <= 64
     return TEMPLATE.format(

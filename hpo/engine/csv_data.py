@@ -17,7 +17,7 @@ from pathlib import Path
 
 from hpo.definition.starter import Folder, median_side
 from hpo.engine.cache import file_digests
-from hpo.engine.folders import PART_FOLDERS, Listing
+from hpo.engine.folders import Listing, part_named
 from hpo.engine.origins import FolderSource, Origin
 from hpo.errors import DataError
 
@@ -203,7 +203,7 @@ def _judged(labels: Path, rows: Sequence[Row]) -> Iterator[Row]:
     """Each row with its path and split in one form. Raises DataError naming all that is wrong."""
     wrong: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for row in rows:
-        split = PART_FOLDERS.get(row.split.lower(), "") if row.split else ""
+        split = part_named(row.split) or ""
         path = posixpath.normpath(row.file.replace("\\", "/"))
         if not row.file:
             wrong["no file"].append((row.line, ""))

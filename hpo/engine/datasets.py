@@ -17,7 +17,7 @@ from hpo.definition.fields import is_own
 from hpo.engine.cache import Index, Store, mean_std, short_hash
 from hpo.engine.control import Tick, no_tick
 from hpo.engine.csv_data import CsvOrigin
-from hpo.engine.folders import Listing
+from hpo.engine.folders import Listing, left_out_told
 from hpo.engine.groups import alike, name_groups, shared, uneven, united
 from hpo.engine.images import REFUSED, Images, Sizing, concat
 from hpo.engine.near import near_groups
@@ -151,7 +151,7 @@ def _origin(config: DataConfig, *, download: bool) -> Origin:
     if config.dataset == "digits":
         return DigitsOrigin()
     if config.dataset == "folder":
-        return FolderOrigin(root)
+        return FolderOrigin(root, grouped=config.group_by == "folder")
     if config.dataset == "csv":
         assert config.labels is not None
         return CsvOrigin(Path(config.labels), root, skip_missing=config.skip_unreadable)
@@ -281,7 +281,8 @@ def _parts(config: DataConfig, origin: Origin, cache: Path | None, *, test: bool
                 "picture for each class"
             )
         parts["train"] = limited(parts["train"], config.limit_train, config.split_seed)
-    warnings = [*listing.warnings, *duplicates(parts), *told]
+    left_out = filter(None, [left_out_told(listing.left_out)])
+    warnings = [*left_out, *listing.warnings, *duplicates(parts), *told]
     return _Parts(listing, parts, folds, warnings)
 
 

@@ -62,11 +62,11 @@ class FolderSource:
 class FolderOrigin(Origin):
     """Images by class under a folder."""
 
-    def __init__(self, root: Path) -> None:
-        self.root, self.source = root, FolderSource(root)
+    def __init__(self, root: Path, *, grouped: bool = False) -> None:
+        self.root, self.grouped, self.source = root, grouped, FolderSource(root)
 
     def listing(self, *, test: bool) -> Listing:
-        return list_folder(self.root)
+        return list_folder(self.root, grouped=self.grouped)
 
     def digests(self, names: Sequence[str], cache: Path | None) -> dict[str, str]:
         return file_digests(self.root, names, cache, self.tick)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from hpo.engine.csv_data import rows_to_test
 from hpo.engine.datasets import FolderSource, open_test
 from hpo.engine.embedding import Embedded, embed
 from hpo.engine.features import PLAIN, Features, Preparation, found_cut, keep
-from hpo.engine.folders import list_folder
+from hpo.engine.folders import folder_to_test, list_folder
 from hpo.engine.images import Images, Sizing
 from hpo.engine.learner import Evaluation, memory_format
 from hpo.engine.loader import EvalBatches
@@ -109,7 +110,7 @@ def evaluate_run(
         images = open_test(run.config.data, home.cache)
         where = f"the test split of {run.config.data.title}"
     else:
-        where, note = str(_test_folder(data)), whole_note(run.config)
+        where, note = str(folder_to_test(data)), whole_note(run.config)
         images = open_labelled(Path(where), run.classes, run.config.data, home.cache)
     if images is None:
         raise DataError(
@@ -239,14 +240,17 @@ def open_labelled(data: Path, classes: tuple[str, ...], config: DataConfig, cach
         rows = rows_to_test(data, skip_missing=config.skip_unreadable)
         root, listed = data.parent, [(row.file, row.label) for row in rows]
     else:
-        root, listed = data, _listed(data)
-    unknown = sorted({name for _, name in listed} - {*classes})
+        root, listed = data, _listed(data, grouped=config.group_by == "folder")
+    # A Mac writes names in another form of Unicode than Linux.
+    place = {unicodedata.normalize("NFC", name): label for label, name in enumerate(classes)}
+    listed = [(name, unicodedata.normalize("NFC", label)) for name, label in listed]
+    unknown = sorted({label for _, label in listed} - {*place})
     if unknown:
         raise DataError(
             f"{data}: the run does not know the classes {', '.join(unknown)}; it was trained on "
             f"{', '.join(classes)}"
         )
-    names, labels = [name for name, _ in listed], [classes.index(label) for _, label in listed]
+    names, labels = [name for name, _ in listed], [place[label] for _, label in listed]
     digests = file_digests(root, names, cache)
     images, index = Store(cache, config.cache_limit_gb * 1e9).open(
         FolderSource(root), names, labels, [digests[name] for name in names], Sizing.of(config)
@@ -258,16 +262,9 @@ def open_labelled(data: Path, classes: tuple[str, ...], config: DataConfig, cach
     return images
 
 
-def _listed(root: Path) -> list[tuple[str, str]]:
+def _listed(root: Path, *, grouped: bool) -> list[tuple[str, str]]:
     """Name and class of each picture of a folder by class."""
-    listing = list_folder(root)
+    listing = list_folder(root, grouped=grouped)
     if "all" not in listing.parts:
         raise DataError(f"{root}: has train/ but no test/; give a folder with one folder per class")
     return [(name, listing.classes[label]) for name, label in listing.parts["all"]]
-
-
-def _test_folder(data: Path) -> Path:
-    """test/ inside `data` (upper and lower case are alike), else `data`."""
-    below = sorted(data.iterdir()) if data.is_dir() else []
-    inside = [one for one in below if one.is_dir() and one.name.lower() == "test"]
-    return inside[0] if inside else data

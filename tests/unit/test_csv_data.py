@@ -268,7 +268,7 @@ def test_a_first_study_file_of_a_csv_works(
 ) -> None:
     listed(root)
     monkeypatch.chdir(root)
-    text = starter(Path("labels.csv"), None, look(Path("labels.csv")))
+    text = starter(Path("labels.csv"), look(Path("labels.csv")))
     file = parse_study(text, "labels.toml")
     assert file.name == "labels"
     assert f"labels = '{root}/labels.csv'" in text or f'labels = "{root}/labels.csv"' in text

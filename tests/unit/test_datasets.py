@@ -115,13 +115,15 @@ def test_which_files_count(root: Path, store: Path) -> None:
     (root / "train" / ".hidden").mkdir()
     (root / "train" / "class1" / ".hidden.png").write_bytes(b"")
     (root / "train" / "class1" / "Thumbs.db").write_bytes(b"")
+    (root / "train" / "class1" / "notes.txt").write_bytes(b"")
     shutil.copy(root / "train" / "class2" / "0000.png", root / "train" / "loose.png")
     data = open_data(_config(root), store)
     assert "train/class0/more/still/UPPER.PNG" in data.train.names
     assert len(data.train) == 9
     assert data.warnings == (
-        "1 files of other extensions were ignored",
-        "1 images outside a class folder were ignored",
+        "1 file left out: 1 .txt",
+        "1 image outside a class folder in train/ left out",
+        "class0/ holds more/: their images count as class0",
     )
 
 
@@ -376,8 +378,8 @@ def _too_few_for_val(root: Path) -> None:
         (_empty, "data: no folders of images; one folder per class"),
         (_one_class, "data: one class only, 'class0'; at least two"),
         (_class_only_in_test, r"test: class 'class3' is not in train/, .*add it there or remove"),
-        (_class_without_images, r"empty: no images; .*bmp, gif.* add some or remove"),
-        (_no_train, "data: has test/ but no train/; add train/"),
+        (_class_without_images, r"empty: no images .*1 \.txt.*bmp, gif.* add some or remove"),
+        (_no_train, "data: has test/, which means the test part, but no train/; add train/"),
         (_two_vals, "data: both val/ and valid/ are for val; keep one"),
         (_too_few, "data: class 'class1' has too few different pictures .*test"),
         (_too_few_for_val, "data: class 'class0' has too few different pictures .*val"),
