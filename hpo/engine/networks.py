@@ -113,7 +113,9 @@ class Network:
 
     def rest(self) -> None:
         """End the processes that decode images, until the next epoch: another network's turn."""
-        if self.data.train.streamed:
+        if any(
+            images is not None and images.streamed for images in (self.data.train, self.data.val)
+        ):
             self.opened = None
 
     def state(self, *, best: bool) -> dict[str, Any]:

@@ -177,6 +177,15 @@ def test_one_fold_that_diverges_ends_the_training() -> None:
     assert results[-1].last
 
 
+def test_labels_may_lie_elsewhere_on_another_host(tmp_path: Path) -> None:
+    made = config(epochs=1, data={"dataset": "csv", "labels": "a/x.csv", "image_size": 8})
+    run(made, folds=DATA, checkpoint=files(tmp_path))
+    there = config(epochs=1, data={"dataset": "csv", "labels": "b/x.csv", "image_size": 8})
+    Checkpoint.load(files(tmp_path)(1)).require(there)
+    with pytest.raises(TrialFailed, match=r"data\.folds = None instead of 3"):
+        Checkpoint.load(files(tmp_path)(1)).require(folded(epochs=1))
+
+
 def test_a_checkpoint_of_one_network_is_as_before(tmp_path: Path) -> None:
     run(config(epochs=1), folds=DATA, checkpoint=files(tmp_path))
     stored = torch.load(files(tmp_path)(1), weights_only=True)
