@@ -10,6 +10,7 @@
     │   └── StorageAway         75       it cannot be reached or written for now: try again later
     ├── EngineError              2   what places workers cannot be reached, or refuses
     ├── DiskFull                 1   a file does not fit on its disk; what was there is as it was
+    ├── Damaged                  1   a checkpoint is not what was written; training goes back
     ├── TrialFailed              1   one trial cannot be trained; the study goes on
     ├── Fenced                   1   this worker no longer owns its trial: drop it, go on
     └── Interrupted            130   stopped by a signal, work handed back
@@ -87,6 +88,11 @@ class DiskFull(HpoError):
     def __init__(self, message: str, *, path: Path, needed: int = 0) -> None:
         self.path, self.needed = path, needed
         super().__init__(message)
+
+
+class Damaged(HpoError):
+    """A checkpoint is not what was written there, or is gone: no result of its training, which goes
+    back to an earlier one."""
 
 
 class EngineError(HpoError):

@@ -7,12 +7,14 @@ import os
 import secrets
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import Protocol
 
+from hpo.checksums import last_line
 from hpo.errors import DiskFull
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -32,6 +34,7 @@ class Counting:
 
     def __init__(self, file: FileIO) -> None:
         self._file = file
+        self._crc = 0
         self.size = 0
         self.full: OSError | None = None
         """What the first write that did not fit gave."""
@@ -40,6 +43,7 @@ class Counting:
         rest = memoryview(data).cast("B")
         length = len(rest)
         self.size += length
+        self._crc = zlib.crc32(rest, self._crc)
         with self._noted():
             while rest and self.full is None:
                 rest = rest[self._file.write(rest) :]
@@ -47,6 +51,10 @@ class Counting:
 
     def flush(self) -> None:
         """Nothing is buffered here."""
+
+    def seal(self) -> None:
+        """Write the checksum of what was written as the last line."""
+        self.write(last_line(self._crc))
 
     def sync(self) -> None:
         """To the disk; some file systems tell only now that they are full."""
@@ -63,9 +71,9 @@ class Counting:
             self.full = self.full or error
 
 
-def write_whole(path: Path, write: Callable[[Sink], object]) -> None:
+def write_whole(path: Path, write: Callable[[Counting], object], *, sealed: bool = False) -> None:
     """Let `write` make the file `path`: beside it, synced, then moved there, so that `path` is
-    complete or as it was. Raises DiskFull."""
+    complete or as it was; `sealed` with a checksum as its last line. Raises DiskFull."""
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     with told_if_full(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,6 +81,8 @@ def write_whole(path: Path, write: Callable[[Sink], object]) -> None:
             with FileIO(beside, "w") as file:
                 sink = Counting(file)
                 write(sink)
+                if sealed:
+                    sink.seal()
                 sink.sync()
             if sink.full is None:
                 beside.replace(path)
@@ -80,6 +90,15 @@ def write_whole(path: Path, write: Callable[[Sink], object]) -> None:
             beside.unlink(missing_ok=True)
     if sink.full is not None:  # told now that its own half is gone
         raise disk_full(path, sink.size) from sink.full
+
+
+def discard(path: Path) -> None:
+    """Remove what stands at `path`, be it a file or a folder; nothing where that is not allowed."""
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def is_full(error: BaseException) -> bool:

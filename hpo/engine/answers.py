@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hpo.engine.arrays import read_arrays, write_arrays
 from hpo.engine.control import Control
 from hpo.engine.learner import Batch, Evaluation, Judge, autocast
 from hpo.engine.metrics import Counts
@@ -87,24 +85,20 @@ class Stored:
 
 
 def save_answers(path: Path, answers: Answers, names: Sequence[str]) -> None:
-    """Write as NPZ (logits, labels, names), never seen half written."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("wb") as file:
-            np.savez_compressed(
-                file, logits=answers.logits, labels=answers.labels, names=np.array(names, np.str_)
-            )
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    """Write as NPZ (logits, labels, names), whole or not at all. Raises DiskFull."""
+    write_arrays(
+        path,
+        compressed=True,
+        logits=answers.logits,
+        labels=answers.labels,
+        names=np.array(names, np.str_),
+    )
 
 
 def load_answers(path: Path) -> Stored:
     """What `save_answers` wrote. Raises DataError for a file that is damaged."""
+    found = read_arrays(path, "remove it, and test the weights beside it: hpo evaluate")
     try:
-        with np.load(path) as found:
-            return Stored(found["logits"], found["labels"], found["names"])
-    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path} cannot be read: {error}; remove it") from error
+        return Stored(found["logits"], found["labels"], found["names"])
+    except KeyError as error:
+        raise DataError(f"{path} cannot be read: it has no {error}; remove it") from error

@@ -34,6 +34,8 @@ import numpy as np
 import PIL
 from filelock import FileLock, Timeout
 
+from hpo.checksums import is_sound
+from hpo.engine.arrays import read_arrays, write_arrays
 from hpo.engine.control import Tick, no_tick
 from hpo.engine.images import (
     Form,
@@ -49,7 +51,7 @@ from hpo.engine.images import (
     require_size,
     upright_size,
 )
-from hpo.errors import DiskFull
+from hpo.errors import DataError, DiskFull
 from hpo.files import Counting, Sink, disk_full, told_if_full, write_whole
 
 log = logging.getLogger(__name__)
@@ -85,7 +87,7 @@ class Index:
         return int(self.sizes.prod(1).sum()) * 3
 
     def save(self, file: Path) -> None:
-        np.savez(
+        write_arrays(
             file,
             good=self.good,
             sizes=self.sizes,
@@ -97,12 +99,13 @@ class Index:
 
     @classmethod
     def load(cls, file: Path) -> Index:
-        with np.load(file) as arrays:
-            bad = {int(k): str(v) for k, v in json.loads(str(arrays["bad"]))}
-            identities = tuple(one.decode() for one in arrays["identities"].tolist())
-            runs = json.loads(str(arrays["forms"]))
-            forms = tuple(Form(*form) for form, count in runs for _ in range(count))
-            return cls(arrays["good"], arrays["sizes"], arrays["moments"], identities, bad, forms)
+        """Raises DataError for a file that is damaged."""
+        arrays = read_arrays(file, "it is made anew")
+        bad = {int(k): str(v) for k, v in json.loads(str(arrays["bad"]))}
+        identities = tuple(one.decode() for one in arrays["identities"].tolist())
+        runs = json.loads(str(arrays["forms"]))
+        forms = tuple(Form(*form) for form, count in runs for _ in range(count))
+        return cls(arrays["good"], arrays["sizes"], arrays["moments"], identities, bad, forms)
 
 
 def _in_runs(forms: Iterable[Form]) -> list[tuple[Form, int]]:
@@ -160,8 +163,18 @@ class Store:
         """The index of a part that needs no building: pixels are there, or there is no room."""
         if not (folder / "index.npz").exists():
             return None
-        index = Index.load(folder / "index.npz")
-        if (folder / "pixels").exists() or not self.has_room(index.size):
+        try:
+            index = Index.load(folder / "index.npz")
+        except DataError as error:
+            log.warning("%s", error)
+            return None
+        pixels = folder / "pixels"
+        if pixels.exists() and not (
+            pixels.stat().st_size >= index.size and is_sound(pixels, self.tick)
+        ):
+            log.warning("%s is damaged: it is made anew", pixels)
+            return None
+        if pixels.exists() or not self.has_room(index.size):
             return index
         return None
 
@@ -193,6 +206,7 @@ class Store:
                 keep = Counting(file) if self.has_room(size) else None
                 index = _collect(zip(todo, decoded, strict=True), bad, keep)
                 if keep:
+                    keep.seal()
                     keep.sync()
         if keep is None or keep.full:
             (folder / "pixels").unlink()

@@ -11,12 +11,13 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from hpo.checksums import blank, find_damage, with_checksum
 from hpo.definition.config import TrainConfig
 from hpo.definition.fields import flatten
 from hpo.definition.model import ModelConfig
 from hpo.engine import models, weights
 from hpo.engine.tensors import load_plain
-from hpo.errors import DataError, NotFound, TrialFailed
+from hpo.errors import Damaged, DataError
 from hpo.files import write_whole
 
 State = dict[str, Tensor]
@@ -89,20 +90,26 @@ class Checkpoint:
         """Raises DiskFull."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         # A file of ours: in one that torch opens itself, a full disk is an error without a cause.
-        write_whole(path, lambda file: torch.save(fields, file))  # type: ignore[arg-type]
+        write_whole(path, lambda file: torch.save(fields, file), sealed=True)  # type: ignore[arg-type]
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:
-        """Raises NotFound for a missing file, TrialFailed for one that is not a checkpoint."""
-        if not path.is_file():
-            raise NotFound(f"checkpoint {path} is not on this host; share the run directory")
+        """Raises Damaged for a file that is missing, or is not whole and as it was written."""
+        if not path.exists():
+            raise Damaged(f"checkpoint {path} is not on this host; share the run directory")
         try:
-            return cls(**load_plain(path))
+            damage = find_damage(path)
+            found = cls(**load_plain(path))
+        except OSError as error:
+            raise Damaged(f"checkpoint {path}: cannot be read: {error}") from error
         except (DataError, TypeError) as error:
-            raise TrialFailed(f"checkpoint {error}") from error
+            raise Damaged(f"checkpoint {error}") from error
+        if damage is not None:
+            raise Damaged(f"checkpoint {path}: damaged: {damage}")
+        return found
 
     def require(self, config: TrainConfig) -> None:
-        """Raise TrialFailed unless this is a checkpoint of `config`."""
+        """Raise Damaged unless this is a checkpoint of `config`."""
         mine, theirs = flatten(self.config), flatten(config.to_dict())
         differing = [
             f"{key} = {mine.get(key)} instead of {theirs.get(key)}"
@@ -110,7 +117,7 @@ class Checkpoint:
             if key not in FREE and mine.get(key) != theirs.get(key)
         ]
         if differing:
-            raise TrialFailed(f"checkpoint of another configuration: {'; '.join(differing)}")
+            raise Damaged(f"checkpoint of another configuration: {'; '.join(differing)}")
 
 
 def best_weights(checkpoint: Path) -> State:
@@ -121,14 +128,19 @@ def best_weights(checkpoint: Path) -> State:
 def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a state dict as safetensors, `metadata` in its header. Raises DiskFull."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    write_whole(path, lambda file: file.write(safetensors.torch.save(plain, dict(metadata))))
+    content = with_checksum(safetensors.torch.save(plain, {**metadata, **blank()}))
+    write_whole(path, lambda file: file.write(content))
 
 
 def load_trained(path: Path, config: ModelConfig, *, classes: int, image_size: int) -> nn.Module:
     """The network of `config` with the weights that `save_weights` wrote, in eval mode.
 
-    Raises DataError where the file is missing or is not of this network.
+    Raises DataError where the file is missing or damaged, or is not of this network.
     """
+    if path.is_file() and (damage := find_damage(path)):
+        raise DataError(
+            f"{path} is damaged ({damage}): restore it, or train into another folder (hpo train -o)"
+        )
     model = models.build(config, classes=classes, image_size=image_size, pretrained=False)
     try:
         model.load_state_dict(weights.read_file(path))

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hpo.checksums import is_sound
 from hpo.definition.augment import AugmentConfig
 from hpo.definition.config import TrainConfig
 from hpo.engine.cache import Store, locked, short_hash
@@ -36,7 +37,8 @@ from hpo.engine.learner import autocast, memory_format
 from hpo.engine.loader import TrainBatches
 from hpo.engine.partition import Partition, partition
 from hpo.engine.tracing import MORE, Uncut
-from hpo.files import disk_full, is_full
+from hpo.errors import DiskFull
+from hpo.files import Counting, discard, disk_full, told_if_full, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -241,19 +243,24 @@ class Extractor:
     ) -> Tensor | None:
         file = self._root / self._key(images.content, augment)
         size = HEADER + len(images) * shown(augment) * self._cut.packing.size
+
+        def tick() -> None:
+            control.step(epoch=epoch, images=0)
+
         try:
-            with locked(file, lambda: control.step(epoch=epoch, images=0)):
+            with told_if_full(file), locked(file, tick):
                 store = Store(self._root, self._how.config.data.cache_limit_gb * 1e9)
                 if file.exists():
-                    return _mapped(file) if file.stat().st_size <= store.limit else None
+                    if file.stat().st_size > store.limit:
+                        return None
+                    if is_sound(file, tick):
+                        return _mapped(file)
+                    log.warning("%s is damaged: it is made anew", file)
                 if not store.has_room(size):
                     return None
                 self._build(file, images, augment, control, epoch)
                 return _mapped(file)
-        except OSError as error:
-            if not is_full(error):
-                raise
-            full = disk_full(file, size)
+        except DiskFull as full:
             log.warning("%s. Frozen layers are computed anew in every epoch", full)
         except torch.OutOfMemoryError:
             log.warning("out of memory with %d images at once; nothing is kept", self.batch)
@@ -272,18 +279,18 @@ class Extractor:
         self, file: Path, images: Images, augment: AugmentConfig, control: Control, epoch: int
     ) -> None:
         shape = shown(augment), len(images), self._cut.packing.size
-        beside = file.with_name(f".{file.name}")
-        try:
-            with beside.open("wb") as out:
-                out.write(json.dumps({"shape": shape}).encode().ljust(HEADER))
-                for rows in self._computed(images, augment):
-                    control.step(epoch=epoch, images=0)
-                    out.write(rows.cpu().numpy().data)
-                out.flush()
-                os.fsync(out.fileno())
-            beside.replace(file)
-        finally:
-            beside.unlink(missing_ok=True)
+
+        def write(out: Counting) -> None:
+            out.write(json.dumps({"shape": shape}).encode().ljust(HEADER))
+            for rows in self._computed(images, augment):
+                control.step(epoch=epoch, images=0)
+                out.write(rows.cpu().numpy().data)
+                if out.full is not None:
+                    raise disk_full(file, HEADER + math.prod(shape)) from out.full
+
+        for left in file.parent.glob(f".{file.name}.*"):  # by a builder that was killed
+            discard(left)
+        write_whole(file, write, sealed=True)
 
     def _computed(self, images: Images, augment: AugmentConfig) -> Iterator[Tensor]:
         batches = TrainBatches(
@@ -322,8 +329,8 @@ def _mapped(file: Path) -> Tensor:
     """The outputs in `file`, (views, N, bytes) uint8."""
     # Copy on write: torch wants writable memory, and nobody writes.
     data = np.asarray(np.memmap(file, np.uint8, "c"))
-    facts = json.loads(data[:HEADER].tobytes())
-    return torch.from_numpy(data[HEADER:]).view(facts["shape"])
+    shape = json.loads(data[:HEADER].tobytes())["shape"]
+    return torch.from_numpy(data[HEADER : HEADER + math.prod(shape)]).view(shape)
 
 
 def _digest(prefix: nn.Module) -> str:

@@ -311,7 +311,8 @@ class Mapped(Images):
         self.file, self.sizes, self.labels, self.names = file, sizes, labels, names
         self._ends = np.cumsum(sizes.prod(1) * 3)
         # Copy on write: torch wants writable memory, and nobody writes.
-        self._data: Pixels = np.asarray(np.memmap(file, np.uint8, "c"))
+        size = int(self._ends[-1])  # behind them is the file's checksum
+        self._data: Pixels = np.asarray(np.memmap(file, np.uint8, "c", shape=(size,)))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Mapped, (self.file, self.sizes, self.labels, self.names)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import zipfile
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +16,7 @@ from torch import nn
 
 from hpo.definition.config import TrainConfig
 from hpo.definition.retrieval import RETRIEVED, RetrievalConfig
+from hpo.engine.arrays import read_arrays, write_arrays
 from hpo.engine.control import Control
 from hpo.engine.embedding import Embedded, Vectors, embed
 from hpo.engine.images import Images, Numbers
@@ -107,22 +105,14 @@ class Index:
         for number, step in enumerate(self.steps):
             arrays |= {f"shift{number}": step.shift, f"scale{number}": step.scale}
             arrays |= {} if step.turn is None else {f"turn{number}": step.turn}
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with beside.open("wb") as file:
-                np.savez(file, **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
+        write_arrays(path, **arrays)
 
     @classmethod
     def load(cls, path: Path) -> Index:
-        """Raises DataError where `path` is missing or is no index."""
+        """Raises DataError where `path` is missing or damaged, or is no index."""
+        advice = "`hpo train` writes it anew into another folder"
+        known = read_arrays(path, advice)
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                known = {name: arrays[name] for name in arrays.files}
             gallery = Embedded(
                 known["features"],
                 known["labels"],
@@ -136,11 +126,8 @@ class Index:
                 for i in range(count)
             )
             return cls(gallery, config, tuple(steps))
-        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-            raise DataError(
-                f"{path} cannot be read as an index ({error}); `hpo train` writes it anew into "
-                "another folder"
-            ) from error
+        except (KeyError, ValueError) as error:
+            raise DataError(f"{path} cannot be read as an index ({error}); {advice}") from error
 
 
 def _scaler(vectors: Matrix) -> Affine:

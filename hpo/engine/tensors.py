@@ -6,6 +6,7 @@ import pickle
 import struct
 import warnings
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from hpo.errors import DataError
 
 UNREADABLE = (
-    *(OSError, EOFError, struct.error, zipfile.BadZipFile),
+    *(OSError, EOFError, struct.error, zipfile.BadZipFile, zlib.error),
     *(RuntimeError, ValueError, TypeError, LookupError, AttributeError),
 )
 """What the readers raise for damaged files, by where the damage is."""

@@ -73,7 +73,7 @@ def train(
     of each of them, one after another, and its metrics are means (see `networks.combined`).
 
     Raises what `control.step` raises; ConfigError, DataError or TrialFailed for a configuration
-    that cannot be trained.
+    that cannot be trained; Damaged for a checkpoint that cannot be gone on with.
     """
     folds = [data] if isinstance(data, TrainingData) else data
     micro_batch = min(config.runtime.micro_batch or config.batch_size, config.batch_size)

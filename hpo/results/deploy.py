@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from hpo.engine.images import Images, Pixels
 from hpo.engine.onnx_files import OnnxNetwork
 from hpo.engine.runtime import torch_device
 from hpo.errors import InputError, nearest
+from hpo.files import Sink, told_if_full, write_whole
 from hpo.results.evaluate import eval_batches, load_network
 from hpo.results.runs import About, SeedDir
 
@@ -83,14 +84,16 @@ def write_files(
         return []
     network = load_network(config, about, files.weights, torch_device("cpu"))
     batches = _calibration(config, about, train, CALIBRATION)
-    with TemporaryDirectory(dir=files.root, prefix=".onnx-") as folder:
+    with told_if_full(files.root), TemporaryDirectory(dir=files.root, prefix=".onnx-") as folder:
         made = _make(network, config, _metadata(config, about), batches, Path(folder), wanted)
         for one in made:
             path = Path(folder, one["file"])
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-            path.replace(files.root / path.name)
+            write_whole(files.root / path.name, partial(_copied, path))
     return made
+
+
+def _copied(path: Path, to: Sink) -> None:
+    to.write(path.read_bytes())
 
 
 def open_files(files: SeedDir, names: Sequence[str], config: TrainConfig) -> dict[str, OnnxNetwork]:

@@ -26,7 +26,8 @@ from hpo.engine.datasets import Data, concat
 from hpo.engine.images import Images
 from hpo.engine.runtime import torch_device
 from hpo.engine.train import EpochResult, TrainingData, train
-from hpo.errors import InputError, TrialFailed
+from hpo.errors import Damaged, InputError, TrialFailed
+from hpo.files import discard
 from hpo.paths import Home
 from hpo.results.beginning import alone, begin, begun, stored_recipe
 from hpo.results.deploy import Wanted, open_files, rehearse, write_files
@@ -143,7 +144,7 @@ class _Job:
         else:
             self.complete(seed, files)
         for _, path in files.checkpoints():
-            path.unlink()
+            discard(path)
 
     def complete(self, seed: int, files: SeedDir) -> None:
         seen = self.training_data()
@@ -174,13 +175,24 @@ class _Job:
             std=data.std,
         )
 
+    def newest(self, seed: int, files: SeedDir, config: TrainConfig) -> tuple[int, Path | None]:
+        """The epoch to go on after, and its checkpoint; damaged ones are told of and removed."""
+        for epoch, path in reversed(files.checkpoints()):
+            try:
+                Checkpoint.load(path).require(config)
+                return epoch, path
+            except Damaged as error:
+                self.progress(f"seed {seed}: {error}; it is not used")
+                discard(path)
+        return 0, None
+
     def train(self, seed: int, files: SeedDir, seen: TrainingData) -> Path:
         """Train to the end of the recipe; returns the last checkpoint."""
-        there = files.checkpoints()
-        done, last = there[-1] if there else (0, None)
+        config = self.recipe.config.model_copy(update={"seed": seed})
+        done, last = self.newest(seed, files, config)
         if done < self.recipe.epochs:
             results = train(
-                self.recipe.config.model_copy(update={"seed": seed}),
+                config,
                 seen,
                 self.control,
                 device=self.device,
@@ -193,7 +205,7 @@ class _Job:
                 for result in results:
                     self.progress(_line(seed, result, self.recipe.epochs))
                     if last is not None:
-                        last.unlink()
+                        discard(last)
                     last = result.checkpoint
                     if result.epoch >= self.recipe.epochs:
                         break

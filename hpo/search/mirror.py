@@ -12,11 +12,12 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpo.errors import Conflict, DiskFull, HpoError, InputError, NotFound, StorageError
+from hpo.files import discard
 from hpo.paths import Home, StudyDir
 from hpo.storage import records
 from hpo.storage.artifacts import Moved, Store, normal, nothing, open_store, written_whole
@@ -165,6 +166,8 @@ class Checkpoints:
     lease: Lease
     pointed: Path | None = None
     """The file on this host that the database names."""
+    damaged: dict[Path, str] = field(default_factory=dict)
+    """Files that could not be gone on with, and why."""
     _there: set[str] = field(default_factory=set)
     """Names in the mirror."""
     _fresh: str | None = None
@@ -174,20 +177,28 @@ class Checkpoints:
         return self.directory.checkpoint(self.lease.number, self.lease.k, epoch)
 
     def newest(
-        self, rows: Sequence[EpochRow], moved: Moved = nothing
+        self,
+        rows: Sequence[EpochRow],
+        fault: Callable[[Path, Sequence[EpochRow]], str | None],
+        moved: Moved = nothing,
     ) -> tuple[list[EpochRow], Path | None]:
         """The finished epochs to go on from, and their checkpoint on this host; nothing of both
-        where no checkpoint can be had."""
+        where no checkpoint can be had. `fault(path, rows)` says why a file is none of these epochs,
+        or None where it is."""
         self._there = self._listed()
         for done in range(len(rows), 0, -1):
             row = rows[done - 1]
             if row.checkpoint is None:
                 continue
             path = self.directory.checkpoint(self.lease.number, row.checkpoint, row.epoch)
-            if path.exists() or self._fetched(path, moved):
+            if path.exists() and (reason := fault(path, rows[:done])):
+                self.damaged[path] = reason
+            if (path.exists() and path not in self.damaged) or (
+                self._fetched(path, moved) and self._is_sound(path, fault(path, rows[:done]))
+            ):
                 self.pointed = path
                 return list(rows[:done]), path
-        if rows:
+        if rows and not self.damaged:
             place = "on another host" if self.mirror is None else f"neither here nor in {self._url}"
             log.warning(
                 "trial %d: %d epochs are finished, their checkpoint is %s: it begins again",
@@ -215,11 +226,17 @@ class Checkpoints:
     def recorded(self, path: Path | None) -> None:
         """The database points to `path`: those before it are not needed any more."""
         if self.pointed is not None and self.pointed != path:
-            self.pointed.unlink(missing_ok=True)
+            discard(self.pointed)
         self.pointed = path
         if self._fresh is not None and self.mirror is not None:
             self._there -= removed(self.mirror, self._there - {self._fresh})
             self._fresh = None
+
+    def _is_sound(self, path: Path, reason: str | None) -> bool:
+        """Whether what the mirror had can be gone on with."""
+        if reason is not None:
+            self.damaged[path] = f"{reason}; so is what {self._url} has"
+        return reason is None
 
     @property
     def _url(self) -> str:
@@ -240,6 +257,8 @@ class Checkpoints:
         if self.mirror is None or self.directory.name_of(path) not in self._there:
             return False
         try:
+            if path.is_dir():
+                discard(path)
             self.mirror.get(path, moved=moved)
         except DiskFull:
             raise

@@ -299,7 +299,7 @@ class _Training:
             return Ending("diverged", reason=reason)
         if is_last(self.config, [row.metrics for row in self.rows]):
             return None
-        if self.rows and self._falls_behind():
+        if self.rows and not self.epochs.is_behind and self._falls_behind():
             return self._pruned()
         if stop == "user":
             raise Interrupted("the study was stopped")
@@ -378,7 +378,7 @@ class _Training:
 
     def _best(self) -> float:
         """The objective: the best epoch's metric."""
-        values = [row.metrics[self.metric] for row in self.rows]
+        values = [row.metrics[self.metric] for row in self.epochs.known]
         return max(values) if self.bench.study.maximize else min(values)
 
     def _progress(self) -> dict[str, Any]:

@@ -280,10 +280,16 @@ def begin_epoch(database: Database, lease: Lease, epoch: int, progress: dict[str
 
 @storage_call
 def record_epochs(
-    database: Database, lease: Lease, rows: Sequence[EpochRow], *, progress: dict[str, Any]
+    database: Database,
+    lease: Lease,
+    rows: Sequence[EpochRow],
+    *,
+    progress: dict[str, Any],
+    keep: int = 0,
 ) -> str | None:
     """One transaction, under the lease: the metrics of epochs in order, and the pointer to the
     checkpoint of the last one. Usually one; more where the database was away when they ended.
+    Epochs after them that are recorded stay up to epoch `keep`.
 
     Returns how the study is to stop ('user' or 'rule'), or None. Raises Fenced.
     """
@@ -291,12 +297,10 @@ def record_epochs(
     begun = _begun(mine[0], mine[-1]) if mine else {}
     with database.write() as c:
         _renew(c, database, lease, **begun)
-        # A takeover without its predecessor's checkpoint computes the epoch again.
-        c.execute(
-            sa.delete(epochs).where(
-                epochs.c.trial_id == lease.trial_id, epochs.c.epoch >= rows[0].epoch
-            )
-        )
+        # A takeover without its predecessor's checkpoint computes epochs again.
+        e, first, last = epochs.c, rows[0].epoch, rows[-1].epoch
+        again = sa.or_(e.epoch.between(first, last), e.epoch > max(last, keep))
+        c.execute(sa.delete(epochs).where(e.trial_id == lease.trial_id, again))
         for row in rows:
             c.execute(
                 epochs.insert().values(
@@ -330,6 +334,20 @@ def _note_begun(c: sa.Connection, trial_id: int, row: EpochRow) -> None:
         .where(sa.func.coalesce(a.epoch, 0) < row.epoch)
         .values(**_begun(row.epoch, row.epoch))
     )
+
+
+@storage_call
+def note_damage(database: Database, lease: Lease, k: int, text: str) -> None:
+    """Add to the record of attempt `k`, which is over, what became of its checkpoint. Raises
+    Fenced."""
+    a = attempts.c
+    with database.write() as c:
+        _renew(c, database, lease)
+        here = sa.and_(a.trial_id == lease.trial_id, a.k == k, a.k != lease.k)
+        before = c.scalar(sa.select(a.reason).where(here)) or ""
+        if text not in before:
+            reason = redact("; ".join(part for part in (before, text) if part))
+            c.execute(sa.update(attempts).where(here).values(reason=reason))
 
 
 @storage_call

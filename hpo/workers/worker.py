@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
-from hpo.errors import DiskFull, Fenced, InputError, Interrupted, NotFound, StorageError
+from hpo.errors import Damaged, DiskFull, Fenced, InputError, Interrupted, NotFound, StorageError
 from hpo.files import has_room, told_if_full
 from hpo.paths import Home
 from hpo.search import keeping, plan
@@ -39,7 +39,7 @@ ROOM_S = 5.0
 """How long a worker whose disk was full waits at the least."""
 MISSED_BEAT_S = 1.0
 """After a beat that failed the next one comes so soon: others wait for it, for one lease."""
-MISSING = (FileNotFoundError, NotFound)
+MISSING = (FileNotFoundError, NotFound, Damaged)
 """What a worker meets whose trial another one has finished: its files were removed under it."""
 DELETED = "the study was deleted"
 VERSIONED = ("hpo", "torch", "torchvision", "optuna")
@@ -183,6 +183,8 @@ class Worker:
                 reason = self._turn(progress)
             except Fenced as error:
                 log.warning("%s: dropped", error)
+            except Damaged as error:
+                log.warning("%s: the trial goes back", error)
             except DiskFull as error:
                 self._wait_for_room(error)
             except NotFound:

@@ -5,17 +5,19 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 import safetensors
 import torch
 
+from hpo.checksums import KEY
 from hpo.definition.cnn import CnnConfig
 from hpo.definition.config import TrainConfig
 from hpo.definition.model import ModelConfig
 from hpo.engine import models
 from hpo.engine.checkpoint import Checkpoint, best_weights, load_trained, save_weights
-from hpo.errors import DataError, DiskFull, NotFound, TrialFailed
+from hpo.errors import Damaged, DataError, DiskFull
 
 
 def checkpoint(**fields: Any) -> Checkpoint:
@@ -85,14 +87,44 @@ def test_what_does_not_fit_leaves_what_was_there(
 
 
 def test_a_missing_checkpoint_says_where_it_was_wanted(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match=r"epoch-1\.ckpt is not on this host"):
+    with pytest.raises(Damaged, match=r"epoch-1\.ckpt is not on this host"):
+        Checkpoint.load(tmp_path / "epoch-1.ckpt")
+
+
+def test_no_flipped_bit_is_read(tmp_path: Path) -> None:
+    """Wherever it is: the file is refused, or, where the byte means nothing, all of it is there."""
+    path = tmp_path / "epoch-2.ckpt"
+    checkpoint(model={"weight": torch.randn(50)}).save(path)
+    whole, sound = path.read_bytes(), Checkpoint.load(path)
+    refused = 0
+    for place in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        try:
+            found = Checkpoint.load(path)
+        except Damaged:
+            refused += 1
+            continue
+        assert str(found) == str(sound)
+        assert torch.equal(found.model["weight"], sound.model["weight"])
+    assert refused > 500
+    for length in (len(whole) - 40, len(whole) // 2, 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(Damaged):
+            Checkpoint.load(path)
+
+
+def test_a_folder_in_the_place_of_a_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "epoch-1.ckpt").mkdir()
+    with pytest.raises(Damaged, match=r"cannot be read: .*directory"):
         Checkpoint.load(tmp_path / "epoch-1.ckpt")
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense that is long enough"])
 def test_a_damaged_checkpoint(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "epoch-1.ckpt").write_bytes(content)
-    with pytest.raises(TrialFailed, match=r"cannot be read|not plain tensors"):
+    with pytest.raises(Damaged, match=r"cannot be read|not plain tensors"):
         Checkpoint.load(tmp_path / "epoch-1.ckpt")
 
 
@@ -101,7 +133,7 @@ def test_where_the_images_lie_may_differ() -> None:
     there = {"data": {"dataset": "folder", "root": "there", "loader_workers": 4}}
     kept = checkpoint(config=TrainConfig.parse(here).to_dict())
     kept.require(TrainConfig.parse(there))
-    with pytest.raises(TrialFailed, match="seed = 0 instead of 1"):
+    with pytest.raises(Damaged, match="seed = 0 instead of 1"):
         kept.require(TrainConfig.parse(there | {"seed": 1}))
 
 
@@ -117,7 +149,20 @@ def test_trained_weights_come_back_with_their_metadata(tmp_path: Path) -> None:
     for name, value in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value)
     with safetensors.safe_open(path, "pt") as file:
-        assert file.metadata() == {"classes": '["a", "b", "c"]'}
+        assert file.metadata() == {"classes": '["a", "b", "c"]', KEY: ANY}
+    whole, refused = path.read_bytes(), 0
+    for place in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        try:
+            found = load_trained(path, config, classes=3, image_size=8).state_dict()
+        except DataError:
+            refused += 1
+            continue
+        for name, value in model.state_dict().items():
+            assert torch.equal(found[name], value)
+    assert refused > len(whole) - 30  # all but the checksum itself
 
 
 def test_weights_of_another_network(tmp_path: Path) -> None:

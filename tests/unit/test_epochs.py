@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 import torch
 
+from hpo.engine.checkpoint import Checkpoint
 from hpo.errors import StorageAway
 from hpo.paths import Home, StudyDir
 from hpo.search import objective
 from hpo.search import study as studies
-from hpo.search.epochs import continues
+from hpo.search.epochs import _is_same, continues
 from hpo.search.objective import Bench
 from hpo.search.status import TrialStatus, read_status
 from hpo.search.study import Study
@@ -204,3 +207,117 @@ NAN = float("nan")
 )
 def test_continues(metrics: Any, rows: list[EpochRow], expected: bool) -> None:
     assert continues(metrics, rows) is expected
+
+
+def die_in(epoch: int) -> Callable[[int], None]:
+    def die(now: int) -> None:
+        if now == epoch:
+            raise Killed
+
+    return die
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[content.find(b"data/0") + 200] ^= 4
+    path.write_bytes(content)
+
+
+def a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def of_another_epoch(path: Path) -> None:
+    found = Checkpoint.load(path)
+    replace(found, metrics=found.metrics[:1]).save(path)
+
+
+def of_another_trial(path: Path) -> None:
+    found = Checkpoint.load(path)
+    replace(found, config=found.config | {"seed": 77}).save(path)
+
+
+@pytest.mark.parametrize(
+    "damage", [emptied, cut, flipped, a_folder, of_another_epoch, of_another_trial]
+)
+def test_a_damaged_checkpoint_fails_no_trial(
+    study: Study,
+    home: Home,
+    directory: StudyDir,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    damage: Callable[[Path], None],
+) -> None:
+    """Epochs 1 to 3 are recorded: they stay while they are computed again, and are the same."""
+    away_in(monkeypatch, then=die_in(4))
+    with pytest.raises(Killed):
+        work(study, home)
+    leases.abandon(study.database, _owner(study), "died")
+    monkeypatch.undo()
+    before = read_status(study.database, "toy").trials[0].epochs
+    directory.checkpoint(0, 1, 4).unlink()
+    damage(directory.checkpoint(0, 1, 3))
+    seen: list[int] = []
+
+    def count(_epoch: int) -> None:
+        seen.append(len(read_status(study.database, "toy").trials[0].epochs))
+
+    recorded = away_in(monkeypatch, then=count)
+    trial = work(study, home)
+    check_whole(trial, "lost", "complete")
+    assert [rows[0][0] for rows in recorded] == [1, 2, 3, 4, 5, 6]
+    assert seen == [3, 3, 3, 3, 4, 5]
+    for old, new in zip(before, trial.epochs, strict=False):
+        assert (old.attempt, new.attempt) == (1, 2)
+        assert _is_same(old.metrics, new.metrics)
+    assert trial.attempts[0].reason == "died; epoch-3.ckpt is damaged: attempt 2 begins again"
+    assert "trial 0 begins again: checkpoint " in caplog.text
+    view = study.optuna_study(FencedStorage(study.database))
+    assert view.trials[0].intermediate_values == {
+        row.epoch: row.metrics["val_top1"] for row in trial.epochs
+    }
+
+
+def test_the_checkpoint_before_is_gone_on_from(
+    study: Study, home: Home, directory: StudyDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Epoch 1 is recorded; of those after it the last one's file is there."""
+    away_in(monkeypatch, 2, 3, then=die_in(4))
+    with pytest.raises(Killed):
+        work(study, home)
+    leases.abandon(study.database, _owner(study), "died")
+    monkeypatch.undo()
+    flipped(directory.checkpoint(0, 1, 4))
+    recorded = away_in(monkeypatch)
+    check_whole(work(study, home), "lost", "complete")
+    assert recorded[0] == [(2, 2, 2)]
+
+
+def test_what_is_damaged_at_the_end_counts_for_the_attempt_alone(
+    study: Study, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights could not be kept: the next attempt computes them again."""
+    save = objective.best_weights
+    damaged: list[Path] = []
+
+    def once(path: Path) -> Any:
+        if not damaged:
+            damaged.append(path)
+            flipped(path)
+        return save(path)
+
+    monkeypatch.setattr(objective, "best_weights", once)
+    trial = work(study, home)
+    check_whole(trial, "lost", "complete")
+    assert "its checksum differs" in str(trial.attempts[0].reason)
+    assert "epoch-6.ckpt is damaged: attempt 2 begins again" in str(trial.attempts[0].reason)
+    assert trial.reason is None

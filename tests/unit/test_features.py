@@ -67,10 +67,10 @@ def scores(results: list[EpochResult]) -> list[list[float]]:
 
 
 def files(cache: Path) -> set[str]:
-    """What is kept, without the locks."""
+    """What is kept, without the locks and what says that it was read through."""
     folder = cache / "features"
     there = folder.iterdir() if folder.exists() else ()
-    return {one.name for one in there if one.suffix != ".lock"}
+    return {one.name for one in there if one.suffix not in (".lock", ".verified")}
 
 
 class Counted:

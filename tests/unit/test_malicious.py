@@ -35,7 +35,7 @@ from hpo.engine import modules
 from hpo.engine.checkpoint import Checkpoint
 from hpo.engine.datasets import open_data
 from hpo.engine.weights import read_file
-from hpo.errors import ConfigError, DataError, InputError, StorageError, TrialFailed
+from hpo.errors import ConfigError, Damaged, DataError, InputError, StorageError
 from hpo.paths import Home
 from hpo.results.predict import predict
 from hpo.results.report import study_report
@@ -119,7 +119,7 @@ def test_weights_are_read_without_running_code(
 def test_so_is_a_checkpoint(tmp_path: Path, mark: Path, make: Callable[[Path, Path], None]) -> None:
     path = tmp_path / "epoch-1.ckpt"
     make(path, mark)
-    with pytest.raises(TrialFailed, match=r"holds code|compressed"):
+    with pytest.raises(Damaged, match=r"holds code|compressed"):
         Checkpoint.load(path)
     assert not mark.exists()
 
@@ -403,7 +403,7 @@ def test_a_row_leads_to_no_file_outside(
     lease = Lease(study.uuid, 1, 0, 2, "token", "w", 30.0)
     checkpoints = Checkpoints(study.directory(home), None, lease)
     with pytest.raises(StorageError, match="somebody changed it"):
-        checkpoints.newest([row])
+        checkpoints.newest([row], lambda path, rows: None)
     change(database, "hpo_attempts", "number", bad)
     keeping.tidy(study, home)
     change(database, "hpo_studies", "uuid", bad)
