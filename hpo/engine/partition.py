@@ -96,7 +96,7 @@ class _Prefix(nn.Module):
         self.computed, self._packing = computed, packing
 
     def forward(self, images: Tensor) -> Tensor:
-        return self._packing.pack(self.computed(images))
+        return self._packing.pack(self.computed.forward(images))
 
 
 class _Suffix(nn.Module):
@@ -109,7 +109,7 @@ class _Suffix(nn.Module):
         self._packing = packing
 
     def forward(self, rows: Tensor) -> Any:
-        return self._parts[self.network.training](*self._packing.unpack(rows))
+        return self._parts[self.network.training].forward(*self._packing.unpack(rows))
 
 
 def partition(

@@ -24,30 +24,39 @@ class Unfit(Exception):
 
 @dataclass(frozen=True)
 class Piece:
-    """A tensor (B, *shape) in the rows of its B images."""
+    """A tensor in the rows of B images, whose number is one of its dimensions."""
 
     start: int
     dtype: torch.dtype
     shape: tuple[int, ...]
+    """For one image."""
+    images: int
+    """Which dimension is that of the images."""
     order: tuple[int, ...]
-    """Its dimensions, those of an image alone, as they follow one another in memory: what computes
-    with it finds the same layout."""
+    """All dimensions as they follow one another in memory: what computes with the tensor finds the
+    same layout."""
 
     @property
     def size(self) -> int:
         """Bytes in a row."""
         return math.prod(self.shape) * self.dtype.itemsize
 
+    @property
+    def _stored(self) -> list[int]:
+        """All dimensions as they follow one another in the rows."""
+        return [self.images, *(dim for dim in self.order if dim != self.images)]
+
     def pack(self, value: Tensor) -> Tensor:
         """(B, size) uint8."""
-        ordered = value.permute(0, *(dim + 1 for dim in self.order))
-        return ordered.reshape(len(value), -1).contiguous().view(torch.uint8)
+        stored = value.permute(self._stored)
+        return stored.reshape(len(stored), -1).contiguous().view(torch.uint8)
 
     def __call__(self, rows: Tensor) -> Tensor:
         own = rows[:, self.start : self.start + self.size].contiguous().view(self.dtype)
-        ordered = own.view(len(rows), *(self.shape[dim] for dim in self.order))
-        back = sorted(range(len(self.order)), key=self.order.__getitem__)
-        return ordered.permute(0, *(place + 1 for place in back))
+        sizes = [*self.shape[: self.images], len(rows), *self.shape[self.images :]]
+        stored = own.view([sizes[dim] for dim in self._stored])
+        ordered = stored.permute([self._stored.index(dim) for dim in self.order]).contiguous()
+        return ordered.permute([self.order.index(dim) for dim in range(len(sizes))])
 
 
 @dataclass(frozen=True)
@@ -153,13 +162,21 @@ def _number(few: Any, more: Any, counts: tuple[int, int]) -> Same | Count:
 
 
 def _piece(few: Tensor, more: Tensor, counts: tuple[int, int], start: int) -> Piece:
-    if not few.ndim or (len(few), len(more)) != counts or few.shape[1:] != more.shape[1:]:
-        raise Unfit("the images are not the first dimension of a tensor")
-    if few.layout != torch.strided or not close(few, more[: counts[0]]):
+    sizes = enumerate(zip(few.shape, more.shape, strict=False))
+    differing = [dim for dim, (one, other) in sizes if one != other]
+    if (
+        few.ndim != more.ndim
+        or len(differing) != 1
+        or (few.shape[differing[0]], more.shape[differing[0]]) != counts
+    ):
+        raise Unfit("the images are not a dimension of a tensor")
+    (images,) = differing
+    if few.layout != torch.strided or not close(few, more.narrow(images, 0, counts[0])):
         raise Unfit("what it gives for an image depends on the others of the batch")
-    dims = range(few.ndim - 1)
-    order = sorted(dims, key=lambda dim: -few.stride(dim + 1))
-    return Piece(start, few.dtype, tuple(few.shape[1:]), tuple(order))
+    strides = few.stride()
+    order = sorted(range(few.ndim), key=lambda dim: (-strides[dim], dim != images))
+    shape = (*few.shape[:images], *few.shape[images + 1 :])
+    return Piece(start, few.dtype, shape, images, tuple(order))
 
 
 def close(one: Tensor, other: Tensor) -> bool:

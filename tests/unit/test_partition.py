@@ -172,6 +172,7 @@ OWN = [
     (networks.Hooked, 0, [(4,)]),
     (networks.Hooked, 1, [(4, 8, 8)]),
     (networks.Tokens, 0, [(8,)]),
+    (networks.Tokens, 1, [(5, 8)]),
     (networks.Noisy, 0, [(4, 8, 8)]),
     (networks.BatchStatistics, 0, [(4, 8, 8)]),
     (networks.Remembers, 1, [(4, 8, 8)]),
