@@ -81,8 +81,9 @@ class Seen:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.pictures = self.convolutions = 0
+        monkeypatch.setattr(images, "decode", self._watched(images.decode))
         for module in (images, caching):
-            monkeypatch.setattr(module, "decode", self._watched(images.decode))
+            monkeypatch.setattr(module, "decode_known", self._watched(images.decode_known))
         for name in ("pixels", "stacked"):
             monkeypatch.setattr(Mapped, name, self._watched(getattr(Mapped, name)))
 
