@@ -80,6 +80,7 @@ def run(
 
     Example: hpo run studies/digits.toml --workers 2
     """
+    from hpo.definition.remarks import remarks
     from hpo.definition.studyfile import load_study
     from hpo.definition.toml import assignments
     from hpo.search.agreement import require_code
@@ -97,6 +98,8 @@ def run(
         again = shlex.join([str(study_file), *(part for one in set_ for part in ("--set", one))])
         with stop_on_signal() as stop:
             if not _is_over(study):
+                for line in [] if quiet else remarks(file):
+                    out.print(line, markup=False, soft_wrap=True, style="yellow")
                 if not force:
                     require_code(found, study.uuid, study.file)
                 supervisor = _supervisor(study, devices, force=force)

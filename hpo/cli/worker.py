@@ -63,6 +63,7 @@ def worker(
     with database(storage) as found:
         wanted = _study(found, study, artifacts)
         home = Home.default()
+        from hpo.definition.remarks import remarks
         from hpo.engine.runtime import torch_device
         from hpo.search.agreement import agree_on_code
         from hpo.search.objective import Bench
@@ -82,6 +83,8 @@ def worker(
         view, cores = wanted.optuna_study(own), threads or threads_for(1)
         bench = Bench(wanted, own, view, home, place, cores, force)
         worker = Worker(wanted, own, bench, home=home, device=str(place), worker_id=name)
+        for line in remarks(wanted.file):
+            logging.getLogger("hpo.cli").warning("%s", line)
         with stop_on_signal() as stop:
             reason = worker.run(stop, supervised=supervised)
     if stop.is_set():

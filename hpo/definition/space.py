@@ -10,7 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hpo.definition.parameters import LARGEST_GRID, Parameter, Scalar, Suggests, When, same, shown
+from hpo.definition.parameters import (
+    LARGEST_GRID,
+    Choice,
+    Parameter,
+    Scalar,
+    Suggests,
+    When,
+    same,
+    shown,
+)
 from hpo.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -65,6 +74,15 @@ class Space(Mapping[str, Parameter]):
             return {name: self[name].decode(value) for name, value in values.items()}
         except (KeyError, ValueError) as error:
             raise ConfigError(f"{shown(dict(values))}: not of this space: {error}") from error
+
+    @property
+    def ranges(self) -> list[str]:
+        """Ranges of numbers that every trial has."""
+        return [
+            name
+            for name, one in self.items()
+            if not isinstance(one, Choice) and len(one.ends()) > 1 and not one.when
+        ]
 
     def is_active(self, name: str, values: Mapping[str, Any]) -> bool:
         """Whether `name` is searched where the others have `values` (config values)."""

@@ -23,7 +23,7 @@ from hpo.definition.fields import NONE, flatten, is_own, with_values
 from hpo.definition.parameters import shown
 from hpo.definition.space import Space
 from hpo.definition.spacefile import parse_space
-from hpo.definition.studyconfig import Grid, Hyperband, Patient, StudyConfig
+from hpo.definition.studyconfig import CmaEs, Grid, Hyperband, Patient, StudyConfig
 from hpo.errors import ConfigError
 
 
@@ -170,9 +170,21 @@ def parse_study(
             raise error.at("--set") from None
     document.study = {**(defaults or {}), **document.study}
     try:
-        return _build(document, text)
+        file = _build(document, text)
+        _require_ranges(file)  # not of a study that was made before: its trials stay readable
     except ConfigError as error:
         raise error.at(where) from None
+    return file
+
+
+def _require_ranges(file: StudyFile) -> None:
+    """Raise ConfigError where the sampler has nothing in this space that it could learn."""
+    if isinstance(file.study.sampler, CmaEs) and not file.space.ranges:
+        raise ConfigError(
+            "'cmaes': it searches ranges of numbers that every trial has, and there are none in "
+            "[space]: all would be drawn at random; allowed: tpe, gp, nsga2, qmc, random, grid",
+            key="study.sampler",
+        )
 
 
 def _build(document: Document, text: str) -> StudyFile:

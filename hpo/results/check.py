@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpo.definition.config import TrainConfig
+from hpo.definition.remarks import remarks
 from hpo.definition.studyfile import StudyFile
 from hpo.engine import models, runtime
 from hpo.engine.datasets import describe
@@ -112,7 +113,7 @@ def check(file: StudyFile, *, home: Home, device: str, workers: int, threads: in
         epochs=file.max_epochs,
         workers=workers,
         device=device,
-        notes=tuple(_notes(configs, home)),
+        notes=(*remarks(file), *_notes(configs, home)),
     )
 
 

@@ -7,6 +7,7 @@ beats what chance gives to any parameter in 95 of 100 such deals.
 
 from __future__ import annotations
 
+import math
 import random
 import time
 import warnings
@@ -68,7 +69,7 @@ def importances(database: Database, name: str) -> Importances:
     complete = [
         trial
         for trial in found.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-        if trial.user_attrs.get("outcome") != "diverged"
+        if trial.user_attrs.get("outcome") != "diverged" and math.isfinite(trial.values[0])
     ]
     sign = -1.0 if study.maximize else 1.0
     return importances_of(complete, [sign * trial.values[0] for trial in complete])
