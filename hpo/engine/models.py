@@ -337,9 +337,8 @@ def _check_forward(model: nn.Module, config: ModelConfig, image_size: int) -> No
             torch.func.functional_call(model, shapes, (images,))
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        advice = "choose a larger image_size" + (
-            "" if config.stem == "small" else ' or model.stem = "small"'
-        )
+        has_smaller = config.stem != "small" and family(model).stem
+        advice = "choose a larger image_size" + (' or model.stem = "small"' if has_smaller else "")
         raise _wrong_size(config.architecture, image_size, f"{advice} ({reason})") from error
     finally:
         model.train(training)

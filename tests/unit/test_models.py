@@ -154,6 +154,23 @@ def test_an_image_size_that_does_not_fit(name: str, size: int) -> None:
         build(name, size)
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "stem", "advised"),
+    [
+        ("alexnet", 32, "default", True),
+        ("alexnet", 8, "small", False),
+        ("inception_v3", 60, "default", False),
+        ("vgg11", 16, "default", False),
+    ],
+)
+def test_a_small_stem_is_advised_where_there_is_one(
+    name: str, size: int, stem: str, advised: bool
+) -> None:
+    with pytest.raises(ConfigError, match="choose a larger image_size") as error:
+        build(name, size, stem=stem)
+    assert ('or model.stem = "small"' in str(error.value)) == advised
+
+
 @pytest.mark.parametrize("filters", [(4,), (4, 4, 4, 4, 4, 4)])
 def test_small_cnn_of_any_depth_at_8_pixels(filters: tuple[int, ...]) -> None:
     model = build(size=8, cnn={"filters": list(filters)})
