@@ -151,7 +151,7 @@ def _origin(config: DataConfig, *, download: bool) -> Origin:
     if config.dataset == "digits":
         return DigitsOrigin()
     if config.dataset == "folder":
-        return FolderOrigin(root, grouped=config.group_by == "folder")
+        return FolderOrigin(root, grouped=config.group_by is not None)
     if config.dataset == "csv":
         assert config.labels is not None
         return CsvOrigin(Path(config.labels), root, skip_missing=config.skip_unreadable)

@@ -62,7 +62,7 @@ class Listing:
 def list_folder(root: Path, *, grouped: bool = False) -> Listing:
     """Return the images of a folder with train/ [val/] [test/] by class, or one folder per class.
 
-    With `grouped`, folders inside class folders are groups. Raises DataError for what cannot be
+    With `grouped`, folders inside class folders may be groups. Raises DataError for what cannot be
     used.
     """
     _require_folder(root)

@@ -240,7 +240,7 @@ def open_labelled(data: Path, classes: tuple[str, ...], config: DataConfig, cach
         rows = rows_to_test(data, skip_missing=config.skip_unreadable)
         root, listed = data.parent, [(row.file, row.label) for row in rows]
     else:
-        root, listed = data, _listed(data, grouped=config.group_by == "folder")
+        root, listed = data, _listed(data, grouped=config.group_by is not None)
     # A Mac writes names in another form of Unicode than Linux.
     place = {unicodedata.normalize("NFC", name): label for label, name in enumerate(classes)}
     listed = [(name, unicodedata.normalize("NFC", label)) for name, label in listed]

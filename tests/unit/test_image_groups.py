@@ -139,7 +139,7 @@ def test_a_patient_is_on_one_side(tmp_path: Path, group_by: str) -> None:
     assert sum(map(len, seen)) == len(set().union(*seen)) == 12
     for images in (data.train, data.val, test):
         assert set(images.labels.tolist()) == {0, 1}
-    again = open_data(_config(tmp_path / "data", test_fraction=0.2), tmp_path / "cache")
+    again = open_data(config.model_copy(update={"group_by": "regex:.*"}), tmp_path / "cache")
     assert _patients(again.train.names) & _patients(again.val.names)  # without it they are not
     folds = open_data(config.model_copy(update={"folds": 3}), tmp_path / "cache", folded=True).folds
     for one in folds:
