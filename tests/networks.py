@@ -282,6 +282,42 @@ class Remembers(Own):
         return self.pooled(self.blocks[2](self.seen))
 
 
+class MakesTensors(Own):
+    """Of shapes, and writes into some."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = images[:, [2, 1, 0]]
+        maps[:, 0] = 0.5
+        count, channels, height, width = maps.shape
+        maps = maps + torch.zeros(channels, 1, 1) + torch.arange(height).view(1, 1, -1, 1)
+        maps = torch.cat([maps, maps.new_ones(count, 1, height, width)], 1)[:, :channels]
+        for block in self.blocks:
+            maps = block(maps).clone()
+            maps[maps > 1] = 1.0
+        return self.pooled(maps)
+
+
+class Pyramid(nn.ModuleList):
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        first = self[0](images)
+        return {"first": first, "second": self[1](first)}
+
+
+class Values(nn.Module):
+    """Goes through a dictionary that the backbone gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = Pyramid([convolution(3, 4), convolution(4, 4)])
+        self.blocks = [self.backbone]
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = [one.mean((2, 3)) for one in self.backbone(images).values()]
+        logits: Tensor = self.fc(torch.cat(maps, 1))
+        return logits
+
+
 class ByShape(Own):
     """Decides, counts and asserts by shapes."""
 

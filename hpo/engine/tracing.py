@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, ValuesView
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -65,8 +66,17 @@ def trace(model: nn.Module, frozen: Iterable[nn.Module], images: Tensor) -> Trac
     that learns. Where `forward` asks for a shape to decide something, it is that of `images`, MORE
     of them. Consumes no random numbers. Raises Uncut.
     """
-    root, chance = Whole(model), Chance(images.device)
-    tracer = _Tracer(frozen, images)
+    try:
+        found = _recorded(model, _Tracer(frozen, images, numbers=False))
+        if found.obstacle is None:
+            return found
+    except Uncut:
+        pass  # what is given to torch.zeros, for one, has to be a number
+    return _recorded(model, _Tracer(frozen, images, numbers=True))
+
+
+def _recorded(model: nn.Module, tracer: _Tracer) -> Trace:
+    root, chance = Whole(model), Chance(tracer.device)
     try:
         with torch.enable_grad():
             graph = tracer.trace(root)
@@ -98,13 +108,16 @@ def asks_shape(node: fx.Node) -> bool:
 
 
 class _Tracer(fx.Tracer):
-    """Records modules whole, but for those through which the frontier may run."""
+    """Records modules whole, but for those through which the frontier may run. With `numbers`,
+    sizes that do not depend on how many images there are become numbers at once."""
 
     proxy_buffer_attributes = True
     trace_asserts = True
 
-    def __init__(self, frozen: Iterable[nn.Module], images: Tensor) -> None:
+    def __init__(self, frozen: Iterable[nn.Module], images: Tensor, *, numbers: bool) -> None:
         super().__init__()
+        self.device, self._numbers = images.device, numbers
+        self._sizes: set[fx.Node] = set()
         self._frozen = {id(part) for module in frozen for part in module.modules()}
         self._past = False
         self._attributes: dict[str, fx.Proxy] = {}
@@ -165,6 +178,23 @@ class _Tracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Value(node, self)
 
+    def create_proxy(self, *args: Any, **kwargs: Any) -> Any:
+        proxy = super().create_proxy(*args, **kwargs)
+        node, inputs = proxy.node, proxy.node.all_input_nodes
+        if not self._numbers or not inputs:
+            return proxy
+        if not asks_shape(node) and not all(one in self._sizes for one in inputs):
+            return proxy
+        self._sizes.add(node)
+        try:
+            value = self.known(node)
+        except Uncut:
+            return proxy
+        if isinstance(value, int | float):
+            self.graph.erase_node(node)
+            return value
+        return proxy
+
     def known(self, node: fx.Node) -> Any:
         """The value of `node`, a shape or what was made of shapes. Raises Uncut for another,
         and for one that depends on how many images there are."""
@@ -175,7 +205,8 @@ class _Tracer(fx.Tracer):
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         length = self._shapes.length(obj.node, self.root)
-        return iter([obj[place] for place in range(length)])  # type: ignore[index]
+        listed = self.create_proxy("call_function", list, (obj,), {})
+        return iter([listed[place] for place in range(length)])
 
     def _forget(self, count: int) -> None:
         """Remove all nodes but the first `count`."""
@@ -201,6 +232,9 @@ class _Value(fx.Proxy):
         if name in _ATTRIBUTES:  # at once: later the tensor itself may not be there
             return self.tracer.create_proxy("call_function", getattr, (self, name), {})
         return super().__getattr__(name)
+
+    def __setitem__(self, place: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, place, value), {})
 
     def __index__(self) -> int:
         return int(self.tracer.known(self.node))
@@ -299,7 +333,8 @@ def _ancestors(node: fx.Node) -> list[fx.Node]:
 
 def tensors(value: Any) -> list[Tensor]:
     """All tensors in `value`, a structure of them."""
-    return [one for one in tree_flatten(value)[0] if isinstance(one, Tensor)]
+    listed = list(value) if isinstance(value, ValuesView | ItemsView) else value
+    return [one for one in tree_flatten(listed)[0] if isinstance(one, Tensor)]
 
 
 def ambient() -> tuple[object, ...]:
