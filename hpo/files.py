@@ -71,6 +71,18 @@ class Counting:
             self.full = self.full or error
 
 
+def same_place(one: object, other: object) -> bool:
+    """Whether two paths name the same file or folder: through `..`, links, and other mounts."""
+    if not isinstance(one, str) or not isinstance(other, str):
+        return one == other
+    if os.path.realpath(one) == os.path.realpath(other):
+        return True
+    try:
+        return Path(one).samefile(other)
+    except OSError:  # one is not there
+        return False
+
+
 def write_whole(path: Path, write: Callable[[Counting], object], *, sealed: bool = False) -> None:
     """Let `write` make the file `path`: beside it, synced, then moved there, so that `path` is
     complete or as it was; `sealed` with a checksum as its last line. Raises DiskFull."""

@@ -25,6 +25,7 @@ from hpo.definition.space import Space
 from hpo.definition.spacefile import parse_space
 from hpo.definition.studyconfig import CmaEs, Grid, Hyperband, Patient, StudyConfig
 from hpo.errors import ConfigError
+from hpo.files import same_place
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,13 @@ class StudyFile:
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What differs between two definitions, a line each: `study.trials: 20 -> 40`."""
+    """What differs between two definitions, a line each: `study.trials: 20 -> 40`. The same folder
+    of images by another path is no difference."""
     before, after = _flat_definition(old), _flat_definition(new)
+    root = "train.data.root"
+    if same_place(before.get(root), after.get(root)):
+        before.pop(root, None)
+        after.pop(root, None)
     return [
         f"{key}: {_side(before, key)} -> {_side(after, key)}"
         for key in dict.fromkeys([*before, *after])

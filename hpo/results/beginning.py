@@ -15,6 +15,7 @@ from hpo.definition.studyfile import dump_config, load_config
 from hpo.engine.datasets import Data
 from hpo.engine.runtime import resolve
 from hpo.errors import Conflict, InputError
+from hpo.files import same_place
 from hpo.results.recipe import Recipe, make_recipe
 from hpo.results.retrieval import seeds_needed
 from hpo.results.runs import About, RunDir, write_whole
@@ -67,6 +68,8 @@ def _differences(stored: Recipe, asked: Recipe) -> list[str]:
     there, here = flatten(stored.config.to_dict()), flatten(asked.config.to_dict())
     if there["epochs"] == here["epochs"]:
         there["epochs trained"], here["epochs trained"] = stored.epochs, asked.epochs
+    if same_place(there["data.root"], here["data.root"]):
+        there["data.root"] = here["data.root"]
     open_ = {key for key in here if key.startswith("runtime.") and here[key] in (0, "auto")}
     return [
         f"{key}: {there.get(key)} -> {here.get(key)}"

@@ -30,8 +30,8 @@ from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from hpo.errors import StorageError
-from hpo.storage import faults
-from hpo.storage.url import EXTRAS, parse, show
+from hpo.storage import faults, sqlite_files
+from hpo.storage.url import EXTRAS, as_text, parse, show
 
 BUSY_TIMEOUT_S = 60
 POSTGRESQL_CONNECT = {
@@ -85,12 +85,14 @@ class Database:
     def __init__(self, url: URL) -> None:
         self.url = url
         self._mode = threading.local()
-        options: dict[str, Any] = {}
+        options = engine_options(url)
         if not self.is_sqlite:
-            options = {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 0}
+            options |= {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 0}
             options["isolation_level"] = "READ COMMITTED"
+        elif self.is_read_only:
+            options["poolclass"] = sa.NullPool  # how it is opened depends on the moment
         try:
-            self.engine: Engine = sa.create_engine(url, connect_args=connect_args(url), **options)
+            self.engine: Engine = sa.create_engine(bare(url), **options)
         except ImportError as error:
             extra = EXTRAS[url.get_backend_name()]
             raise StorageError(
@@ -109,14 +111,19 @@ class Database:
         return self.url.get_backend_name() == "sqlite"
 
     @property
+    def is_read_only(self) -> bool:
+        """Whether it is a file that may only be read here; a server tells when it is asked."""
+        return self.is_sqlite and sqlite_files.may_only_be_read(self.url)
+
+    @property
     def shown(self) -> str:
         """The URL for messages: the password is never in it."""
         return show(self.url)
 
     @property
     def secret_url(self) -> str:
-        """The URL with its password, for Optuna and for child processes' environment alone."""
-        return self.url.render_as_string(hide_password=False)
+        """The URL with its password, for child processes' environment alone."""
+        return as_text(self.url)
 
     @contextmanager
     def patient(self, pause: Pause | None) -> Iterator[None]:
@@ -136,13 +143,28 @@ class Database:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Transactions that this thread begins inside will write."""
-        before = getattr(self._mode, "writing", False)
-        self._mode.writing = True
+        """Transactions that this thread begins inside will write. Raises StorageError where that
+        cannot be."""
+        self._require_writable()
+        with self._beginning(writing=True):
+            yield
+
+    @contextmanager
+    def _beginning(self, *, writing: bool) -> Iterator[None]:
+        """Whether transactions that this thread begins inside will write."""
+        before = self.is_writing
+        self._mode.writing = writing
         try:
             yield
         finally:
             self._mode.writing = before
+
+    def _require_writable(self) -> None:
+        if self.is_read_only:
+            raise StorageError(
+                f"{self.shown}: may only be read here: the file or its folder cannot be written, "
+                "or its URL says so; copy it, or ask its owner"
+            )
 
     @property
     def is_writing(self) -> bool:
@@ -153,14 +175,17 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A transaction that only reads."""
-        with self.translated(), self.engine.begin() as connection:
+        """A transaction that only reads, also beside one of this thread that writes: SQLite would
+        let it wait for that one, which waits for it."""
+        reading = self._beginning(writing=False)
+        with self.translated(), reading, self.engine.begin() as connection:
             yield connection
 
     @contextmanager
     def snapshot(self) -> Iterator[Connection]:
         """A transaction that reads one moment, as every one of SQLite's does."""
-        with self.translated(), self.engine.connect() as connection:
+        reading = self._beginning(writing=False)
+        with self.translated(), reading, self.engine.connect() as connection:
             if not self.is_sqlite:
                 connection = connection.execution_options(isolation_level="REPEATABLE READ")
             with connection.begin():
@@ -194,14 +219,15 @@ class Database:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """One process at a time, over all that use this database: for its one-time set-up."""
-        if self.is_sqlite and self.url.database:
+        if self.is_sqlite:
+            self._require_writable()
             with FileLock(f"{self.url.database}.lock"):
                 yield
             return
         # A connection of its own: the small pool is for the work under the lock. Closing it gives
         # the lock up, also when this process dies; PostgreSQL's is its transaction's, since behind
         # a pooler the session outlives the connection.
-        own = sa.create_engine(self.url, poolclass=sa.NullPool, connect_args=connect_args(self.url))
+        own = sa.create_engine(self.url, poolclass=sa.NullPool, **engine_options(self.url))
         with own.connect() as connection:
             if self.url.get_backend_name() == "postgresql":
                 for name in ("lock_timeout", "idle_in_transaction_session_timeout"):
@@ -226,7 +252,9 @@ def connect(text: str) -> Database:
     Touches nothing."""
     url = parse(text)
     if url.get_backend_name() == "sqlite":
-        _refuse_network(Path(str(url.database)))
+        alone = sqlite_files.may_only_be_read(url) and not sqlite_files.has_writer(url)
+        if not alone:  # what nobody writes may be read from anywhere
+            _refuse_network(Path(str(url.database)))
     return Database(url)
 
 
@@ -251,7 +279,6 @@ def _refuse_network(path: Path) -> None:
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # transactions begin where we say, in the 'begin' event
     cursor = connection.cursor()
-    cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_S * 1000}")
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.execute("PRAGMA synchronous = NORMAL")  # safe with WAL: a power cut loses no consistency
     cursor.close()
@@ -270,10 +297,23 @@ def use_wal(database: Database) -> None:
                 raw.close()
 
 
+def bare(url: URL) -> URL:
+    """`url` as SQLAlchemy is told it; of SQLite's options it knows others than we."""
+    return url.set(query={}) if url.get_backend_name() == "sqlite" else url
+
+
+def engine_options(url: URL) -> dict[str, Any]:
+    """How SQLAlchemy connects."""
+    if url.get_backend_name() == "sqlite" and sqlite_files.is_special(url):
+        return {"creator": lambda: sqlite_files.connect(url, BUSY_TIMEOUT_S)}
+    return {"connect_args": connect_args(url)}
+
+
 def connect_args(url: URL) -> dict[str, Any]:
     """What the driver is told about each connection."""
     if url.get_backend_name() == "sqlite":
-        return {"timeout": BUSY_TIMEOUT_S, "check_same_thread": False}
+        timeout = float(str(url.query.get("timeout", BUSY_TIMEOUT_S)))
+        return {"timeout": timeout, "check_same_thread": False}
     if url.get_backend_name() == "postgresql":
         args: dict[str, Any] = {
             key: value for key, value in POSTGRESQL_CONNECT.items() if key not in url.query

@@ -32,7 +32,7 @@ from sqlalchemy import orm
 
 from hpo.errors import Fenced, StorageError
 from hpo.storage import faults, tables
-from hpo.storage.db import Database, connect_args, use_wal
+from hpo.storage.db import Database, bare, engine_options, use_wal
 from hpo.storage.leases import Ending, Lease
 from hpo.storage.patience import insist
 from hpo.storage.reading import TRIALS, read_trials
@@ -108,10 +108,10 @@ class FencedStorage(RDBStorage):
     def __init__(self, database: Database) -> None:
         self.database = database
         self._guard = threading.local()
-        options = {"poolclass": sa.NullPool, "connect_args": connect_args(database.url)}
+        options = {"poolclass": sa.NullPool, **engine_options(database.url)}
         with _translated(database):
             super().__init__(
-                database.secret_url,
+                _optuna_url(database),
                 engine_kwargs=options,
                 skip_table_creation=True,
                 skip_compatibility_check=True,
@@ -403,11 +403,17 @@ def _upgrade_optuna(database: Database) -> None:
         root.removeHandler(quiet)
 
 
+def _optuna_url(database: Database) -> str:
+    """The URL with its password, as SQLAlchemy reads it again: its newer versions take % for an
+    escape also in a path."""
+    return bare(database.url).render_as_string(hide_password=False)
+
+
 def _versions(database: Database) -> Any:
     """What Optuna knows of its schema; writes its version where none stands, for its own tools."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna.storages._rdb.storage._VersionManager(
-        database.secret_url,
+        _optuna_url(database),
         database.engine,
         orm.scoped_session(orm.sessionmaker(bind=database.engine)),
     )

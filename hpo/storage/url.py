@@ -8,11 +8,12 @@ out), or where the drivers look by themselves (PostgreSQL: PGPASSWORD, ~/.pgpass
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import shlex
 from pathlib import Path
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlencode
 
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
@@ -20,6 +21,7 @@ from sqlalchemy.exc import ArgumentError
 from hpo.errors import StorageError
 from hpo.paths import Home
 from hpo.redaction import keep_secret
+from hpo.storage import sqlite_files
 
 DRIVERS = {
     **dict.fromkeys(("sqlite", "sqlite+pysqlite"), "sqlite"),
@@ -53,13 +55,15 @@ def parse(text: str) -> URL:
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):  # ValueError: a port that is no number
+        if likely := sqlite_files.suggestion(text):
+            raise StorageError(f"{text}: not a storage URL; write {likely}") from None
         raise StorageError(
             "the storage URL is not one (its text is not shown, it may hold a password); "
             f"examples: {EXAMPLES}"
         ) from None
     url = _with_driver(url)
     if url.get_backend_name() == "sqlite":
-        return _with_whole_path(url)
+        return sqlite_files.with_file(text, url)
     _refuse_ambiguous(text, url)
     threshold = str(url.query.get("prepare_threshold", "none"))
     if threshold != "none" and not threshold.isdecimal():
@@ -87,18 +91,10 @@ def _remember(text: str) -> None:
 def _with_driver(url: URL) -> URL:
     driver = DRIVERS.get(url.drivername)
     if driver is None:
-        raise StorageError(
-            f"no driver for {url.drivername!r} in hpo; the storage URL may be: {EXAMPLES}"
-        )
+        near = difflib.get_close_matches(url.drivername, DRIVERS, n=1)
+        write = f"write {near[0]}://..., or another of" if near else "the storage URL may be"
+        raise StorageError(f"no driver for {url.drivername!r} in hpo; {write}: {EXAMPLES}")
     return url.set(drivername=driver)
-
-
-def _with_whole_path(url: URL) -> URL:
-    if not url.database or url.database == ":memory:":
-        raise StorageError(
-            f"{show(url)}: a database in memory cannot be shared by workers; name a file"
-        )
-    return url.set(database=str(Path(url.database).absolute()))
 
 
 def _refuse_ambiguous(text: str, url: URL) -> None:
@@ -149,8 +145,18 @@ def has_password(text: str) -> bool:
 
 def show(url: URL) -> str:
     """The URL for messages: without its password, and without options that may hold a secret."""
+    if url.get_backend_name() == "sqlite":
+        return as_text(url)
     safe = {name: value if name in HARMLESS_OPTIONS else "..." for name, value in url.query.items()}
     return url.set(query=safe).render_as_string(hide_password=True)
+
+
+def as_text(url: URL) -> str:
+    """The URL with its password, which `parse` understands: of SQLite with the path as it is."""
+    if url.get_backend_name() != "sqlite":
+        return url.render_as_string(hide_password=False)
+    options = f"?{urlencode(url.query)}" if url.query else ""
+    return f"{url.drivername}:///{url.database}{options}"
 
 
 def for_others(url: URL) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+from optuna.study import StudyDirection
 from sqlalchemy.engine import make_url
 
 from hpo.errors import StorageError
 from hpo.paths import Home
-from hpo.storage.db import connect_args
+from hpo.storage.db import connect, connect_args
+from hpo.storage.optuna_rdb import FencedStorage, create_schema, upgrade_schema
 from hpo.storage.url import has_password, option, parse, show
 
 SERVER = "postgresql+psycopg://me@server/hpo"
@@ -126,3 +129,95 @@ def test_whether_a_text_holds_a_password() -> None:
     assert not has_password(SERVER)
     assert not has_password("nonsense")
     assert make_url(SERVER).password is None
+
+
+# SQLite's paths
+
+
+@pytest.mark.parametrize("name", ["bar%baz.db", "100%.db", "a%20b.db", "a b.db", "%", "50%25.db",
+                                  "日本.db", "a#b.db", "file.db", "a&b=c.db", "@.db"])  # fmt: skip
+def test_a_path_is_the_file_that_it_names(tmp_path: Path, name: str) -> None:
+    database = connect(f"sqlite:///{tmp_path / name}")
+    create_schema(database)
+    assert database.url.database == str(tmp_path / name)
+    made = {one.name for one in tmp_path.iterdir()}
+    assert name in made
+    assert made <= {name, f"{name}-wal", f"{name}-shm", f"{name}.lock"}
+    storage = FencedStorage(database)  # Optuna finds the same file
+    storage.create_new_study([StudyDirection.MAXIMIZE], "s")
+    for text in (database.shown, database.secret_url):
+        again = connect(text)
+        assert again.url == database.url
+        assert [one.study_name for one in FencedStorage(again).get_all_studies()] == ["s"]
+        again.dispose()
+    assert option(database.url, f"sqlite:///{tmp_path / name}") == ""
+    assert upgrade_schema(database).endswith("already")
+    database.dispose()
+
+
+@pytest.mark.parametrize(
+    ("text", "write"),
+    [
+        ("hpo.db", "sqlite:///hpo.db"),
+        ("./runs/hpo.db", "sqlite:///./runs/hpo.db"),
+        ("../hpo.sqlite3", "sqlite:///../hpo.sqlite3"),
+        ("/data/hpo.db", "sqlite:////data/hpo.db"),
+        ("/data/a%b.db", "sqlite:////data/a%b.db"),
+        ("sqlite:hpo.db", "sqlite:///hpo.db"),
+        ("sqlite:/data/hpo.db", "sqlite:////data/hpo.db"),
+        ("file:hpo.db", "sqlite:///hpo.db"),
+        (r"C:\runs\hpo.db", r"sqlite:///C:\runs\hpo.db"),
+        ("sqlite://hpo.db", "sqlite:///hpo.db"),
+        ("sqlite://runs/hpo.db", "sqlite:///runs/hpo.db"),
+        ("sqlite3:///hpo.db", "sqlite://..."),
+        ("sqllite:///hpo.db", "sqlite://..."),
+        ("postgresql+psycopg2://me@server/hpo", "postgresql+psycopg://..."),
+        ("postgre://me@server/hpo", "postgres://..."),
+        ("mysql+mysqldb://me@server/hpo", "mysql+pymysql://..."),
+        ("sqlite:///file:/x/hpo.db", "sqlite:////x/hpo.db"),
+        ("sqlite:///file:hpo.db?mode=ro", "sqlite:///hpo.db"),
+    ],
+)
+def test_near_misses_are_told_what_to_write(text: str, write: str) -> None:
+    with pytest.raises(StorageError) as caught:
+        parse(text)
+    assert f"write {write}" in str(caught.value)
+
+
+def test_a_home_folder_is_a_shells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    for text in ("~/hpo.db", "sqlite:///~/hpo.db"):
+        with pytest.raises(StorageError, match=r"write sqlite:////home/me/hpo\.db"):
+            parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (r"sqlite:///C:\x\hpo.db", "a path of Windows"),
+        ("sqlite:///C:/x/hpo.db", "a path of Windows"),
+        ("sqlite:////tmp/", "a folder; name a file, such as sqlite:////tmp/hpo.db"),
+        ("sqlite:////tmp", "a folder"),
+        ("sqlite:///hpo.db?cache=shared", "unknown option 'cache'; allowed: timeout, mode"),
+        ("sqlite:///hpo.db?mode=readonly", "mode=readonly: allowed: ro, rw, rwc"),
+        ("sqlite:///hpo.db?timeout=long", "seconds are needed"),
+        ("sqlite:///file::memory:?uri=true", "in memory"),
+        ("sqlite:///file:x?mode=memory&uri=true", "in memory"),
+        ("sqlite://me:secret@server/hpo", "no host"),
+        ("me:secret@server", "its text is not shown"),
+        ("", "is not one"),
+        ("secret", "is not one"),
+        ("secret/word", "is not one"),
+    ],
+)
+def test_what_names_no_file_here(text: str, says: str) -> None:
+    with pytest.raises(StorageError, match=re.escape(says)) as caught:
+        parse(text)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("prefix", ["file:", "file://", "file://localhost"])
+def test_a_uri_of_sqlites(tmp_path: Path, prefix: str) -> None:
+    url = parse(f"sqlite:///{prefix}{tmp_path}/a%20b.db?mode=ro&uri=true")
+    assert url.database == f"{tmp_path}/a b.db"
+    assert dict(url.query) == {"mode": "ro"}
