@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Annotated
 
@@ -160,20 +160,21 @@ def open_study(
 
 
 def check_data(file: StudyFile) -> None:
-    """Look for the images of every data set in the space; raises DataError. Writes nothing but
-    downloads of torchvision's data sets."""
+    """Look for the images of every data set in the space; raises DataError, and ConfigError where
+    they cannot measure what is optimized. Writes nothing but downloads of torchvision's data
+    sets."""
     from hpo.engine.datasets import describe
+    from hpo.engine.goals import asked, require_supported
 
     matters = {"dataset", "root", "labels", "val_fraction", "test_fraction", "split_seed",
                "limit_train", "skip_unreadable",
                "group_by", "near_duplicates", "folds"}  # fmt: skip
-    seen = set()
-    for corner in file.space.corners():
-        data = file.config(corner).data
-        key = data.model_dump_json(include=matters)
+    seen: dict[str, Mapping[str, Mapping[str, int]]] = {}
+    for config in map(file.config, file.space.corners()):
+        key = config.data.model_dump_json(include=matters)
         if key not in seen:
-            seen.add(key)
-            describe(data, download=True)
+            seen[key] = describe(config.data, download=True)
+        require_supported(asked(config, *file.objectives), seen[key]["val"])
 
 
 def _is_over(study: Study) -> bool:

@@ -51,7 +51,7 @@ def plain_table(*headers: str, right: Iterable[str] = ()) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for header in headers:
         justify = "right" if header in set(right) else "left"
-        table.add_column(header, justify=justify, overflow="fold")  # type: ignore[arg-type]
+        table.add_column(Text(header), justify=justify, overflow="fold")  # type: ignore[arg-type]
     return table
 
 
@@ -94,7 +94,7 @@ def studies_table(studies: Sequence[StudyStatus]) -> Table:
             Text(one.row.name),
             state_text(one.state),
             f"{one.finished}/{one.row.trials}",
-            one.file.metric,
+            Text(one.file.metric),
             number(best.value if best else None),
             str(len(one.live_workers)),
             moment(one.row.created),
@@ -277,7 +277,8 @@ def counts(status: StudyStatus) -> str:
 def runs_table(runs: Sequence[Run]) -> Table:
     """Trained runs, a line each: mean ± standard deviation over their seeds."""
     retrieval = any(run.config.task == "retrieval" for run in runs)
-    scores = SCORES if retrieval else PLAIN
+    known = {name for run in runs for name in run.summary[measured_part(run)]}
+    scores = [name for name in (SCORES if retrieval else PLAIN) if name in known]
     table = plain_table("run", "measured on", "seeds", *scores, right=("seeds", *scores))
     for run in runs:
         part = measured_part(run)
@@ -290,7 +291,9 @@ def runs_table(runs: Sequence[Run]) -> Table:
 def networks_table(run: Run) -> Table:
     """What stands beside each other in a run on the same test images, a line each: its seeds, their
     ensemble, and ONNX files (means over seeds). Empty for one seed without files."""
-    scores, summary = PLAIN, run.summary
+    summary = run.summary
+    known = {*(summary["test"] or {}), *(name for one in summary["onnx"].values() for name in one)}
+    scores = [name for name in PLAIN if name in known]
     columns = (*scores, "MB", "ms/image")
     table = plain_table("network", *columns, right=columns)
     if summary["test"] is not None:
@@ -313,7 +316,7 @@ def _add_members(
     for seed, found in seeds.items() if len(seeds) > 1 else ():
         table.add_row(f"seed {seed}", *(number(found.get(name)) for name in scores))
     if ensemble:
-        values = [number(ensemble[name]) for name in scores]
+        values = [number(ensemble.get(name)) for name in scores]
         table.add_row(f"ensemble of {len(seeds)}", *values, style="bold")
 
 
@@ -372,7 +375,7 @@ def evaluation_page(found: RunEvaluation) -> Group:
         rows = [per_class[name] for per_class in by_seed]
         means = [number(sum(row[column] for row in rows) / len(rows)) for column in columns]
         classes.add_row(Text(name), *means, f"{rows[0]['support']:,}")
-    warning = [Text(found.overlap, "yellow")] if found.overlap else []
+    warning = [Text(one, "yellow") for one in (found.overlap, found.absent) if one]
     parts: list[RenderableType] = [title, *warning, Text(), scores]
     if len(by_seed) > 1:
         names = [name for name in SCORES if name in found.summary]

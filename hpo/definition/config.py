@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -37,28 +37,11 @@ from hpo.definition.fields import (
     listed,
     model_at,
 )
+from hpo.definition.goals import CLASSIFIED, RECALL, Metric, meant, own_function, recalled
 from hpo.definition.model import ModelConfig
 from hpo.definition.phases import Phase, PhaseConfig
 from hpo.definition.retrieval import RETRIEVED, RetrievalConfig
 from hpo.errors import ConfigError, nearest
-
-Classified = Literal["val_top1", "val_top5", "val_loss", "train_top1", "train_loss"]
-Retrieved = Literal[
-    "val_precision_at_5",
-    "val_precision_at_k",
-    "val_precision",
-    "val_recall",
-    "val_f1",
-    "val_mean_distance",
-]
-Metric = Literal[Classified, Retrieved]
-METRICS: tuple[str, ...] = get_args(Metric)
-
-
-def direction(metric: str) -> Literal["minimize", "maximize"]:
-    """Losses and distances are minimized, everything else is maximized."""
-    return "minimize" if metric.endswith(("_loss", "_distance")) else "maximize"
-
 
 OPTIONS = "model.options"
 """The one table whose names are the user's."""
@@ -226,20 +209,29 @@ class TrainConfig(Part):
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """The names that Metric allows and this training gives, if it has validation images."""
+        """The fixed names of metrics that this training gives, if it has validation images."""
         if self.task == "classification":
-            return get_args(Classified)
+            return CLASSIFIED
         return RETRIEVED if self.frozen else (*RETRIEVED, "val_loss", "train_top1", "train_loss")
+
+    def gives(self, metric: str) -> bool:
+        """Whether this training gives `metric`, if it has validation images."""
+        free = recalled(metric) is not None or own_function(metric) is not None
+        return metric in self.metrics or (free and self.task == "classification")
 
     def require_metric(self, metric: str, key: str) -> None:
         """Raise ConfigError unless this training gives `metric`, which stands at `key`."""
-        if metric not in self.metrics:
+        if not self.gives(metric):
             raise ConfigError(self._without(metric), key=key)
 
     def _without(self, metric: str) -> str:
         frozen = " with model.trainable_blocks = 0" if self.frozen else ""
         given = ", ".join(self.metrics)
-        return f"{metric!r}: task = {self.task!r}{frozen} does not give it; allowed: {given}"
+        if self.task == "classification":
+            given += f", {RECALL}CLASS, module:function"
+        hint = meant(metric, self.metrics)
+        hint = f"{hint} " if hint.startswith("did") else ""
+        return f"{metric!r}: task = {self.task!r}{frozen} does not give it; {hint}allowed: {given}"
 
     @model_validator(mode="after")
     def _watched(self) -> Self:
@@ -250,7 +242,7 @@ class TrainConfig(Part):
         if self.early_stopping.patience is not None:
             watched["early_stopping.metric"] = self.early_stopping.metric
         for key, metric in watched.items():
-            if metric not in self.metrics and not self.frozen:
+            if not self.gives(metric) and not self.frozen:
                 fail(key, metric, self._without(metric).partition(": ")[2])
         return self
 

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Annotated, Any, Literal
 
-from hpo.definition.config import Metric, direction
+from pydantic import BeforeValidator, WithJsonSchema
 
-Cost = Literal["latency_ms", "parameters", "flops", "epoch_seconds", "peak_memory_mb"]
-Objective = Literal[Metric, Cost]
-COSTS: tuple[str, ...] = get_args(Cost)
+from hpo.definition.goals import METRIC_SCHEMA, direction, metric_name
+
+COSTS = ("latency_ms", "parameters", "flops", "epoch_seconds", "peak_memory_mb")
+
+
+def _objective(value: Any) -> str:
+    return str(value) if value in COSTS else metric_name(value)
+
+
+Objective = Annotated[
+    str,
+    BeforeValidator(_objective),
+    WithJsonSchema({"anyOf": [{"enum": list(COSTS)}, *METRIC_SCHEMA["anyOf"]]}),
+]
 MOST_OBJECTIVES = 4
 """Beyond it nearly every trial lies on the Pareto front."""
 

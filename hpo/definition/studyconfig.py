@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
-from hpo.definition.config import Metric
 from hpo.definition.fields import Part, explain, listed
+from hpo.definition.goals import Metric
 from hpo.definition.objectives import COSTS, MOST_OBJECTIVES, Objective
 from hpo.definition.parameters import shown
 from hpo.errors import ConfigError, nearest
@@ -265,7 +265,11 @@ class StudyConfig(Part):
     """1 to 64 letters, digits, `.`, `_` and `-`, not starting with `.` or `-`; default: the file's
     name."""
     metric: Metric = "val_top1"
-    """A trial's value is its best epoch's: losses are minimized, the others maximized."""
+    """A trial's value is its best epoch's: losses are minimized, the others maximized. val_top1,
+    val_top5, val_loss, val_macro_f1, val_balanced_accuracy and val_macro_auc (one against the
+    rest), each as the mean over the classes that have images; val_recall:CLASS, the recall of one
+    class; or module:function of your own, found as a loss is: (probabilities (N, C) float32, labels
+    (N,) int64), both of NumPy -> a number, maximized unless written module:function:minimize."""
     metrics: Objectives | None = None
     """Instead of metric: 2 to 4 of them, for the trials that none beats in all (the Pareto front).
     The first is a metric of an epoch; it decides on pruning, target, patience_trials and which

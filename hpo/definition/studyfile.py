@@ -16,10 +16,12 @@ import tomli_w
 
 from hpo.definition import toml
 from hpo.definition.augment import PRESET_OR_CROP
-from hpo.definition.config import METRICS, TrainConfig, check_path, direction, field_errors
+from hpo.definition.config import TrainConfig, check_path, field_errors
 from hpo.definition.datasets import DEFAULT_ROOT, FOLDERS
 from hpo.definition.document import Document
-from hpo.definition.fields import NONE, flatten, is_own, with_values
+from hpo.definition.fields import NONE, flatten, with_values
+from hpo.definition.goals import direction, own_function
+from hpo.definition.objectives import COSTS
 from hpo.definition.parameters import shown
 from hpo.definition.space import Space
 from hpo.definition.spacefile import parse_space
@@ -64,14 +66,18 @@ class StudyFile:
         return max(self.config(corner).epochs for corner in self.space.corners())
 
     def own_modules(self, *fields: str) -> list[str]:
-        """Modules of the user's own that `fields`, fixed or searched, name as module:function."""
+        """Modules of the user's own that `fields`, fixed or searched, name as module:function;
+        `study.metric` stands for all objectives."""
         fixed = flatten(self.train)
         values = [
             value
             for name in fields
             for value in (self.space[name].ends() if name in self.space else [fixed.get(name)])
         ]
-        return sorted({str(one).partition(":")[0] for one in values if is_own(str(one))})
+        if "study.metric" in fields:
+            values += self.objectives
+        found = [own_function(str(one)) for one in values]
+        return sorted({one.partition(":")[0] for one in found if one})
 
     def config(self, values: Mapping[str, Any]) -> TrainConfig:
         """The training with `values` ({dotted path: config value}) in place of the searched fields.
@@ -210,7 +216,7 @@ def _build(document: Document, text: str) -> StudyFile:
     for values in [*space.corners(), *baselines]:
         _check_together(file, values)
         for metric in study.objectives:
-            if metric in METRICS:
+            if metric not in COSTS:
                 key = "study.metrics" if study.metrics else "study.metric"
                 file.config(values).require_metric(metric, key)
     _check_resources(file)

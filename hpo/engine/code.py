@@ -3,8 +3,9 @@
 The fingerprint is of what decides a result where the configuration and the images are the same:
 the sources of hpo's `engine` and `definition`, the versions of torch and torchvision (major.minor:
 patch releases are not to change results), and the files of the user's own modules that the study
-names as its loss or architecture; not what those import. An own data set counts by its images,
-which have a fingerprint of their own. Devices do not count: a study may run on GPUs of many kinds.
+names as its loss, architecture or metric; not what those import. An own data set counts by its
+images, which have a fingerprint of their own. Devices do not count: a study may run on GPUs of many
+kinds.
 
 Imports no torch.
 """
@@ -26,7 +27,13 @@ from hpo.errors import ConfigError
 
 FLOORS = ("definition", "engine")
 LIBRARIES = ("torch", "torchvision")
-DECISIVE = ("loss", "model.architecture")
+DECISIVE = (
+    "loss",
+    "model.architecture",
+    "schedule.metric",
+    "early_stopping.metric",
+    "study.metric",
+)
 """Fields whose own functions decide results; that of `data.dataset` is shown alone."""
 LONGEST_SOURCE = 500_000
 """Bytes of an own module's file, above which its text is not kept."""

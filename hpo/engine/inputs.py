@@ -24,6 +24,8 @@ class TrainingData:
     mean: tuple[float, ...]
     """Per channel, of pixels scaled to 0..1."""
     std: tuple[float, ...]
+    names: tuple[str, ...] = ()
+    """Of the classes; only metrics of a single class need them."""
 
 
 @dataclass(frozen=True)

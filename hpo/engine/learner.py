@@ -9,6 +9,7 @@ from functools import cached_property, partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -183,6 +184,8 @@ class Evaluation:
     predictions: metrics.Counts
     """(N,) most likely classes."""
     classes: int
+    probabilities: NDArray[np.float32] | None = None
+    """(N, C); None where nobody asked for them."""
 
     @cached_property
     def confusion(self) -> metrics.Counts:
@@ -199,13 +202,15 @@ def evaluate(
     precision: str,
     control: Control,
     epoch: int = 0,
+    probabilities: bool = False,
 ) -> Evaluation:
-    """Run `model`, which lies on `device`, in eval mode over `batches`.
+    """Run `model`, which lies on `device`, in eval mode over `batches`; with the `probabilities` of
+    all classes for each image where they are wanted.
 
     `control.step` is asked before every batch and told of the images before it.
     """
     model.eval()
-    judge, images = Judge(classes, device), 0
+    judge, images = Judge(classes, device, probabilities=probabilities), 0
     with torch.inference_mode():
         for pixels, labels in batches:
             control.step(epoch=epoch, images=images)
@@ -220,8 +225,9 @@ def evaluate(
 class Judge:
     """Adds up what a network's answers are worth, batch by batch, without waiting for `device`."""
 
-    def __init__(self, classes: int, device: torch.device) -> None:
+    def __init__(self, classes: int, device: torch.device, *, probabilities: bool = False) -> None:
         self._classes = classes
+        self._probabilities: list[Tensor] | None = [] if probabilities else None
         self._first, self._fifth = Tally(device), Tally(device)
         self._seen: list[tuple[Tensor, Tensor]] = []
 
@@ -231,12 +237,18 @@ class Judge:
         self._first.add(loss, metrics.top_k_correct(logits, labels, 1), images)
         self._fifth.add(loss, metrics.top_k_correct(logits, labels, 5), images)
         self._seen.append((labels, logits.argmax(dim=1)))
+        if self._probabilities is not None:
+            self._probabilities.append(logits.softmax(dim=1))
 
     def result(self) -> Evaluation:
         """Of all batches; waits for the device."""
         loss, top1 = self._first.means()
         truths, predictions = (_joined(column) for column in zip(*self._seen, strict=True))
-        return Evaluation(loss, top1, self._fifth.means()[1], truths, predictions, self._classes)
+        parts = self._probabilities
+        kept = None if parts is None else torch.cat(parts).cpu().numpy()
+        return Evaluation(
+            loss, top1, self._fifth.means()[1], truths, predictions, self._classes, kept
+        )
 
 
 def _joined(parts: Sequence[Tensor]) -> metrics.Counts:

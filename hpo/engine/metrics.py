@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +32,8 @@ def confusion_matrix(labels: Counts, predictions: Counts, classes: int) -> Count
 @dataclass(frozen=True)
 class ClassificationReport:
     """Precision, recall and F1 of each class, (C,) fractions, and their plain means over the
-    classes; `support` counts the images of each class."""
+    classes that occur, as true ones or among the predictions; the balanced accuracy is the mean
+    recall over those that have images. `support` counts the images of each class."""
 
     precision: Scores
     recall: Scores
@@ -41,12 +43,14 @@ class ClassificationReport:
     macro_precision: float
     macro_recall: float
     macro_f1: float
+    balanced_accuracy: float
 
 
 def classification_report(confusion: Counts) -> ClassificationReport:
     """Scores from a confusion matrix (C, C), true classes in rows; 0 where a score is undefined.
 
-    As scikit-learn's precision_recall_fscore_support with all labels and zero_division = 0.
+    As scikit-learn's precision_recall_fscore_support with zero_division = 0: of each class with all
+    labels, the means with its default ones.
     """
     hits = np.diagonal(confusion)
     predicted, support = confusion.sum(axis=0), confusion.sum(axis=1)
@@ -58,10 +62,36 @@ def classification_report(confusion: Counts) -> ClassificationReport:
         f1=f1,
         support=support,
         accuracy=float(_ratio(hits.sum(), support.sum())),
-        macro_precision=float(precision.mean()),
-        macro_recall=float(recall.mean()),
-        macro_f1=float(f1.mean()),
+        macro_precision=_mean(precision, predicted + support),
+        macro_recall=_mean(recall, predicted + support),
+        macro_f1=_mean(f1, predicted + support),
+        balanced_accuracy=_mean(recall, support),
     )
+
+
+def macro_auc(probabilities: NDArray[np.float32], labels: Counts) -> float:
+    """The area under the ROC curve of each class against the rest, (N, C) and (N,) -> the mean
+    over the classes that have images and are not those of all; NaN where there is none.
+
+    By ranks (Mann and Whitney's U), equal ones sharing theirs.
+    """
+    found = []
+    for number in np.unique(labels):
+        positive = labels == number
+        hits, others = int(positive.sum()), int((~positive).sum())
+        if others:
+            _, place, counts = np.unique(
+                probabilities[:, number], return_inverse=True, return_counts=True
+            )
+            ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
+            found.append((ranks[positive].sum() - hits * (hits + 1) / 2) / (hits * others))
+    return float(np.mean(found)) if found else math.nan
+
+
+def _mean(values: Scores, counts: Counts) -> float:
+    """The mean of `values` where `counts` are not 0; 0 where all are."""
+    there = counts > 0
+    return float(values[there].mean()) if there.any() else 0.0
 
 
 def _ratio(part: Any, whole: Any) -> Scores:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from hpo.definition.config import TrainConfig
-from hpo.engine import optim
+from hpo.engine import measures, optim
 from hpo.engine.balance import class_weights
 from hpo.engine.checkpoint import best_of
 from hpo.engine.control import Control
@@ -69,7 +69,9 @@ class Network:
         device: torch.device,
         micro_batch: int,
         cache: Path | None,
+        asked: Sequence[str] = (),
     ) -> None:
+        self.asked = asked
         self.config, self.data, self.control, self.device = config, data, control, device
         self.micro_batch, self.cache, self.classes = micro_batch, cache, data.classes
         self.best: dict[str, Tensor] = {}
@@ -231,8 +233,9 @@ class Network:
             precision=self.config.runtime.precision,
             control=self.control,
             epoch=epoch,
+            probabilities=measures.need_probabilities(self.asked),
         )
-        return {"val_loss": found.loss, "val_top1": found.top1, "val_top5": found.top5}
+        return measures.measure(found, self.asked, data.names)
 
 
 def peak_memory_mb(device: torch.device) -> float:

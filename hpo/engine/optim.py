@@ -18,8 +18,8 @@ from hpo.definition.config import (
     OptimizerConfig,
     ScheduleConfig,
     TrainConfig,
-    direction,
 )
+from hpo.definition.goals import direction
 from hpo.definition.phases import Phase
 from hpo.errors import TrialFailed
 

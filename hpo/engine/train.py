@@ -15,12 +15,14 @@ from pathlib import Path
 
 import torch
 
-from hpo.definition.config import TrainConfig, direction
-from hpo.engine import optim
+from hpo.definition.config import TrainConfig
+from hpo.definition.goals import direction
+from hpo.engine import goals, optim
 from hpo.engine.checkpoint import Checkpoint
 from hpo.engine.control import Control
 from hpo.engine.inputs import TrainingData
 from hpo.engine.learner import Evaluation, evaluate
+from hpo.engine.measures import require_measurable
 from hpo.engine.networks import Network, combined, of_fold
 from hpo.errors import TrialFailed
 
@@ -34,11 +36,13 @@ class EpochResult:
     epoch: int
     """From 1."""
     metrics: dict[str, float]
-    """train_loss, train_top1, val_loss, val_top1, val_top5 (fractions), lr (the head's, of the last
-    step), seconds (with evaluation), images_per_s (training alone), peak_memory_mb. A retrieval has
-    those of `hpo.definition.retrieval.RETRIEVED` instead of val_top1 and val_top5; where nothing
-    learns there are no losses and no lr, and images_per_s is of the evaluation. Of folds these are
-    means, `seconds` their sum, and there is the deviation of the metric, such as val_top1_std."""
+    """train_loss, train_top1, val_loss, val_top1, val_top5 (of more than five classes),
+    val_macro_f1, val_balanced_accuracy (fractions), further ones that were asked for (see
+    `hpo.engine.measures`), lr (the head's, of the last step), seconds (with evaluation),
+    images_per_s (training alone), peak_memory_mb. A retrieval has those of
+    `hpo.definition.retrieval.RETRIEVED` instead of a classification's; where nothing learns there
+    are no losses and no lr, and images_per_s is of the evaluation. Of folds these are means,
+    `seconds` their sum, and there is the deviation of the metric, such as val_top1_std."""
     best_epoch: int
     checkpoint: Path | None
     """Complete on disk; its weights of the best epoch: `checkpoint.best_weights`."""
@@ -57,6 +61,7 @@ def train(
     *,
     device: torch.device,
     metric: str = "val_top1",
+    also: Sequence[str] = (),
     checkpoint: Callable[[int], Path] | None = None,
     resume: Path | None = None,
     cache: Path | None = None,
@@ -65,9 +70,10 @@ def train(
 
     `checkpoint` names the file of an epoch; without it nothing is kept. `resume` is a checkpoint of
     the same configuration: training goes on with the epoch after it. `metric` decides which epoch
-    is best. Where the device runs out of memory, training goes back to the last checkpoint and
-    halves the micro-batch; the effective batch stays. Under `cache` the outputs of a frozen
-    beginning are kept, and shared with other trainings, where images do not change.
+    is best; metrics that cost more than a few counts are measured where it is one, `also` has it,
+    or the configuration watches it. Where the device runs out of memory, training goes back to the
+    last checkpoint and halves the micro-batch; the effective batch stays. Under `cache` the outputs
+    of a frozen beginning are kept, and shared with other trainings, where images do not change.
 
     Of several `data`, the folds of a cross-validation, each has a network: an epoch is that epoch
     of each of them, one after another, and its metrics are means (see `networks.combined`).
@@ -82,7 +88,7 @@ def train(
         start.require(config)
         micro_batch = start.micro_batch
     while True:
-        run = _Run(config, folds, control, device, metric, micro_batch, start, cache)
+        run = _Run(config, folds, control, device, metric, also, micro_batch, start, cache)
         start = None
         try:
             for result in run.epochs(checkpoint):
@@ -115,14 +121,20 @@ class _Run:
         control: Control,
         device: torch.device,
         metric: str,
+        also: Sequence[str],
         micro_batch: int,
         start: Checkpoint | None,
         cache: Path | None,
     ) -> None:
         self.config, self.metric, self.micro_batch = config, metric, micro_batch
         self.validated = all(fold.val is not None for fold in folds)
+        asked = goals.asked(config, metric, *also) if self.validated else ()
+        for fold in folds:
+            require_measurable(asked, fold)
         self.networks = [
-            Network(of_fold(config, i, len(folds)), fold, control, device, micro_batch, cache)
+            Network(
+                of_fold(config, i, len(folds)), fold, control, device, micro_batch, cache, asked
+            )
             for i, fold in enumerate(folds)
         ]
         self.build(start)

@@ -17,6 +17,8 @@ from hpo.definition.studyfile import StudyFile
 from hpo.engine import models, runtime
 from hpo.engine.datasets import describe
 from hpo.engine.embedding import width
+from hpo.engine.goals import asked, require_supported
+from hpo.engine.measures import require_functions
 from hpo.engine.retrieval import require_components
 from hpo.errors import ConfigError, HpoError
 from hpo.paths import Home
@@ -92,6 +94,10 @@ def check(file: StudyFile, *, home: Home, device: str, workers: int, threads: in
     configs = list(_configs(file))
     data = _described(configs)
     counts = {part: sum(count.values()) for part, count in data.items()}
+    for config in map(file.config, file.space.corners()):
+        wanted = asked(config, *file.objectives)
+        require_supported(wanted, data["val"])
+        require_functions(wanted)
     classes = len(data["train"])
     _check_components(file, counts["train"], classes)
     costs, problems = [], []

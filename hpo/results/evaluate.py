@@ -30,7 +30,7 @@ from hpo.engine.retrieval import Found, Index
 from hpo.engine.runtime import torch_device
 from hpo.errors import DataError
 from hpo.paths import Home
-from hpo.results.runs import About, Run, SeedDir, load_run, spread
+from hpo.results.runs import About, Run, SeedDir, absent_classes, load_run, spread
 from hpo.results.scores import scores
 from hpo.results.trained_on import UNKNOWN, TrainedOn, overlap_text
 
@@ -72,6 +72,11 @@ class RunEvaluation:
         if not self.trained_on:
             return None
         return f"{overlap_text(self.trained_on, self.images)}. The scores are too good."
+
+    @property
+    def absent(self) -> str | None:
+        """A line on the classes without images, where there are some."""
+        return absent_classes(next(iter(self.scores().values())))
 
     def scores(self) -> dict[int, dict[str, Any]]:
         """Of each seed (see `hpo.results.scores.scores`)."""

@@ -30,6 +30,7 @@ METRIC_COLORS = {
     "train_top1": GREY,
     "val_top1": BLUE,
     "val_top5": GREEN,
+    "val_macro_f1": ORANGE,
     "val_precision_at_5": GREEN,
     "val_precision_at_k": ORANGE,
     "lr": PURPLE,

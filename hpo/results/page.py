@@ -20,7 +20,14 @@ from hpo.results.runs import write_whole
 from hpo.results.table import count, duration, number
 
 LOSSES = ("train_loss", "val_loss")
-ACCURACIES = ("train_top1", "val_top1", "val_top5", "val_precision_at_5", "val_precision_at_k")
+ACCURACIES = (
+    "train_top1",
+    "val_top1",
+    "val_top5",
+    "val_macro_f1",
+    "val_precision_at_5",
+    "val_precision_at_k",
+)
 
 
 def write_report(path: Path, page: str) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from hpo.definition.config import TrainConfig
+from hpo.definition.goals import own_function
 from hpo.engine import datasets
 from hpo.engine.answers import ask, save_answers
 from hpo.engine.checkpoint import Checkpoint, best_weights, save_weights
@@ -173,6 +174,7 @@ class _Job:
             val=data.val if kept else None,
             mean=data.mean,
             std=data.std,
+            names=tuple(data.classes),
         )
 
     def newest(self, seed: int, files: SeedDir, config: TrainConfig) -> tuple[int, Path | None]:
@@ -298,6 +300,7 @@ def _report(seed: int, done: Checkpoint) -> dict[str, Any]:
     kept = done.metrics[done.best_epoch - 1]
     train, val = ({name.removeprefix(part): value for name, value in kept.items()
                    if name.startswith(part)} for part in ("train_", "val_"))  # fmt: skip
+    val |= {name: value for name, value in kept.items() if own_function(name)}
     return {
         "seed": seed,
         "epochs": done.epoch,

@@ -38,6 +38,8 @@ from hpo.results.trained_on import overlap_text
 
 REPAIR = "restore it, or train into another folder"
 
+MOST_NAMED = 10
+"""Classes that a line names."""
 PARTS = ("test", "val", "train")
 """The parts of which metrics.json and summary.json have scores, or null."""
 
@@ -202,7 +204,13 @@ class Run:
     @property
     def notes(self) -> tuple[str, ...]:
         why = self.ensemble and self.ensemble["why"]
-        return (*self.about.notes, *self._overlap(), *([why] if why else []))
+        return (*self.about.notes, *self._overlap(), *self._absent(), *([why] if why else []))
+
+    def _absent(self) -> Iterator[str]:
+        """A line where the images of the scores are not of all classes; equal for every seed."""
+        metrics = self.seeds[0].metrics
+        if metrics["test"] and (line := absent_classes(metrics["test"])):
+            yield line
 
     def _overlap(self) -> Iterator[str]:
         """A line where test images were trained on; every seed saw the same ones."""
@@ -292,9 +300,26 @@ def read_run(files: RunDir, seeds: Sequence[int]) -> Run:
     return Run(files.root, config, provenance, About.read(files.about), tuple(results), together)
 
 
+def absent_classes(scores: Mapping[str, Any]) -> str | None:
+    """A line on the classes without images among those of `scores` (see `hpo.results.scores`)."""
+    names = [name for name, row in scores["per_class"].items() if not row["support"]]
+    if not names:
+        return None
+    shown = ", ".join(names[:MOST_NAMED]) + (", ..." if len(names) > MOST_NAMED else "")
+    what = "1 class has" if len(names) == 1 else f"{len(names)} classes have"
+    return (
+        f"{what} no images here: {shown}. Macro scores are means over the classes with images or "
+        "answers."
+    )
+
+
 def spread(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
     """Mean and sample standard deviation (n - 1; None of a single one) of every plain number."""
-    numbers = [key for key, value in results[0].items() if isinstance(value, float)]
+    numbers = [
+        key
+        for key, value in results[0].items()
+        if isinstance(value, float) and all(key in one for one in results)
+    ]
     return {
         key: {
             "mean": statistics.fmean(one[key] for one in results),

@@ -11,10 +11,11 @@ from hpo.engine.retrieval import Found
 
 
 def scores(evaluation: Evaluation | Found, classes: Sequence[str]) -> dict[str, Any]:
-    """loss, top1, top5 (of a retrieval precision_at_5, precision_at_k, mean_distance, and of the
-    neighbours' vote top1), macro_precision, macro_recall, macro_f1 (fractions, each a float);
-    `per_class`: precision, recall, f1 and support of each class by name; `confusion`: rows are true
-    classes, columns predicted ones, in the order of `classes`."""
+    """loss, top1, top5 of more than five classes (of a retrieval precision_at_5, precision_at_k,
+    mean_distance, and of the neighbours' vote top1), macro_precision, macro_recall, macro_f1,
+    balanced_accuracy (fractions, each a float); `per_class`: precision, recall, f1 and support of
+    each class by name; `confusion`: rows are true classes, columns predicted ones, in the order of
+    `classes`."""
     found = classification_report(evaluation.confusion)
     columns = (found.precision, found.recall, found.f1, found.support)
     rows = zip(classes, *(column.tolist() for column in columns), strict=True)
@@ -23,6 +24,7 @@ def scores(evaluation: Evaluation | Found, classes: Sequence[str]) -> dict[str, 
         "macro_precision": found.macro_precision,
         "macro_recall": found.macro_recall,
         "macro_f1": found.macro_f1,
+        "balanced_accuracy": found.balanced_accuracy,
         "per_class": {
             name: {"precision": precision, "recall": recall, "f1": f1, "support": support}
             for name, precision, recall, f1, support in rows
@@ -34,7 +36,8 @@ def scores(evaluation: Evaluation | Found, classes: Sequence[str]) -> dict[str, 
 def _own(evaluation: Evaluation | Found) -> dict[str, float]:
     """The scores that its task has alone."""
     if isinstance(evaluation, Evaluation):
-        return {"loss": evaluation.loss, "top1": evaluation.top1, "top5": evaluation.top5}
+        fifth = {"top5": evaluation.top5} if evaluation.classes > 5 else {}
+        return {"loss": evaluation.loss, "top1": evaluation.top1, **fifth}
     names = ("precision_at_5", "precision_at_k", "top1", "mean_distance")
     found = evaluation.metrics()
     return {name: found[f"val_{name}"] for name in names}

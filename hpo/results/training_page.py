@@ -105,9 +105,10 @@ def _seeds_table(
             row += [number_cell(result.get("macro", {}).get(name)) for name in MACRO]
     validated = [seed.get("validation") for seed in seeds]
     if split == "test" and any(validated):
-        headers += [f"validation {name}" for name in PLAIN]
+        known = [name for name in PLAIN if any(name in (found or {}) for found in validated)]
+        headers += [f"validation {name}" for name in known]
         for row, found in zip(rows, [*validated, None][: len(rows)], strict=True):
-            row += [number_cell((found or {}).get(name)) for name in PLAIN]
+            row += [number_cell((found or {}).get(name)) for name in known]
     return Table(headers, rows)
 
 

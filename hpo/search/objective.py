@@ -22,7 +22,7 @@ import torch
 from optuna.trial import TrialState
 
 from hpo.definition.config import RuntimeConfig, TrainConfig
-from hpo.definition.objectives import worst
+from hpo.definition.objectives import COSTS, worst
 from hpo.engine import runtime
 from hpo.engine.checkpoint import best_weights, save_weights
 from hpo.engine.control import Control, Tick
@@ -162,10 +162,12 @@ def _config(bench: Bench, lease: Lease, trial: optuna.trial.Trial) -> TrainConfi
 
 
 def _training_data(data: Data) -> TrainingData | list[TrainingData]:
-    classes = len(data.classes)
+    classes, names = len(data.classes), tuple(data.classes)
     if not data.folds:
-        return TrainingData(classes, data.train, data.val, data.mean, data.std)
-    return [TrainingData(classes, one.train, one.val, one.mean, one.std) for one in data.folds]
+        return TrainingData(classes, data.train, data.val, data.mean, data.std, names)
+    return [
+        TrainingData(classes, one.train, one.val, one.mean, one.std, names) for one in data.folds
+    ]
 
 
 def _runtime(
@@ -249,6 +251,7 @@ class _Training:
             self.control,
             device=self.bench.device,
             metric=self.metric,
+            also=[name for name in self.objectives if name not in COSTS],
             checkpoint=self.checkpoints.path,
             resume=self.checkpoint,
             cache=self.bench.home.cache,

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpo.definition.architectures import TORCHVISION_ARCHITECTURES
-from hpo.definition.config import TrainConfig, check_path, direction, field_errors, field_paths
+from hpo.definition.config import TrainConfig, check_path, field_errors, field_paths
 from hpo.definition.fields import flatten, with_values
+from hpo.definition.goals import direction
 from hpo.errors import ConfigError
 
 
