@@ -75,20 +75,26 @@ def entries_table(found: Comparison) -> Table:
 
 def runs_table(found: Comparison) -> Table:
     """Trained runs, a row each: mean ± standard deviation over the seeds."""
-    heads = ("run", "architecture", "measured on", "seeds", *SCORES, "time")
+    scores = _scores(found.runs)
+    heads = ("run", "architecture", "measured on", "seeds", *scores, "time")
     rows = [
         [
             text_cell(one.name),
             text_cell(one.architecture),
             text_cell(one.part),
             setting_cell(one.seeds),
-            *(_spread_cell(one, score) for score in SCORES),
+            *(_spread_cell(one, score) for score in scores),
             Cell(duration(one.seconds), one.seconds, "number"),
             *_cost_cells(one),
         ]
         for one in found.runs
     ]
     return Table((*heads, "parameters", "flops", "latency_ms"), rows)
+
+
+def _scores(runs: Sequence[RunEntry]) -> list[str]:
+    """Those that some run has."""
+    return [score for score in SCORES if any(score in one.scores for one in runs)]
 
 
 def _cost_cells(one: Entry | RunEntry) -> list[Cell]:
@@ -190,7 +196,7 @@ def _curve(label: str, place: int, epochs: Sequence[Mapping[str, float]], metric
 
 def score_bars(runs: Sequence[RunEntry]) -> Figure | None:
     """Top-1, top-5, precision, recall and F1 of each run side by side."""
-    return _bars(runs, [one.scores for one in runs], SCORES)
+    return _bars(runs, [one.scores for one in runs], _scores(runs))
 
 
 def class_bars(runs: Sequence[RunEntry]) -> Figure | None:
