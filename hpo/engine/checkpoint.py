@@ -99,14 +99,13 @@ class Checkpoint:
             raise Damaged(f"checkpoint {path} is not on this host; share the run directory")
         try:
             damage = find_damage(path)
-            found = cls(**load_plain(path))
+            if damage is not None:
+                raise Damaged(f"checkpoint {path}: damaged: {damage}")
+            return cls(**load_plain(path))
         except OSError as error:
             raise Damaged(f"checkpoint {path}: cannot be read: {error}") from error
         except (DataError, TypeError) as error:
             raise Damaged(f"checkpoint {error}") from error
-        if damage is not None:
-            raise Damaged(f"checkpoint {path}: damaged: {damage}")
-        return found
 
     def require(self, config: TrainConfig) -> None:
         """Raise Damaged unless this is a checkpoint of `config`."""

@@ -17,6 +17,7 @@ from hpo.errors import DataError
 UNREADABLE = (
     *(OSError, EOFError, struct.error, zipfile.BadZipFile, zlib.error),
     *(RuntimeError, ValueError, TypeError, LookupError, AttributeError),
+    *(AssertionError, ArithmeticError),
 )
 """What the readers raise for damaged files, by where the damage is."""
 
