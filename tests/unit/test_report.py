@@ -145,7 +145,7 @@ def test_failures_without_an_epoch_are_in_the_history(database: Database) -> Non
 def test_one_trial(database: Database) -> None:
     fill(database, study_file(), [Trial("complete", (0.5, 0.4))])
     page = study_report(database, "toy")
-    assert "Parameter importance needs 8 complete trials; 1 are" in text_of(page)
+    assert "Parameter importance needs 8 complete trials, there are 1" in text_of(page)
     assert {"history", "parallel", "slice-0"} <= set(drawn(page))
 
 
