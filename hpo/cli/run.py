@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Annotated
 
@@ -98,12 +98,12 @@ def run(
         again = shlex.join([str(study_file), *(part for one in set_ for part in ("--set", one))])
         with stop_on_signal() as stop:
             if not _is_over(study):
-                for line in [] if quiet else remarks(file):
-                    out.print(line, markup=False, soft_wrap=True, style="yellow")
                 if not force:
                     require_code(found, study.uuid, study.file)
                 supervisor = _supervisor(study, devices, force=force)
-                _search(study, supervisor, out, stop, plain=plain, quiet=quiet, dashboard=dashboard)
+                told = [] if quiet else remarks(file)
+                shown = {"plain": plain, "quiet": quiet, "dashboard": dashboard}
+                _search(study, supervisor, out, stop, told, **shown)
             code = _end(study, again, out, interrupted=stop.is_set())
     if code:
         raise typer.Exit(code)
@@ -187,12 +187,13 @@ def _search(
     supervisor: Supervisor,
     out: Console,
     stop: threading.Event,
+    told: Sequence[str],
     *,
     plain: bool,
     quiet: bool,
     dashboard: bool,
 ) -> None:
-    """Run workers until the study is over or `stop` is set, and show them."""
+    """Run workers until the study is over or `stop` is set, and show them below what is `told`."""
     from hpo.cli import live
     from hpo.search.status import read_status
 
@@ -207,6 +208,8 @@ def _search(
         if not quiet and (plain or not out.is_terminal):
             line = live.headline(read_status(database, name), database.shown, supervisor.devices)
             out.print(line, markup=False, soft_wrap=True)
+        for line in told:
+            out.print(line, markup=False, soft_wrap=True, style="yellow")
         view = stack.enter_context(
             live.opened(out, lambda: read_status(database, name), plain=plain, quiet=quiet)
         )

@@ -49,7 +49,8 @@ class Importances:
         if self.outstanding:
             return None
         if self.trials < MIN_COMPLETE:
-            return f"parameter importance needs {MIN_COMPLETE} complete trials, there are {self.trials}"
+            few = f"there are {self.trials}"
+            return f"parameter importance needs {MIN_COMPLETE} complete trials, {few}"
         if not self.shares:
             return f"the {self.trials} complete trials do not tell the parameters apart"
         return f"no parameter stands out from chance in {self.trials} complete trials"

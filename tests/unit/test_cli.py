@@ -495,7 +495,8 @@ def test_run_searches_and_says_what_came_out(hpo: Hpo) -> None:
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith("toy: 0/2 trials; 1 worker on cpu; sqlite:///")
-    assert [line.partition("  ")[0] for line in lines[1:3]] == [
+    assert lines[1].startswith("tpe draws all 2 trials at random")
+    assert [line.partition("  ")[0] for line in lines[2:4]] == [
         *("[1/2] trial 0 complete", "[2/2] trial 1 complete")
     ]
     assert "2 trials finished: 2 complete" in done.stdout

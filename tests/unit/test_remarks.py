@@ -202,7 +202,7 @@ def test_check_run_and_workers_tell_it(
     line = "optimizer.betas has no effect: it is used only with optimizer.name = adam or adamw"
     assert line in str(check(file, home=home, device="cpu", workers=1, threads=1))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("hpo.cli.run._search", lambda *_, **__: None)
+    monkeypatch.setattr("hpo.workers.supervisor.Supervisor.run", lambda *_: None)
     Path("toy.toml").write_text(file.text)
     hpo = calls(monkeypatch, capsys)
     assert line in hpo("run", "toy.toml")[1]
