@@ -125,6 +125,12 @@ FAULTS = (
         lambda told, times: f"{told['lost']} of {times} lost",
     ),
     Fault(
+        "damaged", "checkpoint truncated, emptied, a bit flipped at random", 21,
+        "faults damaged_checkpoint {url} {times}",
+        lambda told, times: f"{told['lost']} of {times} trials lost, {told['wrong']} of "
+        f"{told['epochs']} epochs wrong, {told['noted']} noted",
+    ),
+    Fault(
         "stopped", "SIGSTOP for two leases, SIGCONT", 20,
         "faults stopped_at_random {url} {times}", stopped, "stopped",
         lambda told, times: f"{told['died']} of {times} died, {told['blocked']} times nobody could "

@@ -35,7 +35,7 @@ from tests.fakes import study_file
 from tests.process.scene import Scene, run_scene
 from tests.process.scenes import forks, killed_after, until
 from tests.process.swarm import Child, Forks
-from tests.process.verdict import late_writes
+from tests.process.verdict import METRICS, curves, late_writes
 
 TINY = '[train.model.cnn]\nfilters = [4]\n[train.runtime]\nprecision = "float32"\n'
 TINY += 'memory_format = "contiguous"\n'
@@ -272,6 +272,48 @@ def after_takeovers(study: Study) -> dict[str, int]:
     return {"taken_over": lost, "accepted": len(late)}
 
 
+def damaged_checkpoint(url: str, times: int = 3) -> dict[str, Any]:
+    """A worker is killed in mid-trial, and the checkpoint that it left is cut off, emptied, or has
+    a bit flipped at random; another worker goes on. `lost`: trials that are not complete; `wrong`:
+    epochs with other values than those of a trial that nobody disturbed."""
+    train = f"epochs = 4\n{TINY}"
+    database, rng, home = connect(url), random.Random(0), Home.default()
+    reference, _ = studies.create(database, study_file(trials=1, name="reference", train=train))
+    supervise(reference)
+    (wanted,) = curves(database, "reference").values()
+    lost, wrong, noted = 0, 0, 0
+    for number in range(times):
+        name = f"damaged-{number}"
+        study, _ = studies.create(
+            database, study_file(trials=1, lease_s=1.0, name=name, train=train)
+        )
+        launcher = forks(study)
+        after = rng.randint(1, 3)
+        dying_at("record_epochs", launcher, after).wait()
+        damage(study.directory(home).checkpoints(0), number, rng)
+        assert launcher.start("next", "cpu").wait() == 0
+        trial = read_status(database, name).trials[0]
+        found = [tuple(row.metrics[one] for one in METRICS) for row in trial.epochs]
+        lost += trial.state != "complete"
+        wrong += sum(one != other for one, other in zip(found, wanted, strict=True))
+        noted += "is damaged" in str(trial.attempts[0].reason)
+        study.database.dispose()
+    return {"lost": lost, "wrong": wrong, "noted": noted, "epochs": times * len(wanted)}
+
+
+def damage(found: list[tuple[int, int, Path]], number: int, rng: random.Random) -> None:
+    """Cut off, empty, or flip a bit of each checkpoint, by turns."""
+    for _, _, path in found:
+        content = bytearray(path.read_bytes())
+        if number % 3 == 0:
+            content = content[: rng.randrange(1, len(content) - 40)]
+        elif number % 3 == 1:
+            content = bytearray()
+        else:
+            content[rng.randrange(len(content) - 20)] ^= 1 << rng.randrange(8)
+        path.write_bytes(content)
+
+
 TAKEOVER = ("_end_lost", "_open_attempt", "take")
 """What a takeover does, in its order: both writes, and their commit."""
 
@@ -295,10 +337,10 @@ def takeover_killed(url: str, times: int = 3) -> dict[str, Any]:
     return {"killed": killed, "lost": times - finished, "attempts": attempts}
 
 
-def dying_at(write: str, launcher: Forks) -> Child:
-    """A worker that dies by SIGKILL right after its first call of `leases.WRITE`."""
+def dying_at(write: str, launcher: Forks, calls: int = 1) -> Child:
+    """A worker that dies by SIGKILL right after so many calls of `leases.WRITE`."""
     original = getattr(leases, write)
-    killed_after(leases, write)
+    killed_after(leases, write, calls)
     try:
         return launcher.start("dying", "cpu")  # forked with the trap set
     finally:
@@ -340,6 +382,7 @@ SCENES: tuple[Scene, ...] = (
     handed_back,
     handed_back_large,
     stopped_at_random,
+    damaged_checkpoint,
     takeover_killed,
     wrong_clocks,
 )

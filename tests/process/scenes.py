@@ -86,13 +86,16 @@ def supervise(database: Database, study: studies.Study, launcher: Forks, workers
     supervisor.run(threading.Event())
 
 
-def killed_after(owner: Any, name: str) -> None:
-    """From now on this process dies by SIGKILL right after its first call of `owner.name`."""
-    original = getattr(owner, name)
+def killed_after(owner: Any, name: str, calls: int = 1) -> None:
+    """From now on this process dies by SIGKILL right after so many calls of `owner.name`."""
+    original, left = getattr(owner, name), calls
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        original(*args, **kwargs)
-        os.kill(os.getpid(), signal.SIGKILL)
+        nonlocal left
+        answer, left = original(*args, **kwargs), left - 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return answer
 
     setattr(owner, name, call)
 

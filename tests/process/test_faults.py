@@ -139,6 +139,12 @@ def test_a_trial_outlives_those_who_die_while_they_take_it_over(url: str) -> Non
 
 
 @on_both
+def test_a_damaged_checkpoint_loses_no_trial_and_changes_no_epoch(url: str) -> None:
+    told = run("faults", "damaged_checkpoint", url, "3")
+    assert (told["lost"], told["wrong"], told["noted"]) == (0, 0, 3)
+
+
+@on_both
 def test_neither_time_zones_nor_wrong_clocks_make_a_worker_dead(
     url: str, database: Database
 ) -> None:
