@@ -21,6 +21,7 @@ from PIL import Image
 from torchvision.datasets.folder import pil_loader
 from torchvision.transforms import v2
 
+from hpo.checksums import LENGTH
 from hpo.definition.data import DataConfig
 from hpo.engine import cache as cache_module
 from hpo.engine import datasets, images
@@ -571,7 +572,7 @@ def test_a_part_that_fills_the_disk_is_streamed_until_there_is_room(
     assert not data.val.streamed
     told = r"does not fit: the disk mounted at \S+ has .* decoded anew in every epoch"
     assert re.search(told, caplog.text)
-    small_files(size)
+    small_files(size + LENGTH)
     assert not open_data(_config(root), store).train.streamed
 
 
