@@ -72,7 +72,8 @@ def only(status: StudyStatus) -> TrialStatus:
 def test_a_trial_stores_every_metric_of_every_epoch(database: Database, home: Home) -> None:
     status = search(database, home)
     assert status.count("complete") == 4
-    wanted = {"train_loss", "train_top1", "val_loss", "val_top1", "val_top5", "lr", "seconds",
+    wanted = {"train_loss", "train_top1", "val_loss", "val_top1", "val_top5", "val_macro_f1",
+              "val_balanced_accuracy", "lr", "seconds",
               "images_per_s", "peak_memory_mb"}  # fmt: skip
     for trial in status.trials:
         assert [row.epoch for row in trial.epochs] == [1, 2]
