@@ -15,6 +15,7 @@ import pytest
 
 # Before torch is imported anywhere: two test processes share two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as `hpo` itself sets it
 
 import hpo.engine.cache
 import hpo.files

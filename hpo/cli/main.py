@@ -131,8 +131,21 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 
     HPO_DEBUG=1 shows the traceback. Ctrl-C and a reader that has left are Typer's: 130 and 1.
     """
+    spin_briefly()
     with safe_streams():
         sys.exit(_call(args))
+
+
+def spin_briefly() -> None:
+    """Let OpenMP's threads spin 1,000 times before they sleep, unless the user has chosen.
+
+    libgomp spins for milliseconds by default, which on a busy machine keeps the very thread that is
+    waited for from its core; 1,000 is its own number where it knows that threads outnumber cores.
+    It must stand in the environment before torch is imported; child processes inherit it
+    (`benchmarks/waiting.py` times it).
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def _call(args: Sequence[str] | None) -> int:
