@@ -25,7 +25,7 @@ from hpo.engine.datasets import Images, describe, open_data, open_test
 from hpo.engine.networks import combined, of_fold
 from hpo.engine.split import Item, fold
 from hpo.engine.train import EpochResult, TrainingData
-from hpo.errors import DataError, Interrupted, TrialFailed
+from hpo.errors import Damaged, DataError, Interrupted, TrialFailed
 from hpo.paths import Home
 from hpo.results.check import check
 from hpo.results.export import export, write_export
@@ -182,7 +182,7 @@ def test_labels_may_lie_elsewhere_on_another_host(tmp_path: Path) -> None:
     run(made, folds=DATA, checkpoint=files(tmp_path))
     there = config(epochs=1, data={"dataset": "csv", "labels": "b/x.csv", "image_size": 8})
     Checkpoint.load(files(tmp_path)(1)).require(there)
-    with pytest.raises(TrialFailed, match=r"data\.folds = None instead of 3"):
+    with pytest.raises(Damaged, match=r"data\.folds = None instead of 3"):
         Checkpoint.load(files(tmp_path)(1)).require(folded(epochs=1))
 
 
