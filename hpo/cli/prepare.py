@@ -12,6 +12,9 @@ from hpo.cli.options import Device, Overrides, StudyPath, console, first_device,
 from hpo.errors import Conflict
 from hpo.paths import Home
 
+MOST_LOOKED = 2_000
+"""Images that a first look decodes; of more, `hpo check` does."""
+
 
 def init(
     data_dir: Annotated[
@@ -37,14 +40,19 @@ def init(
     from hpo.definition.starter import starter
     from hpo.definition.studyfile import parse_study
     from hpo.engine import csv_data, folders
+    from hpo.engine.datasets import examine_data
 
     look = csv_data.look if data_dir.is_file() else folders.look
     text = starter(data_dir, look(data_dir.expanduser()), output.stem if output else None)
-    path = output or Path(f"{parse_study(text, str(data_dir)).name}.toml")
+    file = parse_study(text, str(data_dir))
+    path = output or Path(f"{file.name}.toml")
     if path.exists() and not force:
         raise Conflict(f"{path} exists: choose another name with -o, or --force to overwrite it")
     path.write_text(text, encoding="utf-8")
     hpo = program()
+    config = file.config(file.baselines[0]).data
+    report = examine_data(config, Home.default().cache, remember=False, looked=MOST_LOOKED)
+    console().print("\n".join(report.lines()), markup=False, soft_wrap=True)
     typer.echo(f"{path} written. Next:\n  {hpo} check {path}\n  {hpo} run {path}")
 
 
@@ -61,9 +69,10 @@ def check(
 ) -> None:
     """Look at the data and try every architecture before a search; writes nothing.
 
-    Validates the file, finds the images (per class and split), builds every architecture of the
-    space, runs one training step at the largest batch, and estimates memory, seconds per epoch and
-    total time; of frozen layers, which are computed once, the disk that they take, and what the
+    Validates the file, decodes every image of every part, test included (what cannot be read is
+    named, and no pixels are used), tells what is odd about the data, builds every architecture of
+    the space, runs one training step at the largest batch, and estimates memory, seconds per epoch
+    and total time; of frozen layers, which are computed once, the disk that they take, and what the
     first and the later trials cost.
 
     Example: hpo check studies/digits.toml --workers 2

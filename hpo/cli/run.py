@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from hpo.cli.live import View
     from hpo.definition.studyfile import StudyFile
+    from hpo.engine.data_report import DataReport
     from hpo.search.study import Study
     from hpo.storage.db import Database
     from hpo.workers.supervisor import Supervisor
@@ -83,7 +84,7 @@ def run(
     from hpo.definition.remarks import remarks
     from hpo.definition.studyfile import load_study
     from hpo.definition.toml import assignments
-    from hpo.search.agreement import require_code
+    from hpo.search.agreement import read_report, require_code
     from hpo.workers.devices import spread
     from hpo.workers.signals import stop_on_signal
 
@@ -95,6 +96,9 @@ def run(
         out = console()
         if note:
             out.print(note, markup=False, soft_wrap=True)
+        report = None if quiet else read_report(found, study.uuid)
+        for line in report.lines() if report else ():
+            out.print(line, markup=False, soft_wrap=True)
         again = shlex.join([str(study_file), *(part for one in set_ for part in ("--set", one))])
         with stop_on_signal() as stop:
             if not _is_over(study):
@@ -144,37 +148,44 @@ def open_study(
     from hpo.engine.code import code_of
     from hpo.search import mirror
     from hpo.search import study as studies
+    from hpo.search.agreement import keep_report
     from hpo.storage.records import find_study
 
     quiet_optuna()
     row = find_study(found, file.name)
     place = mirror.check(artifacts, row, found) if artifacts else None
+    report = None
     if row is None and look:
         code_of(file)
-        check_data(file)
+        report = check_data(file)
     make_home(found)
     study, is_new = studies.create(found, file)
+    if report:
+        keep_report(found, study.uuid, report)
     if place:
         mirror.keep(found, study.row, place, Home.default())
     return study, is_new
 
 
-def check_data(file: StudyFile) -> None:
-    """Look for the images of every data set in the space; raises DataError, and ConfigError where
-    they cannot measure what is optimized. Writes nothing but downloads of torchvision's data
-    sets."""
-    from hpo.engine.datasets import describe
+def check_data(file: StudyFile) -> DataReport:
+    """Look at every file of every data set in the space, test files included, and return what is
+    known of the first; raises DataError, and ConfigError where they cannot measure what is
+    optimized. Writes nothing but downloads of torchvision's data sets."""
+    from hpo.engine.datasets import examine_data
     from hpo.engine.goals import asked, require_supported
 
     matters = {"dataset", "root", "labels", "val_fraction", "test_fraction", "split_seed",
                "limit_train", "skip_unreadable",
-               "group_by", "near_duplicates", "folds"}  # fmt: skip
-    seen: dict[str, Mapping[str, Mapping[str, int]]] = {}
+               "group_by", "near_duplicates", "folds", "orientation", "background", "max_pixels",
+               "crop_to_box"}  # fmt: skip
+    seen: dict[str, DataReport] = {}
     for config in map(file.config, file.space.corners()):
         key = config.data.model_dump_json(include=matters)
         if key not in seen:
-            seen[key] = describe(config.data, download=True)
-        require_supported(asked(config, *file.objectives), seen[key]["val"])
+            cache = Home.default().cache
+            seen[key] = examine_data(config.data, cache, download=True, remember=False)
+        require_supported(asked(config, *file.objectives), seen[key].parts["val"])
+    return next(iter(seen.values()))
 
 
 def _is_over(study: Study) -> bool:

@@ -2,6 +2,7 @@
 
     cache/
     ├── digests/<root>.json   content digests of a folder's files, by size and time of change
+    ├── looks/<set>.json      what stands in its files that can be read, by content
     ├── <key>.lock            one builder; others wait
     └── <key>/                one part (train, val or test) at one size
         ├── index.npz         sizes, identities, sums of channels, what stood in each file, and
@@ -20,7 +21,7 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ from hpo.engine.control import Tick, no_tick
 from hpo.engine.images import (
     Form,
     Images,
+    Look,
     Mapped,
     Numbers,
     Pixels,
@@ -48,6 +50,7 @@ from hpo.engine.images import (
     Streamed,
     array_digest,
     decode_known,
+    look_at,
     require_size,
     upright_size,
 )
@@ -327,6 +330,43 @@ def file_digests(
             write_whole(memo, lambda file: file.write(json.dumps(found).encode()))
     # What cannot be read is named, with the reason, when it is to be decoded.
     return {name: found[name][2] if name in found else f"unreadable {name}" for name in names}
+
+
+def looks(
+    source: Source,
+    names: Mapping[str, str],
+    max_pixels: int,
+    memo: Path,
+    *,
+    remember: bool,
+    tick: Tick = no_tick,
+) -> dict[str, Look | str]:
+    """{name: what is in it, or why it cannot be read} of `names`, {name: digest of its content}.
+
+    What could be read before is known from the file `memo`, which is written with `remember`.
+    """
+    stored = json.loads(memo.read_text()) if memo.exists() else {}
+    known = {key: Look(Form(*form), *size) for key, (form, *size) in stored.items()}
+    new = [name for name, digest in names.items() if digest not in known]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # odd metadata is of no interest here
+        look = partial(_attempt_look, source, max_pixels)
+        found = dict(zip(new, threaded(look, new, tick), strict=True))
+    result = {name: found[name] if name in found else known[at] for name, at in names.items()}
+    seen = {at: one for name, at in names.items() if isinstance(one := result[name], Look)}
+    if remember and seen != known:
+        with suppress(DiskFull):  # they will be looked at again
+            write_whole(memo, lambda file: file.write(json.dumps(seen).encode()))
+    return result
+
+
+def _attempt_look(source: Source, max_pixels: int, name: str) -> Look | str:
+    return attempt(lambda source, name, _: look_at(source, name, max_pixels), source, None, name)
+
+
+def looks_file(cache: Path, *what: object) -> Path:
+    """Return where `looks` remembers those at the data set that `what` names."""
+    return cache / "looks" / f"{short_hash([_FORMAT, PIL.__version__, *what])}.json"
 
 
 def _stamp(root: Path, name: str) -> list[int]:

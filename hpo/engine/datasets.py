@@ -8,16 +8,17 @@ does, class by class, and identical files stay together.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hpo.definition.data import DataConfig
 from hpo.definition.fields import is_own
-from hpo.engine.cache import Index, Store, mean_std, short_hash
+from hpo.engine.cache import Index, Store, looks, looks_file, mean_std, short_hash
 from hpo.engine.control import Tick, no_tick
 from hpo.engine.csv_data import CsvOrigin
-from hpo.engine.folders import Listing, left_out_told
+from hpo.engine.data_report import DataReport, refusal
+from hpo.engine.folders import Listing
 from hpo.engine.groups import alike, name_groups, shared, uneven, united
 from hpo.engine.images import REFUSED, Images, Sizing, concat
 from hpo.engine.near import near_groups
@@ -35,6 +36,7 @@ __all__ = [
     "Images",
     "concat",
     "describe",
+    "examine_data",
     "open_data",
     "open_test",
 ]
@@ -128,12 +130,81 @@ def open_test(config: DataConfig, cache: Path) -> Images | None:
     return images
 
 
+def examine_data(
+    config: DataConfig,
+    cache: Path,
+    *,
+    download: bool = False,
+    remember: bool = True,
+    looked: int | None = None,
+    tick: Tick = no_tick,
+) -> DataReport:
+    """Return what is known of every part, test included, once every file was decoded: names and
+    reasons come out, no pixels. What was seen is remembered in `cache` by content; without
+    `remember` nothing is written. Of more than `looked` images none is decoded.
+
+    Raises DataError for what cannot be used, and for files that cannot be read unless
+    `data.skip_unreadable`.
+    """
+    origin = _origin(config, download=download and config.download)
+    origin.tick = tick
+    found = _parts(config, origin, cache if remember else None, test=True, digested=True)
+    items = [item for part in ("train", "val", "test") for item in found.parts.get(part, ())]
+    seen = looks(
+        origin.source,
+        {item.name: item.digest + origin.variant(item.name) for item in items}
+        if looked is None or len(items) <= looked
+        else {},
+        config.max_pixels,
+        looks_file(cache, config.dataset, str(Path(config.folder).absolute()), config.crop_to_box),
+        remember=remember,
+        tick=tick,
+    )
+    sizing = Sizing.of(config)
+    reasons = {
+        name: reason
+        for name, one in seen.items()
+        if (reason := one if isinstance(one, str) else sizing.refuse(one.width, one.height))
+    }
+    forms = [one.form for one in seen.values() if not isinstance(one, str)]
+    report = DataReport(
+        title=config.title,
+        parts=_counted(config, found),
+        left_out=found.listing.left_out,
+        unreadable=tuple(f"{item.name} ({reasons[item.name]})" for item in items
+                         if item.name in reasons),
+        modes=dict(Counter(form.mode for form in forms)),
+        turned=sum(form.orientation != 1 for form in forms),
+        transparent=sum(form.transparent for form in forms),
+        orientation=config.orientation,
+        background=config.background,
+        warnings=tuple(found.warnings),
+    )  # fmt: skip
+    report.require_readable(skip=config.skip_unreadable)
+    _require_some(config, found, reasons.keys())
+    return report
+
+
+def _require_some(config: DataConfig, found: _Parts, unreadable: Collection[str]) -> None:
+    """Raise DataError where nothing of a class is left to learn from, or nothing of a part."""
+    for part, items in found.parts.items():
+        left = {item.label for item in items if item.name not in unreadable}
+        for label in sorted({item.label for item in items} - left):
+            if part == "train" or not left:
+                name = found.listing.classes[label]
+                what = f"class {name!r}: none of its {part}" if left else f"none of the {part}"
+                raise DataError(f"{config.title}: {what} pictures can be read")
+
+
 def describe(config: DataConfig, *, download: bool = False) -> dict[str, dict[str, int]]:
     """Pictures per part and class, test included, of folds those of the first; nothing is decoded
     and nothing is written, unless `download` and `data.download` bring a data set that is not
     there."""
     origin = _origin(config, download=download and config.download)
-    found = _parts(config, origin, None, test=True)
+    return _counted(config, _parts(config, origin, None, test=True))
+
+
+def _counted(config: DataConfig, found: _Parts) -> dict[str, dict[str, int]]:
     parts, classes = found.parts, found.listing.classes
     if found.folds:
         first, *others = found.folds
@@ -217,12 +288,7 @@ def _open(
         Sizing.of(config),
     )
     if index.bad and not config.skip_unreadable:
-        shown = "".join(f"\n  {line}" for line in _named(items, index)[:10])
-        more = f"\n  and {len(index.bad) - 10} more" if len(index.bad) > 10 else ""
-        raise DataError(
-            f"{config.title}: {len(index.bad)} files cannot be read as images; repair or remove "
-            f"them, or set data.skip_unreadable = true:{shown}{more}"
-        )
+        raise refusal(config.title, _named(items, index))
     images.files = tuple(items[i].digest for i in index.good)
     return images, index
 
@@ -254,11 +320,14 @@ class _Parts:
     warnings: list[str]
 
 
-def _parts(config: DataConfig, origin: Origin, cache: Path | None, *, test: bool) -> _Parts:
+def _parts(
+    config: DataConfig, origin: Origin, cache: Path | None, *, test: bool, digested: bool = False
+) -> _Parts:
+    """With `digested`, contents are compared even where that decides no image's part."""
     listing = origin.listing(test=test)
     names = [name for items in listing.parts.values() for name, _ in items]
     near = config.near_duplicates is not None
-    if cache or "val" not in listing.parts or config.limit_train or near:
+    if cache or digested or "val" not in listing.parts or config.limit_train or near:
         digests = origin.digests(names, cache)
     else:
         digests = dict.fromkeys(names, "")  # only counted
@@ -281,8 +350,7 @@ def _parts(config: DataConfig, origin: Origin, cache: Path | None, *, test: bool
                 "picture for each class"
             )
         parts["train"] = limited(parts["train"], config.limit_train, config.split_seed)
-    left_out = filter(None, [left_out_told(listing.left_out)])
-    warnings = [*left_out, *listing.warnings, *duplicates(parts), *told]
+    warnings = [*listing.warnings, *duplicates(parts), *told]
     return _Parts(listing, parts, folds, warnings)
 
 

@@ -163,6 +163,25 @@ def decode_known(source: Source, name: str, sizing: Sizing) -> tuple[Image.Image
     return rgb, form
 
 
+class Look(NamedTuple):
+    """What was found in a file that can be read: `form`, its orientation as it stands there, and
+    the width and height of the upright image in pixels."""
+
+    form: Form
+    width: int
+    height: int
+
+
+def look_at(source: Source, name: str, max_pixels: int) -> Look:
+    """Return what is in a file, all of it decoded. Raises as `decode` does."""
+    with source.open(name) as image:
+        if reason := too_large(image.size, max_pixels):
+            raise ValueError(reason)
+        image.load()
+        form = Form(image.mode, exif_orientation(image), to_rgb(image, "ignore")[1])
+        return Look(form, *upright_size(image, "exif"))
+
+
 def require_size(image: Image.Image, sizing: Sizing) -> None:
     """Raise ValueError for an image that `sizing` refuses to decode; the header is enough."""
     if sizing.refuse(*image.size):

@@ -91,7 +91,8 @@ def _unwrapped(state: Any, path: Path) -> dict[str, Tensor]:
     return {name.removeprefix("module.") if parallel else name: state[name] for name in state}
 
 
-def _download(name: str, architecture: str) -> dict[str, Tensor]:
+def require_name(name: str, architecture: str) -> None:
+    """Raise ConfigError where torchvision has no weights of this name for the architecture."""
     if architecture not in TORCHVISION_ARCHITECTURES:
         message = f"{name!r}: {architecture} has none by name; give a file"
         raise ConfigError(message, key="model.weights")
@@ -102,7 +103,11 @@ def _download(name: str, architecture: str) -> dict[str, Tensor]:
             f"({', '.join(SUFFIXES)})",
             key="model.weights",
         )
-    chosen = known[name]
+
+
+def _download(name: str, architecture: str) -> dict[str, Tensor]:
+    require_name(name, architecture)
+    chosen = zoo.get_model_weights(architecture)[name]
     try:
         state = chosen.get_state_dict(progress=False, check_hash=True, map_location="cpu")
     except (OSError, RuntimeError) as error:

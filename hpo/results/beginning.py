@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from hpo.definition.config import TrainConfig
 from hpo.definition.fields import flatten
 from hpo.definition.studyfile import dump_config, load_config
+from hpo.engine.data_report import DataReport
 from hpo.engine.datasets import Data
 from hpo.engine.runtime import resolve
 from hpo.errors import Conflict, InputError
@@ -84,6 +85,7 @@ def begin(
     provenance: Mapping[str, Any],
     recipe: Recipe,
     data: Data,
+    report: DataReport,
     device: torch.device,
     threads: int,
     keep_validation: bool,
@@ -98,7 +100,7 @@ def begin(
         keep_validation=keep_validation,
         has_test=data.has_test,
         epochs=recipe.epochs,
-        notes=(*recipe.notes, *_data_notes(config, provenance, data)),
+        notes=(*recipe.notes, *_data_notes(config, provenance, data, report)),
     )
     about.write(files.about)
     settled = config.model_copy(update={"runtime": runtime})
@@ -114,7 +116,9 @@ def begun(files: RunDir, data: Data) -> About:
     return about
 
 
-def _data_notes(config: TrainConfig, provenance: Mapping[str, Any], data: Data) -> Iterator[str]:
+def _data_notes(
+    config: TrainConfig, provenance: Mapping[str, Any], data: Data, report: DataReport
+) -> Iterator[str]:
     if config.data.limit_train is not None:
         yield (
             f"data.limit_train = {config.data.limit_train}: only so many training images were "
@@ -127,8 +131,6 @@ def _data_notes(config: TrainConfig, provenance: Mapping[str, Any], data: Data) 
         yield "The images are not those of the search: their contents or their split changed."
     if seeds_needed(config, 2) == 1:
         yield "Nothing learns here: every seed would give the same result, so one is run."
-    if data.unreadable:
-        yield f"{len(data.unreadable)} unreadable files were left out."
-    yield from data.warnings
+    yield from report.oddities()
     if not data.has_test:
         yield "There is no test split: no number here is a test result."

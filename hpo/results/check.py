@@ -15,11 +15,13 @@ from hpo.definition.config import TrainConfig
 from hpo.definition.remarks import remarks
 from hpo.definition.studyfile import StudyFile
 from hpo.engine import models, runtime
-from hpo.engine.datasets import describe
+from hpo.engine.data_report import DataReport
+from hpo.engine.datasets import examine_data
 from hpo.engine.embedding import width
 from hpo.engine.goals import asked, require_supported
 from hpo.engine.measures import require_functions
 from hpo.engine.retrieval import require_components
+from hpo.engine.weights import require_name
 from hpo.errors import ConfigError, HpoError
 from hpo.paths import Home
 from hpo.results.estimate import Cost, duration, estimate, grouped, is_file
@@ -36,8 +38,8 @@ class CheckResult:
     """Data and costs of a study; `str` is what `hpo check` prints."""
 
     name: str
-    data: Mapping[str, Mapping[str, int]]
-    """{part: {class: images}}, of the first choice where the data are searched."""
+    report: DataReport
+    """Of the first choice where the data are searched."""
     costs: tuple[Cost, ...]
     trials: int
     epochs: int
@@ -45,6 +47,11 @@ class CheckResult:
     workers: int
     device: str
     notes: tuple[str, ...]
+
+    @property
+    def data(self) -> Mapping[str, Mapping[str, int]]:
+        """{part: {class: images}}."""
+        return self.report.parts
 
     @property
     def total_s(self) -> float | None:
@@ -66,10 +73,8 @@ class CheckResult:
 
     def __str__(self) -> str:
         lines = [f"study {self.name}: {self.trials} trials of up to {self.epochs} epochs", "data:"]
-        lines += [f"  {part}: {_counts(count)}" for part, count in self.data.items()]
+        lines += [f"  {line}" for line in self.report.lines()]
         lines += [f"  {line}" for line in _imbalance(self.data["train"])]
-        if "test" not in self.data:
-            lines.append("  no test split: nothing will be called a test result")
         lines.append(f"networks, a step on {self.device}:")
         for cost in self.costs:
             lines.append(f"  {cost}")
@@ -92,7 +97,8 @@ def check(file: StudyFile, *, home: Home, device: str, workers: int, threads: in
     """
     chosen = runtime.torch_device(device)
     configs = list(_configs(file))
-    data = _described(configs)
+    report = _examined(configs, home)
+    data = report.parts
     counts = {part: sum(count.values()) for part, count in data.items()}
     for config in map(file.config, file.space.corners()):
         wanted = asked(config, *file.objectives)
@@ -104,6 +110,9 @@ def check(file: StudyFile, *, home: Home, device: str, workers: int, threads: in
     variants = _variants(file)
     for group in grouped(configs):
         try:
+            for name in {config.model.weights for config in group}:
+                if name is not None and not is_file(name):
+                    require_name(name, group[0].model.architecture)
             costs.append(estimate(group, classes, counts, chosen, threads, variants))
         except HpoError as error:
             model = group[0].model
@@ -113,7 +122,7 @@ def check(file: StudyFile, *, home: Home, device: str, workers: int, threads: in
         raise ConfigError(f"{len(problems)} networks of the space cannot be trained:{lines}")
     return CheckResult(
         name=file.name,
-        data=data,
+        report=report,
         costs=tuple(costs),
         trials=file.study.trials,
         epochs=file.max_epochs,
@@ -172,14 +181,14 @@ def _variants(file: StudyFile) -> int:
     return math.prod(len(one.ends()) for name, one in data.items() if name not in same)
 
 
-def _described(configs: list[TrainConfig]) -> dict[str, dict[str, int]]:
-    """Images per part and class of the first configuration; every other kind of data is judged
+def _examined(configs: list[TrainConfig], home: Home) -> DataReport:
+    """The data of the first configuration, every file decoded; every other kind of data is judged
     as well."""
-    found: dict[str, dict[str, dict[str, int]]] = {}
+    found: dict[str, DataReport] = {}
     for config in configs:
         key = config.data.model_copy(update=dict.fromkeys(("image_size", "resize_size"), 224))
         if repr(key) not in found:
-            found[repr(key)] = describe(config.data)
+            found[repr(key)] = examine_data(config.data, home.cache, remember=False)
     return next(iter(found.values()))
 
 
@@ -198,12 +207,6 @@ def _notes(configs: list[TrainConfig], home: Home) -> Iterator[str]:
             "and val are those of the first fold"
         )
     yield f"trials and decoded images will be under {home.root}"
-
-
-def _counts(of_class: Mapping[str, int], most: int = 10) -> str:
-    each = [f"{name} {count}" for name, count in of_class.items()]
-    more = f", ... ({len(each)} classes)" if len(each) > most else ""
-    return f"{sum(of_class.values())} images ({', '.join(each[:most])}{more})"
 
 
 def _imbalance(of_class: Mapping[str, int], least: float = 1.5) -> Iterator[str]:

@@ -61,6 +61,7 @@ def study_report(database: Database, name: str) -> str:
         trials=_trials_table(status),
         workers=_workers_table(status),
         versions=_versions(status),
+        data_report=agreement.read_report(database, status.row.uuid),
         fingerprints=_fingerprints(database, status),
         code=agreement.read_code(database, status.row.uuid),
         storage=database.shown,

@@ -85,10 +85,13 @@ def retrain(
         stored = stored_recipe(files, recipe, keep_validation)
         data = datasets.open_data(config.data, home.cache)
         if any(not files.seed(seed).metrics.exists() for seed in asked):
+            report = datasets.examine_data(config.data, home.cache)  # before an epoch, not the test
             rehearse(config, data, wanted)
         if stored is None:
+            for line in report.lines():
+                progress(line)
             how = chosen, threads, keep_validation
-            recipe = begin(files, config, provenance, recipe, data, *how)
+            recipe = begin(files, config, provenance, recipe, data, report, *how)
         job = _Job(
             files=files,
             about=begun(files, data),

@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass
 
 from hpo.definition.studyfile import StudyFile
 from hpo.engine.code import Code, code_of
+from hpo.engine.data_report import DataReport
 from hpo.errors import Conflict
 from hpo.storage import records
 from hpo.storage.db import Database
 
-CODE, IMAGES, OWN, FORCED = "code", "data ", "own ", "forced "
+CODE, IMAGES, OWN, FORCED, REPORT = "code", "data ", "own ", "forced ", "report"
 """Keys, or how they begin, among what is resolved once for a study."""
 
 
@@ -94,6 +95,17 @@ def _refusal(conflict: Forced) -> str:
         f"{lines}\nRestore {'them' if several else 'it'}, or start a study of another name; with "
         "--force this worker joins nevertheless, which is recorded"
     )
+
+
+def keep_report(database: Database, uuid: str, report: DataReport) -> None:
+    """Write down what the data were like when the study began."""
+    records.resolve_once(database, uuid, REPORT, report.to_dict())
+
+
+def read_report(database: Database, uuid: str) -> DataReport | None:
+    """Return what the data were like when the study began; None where nobody looked then."""
+    found = records.read_resolved(database, uuid, REPORT).get(REPORT)
+    return None if found is None else DataReport.from_dict(found)
 
 
 def read_forced(database: Database, uuid: str) -> tuple[Forced, ...]:

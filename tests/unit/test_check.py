@@ -14,6 +14,7 @@ from hpo.definition.studyfile import StudyFile
 from hpo.engine import features, models, runtime
 from hpo.engine.checkpoint import save_weights
 from hpo.engine.control import Unattended
+from hpo.engine.data_report import DataReport
 from hpo.engine.datasets import open_data
 from hpo.engine.runtime import KeptCost, StepCost
 from hpo.engine.train import TrainingData, train
@@ -333,7 +334,7 @@ def test_durations(seconds: float, text: str) -> None:
 def test_long_lists_of_classes_are_cut(home: Home) -> None:
     cost = Cost("small_cnn", "default", 8, 1, 10, 64, 1.0, 1.0)
     many = {f"c{i}": 2 for i in range(30)}
-    result = CheckResult("x", {"train": many}, (cost,), 4, 2, 1, "cpu", ())
+    result = CheckResult("x", DataReport("x", {"train": many}), (cost,), 4, 2, 1, "cpu", ())
     assert "train: 60 images (c0 2, " in str(result)
     assert "c9 2, ... (30 classes))" in str(result)
     assert dataclasses.replace(result, trials=1).total_s == 2.0

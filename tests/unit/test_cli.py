@@ -493,7 +493,8 @@ def test_run_searches_and_says_what_came_out(hpo: Hpo) -> None:
         capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    data, lines = done.stdout.splitlines()[:3], done.stdout.splitlines()[3:]
+    assert [line.partition(":")[0] for line in data] == ["train", "val", "test"]
     assert lines[0].startswith("toy: 0/2 trials; 1 worker on cpu; sqlite:///")
     assert lines[1].startswith("tpe draws all 2 trials at random")
     assert [line.partition("  ")[0] for line in lines[2:4]] == [

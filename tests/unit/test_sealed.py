@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,6 +35,8 @@ from tests.trained import tiny_config, train_run
 ROOT = Path(hpo.__file__).parent
 SEARCHING = ("search", "workers", "storage")
 DOOR = "open_test"
+LOOK = "examine_data"
+"""Decodes the test images too, and gives names and reasons alone."""
 
 
 def modules(folder: str) -> Iterator[Path]:
@@ -65,7 +68,7 @@ def names_in(path: Path) -> set[str]:
 @pytest.mark.parametrize("folder", SEARCHING)
 def test_searching_never_names_the_door(folder: str) -> None:
     for path in modules(folder):
-        assert DOOR not in names_in(path), path
+        assert not {DOOR, LOOK} & names_in(path), path
 
 
 @pytest.mark.parametrize("folder", [*SEARCHING, "engine"])
@@ -77,6 +80,15 @@ def test_searching_imports_nothing_that_comes_after_it(folder: str) -> None:
 def test_only_retraining_and_evaluation_open_the_door() -> None:
     users = {path.relative_to(ROOT).as_posix() for path in modules("") if DOOR in names_in(path)}
     assert users == {"engine/datasets.py", "results/retrain.py", "results/evaluate.py"}
+
+
+def test_what_a_look_gives_has_no_pixels(tmp_path: Path, home: Home, opened: set[str]) -> None:
+    root = make_folder(tmp_path / "pictures", {"train": 4, "val": 2, "test": 2}, size=(20, 16))
+    config = DataConfig(dataset="folder", root=str(root), image_size=12)
+    report = datasets.examine_data(config, home.cache)
+    assert {name.split("/")[0] for name in opened} == {"train", "val", "test"}
+    json.dumps(report.to_dict())  # names, numbers and reasons
+    assert not list(home.cache.rglob("pixels"))
 
 
 def test_what_a_search_gets_has_no_test_pictures() -> None:
