@@ -1,17 +1,19 @@
 """Which code computes the trials of a study: what its workers must have in common.
 
-The fingerprint is of what decides a result where the configuration and the images are the same:
-the sources of hpo's `engine` and `definition`, the versions of torch and torchvision (major.minor:
-patch releases are not to change results), and the files of the user's own modules that the study
-names as its loss, architecture or metric; not what those import. An own data set counts by its
-images, which have a fingerprint of their own. Devices do not count: a study may run on GPUs of many
-kinds.
+The fingerprint is of what decides a result where the configuration and the images are the same: the
+modules of hpo's `engine` and `definition` that compute, the versions of torch and torchvision
+(major.minor: patch releases are not to change results), and the user's own modules that the study
+names as its loss, architecture or metric; not what those import. A module counts by its syntax tree,
+without comments, docstrings and layout: a reworded comment stops no running study. An own data set
+counts by its images, which have a fingerprint of their own. Devices do not count: a study may run
+on GPUs of many kinds.
 
 Imports no torch.
 """
 
 from __future__ import annotations
 
+import ast
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,6 +28,14 @@ from hpo.engine.cache import short_hash
 from hpo.errors import ConfigError
 
 FLOORS = ("definition", "engine")
+TELLING = (
+    "definition/remarks",
+    "definition/schema",
+    "definition/starter",
+    "engine/code",
+    "engine/onnx_files",
+)
+"""Modules of those that only tell, measure or convert."""
 LIBRARIES = ("torch", "torchvision")
 DECISIVE = (
     "loss",
@@ -79,14 +89,52 @@ def code_of(file: StudyFile) -> Code:
 
 @cache
 def _sources_digest() -> str:
-    """Of hpo's own files, by their names and texts."""
+    """Return the digest of hpo's own modules, by their names and syntax trees."""
     root = Path(hpo.__file__).parent
     found = hashlib.blake2b(digest_size=6)
     for floor in FLOORS:
         for path in sorted((root / floor).rglob("*.py")):
-            found.update(path.relative_to(root).as_posix().encode() + b"\0")
-            found.update(path.read_bytes().replace(b"\r\n", b"\n") + b"\0")
+            name = path.relative_to(root).with_suffix("").as_posix()
+            if name not in TELLING:
+                found.update(f"{name} {syntax_digest(path.read_bytes())} ".encode())
     return found.hexdigest()
+
+
+def syntax_digest(source: bytes) -> str:
+    """Return 12 hex digits of what the Python module `source` computes: its syntax tree without
+    comments, docstrings and layout; of its bytes where it does not parse."""
+    found = hashlib.blake2b(digest_size=6)
+    try:
+        found.update(_plain(ast.parse(source)).encode("utf-8", "surrogatepass"))
+    except (SyntaxError, ValueError):
+        found.update(source)
+    return found.hexdigest()
+
+
+def _plain(node: object) -> str:
+    """Spell out a syntax tree, the same under every version of Python: what is empty or None is
+    left out, since newer versions know more fields."""
+    if isinstance(node, list):
+        return f"[{' '.join(_plain(one) for one in node if not _is_text(one))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    if isinstance(node, ast.JoinedStr):  # Python 3.12.1 ends some with an empty string
+        node.values = [one for one in node.values if getattr(one, "value", None) != ""]
+    fields = [
+        f"{name}={_plain(value)}"
+        for name, value in ast.iter_fields(node)
+        if value is not None and value != [] and name not in ("kind", "type_comment")
+    ]
+    return f"{type(node).__name__}({' '.join(fields)})"
+
+
+def _is_text(node: object) -> bool:
+    """Tell whether a statement is a string alone: a docstring, of a field too."""
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
 
 
 def _file_of(module: str) -> Path | None:
@@ -102,7 +150,7 @@ def _file_of(module: str) -> Path | None:
 def _digest(path: Path | None) -> str:
     if path is None:
         return "built in"
-    return hashlib.blake2b(path.read_bytes(), digest_size=6).hexdigest()
+    return syntax_digest(path.read_bytes())
 
 
 def _text(path: Path | None) -> str | None:

@@ -74,13 +74,73 @@ def test_what_counts(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert code_of(file) == first
     torch_is("2.15.0", monkeypatch)
     assert code_of(file).differences(first) == ["torch 2.14 -> 2.15"]
-    (own / "losses_of_mine.py").write_text(LOSS + "# other\n")
+    (own / "losses_of_mine.py").write_text(LOSS + "# a remark\n")
+    assert code_of(file).differences(first) == ["torch 2.14 -> 2.15"]
+    (own / "losses_of_mine.py").write_text(LOSS + "OTHER = 1\n")
     other = code_of(file)
     assert other.fingerprint != first.fingerprint
     assert [line.split()[:2] for line in other.differences(first)] == [
         ["own", "losses_of_mine"], ["torch", "2.14"],
     ]  # fmt: skip
-    assert other.sources == {"losses_of_mine": LOSS + "# other\n"}
+    assert other.sources == {"losses_of_mine": LOSS + "OTHER = 1\n"}
+
+
+SOURCE = b"""
+'A module.'
+RATE = 0.1
+
+class Config:
+    lr: float = RATE
+    'The learning rate.'
+
+    def rate(self, step: int) -> float:
+        '''Return it.'''
+        return self.lr * 0.5 ** step  # halved
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"# halved", b"# cut in half"),
+        (b"'A module.'", b"'Another text.'"),
+        (b"'A module.'\n", b""),
+        (b"    'The learning rate.'\n", b""),
+        (b"Return it.", b"Return the rate of a step."),
+        (b"lr * 0.5 ** step", b"lr * 0.5**step"),
+        (b"\n", b"\r\n"),
+        (b"RATE = 0.1\n", b"RATE = 0.1\n\n\n"),
+    ],
+)
+def test_words_and_layout_do_not_count(old: bytes, new: bytes) -> None:
+    assert SOURCE.replace(old, new) != SOURCE
+    assert code.syntax_digest(SOURCE.replace(old, new)) == code.syntax_digest(SOURCE)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"RATE = 0.1", b"RATE = 0.2"),
+        (b"0.5 ** step", b"0.5 * step"),
+        (b"self.lr", b"RATE"),
+        (b"lr: float = RATE", b"lr: float"),
+        (b"return self", b"x = 'text'\n        return self"),
+        (b"step: int)", b"step: int = 0)"),
+        (b"RATE = 0.1", b"RATE = '0.1'"),
+    ],
+)
+def test_what_computes_counts(old: bytes, new: bytes) -> None:
+    assert SOURCE.replace(old, new) != SOURCE
+    assert code.syntax_digest(SOURCE.replace(old, new)) != code.syntax_digest(SOURCE)
+
+
+def test_what_does_not_parse_counts_by_its_bytes() -> None:
+    assert code.syntax_digest(b"def") != code.syntax_digest(b"def  ")
+
+
+def test_modules_that_only_tell_are_there() -> None:
+    root = Path(code.hpo.__file__).parent
+    assert all((root / f"{name}.py").is_file() for name in code.TELLING)
 
 
 def test_own_modules_count_where_they_are_searched_too(own: Path) -> None:
