@@ -26,6 +26,7 @@ from benchmarks.host import machine, versions
 from hpo.definition.augment import PRESETS, AugmentConfig
 from hpo.engine.images import Images
 from hpo.engine.loader import TrainBatches
+from hpo.extras import DISTRIBUTION
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BILINEAR = v2.InterpolationMode.BILINEAR
@@ -166,7 +167,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     print(f"{machine()}; 1 thread")
-    print(f"{versions('hpo', 'torch', 'torchvision')}; {runs} runs each, in turn")
+    print(f"{versions(DISTRIBUTION, 'torch', 'torchvision')}; {runs} runs each, in turn")
     for count, size in ((64, 224), (128, 32)):
         pictures = Pictures(count, size)
         print(f"\n{count} pictures of {size} pixels, ms: median (smallest to largest)")

@@ -28,6 +28,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.host import machine, versions
+from hpo.extras import DISTRIBUTION
 from hpo.paths import Home
 from tests.process.chaos import Tally, chaos, end_on_sigterm
 
@@ -60,7 +61,9 @@ def main() -> int:
     torch.set_num_threads(1)
     end_on_sigterm()
     print(machine())
-    print(f"{versions('hpo', 'torch', 'optuna', 'sqlalchemy', 'psycopg')}; seed {args.seed}\n")
+    print(
+        f"{versions(DISTRIBUTION, 'torch', 'optuna', 'sqlalchemy', 'psycopg')}; seed {args.seed}\n"
+    )
     print(line(HEADINGS))
     print(line(["---"] * len(HEADINGS)), flush=True)
     broken: list[str] = []

@@ -37,6 +37,7 @@ from hpo.engine.datasets import open_data
 from hpo.engine.partition import partition
 from hpo.engine.tracing import MORE
 from hpo.engine.train import EpochResult, TrainingData, train
+from hpo.extras import DISTRIBUTION
 from hpo.paths import Home
 
 CPU = torch.device("cpu")
@@ -217,7 +218,7 @@ def least(work: object) -> float:
 def main() -> None:
     args = arguments()
     print(f"{machine()}; {args.threads} threads")
-    print(versions("hpo", "torch", "torchvision"))
+    print(versions(DISTRIBUTION, "torch", "torchvision"))
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         data = args.data or random_images(root / "images", args.images, args.size)

@@ -44,6 +44,7 @@ from benchmarks.host import machine, versions
 from benchmarks.server import Server, cpu_s, own_server
 from hpo.definition.studyfile import parse_study
 from hpo.engine.train import EpochResult
+from hpo.extras import DISTRIBUTION
 from hpo.paths import Home
 from hpo.search import objective
 from hpo.search import study as studies
@@ -300,7 +301,7 @@ def conditions(server: Server, runs: int, window_s: float) -> str:
     return (
         f"{machine()}, {memory:.0f} GiB, for workers and database; PostgreSQL "
         f"{server.rows('SHOW server_version')[0][0]}; "
-        f"{versions('hpo', 'optuna', 'sqlalchemy', 'psycopg')}; {EPOCHS} epochs a trial; "
+        f"{versions(DISTRIBUTION, 'optuna', 'sqlalchemy', 'psycopg')}; {EPOCHS} epochs a trial; "
         f"n = {runs} runs of {window_s:g} s: median (least to most)"
     )
 

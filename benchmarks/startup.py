@@ -15,6 +15,7 @@ import sys
 import time
 
 from benchmarks.host import machine, versions
+from hpo.extras import DISTRIBUTION
 
 COMMANDS = {
     "python -c pass": [sys.executable, "-c", "pass"],
@@ -48,7 +49,7 @@ def main() -> None:
     times = measure(runs)
     base = statistics.median(times[BASE])
     print(machine())
-    print(f"{versions('hpo', 'typer', 'rich')}; {runs} starts each, in turn\n")
+    print(f"{versions(DISTRIBUTION, 'typer', 'rich')}; {runs} starts each, in turn\n")
     print(f"{'':16}{'median ms':>11}{'smallest':>10}{'largest':>10}{'ratio':>8}")
     for name, found in times.items():
         median = statistics.median(found)

@@ -3,10 +3,10 @@
 The fingerprint is of what decides a result where the configuration and the images are the same: the
 modules of hpo's `engine` and `definition` that compute, the versions of torch and torchvision
 (major.minor: patch releases are not to change results), and the user's own modules that the study
-names as its loss, architecture or metric; not what those import. A module counts by its syntax tree,
-without comments, docstrings and layout: a reworded comment stops no running study. An own data set
-counts by its images, which have a fingerprint of their own. Devices do not count: a study may run
-on GPUs of many kinds.
+names as its loss, architecture or metric; not what those import. A module counts by its syntax
+tree, without comments, docstrings and layout: a reworded comment stops no running study. An own
+data set counts by its images, which have a fingerprint of their own. Devices do not count: a study
+may run on GPUs of many kinds.
 
 Imports no torch.
 """

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from hpo.errors import HpoError, InputError
+from hpo.extras import install_command
 
 INPUT, OUTPUT = "images", "logits"
 """Names in the file: (batch, 3, S, S) float32 normalised, and (batch, classes) float32."""
@@ -39,7 +40,7 @@ def require_packages() -> None:
     """Raise InputError where the extra is not installed."""
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
-        raise InputError(f"ONNX needs {', '.join(missing)}: pip install 'hpo[onnx]'")
+        raise InputError(f"ONNX needs {', '.join(missing)}: {install_command('onnx')}")
 
 
 def export(network: nn.Module, path: Path, *, image_size: int, metadata: Mapping[str, str]) -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo.errors import HpoError, InputError, NotFound, StorageError
+from hpo.extras import install_command
 from hpo.files import told_if_full
 
 OBJECT_STORES = frozenset(
@@ -285,7 +286,7 @@ def _file_system(url: str, protocol: str) -> tuple[Any, str]:
         files, root = fsspec.core.url_to_fs(url)
     except ImportError as error:
         extra = EXTRAS.get(protocol)
-        advice = f"pip install 'hpo[{extra}]'" if extra else str(error)
+        advice = install_command(extra) if extra else str(error)
         raise InputError(f"--artifacts {url}: {protocol}:// needs a package: {advice}") from None
     except ValueError as error:
         raise InputError(f"--artifacts {url}: {error}; known: s3, gs, az, ...") from None

@@ -30,6 +30,7 @@ from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from hpo.errors import StorageError
+from hpo.extras import install_command
 from hpo.storage import faults, sqlite_files
 from hpo.storage.url import EXTRAS, as_text, parse, show
 
@@ -96,7 +97,7 @@ class Database:
         except ImportError as error:
             extra = EXTRAS[url.get_backend_name()]
             raise StorageError(
-                f"{self.shown}: no driver for it here ({error}); pip install 'hpo[{extra}]'"
+                f"{self.shown}: no driver for it here ({error}); {install_command(extra)}"
             ) from None
         if self.is_sqlite:
             sa.event.listen(self.engine, "connect", _prepare_sqlite)

@@ -44,7 +44,7 @@ def test_contract_over_slurm(url: str) -> None:
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("ray") is None, reason="needs Ray: pip install 'hpo[ray]'"
+    importlib.util.find_spec("ray") is None, reason="needs Ray: pip install -e '.[ray]'"
 )
 @pytest.mark.parametrize("kind", ["postgresql"])
 def test_contract_over_ray_and_nodes_that_fail(url: str) -> None:

@@ -21,6 +21,7 @@ from hpo.definition.config import TrainConfig
 from hpo.engine import answers, datasets, models, onnx_files
 from hpo.engine.onnx_files import OnnxNetwork, difference, export, quantize
 from hpo.errors import DataError, HpoError, InputError
+from hpo.extras import install_command
 from hpo.paths import Home
 from hpo.results.deploy import Wanted
 from hpo.results.runs import Run, RunDir, load_run
@@ -229,7 +230,7 @@ def test_a_missing_extra_is_one_clear_line(
     monkeypatch.setattr(onnx_files, "PACKAGES", ("onnx", "no_such_package"))
     with pytest.raises(InputError) as caught:
         train_run(config, tmp_path / "run", home, **asked)
-    assert str(caught.value) == "ONNX needs no_such_package: pip install 'hpo[onnx]'"
+    assert str(caught.value) == f"ONNX needs no_such_package: {install_command('onnx')}"
     assert not (tmp_path / "run").exists()
 
 

@@ -358,7 +358,7 @@ def test_ray_is_asked_at_the_address_that_was_given() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{taken.getsockname()[1]}"  # nobody listens there
-    grpc = pytest.importorskip("grpc", reason="needs Ray: pip install 'hpo[ray]'")
+    grpc = pytest.importorskip("grpc", reason="needs Ray: pip install -e '.[ray]'")
     with pytest.raises(EngineError, match=f"no Ray cluster answers at {address}") as told:
         ray_door._check_door(grpc, address, ray_door.PING, None)
     assert "ray start" in str(told.value)
@@ -399,7 +399,7 @@ def test_who_is_let_in_to_a_ray_cluster(
 ) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
-    grpc = pytest.importorskip("grpc", reason="needs Ray: pip install 'hpo[ray]'")
+    grpc = pytest.importorskip("grpc", reason="needs Ray: pip install -e '.[ray]'")
     door = Door(grpc, *(grpc.StatusCode[code] for code in codes))
 
     class Handler(grpc.GenericRpcHandler):  # type: ignore[misc, name-defined]

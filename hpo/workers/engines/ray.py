@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo.errors import EngineError, HpoError, InputError
+from hpo.extras import install_command
 from hpo.workers.engines import Order, Placed, Size, Target
 from hpo.workers.keeper import Duty, Keeper, logs_after
 
@@ -189,7 +190,8 @@ def _words(error: Exception) -> str:
     if missing:
         return (
             f"a node of the Ray cluster cannot begin: {missing[0]}; every node needs hpo, in the "
-            "Python that Ray runs there, and the images at the same path: pip install 'hpo[ray]'"
+            "Python that Ray runs there, and the images at the same path; here: "
+            f"{install_command('ray')}"
         )
     lines = [line for line in text.strip().splitlines() if line.strip()]
     return f"Ray could not place the workers: {lines[-1].strip() if lines else error!r}"

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from hpo.errors import EngineError, InputError
+from hpo.extras import install_command
 from hpo.workers.engines.ray import NAMESPACE, RayEngine
 
 CLIENT_PORT = 10001
@@ -46,7 +47,7 @@ def connected(on: str, *, insecure: bool) -> Iterator[RayEngine]:
         import grpc
         import ray
     except ImportError as error:
-        raise EngineError(f"--on {on} needs Ray ({error}): pip install 'hpo[ray]'") from None
+        raise EngineError(f"--on {on} needs Ray ({error}): {install_command('ray')}") from None
     if address is not None and token is None and not insecure:
         _check_door(grpc, address, PING, token)
     try:
