@@ -1,7 +1,7 @@
 # One command each; CONTRIBUTING.md says when.
 BIN := .venv/bin
 
-.PHONY: check test test-all docs soak
+.PHONY: check test test-rest test-all docs soak
 
 check:
 	$(BIN)/ruff check .
@@ -10,6 +10,13 @@ check:
 
 test:
 	$(BIN)/pytest
+
+# The rest: servers, clusters, browsers, processes that are killed, chaos with a fixed seed.
+REST := server or process or cluster or browser or chaos or slow
+test-rest:
+	$(BIN)/pytest -m "$(REST)"
+
+test-all: test test-rest
 
 docs:
 	$(BIN)/pytest -n 0 tests/unit/test_readme.py tests/unit/test_extras.py tests/unit/test_deployment.py

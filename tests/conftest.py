@@ -28,6 +28,27 @@ from tests.servers import new_database, postgres, s3, s3_server
 __all__ = ["mariadb", "postgres", "s3", "s3_server"]
 
 
+SERVERS = {"postgres", "mariadb", "s3", "s3_server"}
+"""Fixtures that start one."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a server, processes of its own or a browser, so that `pytest` alone leaves it
+    to `make test-all` (see `addopts`)."""
+    for item in items:
+        folder = item.path.parent.name
+        params = (
+            item.callspec.params
+            if isinstance(item, pytest.Function) and hasattr(item, "callspec")
+            else {}
+        )
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if fixtures & SERVERS or params.get("kind") in ("postgresql", "mysql"):
+            item.add_marker("server")
+        if folder == "process":
+            item.add_marker("process")
+
+
 @pytest.fixture(autouse=True)
 def own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No HPO_* of the caller reaches a test, and nothing is written beside the sources."""
