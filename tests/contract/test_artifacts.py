@@ -227,7 +227,7 @@ class TestUrls:
         monkeypatch.setitem(sys.modules, "s3fs", None)
         known = sys.modules["fsspec.registry"]._registry
         monkeypatch.delitem(known, "s3", raising=False)
-        with pytest.raises(InputError, match=r"needs a package: pip install 'hpo\[s3\]'"):
+        with pytest.raises(InputError, match=r"needs a package: .*install .*\[s3\]'"):
             open_store("s3://bucket/x")
         with pytest.raises(InputError, match="gcsfs"):
             open_store("gs://bucket/x")

@@ -110,7 +110,7 @@ def test_a_search_through_few_sessions(pooled: str, database: Database, tmp_path
 
 def test_without_the_option_it_is_told(pooled: str, tmp_path: Path) -> None:
     done = run(pooled, tmp_path)
-    assert done.returncode == 2
+    assert done.returncode in (1, 2)  # only its workers met it, or the command itself
     assert "prepared statement" in done.stderr
     assert "?prepare_threshold=none" in done.stderr
     assert "Traceback" not in done.stderr

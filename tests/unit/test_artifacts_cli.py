@@ -78,7 +78,7 @@ def test_the_place_is_kept_and_another_one_refused(
     hpo("run", "toy.toml")
     assert url_of(default) is None
     monkeypatch.setenv("HPO_ARTIFACTS", "shared")
-    assert hpo("run", "toy.toml")[0] == 0
+    assert hpo("run", "toy.toml")[0] == 1  # no trial is run here, so none was completed
     assert url_of(default) == f"{here}/shared"  # given later than the study
     code, _, err = hpo("run", "toy.toml", "--artifacts", "other")
     assert code == 2
@@ -86,8 +86,8 @@ def test_the_place_is_kept_and_another_one_refused(
     assert f"{here}/other" in err
     assert not Path("other").exists()
     monkeypatch.delenv("HPO_ARTIFACTS")
-    assert hpo("run", "toy.toml")[0] == 0
-    assert hpo("run", "toy.toml", "--artifacts", f"file://{here}/shared/")[0] == 0
+    assert hpo("run", "toy.toml")[0] == 1
+    assert hpo("run", "toy.toml", "--artifacts", f"file://{here}/shared/")[0] == 1
 
 
 @pytest.fixture
