@@ -90,7 +90,7 @@ def fail(key: str, value: Any, allowed: str) -> None:
 def _shown(value: Any) -> str:
     text = str(value).lower() if isinstance(value, bool) else repr(value)
     text = repr(list(value)) if isinstance(value, tuple) else text
-    return text if len(text) <= 80 else text[:77] + "..."
+    return text if len(text) <= 80 else f"{text[:37]}...{text[-40:]}"
 
 
 def explain(

@@ -45,9 +45,10 @@ def canonical(value: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as TOML writes it, short enough for a message."""
+    """A value as TOML writes it, short enough for a message: of a long one, such as a path, both
+    ends, since either may tell it from another."""
     text = json.dumps(value, default=str)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return text if len(text) <= 80 else f"{text[:37]}...{text[-40:]}"
 
 
 def _is_number(value: Any) -> bool:

@@ -324,7 +324,7 @@ def test_a_function_belongs_to_the_code_of_its_study(hpo: Hpo, folder: Path) -> 
     overrides = {"study.metrics": ["val_top1", "own_goals:brier"]}
     first = code_of(load_study(Path("s.toml"), overrides))
     assert first.sources == {"own_goals": GOALS}
-    (folder / "own_goals.py").write_text(GOALS + "# other\n")
+    (folder / "own_goals.py").write_text(GOALS + "OTHER = 1\n")
     assert code_of(load_study(Path("s.toml"), overrides)).fingerprint != first.fingerprint
     watched = {"early_stopping.patience": 1, "early_stopping.metric": "own_goals:brier"}
     assert code_of(load_study(Path("s.toml"), watched)).sources.keys() == {"own_goals"}

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import sys
 import threading
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from hpo.cli import launch
 from hpo.errors import EngineError, HpoError, InputError, NotFound
 from hpo.paths import Home
 from hpo.search import study as studies
-from hpo.storage import records
+from hpo.storage import db, records
 from hpo.storage.db import Database, connect
 from hpo.workers import engines, keeper
 from hpo.workers.engines import Order, Size, Target, open_engine, ray_door, slurm
@@ -324,25 +325,24 @@ def test_a_keeper_refuses_another_study_of_the_name(store: Database) -> None:
     assert Local(Home.default()).placed(Target("toy", study.uuid)) == []
 
 
-def test_a_keeper_waits_for_the_database(
-    store: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(keeper, "RETRY_S", 2.0)  # time to put the file back before it looks
+def test_a_keeper_waits_for_the_database(store: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper, "RETRY_S", 0.5)
     study, _ = studies.create(store, study_file())
     records.stop_study(store, study.uuid, "user", "stopped")
     away = Home.default().database
-    broken = tmp_path / "elsewhere"
-    away.rename(broken)
-    away.mkdir()
+    monkeypatch.setattr(db, "BUSY_TIMEOUT_S", 0.2)
+    store.dispose()
+    other = sqlite3.connect(away, isolation_level=None)
+    other.execute("PRAGMA locking_mode = EXCLUSIVE")  # against readers, too
+    other.execute("BEGIN EXCLUSIVE")
     kept = Keeper(Duty("toy", study.uuid, store.secret_url, Home.default(), [], 1))
     over: list[bool] = []
     thread = threading.Thread(target=lambda: over.append(kept.run(threading.Event())))
     thread.start()
     while not kept.note and thread.is_alive():
         thread.join(0.05)
-    assert "unable to open" in kept.note
-    away.rmdir()
-    broken.rename(away)
+    assert "locked" in kept.note
+    other.close()
     thread.join(60)
     assert over == [True]
 

@@ -130,7 +130,7 @@ def test_another_box_is_another_picture(root: Path, tmp_path: Path) -> None:
 
 
 def test_boxes_are_of_this_data_set_alone() -> None:
-    with pytest.raises(ConfigError, match=r"data.crop_to_box: True: only dataset = .*has boxes"):
+    with pytest.raises(ConfigError, match=r"data.crop_to_box: true: only dataset = .*has boxes"):
         TrainConfig.parse({"data": {"crop_to_box": True}})
 
 
@@ -226,7 +226,7 @@ def test_a_box_outside_the_picture_is_named_with_its_file(root: Path, tmp_path: 
     _changed(2, (11, 6, 61, 25))(root)
     assert len(open_data(config(root), tmp_path / "cache").train) == 15  # not looked at
     says = (
-        r"stanford_cars: 1 files cannot be read as images; .*\n  stanford_cars/cars_train/\d+.jpg "
+        r"stanford_cars: 1 file cannot be read as images; .*\n  stanford_cars/cars_train/\d+.jpg "
         r"\(its box 11,6,61,25 in cars_train_annos.mat is outside the picture of 60 x 40 pixels\)"
     )
     with pytest.raises(DataError, match=says):

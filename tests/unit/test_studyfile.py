@@ -263,7 +263,7 @@ def test_default_pruner_depends_on_the_budget() -> None:
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_by_name_and_table(name: str) -> None:
-    text = f"[space]\nepochs = [1, 2]\n[study]\nsampler = '{name}'\n"
+    text = f"[space]\nepochs = {{low = 1, high = 2}}\n[study]\nsampler = '{name}'\n"
     assert type(parse(text).study.sampler) is SAMPLERS[name]
     assert parse(text.replace(f"'{name}'", f"{{name = '{name}'}}")) == parse(text)
 

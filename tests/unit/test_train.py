@@ -18,7 +18,7 @@ from hpo.engine.control import Unattended
 from hpo.engine.datasets import open_data
 from hpo.engine.learner import Learner, Tally, evaluate
 from hpo.engine.train import EpochResult, TrainingData
-from hpo.errors import Interrupted, TrialFailed
+from hpo.errors import Damaged, Interrupted, TrialFailed
 from tests.training import (
     CPU,
     DATA,
@@ -182,7 +182,7 @@ def test_a_loss_that_is_not_finite_ends_the_training() -> None:
 
 def test_another_configuration_cannot_resume(tmp_path: Path) -> None:
     results = run(config(epochs=2), checkpoint=files(tmp_path))
-    with pytest.raises(TrialFailed, match=r"optimizer\.lr = 0\.05 instead of 0\.1"):
+    with pytest.raises(Damaged, match=r"optimizer\.lr = 0\.05 instead of 0\.1"):
         run(config(epochs=2, optimizer={"lr": 0.1}), resume=results[0].checkpoint)
 
 
