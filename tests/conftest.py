@@ -36,16 +36,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what needs a server, processes of its own or a browser, so that `pytest` alone leaves it
     to `make test-all` (see `addopts`)."""
     for item in items:
-        folder = item.path.parent.name
-        params = (
-            item.callspec.params
-            if isinstance(item, pytest.Function) and hasattr(item, "callspec")
-            else {}
-        )
+        case = getattr(getattr(item, "callspec", None), "id", "")
         fixtures = set(getattr(item, "fixturenames", ()))
-        if fixtures & SERVERS or params.get("kind") in ("postgresql", "mysql"):
+        if fixtures & SERVERS or {"postgresql", "mysql"} & set(case.split("-")):
             item.add_marker("server")
-        if folder == "process":
+        if item.path.parent.name == "process":
             item.add_marker("process")
 
 

@@ -23,7 +23,6 @@ from tests.filled import EVIL, MIXED, RICH_SPACE, Trial, fill, trained
 if missing():
     pytest.skip(f"not installed: {missing()}", allow_module_level=True)
 
-pytestmark = pytest.mark.browser
 
 FORGOTTEN = "[...document.querySelectorAll('.plot')].filter(p => !p.querySelector('svg')).length"
 FIRST_COLUMN = (
@@ -75,6 +74,7 @@ def test_a_study_report_draws_every_figure_from_one_file(offline: Browser, page:
     check_quiet(offline)
 
 
+@pytest.mark.browser
 def test_several_objectives_and_a_comparison_are_drawn(
     offline: Browser, tmp_path: Path, database: Database
 ) -> None:
@@ -96,6 +96,7 @@ def test_several_objectives_and_a_comparison_are_drawn(
     check_quiet(offline)
 
 
+@pytest.mark.browser
 def test_a_table_sorts_by_a_click(offline: Browser, page: Path) -> None:
     show(offline, page)
     header = offline.driver.find_element("xpath", "//section[@id='trials']//button[.='val_top1']")
@@ -110,6 +111,7 @@ def test_a_table_sorts_by_a_click(offline: Browser, page: Path) -> None:
     assert offline.js(FIRST_COLUMN)[-3:] == [13, 14, 15]
 
 
+@pytest.mark.browser
 def test_a_page_fits_a_phone(offline: Browser, page: Path) -> None:
     size = {"width": 390, "height": 840, "deviceScaleFactor": 1, "mobile": True}
     offline.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
@@ -117,6 +119,7 @@ def test_a_page_fits_a_phone(offline: Browser, page: Path) -> None:
     assert offline.js("document.documentElement.scrollWidth") <= 390
 
 
+@pytest.mark.browser
 def test_nothing_from_outside_runs(offline: Browser, tmp_path: Path, page: Path) -> None:
     run = trained(classes=[EVIL, "dog", "frog"]) | {"title": EVIL, "notes": [EVIL]}
     training = tmp_path / "training.html"
@@ -128,6 +131,7 @@ def test_nothing_from_outside_runs(offline: Browser, tmp_path: Path, page: Path)
         check_quiet(offline)
 
 
+@pytest.mark.browser
 def test_a_training_report_draws_every_figure(offline: Browser, tmp_path: Path) -> None:
     path = tmp_path / "training.html"
     write_report(path, training_report(trained()))
@@ -138,6 +142,7 @@ def test_a_training_report_draws_every_figure(offline: Browser, tmp_path: Path) 
     check_quiet(offline)
 
 
+@pytest.mark.browser
 def test_the_dashboard_shows_the_study_and_its_trials(tmp_path: Path, database: Database) -> None:
     study = fill(database, study_file(trials=20), MIXED)
     address, stop = beside.start_beside(database)

@@ -250,6 +250,7 @@ class TestS3:
         boto3.client("s3").put_object(Bucket=s3.removeprefix("s3://"), Key="in/a/2", Body=b"")
         assert store.list("a") == ["a/1", "a/2"]
 
+    @pytest.mark.slow
     def test_a_store_that_cannot_be_reached(
         self, monkeypatch: pytest.MonkeyPatch, file: Path
     ) -> None:

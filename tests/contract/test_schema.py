@@ -124,6 +124,7 @@ def test_an_old_database_is_met_with_the_command_that_upgrades_it(
         records.list_studies(database)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("old", [False, True])
 def test_many_processes_upgrade_at_once(url: str, database: Database, old: bool) -> None:
     trials = make_version_1(database) if old else None

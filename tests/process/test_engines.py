@@ -35,6 +35,7 @@ def test_contract(scene: str, url: str) -> None:
     assert play(scene, url) == STEPS
 
 
+@pytest.mark.cluster
 @pytest.mark.skipif(
     any(shutil.which(tool) is None for tool in SLURM_TOOLS),
     reason="needs Slurm: apt-get install slurmctld slurmd slurm-client",
@@ -43,6 +44,7 @@ def test_contract_over_slurm(url: str) -> None:
     assert play("over_slurm", url) == STEPS | {"requeued"}
 
 
+@pytest.mark.cluster
 @pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="needs Ray: pip install -e '.[ray]'"
 )

@@ -88,6 +88,7 @@ def shown(text: str, encoding: str) -> str:
     return escaped.encode(encoding, "backslashreplace").decode(encoding)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_every_command_writes_to_any_stream(streams: Streams, run: Run, encoding: str) -> None:
     Path("s.toml").write_text(STUDY, encoding="utf-8")

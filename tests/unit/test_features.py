@@ -414,6 +414,7 @@ def _start(*args: Any) -> Any:
     return process
 
 
+@pytest.mark.slow
 def test_processes_share_them_and_outlive_a_killed_one(folder: Path, tmp_path: Path) -> None:
     cache, log = tmp_path / "cache", tmp_path / "log"
     killed = _start(folder, cache, 3, log)

@@ -387,6 +387,7 @@ def test_frozen_features_of_a_fold_are_computed_once(tmp_path: Path) -> None:
         assert mine == pytest.approx(theirs, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_folds_that_are_streamed_give_the_same(tmp_path: Path) -> None:
     """And only one network at a time has processes that decode."""
     root = make_folder(tmp_path / "data", count=9, varied=True)

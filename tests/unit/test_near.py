@@ -80,6 +80,7 @@ def test_clusters_are_those_of_all_pairs(
     assert len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
 
 
+@pytest.mark.slow
 def test_many_hashes_are_compared_quickly() -> None:
     rng = np.random.default_rng(0)
     values = rng.integers(0, 2**64, 50_000, np.uint64)

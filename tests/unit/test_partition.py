@@ -109,7 +109,13 @@ def shapes(found: Partition) -> list[tuple[int, ...]]:
     return [leaf.shape for leaf in found.packing.leaves if isinstance(leaf, Piece)]
 
 
-@pytest.mark.parametrize("architecture", SMALLEST)
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        pytest.param(one, marks=() if one in ("resnet18", "mobilenet_v2") else pytest.mark.slow)
+        for one in SMALLEST
+    ],
+)
 @pytest.mark.parametrize(
     ("trainable_blocks", "head"), [(0, None), (1, None), (0, {"hidden": [4], "batch_norm": True})]
 )

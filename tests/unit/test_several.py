@@ -118,6 +118,7 @@ PRUNERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pruner", PRUNERS)
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
 def test_every_pruner_judges_the_first_metric(

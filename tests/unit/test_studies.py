@@ -77,6 +77,7 @@ def shrunk(name: str, root: Path, weights: Path) -> StudyFile:
     return load_study(FOLDER / f"{name}.toml", small)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_study_runs_on_data_of_the_real_format(
     name: str,

@@ -40,6 +40,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
     return call
 
 
+@pytest.mark.slow
 def test_a_study_file_makes_the_study_that_its_workers_share(start: Start) -> None:
     Path("toy.toml").write_text(STUDY.format(trials=2))
     first, second = start("toy.toml"), start("toy.toml")
@@ -54,6 +55,7 @@ def test_a_study_file_makes_the_study_that_its_workers_share(start: Start) -> No
     assert other.returncode == 2
 
 
+@pytest.mark.slow
 def test_a_worker_that_a_signal_ends_asks_for_another_one(start: Start) -> None:
     Path("toy.toml").write_text(STUDY.format(trials=1000))
     with start("toy.toml") as process:
