@@ -14,6 +14,7 @@ from pathlib import Path
 
 from hpo.definition.data import DataConfig
 from hpo.definition.fields import is_own
+from hpo.engine import listings
 from hpo.engine.cache import Index, Store, looks, looks_file, mean_std, short_hash
 from hpo.engine.control import Tick, no_tick
 from hpo.engine.csv_data import CsvOrigin
@@ -101,13 +102,15 @@ def open_data(
     else:
         one, opened = _open_parts(config, origin, cache, classes, parts)
         folds = [one]
+    fingerprint = _fingerprint(classes, found, _treatments(opened, config.background))
+    listings.remember(cache, fingerprint, classes, parts)
     return Data(
         classes=classes,
         train=folds[0].train,
         val=folds[0].val,
         mean=folds[0].mean,
         std=folds[0].std,
-        fingerprint=_fingerprint(classes, found, _treatments(opened, config.background)),
+        fingerprint=fingerprint,
         unreadable=tuple(line for one in opened for line in _named(*one)),
         has_test=found.listing.sealed or "test" in parts,
         warnings=tuple(found.warnings),

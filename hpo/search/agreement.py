@@ -6,8 +6,10 @@ fingerprints, unless it is forced: then that is written down too, and shown wher
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
+from hpo.definition.data import DataConfig
 from hpo.definition.studyfile import StudyFile
 from hpo.engine.code import Code, code_of
 from hpo.engine.data_report import DataReport
@@ -17,6 +19,9 @@ from hpo.storage.db import Database
 
 CODE, IMAGES, OWN, FORCED, REPORT = "code", "data ", "own ", "forced ", "report"
 """Keys, or how they begin, among what is resolved once for a study."""
+SETTINGS = ("dataset", "val_fraction", "test_fraction", "split_seed", "limit_train")
+LATER = ("folds", "group_by", "near_duplicates", "orientation", "background")
+"""Fields of `data` that decide which images there are, in which part, and how they are seen."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +67,27 @@ def agree_on_code(
 
 
 def agree_on_images(
-    database: Database, uuid: str, part: str, fingerprint: str, *, worker: str, force: bool
+    database: Database,
+    uuid: str,
+    data: DataConfig,
+    fingerprint: str,
+    explain: Callable[[str], Sequence[str]],
+    *,
+    worker: str,
+    force: bool,
 ) -> None:
-    """The same for the images of `part`, which names a data set and how it is split."""
-    found = records.resolve_once(database, uuid, f"{IMAGES}{part}", fingerprint)
+    """Raise Conflict where the images here are not those with which the study began under the same
+    settings of `data`; with `force` write that down instead. `explain` says what differs from the
+    images of a fingerprint."""
+    settings = data.model_dump(include=set(SETTINGS))
+    # Later ones count where they are not at their defaults: older studies know theirs again.
+    later = data.model_dump(include=set(LATER), exclude_defaults=True)
+    named = [f"{name}={later[name]}" for name in LATER if name in later]
+    key = "/".join([*(str(settings[name]) for name in SETTINGS), *named])
+    found = str(records.resolve_once(database, uuid, f"{IMAGES}{key}", fingerprint))
     if found != fingerprint:
-        conflict = Forced(worker, "images", fingerprint, str(found), (part,))
+        differs = explain(found) or [f"data set {data.title}; which images is not known here"]
+        conflict = Forced(worker, "images", fingerprint, found, tuple(differs))
         _settle(database, uuid, conflict, worker=worker, force=force)
 
 

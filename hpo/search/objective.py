@@ -13,7 +13,7 @@ import logging
 import math
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from hpo.engine.checkpoint import best_weights, save_weights
 from hpo.engine.control import Control, Tick
 from hpo.engine.costs import network_costs
 from hpo.engine.datasets import Data, open_data
+from hpo.engine.listings import differences
 from hpo.engine.train import EpochResult, TrainingData, is_last, train
 from hpo.errors import ConfigError, Fenced, Interrupted, TrialFailed
 from hpo.paths import Home
@@ -72,17 +73,12 @@ class Bench:
         the same name than those that the study began with."""
         if self._data is None or self._data[0] != config.data:
             data = open_data(config.data, self.home.cache, tick, folded=True)
-            part = config.data.model_dump(include={"dataset", "val_fraction", "test_fraction",
-                                                   "split_seed", "limit_train"})  # fmt: skip
-            newer = config.data.model_dump(
-                include={"folds", "group_by", "near_duplicates"}, exclude_none=True
-            )
-            named = [f"{name}={value}" for name, value in newer.items()]
             agree_on_images(
                 self.study.database,
                 self.study.uuid,
-                "/".join([*(str(value) for value in part.values()), *named]),
+                config.data,
                 data.fingerprint,
+                partial(differences, self.home.cache, here=data.fingerprint),
                 worker=worker,
                 force=self.force,
             )

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from hpo.definition.data import DataConfig
 from hpo.definition.studyfile import StudyFile
-from hpo.engine import code
+from hpo.engine import code, listings
 from hpo.engine.code import Code, code_of
+from hpo.engine.split import Item
 from hpo.errors import ConfigError, Conflict
 from hpo.paths import Home
 from hpo.results.report import study_report
@@ -21,6 +23,7 @@ from hpo.search import study as studies
 from hpo.search.agreement import agree_on_code, agree_on_images, read_code, read_forced
 from hpo.search.status import read_status
 from hpo.search.study import Study
+from hpo.storage import records
 from hpo.storage.db import Database, connect
 from tests.commands import Hpo, calls
 from tests.fakes import study_file
@@ -201,10 +204,11 @@ def test_other_code_is_refused_or_recorded(
 
 def test_other_images_are_refused_or_recorded(database: Database) -> None:
     study, _ = studies.create(database, file_with())
+    told: dict[str, list[str]] = {}
 
     def join(worker: str, fingerprint: str, *, force: bool = False) -> None:
         agree_on_images(
-            database, study.uuid, "digits/0.15", fingerprint, worker=worker, force=force
+            database, study.uuid, DataConfig(), fingerprint, told.get, worker=worker, force=force
         )
 
     join("first", "aaaa")
@@ -213,7 +217,47 @@ def test_other_images_are_refused_or_recorded(database: Database) -> None:
         join("third", "bbbb")
     join("third", "bbbb", force=True)
     (forced,) = read_forced(database, study.uuid)
-    assert str(forced) == "other images (bbbb instead of aaaa: digits/0.15)"
+    unknown = "data set digits; which images is not known here"
+    assert str(forced) == f"other images (bbbb instead of aaaa: {unknown})"
+    told["aaaa"] = ["1 image gone: cat/1.png"]
+    with pytest.raises(Conflict, match=r"1 image gone: cat/1\.png"):
+        join("fourth", "cccc")
+    records_of = records.read_resolved(database, study.uuid, agreement.IMAGES)
+    assert records_of == {"data digits/0.15/0.15/0/None": "aaaa"}
+
+
+def test_settings_of_later_versions_count_where_they_are_used(database: Database) -> None:
+    study, _ = studies.create(database, file_with())
+    for number, data in enumerate([{}, {"folds": 3}, {"background": "black"}]):
+        fingerprint = f"{number}"
+        agree_on_images(
+            database, study.uuid, DataConfig.model_validate(data), fingerprint, lambda _: [],
+            worker="any", force=False,
+        )  # fmt: skip
+    assert not read_forced(database, study.uuid)
+
+
+def test_which_images_differ(tmp_path: Path) -> None:
+    def entry(name: str, label: int, content: str) -> Item:
+        return Item(name, label, content)
+
+    kept = [entry(f"cat/{i}", 0, f"c{i}") for i in range(3)]
+    before = {"train": [*kept, entry("cat/gone", 0, "g"), entry("cat/x", 0, "x")], "val": []}
+    after = {
+        "train": [*kept[:2], entry("cat/new", 0, "n"), entry("cat/x", 0, "y")],
+        "val": [kept[2]],
+    }
+    for name, parts in (("before", before), ("after", after)):
+        listings.remember(tmp_path, name, ["cat"], parts)
+    assert listings.differences(tmp_path, "before", "after") == [
+        "1 image added: cat/new",
+        "1 image gone: cat/gone",
+        "1 image of other content: cat/x",
+        "1 image in another part, since the split is by all contents: cat/2",
+    ]
+    assert listings.differences(tmp_path, "before", "unseen") == []
+    (tmp_path / "listings" / "after.json").write_text("{")
+    assert listings.differences(tmp_path, "before", "after") == []
 
 
 @pytest.fixture
