@@ -130,12 +130,12 @@ class StudyFile:
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What differs between two definitions, a line each: `study.trials: 20 -> 40`. The same folder
-    of images by another path is no difference."""
+    of images or file of labels by another path is no difference."""
     before, after = _flat_definition(old), _flat_definition(new)
-    root = "train.data.root"
-    if same_place(before.get(root), after.get(root)):
-        before.pop(root, None)
-        after.pop(root, None)
+    for place in ("train.data.root", "train.data.labels"):
+        if same_place(before.get(place), after.get(place)):
+            before.pop(place, None)
+            after.pop(place, None)
     return [
         f"{key}: {_side(before, key)} -> {_side(after, key)}"
         for key in dict.fromkeys([*before, *after])

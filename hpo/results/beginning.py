@@ -69,8 +69,9 @@ def _differences(stored: Recipe, asked: Recipe) -> list[str]:
     there, here = flatten(stored.config.to_dict()), flatten(asked.config.to_dict())
     if there["epochs"] == here["epochs"]:
         there["epochs trained"], here["epochs trained"] = stored.epochs, asked.epochs
-    if same_place(there["data.root"], here["data.root"]):
-        there["data.root"] = here["data.root"]
+    for place in ("data.root", "data.labels"):
+        if place in here and same_place(there.get(place), here[place]):
+            there[place] = here[place]
     open_ = {key for key in here if key.startswith("runtime.") and here[key] in (0, "auto")}
     return [
         f"{key}: {there.get(key)} -> {here.get(key)}"

@@ -344,6 +344,18 @@ def test_a_directory_of_something_else_is_left_alone(
         load_run(out)
 
 
+def test_data_without_a_folder_are_known_again(out: Path, home: Home) -> None:
+    digits = TrainConfig.parse(
+        {
+            "epochs": 1,
+            "data": {"dataset": "digits", "limit_train": 20},
+            "model": {"cnn": {"filters": [2]}},
+        }
+    )
+    train_run(digits, out, home, seeds=1)
+    assert len(train_run(digits, out, home, seeds=2).seeds) == 2
+
+
 def test_two_writers_are_told_apart(config: TrainConfig, out: Path, home: Home) -> None:
     class Second:
         def step(self, *, epoch: int, images: int) -> None:
