@@ -11,11 +11,6 @@ from hpo.results.table import duration, number
 from hpo.search.status import StudyStatus
 from hpo.storage.db import Database
 
-ALL_DIVERGED = (
-    "every trial diverged: its loss became infinite or NaN. Search smaller values of optimizer.lr, "
-    "or set clip_grad_norm, under another study.name."
-)
-
 
 def print_ending(
     database: Database, status: StudyStatus, out: Console, *, hpo: str, flag: str

@@ -70,7 +70,7 @@ def study_lines(status: StudyStatus, width: int, age_s: float = 0.0) -> Renderab
 
 
 def _outcomes(status: StudyStatus) -> list[Text]:
-    kinds = ("complete", "pruned", "failed", "diverged", "running", "interrupted")
+    kinds = (*FINAL, "running", "interrupted")
     parts = [Text(f"{n} {kind}", STYLES[kind]) for kind in kinds if (n := status.count(kind))]
     if status.state != "running":
         parts.insert(0, state_text(status.state))

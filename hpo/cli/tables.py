@@ -33,6 +33,7 @@ STYLES = {
     "pruned": "yellow",
     "failed": "red",
     "diverged": "red",
+    "infeasible": "red",
     "running": "cyan",
     "interrupted": "magenta",
     "waiting": "dim",
@@ -267,7 +268,7 @@ def parameters_table(params: Mapping[str, Any], found: Importances | None = None
 
 def counts(status: StudyStatus) -> str:
     """`30 trials: 18 complete, 11 pruned, 1 failed`, the finished ones."""
-    kinds = ("complete", "pruned", "diverged", "failed")
+    kinds = ("complete", "pruned", "diverged", "infeasible", "failed")
     parts = [f"{found} {kind}" for kind in kinds if (found := status.count(kind))]
     return f"{count(status.finished, 'trial')} finished" + (
         f": {', '.join(parts)}" if parts else ""

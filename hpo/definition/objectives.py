@@ -57,5 +57,6 @@ def front_of(values: Mapping[int, Mapping[str, float]]) -> list[int]:
 
 def worst(objective: str) -> float:
     """The value that no trial has and all are better than: what Optuna is told of a trial that
-    diverged, so that its samplers learn from it and it is never the best, whatever comes later."""
+    diverged or is infeasible, so that its samplers learn from it and it is never the best, whatever
+    comes later."""
     return math.inf if direction_of(objective) == "minimize" else -math.inf

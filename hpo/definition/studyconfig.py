@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
+from hpo.definition.constraints import Constraint, Constraints, parsed
 from hpo.definition.fields import Part, explain, listed
 from hpo.definition.goals import Metric
 from hpo.definition.objectives import COSTS, MOST_OBJECTIVES, Objective
@@ -277,6 +278,11 @@ class StudyConfig(Part):
     image on the trial's device), parameters (count), flops (multiply-adds of one image),
     epoch_seconds (mean of its epochs; of folds of one), peak_memory_mb (10^6 bytes, most of its
     epochs; of folds all of them together)."""
+    constraints: Constraints = None
+    """Bounds on the costs of a trial, as {parameters = "<= 1e6", latency_ms = "< 20"}, with <=, <,
+    >= or >; the costs are those of metrics. A trial that does not meet them ends at once as
+    infeasible, which counts in trials and is never best: by parameters, flops and latency_ms before
+    its first epoch, by epoch_seconds and peak_memory_mb of its epochs so far after each."""
     trials: int = Field(default=50, ge=1, le=1_000_000)
     """Budget: exactly so many trials finish. Under grid its default is the number of points."""
     timeout_s: float | None = Field(default=None, gt=0)
@@ -342,6 +348,11 @@ class StudyConfig(Part):
     def objectives(self) -> tuple[str, ...]:
         """What is optimized, one or several."""
         return self.metrics or (self.metric,)
+
+    @property
+    def limits(self) -> tuple[Constraint, ...]:
+        """The constraints, one by one."""
+        return parsed(self.constraints)
 
     @classmethod
     def parse(cls, data: Mapping[str, Any], *, where: str = "", prefix: str = "study.") -> Self:

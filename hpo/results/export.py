@@ -16,7 +16,7 @@ from hpo.search import mirror
 from hpo.search.status import StudyStatus, TrialStatus, read_status
 from hpo.storage import records
 from hpo.storage.db import Database
-from hpo.storage.leases import FINAL
+from hpo.storage.leases import FINAL, WORTHLESS
 
 Export = tuple[TrainConfig, dict[str, Any]]
 """A configuration and its provenance."""
@@ -27,7 +27,7 @@ def export(database: Database, name: str, *, number: int | None = None) -> Expor
     runtime that the trial had, and where it comes from (see `provenance.describe_trial`).
 
     Raises NotFound for an unknown study or trial and where no trial is complete yet, InputError for
-    a trial that is not over, failed or diverged. A pruned one is exported, with a note.
+    a trial that is not over or has no result. A pruned one is exported, with a note.
     """
     status = read_status(database, name)
     trial = _best(status, 1)[0] if number is None else _numbered(status, number)
@@ -127,10 +127,10 @@ def _numbered(status: StudyStatus, number: int) -> TrialStatus:
         have = f"0 to {max(numbers)}" if numbers else "none yet"
         raise NotFound(f"study {name!r} has no trial {number}; its trials: {have}")
     reason = f" ({found.reason})" if found.reason else ""
-    if found.state in ("failed", "diverged"):
+    if found.state in ("failed", *WORTHLESS):
         raise InputError(
-            f"trial {number} of {name!r} {found.state}{reason}: there is nothing worth training "
-            f"again; hpo trials {name} shows the others"
+            f"trial {number} of {name!r} ended as {found.state}{reason}: there is nothing "
+            f"worth training again; hpo trials {name} shows the others"
         )
     if found.state not in FINAL:
         raise InputError(f"trial {number} of {name!r} is {found.state}; export it when it is over")

@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.search.study import load
 from hpo.storage.db import Database
+from hpo.storage.leases import WORTHLESS
 from hpo.storage.optuna_rdb import FencedStorage
 
 MIN_COMPLETE = 8
@@ -64,13 +65,13 @@ class Importances:
 
 def importances(database: Database, name: str) -> Importances:
     """Importances by PED-ANOVA (Watanabe et al., 2023, https://arxiv.org/abs/2304.10255) over the
-    complete trials that did not diverge; of several objectives of the first. Raises NotFound."""
+    complete trials, none of WORTHLESS; of several objectives of the first. Raises NotFound."""
     study = load(database, name)
     found = study.optuna_study(FencedStorage(database))
     complete = [
         trial
         for trial in found.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-        if trial.user_attrs.get("outcome") != "diverged" and math.isfinite(trial.values[0])
+        if trial.user_attrs.get("outcome") not in WORTHLESS and math.isfinite(trial.values[0])
     ]
     sign = -1.0 if study.maximize else 1.0
     return importances_of(complete, [sign * trial.values[0] for trial in complete])

@@ -17,6 +17,7 @@ from hpo.results.figures import (
     PURPLE,
     RED,
     SCALE,
+    TEAL,
     Figure,
     Trace,
     axis,
@@ -28,6 +29,7 @@ from hpo.results.figures import (
 )
 from hpo.results.table import number, setting
 from hpo.search.status import StudyStatus, TrialStatus
+from hpo.storage.leases import WORTHLESS
 
 STATE_COLORS = {
     "complete": BLUE,
@@ -35,11 +37,13 @@ STATE_COLORS = {
     "running": GREEN,
     "interrupted": PURPLE,
     "diverged": AMBER,
+    "infeasible": TEAL,
     "failed": RED,
     "waiting": PALE,
 }
-SYMBOLS = {"failed": "x", "diverged": "triangle-up", "pruned": "circle-open"}
-WITHOUT_VALUE = ("failed", "diverged")
+SYMBOLS = {"failed": "x", "diverged": "triangle-up", "infeasible": "square-open",
+           "pruned": "circle-open"}  # fmt: skip
+WITHOUT_VALUE = ("failed", *WORTHLESS)
 """States whose value, if any, was not measured."""
 JITTER = 0.36
 

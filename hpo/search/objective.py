@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Collection
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -22,6 +23,7 @@ import torch
 from optuna.trial import TrialState
 
 from hpo.definition.config import RuntimeConfig, TrainConfig
+from hpo.definition.constraints import unmet
 from hpo.definition.objectives import COSTS, worst
 from hpo.engine import runtime
 from hpo.engine.checkpoint import best_weights, save_weights
@@ -37,7 +39,7 @@ from hpo.search.agreement import agree_on_images
 from hpo.search.epochs import Epochs
 from hpo.search.mirror import Checkpoints
 from hpo.search.samplers import draft_params, is_early_stopping, make_sampler
-from hpo.search.several import FirstMetric, values_of
+from hpo.search.several import FirstMetric, costs_of, values_of
 from hpo.search.status import best_of
 from hpo.search.study import Study
 from hpo.storage import leases, records
@@ -204,6 +206,7 @@ class _Training:
         self.bench, self.lease, self.trial, self.control = bench, taken.lease, trial, control
         self.metric = bench.study.file.metric
         self.objectives = bench.study.file.objectives
+        self.limits = bench.study.file.study.limits
         config = _config(bench, taken.lease, trial)
         self.data = bench.data(config, taken.lease.worker, self._tick)
         resolved = _runtime(bench, taken, config, len(self.data.classes), self._tick)
@@ -237,7 +240,7 @@ class _Training:
             raise
 
     def _run(self) -> Ending:
-        ending = self._settle()
+        ending = self._settle() or self._unfit()
         if ending is not None:
             return ending
         self._begin_epoch()
@@ -259,6 +262,24 @@ class _Training:
                 if ending is not None:
                     return ending
         return self._complete()
+
+    def _over_limits(self) -> str | None:
+        """Which constraints the epochs so far do not meet, in words; None where they meet all."""
+        if not self.rows or self.epochs.is_behind:
+            return None
+        return unmet(self.limits, costs_of(self.rows, self._networks))
+
+    def _unfit(self) -> Ending | None:
+        """The ending of a trial whose network does not meet the constraints; None where it does.
+        One that has epochs did: its latency is measured once."""
+        if self.epochs.known:
+            return None
+        names = {one.name for one in self.limits}
+        for wanted in (names & {"parameters", "flops"}, names & {"latency_ms"}):
+            self._tick()
+            if reason := unmet(self.limits, self._network_costs(wanted)):
+                return Ending("infeasible", reason=reason)
+        return None
 
     def _complete(self, reason: str | None = None) -> Ending:
         """The ending of a trial that has all that it is to have, its weights kept."""
@@ -296,6 +317,8 @@ class _Training:
         if self._diverged:
             reason = f"loss not finite in epoch {self.rows[-1].epoch}"
             return Ending("diverged", reason=reason)
+        if missed := self._over_limits():
+            return Ending("infeasible", reason=f"{missed}; after epoch {self.rows[-1].epoch}")
         if is_last(self.config, [row.metrics for row in self.rows]):
             return None
         if self.rows and not self.epochs.is_behind and self._falls_behind():
@@ -357,19 +380,21 @@ class _Training:
         if not self._has_several:
             return None
         best = best_of(self.rows, self.metric, self.bench.study.file.direction)[1]
-        network = self._network_costs(self.checkpoint)
-        return values_of(
-            self.objectives,
-            self.rows,
-            best or len(self.rows),
-            network,
-            max(1, len(self.data.folds)),
-        )
+        network = self._network_costs(self.objectives, self.checkpoint)
+        return values_of(self.objectives, self.rows, best or len(self.rows), network,
+                         self._networks)  # fmt: skip
 
-    def _network_costs(self, checkpoint: Path | None) -> dict[str, float]:
+    @property
+    def _networks(self) -> int:
+        """So many learn at once: the folds, or one."""
+        return max(1, len(self.data.folds))
+
+    def _network_costs(
+        self, wanted: Collection[str], checkpoint: Path | None = None
+    ) -> dict[str, float]:
         return network_costs(
             self.config,
-            self.objectives,
+            wanted,
             classes=len(self.data.classes),
             device=self.bench.device,
             checkpoint=checkpoint,
@@ -417,7 +442,7 @@ def _tell(bench: Bench, lease: Lease, trial: optuna.trial.Trial, ending: Ending)
         trial.set_user_attr("reason", ending.reason)
     with bench.storage.guarded(lease, ending):
         values = ending.objectives or ending.value
-        if ending.outcome == "diverged":
+        if ending.outcome in leases.WORTHLESS:
             values = tuple(worst(name) for name in bench.study.file.objectives)
         bench.optuna_study.tell(
             trial, values if state == TrialState.COMPLETE else None, state=state

@@ -65,10 +65,15 @@ def values_of(
     """The values of a trial that ran: metrics of `best_epoch`, costs of its epochs `rows`, the
     seconds of each of its `networks` (folds), and those of a network (see `hpo.engine.costs`)."""
     best = next(row.metrics for row in rows if row.epoch == best_epoch)
+    costs = {**costs_of(rows, networks), **network}
+    return tuple(costs[name] if name in COSTS else best[name] for name in objectives)
+
+
+def costs_of(rows: Sequence[EpochRow], networks: int = 1) -> dict[str, float]:
+    """Costs that epochs `rows` tell: the mean of their seconds, of each of `networks` (folds), and
+    the most memory."""
     seconds = [row.metrics["seconds"] for row in rows]
-    costs = {
+    return {
         "epoch_seconds": sum(seconds) / len(seconds) / networks,
         "peak_memory_mb": max(row.metrics["peak_memory_mb"] for row in rows),
-        **network,
     }
-    return tuple(costs[name] if name in COSTS else best[name] for name in objectives)

@@ -9,12 +9,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from hpo.definition.constraints import amount
 from hpo.definition.objectives import direction_of, front_of
 from hpo.definition.studyfile import StudyFile
 from hpo.search.agreement import Forced, read_forced
 from hpo.storage import records
 from hpo.storage.db import Database
-from hpo.storage.leases import FINAL
+from hpo.storage.leases import FINAL, WORTHLESS
 from hpo.storage.params import read_params
 from hpo.storage.records import AttemptRow, EpochRow, StudyRow, WorkerRow
 
@@ -32,7 +33,7 @@ class TrialStatus:
     params: dict[str, Any]
     """Searched fields by dotted path, as config values."""
     value: float | None
-    """The objective: the best epoch's metric so far; None for a diverged trial."""
+    """The objective: the best epoch's metric so far; None for one of WORTHLESS."""
     best_epoch: int | None
     epochs: tuple[EpochRow, ...]
     attempts: tuple[AttemptRow, ...]
@@ -71,7 +72,7 @@ class StudyStatus:
 
     @property
     def best(self) -> TrialStatus | None:
-        """The best complete trial; a diverged one is never best."""
+        """The best complete trial; one of WORTHLESS is never best."""
         ranked = self.ranked()
         return ranked[0] if ranked else None
 
@@ -102,9 +103,28 @@ class StudyStatus:
         """Why finished trials have no best one, in words; None where they have one, or are none."""
         if self.best is not None or not self.finished:
             return None
+        told = [one for one in (self._why_diverged(), self._why_infeasible()) if one]
+        return "; ".join(told) or "no trial was completed"
+
+    def _why_infeasible(self) -> str | None:
+        reasons = [t.reason or "" for t in self.trials if t.state == "infeasible"]
+        missed = {one: one.nearest_missed(reasons) for one in self.file.study.limits}
+        advice = [
+            f'{one.name} = "{one.relation} {one.bound}" (the nearest: {amount(value)})'
+            for one, value in missed.items()
+            if value is not None
+        ]
+        if not reasons:
+            return None
+        return (
+            f"{len(reasons)} of {self.finished} trials are infeasible, and no other was completed; "
+            f"under another study.name relax in study.constraints: {', '.join(advice)}"
+        )
+
+    def _why_diverged(self) -> str | None:
         diverged = self.count("diverged")
         if not diverged:
-            return "no trial was completed"
+            return None
         rates = [t.params["optimizer.lr"] for t in self.trials if "optimizer.lr" in t.params]
         tried = f" (tried: {min(rates):.3g} to {max(rates):.3g})" if rates else ""
         return (
@@ -269,9 +289,9 @@ def _trial(
     else:
         name = shown[state]
     value, epoch = best_of(epochs, file.metric, file.direction)
-    if last is not None and last.outcome == "diverged":
+    if name in WORTHLESS:
         value, epoch = None, None
-    values = last.objectives if last and last.objectives and name != "diverged" else ()
+    values = last.objectives if last and last.objectives and name not in WORTHLESS else ()
     return TrialStatus(
         number=number,
         state=name,

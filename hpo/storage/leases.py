@@ -29,7 +29,9 @@ from hpo.storage.patience import storage_call
 from hpo.storage.records import EpochRow, assign_enqueued, enqueued_for
 from hpo.storage.tables import attempts, epochs, optuna_trials, studies, workers
 
-FINAL = ("complete", "pruned", "failed", "diverged")
+WORTHLESS = ("diverged", "infeasible")
+"""Outcomes of which Optuna is told the worst values, as complete: samplers learn from them."""
+FINAL = ("complete", "pruned", "failed", *WORTHLESS)
 """Outcomes that end a trial; handed_back and lost permit a successor."""
 MAX_FRUITLESS = 5
 """Attempts in a row that died without one more epoch, after which a trial fails."""

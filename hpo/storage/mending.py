@@ -19,13 +19,15 @@ from sqlalchemy.exc import IntegrityError
 
 from hpo.storage import tables
 from hpo.storage.db import Database
+from hpo.storage.leases import WORTHLESS
 from hpo.storage.optuna_rdb import end_trial, worst_values
 from hpo.storage.tables import attempts, epochs, optuna_studies, optuna_trials, studies
 
 MENDER = "hpo storage check"
 """Stands as the worker of an attempt that is entered."""
 OVER = ("COMPLETE", "PRUNED", "FAIL")
-STATE_OF = {"complete": "COMPLETE", "diverged": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
+STATE_OF = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
+STATE_OF |= dict.fromkeys(WORTHLESS, "COMPLETE")
 """Optuna's state of a trial that an attempt of ours ended so."""
 ENDED_BY_OTHERS = {"FAIL": "failed", "PRUNED": "pruned"}
 """How an attempt ends whose trial another tool ended. A COMPLETE that hpo has not seen is no result
@@ -142,7 +144,7 @@ class TellOptuna:
             values = told_values(last)
             if values is None:
                 return False
-            if self.outcome == "diverged":
+            if self.outcome in WORTHLESS:
                 values = worst_values(c, self.trial_id)
             end_trial(c, self.trial_id, STATE_OF[self.outcome], values, last.ended or last.until)
             return True
@@ -244,7 +246,7 @@ def locked(c: sa.Connection, trial_id: int) -> tuple[Sequence[sa.Row[Any]], str 
 
 def told_values(row: Any) -> tuple[float, ...] | None:
     """The values of an attempt that ended its trial, from its columns; None where they are not
-    known, () where it has none: then Optuna is told none, or of what diverged `worst_values`."""
+    known, () where it has none: then Optuna is told none, or of WORTHLESS `worst_values`."""
     if row.outcome != "complete":
         return ()
     values = json.loads(row.objectives) if row.objectives else [row.value]

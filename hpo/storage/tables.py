@@ -105,8 +105,8 @@ attempts = Table(
     Column("started", Float(53), nullable=False),
     Column("until", Float(53), nullable=False),  # the lease's end
     Column("ended", Float(53)),
-    # NULL while it is the owner; complete, pruned, failed and diverged end the trial;
-    # handed_back and lost permit a successor.
+    # NULL while it is the owner; complete, pruned, failed, diverged and infeasible end the
+    # trial; handed_back and lost permit a successor.
     Column("outcome", String(16)),
     Column("reason", LongText),
     Column("value", Float(53)),  # of the first objective

@@ -137,10 +137,10 @@ def test_a_pruned_trial_is_exported_and_says_so(searched: Database) -> None:
     assert provenance["notes"][1] in exports.comments(provenance)
 
 
-@pytest.mark.parametrize("outcome", ["failed", "diverged"])
+@pytest.mark.parametrize("outcome", ["failed", "diverged", "infeasible"])
 def test_trials_without_a_result_are_refused(searched: Database, outcome: str) -> None:
     end_as(searched, 2, outcome, "too wild")
-    with pytest.raises(InputError, match=rf"trial 2 of 'toy' {outcome} \(too wild\)"):
+    with pytest.raises(InputError, match=rf"trial 2 of 'toy' ended as {outcome} \(too wild\)"):
         export(searched, "toy", number=2)
 
 
