@@ -7,7 +7,8 @@
     │   ├── NotFound                 no such study, trial, run or worker
     │   └── Conflict                 a study of that name exists with another definition
     ├── StorageError             2   the database is not one of ours, or cannot be used
-    │   └── StorageAway         75       it cannot be reached or written for now: try again later
+    │   ├── StorageAway         75       it cannot be reached or written for now: try again later
+    │   └── StorageGone              its file was removed, moved or replaced while it was in use
     ├── EngineError              2   what places workers cannot be reached, or refuses
     ├── DiskFull                 1   a file does not fit on its disk; what was there is as it was
     ├── Damaged                  1   a checkpoint is not what was written; training goes back
@@ -79,6 +80,11 @@ class StorageAway(StorageError):
     long, or its disk is full. Nothing is wrong with what was asked, so it may be asked again."""
 
     exit_code = 75  # sysexits.h: EX_TEMPFAIL
+
+
+class StorageGone(StorageError):
+    """The database's file is not there any more, or another one is: what was begun on it ends, and
+    writes nothing more."""
 
 
 class DiskFull(HpoError):

@@ -8,11 +8,11 @@ import secrets
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 from hpo.checksums import last_line
 from hpo.errors import DiskFull
@@ -83,25 +83,62 @@ def same_place(one: object, other: object) -> bool:
         return False
 
 
+class Standing:
+    """A folder and those `above` it as they stand now, made where they are not there. They are held
+    open, so that no other folder gets the inode number of one that is removed."""
+
+    def __init__(self, path: Path, above: Iterable[Path] = ()) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        self._held = {one: os.open(one, os.O_RDONLY) for one in (path, *above)}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for held in self._held.values():
+            os.close(held)
+
+    def clear_remade(self) -> None:
+        """Where the folder was removed or moved and stands there again, remove it with what was
+        written into it; and those above, likewise, that are empty. Everything else stays."""
+        remade = [path for path, held in self._held.items() if path.exists()
+                  and not os.path.samestat(path.stat(), os.fstat(held))]  # fmt: skip
+        for path in remade:
+            if path == next(iter(self._held)):
+                discard(path)
+            else:
+                with suppress(OSError):  # not empty: somebody else's
+                    path.rmdir()
+
+
 def write_whole(path: Path, write: Callable[[Counting], object], *, sealed: bool = False) -> None:
     """Let `write` make the file `path`: beside it, synced, then moved there, so that `path` is
-    complete or as it was; `sealed` with a checksum as its last line. Raises DiskFull."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    complete or as it was; `sealed` with a checksum as its last line. Where its folder is removed
+    meanwhile it is made once more. Raises DiskFull."""
     with told_if_full(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with FileIO(beside, "w") as file:
-                sink = Counting(file)
-                write(sink)
-                if sealed:
-                    sink.seal()
-                sink.sync()
-            if sink.full is None:
-                beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
+            sink = _write_beside(path, write, sealed=sealed)
+        except FileNotFoundError:
+            sink = _write_beside(path, write, sealed=sealed)
     if sink.full is not None:  # told now that its own half is gone
         raise disk_full(path, sink.size) from sink.full
+
+
+def _write_beside(path: Path, write: Callable[[Counting], object], *, sealed: bool) -> Counting:
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileIO(beside, "w") as file:
+            sink = Counting(file)
+            write(sink)
+            if sealed:
+                sink.seal()
+            sink.sync()
+        if sink.full is None:
+            beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+    return sink
 
 
 def discard(path: Path) -> None:

@@ -87,6 +87,11 @@ class StudyDir:
     def uuid(self) -> str:
         return self.root.name
 
+    @property
+    def above(self) -> list[Path]:
+        """The folders of the run directory that it is in, the innermost first."""
+        return list(self.root.parents[:2])
+
     def name_of(self, path: Path) -> str:
         """Of a file or folder below, relative to the study."""
         return path.relative_to(self.root).as_posix()

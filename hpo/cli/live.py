@@ -17,7 +17,7 @@ from rich.table import Table
 
 from hpo.cli.safe import Text
 from hpo.cli.tables import STYLES, state_text
-from hpo.errors import StorageAway
+from hpo.errors import StorageAway, StorageGone
 from hpo.results.table import count, duration, number
 from hpo.search.status import StudyStatus, TrialStatus
 from hpo.storage.leases import FINAL
@@ -171,9 +171,12 @@ class View:
         return self.status
 
     def finish(self) -> None:
-        """Read and show now; while the database is away, say so."""
+        """Read and show now; while the database is away, say so. That it is gone is said by whoever
+        runs the workers, and ends them."""
         try:
             self.status = self.read()
+        except StorageGone:
+            return
         except StorageAway as error:
             self.away = f"the database is away; workers wait for it and go on training: {error}"
         else:

@@ -77,7 +77,8 @@ def run(
 
     The exit code is 0 only where the study is finished and has a best trial: in `hpo run ... && hpo
     export ...` nothing follows otherwise. 130 after Ctrl-C or SIGTERM, 1 where no trial was
-    completed or another command stopped the study, 2 where nothing could begin.
+    completed or another command stopped the study, 2 where nothing could begin, or the database's
+    file was removed meanwhile.
 
     Example: hpo run studies/digits.toml --workers 2
     """

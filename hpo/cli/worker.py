@@ -54,7 +54,7 @@ def worker(
 
     The exit code tells whoever starts workers what to do: 0, the study is over or stopped; 130, a
     signal ended this worker and its trial was handed back, start another one; 2, no worker can work
-    like this; else it died, start another one.
+    like this, or the database's file was removed; else it died, start another one.
 
     Example: HPO_STORAGE=postgresql+psycopg://me@server/hpo hpo worker digits --device cuda:1
     """

@@ -16,6 +16,7 @@ connections must go to the same one.
 from __future__ import annotations
 
 import hashlib
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -29,7 +30,7 @@ from filelock import FileLock
 from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from hpo.errors import StorageError
+from hpo.errors import StorageError, StorageGone
 from hpo.extras import install_command
 from hpo.storage import faults, sqlite_files
 from hpo.storage.url import EXTRAS, as_text, parse, show
@@ -86,6 +87,9 @@ class Database:
     def __init__(self, url: URL) -> None:
         self.url = url
         self._mode = threading.local()
+        self._file: os.stat_result | None = None
+        """SQLite's, as it was first opened. The pool keeps it open, so that no other file can get
+        its inode number."""
         options = engine_options(url)
         if not self.is_sqlite:
             options |= {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 0}
@@ -100,8 +104,11 @@ class Database:
                 f"{self.shown}: no driver for it here ({error}); {install_command(extra)}"
             ) from None
         if self.is_sqlite:
+            sa.event.listen(self.engine, "do_connect", self._require_file)
             sa.event.listen(self.engine, "connect", _prepare_sqlite)
             sa.event.listen(self.engine, "begin", self._begin)
+            if "poolclass" not in options:
+                sa.event.listen(self.engine, "connect", self._note_file)
         elif url.get_backend_name() == "postgresql":
             sa.event.listen(self.engine, "connect", _prepare_postgresql)
         else:
@@ -171,7 +178,35 @@ class Database:
     def is_writing(self) -> bool:
         return getattr(self._mode, "writing", False)
 
+    def require_file(self) -> None:
+        """Raise StorageGone where SQLite's file, once it was opened, is removed, moved or replaced:
+        what is written through old connections is lost, a new one would begin an empty database,
+        or mix this study with whatever stands there now. A server has no such file."""
+        if self._file is None:
+            return
+        path = Path(str(self.url.database))
+        try:
+            became = "replaced by another file"
+            is_same = os.path.samestat(path.stat(), self._file)
+        except (FileNotFoundError, NotADirectoryError):
+            is_same, became = False, "removed or moved"
+        if not is_same:
+            raise StorageGone(
+                f"{path} was {became} while it was in use, and its studies with it: what worked on "
+                "them ends here and writes nothing more; if it was moved, name its new place with "
+                "HPO_HOME or --storage"
+            )
+
+    def _require_file(self, *_about: Any) -> None:
+        """Before a connection is made, which would make the file anew."""
+        self.require_file()
+
+    def _note_file(self, _connection: Any, _record: Any) -> None:
+        if self._file is None:
+            self._file = Path(str(self.url.database)).stat()
+
     def _begin(self, connection: Connection) -> None:
+        self.require_file()
         connection.exec_driver_sql("BEGIN IMMEDIATE" if self.is_writing else "BEGIN")
 
     @contextmanager
@@ -260,7 +295,9 @@ def connect(text: str) -> Database:
 
 
 def exists(database: Database) -> bool:
-    """Whether there is anything at all to read; False only for an absent SQLite file."""
+    """Whether there is anything at all to read; False only for an absent SQLite file. Raises
+    StorageGone for one that was there."""
+    database.require_file()
     return not database.is_sqlite or Path(database.url.database or "").exists()
 
 

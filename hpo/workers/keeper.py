@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo.definition.studyfile import StudyFile
-from hpo.errors import HpoError, NotFound, StorageError
+from hpo.errors import HpoError, NotFound, StorageError, StorageGone
 from hpo.paths import Home, StudyDir
 from hpo.search import plan
 from hpo.storage import records
@@ -74,13 +74,16 @@ class Keeper:
         """Until the study is over or stopped (True), or `stop` is set before that (False).
 
         A database that does not answer is waited for. Raises HpoError where no worker can work
-        here; the reason stands in the database too, as that of a worker that has ended.
+        here; the reason stands in the database too, as that of a worker that has ended. Raises
+        StorageGone where the database's file was removed.
         """
         database = connect(self.duty.storage)
         try:
             while not stop.is_set():
                 try:
                     return self._keep(database, stop)
+                except StorageGone:
+                    raise
                 except StorageError as error:
                     self.note = str(error)
                     log.warning("tried again in %g s: %s", RETRY_S, error)

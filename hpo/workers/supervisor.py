@@ -12,11 +12,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hpo.errors import HpoError, InputError, Interrupted, StorageAway
-from hpo.files import disk_full, is_full
+from hpo.errors import HpoError, InputError, Interrupted, StorageAway, StorageGone
+from hpo.files import Standing, disk_full, is_full
 from hpo.paths import StudyDir
 from hpo.storage import leases, records
 from hpo.storage.db import Database
@@ -89,8 +90,18 @@ class Supervisor:
     def run(self, stop: threading.Event, tick: Callable[[], None] = lambda: None) -> None:
         """Until the study is over or `stop` is set; `tick` is called a few times a second.
 
-        Raises HpoError where workers cannot start, with the end of the last one's log.
+        Raises HpoError where workers cannot start, with the end of the last one's log; StorageGone
+        where the database's file was removed: its workers have ended then, and no file of the study
+        is left that was written since.
         """
+        with Standing(self.directory.root, self.directory.above) as folders:
+            try:
+                self._run(stop, tick)
+            except StorageGone:
+                folders.clear_remade()
+                raise
+
+    def _run(self, stop: threading.Event, tick: Callable[[], None]) -> None:
         self._find_left_behind()
         try:
             while not stop.is_set() and not all(slot.done for slot in self.slots):
@@ -107,6 +118,7 @@ class Supervisor:
         now = time.monotonic()
         if slot.done:
             return
+        self.database.require_file()
         if slot.process is None:
             if now >= slot.not_before:
                 self._start(slot)
@@ -211,4 +223,5 @@ class Supervisor:
                 slot.process.kill()  # what it started
             self.dead[slot.worker] = "worker ended"
             self.directory.alive(slot.worker).unlink(missing_ok=True)
-        self._set_free()
+        with suppress(StorageGone):  # it is what ends this
+            self._set_free()

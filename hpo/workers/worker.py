@@ -16,8 +16,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
-from hpo.errors import Damaged, DiskFull, Fenced, InputError, Interrupted, NotFound, StorageError
-from hpo.files import has_room, told_if_full
+from hpo.errors import (
+    Damaged,
+    DiskFull,
+    Fenced,
+    InputError,
+    Interrupted,
+    NotFound,
+    StorageError,
+    StorageGone,
+)
+from hpo.files import Standing, has_room, told_if_full
 from hpo.paths import Home
 from hpo.search import keeping, plan
 from hpo.search.study import Study
@@ -42,6 +51,7 @@ MISSED_BEAT_S = 1.0
 MISSING = (FileNotFoundError, NotFound, Damaged)
 """What a worker meets whose trial another one has finished: its files were removed under it."""
 DELETED = "the study was deleted"
+GONE = "the database is gone"
 VERSIONED = ("hpo", "torch", "torchvision", "optuna")
 
 
@@ -51,11 +61,12 @@ class Progress:
 
     Every step touches the file `alive`, and whatever takes long before the first one (images are
     decoded) does so too: by it the supervisor tells a training that hangs from one that is only
-    slow to finish its epoch.
+    slow to finish its epoch. Then it also asks `require`, which raises where all of it is in vain.
     """
 
     stop: threading.Event
     alive: Path
+    require: Callable[[], None] = lambda: None
     lease: Lease | None = None
     fenced: bool = False
     images: int = 0
@@ -81,7 +92,9 @@ class Progress:
     def touch(self, now: float) -> None:
         if now - self.touched > 1.0:
             self.touched = now
+            self.require()
             with suppress(DiskFull), told_if_full(self.alive):
+                self.alive.parent.mkdir(parents=True, exist_ok=True)
                 self.alive.touch()
 
     def pause(self, seconds: float) -> None:
@@ -132,10 +145,21 @@ class Worker:
 
     def run(self, stop: threading.Event, *, supervised: bool = False) -> str:
         """Work until the study is over or `stop` is set; returns why it ended. While the database
-        is away it waits."""
-        alive = self.study.directory(self.home).alive(self.id)
-        alive.parent.mkdir(parents=True, exist_ok=True)
-        progress = Progress(stop, alive)
+        is away it waits; raises StorageGone where it is gone, and leaves no file that was written
+        after the others were removed."""
+        directory = self.study.directory(self.home)
+        with Standing(directory.root, directory.above) as folders:
+            try:
+                reason = self._work(stop, directory.alive(self.id), supervised=supervised)
+            except StorageGone:
+                folders.clear_remade()
+                raise
+            if reason == DELETED:
+                folders.clear_remade()
+        return reason
+
+    def _work(self, stop: threading.Event, alive: Path, *, supervised: bool) -> str:
+        progress = Progress(stop, alive, self.database.require_file)
         progress.touch(time.monotonic())
         done = threading.Event()
         heart = threading.Thread(
@@ -149,6 +173,9 @@ class Worker:
                 reason = self._loop(progress)
             except Interrupted as error:
                 reason = str(error)
+            except StorageGone:
+                reason = GONE
+                raise
             finally:
                 done.set()
                 if heart.ident is not None:
@@ -158,7 +185,7 @@ class Worker:
         return reason
 
     def _sign_off(self, reason: str) -> None:
-        if reason == DELETED:
+        if reason in (DELETED, GONE):
             return
         try:
             records.end_worker(self.database, self.id, reason)
@@ -278,7 +305,7 @@ class Worker:
                     self.trials.run(taken, progress)
                 else:
                     self.trials.drain(taken, drained, progress)
-        except Fenced:
+        except (Fenced, StorageGone):
             raise
         except Exception as error:
             # Whatever happened here is no result of the trial: somebody else may go on with it.
@@ -297,6 +324,8 @@ class Worker:
         try:
             if not leases.release(self.database, lease, outcome, reason):
                 return False
+        except StorageGone:
+            raise
         except (Interrupted, StorageError) as error:
             log.warning("trial %d is held until its lease ends: %s", lease.number, error)
             self.still_held = True
@@ -323,6 +352,8 @@ class Worker:
                     self._heard(records.clock(self.database))
             except Fenced:
                 progress.fenced = progress.lease is lease
+            except StorageGone:
+                return  # the main thread meets it at its next step
             except StorageError as error:
                 # The owner writes on, however late; the training itself will meet the fault.
                 log.warning("heartbeat: %s", error)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hpo.errors import DiskFull
-from hpo.files import disk_full, has_room, told_if_full, write_whole
+from hpo.files import Counting, Standing, disk_full, has_room, told_if_full, write_whole
 
 
 def test_a_file_appears_whole(tmp_path: Path) -> None:
@@ -75,3 +75,42 @@ def test_room_is_looked_for_where_the_file_was_to_be(
 
     monkeypatch.setattr(os, "posix_fallocate", used_up, raising=False)
     assert not has_room(error)
+
+
+def test_a_folder_that_was_made_again_is_cleared_and_what_others_made_stays(tmp_path: Path) -> None:
+    study, other = tmp_path / "runs" / "studies" / "old", tmp_path / "runs" / "studies" / "new"
+    with Standing(study, study.parents[:2]) as standing:
+        (study / "kept").touch()
+        standing.clear_remade()
+        assert (study / "kept").exists()  # it is the one that stood
+
+        shutil.rmtree(study.parents[1])
+        standing.clear_remade()
+        assert not study.parents[1].exists()
+
+        study.mkdir(parents=True)
+        (study / "late").touch()
+        standing.clear_remade()
+        assert not study.parents[1].exists()
+
+        study.mkdir(parents=True)
+        other.mkdir()
+        standing.clear_remade()
+        assert not study.exists()
+        assert other.exists()
+
+
+def test_a_file_whose_folder_is_removed_while_it_is_written_is_written_again(
+    tmp_path: Path,
+) -> None:
+    path, tries = tmp_path / "study" / "epoch-1.ckpt", []
+
+    def write(file: Counting) -> None:
+        tries.append(1)
+        file.write(b"content")
+        if len(tries) == 1:
+            shutil.rmtree(path.parent)
+
+    write_whole(path, write)
+    assert path.read_bytes() == b"content"
+    assert [one.name for one in path.parent.iterdir()] == [path.name]

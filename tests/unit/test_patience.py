@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import shutil
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, InternalError, OperationalError, ProgrammingError
 
-from hpo.errors import Fenced, Interrupted, StorageAway, StorageError
+from hpo.errors import Fenced, Interrupted, StorageAway, StorageError, StorageGone
 from hpo.files import mount_of
 from hpo.storage import db, faults, patience
 from hpo.storage.contact import NO_CONTACT, Contact
@@ -256,3 +257,42 @@ def test_a_contact_is_a_value() -> None:
     contact = Contact(0.0, 100.0)
     assert contact.heard(101.0, LEASE_S) == Contact(0.0, 101.0)
     assert contact == Contact(0.0, 100.0)
+
+
+def test_a_file_that_is_removed_or_replaced_is_no_outage(tmp_path: Path) -> None:
+    path = tmp_path / "hpo.db"
+    database = connect(f"sqlite:///{path}")
+    with database.write() as connection:
+        connection.exec_driver_sql("CREATE TABLE old (x)")
+    path.rename(tmp_path / "moved.db")
+    calls = (database.read, database.write, database.snapshot)
+    for call in calls:
+        with database.patient(lambda _s: pytest.fail("waits")), pytest.raises(StorageGone) as told:
+            call().__enter__()
+        assert f"{path} was removed or moved" in str(told.value)
+    database.engine.pool.dispose()  # so that a new connection is needed
+    with pytest.raises(StorageGone), database.read():
+        pass
+    with pytest.raises(StorageGone):
+        db.exists(database)
+    assert not path.exists()
+
+    connect(f"sqlite:///{path}").engine.connect().close()
+    with pytest.raises(StorageGone, match="replaced by another file"), database.write():
+        pass
+    path.unlink()
+    (tmp_path / "moved.db").rename(path)  # the same file again: all is as before
+    with database.read() as connection:
+        assert connection.exec_driver_sql("SELECT * FROM old").all() == []
+
+
+def test_a_folder_above_the_file_may_be_gone_or_a_file(tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    database = connect(f"sqlite:///{folder / 'hpo.db'}")
+    with database.read():
+        pass
+    shutil.rmtree(folder)
+    folder.write_text("")
+    with pytest.raises(StorageGone, match="removed or moved"), database.read():
+        pass
