@@ -203,10 +203,12 @@ def duplicates(parts: Parts) -> list[str]:
     for part, of in (("val", "train"), ("test", "train"), ("test", "val")):
         count = sum(item.digest in digests[of] for item in parts.get(part, ()))
         if count:
-            found.append(f"{count} files of {part} are identical to files of {of}")
+            what = f"1 file of {part} is" if count == 1 else f"{count:,} files of {part} are"
+            found.append(f"{what} identical to files of {of}")
     labels: dict[str, set[int]] = defaultdict(set)
     for item in (item for items in parts.values() for item in items if item.digest):
         labels[item.digest].add(item.label)
     if count := sum(len(one) > 1 for one in labels.values()):
-        found.append(f"{count} files stand in more than one class with identical content")
+        what = "1 file stands" if count == 1 else f"{count:,} files stand"
+        found.append(f"{what} in more than one class with identical content")
     return found

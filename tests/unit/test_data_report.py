@@ -70,7 +70,7 @@ def test_all_that_is_odd_is_told(root: Path, home: Home) -> None:
         "pixel formats: RGB 30, I;16 1, RGBA 1; 16 bits are scaled to 8",
         '1 image with an EXIF orientation: turned upright (data.orientation = "exif")',
         '1 image partly transparent: shown on white (data.background = "white")',
-        "1 files of test are identical to files of train",
+        "1 file of test is identical to files of train",
     ]
     other = examine_data(config(root, orientation="ignore", background="ignore"), home.cache)
     assert any("used as they are stored" in line for line in other.lines())

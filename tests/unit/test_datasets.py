@@ -231,9 +231,9 @@ def test_identical_files_on_two_sides_are_told(root: Path, store: Path) -> None:
         shutil.copy(train / "class1" / "0001.png", root / "test" / "class1" / name)
     shutil.copy(train / "class1" / "0000.png", train / "class2" / "x.png")
     assert open_data(_config(root), store).warnings == (
-        "1 files of val are identical to files of train",
+        "1 file of val is identical to files of train",
         "2 files of test are identical to files of train",
-        "1 files stand in more than one class with identical content",
+        "1 file stands in more than one class with identical content",
     )
 
 

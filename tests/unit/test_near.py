@@ -143,7 +143,7 @@ def test_copies_on_two_sides_of_given_parts_are_told(tmp_path: Path) -> None:
     (root / "test/class0/broken.jpg").write_bytes(b"no image")
     data = open_data(config(root, near_duplicates=8), tmp_path / "cache")
     assert data.warnings == (
-        "1 files of val are identical to files of train",
+        "1 file of val is identical to files of train",
         "13 images are near-duplicates, in 6 groups",
         "6 images of val are near-duplicates of images of train (val/class0/val007_50.jpg, "
         "val/class0/val008_50.jpg, val/class0/val009_50.jpg, ...)",
