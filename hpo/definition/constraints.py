@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -116,3 +116,14 @@ def unmet(constraints: Iterable[Constraint], costs: Mapping[str, float]) -> str 
         if one.name in costs and not one.is_met(costs[one.name])
     ]
     return "; ".join(found) or None
+
+
+def to_relax(constraints: Iterable[Constraint], reasons: Collection[str]) -> str:
+    """Those of `constraints` that stand in `reasons`, as `unmet` gave them, with the value that was
+    nearest: `parameters = "<= 1e6" (the nearest: 2,278,604)`."""
+    missed = {one: one.nearest_missed(reasons) for one in constraints}
+    return ", ".join(
+        f'{one.name} = "{one.relation} {one.bound}" (the nearest: {amount(value)})'
+        for one, value in missed.items()
+        if value is not None
+    )

@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpo.definition.config import TrainConfig
+from hpo.definition.constraints import to_relax, unmet
+from hpo.definition.parameters import Choice, shown
 from hpo.definition.remarks import remarks
 from hpo.definition.studyfile import StudyFile
 from hpo.engine import models, runtime
+from hpo.engine.costs import network_costs
 from hpo.engine.data_report import DataReport
 from hpo.engine.datasets import examine_data
 from hpo.engine.embedding import width
@@ -128,7 +131,7 @@ def check(file: StudyFile, *, home: Home, device: str, workers: int, threads: in
         epochs=file.max_epochs,
         workers=workers,
         device=device,
-        notes=(*remarks(file), *_notes(configs, home)),
+        notes=(*remarks(file), *_infeasible(file, configs, classes), *_notes(configs, home)),
     )
 
 
@@ -144,6 +147,32 @@ def _check_components(file: StudyFile, images: int, classes: int) -> None:
         if key not in widths:
             widths[key] = width(models.build(bare, classes=classes, image_size=size), size)
         require_components(config.retrieval.pca, images, widths[key])
+
+
+def _infeasible(file: StudyFile, configs: list[TrainConfig], classes: int) -> Iterator[str]:
+    """What no network of the space with it meets of the constraints on parameters and flops."""
+    limits = [one for one in file.study.limits if one.name in ("parameters", "flops")]
+    if not limits:
+        return
+    wanted, cpu = [one.name for one in limits], runtime.torch_device("cpu")
+    known: dict[str, str | None] = {}
+    found: list[str | None] = []
+    for config in configs:
+        key = f"{config.model!r} {config.data.image_size}"
+        if key not in known:
+            costs = network_costs(config, wanted, classes=classes, device=cpu)
+            known[key] = unmet(limits, costs)
+        found.append(known[key])
+    reasons = [why for why in found if why]
+    if len(reasons) == len(found):
+        yield f"every network is infeasible: relax in study.constraints {to_relax(limits, reasons)}"
+        return
+    tried = list(zip(_combinations(file), found, strict=True))
+    for name, parameter in file.space.items():
+        for value in parameter.ends() if isinstance(parameter, Choice) else ():
+            with_it = [why for values, why in tried if values.get(name) == value]
+            if with_it and all(with_it):
+                yield f"{name} = {shown(value)} is infeasible in every network built: {with_it[0]}"
 
 
 def _configs(file: StudyFile) -> Iterator[TrainConfig]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from hpo.definition.constraints import amount
+from hpo.definition.constraints import to_relax
 from hpo.definition.objectives import direction_of, front_of
 from hpo.definition.studyfile import StudyFile
 from hpo.search.agreement import Forced, read_forced
@@ -108,17 +108,12 @@ class StudyStatus:
 
     def _why_infeasible(self) -> str | None:
         reasons = [t.reason or "" for t in self.trials if t.state == "infeasible"]
-        missed = {one: one.nearest_missed(reasons) for one in self.file.study.limits}
-        advice = [
-            f'{one.name} = "{one.relation} {one.bound}" (the nearest: {amount(value)})'
-            for one, value in missed.items()
-            if value is not None
-        ]
         if not reasons:
             return None
+        advice = to_relax(self.file.study.limits, reasons)
         return (
             f"{len(reasons)} of {self.finished} trials are infeasible, and no other was completed; "
-            f"under another study.name relax in study.constraints: {', '.join(advice)}"
+            f"under another study.name relax in study.constraints: {advice}"
         )
 
     def _why_diverged(self) -> str | None:

@@ -15,8 +15,10 @@ from optuna.trial import TrialState
 from hpo.definition.constraints import parsed, unmet
 from hpo.definition.studyconfig import StudyConfig
 from hpo.definition.studyfile import StudyFile, difference, parse_study
-from hpo.errors import ConfigError
+from hpo.errors import ConfigError, InputError
 from hpo.paths import Home
+from hpo.results.check import check
+from hpo.results.export import export
 from hpo.search import objective
 from hpo.search import study as studies
 from hpo.search.objective import Bench
@@ -115,6 +117,26 @@ def test_what_does_not_meet_its_bound_is_said() -> None:
     assert limits[1].nearest_missed(reasons) is None
 
 
+@pytest.mark.parametrize(
+    ("constraint", "said"),
+    [
+        ('parameters = "<= 2e4"', r"model.cnn.filters = \[64, 64\] is infeasible in every network"),
+        ('flops = "<= 1e5"', r"model.cnn.filters = \[64, 64\] is infeasible in every network"),
+        ('parameters = "<= 10"', r"every network is infeasible: relax .*parameters = \"<= 10\" \("),
+        ('parameters = "<= 1e9"', None),
+        ('latency_ms = "<= 1e-9"', None),
+    ],
+)
+def test_check_says_which_choices_never_meet_them(
+    home: Home, constraint: str, said: str | None
+) -> None:
+    file = constrained(f"constraints = {{{constraint}}}", trials=2)
+    notes = check(file, home=home, device="cpu", workers=1, threads=1).notes
+    found = [one for one in notes if "infeasible" in one]
+    assert len(found) == (0 if said is None else 1)
+    assert said is None or re.match(said, found[0])
+
+
 @pytest.mark.parametrize("several", [False, True])
 def test_infeasible_trials_count_and_are_never_best(
     database: Database, home: Home, several: bool
@@ -139,6 +161,9 @@ def test_infeasible_trials_count_and_are_never_best(
     assert told.state == TrialState.COMPLETE
     assert told.values == ([-math.inf, math.inf] if several else [-math.inf])
     assert told.user_attrs["outcome"] == "infeasible"
+    assert export(database, "toy")[1]["trial"] in {t.number for t in done}
+    with pytest.raises(InputError, match="ended as infeasible"):
+        export(database, "toy", number=large[0].number)
     counts = status.to_dict()["trials"]
     assert (counts["infeasible"], counts["complete"]) == (len(large), len(done))
 
