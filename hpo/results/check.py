@@ -27,7 +27,7 @@ from hpo.engine.retrieval import require_components
 from hpo.engine.weights import require_name
 from hpo.errors import ConfigError, HpoError
 from hpo.paths import Home
-from hpo.results.estimate import Cost, duration, estimate, grouped, is_file
+from hpo.results.estimate import Cost, approximately, estimate, grouped, is_file
 
 MOST_BUILT = 200
 """Combinations that are built; beyond it every choice is, but not every combination."""
@@ -85,7 +85,7 @@ class CheckResult:
             lines += [f"    {cost.obstacle}"] if cost.obstacle else []
         if self.total_s is not None:
             lines.append(
-                f"in all: about {duration(self.total_s)} with {self.workers} "
+                f"in all: {approximately(self.total_s)} with {self.workers} "
                 f"worker{'s' * (self.workers > 1)}; pruning shortens it"
             )
         return "\n".join([*lines, *self.notes, "nothing was written"])

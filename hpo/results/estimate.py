@@ -259,6 +259,12 @@ def size(count: float) -> str:
     return f"{value:,.1f} {unit}" if value < 10 else f"{value:,.0f} {unit}"
 
 
+def approximately(seconds: float) -> str:
+    """Return a duration as an estimate: about 3 min, under 0.1 s."""
+    text = duration(seconds)
+    return text if text.startswith("under") else f"about {text}"
+
+
 def duration(seconds: float) -> str:
     """Rough, for people: 0.4 s, 12 s, 3 min, 2.5 h."""
     if seconds < 0.1:

@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
+from hpo import __version__
 from hpo.errors import (
     Damaged,
     DiskFull,
@@ -52,7 +53,7 @@ MISSING = (FileNotFoundError, NotFound, Damaged)
 """What a worker meets whose trial another one has finished: its files were removed under it."""
 DELETED = "the study was deleted"
 GONE = "the database is gone"
-VERSIONED = ("hpo", "torch", "torchvision", "optuna")
+LIBRARIES = ("torch", "torchvision", "optuna")
 
 
 @dataclass
@@ -193,7 +194,7 @@ class Worker:
             log.warning("could not sign off: %s", error)
 
     def _about(self) -> dict[str, Any]:
-        versions = {name: version(name) for name in VERSIONED}
+        versions = {"hpo": __version__} | {name: version(name) for name in LIBRARIES}
         versions["python"] = platform.python_version()
         return {
             "host": socket.gethostname(),

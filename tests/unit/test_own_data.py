@@ -214,7 +214,7 @@ def load(root, split):
     return [(one, one.parent.name) for one in sorted(Path(root, split).glob("*/*.png"))]
 """
     config = write(module, code)
-    with pytest.raises(DataError, match=r"1 files cannot be read .*\n.*class1/0003.png \(not an"):
+    with pytest.raises(DataError, match=r"1 file cannot be read .*\n.*class1/0003.png \(not an"):
         open_data(config, tmp_path / "cache")
     left = config.model_copy(update={"skip_unreadable": True})
     assert len(open_data(left, tmp_path / "cache").train) == 23
