@@ -101,6 +101,13 @@ def check(
             show_default="none",
         ),
     ] = None,
+    files: Annotated[
+        bool,
+        typer.Option(
+            "--files",
+            help="Also read checkpoints, weights, caches and trained runs through, for damage.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
     storage: Storage = None,
 ) -> None:
@@ -110,9 +117,10 @@ def check(
 
     It may run while workers do. --repair never touches a trial that a worker holds, results, the
     weights of finished trials, or studies that another tool made. Files are those under HPO_HOME
-    on this host and in the artifacts of each study.
+    on this host and in the artifacts of each study. With --files each of them is held against its
+    checksum; --repair then removes damaged caches, and checkpoints that nobody works on.
 
-    Example: hpo storage check
+    Example: hpo storage check --files
     """
     from hpo.cli.checked import as_data, told
     from hpo.cli.tables import to_json
@@ -120,10 +128,10 @@ def check(
 
     with database(storage) as found:
         home = Home.default()
-        checked = check_all(found, home, artifacts)
+        checked = check_all(found, home, artifacts, files=files)
         mended = mend(found, checked) if repair else []
         if mended:
-            checked = check_all(found, home, artifacts)
+            checked = check_all(found, home, artifacts, files=files)
     if as_json:
         typer.echo(to_json(as_data(checked, mended)))
     else:

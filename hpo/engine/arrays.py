@@ -16,6 +16,8 @@ from hpo.files import write_whole
 
 UNREADABLE = (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
 """What NumPy raises for damaged files, by where the damage is."""
+HEADER = 4096
+"""Bytes before the outputs of frozen layers in a file: their shape, as JSON."""
 
 
 def write_arrays(path: Path, *, compressed: bool = False, **arrays: Any) -> None:

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from hpo.checksums import is_sound
 from hpo.definition.augment import AugmentConfig
 from hpo.definition.config import TrainConfig
+from hpo.engine.arrays import HEADER
 from hpo.engine.cache import Store, locked, short_hash
 from hpo.engine.control import Control
 from hpo.engine.images import Images
@@ -51,8 +52,6 @@ third layer of ResNet-50 (5.3 times the pixels at 224), reading takes a thousand
 would mostly fill disk and memory."""
 _SHAPELESS = "weights", "trainable_blocks", "head", "dropout"
 """Fields of the model that decide nothing in its beginning but what the weights tell."""
-HEADER = 4096
-"""Bytes of a file before the outputs."""
 PLAIN = AugmentConfig()
 _FORMAT = 3
 
@@ -253,7 +252,7 @@ class Extractor:
                 if file.exists():
                     if file.stat().st_size > store.limit:
                         return None
-                    if is_sound(file, tick):
+                    if file.stat().st_size >= size and is_sound(file, tick):
                         return _mapped(file)
                     log.warning("%s is damaged: it is made anew", file)
                 if not store.has_room(size):

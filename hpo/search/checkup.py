@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hpo.paths import Home
-from hpo.search import leftovers
+from hpo.search import damage, leftovers
 from hpo.storage import checking
 from hpo.storage.checking import Checked
 from hpo.storage.db import Database
 from hpo.storage.findings import Finding
 
 
-def check_all(database: Database, home: Home, artifacts: str | None = None) -> Checked:
-    """Changes nothing. `artifacts` is a store to look into, beside those of the studies.
+def check_all(
+    database: Database, home: Home, artifacts: str | None = None, *, files: bool = False
+) -> Checked:
+    """Changes nothing. `artifacts` is a store to look into, beside those of the studies; with
+    `files` every file that bears a checksum is read through, too.
 
     Raises NotFound where there is no database of hpo's, StorageError where it cannot be read.
     """
@@ -21,8 +24,10 @@ def check_all(database: Database, home: Home, artifacts: str | None = None) -> C
     checked = checking.check(database)
     if not checked.readable:
         return checked
-    files = leftovers.look(database, home, artifacts)
-    return replace(checked, found=(*checked.found, *files))
+    found = [*checked.found, *leftovers.look(database, home, artifacts)]
+    if files:
+        found += damage.look(database, home, artifacts)
+    return replace(checked, found=tuple(found))
 
 
 def mend(database: Database, checked: Checked) -> list[Finding]:

@@ -91,7 +91,7 @@ class RemoveSurplus:
 def look(database: Database, home: Home, artifacts: str | None) -> Iterator[Finding]:
     """What lies about under `home`, and in the stores of all studies and `artifacts`."""
     yield from _in_place(database, Place(home))
-    for url in _stores(database, artifacts):
+    for url in stores(database, artifacts):
         try:
             yield from list(_in_place(database, Place(home, open_store(url))))
         except StorageError as error:
@@ -99,8 +99,8 @@ def look(database: Database, home: Home, artifacts: str | None) -> Iterator[Find
             yield Finding(UNREAD, str(error), left=left)
 
 
-def _stores(database: Database, artifacts: str | None) -> list[str]:
-    """Each once."""
+def stores(database: Database, artifacts: str | None) -> list[str]:
+    """Return the URLs of the stores of all studies, and `artifacts`, each once."""
     urls = [] if artifacts is None else [normal(artifacts)]
     for row in records.list_studies(database):
         found = records.read_resolved(database, row.uuid, mirror.KEY)

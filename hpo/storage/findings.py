@@ -24,6 +24,7 @@ SURPLUS = "files of trials that are over"
 UNREAD = "artifacts not looked at"
 OLD = "old schema"
 DAMAGED = "damaged database"
+SPOILED = "damaged file"
 FOREIGN = "study of Optuna's own"
 EXPECTED = "waits for a worker"
 

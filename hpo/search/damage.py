@@ -1,0 +1,209 @@
+"""Damaged files: those that are not what was written, on this host and in artifact stores.
+
+Everything that bears a checksum is read through, whoever works on it: a file that is replaced
+meanwhile is whole before and after. What has no checksum, of an hpo before, counts as sound unless
+its end is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpo.checksums import find_damage, stamp_of
+from hpo.engine.arrays import HEADER
+from hpo.engine.cache import Index, locked
+from hpo.errors import DataError, NotFound, StorageError
+from hpo.paths import CHECKPOINT, WEIGHTS, Home, files_in
+from hpo.search import keeping
+from hpo.search import study as studies
+from hpo.search.leftovers import Place, is_busy, stores
+from hpo.search.study import Study
+from hpo.storage import records
+from hpo.storage.artifacts import open_store
+from hpo.storage.db import Database
+from hpo.storage.findings import SPOILED, Finding
+
+CUT = "its end is missing"
+_ARCHIVES = (".ckpt", ".npz")
+
+
+def look(database: Database, home: Home, artifacts: str | None) -> Iterator[Finding]:
+    """Yield a finding for each damaged file: of the studies of `database` here and in their stores,
+    in the cache, and of trained runs under `home`."""
+    rows = records.list_studies(database)
+    places = [Place(home)]
+    for url in stores(database, artifacts):
+        try:
+            places.append(Place(home, open_store(url)))
+        except StorageError:
+            continue  # `leftovers` tells of it
+    for row in rows:
+        study = studies.load(database, row.name)
+        for place in places:
+            with suppress(StorageError):
+                yield from list(_of_study(study, place))
+    yield from _of_cache(home.cache)
+    yield from _of_runs(home)
+
+
+def damage_of(path: Path) -> str | None:
+    """Say how a file differs from what was written; None where it does not, or is gone."""
+    try:
+        return find_damage(path) or _cut(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"it cannot be read: {error}"
+
+
+def _cut(path: Path) -> str | None:
+    """Say whether the end of a file is missing that bears no checksum: it may have lost it."""
+    if path.suffix in _ARCHIVES:
+        return None if zipfile.is_zipfile(path) else CUT
+    if path.suffix == ".safetensors":
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length)) if 0 < length < path.stat().st_size else None
+        if header is None:
+            return CUT
+        ends = [one["data_offsets"][1] for name, one in header.items() if name != "__metadata__"]
+        return None if 8 + length + max(ends, default=0) == path.stat().st_size else CUT
+    return None
+
+
+# Studies
+
+
+@dataclass(frozen=True)
+class RemoveCheckpoint:
+    """For a checkpoint that nobody works on: the trial goes back without it all the same."""
+
+    study: Study
+    place: Place
+    name: str
+
+    def __str__(self) -> str:
+        return "it is removed"
+
+    def apply(self, database: Database) -> bool:
+        if is_busy(self.study):
+            return False
+        self.place.remove(self.study.uuid, [self.name])
+        return True
+
+
+def _of_study(study: Study, place: Place) -> Iterator[Finding]:
+    for name in place.names(study.uuid):
+        is_checkpoint = CHECKPOINT.fullmatch(name) is not None
+        if not is_checkpoint and not WEIGHTS.fullmatch(name):
+            continue
+        reason = _damage_at(study, place, name)
+        if reason is None:
+            continue
+        means = f"{place.at(study.uuid)}/{name}: {reason}"
+        number = keeping.trial_of(name)
+        if not is_checkpoint:
+            left = (
+                "remove it; where the artifacts or another host have the weights they are taken "
+                f"from there, else train them again (hpo export {study.row.name} --trial {number})"
+            )
+            yield Finding(SPOILED, means, study.row.name, number, left=left)
+            continue
+        means += "; a trial that needs it goes back to an earlier one, a copy, or epoch 1"
+        cure = RemoveCheckpoint(study, place, name)
+        yield Finding(SPOILED, means, study.row.name, number, cure=cure)
+
+
+def _damage_at(study: Study, place: Place, name: str) -> str | None:
+    if place.store is None:
+        return damage_of(place.home.study(study.uuid).root / name)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / Path(name).name
+        try:
+            place.store.get(f"{study.uuid}/{name}", copy)
+        except NotFound:
+            return None  # removed meanwhile
+        return damage_of(copy)
+
+
+# Caches
+
+
+@dataclass(frozen=True)
+class RemoveCached:
+    """For a cache: whoever needs it next makes it anew."""
+
+    path: Path
+    """The folder of decoded images, or the file."""
+
+    def __str__(self) -> str:
+        return "it is removed"
+
+    def apply(self, database: Database) -> bool:
+        with locked(self.path):
+            if _damage_of_cached(self.path) is None:
+                return False
+            if self.path.is_dir():
+                shutil.rmtree(self.path)
+            else:
+                self.path.unlink(missing_ok=True)
+                stamp_of(self.path).unlink(missing_ok=True)
+        return True
+
+
+def _of_cache(cache: Path) -> Iterator[Finding]:
+    entries = sorted(cache.iterdir()) if cache.is_dir() else []
+    for folder in (path for path in entries if path.is_dir()):
+        images = (folder / "index.npz").exists()
+        for path in [folder] if images else files_in(folder):
+            if path.suffix in (".lock", ".verified") or path.name.startswith("."):
+                continue
+            if reason := _damage_of_cached(path):
+                means = f"{path}: {reason}; it is made anew when it is needed"
+                yield Finding(SPOILED, means, cure=RemoveCached(path))
+
+
+def _damage_of_cached(path: Path) -> str | None:
+    if not path.is_dir():
+        return damage_of(path) or _short_features(path)
+    index, pixels = path / "index.npz", path / "pixels"
+    try:
+        size = Index.load(index).size
+    except DataError as error:
+        return str(error)
+    except FileNotFoundError:
+        return None
+    if not pixels.exists():
+        return None
+    return damage_of(pixels) or (CUT if pixels.stat().st_size < size else None)
+
+
+def _short_features(path: Path) -> str | None:
+    """Say whether the outputs of frozen layers in a file are fewer than its header tells."""
+    if path.parent.name != "features" or not path.is_file():
+        return None
+    with path.open("rb") as file:
+        shape = json.loads(file.read(HEADER) or b"null")
+    whole = shape is not None and path.stat().st_size >= HEADER + math.prod(shape["shape"])
+    return None if whole else CUT
+
+
+# Trained runs
+
+
+def _of_runs(home: Home) -> Iterator[Finding]:
+    root = home.trained("x").parent
+    for path in files_in(root) if root.is_dir() else []:
+        if path.name.startswith("."):
+            continue
+        if reason := damage_of(path):
+            left = "remove it; the same hpo train makes it again"
+            yield Finding(SPOILED, f"{path}: {reason}", left=left)
