@@ -19,16 +19,31 @@ def stop_on_signal() -> Iterator[threading.Event]:
     A SIGTERM after it changes nothing: Slurm and others send one to every process of a job, and
     the supervisor, which got it too, passes it on.
     """
-    event = threading.Event()
+    event, asked = threading.Event(), False
+    source, sink = os.pipe()
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        if event.is_set() and number == signal.SIGINT:
+        nonlocal asked
+        if asked and number == signal.SIGINT:
             os._exit(HARD_EXIT)
-        event.set()
+        if not asked:
+            asked = True
+            # The event's own lock may be held by the very code that this interrupts, so that
+            # setting it here could wait for ever; a pipe takes none.
+            os.write(sink, b"!")
 
+    def relay() -> None:
+        if os.read(source, 1):
+            event.set()
+
+    thread = threading.Thread(target=relay, daemon=True)
+    thread.start()
     before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield event
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        os.close(sink)
+        thread.join()
+        os.close(source)

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sqlite3
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -352,6 +353,30 @@ def test_a_second_sigterm_is_no_second_ctrl_c() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.wait(10)
+
+
+HAMMER = """
+import os, signal, subprocess, sys, time
+from hpo.workers.signals import stop_on_signal
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+me = os.getpid()
+code = f"import os\\nwhile os.getppid() == {me}: os.kill({me}, 15)"
+sender = subprocess.Popen([sys.executable, "-c", code])
+heard, end = 0, time.monotonic() + 2
+while heard < 3 or time.monotonic() < end:
+    with stop_on_signal() as stop:
+        while not stop.wait(1e-4):
+            pass
+    heard += 1
+sender.kill()
+sender.wait()
+"""
+
+
+def test_signals_at_any_instant_are_heard() -> None:
+    """Many at once, while the event is waited for and set: `timeout` and Slurm send several."""
+    done = subprocess.run([sys.executable, "-c", HAMMER], timeout=120, stderr=subprocess.PIPE)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_ray_is_asked_at_the_address_that_was_given() -> None:
