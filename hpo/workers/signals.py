@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -19,15 +19,30 @@ def stop_on_signal() -> Iterator[threading.Event]:
     A SIGTERM after it changes nothing: Slurm and others send one to every process of a job, and
     the supervisor, which got it too, passes it on.
     """
-    event, asked = threading.Event(), False
-    source, sink = os.pipe()
+    asked = False
 
-    def handle(number: int, _frame: FrameType | None) -> None:
+    def hear(number: int) -> None:
         nonlocal asked
         if asked and number == signal.SIGINT:
             os._exit(HARD_EXIT)
-        if not asked:
-            asked = True
+        asked = True
+
+    with event_on_signal(hear) as event:
+        yield event
+
+
+@contextmanager
+def event_on_signal(hear: Callable[[int], object]) -> Iterator[threading.Event]:
+    """An event that the first SIGTERM or SIGINT sets. `hear` is called within the handler, with the
+    number of each, and must take no lock."""
+    event, told = threading.Event(), False
+    source, sink = os.pipe()
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        nonlocal told
+        hear(number)
+        if not told:
+            told = True
             # The event's own lock may be held by the very code that this interrupts, so that
             # setting it here could wait for ever; a pipe takes none.
             os.write(sink, b"!")

@@ -362,7 +362,7 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)
 me = os.getpid()
 code = f"import os\\nwhile os.getppid() == {me}: os.kill({me}, 15)"
 sender = subprocess.Popen([sys.executable, "-c", code])
-heard, end = 0, time.monotonic() + 2
+heard, end = 0, time.monotonic() + 4
 while heard < 3 or time.monotonic() < end:
     with stop_on_signal() as stop:
         while not stop.wait(1e-4):

@@ -15,9 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +24,7 @@ from hpo.paths import Home
 from hpo.workers.engines import Order, Placed, Size, Target
 from hpo.workers.engines.local import keep
 from hpo.workers.keeper import Keeper, logs_after
+from hpo.workers.signals import event_on_signal
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +125,8 @@ def _has_gpus() -> int:
 def run_in_task(keeper: Keeper) -> None:
     """What the first process of a task does. SIGTERM: hand back, then begin again in another run
     of the task; SIGINT: hand back and end."""
-    with _told() as (stop, signals):
+    signals: list[int] = []
+    with event_on_signal(signals.append) as stop:
         over = keeper.run(stop)
     if over or signal.SIGINT in signals:
         return
@@ -137,23 +137,6 @@ def run_in_task(keeper: Keeper) -> None:
         return
     log.info("the task is requeued")
     _call(["scontrol", "requeue", job])
-
-
-@contextmanager
-def _told() -> Iterator[tuple[threading.Event, list[int]]]:
-    """An event that SIGTERM and SIGINT set, and which of them came."""
-    stop, signals = threading.Event(), list[int]()
-
-    def handle(number: int, _frame: object) -> None:
-        signals.append(number)
-        stop.set()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop, signals
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _call(command: Sequence[str], *, script: str = "", env: Mapping[str, str] | None = None) -> str:
