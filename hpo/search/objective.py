@@ -265,7 +265,7 @@ class _Training:
 
     def _over_limits(self) -> str | None:
         """Which constraints the epochs so far do not meet, in words; None where they meet all."""
-        if not self.rows or self.epochs.is_behind:
+        if not self.limits or not self.rows or self.epochs.is_behind:
             return None
         return unmet(self.limits, costs_of(self.rows, self._networks))
 
