@@ -29,6 +29,7 @@ LENGTH = len(MARK) + 9
 KEY = "hpo_crc32"
 """In the metadata of safetensors."""
 DIFFERS = "its checksum differs"
+MISSING = "its checksum is missing"
 _CHUNK = 2**24
 _BLANK = "0" * 8
 
@@ -38,19 +39,22 @@ def last_line(crc: int) -> bytes:
     return MARK + f"{crc:08x}\n".encode()
 
 
-def find_damage(path: Path, tick: Callable[[], None] = lambda: None) -> str | None:
-    """Say how a file differs from what was written; None where it does not, or has no checksum.
-    `tick()` is called now and then. Raises OSError where it cannot be read."""
+def find_damage(
+    path: Path, tick: Callable[[], None] = lambda: None, *, sealed: bool = False
+) -> str | None:
+    """Say how a file differs from what was written; None where it does not, or has no checksum,
+    unless it is `sealed`: then it has lost one. `tick()` is called now and then. Raises OSError
+    where it cannot be read."""
     if path.suffix == ".safetensors":
         return _damage_of_safetensors(path.read_bytes())
     with path.open("rb") as file:
         rest = os.fstat(file.fileno()).st_size - LENGTH
         if rest < 0:
-            return None
+            return MISSING if sealed else None
         file.seek(rest)
         wanted = file.read(LENGTH)
         if not wanted.startswith(MARK):
-            return None
+            return MISSING if sealed else None
         file.seek(0)
         crc = 0
         while rest > 0 and (data := file.read(min(rest, _CHUNK))):
@@ -66,7 +70,7 @@ def is_sound(path: Path, tick: Callable[[], None] = lambda: None) -> bool:
     with suppress(OSError):
         if stamp.read_text() == state:
             return True
-    if find_damage(path, tick) is not None:
+    if find_damage(path, tick, sealed=True) is not None:
         return False
     with suppress(OSError):  # a full disk: it is read through again
         stamp.write_text(state)

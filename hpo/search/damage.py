@@ -13,7 +13,6 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,9 +28,11 @@ from hpo.search.study import Study
 from hpo.storage import records
 from hpo.storage.artifacts import open_store
 from hpo.storage.db import Database
-from hpo.storage.findings import SPOILED, Finding
+from hpo.storage.findings import SPOILED, UNREAD, Finding
 
 CUT = "its end is missing"
+UNREAD_FILE = "it cannot be read"
+"""A reason that says nothing of the content: what has it is never removed."""
 _ARCHIVES = (".ckpt", ".npz")
 
 
@@ -48,20 +49,25 @@ def look(database: Database, home: Home, artifacts: str | None) -> Iterator[Find
     for row in rows:
         study = studies.load(database, row.name)
         for place in places:
-            with suppress(StorageError):
-                yield from list(_of_study(study, place))
+            try:
+                yield from _of_study(study, place)
+            except StorageError as error:
+                yield Finding(UNREAD, str(error), row.name, left="check that this host reaches it")
     yield from _of_cache(home.cache)
     yield from _of_runs(home)
 
 
-def damage_of(path: Path) -> str | None:
-    """Say how a file differs from what was written; None where it does not, or is gone."""
+def damage_of(path: Path, *, sealed: bool = False) -> str | None:
+    """Say how a file differs from what was written; None where it does not, or is gone. A `sealed`
+    one has a checksum, unless it lost it."""
     try:
-        return find_damage(path) or _cut(path)
+        return find_damage(path, sealed=sealed) or _cut(path)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"it cannot be read: {error}"
+    except OSError as error:
+        return f"{UNREAD_FILE}: {error.strerror or error}"
+    except (ValueError, KeyError, TypeError) as error:
+        return f"it is not what its name says: {error}"
 
 
 def _cut(path: Path) -> str | None:
@@ -94,7 +100,8 @@ class RemoveCheckpoint:
         return "it is removed"
 
     def apply(self, database: Database) -> bool:
-        if is_busy(self.study):
+        reason = _damage_at(self.study, self.place, self.name)
+        if is_busy(self.study) or reason is None or reason.startswith(UNREAD_FILE):
             return False
         self.place.remove(self.study.uuid, [self.name])
         return True
@@ -110,6 +117,10 @@ def _of_study(study: Study, place: Place) -> Iterator[Finding]:
             continue
         means = f"{place.at(study.uuid)}/{name}: {reason}"
         number = keeping.trial_of(name)
+        if reason.startswith(UNREAD_FILE):
+            left = "check its disk and its permissions"
+            yield Finding(SPOILED, means, study.row.name, number, left=left)
+            continue
         if not is_checkpoint:
             left = (
                 "remove it; where the artifacts or another host have the weights they are taken "
@@ -168,12 +179,16 @@ def _of_cache(cache: Path) -> Iterator[Finding]:
                 continue
             if reason := _damage_of_cached(path):
                 means = f"{path}: {reason}; it is made anew when it is needed"
-                yield Finding(SPOILED, means, cure=RemoveCached(path))
+                kept = reason.startswith(UNREAD_FILE)
+                left = "check its disk and its permissions" if kept else ""
+                cure = None if kept else RemoveCached(path)
+                yield Finding(SPOILED, means, cure=cure, left=left)
 
 
 def _damage_of_cached(path: Path) -> str | None:
     if not path.is_dir():
-        return damage_of(path) or _short_features(path)
+        features = path.parent.name == "features"
+        return damage_of(path, sealed=features) or (_short_features(path) if features else None)
     index, pixels = path / "index.npz", path / "pixels"
     try:
         size = Index.load(index).size
@@ -183,17 +198,19 @@ def _damage_of_cached(path: Path) -> str | None:
         return None
     if not pixels.exists():
         return None
-    return damage_of(pixels) or (CUT if pixels.stat().st_size < size else None)
+    return damage_of(pixels, sealed=True) or (CUT if pixels.stat().st_size < size else None)
 
 
 def _short_features(path: Path) -> str | None:
     """Say whether the outputs of frozen layers in a file are fewer than its header tells."""
-    if path.parent.name != "features" or not path.is_file():
+    try:
+        with path.open("rb") as file:
+            shape = json.loads(file.read(HEADER))["shape"]
+        return None if path.stat().st_size >= HEADER + math.prod(shape) else CUT
+    except FileNotFoundError:
         return None
-    with path.open("rb") as file:
-        shape = json.loads(file.read(HEADER) or b"null")
-    whole = shape is not None and path.stat().st_size >= HEADER + math.prod(shape["shape"])
-    return None if whole else CUT
+    except (ValueError, KeyError, TypeError):
+        return CUT
 
 
 # Trained runs
@@ -205,5 +222,5 @@ def _of_runs(home: Home) -> Iterator[Finding]:
         if path.name.startswith("."):
             continue
         if reason := damage_of(path):
-            left = "remove it; the same hpo train makes it again"
+            left = "remove it: hpo evaluate tests the weights, hpo train -o DIR makes it anew"
             yield Finding(SPOILED, f"{path}: {reason}", left=left)

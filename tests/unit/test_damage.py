@@ -47,7 +47,14 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
-DAMAGES = [flip, cut, empty]
+def zero(path: Path) -> None:
+    """Lose the last block."""
+    content = path.read_bytes()
+    lost = min(4096, len(content) // 2)
+    path.write_bytes(content[:-lost] + bytes(lost))
+
+
+DAMAGES = [flip, cut, empty, zero]
 each_damage = pytest.mark.parametrize("spoil", DAMAGES)
 
 
@@ -116,6 +123,18 @@ def test_copies_in_a_store_are_read_too(database: Database, home: Home, tmp_path
     mended = mend(database, check_all(database, home, files=True))
     assert [one.means for one in mended] == [found.means]
     assert not copy.exists()
+
+
+def test_what_cannot_be_read_is_told_and_never_removed(
+    database: Database, home: Home, study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, **_options: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(damage, "find_damage", refuse)
+    found = spoiled(database, home)
+    assert len(found) > 3
+    assert all("cannot be read" in one.means and one.cure is None for one in found)
 
 
 def test_the_command_says_it(
@@ -197,7 +216,7 @@ def test_a_cache_is_read_through_once(home: Home, monkeypatch: pytest.MonkeyPatc
     frozen(home)
     frozen(home)
     read: list[Path] = []
-    monkeypatch.setattr("hpo.checksums.find_damage", lambda path, tick: read.append(path))
+    monkeypatch.setattr("hpo.checksums.find_damage", lambda path, tick, sealed: read.append(path))
     frozen(home)
     assert read == []
     pixels = one_of(home, "cache/*/pixels")
