@@ -152,26 +152,16 @@ def draft_params(
     A configuration that some trial has already is drawn again up to REDRAWS times, then allowed:
     in a small discrete space there may be no other.
     """
-    with warnings.catch_warnings():
-        # GP takes the infinite value of a trial that diverged for the worst finite one.
-        warnings.filterwarnings("ignore", message="Clip non-finite values")
-        return _draft(study, space, frozen, planned, new_sampler)
-
-
-def _draft(
-    study: optuna.Study,
-    space: Space,
-    frozen: FrozenTrial,
-    planned: Mapping[str, Any],
-    new_sampler: Callable[[int], samplers.BaseSampler],
-) -> dict[str, Any]:
     fixed = space.encode(planned)
     others = [t.params for t in study.get_trials(deepcopy=False) if t.number != frozen.number]
     params: dict[str, Any] = {}
-    for draw in range(REDRAWS + 1):
-        draft = Draft(sampling_view(study, frozen), new_sampler(draw), frozen, fixed)
-        space.suggest(draft)
-        params = draft.params
-        if params not in others or params.keys() <= fixed.keys():
-            break
+    with warnings.catch_warnings():
+        # GP takes the infinite value of a trial that diverged for the worst finite one.
+        warnings.filterwarnings("ignore", message="Clip non-finite values")
+        for draw in range(REDRAWS + 1):
+            draft = Draft(sampling_view(study, frozen), new_sampler(draw), frozen, fixed)
+            space.suggest(draft)
+            params = draft.params
+            if params not in others or params.keys() <= fixed.keys():
+                break
     return params

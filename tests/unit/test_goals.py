@@ -216,7 +216,11 @@ def test_an_area_needs_two_classes() -> None:
 
 
 def test_unicode_forms_of_a_class_are_alike() -> None:
-    require_supported(["val_recall:gru\u0308n.x"], dict.fromkeys(NAMES, 1))
+    composed, decomposed = "val_recall:gr\u00fcn.x", "val_recall:gru\u0308n.x"
+    for metric in (composed, decomposed):
+        require_supported([metric], dict.fromkeys(NAMES, 1))
+        with pytest.raises(ConfigError):
+            require_supported([metric], {"other": 1, "class": 1})
 
 
 # Searches
