@@ -121,14 +121,14 @@ def _study(
     """The study of that name; or of that file, made if it is new (with `look`, its images are
     looked for first). Raises InputError where nothing is left to do."""
     from hpo.cli.run import open_study
-    from hpo.definition.studyfile import load_study
+    from hpo.definition.studyfile import StudyFile
     from hpo.definition.toml import assignments
     from hpo.search import plan
     from hpo.search import study as studies
 
     if given.endswith(".toml") or Path(given).is_file():
         study, _ = open_study(
-            found, load_study(Path(given), assignments(overrides)), None, look=look
+            found, StudyFile.load(Path(given), assignments(overrides)), None, look=look
         )
     elif overrides:
         raise InputError("--set changes a study file; the study of a name is as it was created")

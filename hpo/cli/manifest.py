@@ -122,10 +122,10 @@ def manifest(
 def _study(study: str) -> tuple[str, str | None]:
     """Its name and, of a file, the text."""
     from hpo.definition.studyconfig import StudyConfig
-    from hpo.definition.studyfile import load_study
+    from hpo.definition.studyfile import StudyFile
 
     if study.endswith(".toml"):
-        file = load_study(Path(study))
+        file = StudyFile.load(Path(study))
         return file.name, file.text
     return StudyConfig.parse({"name": study}).name, None
 

@@ -78,10 +78,10 @@ def check(
 
     Example: hpo check studies/digits.toml --workers 2
     """
-    from hpo.definition.studyfile import load_study
+    from hpo.definition.studyfile import StudyFile
     from hpo.definition.toml import assignments
 
-    file = load_study(study_file, assignments(set_))
+    file = StudyFile.load(study_file, assignments(set_))
     from hpo.results.check import check as examine
     from hpo.workers.devices import spread, threads_for
 

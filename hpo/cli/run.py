@@ -83,13 +83,13 @@ def run(
     Example: hpo run studies/digits.toml --workers 2
     """
     from hpo.definition.remarks import remarks
-    from hpo.definition.studyfile import load_study
+    from hpo.definition.studyfile import StudyFile
     from hpo.definition.toml import assignments
     from hpo.search.agreement import read_report, require_code
     from hpo.workers.devices import spread
     from hpo.workers.signals import stop_on_signal
 
-    file = load_study(study_file, assignments(set_))
+    file = StudyFile.load(study_file, assignments(set_))
     devices = spread(workers, workers_per_device, device)
     _check_device(device)
     with database(storage) as found:

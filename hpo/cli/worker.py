@@ -101,10 +101,10 @@ def _study(found: Database, study: str, artifacts: str | None) -> Study:
     if not study.endswith(".toml"):
         return studies.load(found, study)
     from hpo.cli.run import open_study
-    from hpo.definition.studyfile import load_study
+    from hpo.definition.studyfile import StudyFile
     from hpo.storage.records import find_study
 
-    file = load_study(Path(study))
+    file = StudyFile.load(Path(study))
     is_new = find_study(found, file.name) is None
     return open_study(found, file, artifacts if is_new else None)[0]
 

@@ -116,6 +116,39 @@ class StudyFile:
         return with_values({}, {k: value for k, value in resolved.items() if k not in self.space})
 
     @classmethod
+    def load(cls, path: Path | str, overrides: Mapping[str, Any] | None = None) -> StudyFile:
+        """Read the study file `path`; its name, where it gives none, is that of the file.
+
+        `overrides` are `--set` values by key, such as {"study.trials": 20, "epochs": 5}. Raises
+        ConfigError.
+
+        >>> from hpo import StudyFile
+        >>> file = StudyFile.load("studies/digits.toml", {"study.trials": 20})
+        >>> file.name, file.study.trials, list(file.space)[:2]
+        ('digits', 20, ['optimizer.name', 'optimizer.lr'])
+        """
+        path = Path(path)
+        return parse_study(toml.read_text(path), str(path), overrides, {"name": path.stem})
+
+    @classmethod
+    def from_dict(
+        cls, tables: Mapping[str, Any], overrides: Mapping[str, Any] | None = None
+    ) -> StudyFile:
+        """Return the study of `tables`, which are those of a study file: study, train, space and
+        baseline (a list), nested or by dotted names. Raises ConfigError.
+
+        >>> from hpo import StudyFile
+        >>> file = StudyFile.from_dict({
+        ...     "study": {"name": "digits", "trials": 20},
+        ...     "train": {"epochs": 5, "data.dataset": "digits"},
+        ...     "space": {"optimizer.lr": {"low": 1e-3, "high": 0.1, "log": True}},
+        ... })
+        >>> file.config({"optimizer.lr": 0.01}).optimizer.lr
+        0.01
+        """
+        return parse_study(toml.dump(tables), "", overrides)
+
+    @classmethod
     def from_definition(cls, definition: Mapping[str, Any], text: str = "") -> StudyFile:
         """The study of a stored `definition`; raises ConfigError where it is not one of ours."""
         space = {one["name"]: _without(one, "name") for one in definition["space"]}
@@ -155,15 +188,6 @@ def _side(flat: Mapping[str, Any], key: str) -> str:
 
 def _without(table: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in table.items() if key != name}
-
-
-def load_study(path: Path, overrides: Mapping[str, Any] | None = None) -> StudyFile:
-    """Read the study file `path`; its name, where it gives none, is that of the file.
-
-    `overrides` are `--set` values by key (see `toml.assignments`). Raises ConfigError.
-    """
-    defaults = {"name": path.stem}
-    return parse_study(toml.read_text(path), str(path), overrides, defaults)
 
 
 def parse_study(

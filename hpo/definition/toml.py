@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
+
+import tomli_w
 
 from hpo.errors import LONGEST_KEY, ConfigError, nearest
 
@@ -38,6 +40,22 @@ def read_text(path: Path) -> str:
         raise ConfigError(
             f"not a TOML file: byte {error.start} is not UTF-8; save it as UTF-8", where=where
         ) from error
+
+
+def dump(tables: Mapping[str, Any]) -> str:
+    """Return `tables` as TOML, paths as text. Raises ConfigError for a value that TOML lacks."""
+    try:
+        return tomli_w.dumps(_plain(tables))
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"not what a TOML file could hold: {error}") from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return str(value) if isinstance(value, PurePath) else value
 
 
 def parse(text: str, where: str = "") -> dict[str, Any]:

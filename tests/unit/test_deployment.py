@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from hpo.definition.studyfile import load_study
+from hpo.definition.studyfile import StudyFile
 from hpo.paths import Home
 from hpo.workers.alive import host, is_alive
 from hpo.workers.launch import new_worker_id
@@ -94,7 +94,7 @@ def test_a_gpu_is_reserved_by_its_profile_alone() -> None:
 
 def test_the_study_of_compose_is_there() -> None:
     path = next(word for word in SERVICES["worker"]["command"] if word.endswith(".toml"))
-    assert load_study(ROOT / path).name == "digits"
+    assert StudyFile.load(ROOT / path).name == "digits"
     assert "./studies:/srv/hpo/studies:ro" in SERVICES["worker"]["volumes"]
 
 

@@ -17,7 +17,7 @@ from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score, roc
 from hpo.cli.run import open_study
 from hpo.definition.config import TrainConfig
 from hpo.definition.goals import direction, metric_name, own_function
-from hpo.definition.studyfile import StudyFile, load_study, parse_study
+from hpo.definition.studyfile import StudyFile, parse_study
 from hpo.engine.code import code_of
 from hpo.engine.goals import require_supported
 from hpo.engine.learner import Evaluation, Judge
@@ -266,7 +266,7 @@ optimizer.lr = {{low = 1e-3, high = 1e-1, log = true}}
 def searched(hpo: Hpo, overrides: dict[str, object]) -> StudyStatus:
     """The study of `s.toml` after a worker's search in this process."""
     database = connect(Home.default().storage)
-    open_study(database, load_study(Path("s.toml"), overrides), None)
+    open_study(database, StudyFile.load(Path("s.toml"), overrides), None)
     hpo("worker", "s", "--device", "cpu", "--threads", 1)
     return read_status(database, "s")
 
@@ -326,12 +326,12 @@ def test_a_function_that_fails_fails_the_trial_by_name(
 
 def test_a_function_belongs_to_the_code_of_its_study(hpo: Hpo, folder: Path) -> None:
     overrides = {"study.metrics": ["val_top1", "own_goals:brier"]}
-    first = code_of(load_study(Path("s.toml"), overrides))
+    first = code_of(StudyFile.load(Path("s.toml"), overrides))
     assert first.sources == {"own_goals": GOALS}
     (folder / "own_goals.py").write_text(GOALS + "OTHER = 1\n")
-    assert code_of(load_study(Path("s.toml"), overrides)).fingerprint != first.fingerprint
+    assert code_of(StudyFile.load(Path("s.toml"), overrides)).fingerprint != first.fingerprint
     watched = {"early_stopping.patience": 1, "early_stopping.metric": "own_goals:brier"}
-    assert code_of(load_study(Path("s.toml"), watched)).sources.keys() == {"own_goals"}
+    assert code_of(StudyFile.load(Path("s.toml"), watched)).sources.keys() == {"own_goals"}
 
 
 @pytest.mark.parametrize("command", ["run", "check"])

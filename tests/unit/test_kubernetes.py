@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from hpo.cli.main import main
-from hpo.definition.studyfile import load_study
+from hpo.definition.studyfile import StudyFile
 from hpo.errors import InputError
 from hpo.workers.kubernetes import LABEL, LONGEST_NAME, Order, job_name, manifests
 from tests.deployment import ROOT, parse
@@ -114,7 +114,7 @@ def test_a_study_file_travels_with_the_job(tmp_path: Path) -> None:
     found = objects(FULL)
     ((name, text),) = found["ConfigMap"]["data"].items()
     (tmp_path / name).write_text(text)
-    assert load_study(tmp_path / name).name == "digits"
+    assert StudyFile.load(tmp_path / name).name == "digits"
     (container,) = worker(FULL)["containers"]
     assert container["args"][1] == "/etc/hpo/digits.toml"
     assert "ConfigMap" not in objects(PLAIN)

@@ -29,7 +29,7 @@ from hpo.cli.safe import SafeConsole
 from hpo.cli.tables import to_json, trials_csv
 from hpo.cli.text import cell, printable
 from hpo.definition.data import DataConfig
-from hpo.definition.studyfile import load_config, load_study, parse_study
+from hpo.definition.studyfile import StudyFile, load_config, parse_study
 from hpo.definition.toml import assignments
 from hpo.engine import modules
 from hpo.engine.checkpoint import Checkpoint
@@ -323,7 +323,7 @@ def test_a_huge_study_file_is_refused_unread(tmp_path: Path) -> None:
         for _ in range(50):
             file.write(b"# " + b"x" * 1_000_000 + b"\n")
     began = time.process_time()
-    for load in (load_study, load_config):
+    for load in (StudyFile.load, load_config):
         with pytest.raises(ConfigError, match="larger than 1,000,000 bytes: not a study file"):
             load(path)
     assert time.process_time() - began < 1
@@ -348,7 +348,7 @@ NESTED = {
 def test_a_deeply_nested_file(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "x.toml"
     path.write_text(NESTED[kind])
-    for load in (load_study, load_config):
+    for load in (StudyFile.load, load_config):
         with pytest.raises(ConfigError) as caught:
             load(path)
         assert len(str(caught.value)) < 1000
@@ -360,7 +360,7 @@ def test_a_deeply_nested_override(tmp_path: Path) -> None:
     path.write_text("[space]\noptimizer.lr = [0.1, 0.2]")
     for item in ("x" + ".a" * 100_000 + "=1", "epochs=" + "[" * 100_000, "epochs=1" + "0" * 9999):
         with pytest.raises(ConfigError) as caught:
-            load_study(path, assignments([item]))
+            StudyFile.load(path, assignments([item]))
         assert len(str(caught.value)) < 1000
 
 

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from hpo.cli.main import COMMANDS, GROUPS, app
-from hpo.definition.studyfile import load_study, parse_study
+from hpo.definition.studyfile import StudyFile, parse_study
 
 ROOT = Path(__file__).parents[2]
 GROUP_NAMES = {command.__name__ for command in GROUPS}
@@ -42,7 +42,7 @@ def test_the_study_files_shown_are_valid() -> None:
 
 def test_the_first_line_runs_a_study_that_is_there() -> None:
     (path,) = re.findall(r"hpo run (studies/\S+) --workers 2$", README, re.MULTILINE)
-    assert load_study(ROOT / path).name == "digits"
+    assert StudyFile.load(ROOT / path).name == "digits"
 
 
 def test_ci_runs_the_test_line_of_the_readme() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torchvision
 
-from hpo.definition.studyfile import StudyFile, load_study
+from hpo.definition.studyfile import StudyFile
 from hpo.paths import Home
 from hpo.results.check import check
 from hpo.search.status import read_status
@@ -49,7 +49,7 @@ def make_data(name: str, root: Path) -> None:
 
 def shrunk(name: str, root: Path, weights: Path) -> StudyFile:
     """The study `name` with one small trial, on data made under `root`."""
-    whole = load_study(FOLDER / f"{name}.toml")
+    whole = StudyFile.load(FOLDER / f"{name}.toml")
     config = whole.config(whole.space.corners()[0])
     kind = config.data.dataset
     small: dict[str, Any] = {"study.trials": 1, "study.pruner": "none", "data.loader_workers": 0}
@@ -74,7 +74,7 @@ def shrunk(name: str, root: Path, weights: Path) -> StudyFile:
         small |= {"model.weights": str(weights_of(weights, architecture))}
     if config.task == "retrieval":
         small |= {"retrieval.pca": 2}
-    return load_study(FOLDER / f"{name}.toml", small)
+    return StudyFile.load(FOLDER / f"{name}.toml", small)
 
 
 @pytest.mark.slow
@@ -104,6 +104,6 @@ def test_a_study_has_its_row_in_the_table(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in STUDIES if name.startswith("report")])
 def test_a_reproduction_prunes_nothing_and_begins_with_the_report_s_choice(name: str) -> None:
-    file = load_study(FOLDER / f"{name}.toml")
+    file = StudyFile.load(FOLDER / f"{name}.toml")
     assert file.study.pruner.name == "none"
     assert file.baselines

@@ -26,7 +26,6 @@ from hpo.definition.studyfile import (
     difference,
     dump_config,
     load_config,
-    load_study,
     parse_study,
 )
 from hpo.engine.folders import look
@@ -398,7 +397,7 @@ class TestFiles:
     def test_the_name_defaults_to_the_files(self, tmp_path: Path) -> None:
         path = tmp_path / "my.toml"
         path.write_text(SPACE)
-        file = load_study(path)
+        file = StudyFile.load(path)
         assert (file.name, file.text) == ("my", SPACE)
 
     def test_a_relative_root_becomes_absolute(
@@ -421,18 +420,18 @@ class TestFiles:
         path = tmp_path / "x.toml"
         path.write_bytes(content)
         with pytest.raises(ConfigError) as caught:
-            load_study(path)
+            StudyFile.load(path)
         assert str(caught.value) == f"{path}: {expected}"
 
     def test_no_file(self, tmp_path: Path) -> None:
         (tmp_path / "digits.toml").touch()
         with pytest.raises(ConfigError) as caught:
-            load_study(tmp_path / "digit.toml")
+            StudyFile.load(tmp_path / "digit.toml")
         assert str(caught.value) == (
             f"{tmp_path / 'digit.toml'}: no such file; did you mean 'digits.toml'?"
         )
         with pytest.raises(ConfigError) as caught:
-            load_study(tmp_path)
+            StudyFile.load(tmp_path)
         assert str(caught.value) == f"{tmp_path}: not a file: give the path of a TOML file"
 
     def test_a_configuration_round_trips(self, tmp_path: Path) -> None:
@@ -465,7 +464,7 @@ class TestSchema:
     @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.name)
     def test_accepts_our_studies(self, path: Path) -> None:
         self.VALIDATOR.validate(tomllib.loads(path.read_text()))
-        assert load_study(path).name == path.stem
+        assert StudyFile.load(path).name == path.stem
 
     @pytest.mark.parametrize(
         ("text", "valid"),
@@ -533,3 +532,24 @@ def test_no_heavy_import() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_dict_is_a_study_file() -> None:
+    file = StudyFile.from_dict({
+        "study": {"name": "made", "trials": 3},
+        "train": {"epochs": 2, "data": {"dataset": "folder", "root": Path("/images")}},
+        "space": {"optimizer.lr": {"low": 1e-3, "high": 0.1}, "batch_size": (32, 64)},
+        "baseline": [{"optimizer.lr": 0.01}],
+    })  # fmt: skip
+    assert file.config({"optimizer.lr": 0.01, "batch_size": 64}).data.root == "/images"
+    assert parse(file.text) == file
+    assert StudyFile.from_dict({"study": {"name": "x"}, "space": {"epochs": [1]}}, {"epochs": 1})
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [{"study": {"name": None}}, {"study": {"name": object()}}, {3: {}}, {"study": "digits"}],
+)
+def test_a_dict_that_is_no_study_file_is_refused(tables: dict[Any, Any]) -> None:
+    with pytest.raises(ConfigError):
+        StudyFile.from_dict(tables)
