@@ -543,7 +543,8 @@ def test_a_dict_is_a_study_file() -> None:
     })  # fmt: skip
     assert file.config({"optimizer.lr": 0.01, "batch_size": 64}).data.root == "/images"
     assert parse(file.text) == file
-    assert StudyFile.from_dict({"study": {"name": "x"}, "space": {"epochs": [1]}}, {"epochs": 1})
+    longer = {"study": {"name": "x"}, "space": {"epochs": [1, 2]}}
+    assert StudyFile.from_dict(longer, {"study.trials": 7}).study.trials == 7
 
 
 @pytest.mark.parametrize(
