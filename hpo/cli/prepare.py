@@ -43,8 +43,8 @@ def init(
     from hpo.engine import csv_data, folders
     from hpo.engine.datasets import examine_data
 
-    look = csv_data.look if data_dir.is_file() else folders.look
-    text = starter(data_dir, look(data_dir.expanduser()), output.stem if output else None)
+    summarize = csv_data.summarize_csv if data_dir.is_file() else folders.summarize_folder
+    text = starter(data_dir, summarize(data_dir.expanduser()), output.stem if output else None)
     file = parse_study(text, str(data_dir))
     path = output or Path(f"{file.name}.toml")
     if path.exists() and not force:

@@ -2,7 +2,7 @@
 
     cache/
     ├── digests/<root>.json   content digests of a folder's files, by size and time of change
-    ├── looks/<set>.json      what stands in its files that can be read, by content
+    ├── inspect_images/<set>.json      what stands in its files that can be read, by content
     ├── <key>.lock            one builder; others wait
     └── <key>/                one part (train, val or test) at one size
         ├── index.npz         sizes, identities, sums of channels, what stood in each file, and
@@ -37,20 +37,20 @@ from filelock import FileLock, Timeout
 
 from hpo.checksums import is_sound
 from hpo.engine.arrays import read_arrays, write_arrays
-from hpo.engine.control import Tick, no_tick
+from hpo.engine.control import ProgressCallback, no_progress
 from hpo.engine.images import (
     Form,
+    ImageInfo,
+    ImageReader,
     Images,
-    Look,
-    Mapped,
+    MemmapImages,
     Numbers,
     Pixels,
     Sizing,
-    Source,
-    Streamed,
+    StreamedImages,
     array_digest,
-    decode_known,
-    look_at,
+    decode_with_form,
+    inspect_image,
     require_size,
     upright_size,
 )
@@ -126,20 +126,20 @@ def mean_std(*parts: Index) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 @dataclass(frozen=True)
-class Store:
+class ImageCache:
     """The cache of one host; at most `limit` bytes a part are kept, more are streamed. `tick` is
     called while pictures are decoded, or another process is waited for that does so."""
 
     root: Path
     limit: float
-    tick: Tick = no_tick
+    tick: ProgressCallback = no_progress
 
     def has_room(self, size: int) -> bool:
         return size <= self.limit and size <= shutil.disk_usage(self.root).free
 
     def open(
         self,
-        source: Source,
+        reader: ImageReader,
         names: Sequence[str],
         labels: Sequence[int],
         digests: Sequence[str],
@@ -151,14 +151,14 @@ class Store:
         """
         folder = self.root / _key(digests, sizing)
         with told_if_full(folder), locked(folder, self.tick):
-            index = self._ready(folder) or self._build(folder, source, names, sizing)
+            index = self._ready(folder) or self._build(folder, reader, names, sizing)
             good_names = tuple(names[i] for i in index.good)
             good_labels = np.array([labels[i] for i in index.good], np.int64)
             pixels = folder / "pixels"
             if 0 < index.size <= self.limit and pixels.exists():
-                images: Images = Mapped(pixels, index.sizes, good_labels, good_names)
+                images: Images = MemmapImages(pixels, index.sizes, good_labels, good_names)
             else:
-                images = Streamed(source, sizing, index.sizes, good_labels, good_names)
+                images = StreamedImages(reader, sizing, index.sizes, good_labels, good_names)
         images.content, images.identities = folder.name, index.identities
         return images, index
 
@@ -181,29 +181,33 @@ class Store:
             return index
         return None
 
-    def _build(self, folder: Path, source: Source, names: Sequence[str], sizing: Sizing) -> Index:
+    def _build(
+        self, folder: Path, reader: ImageReader, names: Sequence[str], sizing: Sizing
+    ) -> Index:
         beside = folder.with_name(f".{folder.name}")
         shutil.rmtree(beside, ignore_errors=True)  # left by a builder that was killed
         shutil.rmtree(folder, ignore_errors=True)  # one without pixels
         beside.mkdir()
         try:
-            index = self._fill(beside, source, names, sizing)
+            index = self._fill(beside, reader, names, sizing)
             beside.replace(folder)
         except BaseException:
             shutil.rmtree(beside)
             raise
         return index
 
-    def _fill(self, folder: Path, source: Source, names: Sequence[str], sizing: Sizing) -> Index:
+    def _fill(
+        self, folder: Path, reader: ImageReader, names: Sequence[str], sizing: Sizing
+    ) -> Index:
         with warnings.catch_warnings():
             # Odd metadata is of no interest here, and pool threads share this filter.
             warnings.simplefilter("ignore")
-            judge = partial(attempt, _target, source, sizing)
+            judge = partial(try_read, _target, reader, sizing)
             headers = list(threaded(judge, names, self.tick))
             size = sum(w * h for w, h in (one for one in headers if not isinstance(one, str))) * 3
             todo = [i for i, one in enumerate(headers) if not isinstance(one, str)]
             bad = {i: one for i, one in enumerate(headers) if isinstance(one, str)}
-            look = partial(attempt, _decoded, source, sizing)
+            look = partial(try_read, _decoded, reader, sizing)
             decoded = threaded(look, [names[i] for i in todo], self.tick)
             with FileIO(folder / "pixels", "w") as file:
                 keep = Counting(file) if self.has_room(size) else None
@@ -240,11 +244,11 @@ def _collect(
     return Index(np.array(good, np.int64), shape, moments, tuple(identities), rest, tuple(forms))
 
 
-def attempt(function: Callable[[Source, str, Sizing], R], *args: Any) -> R | str:
+def try_read(function: Callable[[ImageReader, str, Sizing], R], *args: Any) -> R | str:
     """What `function` gives, or why this file cannot be read."""
-    source, sizing, name = args
+    reader, sizing, name = args
     try:
-        return function(source, name, sizing)
+        return function(reader, name, sizing)
     except MemoryError:
         raise
     except Exception as error:  # decoders raise anything; the reason is kept and named
@@ -252,9 +256,9 @@ def attempt(function: Callable[[Source, str, Sizing], R], *args: Any) -> R | str
         return "not an image" if isinstance(error, PIL.UnidentifiedImageError) else reason
 
 
-def _target(source: Source, name: str, sizing: Sizing) -> tuple[int, int]:
+def _target(reader: ImageReader, name: str, sizing: Sizing) -> tuple[int, int]:
     """(width, height) after resizing, from the header alone."""
-    with source.open(name) as image:
+    with reader.open(name) as image:
         require_size(image, sizing)
         return sizing.target(*upright_size(image, sizing.orientation))
 
@@ -268,8 +272,8 @@ class _Decoded(NamedTuple):
     form: Form
 
 
-def _decoded(source: Source, name: str, sizing: Sizing) -> _Decoded:
-    image, form = decode_known(source, name, sizing)
+def _decoded(reader: ImageReader, name: str, sizing: Sizing) -> _Decoded:
+    image, form = decode_with_form(reader, name, sizing)
     counts = np.array(image.histogram(), np.int64).reshape(3, 256)
     values = np.arange(256)
     pixels = np.asarray(image)
@@ -277,7 +281,9 @@ def _decoded(source: Source, name: str, sizing: Sizing) -> _Decoded:
     return _Decoded(pixels, moments, array_digest(pixels), form)
 
 
-def threaded(function: Callable[[T], R], items: Iterable[T], tick: Tick = no_tick) -> Iterator[R]:
+def threaded(
+    function: Callable[[T], R], items: Iterable[T], tick: ProgressCallback = no_progress
+) -> Iterator[R]:
     """`function` of each item, in order, a few at a time: Pillow lets other threads run."""
     rest = iter(items)
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -287,7 +293,7 @@ def threaded(function: Callable[[T], R], items: Iterable[T], tick: Tick = no_tic
 
 
 @contextmanager
-def locked(file: Path, tick: Tick = no_tick) -> Iterator[None]:
+def locked(file: Path, tick: ProgressCallback = no_progress) -> Iterator[None]:
     """Hold the lock of `file`; while another holds it, `tick` can end the wait."""
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{file}.lock")
@@ -313,7 +319,7 @@ def short_hash(value: object) -> str:
 
 
 def file_digests(
-    root: Path, names: Sequence[str], cache: Path | None, tick: Tick = no_tick
+    root: Path, names: Sequence[str], cache: Path | None, tick: ProgressCallback = no_progress
 ) -> dict[str, str]:
     """Digest of the content of each file; those whose size and time of change are as they were
     the last time are not read again. Without `cache` nothing is remembered."""
@@ -332,41 +338,43 @@ def file_digests(
     return {name: found[name][2] if name in found else f"unreadable {name}" for name in names}
 
 
-def looks(
-    source: Source,
+def inspect_images(
+    reader: ImageReader,
     names: Mapping[str, str],
     max_pixels: int,
     memo: Path,
     *,
     remember: bool,
-    tick: Tick = no_tick,
-) -> dict[str, Look | str]:
+    tick: ProgressCallback = no_progress,
+) -> dict[str, ImageInfo | str]:
     """{name: what is in it, or why it cannot be read} of `names`, {name: digest of its content}.
 
     What could be read before is known from the file `memo`, which is written with `remember`.
     """
     stored = json.loads(memo.read_text()) if memo.exists() else {}
-    known = {key: Look(Form(*form), *size) for key, (form, *size) in stored.items()}
+    known = {key: ImageInfo(Form(*form), *size) for key, (form, *size) in stored.items()}
     new = [name for name, digest in names.items() if digest not in known]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # odd metadata is of no interest here
-        look = partial(_attempt_look, source, max_pixels)
+        look = partial(_try_inspect, reader, max_pixels)
         found = dict(zip(new, threaded(look, new, tick), strict=True))
     result = {name: found[name] if name in found else known[at] for name, at in names.items()}
-    seen = {at: one for name, at in names.items() if isinstance(one := result[name], Look)}
+    seen = {at: one for name, at in names.items() if isinstance(one := result[name], ImageInfo)}
     if remember and seen != known:
         with suppress(DiskFull):  # they will be looked at again
             write_whole(memo, lambda file: file.write(json.dumps(seen).encode()))
     return result
 
 
-def _attempt_look(source: Source, max_pixels: int, name: str) -> Look | str:
-    return attempt(lambda source, name, _: look_at(source, name, max_pixels), source, None, name)
+def _try_inspect(reader: ImageReader, max_pixels: int, name: str) -> ImageInfo | str:
+    return try_read(
+        lambda reader, name, _: inspect_image(reader, name, max_pixels), reader, None, name
+    )
 
 
-def looks_file(cache: Path, *what: object) -> Path:
-    """Return where `looks` remembers those at the data set that `what` names."""
-    return cache / "looks" / f"{short_hash([_FORMAT, PIL.__version__, *what])}.json"
+def inspection_file(cache: Path, *what: object) -> Path:
+    """Return where `inspect_images` remembers those at the data set that `what` names."""
+    return cache / "inspect_images" / f"{short_hash([_FORMAT, PIL.__version__, *what])}.json"
 
 
 def _stamp(root: Path, name: str) -> list[int]:

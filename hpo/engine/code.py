@@ -139,11 +139,11 @@ def _is_text(node: object) -> bool:
 
 def _file_of(module: str) -> Path | None:
     try:
-        return modules.file_of(module)
+        return modules.module_file(module)
     except Exception as error:  # finding a.b imports a, which may raise anything
         raise ConfigError(
-            f"your module {module!r} cannot be found ({error}); it is {modules.where()}: put it "
-            "there, as on the host where the study began"
+            f"your module {module!r} cannot be found ({error}); it is "
+            f"{modules.search_hint()}: put it there, as on the host where the study began"
         ) from error
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-Tick = Callable[[], None]
+ProgressCallback = Callable[[], None]
 """Called now and then by what takes long outside of training, to show that it goes on; may raise to
 end it."""
 
 
-def no_tick() -> None:
+def no_progress() -> None:
     """Nobody waits for a sign."""
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from hpo.definition.starter import Folder, median_side
 from hpo.engine.cache import file_digests
-from hpo.engine.folders import Listing, part_named
-from hpo.engine.origins import FolderSource, Origin
+from hpo.engine.folders import Listing, parse_part
+from hpo.engine.origins import DatasetSource, FolderReader
 from hpo.errors import DataError
 
 COLUMNS = ("file", "label", "split", "group")
@@ -42,12 +42,12 @@ class Row:
     group: str
 
 
-class CsvOrigin(Origin):
+class CsvSource(DatasetSource):
     """The images that the CSV file `labels` lists, below `root`."""
 
     def __init__(self, labels: Path, root: Path, *, skip_missing: bool = False) -> None:
         self.labels, self.root, self.skip_missing = labels, root, skip_missing
-        self.source = FolderSource(root)
+        self.reader = FolderReader(root)
 
     def listing(self, *, test: bool) -> Listing:
         return list_csv(self.labels, self.root, skip_missing=self.skip_missing)
@@ -63,8 +63,8 @@ def list_csv(labels: Path, root: Path, *, skip_missing: bool = False) -> Listing
     Classes are in the order of their names, of numbers where all are such. Raises DataError where
     the file cannot be used, with the lines at fault.
     """
-    rows, warnings = _there(read_rows(labels), labels, root, skip_missing)
-    rows, twice = _once(rows, labels)
+    rows, warnings = _existing_rows(read_rows(labels), labels, root, skip_missing)
+    rows, twice = _unique_rows(rows, labels)
     parts: dict[str, list[Row]] = defaultdict(list)
     divided = any(row.split for row in rows)
     for row in rows:
@@ -99,7 +99,7 @@ def list_csv(labels: Path, root: Path, *, skip_missing: bool = False) -> Listing
     )  # fmt: skip
 
 
-def look(labels: Path) -> Folder:
+def summarize_csv(labels: Path) -> Folder:
     """What a first study file says of the images that `labels` lists. Raises as `list_csv`."""
     listing = list_csv(labels, labels.parent)
     first = listing.parts.get("train") or listing.parts["all"]
@@ -108,11 +108,11 @@ def look(labels: Path) -> Folder:
     return Folder(len(listing.classes), len(files), median_side(files), parts)
 
 
-def rows_to_test(labels: Path, *, skip_missing: bool = False) -> list[Row]:
+def csv_test_rows(labels: Path, *, skip_missing: bool = False) -> list[Row]:
     """The rows of test, or all where none has a split; paths are below the folder of the file.
     Raises DataError as `list_csv`, and where there are splits and none of them is test."""
-    rows, _ = _there(read_rows(labels), labels, labels.parent, skip_missing)
-    rows, _ = _once(rows, labels)
+    rows, _ = _existing_rows(read_rows(labels), labels, labels.parent, skip_missing)
+    rows, _ = _unique_rows(rows, labels)
     wanted = [row for row in rows if row.split == "test"]
     if wanted or any(row.split for row in rows):
         rows = wanted
@@ -145,7 +145,7 @@ def read_rows(labels: Path) -> list[Row]:
         one = {name: cells[at].strip() for name, at in header.items() if name in COLUMNS}
         rows.append(Row(line, one["file"], unicodedata.normalize("NFC", one["label"]),
                         one.get("split", ""), one.get("group", "")))  # fmt: skip
-    return list(_judged(labels, rows))
+    return list(_validated_rows(labels, rows))
 
 
 def _text(labels: Path) -> str:
@@ -199,11 +199,11 @@ def _column(cell: str) -> str:
     return "file" if name == "file_name" else name
 
 
-def _judged(labels: Path, rows: Sequence[Row]) -> Iterator[Row]:
+def _validated_rows(labels: Path, rows: Sequence[Row]) -> Iterator[Row]:
     """Each row with its path and split in one form. Raises DataError naming all that is wrong."""
     wrong: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for row in rows:
-        split = part_named(row.split) or ""
+        split = parse_part(row.split) or ""
         path = posixpath.normpath(row.file.replace("\\", "/"))
         if not row.file:
             wrong["no file"].append((row.line, ""))
@@ -227,7 +227,7 @@ def _judged(labels: Path, rows: Sequence[Row]) -> Iterator[Row]:
         raise DataError(f"{labels}: {_count(count, 'row')} cannot be used:{lines}")
 
 
-def _there(
+def _existing_rows(
     rows: Sequence[Row], labels: Path, root: Path, skip_missing: bool
 ) -> tuple[list[Row], list[str]]:
     """The rows whose file is there, and a warning about the others."""
@@ -262,7 +262,7 @@ def _on_disk(root: Path, name: str) -> str | None:
     return next((one for one in forms if os.path.isfile(root / one)), None)  # noqa: PTH113
 
 
-def _once(rows: Sequence[Row], labels: Path) -> tuple[list[Row], list[str]]:
+def _unique_rows(rows: Sequence[Row], labels: Path) -> tuple[list[Row], list[str]]:
     """Each file once. Raises DataError for one that is listed with different values."""
     first: dict[str, Row] = {}
     twice: list[tuple[int, str]] = []

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from hpo.engine.folders import left_out_told
+from hpo.engine.folders import left_out_summary
 from hpo.errors import DataError
 
 SHOWN = 10
@@ -65,10 +65,10 @@ class DataReport:
         """Yield the lines beyond the counts: what one would want to know, where there is some."""
         yield from self.missing
         if self.unreadable:
-            yield f"{unreadable_told(self.unreadable)}, left out:"
-            yield from listed(self.unreadable)
+            yield f"{unreadable_summary(self.unreadable)}, left out:"
+            yield from first_lines(self.unreadable)
         if self.left_out:
-            yield left_out_told(self.left_out)
+            yield left_out_summary(self.left_out)
         deep = any(mode.startswith("I") for mode in self.modes)
         if len(self.modes) > 1 or deep:
             each = sorted(self.modes.items(), key=lambda one: (-one[1], one[0]))
@@ -92,7 +92,7 @@ class DataReport:
     def require_readable(self, *, skip: bool) -> None:
         """Raise DataError naming the files that cannot be read, unless they are to be skipped."""
         if self.unreadable and not skip:
-            raise refusal(self.title, self.unreadable)
+            raise unreadable_error(self.title, self.unreadable)
 
     def to_dict(self) -> dict[str, Any]:
         """Return it in a form that JSON can write."""
@@ -105,21 +105,21 @@ class DataReport:
         return cls(**{**found, **tuples})
 
 
-def refusal(title: str, unreadable: Sequence[str]) -> DataError:
+def unreadable_error(title: str, unreadable: Sequence[str]) -> DataError:
     """Return the error for files that cannot be read, by name and with the reason."""
-    lines = "".join(f"\n{line}" for line in listed(unreadable))
+    lines = "".join(f"\n{line}" for line in first_lines(unreadable))
     return DataError(
-        f"{title}: {unreadable_told(unreadable)}; repair or remove them, or set "
+        f"{title}: {unreadable_summary(unreadable)}; repair or remove them, or set "
         f"data.skip_unreadable = true:{lines}"
     )
 
 
-def unreadable_told(unreadable: Sequence[str]) -> str:
+def unreadable_summary(unreadable: Sequence[str]) -> str:
     """Return how many files cannot be read."""
     return f"{len(unreadable)} file{'s' * (len(unreadable) != 1)} cannot be read as images"
 
 
-def listed(names: Sequence[str]) -> list[str]:
+def first_lines(names: Sequence[str]) -> list[str]:
     """Return the first of `names`, a line each, and how many more there are."""
     more = [f"  and {len(names) - SHOWN} more"] if len(names) > SHOWN else []
     return [*(f"  {name}" for name in names[:SHOWN]), *more]

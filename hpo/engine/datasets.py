@@ -15,25 +15,46 @@ from pathlib import Path
 from hpo.definition.data import DataConfig
 from hpo.definition.fields import is_own
 from hpo.engine import listings
-from hpo.engine.cache import Index, Store, looks, looks_file, mean_std, short_hash
-from hpo.engine.control import Tick, no_tick
-from hpo.engine.csv_data import CsvOrigin
-from hpo.engine.data_report import DataReport, refusal
+from hpo.engine.cache import (
+    ImageCache,
+    Index,
+    inspect_images,
+    inspection_file,
+    mean_std,
+    short_hash,
+)
+from hpo.engine.control import ProgressCallback, no_progress
+from hpo.engine.csv_data import CsvSource
+from hpo.engine.data_report import DataReport, unreadable_error
 from hpo.engine.folders import Listing
-from hpo.engine.groups import alike, name_groups, shared, uneven, united
+from hpo.engine.groups import (
+    imbalance_warnings,
+    merge_groups,
+    name_groups,
+    near_duplicate_warnings,
+    shared_group_warnings,
+)
 from hpo.engine.images import REFUSED, Images, Sizing, concat
-from hpo.engine.near import near_groups
-from hpo.engine.origins import DigitsOrigin, DigitsSource, FolderOrigin, FolderSource, Origin
-from hpo.engine.own_data import OwnOrigin
-from hpo.engine.split import Item, Parts, deal, duplicates, fold, limited, split
-from hpo.engine.stanford_cars import CarsOrigin
-from hpo.engine.torchvision_sets import TorchvisionOrigin
+from hpo.engine.near import find_near_duplicates
+from hpo.engine.origins import DatasetSource, DigitsReader, DigitsSource, FolderReader, FolderSource
+from hpo.engine.own_data import UserSource
+from hpo.engine.split import (
+    Item,
+    Parts,
+    duplicate_warnings,
+    limit_items,
+    make_folds,
+    split,
+    split_groups,
+)
+from hpo.engine.stanford_cars import StanfordCarsSource
+from hpo.engine.torchvision_sets import TorchvisionSource
 from hpo.errors import DataError
 
 __all__ = [
     "Data",
-    "DigitsSource",
-    "FolderSource",
+    "DigitsReader",
+    "FolderReader",
     "Images",
     "concat",
     "describe",
@@ -84,7 +105,7 @@ class Data:
 
 
 def open_data(
-    config: DataConfig, cache: Path, tick: Tick = no_tick, *, folded: bool = False
+    config: DataConfig, cache: Path, tick: ProgressCallback = no_progress, *, folded: bool = False
 ) -> Data:
     """Training and validation pictures, decoded into `cache` if they are not there yet, which
     `tick` follows; with `folded` in the folds of `data.folds`, where there are some.
@@ -93,17 +114,17 @@ def open_data(
     `data.skip_unreadable`), DiskFull. No test picture is decoded, but for its hash where
     `data.near_duplicates` asks for one.
     """
-    origin = _origin(config, download=config.download)
-    origin.tick = tick
-    found = _parts(config, origin, cache, test=False)
+    source = _open_source(config, download=config.download)
+    source.tick = tick
+    found = _parts(config, source, cache, test=False)
     classes, parts = found.listing.classes, found.parts
     if folded and found.folds:
-        folds, opened = _open_folds(config, origin, cache, found)
+        folds, opened = _open_folds(config, source, cache, found)
     else:
-        one, opened = _open_parts(config, origin, cache, classes, parts)
+        one, opened = _open_parts(config, source, cache, classes, parts)
         folds = [one]
     fingerprint = _fingerprint(classes, found, _treatments(opened, config.background))
-    listings.remember(cache, fingerprint, classes, parts)
+    listings.save_listing(cache, fingerprint, classes, parts)
     return Data(
         classes=classes,
         train=folds[0].train,
@@ -123,11 +144,11 @@ def open_test(config: DataConfig, cache: Path) -> Images | None:
 
     Only retraining and evaluation may call this. Raises as `open_data` does.
     """
-    origin = _origin(config, download=config.download)
-    parts = _parts(config, origin, cache, test=True).parts
+    source = _open_source(config, download=config.download)
+    parts = _parts(config, source, cache, test=True).parts
     if "test" not in parts:
         return None
-    images, _ = _open(config, origin, cache, parts["test"])
+    images, _ = _open(config, source, cache, parts["test"])
     if not len(images):
         raise DataError(f"{config.title}: none of the test pictures can be read")
     return images
@@ -140,7 +161,7 @@ def examine_data(
     download: bool = False,
     remember: bool = True,
     looked: int | None = None,
-    tick: Tick = no_tick,
+    tick: ProgressCallback = no_progress,
 ) -> DataReport:
     """Return what is known of every part, test included, once every file was decoded: names and
     reasons come out, no pixels. What was seen is remembered in `cache` by content; without
@@ -149,17 +170,19 @@ def examine_data(
     Raises DataError for what cannot be used, and for files that cannot be read unless
     `data.skip_unreadable`.
     """
-    origin = _origin(config, download=download and config.download)
-    origin.tick = tick
-    found = _parts(config, origin, cache if remember else None, test=True, digested=True)
+    source = _open_source(config, download=download and config.download)
+    source.tick = tick
+    found = _parts(config, source, cache if remember else None, test=True, digested=True)
     items = [item for part in ("train", "val", "test") for item in found.parts.get(part, ())]
-    seen = looks(
-        origin.source,
-        {item.name: item.digest + origin.variant(item.name) for item in items}
+    seen = inspect_images(
+        source.reader,
+        {item.name: item.digest + source.variant(item.name) for item in items}
         if looked is None or len(items) <= looked
         else {},
         config.max_pixels,
-        looks_file(cache, config.dataset, str(Path(config.folder).absolute()), config.crop_to_box),
+        inspection_file(
+            cache, config.dataset, str(Path(config.folder).absolute()), config.crop_to_box
+        ),
         remember=remember,
         tick=tick,
     )
@@ -203,8 +226,8 @@ def describe(config: DataConfig, *, download: bool = False) -> dict[str, dict[st
     """Pictures per part and class, test included, of folds those of the first; nothing is decoded
     and nothing is written, unless `download` and `data.download` bring a data set that is not
     there."""
-    origin = _origin(config, download=download and config.download)
-    return _counted(config, _parts(config, origin, None, test=True))
+    source = _open_source(config, download=download and config.download)
+    return _counted(config, _parts(config, source, None, test=True))
 
 
 def _counted(config: DataConfig, found: _Parts) -> dict[str, dict[str, int]]:
@@ -220,28 +243,28 @@ def _counted(config: DataConfig, found: _Parts) -> dict[str, dict[str, int]]:
     }
 
 
-def _origin(config: DataConfig, *, download: bool) -> Origin:
+def _open_source(config: DataConfig, *, download: bool) -> DatasetSource:
     root = Path(config.folder)
     if config.dataset == "digits":
-        return DigitsOrigin()
+        return DigitsSource()
     if config.dataset == "folder":
-        return FolderOrigin(root, grouped=config.group_by is not None)
+        return FolderSource(root, grouped=config.group_by is not None)
     if config.dataset == "csv":
         assert config.labels is not None
-        return CsvOrigin(Path(config.labels), root, skip_missing=config.skip_unreadable)
+        return CsvSource(Path(config.labels), root, skip_missing=config.skip_unreadable)
     if config.dataset == "stanford_cars":
-        return CarsOrigin(root, crop=config.crop_to_box, max_pixels=config.max_pixels)
+        return StanfordCarsSource(root, crop=config.crop_to_box, max_pixels=config.max_pixels)
     if is_own(config.dataset):
-        return OwnOrigin(config.dataset, root, max_pixels=config.max_pixels)
-    return TorchvisionOrigin(config.dataset, root, download=download)
+        return UserSource(config.dataset, root, max_pixels=config.max_pixels)
+    return TorchvisionSource(config.dataset, root, download=download)
 
 
 def _open_parts(
-    config: DataConfig, origin: Origin, cache: Path, classes: tuple[str, ...], parts: Parts
+    config: DataConfig, source: DatasetSource, cache: Path, classes: tuple[str, ...], parts: Parts
 ) -> tuple[Fold, list[Opened]]:
     """Training and validation pictures as they are split; and what is known of their files."""
-    train, seen = _open(config, origin, cache, parts["train"])
-    val, seen_val = _open(config, origin, cache, parts["val"])
+    train, seen = _open(config, source, cache, parts["train"])
+    val, seen_val = _open(config, source, cache, parts["val"])
     _check_labels(classes, parts["train"], train, "train")
     if not len(val):
         raise DataError(f"{config.title}: none of the validation pictures can be read")
@@ -250,16 +273,16 @@ def _open_parts(
 
 
 def _open_folds(
-    config: DataConfig, origin: Origin, cache: Path, found: _Parts
+    config: DataConfig, source: DatasetSource, cache: Path, found: _Parts
 ) -> tuple[list[Fold], list[Opened]]:
     """Each fold; and what is known of its files. A picture is decoded once, whatever it is for."""
-    opened = [_open(config, origin, cache, items) for items in found.folds]
+    opened = [_open(config, source, cache, items) for items in found.folds]
     folds = []
     for number, (val, _) in enumerate(opened):
         rest = [one for i, one in enumerate(opened) if i != number]
         items = [items for i, items in enumerate(found.folds) if i != number]
         if config.limit_train is not None:
-            rest = [_open(config, origin, cache, _training(config, items))]
+            rest = [_open(config, source, cache, _training(config, items))]
         train, seen = concat(*(images for images, _ in rest)), [index for _, index in rest]
         _check_labels(found.listing.classes, _training(config, items), train, "train")
         _check_labels(found.listing.classes, found.folds[number], val, f"fold {number}")
@@ -271,7 +294,7 @@ def _training(config: DataConfig, folds: Sequence[Sequence[Item]]) -> list[Item]
     """What a network learns from that is validated on none of `folds`."""
     items = [item for items in folds for item in items]
     limit = config.limit_train
-    return items if limit is None else limited(_in_order(items), limit, config.split_seed)
+    return items if limit is None else limit_items(_in_order(items), limit, config.split_seed)
 
 
 def _normalization(
@@ -281,17 +304,17 @@ def _normalization(
 
 
 def _open(
-    config: DataConfig, origin: Origin, cache: Path, items: list[Item]
+    config: DataConfig, source: DatasetSource, cache: Path, items: list[Item]
 ) -> tuple[Images, Index]:
-    images, index = Store(cache, config.cache_limit_gb * 1e9, origin.tick).open(
-        origin.source,
+    images, index = ImageCache(cache, config.cache_limit_gb * 1e9, source.tick).open(
+        source.reader,
         [item.name for item in items],
         [item.label for item in items],
-        [item.digest + origin.variant(item.name) for item in items],
+        [item.digest + source.variant(item.name) for item in items],
         Sizing.of(config),
     )
     if index.bad and not config.skip_unreadable:
-        raise refusal(config.title, _named(items, index))
+        raise unreadable_error(config.title, _named(items, index))
     images.files = tuple(items[i].digest for i in index.good)
     return images, index
 
@@ -324,57 +347,66 @@ class _Parts:
 
 
 def _parts(
-    config: DataConfig, origin: Origin, cache: Path | None, *, test: bool, digested: bool = False
+    config: DataConfig,
+    source: DatasetSource,
+    cache: Path | None,
+    *,
+    test: bool,
+    digested: bool = False,
 ) -> _Parts:
     """With `digested`, contents are compared even where that decides no image's part."""
-    listing = origin.listing(test=test)
+    listing = source.listing(test=test)
     names = [name for items in listing.parts.values() for name, _ in items]
     near = config.near_duplicates is not None
     if cache or digested or "val" not in listing.parts or config.limit_train or near:
-        digests = origin.digests(names, cache)
+        digests = source.digests(names, cache)
     else:
         digests = dict.fromkeys(names, "")  # only counted
     given = {
         part: _in_order([Item(name, label, digests[name]) for name, label in items])
         for part, items in listing.parts.items()
     }
-    given, told = _grouped(config, origin, listing, given, cache)
+    given, told = _grouped(config, source, listing, given, cache)
     parts = _completed(config, given)
     for part in parts.keys() - given.keys() | {"train"}:
         _check_split(config, listing.classes, part, parts)
     folds = _folds(config, listing, parts) if config.folds else []
-    told += uneven(parts, _shares(config, given))
+    told += imbalance_warnings(parts, _shares(config, given))
     numbered = {f"fold {number}": items for number, items in enumerate(folds)}
-    told += uneven(numbered, dict.fromkeys(numbered, 1 / max(1, len(folds))))
+    told += imbalance_warnings(numbered, dict.fromkeys(numbered, 1 / max(1, len(folds))))
     if config.limit_train is not None:
         if config.limit_train < len(listing.classes):
             raise DataError(
                 f"data.limit_train = {config.limit_train}: at least {len(listing.classes)}, one "
                 "picture for each class"
             )
-        parts["train"] = limited(parts["train"], config.limit_train, config.split_seed)
-    warnings = [*listing.warnings, *duplicates(parts), *told]
+        parts["train"] = limit_items(parts["train"], config.limit_train, config.split_seed)
+    warnings = [*listing.warnings, *duplicate_warnings(parts), *told]
     return _Parts(listing, parts, folds, warnings)
 
 
 def _grouped(
-    config: DataConfig, origin: Origin, listing: Listing, given: Parts, cache: Path | None
+    config: DataConfig, source: DatasetSource, listing: Listing, given: Parts, cache: Path | None
 ) -> tuple[Parts, list[str]]:
     """What was given, with `Item.group`; and what is to be told of groups on two sides of it."""
     groups = name_groups(config, listing)
     near: dict[str, str] = {}
     if config.near_duplicates is not None:
         items = [item for items in given.values() for item in items]
-        near = near_groups(
-            origin.source,
-            {item.name: item.digest + origin.variant(item.name) for item in items},
+        near = find_near_duplicates(
+            source.reader,
+            {item.name: item.digest + source.variant(item.name) for item in items},
             config.near_duplicates,
             sizing=Sizing.of(config),
             cache=cache,
-            tick=origin.tick,
+            tick=source.tick,
         )
-    told = [*shared(given, groups), *shared(given, listing.groups), *alike(given, near)]
-    return united(given, [groups, listing.groups, near]), told
+    told = [
+        *shared_group_warnings(given, groups),
+        *shared_group_warnings(given, listing.groups),
+        *near_duplicate_warnings(given, near),
+    ]
+    return merge_groups(given, [groups, listing.groups, near]), told
 
 
 def _in_order(items: Sequence[Item]) -> list[Item]:
@@ -402,7 +434,7 @@ def _folds(config: DataConfig, listing: Listing, parts: Parts) -> list[list[Item
                 f"{where}: class {name!r} has {len(keys[label])} different images or groups of "
                 "images, and each fold needs one: add images, or choose fewer folds"
             )
-    folds = fold(pool, config.folds, config.split_seed)
+    folds = make_folds(pool, config.folds, config.split_seed)
     for number, items in enumerate(folds):
         for label in sorted(keys.keys() - {item.label for item in items}):
             raise DataError(
@@ -431,7 +463,7 @@ def _completed(config: DataConfig, given: Parts) -> Parts:
         return dict(given)
     open_ = given["all"] if "all" in given else given["train"]
     if any(item.group for item in open_):
-        made = deal(open_, shares, config.split_seed)
+        made = split_groups(open_, shares, config.split_seed)
     else:
         fractions = {part: share for part, share in shares.items() if part != "train"}
         made = split(open_, fractions, config.split_seed)

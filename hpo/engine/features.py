@@ -31,7 +31,7 @@ from hpo.checksums import is_sound
 from hpo.definition.augment import AugmentConfig
 from hpo.definition.config import TrainConfig
 from hpo.engine.arrays import HEADER
-from hpo.engine.cache import Store, locked, short_hash
+from hpo.engine.cache import ImageCache, locked, short_hash
 from hpo.engine.control import Control
 from hpo.engine.images import Images
 from hpo.engine.learner import autocast, memory_format
@@ -248,7 +248,7 @@ class Extractor:
 
         try:
             with told_if_full(file), locked(file, tick):
-                store = Store(self._root, self._how.config.data.cache_limit_gb * 1e9)
+                store = ImageCache(self._root, self._how.config.data.cache_limit_gb * 1e9)
                 if file.exists():
                     if file.stat().st_size > store.limit:
                         return None

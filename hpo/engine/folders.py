@@ -95,7 +95,7 @@ def list_folder(root: Path, *, grouped: bool = False) -> Listing:
     return Listing(classes, parts, list(dict.fromkeys(warnings)), left_out=dict(left_out))
 
 
-def look(root: Path) -> Folder:
+def summarize_folder(root: Path) -> Folder:
     """Return what a first study file says of the images under `root`. Raises as `list_folder`."""
     listing = list_folder(root)
     first = listing.parts.get("train") or listing.parts["all"]
@@ -113,7 +113,7 @@ def images_below(folder: Path) -> tuple[list[str], list[str]]:
     return images, [name for name in files if not _is_image(name)]
 
 
-def part_named(name: str) -> str | None:
+def parse_part(name: str) -> str | None:
     """Return the part that a name is for: "Test", "testing", "test_set", ...; None for others."""
     plain = re.sub(r"[\s_-]", "", name.lower())
     return _PARTS.get(re.sub(r"(?<=.)(set|split|data|images)$", "", plain))
@@ -140,12 +140,12 @@ def _parts_of(root: Path) -> dict[str, Path]:
     """The folder of each part; none where these are folders of classes, of which one may be called
     like a part: one that holds no folders is a class where there are others beside it."""
     folders = _folders(root)
-    named = [one for one in folders if part_named(one.name)]
+    named = [one for one in folders if parse_part(one.name)]
     if len(named) < len(folders) and not any(_folders(one) for one in named):
         return {}
     found: dict[str, list[Path]] = defaultdict(list)
     for one in named:
-        found[part_named(one.name) or ""].append(one)
+        found[parse_part(one.name) or ""].append(one)
     for part, several in found.items():
         if len(several) > 1:
             names = " and ".join(one.name + "/" for one in several)
@@ -171,7 +171,7 @@ def _beside(root: Path, folders: Mapping[str, Path]) -> list[str]:
         return [
             f"{one.name}/ holds no folders: taken for a class; as a part it needs one per class"
             for one in others
-            if part_named(one.name)
+            if parse_part(one.name)
         ]
     unused = [one.name for one in others if images_below(one)[0]]
     if not unused:
@@ -189,7 +189,7 @@ def _refuse_parts(root: Path, folders: Mapping[str, list[str]], *, grouped: bool
         if "" not in held and len(held) > 1
     }
     for name, held in inner.items():
-        parts = sorted(one for one in held.values() if part_named(one))
+        parts = sorted(one for one in held.values() if parse_part(one))
         if len(parts) == len(held):
             raise DataError(
                 f"{root}: {name}/ holds {_shown(parts)}; parts stand above classes: "
@@ -293,7 +293,7 @@ def _require_images(root: Path, at: Path, found: _Classes, *, learnt: bool) -> N
         )
     for name in found.images:
         if name not in full:
-            held = left_out_told(found.left_out_of[name])
+            held = left_out_summary(found.left_out_of[name])
             raise DataError(
                 f"{at / name}: no images{f' ({held})' if held else ''}; a class folder needs at "
                 f"least one file of {', '.join(sorted(EXTENSIONS))}: add some or remove the folder"
@@ -312,7 +312,7 @@ def _deeper(at: Path) -> Path | None:
     return at if full else None
 
 
-def left_out_told(left_out: Mapping[str, int]) -> str:
+def left_out_summary(left_out: Mapping[str, int]) -> str:
     """Return in words which files are not looked at: `8 files left out: 5 .heic (convert them to
     JPEG or PNG), 3 .txt`; empty for none."""
     if not left_out:

@@ -60,7 +60,7 @@ def _group(config: DataConfig, name: str, whole: bool) -> str:
     return next((one for one in match.groups() if one is not None), match[0])
 
 
-def united(parts: Parts, relations: Sequence[Mapping[str, str]]) -> Parts:
+def merge_groups(parts: Parts, relations: Sequence[Mapping[str, str]]) -> Parts:
     """The items of `parts` with `Item.group` set: the same for all that are connected by the same
     content or by the same group in one of `relations`, {name: group}. Unchanged where these are
     empty."""
@@ -90,7 +90,7 @@ def _top(above: dict[str, str], one: str) -> str:
     return one
 
 
-def shared(parts: Parts, groups: Mapping[str, str]) -> Iterable[str]:
+def shared_group_warnings(parts: Parts, groups: Mapping[str, str]) -> Iterable[str]:
     """Warnings about groups that stand on two sides of parts that were given."""
     here = {
         part: {groups[item.name] for item in items if item.name in groups}
@@ -106,7 +106,7 @@ def shared(parts: Parts, groups: Mapping[str, str]) -> Iterable[str]:
             )
 
 
-def alike(parts: Parts, near: Mapping[str, str]) -> Iterable[str]:
+def near_duplicate_warnings(parts: Parts, near: Mapping[str, str]) -> Iterable[str]:
     """What there is to tell of near-duplicates, `near` ({name: group}): how many there are, and
     which stand on two sides of parts that were given; identical files apart."""
     if near:
@@ -124,7 +124,7 @@ def alike(parts: Parts, near: Mapping[str, str]) -> Iterable[str]:
             yield f"{len(names)} images of {part} are near-duplicates of images of {of} ({shown})"
 
 
-def uneven(parts: Parts, shares: Mapping[str, float]) -> Iterable[str]:
+def imbalance_warnings(parts: Parts, shares: Mapping[str, float]) -> Iterable[str]:
     """Warnings about parts that groups leave far from their share of the images; `shares` as for
     `split.deal`."""
     if not any(item.group for part in shares for item in parts[part]):

@@ -31,7 +31,7 @@ Pixels = NDArray[np.uint8]
 Numbers = NDArray[np.int64]
 
 
-class Source(Protocol):
+class ImageReader(Protocol):
     """Where pictures come from, by name; must pickle, because streaming opens it elsewhere."""
 
     def open(self, name: str) -> Image.Image:
@@ -139,17 +139,17 @@ ON_ITS_SIDE = 5
 """From this EXIF orientation on width and height change places."""
 
 
-def decode(source: Source, name: str, sizing: Sizing) -> Image.Image:
+def decode(reader: ImageReader, name: str, sizing: Sizing) -> Image.Image:
     """Return one image as RGB, upright, on its background, resized as torchvision's Resize does
     (bilinear). Raises ValueError for one that is too large or of a pixel format without a defined
     range, whatever Pillow raises on a broken file.
     """
-    return decode_known(source, name, sizing)[0]
+    return decode_with_form(reader, name, sizing)[0]
 
 
-def decode_known(source: Source, name: str, sizing: Sizing) -> tuple[Image.Image, Form]:
+def decode_with_form(reader: ImageReader, name: str, sizing: Sizing) -> tuple[Image.Image, Form]:
     """Return what `decode` does, and what stood in the file."""
-    with source.open(name) as image:
+    with reader.open(name) as image:
         require_size(image, sizing)
         image.load()
         orientation = exif_orientation(image) if sizing.orientation == "exif" else 1
@@ -163,7 +163,7 @@ def decode_known(source: Source, name: str, sizing: Sizing) -> tuple[Image.Image
     return rgb, form
 
 
-class Look(NamedTuple):
+class ImageInfo(NamedTuple):
     """What was found in a file that can be read: `form`, its orientation as it stands there, and
     the width and height of the upright image in pixels."""
 
@@ -172,14 +172,14 @@ class Look(NamedTuple):
     height: int
 
 
-def look_at(source: Source, name: str, max_pixels: int) -> Look:
+def inspect_image(reader: ImageReader, name: str, max_pixels: int) -> ImageInfo:
     """Return what is in a file, all of it decoded. Raises as `decode` does."""
-    with source.open(name) as image:
+    with reader.open(name) as image:
         if reason := too_large(image.size, max_pixels):
             raise ValueError(reason)
         image.load()
         form = Form(image.mode, exif_orientation(image), to_rgb(image, "ignore")[1])
-        return Look(form, *upright_size(image, "exif"))
+        return ImageInfo(form, *upright_size(image, "exif"))
 
 
 def require_size(image: Image.Image, sizing: Sizing) -> None:
@@ -323,7 +323,7 @@ class Images(ABC):
         raise ValueError("pictures of several sizes, or streamed ones, have no single array")
 
 
-class Mapped(Images):
+class MemmapImages(Images):
     """Pictures in a file that is mapped into memory: one copy per host."""
 
     def __init__(self, file: Path, sizes: Numbers, labels: Numbers, names: tuple[str, ...]) -> None:
@@ -334,7 +334,7 @@ class Mapped(Images):
         self._data: Pixels = np.asarray(np.memmap(file, np.uint8, "c", shape=(size,)))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Mapped, (self.file, self.sizes, self.labels, self.names)
+        return MemmapImages, (self.file, self.sizes, self.labels, self.names)
 
     def pixels(self, i: int) -> Pixels:
         height, width = self.sizes[i]
@@ -348,26 +348,26 @@ class Mapped(Images):
         return self._data.reshape(len(self), side, side, 3)
 
 
-class Streamed(Images):
+class StreamedImages(Images):
     """Pictures that are decoded whenever they are asked for."""
 
     streamed = True
 
     def __init__(
         self,
-        source: Source,
+        reader: ImageReader,
         sizing: Sizing,
         sizes: Numbers,
         labels: Numbers,
         names: tuple[str, ...],
     ) -> None:
-        self.source, self.sizing = source, sizing
+        self.reader, self.sizing = reader, sizing
         self.sizes, self.labels, self.names = sizes, labels, names
 
     def pixels(self, i: int) -> Pixels:
         # A copy, because torch wants writable memory.
         try:
-            return np.array(decode(self.source, self.names[i], self.sizing))
+            return np.array(decode(self.reader, self.names[i], self.sizing))
         except (OSError, SyntaxError, ValueError) as error:
             raise DataError(
                 f"{self.names[i]}: could be read when the search began, not any more ({error}); "
@@ -375,7 +375,7 @@ class Streamed(Images):
             ) from error
 
 
-class Joined(Images):
+class ConcatImages(Images):
     """Sets of pictures, one after the other."""
 
     def __init__(self, *sets: Images) -> None:
@@ -407,4 +407,4 @@ class Joined(Images):
 
 def concat(*sets: Images) -> Images:
     """All sets as one, in this order."""
-    return sets[0] if len(sets) == 1 else Joined(*sets)
+    return sets[0] if len(sets) == 1 else ConcatImages(*sets)

@@ -19,11 +19,11 @@ Entries = dict[str, list[str]]
 """{name: [part, class, digest of the content]}."""
 
 
-def remember(
+def save_listing(
     cache: Path, fingerprint: str, classes: Sequence[str], parts: Mapping[str, Sequence[Item]]
 ) -> None:
     """Keep the images of `fingerprint` under `cache`, unless they are there or the disk is full."""
-    file = _file(cache, fingerprint)
+    file = _listing_file(cache, fingerprint)
     if file.exists():
         return
     entries = {
@@ -35,10 +35,10 @@ def remember(
         write_whole(file, lambda sink: sink.write(json.dumps(entries).encode()))
 
 
-def differences(cache: Path, began: str, here: str) -> list[str]:
+def listing_differences(cache: Path, began: str, here: str) -> list[str]:
     """Return a line for each kind of difference between the images of two fingerprints, with names;
     none where one of them was not seen on this host."""
-    before, now = _read(cache, began), _read(cache, here)
+    before, now = _read_listing(cache, began), _read_listing(cache, here)
     if before is None or now is None:
         return []
     both = before.keys() & now.keys()
@@ -50,26 +50,26 @@ def differences(cache: Path, began: str, here: str) -> list[str]:
     }
     known = set().union(*changed.values())
     moved = {name for name in both - known if before[name][0] != now[name][0]}
-    lines = [_line(names, what) for what, names in changed.items() if names]
+    lines = [_difference_line(names, what) for what, names in changed.items() if names]
     if moved:
-        lines.append(_line(moved, "in another part, since the split is by all contents"))
+        lines.append(_difference_line(moved, "in another part, since the split is by all contents"))
     return lines or ["the same files, decoded otherwise (data.orientation, data.background)"]
 
 
-def _line(names: Iterable[str], what: str) -> str:
+def _difference_line(names: Iterable[str], what: str) -> str:
     ordered = sorted(names)
     more = ", ..." if len(ordered) > SHOWN else ""
     count = f"{len(ordered):,} image{'' if len(ordered) == 1 else 's'}"
     return f"{count} {what}: {', '.join(ordered[:SHOWN])}{more}"
 
 
-def _file(cache: Path, fingerprint: str) -> Path:
+def _listing_file(cache: Path, fingerprint: str) -> Path:
     return cache / "listings" / f"{fingerprint}.json"
 
 
-def _read(cache: Path, fingerprint: str) -> Entries | None:
+def _read_listing(cache: Path, fingerprint: str) -> Entries | None:
     try:
-        found: Entries = json.loads(_file(cache, fingerprint).read_bytes())
+        found: Entries = json.loads(_listing_file(cache, fingerprint).read_bytes())
     except (OSError, ValueError):
         return None
     return found

@@ -49,7 +49,7 @@ def _of_probabilities(name: str, found: Evaluation) -> float:
         return macro_auc(probabilities, found.labels)
     function = modules.load(str(own_function(name)), KEY)
     given = probabilities.copy(), found.labels.copy()  # theirs to change
-    return _number(own.call(function, repr(name), KEY, *given), name)
+    return _number(own.call_user_function(function, repr(name), KEY, *given), name)
 
 
 def _number(value: Any, name: str) -> float:

@@ -214,9 +214,9 @@ def _bare(config: ModelConfig, classes: int, image_size: int) -> nn.Module:
 
 def _users(config: ModelConfig, classes: int, image_size: int) -> nn.Module:
     name = config.architecture
-    model = own.build(name, config.options, classes=classes, image_size=image_size)
+    model = own.build_user_model(name, config.options, classes=classes, image_size=image_size)
     if not any(isinstance(model, kind) for kind in FAMILIES):
-        places, head = own.parts(model, name)
+        places, head = own.user_model_parts(model, name)
         pattern = "|".join(re.escape(place) for place in places)
         setattr(model, _OWN, Family(pattern or NOTHING, head))
     return model

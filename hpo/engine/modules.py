@@ -20,7 +20,7 @@ def load(name: str, key: str) -> Callable[..., Any]:
     try:
         return find(name)
     except Exception as error:  # whatever the user's module raises
-        message = f"{name!r} cannot be imported ({told(error)}); it is {where()}"
+        message = f"{name!r} cannot be imported ({describe_error(error)}); it is {search_hint()}"
         raise ConfigError(message, key=key) from error
 
 
@@ -38,7 +38,7 @@ def find(name: str) -> Callable[..., Any]:
     return value  # type: ignore[no-any-return]
 
 
-def file_of(module: str) -> Path | None:
+def module_file(module: str) -> Path | None:
     """Where the module `module` of the user's own stands, found as `find` does and not run (but for
     the packages that it is in); None for a package without a file. Raises as `find` does."""
     _require_own(module.partition(".")[0])
@@ -62,13 +62,13 @@ def _require_own(top: str) -> None:
         raise ImportError(f"{top} is also the name of an installed module; rename yours")
 
 
-def told(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """What code of theirs raised, in one line."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def where() -> str:
+def search_hint() -> str:
     """Where `find` looks, for messages."""
     return f"looked for in the working directory {Path.cwd()} and on PYTHONPATH"
 

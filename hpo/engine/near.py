@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hpo.engine.cache import attempt, short_hash, threaded
-from hpo.engine.control import Tick, no_tick
-from hpo.engine.images import Numbers, Sizing, Source, decode
+from hpo.engine.cache import short_hash, threaded, try_read
+from hpo.engine.control import ProgressCallback, no_progress
+from hpo.engine.images import ImageReader, Numbers, Sizing, decode
 from hpo.errors import DiskFull
 from hpo.files import write_whole
 
@@ -39,14 +39,14 @@ ROWS = 1024
 _FORMAT = 1
 
 
-def near_groups(
-    source: Source,
+def find_near_duplicates(
+    reader: ImageReader,
     digests: dict[str, str],
     most: int,
     *,
     sizing: Sizing,
     cache: Path | None,
-    tick: Tick = no_tick,
+    tick: ProgressCallback = no_progress,
 ) -> dict[str, str]:
     """{name: its group} of the images of `digests` ({name: digest of its content}) that are near to
     another one: whose hashes differ in at most `most` bits, directly or over others between them.
@@ -54,22 +54,22 @@ def near_groups(
     `sizing` says which way up they are, and on what background. Hashes are remembered under
     `cache`. What cannot be read, or is flat, is near to nothing.
     """
-    hashes = image_hashes(source, digests, sizing=sizing, cache=cache, tick=tick)
+    hashes = image_hashes(reader, digests, sizing=sizing, cache=cache, tick=tick)
     names = [name for name, digest in digests.items() if hashes[digest] is not None]
     values = np.array([hashes[digests[name]] for name in names], np.uint64)
-    labels = clusters(values, most, tick)
+    labels = cluster_hashes(values, most, tick)
     alone = np.bincount(labels, minlength=len(values)) == 1
     return {name: str(label) for name, label in zip(names, labels.tolist(), strict=True)
             if not alone[label]}  # fmt: skip
 
 
 def image_hashes(
-    source: Source,
+    reader: ImageReader,
     digests: dict[str, str],
     *,
     sizing: Sizing,
     cache: Path | None,
-    tick: Tick = no_tick,
+    tick: ProgressCallback = no_progress,
 ) -> dict[str, int | None]:
     """{digest: hash} of the images of `digests`, {name: digest}; None of what cannot be read, or is
     flat. Those that `cache` remembers are not decoded again."""
@@ -78,7 +78,7 @@ def image_hashes(
     memo = cache / "near" / f"{short_hash([_FORMAT, repr(small)])}.json" if cache else None
     known = _remembered(memo) if memo else {}
     new = [digest for digest in names if digest not in known]
-    look = partial(attempt, _hash_of, _Drafts(source), small)
+    look = partial(try_read, _hash_of, _Drafts(reader), small)
     found = threaded(look, [names[digest] for digest in new], tick)
     fresh = {
         digest: one if isinstance(one, int) else None
@@ -109,18 +109,18 @@ def _remembered(memo: Path) -> dict[str, int | None]:
 
 @dataclass(frozen=True)
 class _Drafts:
-    """A source whose JPEGs are decoded at the least of their scales that is large enough."""
+    """A reader whose JPEGs are decoded at the least of their scales that is large enough."""
 
-    source: Source
+    reader: ImageReader
 
     def open(self, name: str) -> Image.Image:
-        image = self.source.open(name)
+        image = self.reader.open(name)
         image.draft(None, (2 * SIDE, 2 * SIDE))
         return image
 
 
-def _hash_of(source: Source, name: str, sizing: Sizing) -> int | None:
-    grey = np.asarray(decode(source, name, sizing).convert("L"), np.float64)
+def _hash_of(reader: ImageReader, name: str, sizing: Sizing) -> int | None:
+    grey = np.asarray(decode(reader, name, sizing).convert("L"), np.float64)
     return perceptual_hash(grey)
 
 
@@ -142,7 +142,7 @@ def _cosines() -> NDArray[np.float64]:
 _COSINES = _cosines()
 
 
-def clusters(hashes: Hashes, most: int, tick: Tick = no_tick) -> Numbers:
+def cluster_hashes(hashes: Hashes, most: int, tick: ProgressCallback = no_progress) -> Numbers:
     """(N,) labels, the same for `hashes` (N,) that are connected by pairs which differ in at most
     `most` bits.
 

@@ -16,17 +16,17 @@ import numpy as np
 from PIL import Image
 
 from hpo.engine.cache import file_digests, short_hash
-from hpo.engine.control import Tick, no_tick
+from hpo.engine.control import ProgressCallback, no_progress
 from hpo.engine.folders import Listing, list_folder
-from hpo.engine.images import Pixels, Source, open_file
+from hpo.engine.images import ImageReader, Pixels, open_file
 
 
-class Origin(ABC):
+class DatasetSource(ABC):
     """A data set that was not opened yet."""
 
-    source: Source
+    reader: ImageReader
     """Opens the pictures by the names that `listing` gives."""
-    tick: Tick = staticmethod(no_tick)
+    tick: ProgressCallback = staticmethod(no_progress)
     """Called while many pictures are looked at."""
 
     @abstractmethod
@@ -50,7 +50,7 @@ class Origin(ABC):
 
 
 @dataclass(frozen=True)
-class FolderSource:
+class FolderReader:
     """Pictures of a folder, by relative path."""
 
     root: Path
@@ -59,11 +59,11 @@ class FolderSource:
         return open_file(self.root / name)
 
 
-class FolderOrigin(Origin):
+class FolderSource(DatasetSource):
     """Images by class under a folder."""
 
     def __init__(self, root: Path, *, grouped: bool = False) -> None:
-        self.root, self.grouped, self.source = root, grouped, FolderSource(root)
+        self.root, self.grouped, self.reader = root, grouped, FolderReader(root)
 
     def listing(self, *, test: bool) -> Listing:
         return list_folder(self.root, grouped=self.grouped)
@@ -76,7 +76,7 @@ class FolderOrigin(Origin):
 
 
 @dataclass(frozen=True)
-class DigitsSource:
+class DigitsReader:
     """scikit-learn's handwritten digits, 8 x 8, grey values 0..16 stretched to 0..255."""
 
     @staticmethod
@@ -89,11 +89,11 @@ class DigitsSource:
         return Image.fromarray(self.pixels(name))
 
 
-class DigitsOrigin(Origin):
+class DigitsSource(DatasetSource):
     """All of the digits, not split yet."""
 
     def __init__(self) -> None:
-        self.source = DigitsSource()
+        self.reader = DigitsReader()
 
     def listing(self, *, test: bool) -> Listing:
         _, labels = _digits()
@@ -101,7 +101,7 @@ class DigitsOrigin(Origin):
         return Listing(tuple("0123456789"), {"all": items})
 
     def digests(self, names: Sequence[str], cache: Path | None) -> dict[str, str]:
-        return {name: short_hash(DigitsSource.pixels(name).tolist()) for name in names}
+        return {name: short_hash(DigitsReader.pixels(name).tolist()) for name in names}
 
 
 @once

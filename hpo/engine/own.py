@@ -12,7 +12,9 @@ from hpo.engine import modules
 from hpo.errors import ConfigError
 
 
-def call(function: Callable[..., Any], what: str, key: str, *args: Any, **options: Any) -> Any:
+def call_user_function(
+    function: Callable[..., Any], what: str, key: str, *args: Any, **options: Any
+) -> Any:
     """What `function` returns; whatever it raises becomes a ConfigError for the field `key` that
     says `what` raised."""
     try:
@@ -20,23 +22,27 @@ def call(function: Callable[..., Any], what: str, key: str, *args: Any, **option
     except torch.OutOfMemoryError:  # training goes on with smaller parts of the batch
         raise
     except Exception as error:
-        raise ConfigError(f"{what} raised {modules.told(error)}", key=key) from error
+        raise ConfigError(f"{what} raised {modules.describe_error(error)}", key=key) from error
 
 
-def build(name: str, options: Mapping[str, Any], *, classes: int, image_size: int) -> nn.Module:
+def build_user_model(
+    name: str, options: Mapping[str, Any], *, classes: int, image_size: int
+) -> nn.Module:
     """The network that the user's function `name` returns for these sizes and `options`, run once
     on two black pictures. Raises ConfigError where that fails or gives anything but (2, classes)
     logits."""
     key = "model.architecture"
     function = modules.load(name, key)
-    model = call(function, repr(name), key, **options, classes=classes, image_size=image_size)
+    model = call_user_function(
+        function, repr(name), key, **options, classes=classes, image_size=image_size
+    )
     if not isinstance(model, nn.Module):
         raise ConfigError(f"{name!r} returned {type(model).__name__}, not a nn.Module", key=key)
     images = torch.zeros(2, 3, image_size, image_size)
     training = model.training
     model.eval()
     with torch.no_grad():
-        logits = call(model, f"the network of {name!r}", key, images)
+        logits = call_user_function(model, f"the network of {name!r}", key, images)
     model.train(training)
     shape = tuple(getattr(logits, "shape", ()))
     if not isinstance(logits, torch.Tensor) or shape != (2, classes):
@@ -49,7 +55,7 @@ def build(name: str, options: Mapping[str, Any], *, classes: int, image_size: in
     return model
 
 
-def parts(model: nn.Module, name: str) -> tuple[list[str], str]:
+def user_model_parts(model: nn.Module, name: str) -> tuple[list[str], str]:
     """Module names of the blocks and of the head in a network of the user's: the items of its
     attribute `blocks`, or else the children of its `features`; and its last linear layer.
 

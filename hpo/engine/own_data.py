@@ -14,8 +14,8 @@ from PIL import Image
 from hpo.engine import modules
 from hpo.engine.cache import file_digests
 from hpo.engine.folders import Listing
-from hpo.engine.images import Source, array_digest, image_digest, open_file, too_large
-from hpo.engine.origins import Origin
+from hpo.engine.images import ImageReader, array_digest, image_digest, open_file, too_large
+from hpo.engine.origins import DatasetSource
 from hpo.errors import ConfigError, DataError
 
 Label = str | int
@@ -26,7 +26,7 @@ _ITEM = re.compile(r"(train|val|test)\[(\d+)\]")
 
 
 @dataclass
-class OwnSource:
+class UserReader:
     """Pictures by path, or by their place; another process asks the function again."""
 
     function: str
@@ -54,13 +54,13 @@ class OwnSource:
         return picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
 
 
-class OwnOrigin(Origin):
+class UserSource(DatasetSource):
     """What the function `module:function` returns for `root`."""
 
     def __init__(self, function: str, root: Path, *, max_pixels: int) -> None:
         self.function, self.root, self.max_pixels = function, root.absolute(), max_pixels
-        self._own = OwnSource(function, self.root)
-        self.source: Source = self._own
+        self._own = UserReader(function, self.root)
+        self.reader: ImageReader = self._own
         self._digests: dict[str, str] = {}
 
     def listing(self, *, test: bool) -> Listing:
@@ -131,7 +131,7 @@ def _asked(name: str, root: Path, part: str) -> Split | None:
     try:
         found = function(str(root), part)
     except Exception as error:  # whatever the user's code raises is told, not shown as our fault
-        raise DataError(f"{name}(root, {part!r}) raised {modules.told(error)}") from error
+        raise DataError(f"{name}(root, {part!r}) raised {modules.describe_error(error)}") from error
     if found is None:
         return None
     if not hasattr(found, "__len__") or not hasattr(found, "__getitem__"):
@@ -152,7 +152,7 @@ def _item(function: str, split: Split, part: str, i: int) -> tuple[Any, Label]:
     try:
         item = split[i]
     except Exception as error:
-        raise DataError(f"{where} raised {modules.told(error)}") from error
+        raise DataError(f"{where} raised {modules.describe_error(error)}") from error
     if not isinstance(item, tuple | list) or len(item) != 2:
         got = f"{type(item).__name__} of {len(item)}" if isinstance(item, tuple | list) else (
             type(item).__name__)  # fmt: skip

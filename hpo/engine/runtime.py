@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hpo.definition.config import RuntimeConfig, TrainConfig
-from hpo.engine.control import Tick, no_tick
+from hpo.engine.control import ProgressCallback, no_progress
 from hpo.engine.features import Extractor, Preparation, cut_or_obstacle
 from hpo.engine.learner import Batch, Learner, autocast, memory_format
 from hpo.errors import InputError
@@ -56,7 +56,7 @@ def resolve(
     classes: int,
     device: torch.device,
     threads: int,
-    tick: Tick = no_tick,
+    tick: ProgressCallback = no_progress,
 ) -> RuntimeConfig:
     """`config.runtime` without `auto`: what trains this network fastest here, measured on random
     images; the simpler choice unless another is clearly faster. A precision that this device only

@@ -78,7 +78,7 @@ ORDERS = 50
 """Orders that `deal` tries until every class is in every part."""
 
 
-def deal(items: Sequence[Item], shares: Mapping[str, float], seed: int) -> Parts:
+def split_groups(items: Sequence[Item], shares: Mapping[str, float], seed: int) -> Parts:
     """{part: its share of every class}, groups undivided, in an order that depends on the contents
     of the groups and `seed` alone. `shares` add up to 1.
 
@@ -161,13 +161,13 @@ def _lacking(
     return allowed
 
 
-def fold(items: Sequence[Item], folds: int, seed: int) -> list[list[Item]]:
+def make_folds(items: Sequence[Item], folds: int, seed: int) -> list[list[Item]]:
     """The items of each fold, by `deal`."""
-    parts = deal(items, {str(number): 1 / folds for number in range(folds)}, seed)
+    parts = split_groups(items, {str(number): 1 / folds for number in range(folds)}, seed)
     return list(parts.values())
 
 
-def limited(items: Sequence[Item], limit: int, seed: int) -> list[Item]:
+def limit_items(items: Sequence[Item], limit: int, seed: int) -> list[Item]:
     """`limit` of the pictures in their order: every class in its proportion (largest remainders),
     at least 1, chosen by a hash of content and `seed`. `limit` is at least the number of classes.
     """
@@ -195,7 +195,7 @@ def _first(items: Sequence[Item], quotas: Mapping[int, int], seed: int) -> list[
     return [item for item in items if item.name in kept]
 
 
-def duplicates(parts: Parts) -> list[str]:
+def duplicate_warnings(parts: Parts) -> list[str]:
     """Warnings about identical files on two sides, or in two classes; digests that are empty are
     not known."""
     found = []

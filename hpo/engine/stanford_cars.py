@@ -17,8 +17,8 @@ from PIL import Image
 
 from hpo.engine.cache import file_digests
 from hpo.engine.folders import Listing
-from hpo.engine.images import Source, open_file, too_large
-from hpo.engine.origins import Origin
+from hpo.engine.images import ImageReader, open_file, too_large
+from hpo.engine.origins import DatasetSource
 from hpo.errors import DataError
 
 Box = tuple[int, int, int, int]
@@ -32,7 +32,7 @@ FIELDS = (*CORNERS, "class", "fname")
 
 
 @dataclass(frozen=True)
-class BoxSource:
+class BoxReader:
     """Pictures of a folder, by relative path; those in `boxes` are cropped."""
 
     root: Path
@@ -58,13 +58,13 @@ class BoxSource:
             return image.crop(box)
 
 
-class CarsOrigin(Origin):
+class StanfordCarsSource(DatasetSource):
     """The folder stanford_cars under `root`; with `crop` pictures are cropped to their boxes."""
 
     def __init__(self, root: Path, *, crop: bool, max_pixels: int) -> None:
         self.root, self.crop = root, crop
         self.boxes: dict[str, tuple[Box, str]] = {}
-        self.source: Source = BoxSource(root, max_pixels, self.boxes)
+        self.reader: ImageReader = BoxReader(root, max_pixels, self.boxes)
 
     def listing(self, *, test: bool) -> Listing:
         parts = ("train", "test") if test else ("train",)

@@ -13,10 +13,10 @@ import numpy as np
 from PIL import Image
 
 from hpo.engine.cache import file_digests, locked
-from hpo.engine.control import Tick, no_tick
+from hpo.engine.control import ProgressCallback, no_progress
 from hpo.engine.folders import Listing
-from hpo.engine.images import Pixels, Source, array_digest
-from hpo.engine.origins import FolderSource, Origin
+from hpo.engine.images import ImageReader, Pixels, array_digest
+from hpo.engine.origins import DatasetSource, FolderReader
 from hpo.errors import DataError, HpoError
 
 Options = Mapping[str, Any]
@@ -92,12 +92,12 @@ are those without test labels (CLEVR, ImageNet, Places365, Imagenette), and PCAM
 Of EMNIST it is the balanced part with 47 classes."""
 
 
-class TorchvisionOrigin(Origin):
+class TorchvisionSource(DatasetSource):
     """One of `KINDS` under `root`, downloaded there if need be and allowed."""
 
     def __init__(self, name: str, root: Path, *, download: bool) -> None:
         self.name, self.root, self._download = name, root, download
-        self.source: Source = FolderSource(root)
+        self.reader: ImageReader = FolderReader(root)
 
     def listing(self, *, test: bool) -> Listing:
         parts = [part for part in KINDS[self.name].splits if test or part != "test"]
@@ -110,7 +110,7 @@ class TorchvisionOrigin(Origin):
             classes = range(max(found["train"][1]) + 1)
         arrays = {part: data for part, (data, _) in found.items() if isinstance(data, np.ndarray)}
         if arrays:
-            self.source = ArraySource(self.name, self.root, arrays)
+            self.reader = ArrayReader(self.name, self.root, arrays)
         return Listing(
             tuple(map(str, classes)),
             {part: self._items(part, *contents) for part, contents in found.items()},
@@ -126,13 +126,13 @@ class TorchvisionOrigin(Origin):
         return list(zip(names, labels, strict=True))
 
     def digests(self, names: Sequence[str], cache: Path | None) -> dict[str, str]:
-        if isinstance(self.source, ArraySource):
-            return {name: array_digest(self.source.pixels(name)) for name in names}
+        if isinstance(self.reader, ArrayReader):
+            return {name: array_digest(self.reader.pixels(name)) for name in names}
         return file_digests(self.root, names, cache, self.tick)
 
 
 @dataclass
-class ArraySource:
+class ArrayReader:
     """Pictures of a data set that is one array; another process reads it again."""
 
     name: str
@@ -179,7 +179,9 @@ def _contents(opened: Any, name: str, part: str) -> tuple[Pixels | list[Path], l
     return np.ascontiguousarray(data), (truth[:, 0] if truth.ndim == 2 else truth).tolist()
 
 
-def _opened(name: str, root: Path, part: str, download: bool, tick: Tick = no_tick) -> Any:
+def _opened(
+    name: str, root: Path, part: str, download: bool, tick: ProgressCallback = no_progress
+) -> Any:
     """torchvision's object of one part; `tick` is called while another process downloads it. Raises
     DataError where it is missing, or not whole."""
     kind = KINDS[name]

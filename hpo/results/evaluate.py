@@ -15,11 +15,11 @@ from hpo.definition.config import TrainConfig
 from hpo.definition.data import DataConfig
 from hpo.engine import inputs, models
 from hpo.engine.answers import Answers, ask, mean_evaluation
-from hpo.engine.cache import Store, file_digests
+from hpo.engine.cache import ImageCache, file_digests
 from hpo.engine.checkpoint import load_trained
 from hpo.engine.control import Control, Unattended
-from hpo.engine.csv_data import rows_to_test
-from hpo.engine.datasets import FolderSource, open_test
+from hpo.engine.csv_data import csv_test_rows
+from hpo.engine.datasets import FolderReader, open_test
 from hpo.engine.embedding import Embedded, embed
 from hpo.engine.features import PLAIN, Features, Preparation, found_cut, keep
 from hpo.engine.folders import folder_to_test, list_folder
@@ -242,7 +242,7 @@ def open_labelled(data: Path, classes: tuple[str, ...], config: DataConfig, cach
     the size of `config`. Raises DataError for other classes and for pictures that cannot be read.
     """
     if data.is_file():
-        rows = rows_to_test(data, skip_missing=config.skip_unreadable)
+        rows = csv_test_rows(data, skip_missing=config.skip_unreadable)
         root, listed = data.parent, [(row.file, row.label) for row in rows]
     else:
         root, listed = data, _listed(data, grouped=config.group_by is not None)
@@ -257,8 +257,8 @@ def open_labelled(data: Path, classes: tuple[str, ...], config: DataConfig, cach
         )
     names, labels = [name for name, _ in listed], [place[label] for _, label in listed]
     digests = file_digests(root, names, cache)
-    images, index = Store(cache, config.cache_limit_gb * 1e9).open(
-        FolderSource(root), names, labels, [digests[name] for name in names], Sizing.of(config)
+    images, index = ImageCache(cache, config.cache_limit_gb * 1e9).open(
+        FolderReader(root), names, labels, [digests[name] for name in names], Sizing.of(config)
     )
     if index.bad and not (config.skip_unreadable and len(images)):
         shown = "".join(f"\n  {names[i]} ({why})" for i, why in list(index.bad.items())[:10])

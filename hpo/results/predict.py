@@ -18,9 +18,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hpo.definition.config import TrainConfig
-from hpo.engine.cache import attempt, content_digest, threaded
+from hpo.engine.cache import content_digest, threaded, try_read
 from hpo.engine.folders import images_below
-from hpo.engine.images import Images, Pixels, Sizing, Source, decode, open_file
+from hpo.engine.images import ImageReader, Images, Pixels, Sizing, decode, open_file
 from hpo.engine.learner import autocast
 from hpo.engine.runtime import torch_device
 from hpo.errors import InputError
@@ -194,7 +194,7 @@ def _chunks(images: Iterator[Path], sizing: Sizing, trained: TrainedOn | None) -
     while paths := list(islice(images, CHUNK)):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd metadata is of no interest here
-            look = partial(attempt, _read, _Anywhere(), sizing)
+            look = partial(try_read, _read, _Anywhere(), sizing)
             read = list(threaded(look, map(str, paths)))
         yield Chunk(paths, read, trained)
 
@@ -206,7 +206,7 @@ class _Read:
     """Of the file's content."""
 
 
-def _read(source: Source, name: str, sizing: Sizing) -> _Read:
+def _read(source: ImageReader, name: str, sizing: Sizing) -> _Read:
     return _Read(np.array(decode(source, name, sizing)), content_digest(Path(name)))
 
 

@@ -27,10 +27,10 @@ from hpo.definition.constraints import unmet
 from hpo.definition.objectives import COSTS, worst
 from hpo.engine import runtime
 from hpo.engine.checkpoint import best_weights, save_weights
-from hpo.engine.control import Control, Tick
+from hpo.engine.control import Control, ProgressCallback
 from hpo.engine.costs import network_costs
 from hpo.engine.datasets import Data, open_data
-from hpo.engine.listings import differences
+from hpo.engine.listings import listing_differences
 from hpo.engine.train import EpochResult, TrainingData, is_last, train
 from hpo.errors import ConfigError, Fenced, Interrupted, TrialFailed
 from hpo.paths import Home
@@ -70,7 +70,7 @@ class Bench:
         """The pruner, where there are several objectives."""
         return FirstMetric(self.study, self.storage)
 
-    def data(self, config: TrainConfig, worker: str, tick: Tick) -> Data:
+    def data(self, config: TrainConfig, worker: str, tick: ProgressCallback) -> Data:
         """Images for `config`, opened once for trials that share them; refuses other images under
         the same name than those that the study began with."""
         if self._data is None or self._data[0] != config.data:
@@ -80,7 +80,7 @@ class Bench:
                 self.study.uuid,
                 config.data,
                 data.fingerprint,
-                partial(differences, self.home.cache, here=data.fingerprint),
+                partial(listing_differences, self.home.cache, here=data.fingerprint),
                 worker=worker,
                 force=self.force,
             )
@@ -169,7 +169,7 @@ def _training_data(data: Data) -> TrainingData | list[TrainingData]:
 
 
 def _runtime(
-    bench: Bench, taken: Taken, config: TrainConfig, classes: int, tick: Tick
+    bench: Bench, taken: Taken, config: TrainConfig, classes: int, tick: ProgressCallback
 ) -> RuntimeConfig:
     """How this trial computes. Whoever takes it over keeps that; precision and layout are measured
     once per study, device type, architecture and size: each changes the bits of a result."""

@@ -11,7 +11,7 @@ from hpo.definition.config import TrainConfig
 from hpo.definition.data import DataConfig
 from hpo.definition.starter import starter
 from hpo.definition.studyfile import parse_study
-from hpo.engine.csv_data import list_csv, look, read_rows
+from hpo.engine.csv_data import list_csv, read_rows, summarize_csv
 from hpo.engine.datasets import describe, open_data, open_test
 from hpo.errors import ConfigError, DataError
 from hpo.paths import Home
@@ -268,7 +268,7 @@ def test_a_first_study_file_of_a_csv_works(
 ) -> None:
     listed(root)
     monkeypatch.chdir(root)
-    text = starter(Path("labels.csv"), look(Path("labels.csv")))
+    text = starter(Path("labels.csv"), summarize_csv(Path("labels.csv")))
     file = parse_study(text, "labels.toml")
     assert file.name == "labels"
     assert f"labels = '{root}/labels.csv'" in text or f'labels = "{root}/labels.csv"' in text

@@ -83,13 +83,13 @@ def test_what_was_seen_is_remembered_by_content(
 ) -> None:
     first = examine_data(config(root), home.cache)
     seen: list[str] = []
-    look = cache_module.look_at
+    look = cache_module.inspect_image
 
     def noting(source: Any, name: str, max_pixels: int) -> Any:
         seen.append(name)
         return look(source, name, max_pixels)
 
-    monkeypatch.setattr(cache_module, "look_at", noting)
+    monkeypatch.setattr(cache_module, "inspect_image", noting)
     (root / "train/class0/0000.png").rename(root / "train/class0/moved.png")
     assert examine_data(config(root), home.cache) == first
     assert seen == []

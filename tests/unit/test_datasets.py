@@ -27,7 +27,7 @@ from hpo.engine import cache as cache_module
 from hpo.engine import datasets, images
 from hpo.engine.cache import Index
 from hpo.engine.datasets import concat, describe, open_data, open_test
-from hpo.engine.split import Item, limited, split
+from hpo.engine.split import Item, limit_items, split
 from hpo.errors import DataError, DiskFull
 from tests.images import make_folder, picture
 
@@ -49,9 +49,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def noting(source: Any, name: str, sizing: Any) -> tuple[Image.Image, images.Form]:
         names.append(name)
-        return images.decode_known(source, name, sizing)
+        return images.decode_with_form(source, name, sizing)
 
-    monkeypatch.setattr(cache_module, "decode_known", noting)
+    monkeypatch.setattr(cache_module, "decode_with_form", noting)
     return names
 
 
@@ -186,11 +186,11 @@ def test_where_every_file_has_a_copy_each_part_still_gets_some() -> None:
 )
 def test_limited_keeps_proportions(limit: int, wanted: list[int]) -> None:
     items = _items(" ".join([f"a{i}" for i in range(40)] + [f"b{i}" for i in range(4)]))
-    kept = limited(items, limit, 0)
+    kept = limit_items(items, limit, 0)
     assert [sum(item.label == label for item in kept) for label in (0, 1)] == wanted
     assert kept == [item for item in items if item in kept]
     if limit < 44:
-        assert kept != limited(items, limit, 1) or limit == 43
+        assert kept != limit_items(items, limit, 1) or limit == 43
 
 
 def test_limit_train_decodes_only_its_part(root: Path, store: Path, decoded: list[str]) -> None:
@@ -533,8 +533,8 @@ def test_identities_are_known_without_another_look(
     data = open_data(_config(root, cache_limit_gb=limit, loader_workers=0), store)
     both = concat(data.train, data.val)
     expected = tuple(images.array_digest(both.pixels(i)) for i in range(len(both)))
-    monkeypatch.delattr(images.Mapped, "pixels")
-    monkeypatch.delattr(images.Streamed, "pixels")
+    monkeypatch.delattr(images.MemmapImages, "pixels")
+    monkeypatch.delattr(images.StreamedImages, "pixels")
     again = open_data(_config(root, cache_limit_gb=limit, loader_workers=0), store)
     assert concat(again.train, again.val).identities == expected
     assert len(set(expected)) == len(expected) - 1

@@ -12,7 +12,7 @@ from PIL import Image
 from hpo.definition.data import DataConfig
 from hpo.engine import images
 from hpo.engine.datasets import describe
-from hpo.engine.folders import EXTENSIONS, folder_to_test, list_folder, look, part_named
+from hpo.engine.folders import EXTENSIONS, folder_to_test, list_folder, parse_part, summarize_folder
 from hpo.errors import DataError
 
 NFC, NFD = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
@@ -54,13 +54,13 @@ def test_names_of_parts(tmp_path: Path, names: str, parts: str) -> None:
     assert listing.classes == ("a", "b")
     assert sorted(listing.parts) == sorted(parts.split())
     assert listing.warnings == []
-    found = look(tmp_path)
+    found = summarize_folder(tmp_path)
     assert (found.classes, found.images, set(found.parts)) == (2, 8, set(parts.split()))
 
 
 @pytest.mark.parametrize("name", ["trainer", "contest", "images", "data", "set", "valley", "testy"])
 def test_names_that_are_no_parts(name: str) -> None:
-    assert part_named(name) is None
+    assert parse_part(name) is None
 
 
 def test_folders_that_hold_the_same_are_parts_and_refused(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_class_may_be_called_like_a_part(tmp_path: Path, name: str) -> None:
     assert listing.warnings == [
         f"{name}/ holds no folders: taken for a class; as a part it needs one per class"
     ]
-    assert look(tmp_path).classes == 3
+    assert summarize_folder(tmp_path).classes == 3
     assert folder_to_test(tmp_path) == tmp_path
 
 
@@ -109,7 +109,7 @@ def test_a_part_beside_classes_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match=rf"{name}/ beside cat/ and dog/, which means the {name} p"):
         list_folder(tmp_path)
     with pytest.raises(DataError, match=f"or rename {name}/ if it is a class"):
-        look(tmp_path)
+        summarize_folder(tmp_path)
 
 
 def test_what_stands_beside_the_parts_is_told(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_a_folder_of_heic_says_so(tmp_path: Path) -> None:
     make(tmp_path, "a", "b", "c")
     for file in (tmp_path / "c").iterdir():
         file.rename(file.with_suffix(".heic"))
-    for use in (list_folder, look, counts):
+    for use in (list_folder, summarize_folder, counts):
         with pytest.raises(DataError, match=r"c: no images \(4 files left out: 4 \.heic \(convert"):
             use(tmp_path)
 
@@ -239,7 +239,7 @@ def test_a_first_look_gives_the_answer_of_the_loader(
 ) -> None:
     spoil(tmp_path)
     answers = set()
-    for use in (list_folder, look, counts):
+    for use in (list_folder, summarize_folder, counts):
         with pytest.raises(DataError) as caught:
             use(tmp_path)
         answers.add(str(caught.value))

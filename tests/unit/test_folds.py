@@ -23,7 +23,7 @@ from hpo.engine import learner, train
 from hpo.engine.checkpoint import Checkpoint
 from hpo.engine.datasets import Images, describe, open_data, open_test
 from hpo.engine.networks import combined, of_fold
-from hpo.engine.split import Item, fold
+from hpo.engine.split import Item, make_folds
 from hpo.engine.train import EpochResult, TrainingData
 from hpo.errors import Damaged, DataError, Interrupted, TrialFailed
 from hpo.paths import Home
@@ -207,11 +207,13 @@ def test_folds_are_even_and_depend_on_contents_alone(
     contents: list[tuple[int, int]], folds: int, seed: int
 ) -> None:
     items = [Item(f"{i}", label, f"{label} {c}") for i, (label, c) in enumerate(contents)]
-    found = fold(items, folds, seed)
+    found = make_folds(items, folds, seed)
     assert sorted(one.name for part in found for one in part) == sorted(one.name for one in items)
     digests = [{item.digest for item in part} for part in found]
     assert sum(map(len, digests)) == len(set().union(*digests))  # none in two folds
-    renamed = fold([Item(f"x{n.name}", n.label, n.digest) for n in reversed(items)], folds, seed)
+    renamed = make_folds(
+        [Item(f"x{n.name}", n.label, n.digest) for n in reversed(items)], folds, seed
+    )
     assert [{item.digest for item in part} for part in renamed] == digests
     sizes = Counter(item.digest for item in items)
     for label in {item.label for item in items}:

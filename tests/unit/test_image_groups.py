@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from hpo.definition.config import TrainConfig
 from hpo.definition.data import DataConfig
 from hpo.engine.datasets import describe, open_data, open_test
-from hpo.engine.groups import united
-from hpo.engine.split import Item, deal, fold
+from hpo.engine.groups import merge_groups
+from hpo.engine.split import Item, make_folds, split_groups
 from hpo.errors import ConfigError, DataError
 from tests.images import make_folder, picture
 
@@ -32,7 +32,7 @@ groups."""
 def grouped(images: list[tuple[int, int, int]], named: str = "{}") -> list[Item]:
     items = [Item(named.format(i), label, f"{c}") for i, (label, c, _) in enumerate(images)]
     groups = {named.format(i): named.format(f"g{group}") for i, (*_, group) in enumerate(images)}
-    return united({"all": items}, [groups])["all"]
+    return merge_groups({"all": items}, [groups])["all"]
 
 
 @given(IMAGES, st.integers(0, 5), st.booleans())
@@ -41,7 +41,9 @@ def test_neither_groups_nor_contents_are_parted(
     images: list[tuple[int, int, int]], seed: int, folded: bool
 ) -> None:
     items = grouped(images)
-    parts = fold(items, 3, seed) if folded else list(deal(items, SHARES, seed).values())
+    parts = (
+        make_folds(items, 3, seed) if folded else list(split_groups(items, SHARES, seed).values())
+    )
     assert sorted(one.name for part in parts for one in part) == sorted(one.name for one in items)
     for facts in (
         [{images[int(one.name)][2] for one in part} for part in parts],
@@ -58,8 +60,8 @@ def test_neither_groups_nor_contents_are_parted(
 @given(IMAGES, st.integers(0, 5))
 @settings(max_examples=50, deadline=None)
 def test_names_do_not_matter(images: list[tuple[int, int, int]], seed: int) -> None:
-    one = deal(grouped(images), SHARES, seed)
-    other = deal(grouped(images, "x{}/y")[::-1], SHARES, seed)
+    one = split_groups(grouped(images), SHARES, seed)
+    other = split_groups(grouped(images, "x{}/y")[::-1], SHARES, seed)
     for part, items in one.items():
         assert sorted((i.label, i.digest) for i in items) == sorted(
             (i.label, i.digest) for i in other[part]
@@ -83,27 +85,29 @@ def test_every_class_is_in_every_part_if_that_can_be(patients: list[set[int]], s
         for way in ways
     )  # fmt: skip
     if can:
-        for parts in (fold(items, 3, seed), list(deal(items, SHARES, seed).values())):
+        for parts in (make_folds(items, 3, seed), list(split_groups(items, SHARES, seed).values())):
             assert all({one.label for one in part} == classes for part in parts)
 
 
 def test_groups_of_equal_size_are_divided_as_asked_for() -> None:
     items = grouped([(g % 2, 10 * g + i, g) for g in range(100) for i in range(10)])
     counts = {part: Counter(one.label for one in found)
-              for part, found in deal(items, SHARES, 0).items()}  # fmt: skip
+              for part, found in split_groups(items, SHARES, 0).items()}  # fmt: skip
     for label in (0, 1):
         assert [counts[part][label] for part in SHARES] == pytest.approx([350, 75, 75], abs=10)
-    moved = deal(items, SHARES, 1)
-    assert {one.name for one in moved["val"]} != {one.name for one in deal(items, SHARES, 0)["val"]}
+    moved = split_groups(items, SHARES, 1)
+    assert {one.name for one in moved["val"]} != {
+        one.name for one in split_groups(items, SHARES, 0)["val"]
+    }
 
 
 def test_what_two_relations_connect_is_one() -> None:
     items = [Item("a", 0, "1"), Item("b", 0, "2"), Item("c", 1, "2"), Item("d", 1, "3"),
              Item("e", 1, "4")]  # fmt: skip
-    (found,) = united({"all": items}, [{"a": "p", "b": "p"}, {"c": "p", "d": "p"}]).values()
+    (found,) = merge_groups({"all": items}, [{"a": "p", "b": "p"}, {"c": "p", "d": "p"}]).values()
     assert len({one.key for one in found[:4]}) == 1  # a-b by a group, b-c by content, c-d
     assert found[4].key != found[0].key
-    assert united({"all": items}, [{}, {}]) == {"all": items}
+    assert merge_groups({"all": items}, [{}, {}]) == {"all": items}
 
 
 def _config(root: Path, **values: Any) -> DataConfig:

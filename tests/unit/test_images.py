@@ -15,9 +15,17 @@ import pytest
 from PIL import Image, ImageOps
 
 from hpo.definition.data import DataConfig
-from hpo.engine.datasets import FolderSource, open_data
-from hpo.engine.images import Form, Sizing, decode, decode_known, image_digest, open_file, to_rgb
-from hpo.engine.stanford_cars import BoxSource
+from hpo.engine.datasets import FolderReader, open_data
+from hpo.engine.images import (
+    Form,
+    Sizing,
+    decode,
+    decode_with_form,
+    image_digest,
+    open_file,
+    to_rgb,
+)
+from hpo.engine.stanford_cars import BoxReader
 from hpo.errors import ConfigError, DataError
 from tests.images import make_folder, picture
 
@@ -29,7 +37,7 @@ def sizing(side: int = 4, **values: Any) -> Sizing:
 
 
 def read(file: Path, **values: Any) -> tuple[Image.Image, Form]:
-    return decode_known(FolderSource(file.parent), file.name, sizing(**values))
+    return decode_with_form(FolderReader(file.parent), file.name, sizing(**values))
 
 
 def corners(image: Image.Image) -> list[tuple[int, ...]]:
@@ -142,7 +150,7 @@ def test_a_box_is_of_the_stored_pixels_and_what_is_cut_out_is_turned(tmp_path: P
     exif = Image.Exif()
     exif[0x0112] = 6
     marked().save(tmp_path / "x.jpg", exif=exif, **OPTIONS["jpg"])
-    source = BoxSource(tmp_path, 10**6, {"x.jpg": ((0, 0, 3, 4), "a.mat")})
+    source = BoxReader(tmp_path, 10**6, {"x.jpg": ((0, 0, 3, 4), "a.mat")})
     shown = decode(source, "x.jpg", sizing(side=3))
     assert shown.size == (4, 3)
     assert corners(shown) == [COLOURS[one] for one in "wrrw"]

@@ -16,7 +16,7 @@ from PIL import Image, ImageEnhance
 from hpo.definition.data import DataConfig
 from hpo.engine import near
 from hpo.engine.datasets import describe, open_data, open_test
-from hpo.engine.near import clusters, perceptual_hash
+from hpo.engine.near import cluster_hashes, perceptual_hash
 
 SIZE = (60, 45)
 
@@ -69,7 +69,7 @@ def test_clusters_are_those_of_all_pairs(
 ) -> None:
     values = [value for _, value in bases]
     values += [values[i % len(bases)] ^ sum(1 << bit for bit in bits) for i, bits in copies]
-    labels = clusters(np.array(values, np.uint64), most)
+    labels = cluster_hashes(np.array(values, np.uint64), most)
     expected = list(range(len(values)))
     for i, one in enumerate(values):
         for j, other in enumerate(values[:i]):
@@ -86,7 +86,7 @@ def test_many_hashes_are_compared_quickly() -> None:
     values = rng.integers(0, 2**64, 50_000, np.uint64)
     values[25_000:] = values[:25_000] ^ np.uint64(1 << 40)
     began = time.perf_counter()
-    labels = clusters(values, 6)
+    labels = cluster_hashes(values, 6)
     assert len(np.unique(labels)) == 25_000
     assert (labels[25_000:] == labels[:25_000]).all()
     assert time.perf_counter() - began < 60  # all pairs one by one would take hours

@@ -12,7 +12,7 @@ from torch import nn
 from hpo.definition.retrieval import RETRIEVED
 from hpo.engine import cache as caching
 from hpo.engine import features, images
-from hpo.engine.images import Mapped
+from hpo.engine.images import MemmapImages
 from hpo.engine.retrieval import Index
 from hpo.engine.tracing import MORE
 from hpo.paths import Home
@@ -83,9 +83,9 @@ class Seen:
         self.pictures = self.convolutions = 0
         monkeypatch.setattr(images, "decode", self._watched(images.decode))
         for module in (images, caching):
-            monkeypatch.setattr(module, "decode_known", self._watched(images.decode_known))
+            monkeypatch.setattr(module, "decode_with_form", self._watched(images.decode_with_form))
         for name in ("pixels", "stacked"):
-            monkeypatch.setattr(Mapped, name, self._watched(getattr(Mapped, name)))
+            monkeypatch.setattr(MemmapImages, name, self._watched(getattr(MemmapImages, name)))
 
     def _watched(self, original: Any) -> Any:
         def watched(*args: Any) -> Any:

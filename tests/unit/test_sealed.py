@@ -17,11 +17,11 @@ from hpo.definition.config import TrainConfig
 from hpo.definition.data import DataConfig
 from hpo.definition.studyfile import StudyFile
 from hpo.engine import datasets
-from hpo.engine.datasets import DigitsSource, FolderSource, open_data, open_test
+from hpo.engine.datasets import DigitsReader, FolderReader, open_data, open_test
 from hpo.engine.images import Images
-from hpo.engine.own_data import OwnSource
-from hpo.engine.stanford_cars import BoxSource
-from hpo.engine.torchvision_sets import ArraySource
+from hpo.engine.own_data import UserReader
+from hpo.engine.stanford_cars import BoxReader
+from hpo.engine.torchvision_sets import ArrayReader
 from hpo.errors import DataError
 from hpo.paths import Home
 from hpo.search.status import read_status
@@ -103,7 +103,7 @@ def test_what_a_search_gets_has_no_test_pictures() -> None:
 def opened(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Names of all pictures that are opened from now on."""
     found: set[str] = set()
-    for source in (FolderSource, DigitsSource, ArraySource, BoxSource, OwnSource):
+    for source in (FolderReader, DigitsReader, ArrayReader, BoxReader, UserReader):
 
         def spied(self: object, name: str, real: object = source.open) -> object:
             found.add(name)

@@ -28,7 +28,7 @@ from hpo.definition.studyfile import (
     load_config,
     parse_study,
 )
-from hpo.engine.folders import look
+from hpo.engine.folders import summarize_folder
 from hpo.errors import ConfigError, DataError
 
 STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("*.toml"))
@@ -502,7 +502,7 @@ class TestStarter:
                 (root / part / label).mkdir(parents=True)
                 for i in range(3):
                     Image.new("RGB", (side, side + 9)).save(root / part / label / f"{i}.png")
-        text = starter(root, look(root))
+        text = starter(root, summarize_folder(root))
         file = parse_study(text)
         assert file.name == "my-photos"
         assert file.train["data"]["root"] == str(root)
@@ -513,15 +513,15 @@ class TestStarter:
 
     def test_nothing_to_learn_from(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"no such folder; set data\.root"):
-            look(tmp_path / "none")
+            summarize_folder(tmp_path / "none")
         (tmp_path / "cat").mkdir()
         (tmp_path / "cat" / "x.jpg").touch()
         with pytest.raises(DataError, match="one class only, 'cat'; at least two folders are"):
-            look(tmp_path)
+            summarize_folder(tmp_path)
         (tmp_path / "dog").mkdir()
         (tmp_path / "dog" / "x.jpg").touch()
         with pytest.raises(DataError, match="none of the images that were tried can be read"):
-            look(tmp_path)
+            summarize_folder(tmp_path)
 
 
 def test_no_heavy_import() -> None:

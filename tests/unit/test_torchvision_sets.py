@@ -23,7 +23,7 @@ from hpo.definition.data import DataConfig
 from hpo.definition.datasets import NATIVE, TORCHVISION
 from hpo.definition.studyfile import parse_study
 from hpo.engine.datasets import describe, open_data, open_test
-from hpo.engine.torchvision_sets import KINDS, ArraySource, TorchvisionOrigin
+from hpo.engine.torchvision_sets import KINDS, ArrayReader, TorchvisionSource
 from hpo.errors import ConfigError, DataError
 from tests.formats import make_set, unchecked
 
@@ -83,8 +83,8 @@ def test_every_class_of_torchvision_that_fits_is_known() -> None:
 @pytest.mark.parametrize("name", KINDS)
 def test_pictures_and_labels_are_torchvisions(name: str, tmp_path: Path) -> None:
     root = make_set(name, tmp_path / "data")
-    origin = TorchvisionOrigin(name, root, download=False)
-    listing = origin.listing(test=True)
+    source = TorchvisionSource(name, root, download=False)
+    listing = source.listing(test=True)
     assert not listing.sealed
     assert set(listing.parts) == set(KINDS[name].splits)
     for part, items in listing.parts.items():
@@ -93,7 +93,7 @@ def test_pictures_and_labels_are_torchvisions(name: str, tmp_path: Path) -> None
         for i, (item, label) in enumerate(items):
             image, truth = theirs[i]
             assert label == truth
-            with origin.source.open(item) as ours:
+            with source.reader.open(item) as ours:
                 assert ours.convert("RGB").tobytes() == image.convert("RGB").tobytes()
         if hasattr(theirs, "classes"):
             assert listing.classes == tuple(theirs.classes)
@@ -128,10 +128,10 @@ def test_streamed_pictures_are_the_same(tmp_path: Path) -> None:
     streamed = open_data(config("cifar10", root, cache_limit_gb=0.0), tmp_path / "none").train
     assert streamed.streamed
     elsewhere = pickle.loads(pickle.dumps(streamed))
-    assert not elsewhere.source.arrays
+    assert not elsewhere.reader.arrays
     for i in (0, 7):
         assert (elsewhere.pixels(i) == kept.pixels(i)).all()
-    assert isinstance(elsewhere.source, ArraySource)
+    assert isinstance(elsewhere.reader, ArrayReader)
 
 
 def test_sizes_are_the_data_sets_own() -> None:
@@ -302,12 +302,12 @@ def test_the_default_folder_is_found_from_everywhere(
 
 def test_digests_of_arrays_follow_their_contents(tmp_path: Path) -> None:
     root = make_set("mnist", tmp_path / "data")
-    origin = TorchvisionOrigin("mnist", root, download=False)
-    names = [name for name, _ in origin.listing(test=False).parts["train"]]
-    digests = origin.digests(names, None)
-    source = origin.source
-    assert isinstance(source, ArraySource)
-    pixels = {digests[name]: source.pixels(name) for name in names}
+    source = TorchvisionSource("mnist", root, download=False)
+    names = [name for name, _ in source.listing(test=False).parts["train"]]
+    digests = source.digests(names, None)
+    reader = source.reader
+    assert isinstance(reader, ArrayReader)
+    pixels = {digests[name]: reader.pixels(name) for name in names}
     assert len(pixels) == len(names)
-    source.arrays["train"] = np.repeat(source.arrays["train"][:1], len(names), 0)
-    assert len(set(origin.digests(names, None).values())) == 1
+    reader.arrays["train"] = np.repeat(reader.arrays["train"][:1], len(names), 0)
+    assert len(set(source.digests(names, None).values())) == 1
