@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -11,9 +14,7 @@ from hpo import __version__
 from hpo.cli.options import Artifacts, Storage
 from hpo.errors import InputError
 from hpo.paths import Home
-
-if TYPE_CHECKING:
-    from hpo.workers.kubernetes import Order
+from hpo.workers.kubernetes import LABEL, QUANTITY, job_name, manifests, require_name
 
 THIS_HOST = ("localhost", "127.0.0.1", "::1")
 NEXT = """\
@@ -27,37 +28,40 @@ NEXT = """\
 """
 
 
-def manifest(
+@dataclass(frozen=True)
+class ManifestOptions:
+    """The options of `hpo manifest`. Raises InputError for what Kubernetes would refuse."""
+
     study: Annotated[
         str,
         typer.Argument(
             metavar="STUDY",
             help="Name of the study, or a study file (.toml), which makes the study if it is new.",
         ),
-    ],
-    workers: Annotated[int, typer.Option(metavar="N", min=1, max=10_000, help="Pods.")] = 1,
+    ]
+    workers: Annotated[int, typer.Option(metavar="N", min=1, max=10_000, help="Pods.")] = 1
     image: Annotated[
         str, typer.Option(metavar="IMAGE", help="What the Dockerfile makes, where pods find it.")
-    ] = f"hpo:{__version__}",
-    namespace: Annotated[
-        str | None, typer.Option(metavar="NAME", show_default="kubectl's own")
-    ] = None,
-    cpus: Annotated[int, typer.Option(metavar="N", min=1, help="Processors of each worker.")] = 2,
+    ] = f"hpo:{__version__}"
+    namespace: Annotated[str | None, typer.Option(metavar="NAME", show_default="kubectl's own")] = (
+        None
+    )
+    cpus: Annotated[int, typer.Option(metavar="N", min=1, help="Processors of each worker.")] = 2
     memory: Annotated[
         str, typer.Option(metavar="SIZE", help="Memory of each worker, 1 GiB of it for batches.")
-    ] = "4Gi",
+    ] = "4Gi"
     gpus: Annotated[
         int, typer.Option(metavar="N", min=0, max=1, help="GPUs of each worker: 0 or 1.")
-    ] = 0,
+    ] = 0
     data_claim: Annotated[
         str | None,
         typer.Option(
             metavar="NAME", help="Claim with the images, mounted read-only.", show_default="none"
         ),
-    ] = None,
+    ] = None
     data_path: Annotated[
         str, typer.Option(metavar="DIR", help="Where it is mounted: `data/` of a study file.")
-    ] = "/srv/hpo/data",
+    ] = "/srv/hpo/data"
     home_claim: Annotated[
         str | None,
         typer.Option(
@@ -66,8 +70,8 @@ def manifest(
             "another pod from its last epoch.",
             show_default="none: such a trial begins anew, unless there are artifacts",
         ),
-    ] = None,
-    artifacts: Artifacts = None,
+    ] = None
+    artifacts: Artifacts = None
     artifacts_secret: Annotated[
         str | None,
         typer.Option(
@@ -76,15 +80,36 @@ def manifest(
             "AWS_ACCESS_KEY_ID.",
             show_default="none",
         ),
-    ] = None,
+    ] = None
     storage_secret: Annotated[
         str, typer.Option(metavar="NAME", help="Secret with the database's `password`.")
-    ] = "hpo-storage",
+    ] = "hpo-storage"
     dashboard_secret: Annotated[
         str, typer.Option(metavar="NAME", help="Secret with `password` and `token`.")
-    ] = "hpo-dashboard",
-    storage: Storage = None,
-) -> None:
+    ] = "hpo-dashboard"
+    storage: Storage = None
+
+    def __post_init__(self) -> None:
+        require_name("--namespace", self.namespace, LABEL)
+        for name in ("data_claim", "home_claim", "artifacts_secret", "storage_secret",
+                     "dashboard_secret"):  # fmt: skip
+            require_name(f"--{name.replace('_', '-')}", getattr(self, name))
+        if not QUANTITY.fullmatch(self.memory):
+            raise InputError(f"--memory {self.memory!r}: a number and a unit, such as 4Gi or 500Mi")
+        if not self.data_path.startswith("/") or ":" in self.data_path:
+            raise InputError(
+                f"--data-path {self.data_path!r}: an absolute path, such as /srv/hpo/data"
+            )
+        if self.artifacts is not None and "://" not in self.artifacts:
+            raise InputError(
+                f"--artifacts {self.artifacts!r}: pods see no folder of this machine; a URL, "
+                "such as s3://BUCKET/FOLDER (a volume of the cluster: --home-claim)"
+            )
+        if not self.image or re.search(r"\s", self.image):
+            raise InputError(f"--image {self.image!r}: the name of an image, such as hpo:1.0")
+
+
+def manifest(**given: Any) -> None:
     """Print what runs a study on Kubernetes: an Indexed Job of workers, a dashboard and its
     service.
 
@@ -95,28 +120,16 @@ def manifest(
     postgresql+psycopg://hpo@database/hpo
     """
     from hpo.storage.artifacts import normal
-    from hpo.workers.kubernetes import Order, job_name, manifests
 
-    name, source = _study(study)
-    order = Order(
-        study=name,
-        source=source,
-        storage=_reachable(storage),
-        workers=workers,
-        image=image,
-        namespace=namespace,
-        cpus=cpus,
-        memory=memory,
-        gpus=gpus,
-        data_claim=data_claim,
-        data_path=data_path,
-        home_claim=home_claim,
-        artifacts=normal(artifacts) if artifacts else None,
-        artifacts_secret=artifacts_secret,
-        storage_secret=storage_secret,
-        dashboard_secret=dashboard_secret,
-    )
-    typer.echo(_comment(order, job_name(name)) + _yaml(manifests(order)), nl=False)
+    name, source = _study(given["study"])
+    if given["artifacts"]:
+        given["artifacts"] = normal(given["artifacts"])
+    options = ManifestOptions(**given | {"study": name, "storage": _reachable(given["storage"])})
+    typer.echo(_comment(options) + _yaml(manifests(vars(options) | {"source": source})), nl=False)
+
+
+# One parameter of the command for each field.
+manifest.__signature__ = inspect.signature(ManifestOptions, eval_str=True)  # type: ignore[attr-defined]
 
 
 def _study(study: str) -> tuple[str, str | None]:
@@ -148,13 +161,13 @@ def _reachable(storage: str | None) -> str:
     return for_others(url)
 
 
-def _comment(order: Order, job: str) -> str:
+def _comment(options: ManifestOptions) -> str:
     return NEXT.format(
-        study=order.study,
-        namespace=f" --namespace {order.namespace}" if order.namespace else "",
-        storage=order.storage_secret,
-        dashboard=order.dashboard_secret,
-        job=job,
+        study=options.study,
+        namespace=f" --namespace {options.namespace}" if options.namespace else "",
+        storage=options.storage_secret,
+        dashboard=options.dashboard_secret,
+        job=job_name(options.study),
     )
 
 

@@ -12,16 +12,18 @@ import pytest
 import yaml
 
 from hpo.cli.main import main
+from hpo.cli.manifest import ManifestOptions
 from hpo.definition.studyfile import StudyFile
 from hpo.errors import InputError
-from hpo.workers.kubernetes import LABEL, LONGEST_NAME, Order, job_name, manifests
+from hpo.workers import kubernetes
+from hpo.workers.kubernetes import LABEL, LONGEST_NAME, job_name
 from tests.deployment import ROOT, parse
 
 URL = "postgresql+psycopg://hpo@database/hpo"
-PLAIN = Order(study="digits", storage=URL, image="hpo:1")
+PLAIN = ManifestOptions(study="digits", storage=URL, image="hpo:1")
+DIGITS = ROOT / "studies" / "digits.toml"
 FULL = replace(
     PLAIN,
-    source=(ROOT / "studies" / "digits.toml").read_text(encoding="utf-8"),
     workers=4,
     namespace="ml",
     cpus=8,
@@ -34,18 +36,26 @@ FULL = replace(
 )
 
 
-def objects(order: Order) -> dict[str, Any]:
+def manifests(options: ManifestOptions) -> list[dict[str, Any]]:
+    """PLAIN is of a study by its name, FULL of one by its file."""
+    source = DIGITS.read_text(encoding="utf-8") if options.workers > 1 else None
+    return kubernetes.manifests(vars(options) | {"source": source})
+
+
+def objects(options: ManifestOptions) -> dict[str, Any]:
     """By kind."""
-    return {one["kind"]: one for one in manifests(order)}
+    return {one["kind"]: one for one in manifests(options)}
 
 
-def worker(order: Order) -> Any:
-    return objects(order)["Job"]["spec"]["template"]["spec"]
+def worker(options: ManifestOptions) -> Any:
+    return objects(options)["Job"]["spec"]["template"]["spec"]
 
 
-@pytest.mark.parametrize("order", [PLAIN, FULL, replace(PLAIN, study="Ab._c")], ids=["1", "2", "3"])
-def test_manifests_are_valid(order: Order) -> None:
-    for one in manifests(order):
+@pytest.mark.parametrize(
+    "options", [PLAIN, FULL, replace(PLAIN, study="Ab._c")], ids=["1", "2", "3"]
+)
+def test_manifests_are_valid(options: ManifestOptions) -> None:
+    for one in manifests(options):
         kubernetes_validate.validate(one, kubernetes_validate.latest_version(), strict=True)
 
 
@@ -73,12 +83,12 @@ def test_the_end_of_a_pod_means_what_its_exit_code_says() -> None:
     }
 
 
-@pytest.mark.parametrize("order", [PLAIN, FULL], ids=["plain", "full"])
-def test_commands_parse_and_variables_are_explained(order: Order) -> None:
+@pytest.mark.parametrize("options", [PLAIN, FULL], ids=["plain", "full"])
+def test_commands_parse_and_variables_are_explained(options: ManifestOptions) -> None:
     page = (ROOT / "docs" / "many-machines.md").read_text(encoding="utf-8")
     explained = set(re.findall(r"^\| `(\w+)`", page, re.MULTILINE))
     for kind in ("Job", "Deployment"):
-        pod = objects(order)[kind]["spec"]["template"]["spec"]
+        pod = objects(options)[kind]["spec"]["template"]["spec"]
         for container in (*pod["initContainers"], *pod["containers"]):
             parse(container["args"])
             assert {one["name"] for one in container["env"]} <= explained
@@ -176,14 +186,13 @@ def test_the_command_prints_yaml_without_the_password(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HPO_STORAGE", URL.replace("@", ":geheim@"))
-    study = str(ROOT / "studies" / "digits.toml")
-    code, out, err = said(capsys, study)
+    study = str(DIGITS)
+    code, out, err = said(capsys, study, "--workers", "2")
     assert (code, err) == (0, "")
     assert "geheim" not in out
     read = list(yaml.safe_load_all(out))
-    source = Path(study).read_text(encoding="utf-8")
     image = read[1]["spec"]["template"]["spec"]["containers"][0]["image"]
-    assert read == manifests(replace(PLAIN, source=source, image=image))
+    assert read == manifests(replace(PLAIN, workers=2, image=image))
     assert "kubectl create secret generic hpo-storage --from-file=password=secrets/database" in out
 
 
