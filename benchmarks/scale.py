@@ -55,7 +55,7 @@ from hpo.storage.leases import Taken
 from hpo.storage.optuna_rdb import FencedStorage, add_waiting
 from hpo.workers.signals import stop_on_signal
 from hpo.workers.worker import Progress, Worker
-from tests.process.swarm import forked
+from tests.harness.swarm import forked
 
 EPOCHS = 5
 GROWTH_WORKERS = 8

@@ -10,7 +10,7 @@ import psutil
 import sqlalchemy as sa
 
 from hpo.storage.db import connect_args
-from tests.servers import Postgres
+from tests.harness.servers import Postgres
 
 MAX_CONNECTIONS = 400
 

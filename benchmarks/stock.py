@@ -4,7 +4,7 @@ heartbeat, stale trials tried again, a callback that ends at so many complete tr
     python -m benchmarks.stock SCENE URL [TIMES]
 
 A scene acts on the empty database at URL, and prints one JSON object, as those of
-`tests.process.faults` do for hpo.
+`tests.harness.faults` do for hpo.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.study import MaxTrialsCallback
 from optuna.trial import TrialState
 
-from tests.process.races import PROCESSES, TRIALS, emptied
-from tests.process.scene import Scene, run_scene, together
-from tests.process.scenes import until
-from tests.process.swarm import Child, forked
-from tests.servers import Postgres
+from tests.harness.races import PROCESSES, TRIALS, emptied
+from tests.harness.scene import Scene, run_scene, together
+from tests.harness.scenes import until
+from tests.harness.servers import Postgres
+from tests.harness.swarm import Child, forked
 
 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
 optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -22,8 +22,8 @@ import hpo.files
 import hpo.redaction
 from hpo.paths import Home
 from hpo.storage.db import Database, connect
-from tests.mariadb import MariaDB, mariadb
-from tests.servers import new_database, postgres, s3, s3_server
+from tests.harness.mariadb import MariaDB, mariadb
+from tests.harness.servers import new_database, postgres, s3, s3_server
 
 __all__ = ["mariadb", "postgres", "s3", "s3_server"]
 
@@ -33,15 +33,12 @@ SERVERS = {"postgres", "mariadb", "s3", "s3_server"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs a server, processes of its own or a browser, so that `pytest` alone leaves it
-    to `make test-all` (see `addopts`)."""
+    """Mark what needs a server, so that `pytest` leaves it to `make test-all` (see `addopts`)."""
     for item in items:
         case = getattr(getattr(item, "callspec", None), "id", "")
         fixtures = set(getattr(item, "fixturenames", ()))
         if fixtures & SERVERS or {"postgresql", "mysql"} & set(case.split("-")):
             item.add_marker("server")
-        if item.path.parent.name == "process":
-            item.add_marker("process")
 
 
 @pytest.fixture(autouse=True)
@@ -107,7 +104,7 @@ def database(url: str) -> Iterator[Database]:
 
 
 NETS = """
-from tests import networks
+from tests.harness import networks
 
 
 def build(classes, image_size, name):
@@ -118,7 +115,7 @@ def build(classes, image_size, name):
 @pytest.fixture
 def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """In the working directory a module of the user's that makes the networks of
-    `tests.networks`."""
+    `tests.harness.networks`."""
     (tmp_path / "nets.py").write_text(NETS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))

@@ -16,7 +16,7 @@ import pytest
 from hpo.search.status import read_status
 from hpo.storage import records
 from hpo.storage.db import Database, connect
-from tests.process.test_scenes import check_exact, computed_twice
+from tests.integration.test_scenes import check_exact, computed_twice
 
 STUDY = Path(__file__).parents[2] / "studies" / "digits.toml"
 DEADLINE_S = 240.0

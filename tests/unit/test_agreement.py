@@ -25,9 +25,9 @@ from hpo.search.status import read_status
 from hpo.search.study import Study
 from hpo.storage import records
 from hpo.storage.db import Database, connect
-from tests.commands import Hpo, calls
-from tests.fakes import study_file
-from tests.searches import TINY
+from tests.harness.commands import Hpo, calls
+from tests.harness.fakes import study_file
+from tests.harness.searches import TINY
 
 LOSS = """
 from torch.nn import functional

@@ -15,9 +15,9 @@ from hpo.search import mirror
 from hpo.search import study as studies
 from hpo.search.status import read_status
 from hpo.storage.db import Database, connect
-from tests.commands import Hpo, calls
-from tests.fakes import study_file
-from tests.searches import TINY, search
+from tests.harness.commands import Hpo, calls
+from tests.harness.fakes import study_file
+from tests.harness.searches import TINY, search
 
 STUDY = '[study]\nname = "toy"\ntrials = 4\npruner = "none"\n[space]\noptimizer.lr = [0.1, 0.2]\n'
 

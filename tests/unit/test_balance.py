@@ -25,8 +25,8 @@ from hpo.engine.train import TrainingData, train
 from hpo.errors import ConfigError
 from hpo.paths import Home
 from hpo.results.check import check
-from tests.fakes import study_file
-from tests.images import make_folder, picture
+from tests.harness.fakes import study_file
+from tests.harness.images import make_folder, picture
 
 CPU = torch.device("cpu")
 COUNTS = (40, 8, 4)

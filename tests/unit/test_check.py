@@ -23,9 +23,9 @@ from hpo.paths import Home
 from hpo.results import check as checks
 from hpo.results.check import CheckResult, check
 from hpo.results.estimate import Cost, duration
-from tests.fakes import study_file
-from tests.images import make_folder
-from tests.searches import TINY
+from tests.harness.fakes import study_file
+from tests.harness.images import make_folder
+from tests.harness.searches import TINY
 
 
 def examined(file: StudyFile, home: Home, **options: Any) -> CheckResult:

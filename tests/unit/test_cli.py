@@ -26,8 +26,8 @@ from hpo.storage import leases
 from hpo.storage.db import Database, connect
 from hpo.storage.optuna_rdb import FencedStorage
 from hpo.workers.worker import Worker
-from tests.fakes import InstantTrials, study_file
-from tests.filled import Trial, fill
+from tests.harness.fakes import InstantTrials, study_file
+from tests.harness.filled import Trial, fill
 
 NAMES = [name for commands in COMMANDS.values() for name in commands]
 WHOLE_NAMES = [*NAMES, *(f"storage {name}" for name in storage.COMMANDS)]

@@ -17,9 +17,9 @@ from hpo.results.compare_figures import figures_of
 from hpo.results.comparison_page import comparison_report
 from hpo.search.status import read_status
 from hpo.storage.db import Database
-from tests.fakes import study_file
-from tests.filled import Trial, fill
-from tests.trained import pictures, tiny_config, train_run
+from tests.harness.fakes import study_file
+from tests.harness.filled import Trial, fill
+from tests.harness.trained import pictures, tiny_config, train_run
 from tests.unit.test_report import drawn, text_of
 
 SPACE = """model.architecture = ["resnet18", "small_cnn"]

@@ -28,7 +28,7 @@ from hpo.storage import leases
 from hpo.storage.db import Database
 from hpo.storage.optuna_rdb import FencedStorage
 from hpo.workers.worker import Worker
-from tests.fakes import study_file
+from tests.harness.fakes import study_file
 
 TRAIN = """epochs = 2
 [train.data]

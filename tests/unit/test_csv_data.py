@@ -18,8 +18,8 @@ from hpo.paths import Home
 from hpo.results.check import check
 from hpo.results.evaluate import evaluate_run
 from hpo.storage.db import Database
-from tests.images import make_folder
-from tests.trained import tiny_config, train_run
+from tests.harness.images import make_folder
+from tests.harness.trained import tiny_config, train_run
 from tests.unit.test_objective import search
 
 FILES = [f"class{label}/{i:04}.png" for label in range(3) for i in range(8)]

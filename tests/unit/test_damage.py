@@ -26,10 +26,10 @@ from hpo.search.study import Study
 from hpo.storage import findings
 from hpo.storage.db import Database
 from hpo.storage.findings import Finding
-from tests.commands import calls
-from tests.fakes import study_file
-from tests.searches import TINY, search
-from tests.trained import SPLITS, pictures, tiny_config, train_run
+from tests.harness.commands import calls
+from tests.harness.fakes import study_file
+from tests.harness.searches import TINY, search
+from tests.harness.trained import SPLITS, pictures, tiny_config, train_run
 
 
 def flip(path: Path, at: float = 0.5) -> None:

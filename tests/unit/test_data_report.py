@@ -22,10 +22,10 @@ from hpo.results.check import check
 from hpo.search import study as studies
 from hpo.search.agreement import keep_report, read_report
 from hpo.storage.db import Database
-from tests.fakes import study_file
-from tests.images import make_folder
-from tests.searches import TINY
-from tests.trained import tiny_config, train_run
+from tests.harness.fakes import study_file
+from tests.harness.images import make_folder
+from tests.harness.searches import TINY
+from tests.harness.trained import tiny_config, train_run
 
 
 @pytest.fixture

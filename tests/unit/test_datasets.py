@@ -29,7 +29,7 @@ from hpo.engine.cache import Index
 from hpo.engine.datasets import concat, describe, open_data, open_test
 from hpo.engine.split import Item, limit_items, split
 from hpo.errors import DataError, DiskFull
-from tests.images import make_folder, picture
+from tests.harness.images import make_folder, picture
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from hpo.results.deploy import Wanted
 from hpo.results.runs import Run, RunDir, load_run
 from hpo.results.training import as_page
 from hpo.results.training_page import training_report
-from tests.trained import pictures, tiny_config, train_run
+from tests.harness.trained import pictures, tiny_config, train_run
 
 ALL = {"model.onnx": "float32", "model-int8-dynamic.onnx": "int8 dynamic"}
 ALL["model-int8-static.onnx"] = "int8 static"

@@ -23,7 +23,7 @@ from hpo.results.page import write_report
 from hpo.results.runs import Run
 from hpo.results.training import as_page
 from hpo.results.training_page import training_report
-from tests.trained import pictures, tiny_config, train_run
+from tests.harness.trained import pictures, tiny_config, train_run
 
 DUCK = "日本語 🦆"
 CAFE = os.fsdecode(b"caf\xe9")

@@ -28,7 +28,7 @@ from hpo.storage.leases import Lease
 from hpo.storage.optuna_rdb import FencedStorage
 from hpo.storage.records import EpochRow
 from hpo.workers.worker import Worker
-from tests.fakes import study_file
+from tests.harness.fakes import study_file
 
 TRAIN = """epochs = 6
 data = {limit_train = 100}

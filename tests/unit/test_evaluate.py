@@ -28,8 +28,8 @@ from hpo.results.runs import Run
 from hpo.results.table import number
 from hpo.results.training import as_page
 from hpo.results.training_page import training_report
-from tests.images import make_folder
-from tests.trained import pictures, tiny_config, train_run
+from tests.harness.images import make_folder
+from tests.harness.trained import pictures, tiny_config, train_run
 
 
 @pytest.fixture(scope="module")

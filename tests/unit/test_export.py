@@ -19,8 +19,8 @@ from hpo.search import study as studies
 from hpo.search.status import read_status
 from hpo.storage import tables
 from hpo.storage.db import Database
-from tests.fakes import study_file
-from tests.searches import TINY, search
+from tests.harness.fakes import study_file
+from tests.harness.searches import TINY, search
 
 
 @pytest.fixture

@@ -23,8 +23,8 @@ from hpo.engine.learner import Learner, evaluate
 from hpo.engine.loader import EvalBatches
 from hpo.engine.train import EpochResult, TrainingData, train
 from hpo.errors import Interrupted
-from tests import networks
-from tests.images import make_folder, picture
+from tests.harness import networks
+from tests.harness.images import make_folder, picture
 
 CPU = torch.device("cpu")
 

@@ -32,9 +32,9 @@ from hpo.results.export import export, write_export
 from hpo.results.retrain import retrain
 from hpo.search import objective
 from hpo.storage.db import Database, connect
-from tests.fakes import study_file
-from tests.images import make_folder
-from tests.training import (
+from tests.harness.fakes import study_file
+from tests.harness.images import make_folder
+from tests.harness.training import (
     CPU,
     DATA,
     Pictures,

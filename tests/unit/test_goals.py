@@ -29,7 +29,7 @@ from hpo.results.runs import absent_classes
 from hpo.results.scores import scores
 from hpo.search.status import StudyStatus, read_status
 from hpo.storage.db import connect
-from tests.commands import Hpo, calls
+from tests.harness.commands import Hpo, calls
 
 NAMES = ("red one", "grün.x", "[b]lue")
 GOALS = """

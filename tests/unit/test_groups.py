@@ -20,8 +20,8 @@ from hpo.results.pareto import front_figure, front_table
 from hpo.results.report import study_report
 from hpo.search.status import StudyStatus, read_status
 from hpo.storage.db import Database
-from tests.fakes import study_file
-from tests.filled import Trial, fill
+from tests.harness.fakes import study_file
+from tests.harness.filled import Trial, fill
 from tests.unit.test_report import drawn, text_of
 
 BY_ARCHITECTURE = """model.architecture = ["resnet18", "small_cnn"]

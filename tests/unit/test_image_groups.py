@@ -19,7 +19,7 @@ from hpo.engine.datasets import describe, open_data, open_test
 from hpo.engine.groups import merge_groups
 from hpo.engine.split import Item, make_folds, split_groups
 from hpo.errors import ConfigError, DataError
-from tests.images import make_folder, picture
+from tests.harness.images import make_folder, picture
 
 SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
 IMAGES = st.lists(

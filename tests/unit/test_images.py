@@ -27,7 +27,7 @@ from hpo.engine.images import (
 )
 from hpo.engine.stanford_cars import BoxReader
 from hpo.errors import ConfigError, DataError
-from tests.images import make_folder, picture
+from tests.harness.images import make_folder, picture
 
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255,) * 3, (0,) * 3
 

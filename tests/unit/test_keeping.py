@@ -12,8 +12,8 @@ import pytest
 from hpo.paths import Home, files_in, folders_in
 from hpo.search import keeping
 from hpo.storage.db import Database
-from tests.fakes import study_file
-from tests.filled import Trial, fill
+from tests.harness.fakes import study_file
+from tests.harness.filled import Trial, fill
 
 
 def test_tidying_does_not_mind_that_somebody_else_was_quicker(

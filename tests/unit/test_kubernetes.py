@@ -17,7 +17,7 @@ from hpo.definition.studyfile import StudyFile
 from hpo.errors import InputError
 from hpo.workers import kubernetes
 from hpo.workers.kubernetes import LABEL, LONGEST_NAME, job_name
-from tests.deployment import ROOT, parse
+from tests.harness.deployment import ROOT, parse
 
 URL = "postgresql+psycopg://hpo@database/hpo"
 PLAIN = ManifestOptions(study="digits", storage=URL, image="hpo:1")

@@ -32,9 +32,9 @@ from hpo.workers.engines.ray import check_room
 from hpo.workers.engines.slurm import Slurm
 from hpo.workers.keeper import Duty, Keeper
 from hpo.workers.signals import stop_on_signal
-from tests.commands import Hpo, calls
-from tests.fake_engine import FakeEngine
-from tests.fakes import study_file
+from tests.harness.commands import Hpo, calls
+from tests.harness.fake_engine import FakeEngine
+from tests.harness.fakes import study_file
 
 # The fake's trials begin again where real ones go on from a checkpoint.
 pytestmark = pytest.mark.filterwarnings("ignore:The reported value is ignored")

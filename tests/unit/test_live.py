@@ -14,7 +14,7 @@ from hpo.cli.text import bar, cell, sparkline
 from hpo.errors import StorageAway
 from hpo.search.status import StudyStatus, TrialStatus
 from hpo.storage.records import AttemptRow, EpochRow, StudyRow, WorkerRow
-from tests.fakes import study_file
+from tests.harness.fakes import study_file
 
 WIDTHS = (60, 100, 140)
 

@@ -20,7 +20,7 @@ from hpo.engine.augment import mixing
 from hpo.engine.datasets import concat, open_data
 from hpo.engine.images import Images
 from hpo.engine.loader import EvalBatches, TrainBatches
-from tests.images import make_folder
+from tests.harness.images import make_folder
 
 CPU = torch.device("cpu")
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255), "device": CPU}

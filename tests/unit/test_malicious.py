@@ -48,11 +48,11 @@ from hpo.search.status import read_status
 from hpo.storage import records
 from hpo.storage.db import Database
 from hpo.storage.leases import Lease
-from tests.fakes import study_file
-from tests.filled import EVIL, Trial, fill, trained
-from tests.formats import make_cars
-from tests.images import make_folder
-from tests.trained import pictures, tiny_config, train_run
+from tests.harness.fakes import study_file
+from tests.harness.filled import EVIL, Trial, fill, trained
+from tests.harness.formats import make_cars
+from tests.harness.images import make_folder
+from tests.harness.trained import pictures, tiny_config, train_run
 
 TOUCHED = "touched"
 

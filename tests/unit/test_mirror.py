@@ -26,9 +26,9 @@ from hpo.storage.artifacts import Folder, Store
 from hpo.storage.db import Database
 from hpo.storage.leases import Lease
 from hpo.storage.records import AttemptRow, EpochRow
-from tests.fakes import study_file
-from tests.filled import Trial, fill
-from tests.searches import TINY, search
+from tests.harness.fakes import study_file
+from tests.harness.filled import Trial, fill
+from tests.harness.searches import TINY, search
 
 UUID = "0" * 32
 

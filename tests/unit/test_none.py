@@ -22,7 +22,7 @@ from hpo.results.export import export
 from hpo.search import study as studies
 from hpo.storage.db import Database
 from hpo.storage.optuna_rdb import FencedStorage
-from tests.fakes import study_file
+from tests.harness.fakes import study_file
 from tests.unit.test_objective import TRAIN, search
 
 

@@ -34,8 +34,8 @@ from hpo.storage import records
 from hpo.storage.db import Database, connect
 from hpo.storage.optuna_rdb import FencedStorage
 from hpo.workers.worker import Worker
-from tests.fakes import study_file
-from tests.filled import Trial, fill
+from tests.harness.fakes import study_file
+from tests.harness.filled import Trial, fill
 
 TRAIN = """epochs = 2
 [train.data]

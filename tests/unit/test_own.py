@@ -21,7 +21,7 @@ from hpo.engine.checkpoint import Checkpoint, best_weights, load_trained, save_w
 from hpo.engine.learner import Learner
 from hpo.engine.losses import focal, make_loss
 from hpo.errors import ConfigError
-from tests.training import CPU, assert_resumes, config, files, run
+from tests.harness.training import CPU, assert_resumes, config, files, run
 
 MINE = """
 import torch

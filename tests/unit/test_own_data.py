@@ -15,8 +15,8 @@ from hpo.definition.data import DataConfig
 from hpo.engine.datasets import describe, open_data, open_test
 from hpo.errors import DataError
 from hpo.paths import Home
-from tests.images import make_folder
-from tests.trained import tiny_config, train_run
+from tests.harness.images import make_folder
+from tests.harness.trained import tiny_config, train_run
 
 HEADER = """
 from pathlib import Path

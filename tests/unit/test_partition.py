@@ -17,7 +17,7 @@ from hpo.engine.models import FAMILIES, Family
 from hpo.engine.partition import Partition, partition
 from hpo.engine.rows import Piece
 from hpo.engine.tracing import MORE, Uncut
-from tests import networks
+from tests.harness import networks
 
 SMALLEST = {
     "small_cnn": 8,

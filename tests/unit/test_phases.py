@@ -18,7 +18,7 @@ from hpo.engine.checkpoint import Checkpoint
 from hpo.engine.learner import Learner
 from hpo.engine.optim import learning_rates
 from hpo.errors import ConfigError
-from tests.training import CPU, assert_resumes, config, files, run
+from tests.harness.training import CPU, assert_resumes, config, files, run
 
 TWO: list[dict[str, Any]] = [
     {"epochs": 2, "trainable_blocks": 0, "lr": 0.1},

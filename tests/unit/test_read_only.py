@@ -18,8 +18,8 @@ from hpo.errors import StorageError
 from hpo.search import study as studies
 from hpo.storage import db
 from hpo.storage.db import connect
-from tests.fakes import study_file
-from tests.filled import MIXED, fill
+from tests.harness.fakes import study_file
+from tests.harness.filled import MIXED, fill
 
 DROPPED = "-dac_override,-dac_read_search"
 AS_MODES_SAY = ["setpriv", f"--inh-caps={DROPPED}", f"--bounding-set={DROPPED}"]

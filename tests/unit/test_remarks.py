@@ -16,8 +16,8 @@ from hpo.definition.studyfile import StudyFile, parse_study
 from hpo.errors import ConfigError
 from hpo.paths import Home
 from hpo.results.check import check
-from tests.commands import calls
-from tests.fakes import study_file
+from tests.harness.commands import calls
+from tests.harness.fakes import study_file
 
 LR = "optimizer.lr = {low = 1e-3, high = 1e-1, log = true}\n"
 BETAS = "optimizer.betas = [[0.9, 0.999], [0.95, 0.99]]"

@@ -27,8 +27,8 @@ from hpo.results.training_page import training_report
 from hpo.search.status import read_status
 from hpo.storage import records
 from hpo.storage.db import Database
-from tests.fakes import study_file
-from tests.filled import EVIL, MIXED, RICH_SPACE, Trial, fill, trained
+from tests.harness.fakes import study_file
+from tests.harness.filled import EVIL, MIXED, RICH_SPACE, Trial, fill, trained
 
 
 def drawn(page: str) -> dict[str, Any]:

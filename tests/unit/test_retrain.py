@@ -20,7 +20,7 @@ from hpo.paths import Home
 from hpo.results import retrain as retraining
 from hpo.results.recipe import make_recipe
 from hpo.results.runs import Run, RunDir, load_run
-from tests.trained import SPLITS, pictures, tiny_config, train_run
+from tests.harness.trained import SPLITS, pictures, tiny_config, train_run
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from hpo.engine.embedding import Embedded, classifier, embed, width
 from hpo.engine.retrieval import Found, Index
 from hpo.engine.train import EpochResult, train
 from hpo.errors import ConfigError, DataError, TrialFailed
-from tests.training import DATA, Pictures, config
+from tests.harness.training import DATA, Pictures, config
 
 CPU = torch.device("cpu")
 WAYS: list[dict[str, Any]] = [

@@ -18,7 +18,7 @@ from hpo.engine.tracing import MORE
 from hpo.paths import Home
 from hpo.results.retrain import retrain
 from hpo.results.runs import Run
-from tests.images import make_folder
+from tests.harness.images import make_folder
 from tests.unit.test_features import LAYOUTS, Counted, config, files, run
 
 FROZEN = {"cnn": {"filters": [8, 16]}, "trainable_blocks": 0}

@@ -21,7 +21,7 @@ from hpo.results.retrieval import look_up
 from hpo.results.runs import Run, load_run
 from hpo.results.training import as_page
 from hpo.results.training_page import training_report
-from tests.trained import pictures, tiny_config, train_run
+from tests.harness.trained import pictures, tiny_config, train_run
 
 FROZEN = {"task": "retrieval", "model.trainable_blocks": 0, "model.cnn.filters": [8, 8]}
 

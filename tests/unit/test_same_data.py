@@ -12,7 +12,7 @@ from hpo.errors import Conflict
 from hpo.paths import Home
 from hpo.search import study as studies
 from hpo.storage.db import Database
-from tests.trained import pictures, tiny_config, train_run
+from tests.harness.trained import pictures, tiny_config, train_run
 
 STUDY = """
 [study]

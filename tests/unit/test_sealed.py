@@ -26,11 +26,11 @@ from hpo.errors import DataError
 from hpo.paths import Home
 from hpo.search.status import read_status
 from hpo.storage.db import Database
-from tests.fakes import study_file
-from tests.formats import make_cars, make_set
-from tests.images import make_folder
-from tests.searches import TINY, search
-from tests.trained import tiny_config, train_run
+from tests.harness.fakes import study_file
+from tests.harness.formats import make_cars, make_set
+from tests.harness.images import make_folder
+from tests.harness.searches import TINY, search
+from tests.harness.trained import tiny_config, train_run
 
 ROOT = Path(hpo.__file__).parent
 SEARCHING = ("search", "workers", "storage")

@@ -29,8 +29,8 @@ from hpo.storage.db import Database
 from hpo.storage.optuna_rdb import FencedStorage
 from hpo.storage.records import EpochRow
 from hpo.workers.worker import Worker
-from tests.fakes import study_file
-from tests.filled import Trial, fill
+from tests.harness.fakes import study_file
+from tests.harness.filled import Trial, fill
 
 TINY = """epochs = 3
 [train.data]

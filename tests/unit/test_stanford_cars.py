@@ -23,7 +23,7 @@ from hpo.errors import ConfigError, DataError
 from hpo.paths import Home
 from hpo.results.predict import read_images
 from hpo.results.retrain import retrain
-from tests.formats import CARS, annotate, make_cars
+from tests.harness.formats import CARS, annotate, make_cars
 
 
 @pytest.fixture

@@ -26,9 +26,9 @@ from hpo.storage.findings import Attempt, Finding, Known, Rows, Trial, judge
 from hpo.storage.leases import FINAL
 from hpo.storage.mending import ENDED_BY_OTHERS, OVER, STATE_OF
 from hpo.storage.optuna_rdb import FencedStorage
-from tests.fakes import study_file
-from tests.filled import Trial as Filled
-from tests.filled import fill
+from tests.harness.fakes import study_file
+from tests.harness.filled import Trial as Filled
+from tests.harness.filled import fill
 from tests.unit.test_cli import Hpo, here, hpo
 
 __all__ = ["hpo"]

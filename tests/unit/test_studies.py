@@ -14,9 +14,9 @@ from hpo.paths import Home
 from hpo.results.check import check
 from hpo.search.status import read_status
 from hpo.storage.db import Database
-from tests.formats import make_cars, make_set, unchecked
-from tests.images import make_folder
-from tests.searches import search
+from tests.harness.formats import make_cars, make_set, unchecked
+from tests.harness.images import make_folder
+from tests.harness.searches import search
 
 FOLDER = Path(__file__).parents[2] / "studies"
 STUDIES = sorted(path.stem for path in FOLDER.glob("*.toml"))

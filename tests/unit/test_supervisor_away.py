@@ -18,7 +18,7 @@ from hpo.storage.optuna_rdb import FencedStorage, add_waiting
 from hpo.workers import supervisor as module
 from hpo.workers.identity import identity
 from hpo.workers.supervisor import Supervisor
-from tests.fakes import study_file
+from tests.harness.fakes import study_file
 
 
 @dataclass

@@ -25,7 +25,7 @@ from hpo.definition.studyfile import parse_study
 from hpo.engine.datasets import describe, open_data, open_test
 from hpo.engine.torchvision_sets import KINDS, ArrayReader, TorchvisionSource
 from hpo.errors import ConfigError, DataError
-from tests.formats import make_set, unchecked
+from tests.harness.formats import make_set, unchecked
 
 OTHER = {
     **dict.fromkeys(["Kinetics", "HMDB51", "UCF101", "MovingMNIST"], "videos"),

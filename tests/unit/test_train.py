@@ -19,7 +19,7 @@ from hpo.engine.datasets import open_data
 from hpo.engine.learner import Learner, Tally, evaluate
 from hpo.engine.train import EpochResult, TrainingData
 from hpo.errors import Damaged, Interrupted, TrialFailed
-from tests.training import (
+from tests.harness.training import (
     CPU,
     DATA,
     assert_same,

@@ -22,7 +22,7 @@ from hpo.storage.optuna_rdb import FencedStorage, add_waiting
 from hpo.workers.launch import Child
 from hpo.workers.supervisor import Supervisor, last_sign
 from hpo.workers.watch import LONGEST_LOOK_S, Watch
-from tests.fakes import study_file
+from tests.harness.fakes import study_file
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,40 @@
+"""Small folders of pictures, and configurations that train on them in a moment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hpo.definition.config import TrainConfig
+from hpo.definition.fields import with_values
+from hpo.paths import Home
+from hpo.results.retrain import retrain
+from hpo.results.runs import Run
+from tests.harness.images import make_folder
+
+SPLITS = {"train": 8, "val": 4, "test": 5}
+"""Pictures of each of the three classes."""
+
+
+def tiny_config(root: Path, values: Mapping[str, Any] | None = None) -> TrainConfig:
+    """A training on the folder `root`, with `values` by dotted path in place."""
+    base = {
+        "epochs": 3,
+        "batch_size": 12,
+        "data": {"dataset": "folder", "root": str(root), "image_size": 12},
+        "model": {"cnn": {"filters": [4]}},
+        "optimizer": {"lr": 0.05},
+        "runtime": {"precision": "float32", "memory_format": "contiguous", "threads": 1},
+    }
+    return TrainConfig.parse(with_values(base, values or {}))
+
+
+def pictures(tmp_path: Path, splits: Mapping[str, int] | None = None) -> Path:
+    return make_folder(tmp_path / "pictures", splits or SPLITS, size=(20, 16))
+
+
+def train_run(config: TrainConfig, out: Path, home: Home, **options: Any) -> Run:
+    """`retrain` on the CPU; handwritten unless `provenance` is given."""
+    provenance = options.pop("provenance", {})
+    return retrain(config, provenance, out=out, home=home, device="cpu", **options)
