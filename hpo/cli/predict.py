@@ -12,7 +12,7 @@ import typer
 
 from hpo.cli.options import Device, RunPath, console, first_device, tell_note
 from hpo.errors import DataError, InputError
-from hpo.files import Sink, write_whole
+from hpo.files import Sink, atomic_write
 from hpo.results.table import count as amount
 
 if TYPE_CHECKING:
@@ -153,4 +153,4 @@ def _write_csv(file: str, rows: Iterable[str]) -> None:
         for row in rows:
             sink.write(row.encode())
 
-    write_whole(Path(file), write)
+    atomic_write(Path(file), write)

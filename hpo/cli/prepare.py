@@ -10,7 +10,7 @@ import typer
 
 from hpo.cli.options import Device, Overrides, StudyPath, console, first_device, program
 from hpo.errors import Conflict
-from hpo.files import write_whole
+from hpo.files import atomic_write
 from hpo.paths import Home
 
 MOST_LOOKED = 2_000
@@ -49,7 +49,7 @@ def init(
     path = output or Path(f"{file.name}.toml")
     if path.exists() and not force:
         raise Conflict(f"{path} exists: choose another name with -o, or --force to overwrite it")
-    write_whole(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
+    atomic_write(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
     hpo = program()
     config = file.config(file.baselines[0]).data
     report = examine_data(config, Home.default().cache, remember=False, looked=MOST_LOOKED)

@@ -9,9 +9,9 @@ from typing import Any
 from hpo.definition.config import RuntimeConfig, TrainConfig
 from hpo.definition.studyfile import dump_config
 from hpo.errors import Conflict, InputError, NotFound
+from hpo.files import write_text
 from hpo.paths import Home
 from hpo.results.provenance import comments, describe_trial
-from hpo.results.runs import write_whole
 from hpo.search import mirror
 from hpo.search.status import StudyStatus, TrialStatus, read_status
 from hpo.storage import records
@@ -66,7 +66,7 @@ def write_export(
     """Write a configuration as TOML that `load_config` takes back. Raises Conflict where the file
     exists, unless `force`."""
     _refuse([path], force)
-    write_whole(path, dump_config(config, provenance, comments(provenance)))
+    write_text(path, dump_config(config, provenance, comments(provenance)))
 
 
 def write_weights(
