@@ -9,17 +9,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hpo.api import Study, load_study, train
     from hpo.definition.config import TrainConfig
     from hpo.definition.space import Space
     from hpo.definition.studyfile import StudyFile
 
 __version__ = "0.1.0"
-__all__ = ["Space", "StudyFile", "TrainConfig", "__version__"]
+__all__ = [
+    "Space",
+    "Study",
+    "StudyFile",
+    "TrainConfig",
+    "__version__",
+    "load_study",
+    "train",
+]
 
 _MODULES = {
     "Space": "hpo.definition.space",
+    "Study": "hpo.api",
     "StudyFile": "hpo.definition.studyfile",
     "TrainConfig": "hpo.definition.config",
+    "load_study": "hpo.api",
+    "train": "hpo.api",
 }
 
 

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from hpo.cli.options import Device, Storage, console, database, first_device
+from hpo.cli.options import Device, Storage, console, database
+from hpo.workers.devices import first_device
 
 
 def compare(

@@ -120,7 +120,7 @@ def _study(
 ) -> Study:
     """The study of that name; or of that file, made if it is new (with `look`, its images are
     looked for first). Raises InputError where nothing is left to do."""
-    from hpo.cli.run import open_study
+    from hpo.api import open_study
     from hpo.definition.studyfile import StudyFile
     from hpo.definition.toml import assignments
     from hpo.search import plan

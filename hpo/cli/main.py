@@ -30,9 +30,9 @@ from hpo.cli import (
     worker,
     workers,
 )
-from hpo.cli.text import printable
 from hpo.errors import HpoError
 from hpo.files import disk_full, is_full
+from hpo.formatting import printable
 from hpo.redaction import safe_streams
 
 Command = Callable[..., Any]

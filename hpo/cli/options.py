@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hpo.cli.text import printable
+from hpo.formatting import printable
 from hpo.paths import Home
 
 if TYPE_CHECKING:
@@ -126,12 +126,6 @@ def database(storage: str | None) -> Iterator[Database]:
         found.dispose()
 
 
-def make_home(found: Database) -> None:
-    """Make the run directory where the database is its own; other folders are the user's."""
-    if found.url.database == str(Home.default().database):
-        Home.default().root.mkdir(parents=True, exist_ok=True)
-
-
 def console() -> Console:
     """Standard output; as wide as the terminal, and wide in a pipe, where nothing is to be cut."""
     from hpo.cli.safe import SafeConsole
@@ -146,13 +140,6 @@ def tell_note(line: str | None) -> None:
     """On standard error: beside the output, which a program may read."""
     if line:
         typer.echo(f"note: {printable(line)}", err=True)
-
-
-def first_device(device: str | None) -> str:
-    """`device`, else the first visible GPU, else the CPU."""
-    from hpo.workers.devices import visible_gpus
-
-    return device or next(iter(visible_gpus()), "cpu")
 
 
 def program() -> str:

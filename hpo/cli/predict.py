@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hpo.cli.options import Device, RunPath, console, first_device, tell_note
+from hpo.cli.options import Device, RunPath, console, tell_note
 from hpo.errors import DataError, InputError
-from hpo.files import Sink, atomic_write
+from hpo.files import Sink, write_whole
 from hpo.results.table import count as amount
+from hpo.workers.devices import first_device
 
 if TYPE_CHECKING:
     from hpo.results.predict import Prediction
@@ -153,4 +154,4 @@ def _write_csv(file: str, rows: Iterable[str]) -> None:
         for row in rows:
             sink.write(row.encode())
 
-    atomic_write(Path(file), write)
+    write_whole(Path(file), write)

@@ -8,10 +8,11 @@ from typing import Annotated
 
 import typer
 
-from hpo.cli.options import Device, Overrides, StudyPath, console, first_device, program
+from hpo.cli.options import Device, Overrides, StudyPath, console, program
 from hpo.errors import Conflict
-from hpo.files import atomic_write
+from hpo.files import write_whole
 from hpo.paths import Home
+from hpo.workers.devices import first_device
 
 MOST_LOOKED = 2_000
 """Images that a first look decodes; of more, `hpo check` does."""
@@ -49,7 +50,7 @@ def init(
     path = output or Path(f"{file.name}.toml")
     if path.exists() and not force:
         raise Conflict(f"{path} exists: choose another name with -o, or --force to overwrite it")
-    atomic_write(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
+    write_whole(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
     hpo = program()
     config = file.config(file.baselines[0]).data
     report = examine_data(config, Home.default().cache, remember=False, looked=MOST_LOOKED)

@@ -18,12 +18,12 @@ from hpo.cli.options import (
     StudyName,
     console,
     database,
-    first_device,
     program,
     tell_note,
 )
 from hpo.errors import InputError, Interrupted
 from hpo.paths import Home
+from hpo.workers.devices import first_device
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -188,27 +188,22 @@ def _train(
     jobs: list[tuple[Path, TrainConfig, dict[str, Any]]], device: str, asked: dict[str, Any]
 ) -> None:
     """A run for each (folder, configuration, provenance), `asked` of all, then the table of all."""
+    from hpo import api
     from hpo.cli.tables import networks_table, run_notes, runs_table
-    from hpo.results.page import write_report
-    from hpo.results.retrain import retrain
-    from hpo.results.training import as_page
-    from hpo.results.training_page import training_report
 
     out = console()
     runs = []
     with _progress(out) as (tell, control):
         for folder, config, provenance in jobs:
-            run = retrain(
+            run = api.train(
                 config,
-                provenance,
+                provenance=provenance,
                 out=folder,
-                home=Home.default(),
                 device=device,
                 **asked,
                 control=control,
                 progress=tell,
             )
-            write_report(folder / "report.html", training_report(as_page(run)))
             runs.append(run)
     out.print(runs_table(runs))
     for run in runs:

@@ -9,7 +9,8 @@ import rich.text
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from hpo.cli.text import encodable, printable
+from hpo.cli.text import encodable
+from hpo.formatting import printable
 
 
 class SafeConsole(Console):

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from hpo.cli.options import Insecure, Storage, StudyName, console, database, program
-from hpo.cli.text import printable
 from hpo.errors import NotFound, StorageError
+from hpo.formatting import printable
 from hpo.paths import Home
 
 if TYPE_CHECKING:

@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from hpo.cli.options import Storage, database, make_home, program, warn_of_password
-from hpo.cli.text import printable
+from hpo.api import make_home
+from hpo.cli.options import Storage, database, program, warn_of_password
 from hpo.errors import NotFound
+from hpo.formatting import printable
 from hpo.paths import Home
 
 

@@ -35,12 +35,12 @@ def enqueue(
 
     Example: hpo enqueue digits optimizer.name=adamw optimizer.lr=0.003
     """
+    from hpo.api import Study
     from hpo.definition.toml import assignments
-    from hpo.search import study as studies
 
     given = assignments(values)
     with database(storage) as found:
-        studies.enqueue(studies.load(found, study), given)
+        Study(study, found).enqueue(given)
     typer.echo(f"the next trial of {study} that starts tries it")
 
 
@@ -72,10 +72,10 @@ def resume(study: StudyName, storage: Storage = None) -> None:
 
     Example: hpo resume digits
     """
-    from hpo.search import study as studies
+    from hpo.api import Study
 
     with database(storage) as found:
-        studies.resume(studies.load(found, study))
+        Study(study, found).resume()
         flag = storage_flag(found)
     typer.echo(f"{study} may go on; start workers: {program()} worker {study}{flag}")
 

@@ -128,17 +128,11 @@ def trials_table(status: StudyStatus) -> Table:
 
 def trials_csv(status: StudyStatus) -> str:
     """Trials for a spreadsheet or another program; numbers in full, times in seconds."""
-    names, costs = list(status.file.space), status.file.objectives[1:]
+    head, rows = status.trial_rows()
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    head = ("number", "state", *status.file.objectives, "best_epoch", "epochs", "seconds",
-            "attempts")  # fmt: skip
-    writer.writerow([*head, "reason", *names])
-    for trial in status.trials:
-        row = [trial.number, trial.state, trial.value, *(trial.values.get(n) for n in costs)]
-        row += [trial.best_epoch, len(trial.epochs)]
-        row += [trial.seconds, len(trial.attempts), trial.reason]
-        writer.writerow([cell(item) for item in [*row, *(trial.params.get(n) for n in names)]])
+    writer.writerow(head)
+    writer.writerows([cell(item) for item in row] for row in rows)
     return out.getvalue()
 
 

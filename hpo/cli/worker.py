@@ -14,11 +14,11 @@ from hpo.cli.options import (
     Force,
     Storage,
     database,
-    first_device,
     quiet_optuna,
 )
 from hpo.errors import Interrupted
 from hpo.paths import Home
+from hpo.workers.devices import first_device
 
 if TYPE_CHECKING:
     from hpo.search.study import Study
@@ -100,7 +100,7 @@ def _study(found: Database, study: str, artifacts: str | None) -> Study:
 
     if not study.endswith(".toml"):
         return studies.load(found, study)
-    from hpo.cli.run import open_study
+    from hpo.api import open_study
     from hpo.definition.studyfile import StudyFile
     from hpo.storage.records import find_study
 

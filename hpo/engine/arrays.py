@@ -12,7 +12,7 @@ import numpy as np
 
 from hpo.checksums import find_damage
 from hpo.errors import DataError
-from hpo.files import atomic_write
+from hpo.files import write_whole
 
 UNREADABLE = (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
 """What NumPy raises for damaged files, by where the damage is."""
@@ -24,7 +24,7 @@ def write_arrays(path: Path, *, compressed: bool = False, **arrays: Any) -> None
     """Make the NPZ file `path` of `arrays`. Raises DiskFull."""
     content = io.BytesIO()  # NumPy would go back in the file, to complete its headers
     (np.savez_compressed if compressed else np.savez)(content, **arrays)
-    atomic_write(path, lambda file: file.write(content.getbuffer()), sealed=True)
+    write_whole(path, lambda file: file.write(content.getbuffer()), sealed=True)
 
 
 def read_arrays(path: Path, advice: str) -> dict[str, Any]:

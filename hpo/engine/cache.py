@@ -55,7 +55,7 @@ from hpo.engine.images import (
     upright_size,
 )
 from hpo.errors import DataError, DiskFull
-from hpo.files import Counting, Sink, atomic_write, disk_full, raising_disk_full
+from hpo.files import Counting, Sink, disk_full, told_if_full, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ class ImageCache:
         Raises DiskFull where not even the index fits.
         """
         folder = self.root / _key(digests, sizing)
-        with raising_disk_full(folder), locked(folder, self.tick):
+        with told_if_full(folder), locked(folder, self.tick):
             index = self._ready(folder) or self._build(folder, reader, names, sizing)
             good_names = tuple(names[i] for i in index.good)
             good_labels = np.array([labels[i] for i in index.good], np.int64)
@@ -333,7 +333,7 @@ def file_digests(
             found[name] = [*stamps[name], digest]
     if memo and found != known:
         with suppress(DiskFull):  # they will be read again
-            atomic_write(memo, lambda file: file.write(json.dumps(found).encode()))
+            write_whole(memo, lambda file: file.write(json.dumps(found).encode()))
     # What cannot be read is named, with the reason, when it is to be decoded.
     return {name: found[name][2] if name in found else f"unreadable {name}" for name in names}
 
@@ -362,7 +362,7 @@ def inspect_images(
     seen = {at: one for name, at in names.items() if isinstance(one := result[name], ImageInfo)}
     if remember and seen != known:
         with suppress(DiskFull):  # they will be looked at again
-            atomic_write(memo, lambda file: file.write(json.dumps(seen).encode()))
+            write_whole(memo, lambda file: file.write(json.dumps(seen).encode()))
     return result
 
 

@@ -18,7 +18,7 @@ from hpo.definition.model import ModelConfig
 from hpo.engine import models, weights
 from hpo.engine.tensors import load_plain
 from hpo.errors import Damaged, DataError
-from hpo.files import atomic_write
+from hpo.files import write_whole
 
 State = dict[str, Tensor]
 
@@ -90,7 +90,7 @@ class Checkpoint:
         """Raises DiskFull."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         # A file of ours: in one that torch opens itself, a full disk is an error without a cause.
-        atomic_write(path, lambda file: torch.save(fields, file), sealed=True)  # type: ignore[arg-type]
+        write_whole(path, lambda file: torch.save(fields, file), sealed=True)  # type: ignore[arg-type]
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:
@@ -128,7 +128,7 @@ def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str,
     """Write a state dict as safetensors, `metadata` in its header. Raises DiskFull."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     content = with_checksum(safetensors.torch.save(plain, {**metadata, **blank()}))
-    atomic_write(path, lambda file: file.write(content))
+    write_whole(path, lambda file: file.write(content))
 
 
 def load_trained(path: Path, config: ModelConfig, *, classes: int, image_size: int) -> nn.Module:

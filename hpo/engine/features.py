@@ -39,7 +39,7 @@ from hpo.engine.loader import TrainBatches
 from hpo.engine.partition import Partition, partition
 from hpo.engine.tracing import MORE, Uncut
 from hpo.errors import DiskFull
-from hpo.files import Counting, atomic_write, discard, disk_full, raising_disk_full
+from hpo.files import Counting, discard, disk_full, told_if_full, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -247,7 +247,7 @@ class Extractor:
             control.step(epoch=epoch, images=0)
 
         try:
-            with raising_disk_full(file), locked(file, tick):
+            with told_if_full(file), locked(file, tick):
                 store = ImageCache(self._root, self._how.config.data.cache_limit_gb * 1e9)
                 if file.exists():
                     if file.stat().st_size > store.limit:
@@ -289,7 +289,7 @@ class Extractor:
 
         for left in file.parent.glob(f".{file.name}.*"):  # by a builder that was killed
             discard(left)
-        atomic_write(file, write, sealed=True)
+        write_whole(file, write, sealed=True)
 
     def _computed(self, images: Images, augment: AugmentConfig) -> Iterator[Tensor]:
         batches = TrainBatches(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hpo.engine.split import Item
 from hpo.errors import DiskFull
-from hpo.files import atomic_write
+from hpo.files import write_whole
 
 SHOWN = 5
 """Names in a line."""
@@ -32,7 +32,7 @@ def save_listing(
         for item in parts[part]
     }
     with suppress(DiskFull):  # it only serves a message
-        atomic_write(file, lambda sink: sink.write(json.dumps(entries).encode()))
+        write_whole(file, lambda sink: sink.write(json.dumps(entries).encode()))
 
 
 def listing_differences(cache: Path, began: str, here: str) -> list[str]:

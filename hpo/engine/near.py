@@ -24,7 +24,7 @@ from hpo.engine.cache import short_hash, threaded, try_read
 from hpo.engine.control import ProgressCallback, no_progress
 from hpo.engine.images import ImageReader, Numbers, Sizing, decode
 from hpo.errors import DiskFull
-from hpo.files import atomic_write
+from hpo.files import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def image_hashes(
     if memo and fresh:
         text = json.dumps({"checksum": short_hash(hashes), "hashes": hashes})
         with suppress(DiskFull):  # they will be computed again
-            atomic_write(memo, lambda file: file.write(text.encode()))
+            write_whole(memo, lambda file: file.write(text.encode()))
     return {digest: hashes[digest] for digest in names}
 
 

@@ -16,10 +16,10 @@ from hpo.engine.data_report import DataReport
 from hpo.engine.datasets import Data
 from hpo.engine.runtime import resolve
 from hpo.errors import Conflict, InputError
-from hpo.files import same_place, write_text
+from hpo.files import same_place
 from hpo.results.recipe import Recipe, make_recipe
 from hpo.results.retrieval import seeds_needed
-from hpo.results.runs import About, RunDir
+from hpo.results.runs import About, RunDir, write_whole
 
 if TYPE_CHECKING:
     import torch
@@ -105,7 +105,7 @@ def begin(
     )
     about.write(files.about)
     settled = config.model_copy(update={"runtime": runtime})
-    write_text(files.config, dump_config(settled, provenance))
+    write_whole(files.config, dump_config(settled, provenance))
     return recipe.with_runtime(runtime)
 
 

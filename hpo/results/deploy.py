@@ -19,7 +19,7 @@ from hpo.engine.images import Images, Pixels
 from hpo.engine.onnx_files import OnnxNetwork
 from hpo.engine.runtime import torch_device
 from hpo.errors import InputError, nearest
-from hpo.files import Sink, atomic_write, raising_disk_full
+from hpo.files import Sink, told_if_full, write_whole
 from hpo.results.evaluate import eval_batches, load_network
 from hpo.results.runs import About, SeedDir
 
@@ -84,14 +84,11 @@ def write_files(
         return []
     network = load_network(config, about, files.weights, torch_device("cpu"))
     batches = _calibration(config, about, train, CALIBRATION)
-    with (
-        raising_disk_full(files.root),
-        TemporaryDirectory(dir=files.root, prefix=".onnx-") as folder,
-    ):
+    with told_if_full(files.root), TemporaryDirectory(dir=files.root, prefix=".onnx-") as folder:
         made = _make(network, config, _metadata(config, about), batches, Path(folder), wanted)
         for one in made:
             path = Path(folder, one["file"])
-            atomic_write(files.root / path.name, partial(_copied, path))
+            write_whole(files.root / path.name, partial(_copied, path))
     return made
 
 

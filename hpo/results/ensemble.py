@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from hpo.engine.answers import Stored, load_answers, mean_evaluation
-from hpo.files import write_text
-from hpo.results.runs import RunDir, as_json
+from hpo.results.runs import RunDir, as_json, write_whole
 from hpo.results.scores import scores
 
 
@@ -33,7 +32,7 @@ def write_ensemble(files: RunDir, seeds: Sequence[int], classes: Sequence[str]) 
             found["test"] = scores(mean, classes)
         else:
             found["why"] = "No ensemble: the test images changed from one seed to another."
-    write_text(files.ensemble, as_json(found))
+    write_whole(files.ensemble, as_json(found))
 
 
 def _kept_none(seeds: Sequence[int]) -> str:

@@ -9,9 +9,9 @@ from typing import Any
 from hpo.definition.config import RuntimeConfig, TrainConfig
 from hpo.definition.studyfile import dump_config
 from hpo.errors import Conflict, InputError, NotFound
-from hpo.files import write_text
 from hpo.paths import Home
 from hpo.results.provenance import comments, describe_trial
+from hpo.results.runs import write_whole
 from hpo.search import mirror
 from hpo.search.status import StudyStatus, TrialStatus, read_status
 from hpo.storage import records
@@ -30,7 +30,7 @@ def export(database: Database, name: str, *, number: int | None = None) -> Expor
     a trial that is not over or has no result. A pruned one is exported, with a note.
     """
     status = read_status(database, name)
-    trial = _best(status, 1)[0] if number is None else _numbered(status, number)
+    trial = best_trials(status, 1)[0] if number is None else _numbered(status, number)
     return _exported(database, status, trial)
 
 
@@ -42,7 +42,7 @@ def export_top(database: Database, name: str, k: int) -> list[Export]:
     if k < 1:
         raise InputError(f"--top {k}: at least 1")
     status = read_status(database, name)
-    return [_exported(database, status, trial) for trial in _best(status, k)]
+    return [_exported(database, status, trial) for trial in best_trials(status, k)]
 
 
 def export_front(database: Database, name: str) -> list[Export]:
@@ -56,7 +56,7 @@ def export_front(database: Database, name: str) -> list[Export]:
             f"study {name!r} has one metric, {status.file.metric}: its best trial is all of its "
             f"front; hpo export {name} writes it"
         )
-    _best(status, 1)
+    best_trials(status, 1)
     return [_exported(database, status, trial) for trial in status.front()]
 
 
@@ -66,7 +66,7 @@ def write_export(
     """Write a configuration as TOML that `load_config` takes back. Raises Conflict where the file
     exists, unless `force`."""
     _refuse([path], force)
-    write_text(path, dump_config(config, provenance, comments(provenance)))
+    write_whole(path, dump_config(config, provenance, comments(provenance)))
 
 
 def write_weights(
@@ -105,7 +105,8 @@ def _refuse(paths: Sequence[Path], force: bool) -> None:
         raise Conflict(f"{', '.join(there)} exists; choose another name, or --force replaces it")
 
 
-def _best(status: StudyStatus, k: int) -> list[TrialStatus]:
+def best_trials(status: StudyStatus, k: int) -> list[TrialStatus]:
+    """Return the `k` best complete trials, best first. Raises NotFound where there is none."""
     ranked = status.ranked()
     if not ranked:
         name = status.row.name

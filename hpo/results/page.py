@@ -15,8 +15,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from hpo.files import write_text
 from hpo.results import figures
+from hpo.results.runs import write_whole
 from hpo.results.table import count, duration, number
 
 LOSSES = ("train_loss", "val_loss")
@@ -32,7 +32,7 @@ ACCURACIES = (
 
 def write_report(path: Path, page: str) -> None:
     """Write `page`, never seen half written. Raises InputError where that cannot be."""
-    write_text(path, page)
+    write_whole(path, page)
 
 
 def render(template: str, figures_by_name: Mapping[str, Any], **values: Any) -> str:

@@ -28,7 +28,7 @@ from hpo.engine.images import Images
 from hpo.engine.runtime import torch_device
 from hpo.engine.train import EpochResult, TrainingData, train
 from hpo.errors import Damaged, InputError, TrialFailed
-from hpo.files import discard, write_text
+from hpo.files import discard
 from hpo.paths import Home
 from hpo.results.beginning import alone, begin, begun, stored_recipe
 from hpo.results.deploy import Wanted, open_files, rehearse, write_files
@@ -36,13 +36,13 @@ from hpo.results.ensemble import write_ensemble
 from hpo.results.evaluate import eval_batches, find_images, load_network
 from hpo.results.recipe import Recipe, make_recipe
 from hpo.results.retrieval import keep_examples, keep_index, seeds_needed, within_gallery
-from hpo.results.runs import About, Run, RunDir, SeedDir, as_json, read_run
+from hpo.results.runs import About, Run, RunDir, SeedDir, as_json, read_run, write_whole
 from hpo.results.scores import plain_scores, scores
 from hpo.results.trained_on import TrainedOn
 
 __all__ = ["Run", "retrain"]
 
-Tell = Callable[[str], None]
+Tell = Callable[[str], object]
 
 
 def retrain(
@@ -116,7 +116,7 @@ def _summed_up(files: RunDir, about: About) -> Run:
     if classified and all(one.metrics["test"] is not None for one in run.seeds):
         write_ensemble(files, files.finished(), about.classes)
         run = read_run(files, files.finished())
-    write_text(files.summary, as_json(run.summary))
+    write_whole(files.summary, as_json(run.summary))
     return run
 
 
@@ -155,7 +155,7 @@ class _Job:
         trained = self.train(seed, files, seen)
         save_weights(files.weights, best_weights(trained), {"seed": str(seed)})
         done = Checkpoint.load(trained)
-        write_text(files.curves, curves(done.metrics))
+        write_whole(files.curves, curves(done.metrics))
         config, home = self.recipe.config, self.home
         if config.task == "retrieval":
             keep_index(config, self.about, files, seen.train, self.device, self.control, home.cache)
@@ -166,7 +166,7 @@ class _Job:
         report["trained_on"] = known
         if config.task == "retrieval" and not (test or report["val"]):
             report["train"] |= within_gallery(self.about, files, seen.train)
-        write_text(files.metrics, as_json(report))
+        write_whole(files.metrics, as_json(report))
 
     def training_data(self) -> TrainingData:
         """Normalised by the training part alone, whatever is trained on."""
@@ -238,7 +238,7 @@ class _Job:
         kept = [one for one in there if one["file"] not in self.wanted.files]
         if self.about.has_test:
             self.progress(f"seed {seed}: new files are not tested, the test set was opened before")
-        write_text(files.metrics, as_json({**metrics, "onnx": [*made, *kept]}))
+        write_whole(files.metrics, as_json({**metrics, "onnx": [*made, *kept]}))
 
     def test(
         self, seed: int, files: SeedDir, seen: TrainingData, made: list[dict[str, Any]]

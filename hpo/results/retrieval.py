@@ -18,10 +18,9 @@ from hpo.engine.embedding import embed
 from hpo.engine.images import Images
 from hpo.engine.retrieval import Found, Index
 from hpo.engine.runtime import torch_device
-from hpo.files import write_text
 from hpo.results.evaluate import embed_images, eval_batches, load_network
 from hpo.results.predict import read_images, unhelped
-from hpo.results.runs import About, Run, SeedDir, as_json
+from hpo.results.runs import About, Run, SeedDir, as_json, write_whole
 from hpo.results.scores import scores
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ def keep_examples(
         "right": (found.votes == found.labels).tolist(),
         "examples": shown,
     }
-    write_text(files.neighbours, as_json(data))
+    write_whole(files.neighbours, as_json(data))
 
 
 def _chosen(found: Found) -> list[int]:

@@ -33,7 +33,7 @@ from pydantic import TypeAdapter, ValidationError
 from hpo.definition.config import TrainConfig
 from hpo.definition.studyfile import load_config
 from hpo.errors import InputError, NotFound
-from hpo.files import write_text
+from hpo.files import write_whole as write_file
 from hpo.results.trained_on import overlap_text
 
 REPAIR = "restore it, or train into another folder"
@@ -159,7 +159,7 @@ class About:
             raise InputError(f"{path}: {where}: {first['msg']}; {REPAIR}") from None
 
     def write(self, path: Path) -> None:
-        write_text(path, as_json(asdict(self)))
+        write_whole(path, as_json(asdict(self)))
 
 
 @dataclass(frozen=True)
@@ -331,3 +331,12 @@ def spread(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | 
 
 def as_json(value: Any) -> str:
     return json.dumps(value, indent=2) + "\n"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Make the file `path` of `text`, whole or not at all. Raises InputError where it cannot be
+    written, DiskFull where it does not fit."""
+    try:
+        write_file(path, lambda file: file.write(text.encode()))
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}; choose another") from error

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hpo.engine.images import Images
 from hpo.errors import InputError
-from hpo.files import atomic_write
+from hpo.files import write_whole
 
 SIZE = 16
 """Bytes of a digest."""
@@ -52,7 +52,7 @@ class TrainedOn:
 
     def save(self, path: Path) -> None:
         """Complete or not there; a checksum first. Raises DiskFull."""
-        atomic_write(path, lambda file: file.write(_checksum(self.digests) + self.digests))
+        write_whole(path, lambda file: file.write(_checksum(self.digests) + self.digests))
 
     def __contains__(self, digest: str) -> bool:
         """Whether a digest of 32 hex digits is among them."""

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpo.errors import Conflict, DiskFull, HpoError, InputError, NotFound, StorageError
-from hpo.files import atomic_path, discard
+from hpo.files import discard
 from hpo.paths import Home, StudyDir
 from hpo.storage import records
-from hpo.storage.artifacts import Moved, Store, normal, nothing, open_store
+from hpo.storage.artifacts import Moved, Store, normal, nothing, open_store, written_whole
 from hpo.storage.db import Database
 from hpo.storage.leases import Lease
 from hpo.storage.records import AttemptRow, EpochRow, StudyRow
@@ -114,8 +114,9 @@ def fetch_weights(database: Database, home: Home, uuid: str, last: AttemptRow, t
     """Copy those weights to the file `to`; False where none were kept. Raises StorageError."""
     path, mirror = home.study(uuid).weights(last.number, last.k), find(database, uuid, home)
     if path.exists():
-        with atomic_path(to) as temporary:
-            shutil.copyfile(path, temporary)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(to) as beside:
+            shutil.copyfile(path, beside)
         return True
     try:
         if mirror is not None:

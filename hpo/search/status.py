@@ -231,6 +231,18 @@ class StudyStatus:
             "forced": [asdict(one) for one in self.forced],
         }  # fmt: skip
 
+    def trial_rows(self) -> tuple[list[str], list[list[Any]]]:
+        """Return names of columns, and a row for each trial: numbers in full, times in seconds."""
+        names, costs = list(self.file.space), self.file.objectives[1:]
+        head = ["number", "state", *self.file.objectives, "best_epoch", "epochs", "seconds"]
+        rows = [
+            [one.number, one.state, one.value, *(one.values.get(name) for name in costs),
+             one.best_epoch, len(one.epochs), one.seconds, len(one.attempts), one.reason,
+             *(one.params.get(name) for name in names)]
+            for one in self.trials
+        ]  # fmt: skip
+        return [*head, "attempts", "reason", *names], rows
+
     def _front_dict(self) -> dict[str, Any]:
         names = self.file.objectives
         if len(names) == 1:

@@ -26,12 +26,28 @@ def visible_gpus() -> list[str]:
     return [f"cuda:{i}" for i in range(count)]
 
 
+def first_device(device: str | None) -> str:
+    """Return `device`, else the first visible GPU, else the CPU."""
+    return device or next(iter(visible_gpus()), "cpu")
+
+
+def require_device(device: str | None) -> None:
+    """Raise InputError for a device that this machine does not have. The usual ones are known
+    without torch, which a supervisor must not load."""
+    gpus = visible_gpus()
+    if device in (None, "cpu", *gpus) or (device == "cuda" and gpus):
+        return
+    from hpo.engine.runtime import torch_device
+
+    torch_device(str(device))
+
+
 def spread(workers: int | None, per_device: int, device: str | None) -> list[str]:
     """A device for each worker: all visible GPUs in turn, else the CPU.
 
     `workers` None: `per_device` on each device. Raises InputError for numbers below 1.
     """
-    for name, value in (("--workers", workers), ("--workers-per-device", per_device)):
+    for name, value in (("workers", workers), ("workers_per_device", per_device)):
         if value is not None and value < 1:
             raise InputError(f"{name} {value}: at least 1")
     devices = [device] if device else visible_gpus() or ["cpu"]

@@ -87,7 +87,7 @@ class Supervisor:
         self.slots = [Slot(device) for device in self.devices]
         self.outage = Outage("workers go on, what dead ones held waits")
 
-    def run(self, stop: threading.Event, tick: Callable[[], None] = lambda: None) -> None:
+    def run(self, stop: threading.Event, tick: Callable[[], object] = lambda: None) -> None:
         """Until the study is over or `stop` is set; `tick` is called a few times a second.
 
         Raises HpoError where workers cannot start, with the end of the last one's log; StorageGone
@@ -101,7 +101,7 @@ class Supervisor:
                 folders.clear_remade()
                 raise
 
-    def _run(self, stop: threading.Event, tick: Callable[[], None]) -> None:
+    def _run(self, stop: threading.Event, tick: Callable[[], object]) -> None:
         self._find_left_behind()
         try:
             while not stop.is_set() and not all(slot.done for slot in self.slots):
@@ -205,7 +205,7 @@ class Supervisor:
         lines = path.read_text(errors="replace").splitlines() if path.exists() else []
         return "\n".join(lines[-8:])
 
-    def _end(self, tick: Callable[[], None]) -> None:
+    def _end(self, tick: Callable[[], object]) -> None:
         """Ask every worker to hand back, wait for it, kill what does not; free what they held."""
         running = [slot for slot in self.slots if slot.process is not None]
         for slot in running:

@@ -27,7 +27,7 @@ from hpo.errors import (
     StorageError,
     StorageGone,
 )
-from hpo.files import Standing, has_room, raising_disk_full
+from hpo.files import Standing, has_room, told_if_full
 from hpo.paths import Home
 from hpo.search import keeping, plan
 from hpo.search.study import Study
@@ -94,7 +94,7 @@ class Progress:
         if now - self.touched > 1.0:
             self.touched = now
             self.require()
-            with suppress(DiskFull), raising_disk_full(self.alive):
+            with suppress(DiskFull), told_if_full(self.alive):
                 self.alive.parent.mkdir(parents=True, exist_ok=True)
                 self.alive.touch()
 
@@ -301,7 +301,7 @@ class Worker:
         """Run a trial, or end it because the study is over, for the reason `drained`."""
         log.info("trial %d: attempt %d", taken.lease.number, taken.lease.k)
         try:
-            with raising_disk_full(self.home.root):
+            with told_if_full(self.home.root):
                 if drained is None:
                     self.trials.run(taken, progress)
                 else:

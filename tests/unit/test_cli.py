@@ -14,14 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from hpo import __version__
+from hpo import __version__, api
 from hpo.cli import options, storage
 from hpo.cli.main import COMMANDS, main
 from hpo.cli.status import Tail
 from hpo.errors import Interrupted
 from hpo.paths import Home
 from hpo.search import study as studies
-from hpo.search.study import Study
 from hpo.storage import leases
 from hpo.storage.db import Database, connect
 from hpo.storage.optuna_rdb import FencedStorage
@@ -392,8 +391,8 @@ def test_the_exit_code_says_whether_there_is_a_best_trial(
 def test_a_study_that_another_command_stops_ends_with_1(
     hpo: Hpo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stopped(study: Study, *_args: object, **_options: object) -> None:
-        studies.stop(study)
+    def stopped(study: api.Study, *_args: object, **_options: object) -> None:
+        study.stop()
 
     monkeypatch.setattr("hpo.cli.run._search", stopped)
     Path("toy.toml").write_text(study_file(trials=2).text)

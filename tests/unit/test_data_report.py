@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from hpo.cli.run import check_data
+from hpo.api import check_data
 from hpo.definition.data import DataConfig
 from hpo.engine import cache as cache_module
 from hpo.engine.data_report import DataReport

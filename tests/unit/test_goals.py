@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score, roc_auc_score
 
-from hpo.cli.run import open_study
+from hpo.api import open_study
 from hpo.definition.config import TrainConfig
 from hpo.definition.goals import direction, metric_name, own_function
 from hpo.definition.studyfile import StudyFile, parse_study

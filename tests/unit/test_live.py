@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from hpo.cli.live import LiveView, PlainView, Screen, View, headline
+from hpo.cli.live import LiveView, Screen, opened
 from hpo.cli.tables import trials_csv, trials_table
 from hpo.cli.text import bar, cell, sparkline
 from hpo.errors import StorageAway
+from hpo.results.progress import PlainView, View, headline
 from hpo.search.status import StudyStatus, TrialStatus
 from hpo.storage.records import AttemptRow, EpochRow, StudyRow, WorkerRow
 from tests.harness.fakes import study_file
@@ -151,7 +152,7 @@ def plain_console() -> Console:
 
 def test_the_database_is_read_once_a_second_at_most() -> None:
     readings = Readings(status())
-    view = View(plain_console(), readings.read, readings.clock)
+    view = View(readings.read, print, readings.clock)
     for tenth in range(30):
         readings.now = tenth / 10
         view.tick()
@@ -160,7 +161,7 @@ def test_the_database_is_read_once_a_second_at_most() -> None:
 
 def test_slow_readings_become_rare() -> None:
     readings = Readings(status(), cost_s=2.0)
-    view = View(plain_console(), readings.read, readings.clock)
+    view = View(readings.read, print, readings.clock)
     readings.now = 10.0
     view.tick()
     readings.now += 19.0
@@ -173,12 +174,10 @@ def test_slow_readings_become_rare() -> None:
 
 def test_plain_lines_tell_each_trial_once() -> None:
     readings = Readings(status(TRIALS[:1]), status(), status())
-    out = plain_console()
-    view = PlainView(out, readings.read, readings.clock)
+    lines: list[str] = []
+    view = PlainView(readings.read, lines.append, readings.clock)
     view.finish()
     view.finish()
-    assert isinstance(out.file, io.StringIO)
-    lines = out.file.getvalue().splitlines()
     assert lines == [
         "[2/6] trial 1 pruned  val_top1 0.4000 (epoch 1)  1 epoch  2.0 s: "
         "median pruned it after epoch 1",
@@ -211,12 +210,11 @@ def test_a_live_view_says_that_the_database_is_away_and_shows_what_it_had() -> N
 
 def test_plain_lines_tell_an_outage_once() -> None:
     readings = Readings(status(TRIALS[:1]), AWAY, AWAY, status(TRIALS[:2]))
-    out = plain_console()
-    view = PlainView(out, readings.read, readings.clock)
+    lines: list[str] = []
+    view = PlainView(readings.read, lines.append, readings.clock)
     for _ in range(3):
         view.finish()
-    assert isinstance(out.file, io.StringIO)
-    away, back, trial = out.file.getvalue().splitlines()
+    away, back, trial = lines
     assert away.startswith("the database is away")
     assert back == "the database is back"
     assert trial.startswith("[2/6] trial 1 pruned")
@@ -231,7 +229,8 @@ def test_names_with_markup_are_shown_as_they_are() -> None:
     odd = status((trial(0, "failed", [], "no [bold]class[/bold] [/x]"),))
     readings = Readings(status(()), odd)
     out = plain_console()
-    PlainView(out, readings.read, readings.clock).finish()
+    with opened(out, readings.read, plain=True) as view:
+        view.finish()
     assert isinstance(out.file, io.StringIO)
     assert "no [bold]class[/bold] [/x]" in out.file.getvalue()
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from hpo.cli.safe import SafeConsole
 from hpo.cli.tables import to_json, trials_csv
-from hpo.cli.text import cell, printable
+from hpo.cli.text import cell
 from hpo.definition.data import DataConfig
 from hpo.definition.studyfile import StudyFile, load_config, parse_study
 from hpo.definition.toml import assignments
@@ -36,6 +36,7 @@ from hpo.engine.checkpoint import Checkpoint
 from hpo.engine.datasets import open_data
 from hpo.engine.weights import read_file
 from hpo.errors import ConfigError, Damaged, DataError, InputError, StorageError
+from hpo.formatting import printable
 from hpo.paths import Home
 from hpo.results.predict import predict
 from hpo.results.report import study_report

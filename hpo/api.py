@@ -1,0 +1,519 @@
+"""Studies and trainings: what the commands of `hpo` call, and `import hpo` gives."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hpo.errors import InputError, Interrupted
+from hpo.formatting import printable
+from hpo.paths import Home
+
+if TYPE_CHECKING:
+    import pandas
+
+    from hpo.definition.config import TrainConfig
+    from hpo.definition.studyfile import StudyFile
+    from hpo.engine.control import Control
+    from hpo.engine.data_report import DataReport
+    from hpo.results.runs import Run
+    from hpo.search import study as studies
+    from hpo.search.status import StudyStatus, TrialStatus
+    from hpo.storage.db import Database
+    from hpo.workers.supervisor import Supervisor
+
+Progress = Callable[[str], object]
+"""Takes each line of progress."""
+
+
+def print_line(line: str) -> None:
+    """Print a line at once; control codes in it are shown, not obeyed."""
+    print(printable(line), flush=True)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study in a database, by its name. Every answer is read from the database when it is asked
+    for, so that the work of other processes and hosts is in it.
+
+    `Study.create` makes one or opens the one of that name, `hpo.load_study` opens one by its name.
+
+    >>> import hpo
+    >>> study = hpo.Study.create({
+    ...     "study": {"name": "tiny", "trials": 2, "sampler": "random"},
+    ...     "train": {"epochs": 1, "batch_size": 64, "data": {"dataset": "digits"},
+    ...               "model": {"cnn": {"filters": [4]}}},
+    ...     "space": {"optimizer.lr": {"low": 0.01, "high": 0.1, "log": True}},
+    ... })
+    >>> study.run(workers=1, device="cpu")
+    train: 1259 images ...
+    val: 269 images ...
+    test: 269 images ...
+    tiny: 0/2 trials; 1 worker on cpu; ...
+    [1/2] trial 0 complete  val_top1 ... (epoch 1)  1 epoch ...
+    [2/2] trial 1 complete  val_top1 ... (epoch 1)  1 epoch ...
+    tiny is finished: best trial ..., val_top1 ... in epoch 1
+    >>> [trial.state for trial in study.trials]
+    ['complete', 'complete']
+    >>> 0.01 <= study.best_trial.params["optimizer.lr"] <= 0.1
+    True
+    >>> config = study.export("best.toml")
+    >>> config.epochs
+    1
+    >>> run = study.retrain(seeds=1, out="best", progress=None)
+    >>> run.classes[:3]
+    ('0', '1', '2')
+    """
+
+    name: str
+    database: Database = field(repr=False)
+
+    @classmethod
+    def create(
+        cls,
+        file: StudyFile | Mapping[str, Any] | str | os.PathLike[str],
+        *,
+        storage: str | None = None,
+        artifacts: str | None = None,
+    ) -> Study:
+        """Create the study of a study file, its path or its tables as a dict; where a study of that
+        name and definition exists, open that one.
+
+        `storage` is a URL, by default HPO_STORAGE or hpo_runs/hpo.db under the working directory;
+        `artifacts` a folder or URL where checkpoints and weights also go. Every image is decoded
+        first: bad data create nothing.
+
+        Raises ConfigError for a file that is wrong, DataError for data that cannot be used, and
+        Conflict where a study of that name has another definition.
+        """
+        from hpo.definition.studyfile import StudyFile
+
+        if isinstance(file, Mapping):
+            file = StudyFile.from_dict(file)
+        elif not isinstance(file, StudyFile):
+            file = StudyFile.load(Path(file))
+        study = cls(file.name, _connect(storage))
+        weakref.finalize(study, study.database.dispose)
+        open_study(study.database, file, artifacts)
+        return study
+
+    @property
+    def file(self) -> StudyFile:
+        """The study file, as it is in the database."""
+        return self._load().file
+
+    @property
+    def trials(self) -> tuple[TrialStatus, ...]:
+        """All trials, in the order of their numbers."""
+        return self.status().trials
+
+    @property
+    def best_trial(self) -> TrialStatus:
+        """The best complete trial; raises NotFound where none is complete. Of several metrics by
+        the first one; `status().front()` has the Pareto front."""
+        from hpo.results.export import best_trials
+
+        return best_trials(self.status(), 1)[0]
+
+    def status(self) -> StudyStatus:
+        """Read everything about the study at this moment: trials, workers, times, the best."""
+        from hpo.search.status import read_status
+
+        return read_status(self.database, self.name)
+
+    def trials_dataframe(self) -> pandas.DataFrame:
+        """Return the trials as a pandas frame, a row each, with a column for each metric that is
+        optimized and each searched parameter (`optimizer.lr`). Times are in seconds.
+
+        Raises InputError, with the command that installs it, where there is no pandas.
+        """
+        from hpo.extras import install_command
+
+        try:
+            import pandas
+        except ImportError:
+            raise InputError(
+                f"trials_dataframe needs pandas: {install_command('pandas')}"
+            ) from None
+        head, rows = self.status().trial_rows()
+        return pandas.DataFrame(rows, columns=head)
+
+    def run(
+        self,
+        *,
+        workers: int | None = None,
+        workers_per_device: int = 1,
+        device: str | None = None,
+        force: bool = False,
+        progress: Progress | None = print_line,
+    ) -> None:
+        """Search: start `workers` processes on this host, and return when the study is over.
+
+        Without `workers`, `workers_per_device` on each visible GPU, else on the CPU; `device` puts
+        all of them there ("cpu", "cuda:1", "mps"). Each is a process of its own, `python -m hpo
+        worker`, which does not import the calling script. More may join from anywhere. `force`
+        works although the code or images here are not those that the study began with. `progress`
+        takes plain lines, by default printed; None is silent.
+
+        A study that was stopped goes on. Ctrl-C (in a notebook, the stop button) hands the running
+        trials back and raises KeyboardInterrupt, SIGTERM raises Interrupted; calling `run` again
+        goes on. Raises HpoError where workers cannot work, with the last one's words.
+        """
+        from hpo.definition.remarks import remarks
+        from hpo.results.progress import PlainView, headline
+        from hpo.workers.devices import require_device, spread
+
+        devices = spread(workers, workers_per_device, device)
+        require_device(device)
+        say = progress or (lambda line: None)
+        if self.resume_stopped():
+            say(f"study {self.name} was stopped; it goes on")
+        if not self.is_over:
+            supervisor = self.supervisor(devices, force=force)
+            report = self.data_report
+            for line in report.lines() if report else ():
+                say(line)
+            say(headline(self.status(), self.database.shown, devices))
+            for line in remarks(self.file):
+                say(line)
+            view = PlainView(self.status, say)
+            with _interruptible(self) as stop:
+                supervisor.run(stop, view.tick)
+                view.finish()
+        say(ending(self.status()))
+
+    def supervisor(self, devices: Sequence[str], *, force: bool = False) -> Supervisor:
+        """Return what keeps a worker alive on each of `devices`. Raises InputError, unless `force`,
+        where the code here is not that with which the study began."""
+        from hpo.search.agreement import require_code
+        from hpo.workers.devices import threads_for
+        from hpo.workers.launch import LocalProcesses
+        from hpo.workers.supervisor import Supervisor
+
+        study = self._load()
+        if not force:
+            require_code(self.database, study.uuid, study.file)
+        directory, threads = study.directory(Home.default()), threads_for(len(devices))
+        launcher = LocalProcesses(self.database, self.name, directory, threads, force)
+        stall_timeout_s = study.file.study.stall_timeout_s
+        return Supervisor(self.database, study.uuid, directory, launcher, devices, stall_timeout_s)
+
+    @property
+    def is_over(self) -> bool:
+        """True where the budget is finished, or a stop rule has fired and nothing runs."""
+        facts = self._load().facts()
+        return facts.finished >= facts.trials or (facts.stop == "rule" and not facts.running)
+
+    @property
+    def data_report(self) -> DataReport | None:
+        """What the data were like when the study was created; None where nobody looked then."""
+        from hpo.search.agreement import read_report
+
+        return read_report(self.database, self._load().uuid)
+
+    def enqueue(self, values: Mapping[str, Any]) -> None:
+        """Let the next trial that starts try `values`, by dotted path; the rest is sampled.
+
+        Raises ConfigError for values outside the space, InputError where no trial is left.
+        """
+        from hpo.search import study as studies
+
+        studies.enqueue(self._load(), values)
+
+    def stop(self) -> None:
+        """Let all workers, on every host, hand their trials back and end."""
+        from hpo.search import study as studies
+
+        studies.stop(self._load())
+
+    def resume(self) -> None:
+        """Lift a stop; starts no worker. Raises InputError where its rule would fire again."""
+        from hpo.search import study as studies
+
+        studies.resume(self._load())
+
+    def resume_stopped(self) -> bool:
+        """Lift the stop of a user, if there is one; return whether there was."""
+        stopped = self._load().row.stop == "user"
+        if stopped:
+            self.resume()
+        return stopped
+
+    def extend(
+        self,
+        *,
+        trials: int | None = None,
+        timeout_s: float | None = None,
+        target: float | None = None,
+        retry_failed: bool = False,
+    ) -> int:
+        """Raise the limits of the study: its budget of `trials` in all, its time, its target.
+        Starts no worker. Returns how many failed configurations are tried again.
+
+        Raises InputError for a limit that is not larger.
+        """
+        from hpo.search import study as studies
+
+        return studies.extend(
+            self._load(),
+            trials=trials,
+            timeout_s=timeout_s,
+            target=target,
+            retry_failed=retry_failed,
+        )
+
+    def delete(self, *, force: bool = False, keep_files: bool = False) -> None:
+        """Remove the study and, unless `keep_files`, its logs, checkpoints and weights. Raises
+        Conflict while a worker holds a trial, unless `force`."""
+        from hpo.search import study as studies
+
+        studies.delete(self._load(), Home.default(), force=force, keep_files=keep_files)
+
+    def export(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        trial: int | None = None,
+        weights: str | os.PathLike[str] | None = None,
+        force: bool = False,
+    ) -> TrainConfig:
+        """Return the complete configuration of the best trial, or of `trial`; write it to `path`
+        with its provenance, as `hpo.train` takes it, and the trial's kept weights to `weights`.
+
+        Raises NotFound where no trial is complete, InputError for one without a result, Conflict
+        where a file exists, unless `force`.
+        """
+        from hpo.results import export as exports
+
+        config, provenance = exports.export(self.database, self.name, number=trial)
+        if weights is not None:
+            exports.write_weights(
+                self.database, self.name, int(provenance["trial"]), Path(weights), Home.default(),
+                force=force,
+            )  # fmt: skip
+        if path is not None:
+            exports.write_export(Path(path), config, provenance, force=force)
+        return config
+
+    def retrain(
+        self,
+        *,
+        trial: int | None = None,
+        out: str | os.PathLike[str] | None = None,
+        **options: Any,
+    ) -> Run:
+        """Train the best trial's configuration, or that of `trial`, anew: `hpo.train` of its
+        export, with the same `options`. `out` is by default hpo_runs/trained/STUDY."""
+        from hpo.results.export import export
+
+        config, provenance = export(self.database, self.name, number=trial)
+        folder = Home.default().trained(self.name) if out is None else out
+        return train(config, provenance=provenance, out=folder, **options)
+
+    def report(self, path: str | os.PathLike[str]) -> None:
+        """Write the whole search as one HTML page that opens without network."""
+        from hpo.results.page import write_report
+        from hpo.results.report import study_report
+
+        write_report(Path(path), study_report(self.database, self.name))
+
+    def _load(self) -> studies.Study:
+        from hpo.search import study as studies
+
+        return studies.load(self.database, self.name)
+
+
+def load_study(name: str, *, storage: str | None = None) -> Study:
+    """Open the study `name` of a database: `storage` is a URL, by default HPO_STORAGE or
+    hpo_runs/hpo.db under the working directory. Raises NotFound, naming the nearest studies.
+
+    >>> import hpo
+    >>> hpo.load_study("digitz")
+    Traceback (most recent call last):
+    hpo.errors.NotFound: ...
+    """
+    study = Study(name, _connect(storage))
+    weakref.finalize(study, study.database.dispose)
+    study._load()
+    return study
+
+
+def train(
+    config: TrainConfig | Mapping[str, Any] | str | os.PathLike[str],
+    *,
+    provenance: Mapping[str, Any] | None = None,
+    out: str | os.PathLike[str],
+    seeds: int = 1,
+    keep_validation: bool = False,
+    onnx: bool = False,
+    quantize: Sequence[str] = (),
+    device: str | None = None,
+    control: Control | None = None,
+    progress: Progress | None = print_line,
+) -> Run:
+    """Train a configuration (or its file, or its fields as a dict) on training and validation
+    images over its full schedule, with `seeds` seeds, then open the test set, once per seed.
+
+    The folder `out` gets weights (safetensors), curves, metrics, the confusion matrix and
+    report.html; interrupted, the same call goes on. `keep_validation` trains on the training images
+    alone and chooses the best epoch by validation. `onnx` and `quantize` ("dynamic", "static") also
+    write ONNX. `device` is by default the first GPU, else the CPU. `provenance` is that of an
+    exported trial; a file has its own. `control` can stop the training between batches.
+
+    Raises ConfigError for a configuration that is wrong, Conflict where `out` holds the run of
+    another one, TrialFailed for a loss that is not finite.
+
+    >>> import hpo
+    >>> run = hpo.train({"epochs": 1, "batch_size": 64, "data": {"dataset": "digits"},
+    ...                  "model": {"cnn": {"filters": [4]}}}, out="small", progress=None)
+    >>> 0.0 <= run.summary["test"]["top1"]["mean"] <= 1.0
+    True
+    """
+    from hpo.definition.config import TrainConfig
+    from hpo.definition.studyfile import load_config
+    from hpo.results.page import write_report
+    from hpo.results.retrain import retrain
+    from hpo.results.training import as_page
+    from hpo.results.training_page import training_report
+    from hpo.workers.devices import first_device
+
+    if isinstance(config, Mapping):
+        config = TrainConfig.parse(config)
+    elif not isinstance(config, TrainConfig):
+        config, provenance = load_config(Path(config))
+    run = retrain(
+        config,
+        provenance or {},
+        seeds=seeds,
+        out=Path(out),
+        home=Home.default(),
+        device=first_device(device),
+        keep_validation=keep_validation,
+        onnx=onnx,
+        quantize=quantize,
+        control=control,
+        progress=progress or (lambda line: None),
+    )
+    write_report(run.files.root / "report.html", training_report(as_page(run)))
+    return run
+
+
+def ending(status: StudyStatus) -> str:
+    """Return what became of a study that no longer runs, in a line."""
+    from hpo.results.table import number
+
+    name, best = status.row.name, status.best
+    if status.state != "finished":
+        done = f"{status.finished} of {status.row.trials} trials are finished"
+        return f"{name} is {status.state}: {done}"
+    why = f" ({status.row.stop_reason})" if status.row.stop_reason else ""
+    if best is None:
+        return f"{name} is finished{why}: {status.no_best}"
+    value = f"{status.file.metric} {number(best.value)} in epoch {best.best_epoch}"
+    return f"{name} is finished{why}: best trial {best.number}, {value}"
+
+
+@contextmanager
+def _interruptible(study: Study) -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set, once the workers are to hand back; then raises
+    KeyboardInterrupt or Interrupted. A second Ctrl-C raises at once. Signals reach the main thread
+    alone: in another one nothing is caught."""
+    from hpo.workers.signals import event_on_signal
+
+    if threading.current_thread() is not threading.main_thread():
+        yield threading.Event()
+        return
+    heard: list[int] = []
+
+    def hear(number: int) -> None:
+        heard.append(number)
+        if heard[:-1] and number == signal.SIGINT:
+            raise KeyboardInterrupt
+
+    with event_on_signal(hear) as stop:
+        yield stop
+    if heard:
+        told = f"the running trials of {study.name} were handed back; run() goes on with them"
+        raise KeyboardInterrupt(told) if signal.SIGINT in heard else Interrupted(told)
+
+
+def make_home(database: Database) -> None:
+    """Make the run directory where the database is its own; other folders are the user's."""
+    home = Home.default()
+    if database.url.database == str(home.database):
+        home.root.mkdir(parents=True, exist_ok=True)
+
+
+def _connect(storage: str | None) -> Database:
+    from hpo.storage.db import connect
+
+    return connect(storage or os.environ.get("HPO_STORAGE") or Home.default().storage)
+
+
+@contextmanager
+def _quiet_optuna() -> Iterator[None]:
+    """No messages of Optuna's own inside: we say what happens."""
+    import optuna
+
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+def open_study(
+    found: Database, file: StudyFile, artifacts: str | None, *, look: bool = True
+) -> tuple[studies.Study, bool]:
+    """Create the study of `file` or open it; return it, and whether it is new. Bad data, own
+    modules that are not here and artifacts that cannot be used create nothing; without `look`
+    images and modules are on other hosts, and the workers will tell."""
+    from hpo.engine.code import code_of
+    from hpo.search import mirror
+    from hpo.search import study as studies
+    from hpo.search.agreement import keep_report
+    from hpo.storage.records import find_study
+
+    row = find_study(found, file.name)
+    place = mirror.check(artifacts, row, found) if artifacts else None
+    report = None
+    if row is None and look:
+        code_of(file)
+        report = check_data(file)
+    make_home(found)
+    with _quiet_optuna():
+        study, is_new = studies.create(found, file)
+    if report:
+        keep_report(found, study.uuid, report)
+    if place:
+        mirror.keep(found, study.row, place, Home.default())
+    return study, is_new
+
+
+def check_data(file: StudyFile) -> DataReport:
+    """Look at every file of every data set in the space, test files included, and return what is
+    known of the first; raises DataError, and ConfigError where they cannot measure what is
+    optimized. Writes nothing but downloads of torchvision's data sets."""
+    from hpo.engine.datasets import examine_data
+    from hpo.engine.goals import asked, require_supported
+
+    matters = {"dataset", "root", "labels", "val_fraction", "test_fraction", "split_seed",
+               "limit_train", "skip_unreadable",
+               "group_by", "near_duplicates", "folds", "orientation", "background", "max_pixels",
+               "crop_to_box"}  # fmt: skip
+    seen: dict[str, DataReport] = {}
+    for config in map(file.config, file.space.corners()):
+        key = config.data.model_dump_json(include=matters)
+        if key not in seen:
+            cache = Home.default().cache
+            seen[key] = examine_data(config.data, cache, download=True, remember=False)
+        require_supported(asked(config, *file.objectives), seen[key].parts["val"])
+    return next(iter(seen.values()))
