@@ -38,4 +38,4 @@ CMD ["--help"]
 
 # Of a worker; whatever else runs in the image says its own.
 HEALTHCHECK --interval=60s --timeout=10s --start-period=120s --retries=3 \
-    CMD ["python", "-m", "hpo.workers.alive"]
+    CMD ["python", "-m", "hpo.workers.healthcheck"]

@@ -23,10 +23,13 @@ import torch
 from torchvision.transforms import v2
 
 from benchmarks.host import machine, versions
-from hpo.definition.augment import PRESETS, AugmentConfig
-from hpo.engine.images import Images
-from hpo.engine.loader import TrainBatches
+from hpo.config.augment import (
+    PRESETS,
+    AugmentConfig,
+)
+from hpo.data.images import Images
 from hpo.extras import DISTRIBUTION
+from hpo.training.loader import TrainBatches
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BILINEAR = v2.InterpolationMode.BILINEAR

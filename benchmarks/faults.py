@@ -26,7 +26,7 @@ from benchmarks.host import machine, versions
 from benchmarks.stock import BUDGET, PAUSE_S
 from hpo.search import study as studies
 from hpo.search.status import read_status
-from hpo.storage.db import connect
+from hpo.storage.database import connect
 from hpo.storage.leases import FINAL
 from tests.harness.scenes import WRITES, small_study
 from tests.harness.servers import Postgres

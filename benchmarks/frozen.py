@@ -9,7 +9,7 @@ reports, with evaluation; the first epoch with kept features computes them. Then
 retrieval, trials that differ in k, distance and PCA: the wall time of a whole trial, images opened
 and the network built. `--data` is a folder of images by class; else random ones are made. `--cuts`
 also shows, for ResNet-50, what one image costs to compute and to read at each cut: the reason for
-the rule in `hpo/engine/features.py`.
+the rule in `hpo/training/feature_cache.py`.
 """
 
 from __future__ import annotations
@@ -29,16 +29,20 @@ from torch.nn import functional
 from torchvision import models as zoo
 
 from benchmarks.host import machine, versions
-from hpo.definition.config import TrainConfig
-from hpo.definition.model import ModelConfig
-from hpo.engine import models
-from hpo.engine.control import Unattended
-from hpo.engine.datasets import open_data
-from hpo.engine.partition import partition
-from hpo.engine.tracing import MORE
-from hpo.engine.train import EpochResult, TrainingData, train
+from hpo.config.model import ModelConfig
+from hpo.config.train import TrainConfig
+from hpo.control import Unattended
+from hpo.data.dataset import open_data
 from hpo.extras import DISTRIBUTION
 from hpo.paths import Home
+from hpo.training import models
+from hpo.training.partition import partition
+from hpo.training.tracing import MORE
+from hpo.training.train import (
+    EpochResult,
+    TrainingData,
+    train,
+)
 
 CPU = torch.device("cpu")
 

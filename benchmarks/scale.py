@@ -42,19 +42,28 @@ import torch
 
 from benchmarks.host import machine, versions
 from benchmarks.server import Server, cpu_s, own_server
-from hpo.definition.studyfile import parse_study
-from hpo.engine.train import EpochResult
+from hpo.config.study import parse_study
 from hpo.extras import DISTRIBUTION
 from hpo.paths import Home
-from hpo.search import objective
 from hpo.search import study as studies
-from hpo.search.objective import Bench
-from hpo.storage import leases, records
-from hpo.storage.db import connect
+from hpo.search import trial
+from hpo.search.trial import Bench
+from hpo.storage import (
+    leases,
+    records,
+)
+from hpo.storage.database import connect
 from hpo.storage.leases import Taken
-from hpo.storage.optuna_rdb import FencedStorage, add_waiting
-from hpo.workers.signals import stop_on_signal
-from hpo.workers.worker import Progress, Worker
+from hpo.storage.optuna import (
+    FencedStorage,
+    add_waiting,
+)
+from hpo.training.train import EpochResult
+from hpo.workers.process import stop_on_signal
+from hpo.workers.worker import (
+    Progress,
+    Worker,
+)
 from tests.harness.swarm import forked
 
 EPOCHS = 5
@@ -108,7 +117,7 @@ class Timed(Bench):
 
     def run(self, taken: Taken, control: Any) -> None:
         self.slept = 0.0
-        objective.train = self.sleep  # type: ignore[assignment]
+        trial.train = self.sleep  # type: ignore[assignment]
         super().run(taken, control)
         self.ends.append((time.time(), self.slept))
 

@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import sqlalchemy as sa
 
-from hpo.storage.db import connect_args
+from hpo.storage.database import connect_args
 from tests.harness.servers import Postgres
 
 MAX_CONNECTIONS = 400

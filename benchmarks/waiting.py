@@ -41,8 +41,8 @@ def seconds_of_a_step(name: str, threads: int) -> float:
     """Time training steps in this process; return their median in seconds."""
     import torch
 
-    from hpo.definition.config import TrainConfig
-    from hpo.engine.learner import Learner
+    from hpo.config.train import TrainConfig
+    from hpo.training.learner import Learner
 
     side, batch, steps = CASES[name]
     config = TrainConfig.parse(

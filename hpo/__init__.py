@@ -9,10 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hpo.api import Study, load_study, train
-    from hpo.definition.config import TrainConfig
-    from hpo.definition.space import Space
-    from hpo.definition.studyfile import StudyFile
+    from hpo.api import (
+        Study,
+        load_study,
+        train,
+    )
+    from hpo.config.space import Space
+    from hpo.config.study import StudyFile
+    from hpo.config.train import TrainConfig
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,10 +30,10 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Space": "hpo.definition.space",
+    "Space": "hpo.config.space",
     "Study": "hpo.api",
-    "StudyFile": "hpo.definition.studyfile",
-    "TrainConfig": "hpo.definition.config",
+    "StudyFile": "hpo.config.study",
+    "TrainConfig": "hpo.config.train",
     "load_study": "hpo.api",
     "train": "hpo.api",
 }

@@ -12,21 +12,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpo.errors import InputError, Interrupted
+from hpo.errors import (
+    InputError,
+    Interrupted,
+)
 from hpo.formatting import printable
 from hpo.paths import Home
 
 if TYPE_CHECKING:
     import pandas
 
-    from hpo.definition.config import TrainConfig
-    from hpo.definition.studyfile import StudyFile
-    from hpo.engine.control import Control
-    from hpo.engine.data_report import DataReport
-    from hpo.results.runs import Run
+    from hpo.config.study import StudyFile
+    from hpo.config.train import TrainConfig
+    from hpo.control import Control
+    from hpo.data.report import DataReport
     from hpo.search import study as studies
-    from hpo.search.status import StudyStatus, TrialStatus
-    from hpo.storage.db import Database
+    from hpo.search.status import (
+        StudyStatus,
+        TrialStatus,
+    )
+    from hpo.storage.database import Database
+    from hpo.trained.run import Run
     from hpo.workers.supervisor import Supervisor
 
 Progress = Callable[[str], object]
@@ -93,7 +99,7 @@ class Study:
         Raises ConfigError for a file that is wrong, DataError for data that cannot be used, and
         Conflict where a study of that name has another definition.
         """
-        from hpo.definition.studyfile import StudyFile
+        from hpo.config.study import StudyFile
 
         if isinstance(file, Mapping):
             file = StudyFile.from_dict(file)
@@ -118,7 +124,7 @@ class Study:
     def best_trial(self) -> TrialStatus:
         """The best complete trial; raises NotFound where none is complete. Of several metrics by
         the first one; `status().front()` has the Pareto front."""
-        from hpo.results.export import best_trials
+        from hpo.trained.export import best_trials
 
         return best_trials(self.status(), 1)[0]
 
@@ -166,9 +172,15 @@ class Study:
         trials back and raises KeyboardInterrupt, SIGTERM raises Interrupted; calling `run` again
         goes on. Raises HpoError where workers cannot work, with the last one's words.
         """
-        from hpo.definition.remarks import remarks
-        from hpo.results.progress import PlainView, headline
-        from hpo.workers.devices import require_device, spread
+        from hpo.config.remarks import remarks
+        from hpo.reports.progress import (
+            PlainView,
+            headline,
+        )
+        from hpo.workers.process import (
+            require_device,
+            spread,
+        )
 
         devices = spread(workers, workers_per_device, device)
         require_device(device)
@@ -192,9 +204,8 @@ class Study:
     def supervisor(self, devices: Sequence[str], *, force: bool = False) -> Supervisor:
         """Return what keeps a worker alive on each of `devices`. Raises InputError, unless `force`,
         where the code here is not that with which the study began."""
-        from hpo.search.agreement import require_code
-        from hpo.workers.devices import threads_for
-        from hpo.workers.launch import LocalProcesses
+        from hpo.search.fingerprints import require_code
+        from hpo.workers.process import LocalProcesses, threads_for
         from hpo.workers.supervisor import Supervisor
 
         study = self._load()
@@ -214,7 +225,7 @@ class Study:
     @property
     def data_report(self) -> DataReport | None:
         """What the data were like when the study was created; None where nobody looked then."""
-        from hpo.search.agreement import read_report
+        from hpo.search.fingerprints import read_report
 
         return read_report(self.database, self._load().uuid)
 
@@ -290,7 +301,7 @@ class Study:
         Raises NotFound where no trial is complete, InputError for one without a result, Conflict
         where a file exists, unless `force`.
         """
-        from hpo.results import export as exports
+        from hpo.trained import export as exports
 
         config, provenance = exports.export(self.database, self.name, number=trial)
         if weights is not None:
@@ -311,7 +322,7 @@ class Study:
     ) -> Run:
         """Train the best trial's configuration, or that of `trial`, anew: `hpo.train` of its
         export, with the same `options`. `out` is by default hpo_runs/trained/STUDY."""
-        from hpo.results.export import export
+        from hpo.trained.export import export
 
         config, provenance = export(self.database, self.name, number=trial)
         folder = Home.default().trained(self.name) if out is None else out
@@ -319,8 +330,8 @@ class Study:
 
     def report(self, path: str | os.PathLike[str]) -> None:
         """Write the whole search as one HTML page that opens without network."""
-        from hpo.results.page import write_report
-        from hpo.results.report import study_report
+        from hpo.reports.page import write_report
+        from hpo.reports.study import study_report
 
         write_report(Path(path), study_report(self.database, self.name))
 
@@ -376,13 +387,12 @@ def train(
     >>> 0.0 <= run.summary["test"]["top1"]["mean"] <= 1.0
     True
     """
-    from hpo.definition.config import TrainConfig
-    from hpo.definition.studyfile import load_config
-    from hpo.results.page import write_report
-    from hpo.results.retrain import retrain
-    from hpo.results.training import as_page
-    from hpo.results.training_page import training_report
-    from hpo.workers.devices import first_device
+    from hpo.config.study import load_config
+    from hpo.config.train import TrainConfig
+    from hpo.reports.page import write_report
+    from hpo.reports.training import as_page, training_report
+    from hpo.trained.retrain import retrain
+    from hpo.workers.process import first_device
 
     if isinstance(config, Mapping):
         config = TrainConfig.parse(config)
@@ -407,7 +417,7 @@ def train(
 
 def ending(status: StudyStatus) -> str:
     """Return what became of a study that no longer runs, in a line."""
-    from hpo.results.table import number
+    from hpo.formatting import number
 
     name, best = status.row.name, status.best
     if status.state != "finished":
@@ -425,7 +435,7 @@ def _interruptible(study: Study) -> Iterator[threading.Event]:
     """An event that Ctrl-C and SIGTERM set, once the workers are to hand back; then raises
     KeyboardInterrupt or Interrupted. A second Ctrl-C raises at once. Signals reach the main thread
     alone: in another one nothing is caught."""
-    from hpo.workers.signals import event_on_signal
+    from hpo.workers.process import event_on_signal
 
     if threading.current_thread() is not threading.main_thread():
         yield threading.Event()
@@ -452,7 +462,7 @@ def make_home(database: Database) -> None:
 
 
 def _connect(storage: str | None) -> Database:
-    from hpo.storage.db import connect
+    from hpo.storage.database import connect
 
     return connect(storage or os.environ.get("HPO_STORAGE") or Home.default().storage)
 
@@ -476,14 +486,13 @@ def open_study(
     """Create the study of `file` or open it; return it, and whether it is new. Bad data, own
     modules that are not here and artifacts that cannot be used create nothing; without `look`
     images and modules are on other hosts, and the workers will tell."""
-    from hpo.engine.code import code_of
-    from hpo.search import mirror
     from hpo.search import study as studies
-    from hpo.search.agreement import keep_report
+    from hpo.search import sync
+    from hpo.search.fingerprints import code_of, keep_report
     from hpo.storage.records import find_study
 
     row = find_study(found, file.name)
-    place = mirror.check(artifacts, row, found) if artifacts else None
+    place = sync.check(artifacts, row, found) if artifacts else None
     report = None
     if row is None and look:
         code_of(file)
@@ -494,7 +503,7 @@ def open_study(
     if report:
         keep_report(found, study.uuid, report)
     if place:
-        mirror.keep(found, study.row, place, Home.default())
+        sync.keep(found, study.row, place, Home.default())
     return study, is_new
 
 
@@ -502,8 +511,11 @@ def check_data(file: StudyFile) -> DataReport:
     """Look at every file of every data set in the space, test files included, and return what is
     known of the first; raises DataError, and ConfigError where they cannot measure what is
     optimized. Writes nothing but downloads of torchvision's data sets."""
-    from hpo.engine.datasets import examine_data
-    from hpo.engine.goals import asked, require_supported
+    from hpo.data.dataset import examine_data
+    from hpo.training.metrics import (
+        asked,
+        require_supported,
+    )
 
     matters = {"dataset", "root", "labels", "val_fraction", "test_fraction", "split_seed",
                "limit_train", "skip_unreadable",

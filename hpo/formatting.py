@@ -1,8 +1,13 @@
-"""Values and messages as text that a terminal can show."""
+"""Values as text: numbers, durations, sizes, plurals; table cells with their sort keys."""
 
 from __future__ import annotations
 
+import json
+import math
 import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """What a terminal would obey instead of showing it (but for tabs and line ends), and what cannot be
@@ -12,3 +17,108 @@ encoded."""
 def printable(text: str) -> str:
     """`text` for a terminal: control characters, and those that turn its direction, as \\x1b."""
     return UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell; `key` is a number or text to sort by, None goes last; `kind` is a CSS class."""
+
+    text: str
+    key: float | str | None = None
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under `headers`; `kinds` are CSS classes of the columns."""
+
+    headers: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+
+    @property
+    def kinds(self) -> list[str]:
+        """Of each column, that of its first cell."""
+        return [cell.kind for cell in self.rows[0]] if self.rows else ["" for _ in self.headers]
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A measured number: `digits` decimals where that says something, else significant ones."""
+    if value is None:
+        return MISSING
+    if not math.isfinite(value):
+        return "not finite"
+    if value and not 1e-3 <= abs(value) < 1e6:
+        return f"{value:.3g}"
+    return f"{value:.{digits}f}"
+
+
+def measured(name: str, value: float | None) -> str:
+    """The value of an objective or metric called `name`: counts whole, costs with four digits."""
+    if value is None or name.startswith(("train_", "val_")) or not math.isfinite(value):
+        return number(value)
+    if name in ("parameters", "flops"):
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
+
+
+def setting(value: Any) -> str:
+    """A value of a configuration as a person writes it: true, 0.003, [32, 64], none."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(setting(one) for one in value) + "]"
+    return str(value) if isinstance(value, str | int) else json.dumps(value, default=str)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 8.4 s, 3 min 20 s, 2 h 05 min, 3 d 4 h."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def count(value: int, noun: str) -> str:
+    """`1 trial`, `2 trials`, `1,000 classes`."""
+    ending = "" if value == 1 else "es" if noun.endswith("s") else "s"
+    return f"{value:,} {noun}{ending}"
+
+
+def number_cell(value: float | None, digits: int = 4) -> Cell:
+    key = value if value is not None and math.isfinite(value) else None
+    return Cell(number(value, digits), key, "number")
+
+
+def measured_cell(name: str, value: float | None) -> Cell:
+    return Cell(measured(name, value), value, "number")
+
+
+def setting_cell(value: Any) -> Cell:
+    numeric = isinstance(value, int | float) and not isinstance(value, bool)
+    text = setting(value)
+    return Cell(text, value if numeric else text, "number" if numeric else "")
+
+
+def text_cell(text: str | None, kind: str = "") -> Cell:
+    return Cell(text or "", text or None, kind)
+
+
+def settings_table(values: Iterable[tuple[str, Any]]) -> Table:
+    """Names and values of settings."""
+    return Table(
+        ("setting", "value"),
+        [(text_cell(name, "name"), text_cell(setting(value))) for name, value in values],
+    )

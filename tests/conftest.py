@@ -17,11 +17,14 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as `hpo` itself sets it
 
-import hpo.engine.cache
-import hpo.files
+import hpo.data.cache
+import hpo.io
 import hpo.redaction
 from hpo.paths import Home
-from hpo.storage.db import Database, connect
+from hpo.storage.database import (
+    Database,
+    connect,
+)
 from tests.harness.mariadb import MariaDB, mariadb
 from tests.harness.servers import new_database, postgres, s3, s3_server
 
@@ -67,8 +70,8 @@ def small_files(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     def limit(size: int) -> None:
         Small.most = size
 
-    monkeypatch.setattr(hpo.files, "FileIO", Small)
-    monkeypatch.setattr(hpo.engine.cache, "FileIO", Small)
+    monkeypatch.setattr(hpo.io, "FileIO", Small)
+    monkeypatch.setattr(hpo.data.cache, "FileIO", Small)
     return limit
 
 

@@ -9,7 +9,11 @@ from typing import Annotated
 
 import typer
 
-from hpo.cli.options import Storage, database, program
+from hpo.cli.options import (
+    Storage,
+    database,
+    program,
+)
 from hpo.errors import NotFound
 
 ALLOWED_HOSTS = "HPO_DASHBOARD_ALLOWED_HOSTS"
@@ -80,9 +84,15 @@ def dashboard(
     import logging
     import signal
 
-    from hpo.dashboard.credentials import read_credentials
-    from hpo.dashboard.rules import Settings, host_name
-    from hpo.dashboard.serve import own_hosts, serve
+    from hpo.dashboard.auth import read_credentials
+    from hpo.dashboard.gateway import (
+        Settings,
+        host_name,
+    )
+    from hpo.dashboard.server import (
+        own_hosts,
+        serve,
+    )
     from hpo.storage.records import is_empty
 
     names = [*allowed_host, *filter(None, os.environ.get(ALLOWED_HOSTS, "").split(","))]

@@ -15,61 +15,56 @@ from typer.main import get_command
 
 from hpo import __version__
 from hpo.cli import (
-    compare,
     dashboard,
-    keep,
-    launch,
-    manifest,
-    predict,
-    prepare,
     results,
-    run,
+    search,
     status,
     storage,
-    studies,
-    worker,
     workers,
 )
 from hpo.errors import HpoError
-from hpo.files import disk_full, is_full
 from hpo.formatting import printable
+from hpo.io import (
+    disk_full,
+    is_full,
+)
 from hpo.redaction import safe_streams
 
 Command = Callable[..., Any]
 
 COMMANDS: dict[str, dict[str, Command]] = {
     "Search": {
-        "init": prepare.init,
-        "check": prepare.check,
-        "run": run.run,
-        "worker": worker.worker,
-        "launch": launch.launch,
-        "manifest": manifest.manifest,
+        "init": search.init,
+        "check": search.check,
+        "run": search.run,
+        "worker": workers.worker,
+        "launch": workers.launch,
+        "manifest": workers.manifest,
     },
     "Look": {
         "list": status.list_studies,
         "status": status.status,
         "trials": status.trials,
         "trial": status.trial,
-        "workers": workers.workers,
+        "workers": status.workers,
         "logs": status.logs,
         "report": results.report,
-        "compare": compare.compare,
+        "compare": results.compare,
         "dashboard": dashboard.dashboard,
     },
     "Steer": {
-        "enqueue": studies.enqueue,
-        "stop": studies.stop,
-        "resume": studies.resume,
-        "extend": studies.extend,
-        "delete": studies.delete,
+        "enqueue": search.enqueue,
+        "stop": search.stop,
+        "resume": search.resume,
+        "extend": search.extend,
+        "delete": search.delete,
     },
     "Use": {
         "export": results.export,
         "train": results.train,
         "evaluate": results.evaluate,
-        "predict": predict.predict,
-        "schema": prepare.schema,
+        "predict": results.predict,
+        "schema": search.schema,
     },
     "Care": {
         "storage": storage.storage,
@@ -123,7 +118,7 @@ def _add(panel: str, name: str, command: Command) -> None:
 for panel, commands in COMMANDS.items():
     for name, command in commands.items():
         _add(panel, name, command)
-app.command("keep", hidden=True, help=_help(keep.keep))(keep.keep)
+app.command("keep", hidden=True, help=_help(workers.keep))(workers.keep)
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:

@@ -18,7 +18,7 @@ from hpo.paths import Home
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from hpo.storage.db import Database
+    from hpo.storage.database import Database
 
 PIPE_WIDTH = 200
 """Columns of a table that goes into a file or a pipe."""
@@ -37,7 +37,10 @@ def warn_of_password(context: typer.Context, param: typer.CallbackParam, url: st
     """One line on standard error where a password stands in argv."""
     source = context.get_parameter_source(param.name or "")
     if url and source is not None and source.name == "COMMANDLINE":
-        from hpo.storage.url import PASSWORD_FILE, has_password
+        from hpo.storage.url import (
+            PASSWORD_FILE,
+            has_password,
+        )
 
         if has_password(url):
             typer.echo(
@@ -117,7 +120,7 @@ Insecure = Annotated[
 def database(storage: str | None) -> Iterator[Database]:
     """The database of `--storage`, closed at the end; raises StorageError for a bad URL. Touches
     nothing."""
-    from hpo.storage.db import connect
+    from hpo.storage.database import connect
 
     found = connect(storage or Home.default().storage)
     try:
@@ -128,7 +131,7 @@ def database(storage: str | None) -> Iterator[Database]:
 
 def console() -> Console:
     """Standard output; as wide as the terminal, and wide in a pipe, where nothing is to be cut."""
-    from hpo.cli.safe import SafeConsole
+    from hpo.cli.console import SafeConsole
 
     out = SafeConsole(highlight=False)
     if not out.is_terminal and "COLUMNS" not in os.environ:
@@ -156,7 +159,10 @@ def program() -> str:
 
 def storage_flag(found: Database) -> str:
     """What a command that is printed here needs to reach this database."""
-    from hpo.storage.url import option, usual
+    from hpo.storage.url import (
+        option,
+        usual,
+    )
 
     return option(found.url, usual())
 

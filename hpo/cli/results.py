@@ -1,10 +1,11 @@
-"""What comes after a search: export, train, evaluate, report; `hpo.cli.predict` has the rest."""
+"""`hpo export`, `train`, `evaluate`, `predict`, `report`, `compare`."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,14 +22,27 @@ from hpo.cli.options import (
     program,
     tell_note,
 )
-from hpo.errors import InputError, Interrupted
+from hpo.errors import (
+    DataError,
+    InputError,
+    Interrupted,
+)
+from hpo.formatting import count as amount
+from hpo.io import (
+    Sink,
+    write_whole,
+)
 from hpo.paths import Home
-from hpo.workers.devices import first_device
+from hpo.workers.process import first_device
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from hpo.definition.config import TrainConfig
+    from hpo.config.train import TrainConfig
+    from hpo.trained.inference import Prediction
+    from hpo.trained.retrieval import Lookup
+
+    Answer = Prediction | Lookup
 
 KeepValidation = Annotated[
     bool,
@@ -102,8 +116,8 @@ def export(
 
     Example: hpo export digits -o best.toml
     """
-    from hpo.results import export as exports
     from hpo.search.status import read_status
+    from hpo.trained import export as exports
 
     if (trial is not None) + (top is not None) + pareto > 1:
         raise InputError("--trial, --top and --pareto exclude each other")
@@ -172,8 +186,8 @@ def train(
 
     Example: hpo train best.toml --seeds 3 --set epochs=100
     """
-    from hpo.definition.studyfile import load_config
-    from hpo.definition.toml import assignments
+    from hpo.config.study import load_config
+    from hpo.config.toml import assignments
 
     overrides = assignments(set_)
     jobs = [
@@ -189,7 +203,11 @@ def _train(
 ) -> None:
     """A run for each (folder, configuration, provenance), `asked` of all, then the table of all."""
     from hpo import api
-    from hpo.cli.tables import networks_table, run_notes, runs_table
+    from hpo.cli.tables import (
+        networks_table,
+        run_notes,
+        runs_table,
+    )
 
     out = console()
     runs = []
@@ -240,13 +258,13 @@ class _UntilStopped:
 @contextmanager
 def _progress(out: Console) -> Iterator[tuple[Callable[[str], None], _UntilStopped]]:
     """Where lines of progress go (one that changes on a terminal), and what a signal stops."""
-    from hpo.workers.signals import stop_on_signal
+    from hpo.workers.process import stop_on_signal
 
     with stop_on_signal() as stop:
         if not out.is_terminal:
             yield lambda line: out.print(line, markup=False, soft_wrap=True), _UntilStopped(stop)
             return
-        from hpo.cli.safe import Text
+        from hpo.cli.console import Text
 
         with out.status("preparing the images", spinner="line") as status:
             yield lambda line: status.update(Text(line)), _UntilStopped(stop)
@@ -279,9 +297,12 @@ def evaluate(
 
     Example: hpo evaluate hpo_runs/trained/best --data new_photos/
     """
-    from hpo.cli.tables import evaluation_page, to_json
-    from hpo.results.evaluate import evaluate_run
-    from hpo.results.runs import load_run
+    from hpo.cli.tables import (
+        evaluation_page,
+        to_json,
+    )
+    from hpo.trained.inference import evaluate_run
+    from hpo.trained.run import load_run
 
     found = evaluate_run(
         load_run(run), data=data, home=Home.default(), device=first_device(device), force=force
@@ -312,8 +333,11 @@ def report(
 
     Example: hpo report digits -o report.html
     """
-    from hpo.results.page import write_report
-    from hpo.results.report import share_report, study_report
+    from hpo.reports.page import write_report
+    from hpo.reports.study import (
+        share_report,
+        study_report,
+    )
 
     path = output or Path(f"{study}.report.html")
     with database(storage) as found:
@@ -322,3 +346,211 @@ def report(
         shared = share_report(found, study, path)
     if shared:
         typer.echo(f"also at {shared}")
+
+
+def predict(
+    run: RunPath,
+    images: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="IMAGE|FOLDER...",
+            help='Image files; folders, with all below them; patterns such as "shots/**/*.jpg".',
+            show_default=False,
+        ),
+    ],
+    top: Annotated[
+        int, typer.Option(metavar="K", min=1, help="Classes, or nearest images, to show.")
+    ] = 5,
+    device: Device = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    csv_: Annotated[
+        str | None,
+        typer.Option(
+            "--csv",
+            metavar="FILE",
+            help="A row for each image into a file that is complete or not there; - prints them.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """What a trained run sees in images: the most likely classes with their probabilities, means
+    over the run's seeds; of a retrieval the nearest training images, by its first seed. Images are
+    taken whole, also where the run was trained on images cropped to their boxes.
+
+    A file that cannot be read is a row with the reason; the exit code is 2 only where none can be.
+    Images that the run was trained on, also copies, are marked.
+
+    Example: hpo predict hpo_runs/trained/best cat.jpg holiday/ --csv holiday.csv
+    """
+    from hpo.cli.tables import (
+        answers_csv,
+        answers_json,
+        answers_table,
+    )
+    from hpo.trained.inference import (
+        predictions,
+        select,
+        whole_note,
+    )
+    from hpo.trained.retrieval import lookups
+    from hpo.trained.run import load_run
+
+    if as_json and csv_ is not None:
+        raise InputError("--json and --csv exclude each other")
+    if csv_ is not None and Path(csv_).is_dir():
+        raise InputError(f"--csv {csv_}: is a folder; name a file")
+    trained, chosen = load_run(run), first_device(device)
+    found = select(images)
+    for note in (whole_note(trained.config), found.note):
+        tell_note(note)
+    retrieval = trained.config.task == "retrieval"
+    look = lookups if retrieval else predictions
+    columns = ("nearest", "class", "distance") if retrieval else ("class", "probability")
+    shown = top if retrieval else min(top, len(trained.classes))
+    count = _Count(len(found.files))
+    with _prediction_progress(len(found.files)) as tell:
+        answers = count.counted(look(trained, found.files, device=chosen, k=top), tell)
+        if csv_ is not None:
+            _write_csv(csv_, answers_csv(answers, columns, shown))
+        elif as_json:
+            for part in answers_json(answers):
+                typer.echo(part, nl=False)
+        else:
+            console().print(answers_table(answers, columns))
+    count.report()
+    if csv_ not in (None, "-"):
+        typer.echo(f"{csv_}: {amount(len(found.files), 'image')}")
+
+
+@dataclass
+class _Count:
+    """What became of the images."""
+
+    images: int
+    trained_on: int = 0
+    known: bool = True
+    """Whether the run knows what it was trained on."""
+    failed: list[Answer] = field(default_factory=list)
+
+    def counted(self, answers: Iterable[Answer], tell: Callable[[int], None]) -> Iterator[Answer]:
+        """`answers`, each counted and told of before it is passed on."""
+        for done, one in enumerate(answers, 1):
+            if one.error is not None:
+                self.failed.append(one)
+            else:
+                self.trained_on += bool(one.trained_on)
+                self.known = one.trained_on is not None
+            tell(done)
+            yield one
+
+    def report(self) -> None:
+        """Tell of what is odd. Raises DataError where no image could be read."""
+        from hpo.trained.run import UNKNOWN
+
+        if len(self.failed) == self.images:
+            first = f"{self.failed[0].path}: {self.failed[0].error}"
+            raise DataError(
+                f"none of {self.images:,} files can be read; the first: {first}"
+                if self.images > 1
+                else first
+            )
+        if self.failed:
+            tell_note(f"{len(self.failed):,} of {self.images:,} files cannot be read")
+        if not self.known:
+            tell_note(UNKNOWN)
+        elif self.trained_on:
+            tell_note(f"the run was trained on {self.trained_on:,} of {self.images:,} images")
+
+
+@contextmanager
+def _prediction_progress(images: int) -> Iterator[Callable[[int], None]]:
+    """Takes how many images are done, and shows it on a terminal beside the output."""
+    from hpo.cli.console import SafeConsole
+
+    out = SafeConsole(stderr=True)
+    if not out.is_terminal:
+        yield lambda done: None
+        return
+    with out.status("loading the networks", spinner="line") as status:
+        yield lambda done: status.update(f"{done:,} of {images:,} images")
+
+
+def _write_csv(file: str, rows: Iterable[str]) -> None:
+    """To the file, or to standard output for `-`."""
+    if file == "-":
+        for row in rows:
+            typer.echo(row, nl=False)
+        return
+
+    def write(sink: Sink) -> None:
+        for row in rows:
+            sink.write(row.encode())
+
+    write_whole(Path(file), write)
+
+
+def compare(
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="STUDY|RUN...",
+            help="Names of studies, and folders that `hpo train` wrote.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="A page with figures.", show_default="none"
+        ),
+    ] = None,
+    top: Annotated[
+        int, typer.Option(metavar="K", min=1, help="Trials of the mean beside the best.")
+    ] = 5,
+    latency: Annotated[
+        bool,
+        typer.Option(
+            "--latency", help="Time one image here where a study has no latency_ms of its own."
+        ),
+    ] = False,
+    device: Device = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, curves too.")] = False,
+    storage: Storage = None,
+) -> None:
+    """Studies and the architectures in them, and trained runs, beside each other.
+
+    Of studies: best, mean of the best trials, epochs and time spent, and what the best network
+    costs; of runs: top-1, top-5, precision, recall and F1, as before and after tuning. The page has
+    accuracy against cost, curves laid over each other, and F1 of the 20 most frequent classes.
+
+    Example: hpo compare resnet mobilenet -o compare.html
+    """
+    from hpo.cli.tables import (
+        cells_table,
+        to_json,
+    )
+    from hpo.reports import compare as comparing
+    from hpo.reports.compare import (
+        comparison_report,
+        entries_table,
+        runs_table,
+    )
+    from hpo.reports.page import write_report
+
+    with database(storage) as found:
+        result = comparing.compare(
+            found, names, top=top, device=first_device(device), latency=latency
+        )
+    if output is not None:
+        write_report(output, comparison_report(result, " · ".join(names)))
+    if as_json:
+        typer.echo(to_json(result.to_dict()))
+        return
+    out = console()
+    for table in (entries_table(result), runs_table(result)):
+        if table.rows:
+            out.print(cells_table(table))
+    for note in result.notes:
+        out.print(note, markup=False, soft_wrap=True)
+    if output is not None:
+        typer.echo(f"{output} written: open it in a browser")

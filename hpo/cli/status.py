@@ -1,21 +1,37 @@
-"""Looking at studies: list, status, trials, trial, logs. Imports no torch."""
+"""`hpo list`, `status`, `trials`, `trial`, `logs`, `workers`: looking at studies."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from hpo.cli.options import Insecure, Storage, StudyName, console, database, program
-from hpo.errors import NotFound, StorageError
+from hpo.cli.options import (
+    Insecure,
+    On,
+    Storage,
+    StudyName,
+    console,
+    database,
+    program,
+)
+from hpo.errors import (
+    NotFound,
+    StorageError,
+)
 from hpo.formatting import printable
 from hpo.paths import Home
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from hpo.search.status import StudyStatus, TrialStatus
-    from hpo.storage.db import Database
+    from hpo.storage.database import Database
+    from hpo.storage.records import WorkerRow
+    from hpo.workers.launchers.base import Placed
 
 POLL_S = 0.5
 
@@ -53,8 +69,11 @@ def status(
 
     Example: hpo status digits --watch
     """
-    from hpo.cli import live, tables
-    from hpo.results.pareto import front_table
+    from hpo.cli import (
+        live,
+        tables,
+    )
+    from hpo.reports.groups import front_table
     from hpo.search.status import read_status
 
     with database(storage) as found:
@@ -128,7 +147,10 @@ def trials(
 
 def _print_groups(now: StudyStatus, by: str, format_: str) -> None:
     from hpo.cli import tables
-    from hpo.results.groups import group_data, group_table
+    from hpo.reports.groups import (
+        group_data,
+        group_table,
+    )
 
     if format_ == "json":
         typer.echo(tables.to_json(group_data(now, by)))
@@ -152,8 +174,11 @@ def trial(
 
     Example: hpo trial digits 12
     """
-    from hpo.cli.tables import sources, trial_page
-    from hpo.search.agreement import read_code
+    from hpo.cli.tables import (
+        sources,
+        trial_page,
+    )
+    from hpo.search.fingerprints import read_code
     from hpo.search.status import read_status
 
     with database(storage) as found:
@@ -176,7 +201,7 @@ def trial(
 
 def _weights(found: Database, now: StudyStatus, trial: TrialStatus) -> str | None:
     """Where a complete trial's weights are, or why that cannot be told; None if none were kept."""
-    from hpo.search.mirror import find_weights
+    from hpo.search.sync import find_weights
 
     if trial.state != "complete" or not trial.attempts:  # another tool may have made it
         return None
@@ -216,7 +241,10 @@ def logs(
     Example: hpo logs digits -f
     """
     from hpo.search.status import read_status
-    from hpo.workers.engines import Target, open_engine
+    from hpo.workers.launchers.base import (
+        Target,
+        open_engine,
+    )
 
     with (
         database(storage) as found,
@@ -281,3 +309,94 @@ class Tail:
                 yield from (prefix + line for line in whole.decode(errors="replace").splitlines())
             if not progress:
                 return
+
+
+def workers(
+    study: StudyName,
+    all_: Annotated[
+        bool, typer.Option("--all", help="Also those that have ended, with the reason.")
+    ] = False,
+    on: On = None,
+    insecure: Insecure = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="As JSON; times in seconds since 1970.")
+    ] = False,
+    storage: Storage = None,
+) -> None:
+    """The workers of a study: where they are, what they do, when they were last heard of.
+
+    With --on also what the engine has of them: what waits for a place is known to it alone.
+
+    Example: hpo workers digits --all
+    """
+    from hpo.cli.tables import to_json
+    from hpo.search.status import read_status
+    from hpo.workers.launchers.base import (
+        Target,
+        open_engine,
+    )
+
+    with database(storage) as found:
+        now = read_status(found, study)
+    placed: list[Placed] = []
+    if on is not None:
+        with open_engine(on, Home.default(), insecure=insecure) as engine:
+            placed = engine.placed(Target(now.row.name, now.row.uuid))
+    chosen = now.workers if all_ else now.live_workers
+    if as_json:
+        data = [asdict(one) | {"state": _state(now, one)} for one in chosen]
+        typer.echo(to_json({"workers": data, "placed": [asdict(one) for one in placed]}))
+        return
+    out = console()
+    if not chosen:
+        out.print(f"no worker of {study} is alive" + ("" if all_ else "; --all: those that were"))
+    else:
+        out.print(workers_table(now, chosen))
+    if on is not None:
+        out.print()
+        out.print(placed_table(placed) if placed else f"nothing of {study} on {on}")
+
+
+def _state(now: StudyStatus, worker: WorkerRow) -> str:
+    """training, between trials, lost (not heard of for long), or ended."""
+    if worker.ended is not None:
+        return "ended"
+    if worker not in now.live_workers:
+        return "lost"
+    return "between trials" if worker.number is None else "training"
+
+
+def workers_table(now: StudyStatus, workers: Iterable[WorkerRow]) -> Table:
+    """Workers, a line each."""
+    from hpo.cli.console import Text
+    from hpo.cli.tables import plain_table
+    from hpo.formatting import duration
+
+    table = plain_table("worker", "host", "device", "state", "trial", "seen", "reason",
+                        right=("trial", "seen"))  # fmt: skip
+    for one in workers:
+        state = _state(now, one)
+        table.add_row(
+            Text(one.id),
+            Text(one.host),
+            one.device,
+            Text(state, STYLES[state]),
+            "-" if one.number is None else str(one.number),
+            f"{duration(max(0.0, now.now - one.seen))} ago",
+            Text(one.reason or ""),
+        )
+    return table
+
+
+STYLES = {"training": "cyan", "between trials": "dim", "lost": "magenta", "ended": "dim"}
+
+
+def placed_table(placed: Sequence[Placed]) -> Table:
+    """What an engine has placed, a line each."""
+    from hpo.cli.console import Text
+    from hpo.cli.tables import plain_table
+
+    table = plain_table("placed", "state", "host", "")
+    for one in placed:
+        table.add_row(Text(one.name), one.state, Text(one.host or "-"), Text(one.note))
+    return table

@@ -1,17 +1,79 @@
-"""Care of the databases themselves: upgrade, copy, check."""
+"""`hpo storage`: upgrade, copy, check."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hpo.api import make_home
-from hpo.cli.options import Storage, database, program, warn_of_password
+from hpo.cli.options import (
+    Storage,
+    database,
+    program,
+    warn_of_password,
+)
 from hpo.errors import NotFound
 from hpo.formatting import printable
 from hpo.paths import Home
+
+if TYPE_CHECKING:
+    from hpo.doctor.rules import Finding
+    from hpo.doctor.scan import Checked, Counts
+
+
+def told(checked: Checked, mended: Sequence[Finding], *, repair: bool) -> Iterator[str]:
+    """The lines: what was mended, what is wrong, what only looks so, and the sum."""
+    for one in mended:
+        yield f"mended: {line(one)}"
+        yield f"    {one.cure}"
+    for one in checked.faults:
+        yield line(one)
+        if one.cure is None:
+            yield f"    left to you: {one.left}"
+        elif repair:
+            yield "    left as it is: it has changed in this moment, check again"
+        else:
+            yield f"    --repair: {one.cure}"
+    for one in checked.notes:
+        yield f"no fault: {line(one)}"
+    looked_at = counted(checked.counts) if checked.readable else "nothing else was looked at"
+    yield f"{looked_at}: {verdict(checked, repair=repair)}"
+
+
+def line(one: Finding) -> str:
+    """`attempt without end: digits, trial 3, attempt 1: it is ...`."""
+    return ": ".join(part for part in (one.kind, one.where, one.means) if part)
+
+
+def counted(counts: Counts) -> str:
+    """`3 studies, 120 trials, ...`."""
+    ones = {"studies": "study"}
+    return ", ".join(
+        f"{count} {name if count != 1 else ones.get(name, name.removesuffix('s'))}"
+        for name, count in asdict(counts).items()
+    )
+
+
+def verdict(checked: Checked, *, repair: bool) -> str:
+    count = len(checked.faults)
+    if not count:
+        return "nothing wrong"
+    mendable = sum(one.cure is not None for one in checked.faults)
+    faults = "1 fault" if count == 1 else f"{count} faults"
+    return faults if repair or not mendable else f"{faults}, --repair mends {mendable}"
+
+
+def as_data(checked: Checked, mended: Sequence[Finding]) -> dict[str, Any]:
+    """The same for `--json`."""
+    return {
+        "counts": asdict(checked.counts),
+        "faults": [one.to_dict() for one in checked.faults],
+        "notes": [one.to_dict() for one in checked.notes],
+        "mended": [one.to_dict() for one in mended],
+    }
 
 
 def storage() -> None:
@@ -30,7 +92,7 @@ def upgrade(storage: Storage = None) -> None:
 
     Example: HPO_STORAGE=postgresql+psycopg://me@server/hpo hpo storage upgrade
     """
-    from hpo.storage.optuna_rdb import upgrade_schema
+    from hpo.storage.optuna import upgrade_schema
 
     with database(storage) as found:
         make_home(found)
@@ -69,8 +131,11 @@ def copy(
 
     Example: hpo storage copy sqlite:///hpo_runs/hpo.db postgresql+psycopg://me@server/hpo
     """
-    from hpo.storage import copying, records
-    from hpo.storage.optuna_rdb import create_schema
+    from hpo.storage import (
+        records,
+        transfer,
+    )
+    from hpo.storage.optuna import create_schema
 
     with database(source) as old, database(target) as new:
         rows = [records.get_study(old, study)] if study else records.list_studies(old)
@@ -78,9 +143,9 @@ def copy(
             raise NotFound(f"no studies in {old.shown}")
         make_home(new)
         create_schema(new)
-        copying.refuse(old, new, rows, force=force)
+        transfer.refuse(old, new, rows, force=force)
         for row in rows:
-            count = copying.copy_study(old, new, row)
+            count = transfer.copy_study(old, new, row)
             typer.echo(f"{row.name}: {count} trials copied")
         typer.echo(
             f"both use the same files; go on with one alone, and remove the other: {program()} "
@@ -123,9 +188,12 @@ def check(
 
     Example: hpo storage check --files
     """
-    from hpo.cli.checked import as_data, told
+
     from hpo.cli.tables import to_json
-    from hpo.search.checkup import check_all, mend
+    from hpo.doctor.scan import (
+        check_all,
+        mend,
+    )
 
     with database(storage) as found:
         home = Home.default()

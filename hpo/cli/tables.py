@@ -11,20 +11,34 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from hpo.cli.safe import Text
-from hpo.cli.text import as_json, bar, cell, moment, sparkline
+from hpo.cli.console import (
+    Text,
+    as_json,
+    bar,
+    cell,
+    moment,
+    sparkline,
+)
 from hpo.errors import NotFound
-from hpo.results.table import Table as Cells
-from hpo.results.table import count, duration, measured, number, setting
-from hpo.search.status import StudyStatus, TrialStatus
+from hpo.formatting import Table as Cells
+from hpo.formatting import (
+    count,
+    duration,
+    measured,
+    number,
+    setting,
+)
+from hpo.search.status import (
+    StudyStatus,
+    TrialStatus,
+)
 
 if TYPE_CHECKING:
-    from hpo.engine.code import Code
-    from hpo.results.evaluate import RunEvaluation
-    from hpo.results.importance import Importances
-    from hpo.results.predict import Prediction
-    from hpo.results.retrieval import Lookup
-    from hpo.results.runs import Run
+    from hpo.reports.importance import Importances
+    from hpo.search.fingerprints import Code
+    from hpo.trained.inference import Prediction, RunEvaluation
+    from hpo.trained.retrieval import Lookup
+    from hpo.trained.run import Run
 
     Answer = Prediction | Lookup
 

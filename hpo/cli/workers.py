@@ -1,107 +1,548 @@
-"""`hpo workers`: who works on a study, and where."""
+"""`hpo worker`, `launch`, `manifest`, and the agent that launchers start."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+import inspect
+import logging
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from hpo.cli.options import Insecure, On, Storage, StudyName, console, database
+from hpo import __version__
+from hpo.cli.options import (
+    Artifacts,
+    Device,
+    Force,
+    Insecure,
+    Overrides,
+    Storage,
+    StudyName,
+    console,
+    database,
+    program,
+    quiet_optuna,
+    storage_flag,
+)
+from hpo.errors import (
+    Conflict,
+    EngineError,
+    InputError,
+    Interrupted,
+)
 from hpo.paths import Home
+from hpo.workers.launchers.kubernetes import (
+    LABEL,
+    QUANTITY,
+    job_name,
+    manifests,
+    require_name,
+)
+from hpo.workers.process import first_device
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from hpo.search.status import StudyStatus
-    from hpo.storage.records import WorkerRow
-    from hpo.workers.engines import Placed
+    from hpo.search.study import Study
+    from hpo.storage.database import Database
+    from hpo.workers.launchers.base import Engine, Order, Placed, Target
 
 
-def workers(
-    study: StudyName,
-    all_: Annotated[
-        bool, typer.Option("--all", help="Also those that have ended, with the reason.")
-    ] = False,
-    on: On = None,
-    insecure: Insecure = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="As JSON; times in seconds since 1970.")
-    ] = False,
+def worker(
+    study: Annotated[
+        str,
+        typer.Argument(
+            metavar="STUDY",
+            help="Name of the study, or a study file (.toml), which makes the study if it is new.",
+        ),
+    ],
+    device: Device = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="CPU threads.", show_default="all cores of this machine"
+        ),
+    ] = None,
+    force: Force = False,
     storage: Storage = None,
+    artifacts: Artifacts = None,
+    worker_id: Annotated[str | None, typer.Option(hidden=True)] = None,
+    supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
 ) -> None:
-    """The workers of a study: where they are, what they do, when they were last heard of.
+    """Pull trials of a study until it is over. Start any number, anywhere.
 
-    With --on also what the engine has of them: what waits for a place is known to it alone.
+    Needs the storage and the study's name alone (and the images at the same path): the study file
+    is in the database, and so is where its artifacts are. Ctrl-C once: stop after the current step
+    and hand the trial back; twice: stop now.
 
-    Example: hpo workers digits --all
+    The exit code tells whoever starts workers what to do: 0, the study is over or stopped; 130, a
+    signal ended this worker and its trial was handed back, start another one; 2, no worker can work
+    like this, or the database's file was removed; else it died, start another one.
+
+    Example: HPO_STORAGE=postgresql+psycopg://me@server/hpo hpo worker digits --device cuda:1
     """
-    from hpo.cli.tables import to_json
-    from hpo.search.status import read_status
-    from hpo.workers.engines import Target, open_engine
+    from hpo.search import sync
 
     with database(storage) as found:
-        now = read_status(found, study)
-    placed: list[Placed] = []
-    if on is not None:
-        with open_engine(on, Home.default(), insecure=insecure) as engine:
-            placed = engine.placed(Target(now.row.name, now.row.uuid))
-    chosen = now.workers if all_ else now.live_workers
-    if as_json:
-        data = [asdict(one) | {"state": _state(now, one)} for one in chosen]
-        typer.echo(to_json({"workers": data, "placed": [asdict(one) for one in placed]}))
+        wanted = _study(found, study, artifacts)
+        home = Home.default()
+        from hpo.config.remarks import remarks
+        from hpo.search.fingerprints import agree_on_code
+        from hpo.search.trial import Bench
+        from hpo.storage.optuna import FencedStorage
+        from hpo.training.device import torch_device
+        from hpo.workers.process import new_worker_id, stop_on_signal, threads_for
+        from hpo.workers.worker import Worker
+
+        place = torch_device(first_device(device))
+        log_to_stderr()
+        name = worker_id or new_worker_id()
+        agree_on_code(found, wanted.uuid, wanted.file, worker=name, force=force)
+        if (kept := sync.find(found, wanted.uuid, home)) is not None:
+            kept.verify()
+        own = FencedStorage(found)
+        view, cores = wanted.optuna_study(own), threads or threads_for(1)
+        bench = Bench(wanted, own, view, home, place, cores, force)
+        worker = Worker(wanted, own, bench, home=home, device=str(place), worker_id=name)
+        for line in remarks(wanted.file):
+            logging.getLogger("hpo.cli").warning("%s", line)
+        with stop_on_signal() as stop:
+            reason = worker.run(stop, supervised=supervised)
+    if stop.is_set():
+        became = "is held until its lease ends" if worker.still_held else "was handed back"
+        raise Interrupted(f"{wanted.row.name}: {reason}; its trial {became}")
+    logging.getLogger("hpo.cli").info("%s: %s", wanted.row.name, reason)
+
+
+def _study(found: Database, study: str, artifacts: str | None) -> Study:
+    """The study of that name; or of that file, made by the first of any number of workers, who
+    alone needs `artifacts`."""
+    from hpo.search import study as studies
+
+    if not study.endswith(".toml"):
+        return studies.load(found, study)
+    from hpo.api import open_study
+    from hpo.config.study import StudyFile
+    from hpo.storage.records import find_study
+
+    file = StudyFile.load(Path(study))
+    is_new = find_study(found, file.name) is None
+    return open_study(found, file, artifacts if is_new else None)[0]
+
+
+def log_to_stderr() -> None:
+    """Times and messages on standard error, which is a supervised worker's log file."""
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+        datefmt="%Y-%m-%d %H:%M:%S",
+    )
+    quiet_optuna()
+
+
+def keep(
+    study: StudyName,
+    uuid: Annotated[str, typer.Option(help="The study's id: another of its name is refused.")],
+    engine: Annotated[Literal["local", "slurm"], typer.Option(help="Who started it.")],
+    device: Annotated[list[str], typer.Option(help="A worker on each; repeatable.")],
+    threads: Annotated[int, typer.Option(help="CPU threads of each worker.")],
+    storage: Storage = None,
+) -> None:
+    """Keep workers alive without a terminal, until the study is over or stopped.
+
+    Example: hpo keep digits --uuid ... --engine local --device cpu --threads 1
+    """
+    from hpo.workers.agent import (
+        Duty,
+        Keeper,
+    )
+    from hpo.workers.launchers.slurm import run_in_task
+    from hpo.workers.process import stop_on_signal
+
+    with database(storage) as found:
+        duty = Duty(study, uuid, found.secret_url, Home.default(), device, threads)
+    log_to_stderr()
+    keeper = Keeper(duty)
+    if engine == "slurm":
+        run_in_task(keeper)
         return
-    out = console()
-    if not chosen:
-        out.print(f"no worker of {study} is alive" + ("" if all_ else "; --all: those that were"))
-    else:
-        out.print(workers_table(now, chosen))
-    if on is not None:
-        out.print()
-        out.print(placed_table(placed) if placed else f"nothing of {study} on {on}")
+    with stop_on_signal() as stop:
+        keeper.run(stop)
+    logging.getLogger("hpo.cli").info("%s: the keeper ends", study)
 
 
-def _state(now: StudyStatus, worker: WorkerRow) -> str:
-    """training, between trials, lost (not heard of for long), or ended."""
-    if worker.ended is not None:
-        return "ended"
-    if worker not in now.live_workers:
-        return "lost"
-    return "between trials" if worker.number is None else "training"
+NEWS_S = 30.0
+"""How long `hpo launch` waits to show what became of its workers; they go on without it."""
+POLL_S = 0.5
 
 
-def workers_table(now: StudyStatus, workers: Iterable[WorkerRow]) -> Table:
-    """Workers, a line each."""
-    from hpo.cli.safe import Text
-    from hpo.cli.tables import plain_table
-    from hpo.results.table import duration
+def launch(
+    study: Annotated[
+        str,
+        typer.Argument(
+            metavar="STUDY", help="Name of the study, or its file (.toml), which creates it."
+        ),
+    ],
+    workers: Annotated[
+        int, typer.Option("--workers", "-n", metavar="N", min=1, help="So many more workers.")
+    ] = 1,
+    on: Annotated[
+        str,
+        typer.Option(
+            metavar="ENGINE",
+            help="local (in the background of this host), slurm, ray (the cluster of this host) or "
+            "ray://HOST:PORT.",
+        ),
+    ] = "local",
+    gpus_per_worker: Annotated[
+        float | None,
+        typer.Option(
+            metavar="G",
+            help="1, a share such as 0.5, or 0 for the CPU.",
+            show_default="1 where there are GPUs",
+        ),
+    ] = None,
+    cpus_per_worker: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="CPU threads of each.",
+            show_default="1; local: the cores, shared",
+        ),
+    ] = None,
+    sbatch: Annotated[
+        list[str],
+        typer.Option(
+            metavar="OPTION",
+            help="A further #SBATCH line, such as partition=gpu or time=4:00:00; repeatable.",
+            show_default="none",
+        ),
+    ] = [],  # noqa: B006  (Typer's way to say: repeatable)
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the script for sbatch, submit nothing.")
+    ] = False,
+    insecure: Insecure = False,
+    set_: Overrides = [],  # noqa: B006
+    storage: Storage = None,
+    artifacts: Artifacts = None,
+) -> None:
+    """Place workers and leave them: in the background, on a Ray cluster, or through Slurm.
 
-    table = plain_table("worker", "host", "device", "state", "trial", "seen", "reason",
-                        right=("trial", "seen"))  # fmt: skip
-    for one in workers:
-        state = _state(now, one)
-        table.add_row(
-            Text(one.id),
-            Text(one.host),
-            one.device,
-            Text(state, STYLES[state]),
-            "-" if one.number is None else str(one.number),
-            f"{duration(max(0.0, now.now - one.seen))} ago",
-            Text(one.reason or ""),
+    The study goes on without this terminal. A worker that dies is replaced; one whose host dies is
+    placed elsewhere, and its trial goes on from its last checkpoint that others can read. On other
+    hosts a worker needs hpo, the images at the same path, and a database that it reaches. `hpo stop
+    STUDY` ends all of them; so does the end of the study.
+
+    Example: hpo launch studies/digits.toml --workers 4 --gpus-per-worker 0.5 --on ray://head:10001
+    """
+    from hpo.workers.launchers.base import (
+        Order,
+        Size,
+        Target,
+        open_engine,
+    )
+    from hpo.workers.launchers.slurm import Slurm
+
+    home = Home.default()
+    if dry_run and on != "slurm":
+        raise InputError(f"--dry-run prints the script of --on slurm; --on {on} has none")
+    with (
+        database(storage) as found,
+        open_engine(on, home, insecure=insecure, sbatch=sbatch) as engine,
+    ):
+        size = Size(workers, gpus_per_worker, cpus_per_worker)
+        engine.check(size)
+        chosen = _launched_study(found, study, set_, artifacts, look=engine.has_our_files)
+        target = Target(chosen.row.name, chosen.uuid)
+        order = Order(target, size, found.secret_url, home)
+        if dry_run:
+            assert isinstance(engine, Slurm)
+            typer.echo(engine.script(order), nl=False)
+            return
+        _resume(chosen, engine, target)
+        _start(found, engine, order, on)
+
+
+def _launched_study(
+    found: Database, given: str, overrides: Sequence[str], artifacts: str | None, *, look: bool
+) -> Study:
+    """The study of that name; or of that file, made if it is new (with `look`, its images are
+    looked for first). Raises InputError where nothing is left to do."""
+    from hpo.api import open_study
+    from hpo.config.study import StudyFile
+    from hpo.config.toml import assignments
+    from hpo.search import scheduling
+    from hpo.search import study as studies
+
+    if given.endswith(".toml") or Path(given).is_file():
+        study, _ = open_study(
+            found, StudyFile.load(Path(given), assignments(overrides)), None, look=look
         )
-    return table
+    elif overrides:
+        raise InputError("--set changes a study file; the study of a name is as it was created")
+    else:
+        study = studies.load(found, given)
+    facts = study.facts()
+    rule = facts.stop_reason if facts.stop == "rule" else None
+    decision = scheduling.decide(facts, rule)
+    if facts.stop != "user" and isinstance(decision, scheduling.Over):
+        name, hpo = study.row.name, program()
+        raise InputError(f"{name} is over: {decision.reason}; to go on: {hpo} extend {name} ...")
+    return study
 
 
-STYLES = {"training": "cyan", "between trials": "dim", "lost": "magenta", "ended": "dim"}
+def _resume(study: Study, engine: Engine, target: Target) -> None:
+    """Lift a stop, once the workers that end because of it have ended: they would stay."""
+    from hpo.search import study as studies
+
+    if study.row.stop != "user":
+        return
+    deadline = time.monotonic() + NEWS_S
+    while left := engine.placed(target):
+        if time.monotonic() > deadline or all(one.state == "waiting" for one in left):
+            names, hpo = ", ".join(one.name for one in left[:4]), program()
+            raise Conflict(
+                f"{study.row.name} was stopped, and {len(left)} of its workers are still there "
+                f"({names}): try again when they have handed back; to take back those that wait "
+                f"for a place: {hpo} stop {study.row.name} --on ..."
+            )
+        time.sleep(POLL_S)
+    studies.resume(study)
+    typer.echo(f"study {study.row.name} was stopped; it goes on")
 
 
-def placed_table(placed: Sequence[Placed]) -> Table:
-    """What an engine has placed, a line each."""
-    from hpo.cli.safe import Text
-    from hpo.cli.tables import plain_table
+def _start(found: Database, engine: Engine, order: Order, on: str) -> None:
+    from hpo.cli.status import placed_table
+    from hpo.formatting import count
+    from hpo.storage.records import clock
 
-    table = plain_table("placed", "state", "host", "")
-    for one in placed:
-        table.add_row(Text(one.name), one.state, Text(one.host or "-"), Text(one.note))
-    return table
+    name, began = order.target.study, clock(found)
+    engine.start(order)
+    some = count(order.size.workers, "worker")
+    typer.echo(f"{some} of {name} on {on}: waiting for their first news (Ctrl-C: they go on)")
+    placed = _news(found, engine, order, began)
+    if placed:
+        console().print(placed_table(placed))
+    failed = _failed(found, order.target, began)
+    for line in failed:
+        typer.echo(line, err=True)
+    if failed and not placed:
+        raise EngineError(f"no worker of {name} could work on {on}: see above")
+    hpo, flag = program(), storage_flag(found)
+    logs = "" if engine.has_our_files else f" --on {on}"
+    typer.echo(
+        f"watch it: {hpo} status {name} --watch{flag}\n"
+        f"logs:     {hpo} logs {name} -f{logs}{flag}\n"
+        f"end it:   {hpo} stop {name}{flag}"
+    )
+
+
+def _news(found: Database, engine: Engine, order: Order, began: float) -> list[Placed]:
+    """What is placed once as many workers have begun as were ordered, all have ended, or it takes
+    too long: a queue may."""
+    from hpo.storage.records import read_workers
+
+    deadline = time.monotonic() + NEWS_S
+    while True:
+        placed = engine.placed(order.target)
+        new = [w for w in read_workers(found, order.target.uuid) if w.started >= began]
+        alive = sum(worker.ended is None for worker in new)
+        if alive >= order.size.workers or (new and not placed) or time.monotonic() > deadline:
+            return placed
+        time.sleep(POLL_S)
+
+
+def _failed(found: Database, target: Target, since: float) -> list[str]:
+    """Workers that have ended since then though the study is not over, with their reasons."""
+    from hpo.search.status import read_status
+
+    now = read_status(found, target.study)
+    if now.state in ("finished", "stopped"):
+        return []
+    ended = [w for w in now.workers if w.started >= since and w.ended is not None]
+    return [f"{worker.host}: {worker.reason}" for worker in ended]
+
+
+THIS_HOST = ("localhost", "127.0.0.1", "::1")
+NEXT = """\
+# Study {study} on Kubernetes. Once, in the same namespace, from files that hold the secrets:
+#   kubectl{namespace} create secret generic {storage} --from-file=password=secrets/database
+#   kubectl{namespace} create secret generic {dashboard} --from-file=password=secrets/dashboard \
+--from-file=token=secrets/token
+# Then feed this to: kubectl apply -f -
+# Look: kubectl{namespace} port-forward service/hpo-dashboard 8080:8080
+# A Job that has ended is not run again by apply: kubectl{namespace} delete job {job}
+"""
+
+
+@dataclass(frozen=True)
+class ManifestOptions:
+    """The options of `hpo manifest`. Raises InputError for what Kubernetes would refuse."""
+
+    study: Annotated[
+        str,
+        typer.Argument(
+            metavar="STUDY",
+            help="Name of the study, or a study file (.toml), which makes the study if it is new.",
+        ),
+    ]
+    workers: Annotated[int, typer.Option(metavar="N", min=1, max=10_000, help="Pods.")] = 1
+    image: Annotated[
+        str, typer.Option(metavar="IMAGE", help="What the Dockerfile makes, where pods find it.")
+    ] = f"hpo:{__version__}"
+    namespace: Annotated[str | None, typer.Option(metavar="NAME", show_default="kubectl's own")] = (
+        None
+    )
+    cpus: Annotated[int, typer.Option(metavar="N", min=1, help="Processors of each worker.")] = 2
+    memory: Annotated[
+        str, typer.Option(metavar="SIZE", help="Memory of each worker, 1 GiB of it for batches.")
+    ] = "4Gi"
+    gpus: Annotated[
+        int, typer.Option(metavar="N", min=0, max=1, help="GPUs of each worker: 0 or 1.")
+    ] = 0
+    data_claim: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Claim with the images, mounted read-only.", show_default="none"
+        ),
+    ] = None
+    data_path: Annotated[
+        str, typer.Option(metavar="DIR", help="Where it is mounted: `data/` of a study file.")
+    ] = "/srv/hpo/data"
+    home_claim: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Claim that all workers may write, for checkpoints and caches: a trial goes on in "
+            "another pod from its last epoch.",
+            show_default="none: such a trial begins anew, unless there are artifacts",
+        ),
+    ] = None
+    artifacts: Artifacts = None
+    artifacts_secret: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Secret whose keys are the variables that the artifacts need, such as "
+            "AWS_ACCESS_KEY_ID.",
+            show_default="none",
+        ),
+    ] = None
+    storage_secret: Annotated[
+        str, typer.Option(metavar="NAME", help="Secret with the database's `password`.")
+    ] = "hpo-storage"
+    dashboard_secret: Annotated[
+        str, typer.Option(metavar="NAME", help="Secret with `password` and `token`.")
+    ] = "hpo-dashboard"
+    storage: Storage = None
+
+    def __post_init__(self) -> None:
+        require_name("--namespace", self.namespace, LABEL)
+        for name in ("data_claim", "home_claim", "artifacts_secret", "storage_secret",
+                     "dashboard_secret"):  # fmt: skip
+            require_name(f"--{name.replace('_', '-')}", getattr(self, name))
+        if not QUANTITY.fullmatch(self.memory):
+            raise InputError(f"--memory {self.memory!r}: a number and a unit, such as 4Gi or 500Mi")
+        if not self.data_path.startswith("/") or ":" in self.data_path:
+            raise InputError(
+                f"--data-path {self.data_path!r}: an absolute path, such as /srv/hpo/data"
+            )
+        if self.artifacts is not None and "://" not in self.artifacts:
+            raise InputError(
+                f"--artifacts {self.artifacts!r}: pods see no folder of this machine; a URL, "
+                "such as s3://BUCKET/FOLDER (a volume of the cluster: --home-claim)"
+            )
+        if not self.image or re.search(r"\s", self.image):
+            raise InputError(f"--image {self.image!r}: the name of an image, such as hpo:1.0")
+
+
+def manifest(**given: Any) -> None:
+    """Print what runs a study on Kubernetes: an Indexed Job of workers, a dashboard and its
+    service.
+
+    Nothing is started, and no database is asked. Secrets are named, never printed; the comment on
+    top says how they are made. Pods that are moved or die are replaced; their trials go on.
+
+    Example: hpo manifest studies/digits.toml --workers 4 --storage
+    postgresql+psycopg://hpo@database/hpo
+    """
+    from hpo.storage.artifacts import normal
+
+    name, source = _manifest_study(given["study"])
+    if given["artifacts"]:
+        given["artifacts"] = normal(given["artifacts"])
+    options = ManifestOptions(**given | {"study": name, "storage": _reachable(given["storage"])})
+    typer.echo(_comment(options) + _yaml(manifests(vars(options) | {"source": source})), nl=False)
+
+
+# One parameter of the command for each field.
+manifest.__signature__ = inspect.signature(ManifestOptions, eval_str=True)  # type: ignore[attr-defined]
+
+
+def _manifest_study(study: str) -> tuple[str, str | None]:
+    """Its name and, of a file, the text."""
+    from hpo.config.strategies import StudyConfig
+    from hpo.config.study import StudyFile
+
+    if study.endswith(".toml"):
+        file = StudyFile.load(Path(study))
+        return file.name, file.text
+    return StudyConfig.parse({"name": study}).name, None
+
+
+def _reachable(storage: str | None) -> str:
+    """The URL for pods, without its password: that is in the secret."""
+    from hpo.storage.url import (
+        for_others,
+        parse,
+        show,
+    )
+
+    url = parse(storage or Home.default().storage)
+    if url.get_backend_name() == "sqlite":
+        raise InputError(
+            f"{show(url)}: pods do not share a file; name a server's database with --storage "
+            "postgresql+psycopg://USER@HOST/NAME"
+        )
+    if url.host is None or url.host in THIS_HOST:
+        raise InputError(
+            f"{show(url)}: to a pod that host is the pod itself; name the database's host as the "
+            "cluster knows it"
+        )
+    return for_others(url)
+
+
+def _comment(options: ManifestOptions) -> str:
+    return NEXT.format(
+        study=options.study,
+        namespace=f" --namespace {options.namespace}" if options.namespace else "",
+        storage=options.storage_secret,
+        dashboard=options.dashboard_secret,
+        job=job_name(options.study),
+    )
+
+
+def _yaml(documents: list[dict[str, Any]]) -> str:
+    """Readable: keys in our order, text of several lines as a block."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+        style = "|" if "\n" in value else None
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+    Dumper.add_representer(str, text)
+    Dumper.ignore_aliases = lambda *_: True  # type: ignore[method-assign]
+    return yaml.dump_all(
+        documents,
+        Dumper=Dumper,
+        sort_keys=False,
+        width=100,
+        explicit_start=True,
+        allow_unicode=True,
+    )

@@ -2,7 +2,7 @@
 
 import sys
 
-from hpo.dashboard.beside import main
+from hpo.dashboard.server import main
 from hpo.redaction import safe_streams
 
 with safe_streams():

@@ -1,4 +1,4 @@
-"""waitress, with a deadline for a request to be whole and our headers on its own refusals.
+"""The dashboard's server: waitress, its limits, and the process that a search starts.
 
 Without the deadline a client that sends one byte now and then keeps its connection for ever, and a
 few hundred of those keep everybody else out (slowloris).
@@ -6,16 +6,51 @@ few hundred of those keep everybody else out (slowloris).
 
 from __future__ import annotations
 
+import errno
+import ipaddress
+import json
+import logging
+import os
 import socket
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from typing import IO, TYPE_CHECKING, Any
 
+import psutil
 from waitress.adjustments import Adjustments
 from waitress.channel import HTTPChannel
 from waitress.server import TcpWSGIServer
 from waitress.task import ErrorTask
 
-from hpo.dashboard.answers import ALWAYS
+from hpo.dashboard.app import (
+    Health,
+    House,
+)
+from hpo.dashboard.auth import (
+    PASSWORD_FILE,
+    TOKEN_FILE,
+    Attempts,
+    Sessions,
+    from_environment,
+)
+from hpo.dashboard.gateway import (
+    ALWAYS,
+    LOOPBACK,
+    Door,
+    Settings,
+)
+from hpo.errors import (
+    HpoError,
+    InputError,
+)
+from hpo.storage.database import (
+    Database,
+    connect,
+)
+from hpo.storage.optuna import create_schema
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -77,3 +112,209 @@ def make_server(
         sockinfo=(bound.family, bound.type, bound.proto, bound.getsockname()),
         bind_socket=False,
     )
+
+
+PORTS_TRIED = 50
+
+
+def make_app(database: Database, settings: Settings | None = None) -> WSGIApplication:
+    """The dashboard over `database`, whose tables are made if they are missing."""
+    return Door(House(database), settings or Settings(), Health(database), Sessions(), Attempts())
+
+
+def serve(
+    database: Database,
+    settings: Settings | None = None,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    trusted_proxy: str | None = None,
+    ready: Callable[[str], None],
+) -> None:
+    """Serve until interrupted; `ready` is called with the address once it answers.
+
+    Port 0 is any free one. `trusted_proxy` is the address whose X-Forwarded-For and -Proto count.
+    Raises InputError for an address other than loopback where nobody is asked for a password, and
+    for a port that is taken.
+    """
+
+    settings = settings or Settings()
+    _check_proxy(trusted_proxy)
+    family, address = _resolved(host, port)
+    if not is_loopback(address) and not settings.credentials.asked:
+        raise InputError(
+            f"--host {host}: others can reach that address, so it needs a password: put one into a "
+            f"file and name it in {PASSWORD_FILE} (or a token's in {TOKEN_FILE}). Without one: "
+            f"ssh -L {port}:127.0.0.1:{port} HOST"
+        )
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a busy moment is no warning
+    app = make_app(database, settings)  # before the port is taken: the database may be away
+    bound = _bind(family, address, port, host)
+    server = make_server(app, bound, trusted_proxy)
+    try:
+        ready(f"http://{_shown(host, address)}:{bound.getsockname()[1]}/dashboard")
+        server.run()
+    finally:
+        server.close()
+
+
+def _check_proxy(address: str | None) -> None:
+    """waitress compares it with the sender's address as text, so a name would match nothing."""
+    if address in (None, "*"):
+        return
+    try:
+        ipaddress.ip_address(str(address))
+    except ValueError:
+        raise InputError(
+            f"--trusted-proxy {address}: the proxy's address, such as 127.0.0.1; or * where "
+            "nothing but the proxy can reach this port"
+        ) from None
+
+
+def is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address.split("%")[0]).is_loopback
+
+
+def own_hosts(host: str) -> frozenset[str]:
+    """What a browser may call a dashboard that listens on `host`: loopback, which ssh forwards,
+    and that address; where it is every address of the machine, all of them and its name."""
+    try:
+        everywhere = ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return LOOPBACK | {host.lower()}
+    if not everywhere:
+        return LOOPBACK | {_bracketed(host)}
+    found = {
+        _bracketed(one.address.split("%")[0])
+        for of_card in psutil.net_if_addrs().values()
+        for one in of_card
+        if one.family in (socket.AF_INET, socket.AF_INET6)
+    }
+    return LOOPBACK | found | {socket.gethostname().lower()}
+
+
+def _bracketed(address: str) -> str:
+    return f"[{ipaddress.ip_address(address)}]" if ":" in address else address
+
+
+def _shown(host: str, address: str) -> str:
+    everywhere = ipaddress.ip_address(address.split("%")[0]).is_unspecified
+    return socket.gethostname() if everywhere else f"[{host}]" if ":" in host else host
+
+
+def _resolved(host: str, port: int) -> tuple[socket.AddressFamily, str]:
+    """The first address of `host`; raises InputError for a name without one."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        raise InputError(
+            f"--host {host}: no address of that name; such as 127.0.0.1, or 0.0.0.0 for all"
+        ) from None
+    # localhost may be ::1 first, which a browser would find as well, but an ssh tunnel would not.
+    family, *_, address = sorted(found, key=lambda one: one[0] != socket.AF_INET)[0]
+    return family, str(address[0])
+
+
+def _bind(family: socket.AddressFamily, address: str, port: int, host: str) -> socket.socket:
+    """A socket on `port`; raises InputError naming the next free one."""
+    try:
+        return _open(family, address, port)
+    except PermissionError:
+        raise InputError(f"--port {port}: needs root; use one above 1023") from None
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise InputError(f"--host {host} --port {port}: {error.strerror}") from None
+        advice = _next_free(family, address, port)
+        raise InputError(f"--port {port}: another program has it; {advice}") from None
+
+
+def _open(family: socket.AddressFamily, address: str, port: int) -> socket.socket:
+    found = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((address, port))
+    except BaseException:
+        found.close()
+        raise
+    return found
+
+
+def _next_free(family: socket.AddressFamily, address: str, port: int) -> str:
+    for other in range(port + 1, min(port + PORTS_TRIED, 65536)):
+        try:
+            _open(family, address, other).close()
+        except OSError:
+            continue
+        return f"free is --port {other}, and --port 0 takes any"
+    return "--port 0 takes any free one"
+
+
+STOP_S = 10.0
+
+
+def start_beside(database: Database, port: int = 0) -> tuple[str, Callable[[], None]]:
+    """Serve from a process of its own, on loopback; returns the address and what ends it.
+
+    The process ends with this one, however that dies: it reads a pipe that closes then. The storage
+    URL goes there by its environment, since it may hold a password; so do the dashboard's own
+    password and token. Raises InputError as `serve` and `from_environment`.
+    """
+    create_schema(database)
+    log = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the process
+    child = subprocess.Popen(
+        [sys.executable, "-m", "hpo.dashboard", str(port)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        env={**os.environ, "HPO_STORAGE": database.secret_url},
+        start_new_session=True,  # Ctrl-C in the terminal is for the search
+    )
+    assert child.stdout is not None
+    line = child.stdout.readline()
+    if not line:
+        reason = _last_line(log) or "it ended without a word"
+        _end(child, log)
+        raise HpoError(f"the dashboard did not start: {reason}")
+    answer = json.loads(line)
+    if "error" in answer:
+        _end(child, log)
+        raise InputError(answer["error"])
+    return answer["address"], lambda: _end(child, log)
+
+
+def _last_line(log: IO[bytes]) -> str:
+    log.seek(0)
+    lines = log.read().decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else ""
+
+
+def _end(child: subprocess.Popen[bytes], log: IO[bytes]) -> None:
+    """Close the pipe that it waits on; kill it if it does not heed that."""
+    for pipe in (child.stdin, child.stdout):
+        assert pipe is not None
+        pipe.close()
+    try:
+        child.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+    log.close()
+
+
+def main(port: int) -> None:
+    """The process of `start_beside`: one line of JSON says the address or the error."""
+
+    def say(**answer: Any) -> None:
+        print(json.dumps(answer), flush=True)
+
+    def end_with_parent() -> None:
+        sys.stdin.buffer.read()
+        os._exit(0)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    try:
+        database = connect(os.environ["HPO_STORAGE"])
+        settings = Settings(from_environment(os.environ))
+        serve(database, settings, port=port, ready=lambda address: say(address=address))
+    except HpoError as error:
+        say(error=str(error))

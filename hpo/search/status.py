@@ -9,15 +9,29 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from hpo.definition.constraints import to_relax
-from hpo.definition.objectives import direction_of, front_of
-from hpo.definition.studyfile import StudyFile
-from hpo.search.agreement import Forced, read_forced
+from hpo.config.constraints import to_relax
+from hpo.config.metrics import (
+    direction_of,
+    front_of,
+)
+from hpo.config.study import StudyFile
+from hpo.search.fingerprints import (
+    Forced,
+    read_forced,
+)
 from hpo.storage import records
-from hpo.storage.db import Database
-from hpo.storage.leases import FINAL, WORTHLESS
-from hpo.storage.params import read_params
-from hpo.storage.records import AttemptRow, EpochRow, StudyRow, WorkerRow
+from hpo.storage.database import Database
+from hpo.storage.leases import (
+    FINAL,
+    WORTHLESS,
+)
+from hpo.storage.records import (
+    AttemptRow,
+    EpochRow,
+    StudyRow,
+    WorkerRow,
+    read_params,
+)
 
 ALIVE_S = 30.0
 """A worker that was not seen for this long, and a lease more, is shown as lost."""

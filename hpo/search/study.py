@@ -11,17 +11,41 @@ from typing import Any
 
 import optuna
 
-from hpo.definition.objectives import direction_of
-from hpo.definition.studyfile import StudyFile, difference
-from hpo.errors import ConfigError, Conflict, InputError, StorageError
-from hpo.paths import Home, StudyDir
-from hpo.search import mirror, plan
-from hpo.search.samplers import make_pruner
-from hpo.storage import leases, records
-from hpo.storage.caching import cached
-from hpo.storage.db import Database
-from hpo.storage.facts import Facts, read_facts
-from hpo.storage.optuna_rdb import FencedStorage, create_schema, find_optuna_study
+from hpo.config.metrics import direction_of
+from hpo.config.study import (
+    StudyFile,
+    difference,
+)
+from hpo.errors import (
+    ConfigError,
+    Conflict,
+    InputError,
+    StorageError,
+)
+from hpo.paths import (
+    Home,
+    StudyDir,
+)
+from hpo.search import (
+    scheduling,
+    sync,
+)
+from hpo.search.sampling import make_pruner
+from hpo.storage import (
+    leases,
+    records,
+)
+from hpo.storage.database import Database
+from hpo.storage.leases import (
+    Facts,
+    read_facts,
+)
+from hpo.storage.optuna import (
+    FencedStorage,
+    cached,
+    create_schema,
+    find_optuna_study,
+)
 from hpo.storage.records import StudyRow
 
 
@@ -53,7 +77,7 @@ class Study:
             return facts.stop_reason or "a stop rule fired"
         if facts.stop is not None:
             return None
-        reason = plan.fired(
+        reason = scheduling.fired(
             facts, maximize=self.maximize, max_failures=self.file.study.max_failures
         )
         if reason is not None:
@@ -218,7 +242,7 @@ def stop(study: Study) -> None:
 def resume(study: Study) -> None:
     """Lift a stop. Raises InputError where its rule would fire again at once."""
     facts = study.facts()
-    reason = plan.fired(facts, maximize=study.maximize, max_failures=10**9)
+    reason = scheduling.fired(facts, maximize=study.maximize, max_failures=10**9)
     if reason is not None:
         raise InputError(
             f"{study.row.name!r} would stop at once: {reason}; raise the limit first: "
@@ -243,7 +267,7 @@ def delete(study: Study, home: Home, *, force: bool = False, keep_files: bool = 
     records.stop_study(study.database, study.uuid, "user", "deleted")
     for worker in holders:
         leases.abandon(study.database, worker, "its study was deleted")
-    artifacts = mirror.find(study.database, study.uuid, home)
+    artifacts = sync.find(study.database, study.uuid, home)
     FencedStorage(study.database).delete_study(study.row.study_id)
     if keep_files:
         return

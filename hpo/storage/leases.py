@@ -1,4 +1,8 @@
-"""Who may run which trial now.
+"""Trial leases: claim, renew, release, fence; the snapshot that scheduling decides from.
+
+After an outage of the database, a sleep of the host or a jump of the database's clock all leases
+have run out, and their owners are there. So whoever takes over an expired trial must itself have
+been in touch with the database for one whole lease: in that time an owner would have renewed.
 
 A trial is free if it waits, or runs without a live lease. Taking it is one transaction: the
 predecessor's attempt is ended (a conditional update that must change its one row), then attempt
@@ -12,6 +16,7 @@ out, and their owners are there.
 from __future__ import annotations
 
 import json
+import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,14 +25,49 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from hpo.errors import Fenced
+from hpo.errors import Fenced, NotFound
 from hpo.redaction import redact
-from hpo.storage.contact import NO_CONTACT, Contact
-from hpo.storage.db import Database
-from hpo.storage.params import finite
-from hpo.storage.patience import storage_call
-from hpo.storage.records import EpochRow, assign_enqueued, enqueued_for
-from hpo.storage.tables import attempts, epochs, optuna_trials, studies, workers
+from hpo.storage.database import Database
+from hpo.storage.records import (
+    EpochRow,
+    assign_enqueued,
+    enqueued_for,
+    finite,
+)
+from hpo.storage.retry import storage_call
+from hpo.storage.tables import (
+    attempts,
+    epochs,
+    optuna_trials,
+    studies,
+    workers,
+)
+
+
+@dataclass(frozen=True)
+class Contact:
+    """Since when a process has been in touch with the database, by the database's clock.
+
+    A gap of more than half a lease breaks it. A shorter one leaves an owner, who renews four times
+    in a lease, the time to do so: nobody who saw it may think that the owner is dead.
+    """
+
+    since: float = math.inf
+    last: float = -math.inf
+
+    def heard(self, now: float, lease_s: float) -> Contact:
+        """The database answered, and its clock said `now`; threads may tell of it in any order."""
+        unbroken = abs(now - self.last) <= lease_s / 2
+        return Contact(self.since, max(self.last, now)) if unbroken else Contact(now, now)
+
+    def spans(self, lease_s: float) -> bool:
+        """Whether it is long enough to say that a lease which has run out was not renewed because
+        its owner could not."""
+        return self.last - self.since >= lease_s
+
+
+NO_CONTACT = Contact()
+
 
 WORTHLESS = ("diverged", "infeasible")
 """Outcomes of which Optuna is told the worst values, as complete: samplers learn from them."""
@@ -417,3 +457,127 @@ def live_leases(database: Database, uuid: str) -> list[str]:
                 .distinct()
             )
         )
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a decision needs to know of a study, read in one transaction."""
+
+    uuid: str
+    trials: int
+    timeout_s: float | None
+    target: float | None
+    patience_trials: int | None
+    stop: str | None
+    stop_reason: str | None
+    created: int
+    finished: int
+    running: int
+    waiting: int
+    free: tuple[Free, ...]
+    active_s: float
+    best: float | None
+    since_best: int
+    failures: tuple[str, ...]
+    """Reasons of the latest trials that failed in a row, newest first."""
+    now: float = 0.0
+    """By the database's clock."""
+
+
+@storage_call
+def read_facts(database: Database, uuid: str, *, maximize: bool) -> Facts:
+    """Raises NotFound where the study is gone."""
+    with database.read() as c:
+        study = c.execute(sa.select(studies).where(studies.c.uuid == uuid)).one_or_none()
+        if study is None:
+            raise NotFound("the study was deleted")
+        t = optuna_trials.c
+        below = sa.case((t.number < study.trials, 1), else_=0)
+        counts = {
+            state: (inside, total)
+            for state, inside, total in c.execute(
+                sa.select(t.state, sa.func.sum(below), sa.func.count())
+                .where(t.study_id == study.study_id)
+                .group_by(t.state)
+            )
+        }
+
+        def inside(*states: str) -> int:
+            return sum(int(counts[s][0]) for s in states if s in counts)
+
+        best, since_best = _best(c, uuid, maximize)
+        return Facts(
+            uuid=uuid,
+            trials=study.trials,
+            timeout_s=study.timeout_s,
+            target=study.target,
+            patience_trials=study.patience_trials,
+            stop=study.stop,
+            stop_reason=study.stop_reason,
+            created=sum(int(total) for _, total in counts.values()),
+            finished=inside("COMPLETE", "PRUNED", "FAIL"),
+            running=inside("RUNNING"),
+            waiting=inside("WAITING"),
+            free=_free(c, database, study.study_id, study.trials),
+            active_s=_active_s(c, database, uuid),
+            best=best,
+            since_best=since_best,
+            failures=_failures(c, uuid, study.resumed),
+            now=float(c.scalar(sa.select(database.now())) or 0.0),
+        )
+
+
+def _free(c: sa.Connection, database: Database, study_id: int, trials: int) -> tuple[Free, ...]:
+    t, a = optuna_trials.c, attempts.c
+    owned = sa.and_(a.trial_id == t.trial_id, a.outcome.is_(None))
+    leased = sa.exists().where(owned, a.until >= database.now())
+    expired = sa.exists().where(owned).label("expired")
+    query = (
+        sa.select(t.trial_id, t.number, t.state, expired)
+        .where(t.study_id == study_id, t.number < trials, t.state.in_(["WAITING", "RUNNING"]))
+        .where(~leased)
+        .order_by(t.number)
+        .limit(32)
+    )
+    return tuple(
+        Free(row.trial_id, row.number, row.state == "RUNNING", bool(row.expired))
+        for row in c.execute(query)
+    )
+
+
+def _active_s(c: sa.Connection, database: Database, uuid: str) -> float:
+    a, now = attempts.c, database.now()
+    until = sa.case((a.until < now, a.until), else_=now)
+    spent = sa.func.sum(sa.func.coalesce(a.ended, until) - a.started)
+    return float(c.scalar(sa.select(spent).where(a.study == uuid)) or 0.0)
+
+
+def _best(c: sa.Connection, uuid: str, maximize: bool) -> tuple[float | None, int]:
+    a = attempts.c
+    complete = sa.and_(a.study == uuid, a.outcome == "complete")
+    order = a.value.desc() if maximize else a.value.asc()
+    best = c.execute(
+        sa.select(a.value, a.ended).where(complete).order_by(order, a.ended).limit(1)
+    ).one_or_none()
+    if best is None:
+        return None, 0
+    since = sa.select(sa.func.count()).where(
+        a.study == uuid, a.outcome.in_(FINAL), a.ended > best.ended
+    )
+    return float(best.value), int(c.scalar(since) or 0)
+
+
+def _failures(c: sa.Connection, uuid: str, resumed: float) -> tuple[str, ...]:
+    a = attempts.c
+    rows = c.execute(
+        sa.select(a.outcome, a.reason)
+        .where(a.study == uuid, a.outcome.in_(FINAL), a.ended >= resumed)
+        .order_by(a.ended.desc())
+        .limit(32)
+    )
+    reasons: list[str] = []
+    for row in rows:
+        if row.outcome != "failed":
+            break
+        reasons.append(row.reason or "")
+    return tuple(reasons)

@@ -18,7 +18,7 @@ from alembic.migration import MigrationContext
 from alembic.operations import Operations
 
 from hpo.storage import tables
-from hpo.storage.db import Database
+from hpo.storage.database import Database
 
 
 def _long_fillers(op: Operations) -> None:

@@ -1,8 +1,9 @@
-"""Rows of our tables as plain data: studies, workers, epochs, attempts, what was resolved."""
+"""Records of studies, trials, attempts, epochs and workers, as plain data."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
@@ -12,20 +13,57 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from hpo.errors import NotFound, nearest
-from hpo.storage.db import Database, exists
-from hpo.storage.patience import storage_call
-from hpo.storage.schema import is_current
+from hpo.errors import (
+    NotFound,
+    nearest,
+)
+from hpo.storage.database import (
+    Database,
+    exists,
+)
+from hpo.storage.retry import storage_call
 from hpo.storage.tables import (
     attempts,
     enqueued,
     epochs,
+    is_current,
+    optuna_params,
     optuna_studies,
     optuna_trials,
     resolved,
     studies,
     workers,
 )
+
+
+def read_params(database: Database, study_id: int) -> dict[int, dict[str, Any]]:
+    """{trial number: {name: Optuna's value}} in the order in which they were suggested."""
+    p, t = optuna_params.c, optuna_trials.c
+    query = (
+        sa.select(t.number, p.param_name, p.param_value, p.distribution_json)
+        .join(optuna_trials, t.trial_id == p.trial_id)
+        .where(t.study_id == study_id)
+        .order_by(p.param_id)
+    )
+    rows: dict[int, dict[str, Any]] = defaultdict(dict)
+    with database.read() as c:
+        for number, name, value, distribution in c.execute(query):
+            rows[number][name] = _external(value, json.loads(distribution))
+    return dict(rows)
+
+
+def _external(value: float, distribution: dict[str, Any]) -> Any:
+    """As Optuna's `to_external_repr`: a choice is stored by its place in the list."""
+    if distribution["name"] == "CategoricalDistribution":
+        return distribution["attributes"]["choices"][int(value)]
+    return int(value) if distribution["name"] == "IntDistribution" else value
+
+
+def finite(value: object) -> object:
+    """`value`; None for a metric that is no number, which a column of MySQL's cannot hold (the
+    epoch's row has it as text)."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
 
 _PROCESS = "process"
 
@@ -99,7 +137,7 @@ class WorkerRow:
     value: float | None
     images_per_s: float | None
     process: str = ""
-    """Which process it is, where its system says (`hpo.workers.identity`)."""
+    """Which process it is, where its system says (`hpo.workers.process`)."""
 
 
 def is_empty(database: Database) -> bool:

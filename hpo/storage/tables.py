@@ -1,12 +1,16 @@
-"""Our tables, beside Optuna's twelve in the same database, under the prefix `hpo_`.
+"""Tables of hpo, beside Optuna's twelve in the same database, and their versions.
 
 They hold what Optuna's cannot: the study file itself, who runs which trial, every metric of every
 epoch, the workers. Times are seconds since 1970 by the database's clock. Rows go with their study:
 foreign keys cascade, also when the study is deleted in the dashboard.
+
+`hpo_schema` has a row for the version that a database was made with and one for each that it was
+upgraded to; the highest is the one it has. A new schema of Optuna's comes with a version of ours.
 """
 
 from __future__ import annotations
 
+import sqlalchemy as sa
 from sqlalchemy import (
     BigInteger,
     Column,
@@ -21,6 +25,13 @@ from sqlalchemy import (
     Text,
 )
 from sqlalchemy.dialects.mysql import MEDIUMTEXT
+
+from hpo.errors import StorageError
+from hpo.storage.database import Database
+from hpo.storage.url import (
+    option,
+    usual,
+)
 
 VERSION = 2
 """Version of our schema; `migrations` leads to it from the ones before."""
@@ -179,3 +190,34 @@ workers = Table(
 )
 
 OURS = (schema, studies, attempts, epochs, enqueued, resolved, workers)
+
+
+def version(database: Database) -> int | None:
+    """The version of our tables in a database, None where there are none. Raises StorageError for
+    one that a newer hpo has written."""
+    with database.read() as connection:
+        if not sa.inspect(connection).has_table(schema.name):
+            return None
+        found: int | None = connection.scalar(sa.select(sa.func.max(schema.c.version)))
+    if found is not None and found > VERSION:
+        raise StorageError(
+            f"{database.shown}: written by a newer hpo (schema {found}, this one knows "
+            f"{VERSION}); upgrade hpo"
+        )
+    return found
+
+
+def is_current(database: Database) -> bool:
+    """Whether our tables are there; raises StorageError for those of an older or newer hpo."""
+    found = version(database)
+    if found is not None and found < VERSION:
+        what = f"made by an older hpo (schema {found}, this one needs {VERSION})"
+        raise needs_upgrade(database, what)
+    return found is not None
+
+
+def needs_upgrade(database: Database, what: str) -> StorageError:
+    flag = option(database.url, usual())
+    return StorageError(
+        f"{database.shown}: {what}; stop its workers, then: hpo storage upgrade{flag}"
+    )

@@ -16,15 +16,33 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hpo.errors import HpoError, InputError, Interrupted, StorageAway, StorageGone
-from hpo.files import Standing, disk_full, is_full
+from hpo.errors import (
+    HpoError,
+    InputError,
+    Interrupted,
+    StorageAway,
+    StorageGone,
+)
+from hpo.io import (
+    Standing,
+    disk_full,
+    is_full,
+)
 from hpo.paths import StudyDir
-from hpo.storage import leases, records
-from hpo.storage.db import Database
-from hpo.storage.patience import Outage
-from hpo.workers.identity import is_gone
-from hpo.workers.launch import Launcher, Process, new_worker_id
-from hpo.workers.watch import Watch, no_step
+from hpo.storage import (
+    leases,
+    records,
+)
+from hpo.storage.database import Database
+from hpo.storage.retry import Outage
+from hpo.workers.process import (
+    Launcher,
+    Process,
+    Watch,
+    is_gone,
+    new_worker_id,
+    no_step,
+)
 
 log = logging.getLogger(__name__)
 

@@ -27,18 +27,37 @@ from hpo.errors import (
     StorageError,
     StorageGone,
 )
-from hpo.files import Standing, has_room, told_if_full
+from hpo.io import (
+    Standing,
+    has_room,
+    told_if_full,
+)
 from hpo.paths import Home
-from hpo.search import keeping, plan
+from hpo.search import (
+    retention,
+    scheduling,
+)
 from hpo.search.study import Study
-from hpo.storage import leases, records
-from hpo.storage.contact import NO_CONTACT
-from hpo.storage.leases import Lease, Taken
-from hpo.storage.optuna_rdb import FencedStorage, add_waiting
-from hpo.storage.patience import Outage
-from hpo.workers.identity import identity
-from hpo.workers.launch import new_worker_id
-from hpo.workers.watch import Watch, no_step
+from hpo.storage import (
+    leases,
+    records,
+)
+from hpo.storage.leases import (
+    NO_CONTACT,
+    Lease,
+    Taken,
+)
+from hpo.storage.optuna import (
+    FencedStorage,
+    add_waiting,
+)
+from hpo.storage.retry import Outage
+from hpo.workers.process import (
+    Watch,
+    identity,
+    new_worker_id,
+    no_step,
+)
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +130,7 @@ class Progress:
 
 
 class Trials(Protocol):
-    """What a worker does with a trial that it holds (`hpo.search.objective.Bench`)."""
+    """What a worker does with a trial that it holds (`hpo.search.trial.Bench`)."""
 
     def run(self, taken: Taken, control: Progress) -> None:
         """Run it to its end; raises Interrupted or Fenced where that is not to be."""
@@ -205,7 +224,7 @@ class Worker:
         }
 
     def _loop(self, progress: Progress) -> str:
-        keeping.tidy(self.study, self.home)
+        retention.tidy(self.study, self.home)
         while not progress.stop.is_set():
             try:
                 reason = self._turn(progress)
@@ -229,17 +248,17 @@ class Worker:
         """One decision and what follows from it; a reason where there is nothing left to do."""
         facts = self.study.facts()
         self._heard(facts.now)
-        facts = plan.within_reach(facts, self.contact, self.study.row.lease_s)
+        facts = scheduling.within_reach(facts, self.contact, self.study.row.lease_s)
         rule = self.study.rule(facts)
-        decision = plan.decide(facts, rule)
+        decision = scheduling.decide(facts, rule)
         if rule is None and facts.stop is None and len(facts.free) < 2:
             self._fill(facts)
-        if isinstance(decision, plan.Over):
+        if isinstance(decision, scheduling.Over):
             return decision.reason
-        if isinstance(decision, plan.Run) and self._has_room():
-            free = plan.apart(decision.free, facts.running, random.randrange)
+        if isinstance(decision, scheduling.Run) and self._has_room():
+            free = scheduling.apart(decision.free, facts.running, random.randrange)
             self._try(free, progress, lambda taken: self._run(taken, progress))
-        elif isinstance(decision, plan.Drain):
+        elif isinstance(decision, scheduling.Drain):
             self._try(
                 decision.free,
                 progress,
@@ -277,11 +296,11 @@ class Worker:
 
     def _fill(self, facts: Any) -> None:
         """Add waiting trials if some are missing; counted again while it is our turn."""
-        if not plan.missing(facts):
+        if not scheduling.missing(facts):
             return
         if not leases.take_fill_turn(self.database, self.study.uuid, self.id):
             return
-        for _ in range(plan.missing(self.study.facts())):
+        for _ in range(scheduling.missing(self.study.facts())):
             add_waiting(self.storage, self.study.row.study_id)
         leases.end_fill_turn(self.database, self.study.uuid, self.id)
 

@@ -34,13 +34,19 @@ from typing import Any
 import psutil
 import torch
 
-from hpo.definition.studyfile import StudyFile, parse_study
-from hpo.errors import Interrupted, StorageAway
+from hpo.config.study import (
+    StudyFile,
+    parse_study,
+)
+from hpo.errors import (
+    Interrupted,
+    StorageAway,
+)
 from hpo.paths import Home
 from hpo.search import study as studies
 from hpo.search.study import Study
-from hpo.storage.db import connect
-from hpo.workers.signals import stop_on_signal
+from hpo.storage.database import connect
+from hpo.workers.process import stop_on_signal
 from hpo.workers.supervisor import Supervisor
 from tests.harness import verdict
 from tests.harness.fakes import study_file

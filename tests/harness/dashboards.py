@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from hpo.storage.db import Database
+from hpo.storage.database import Database
 
 PASSWORD = "correct horse"
 TOKEN = "t0ken-of-a-script-0123456789"

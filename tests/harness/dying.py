@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 from hpo.cli.main import main
-from hpo.search.mirror import Checkpoints
+from hpo.search.sync import Checkpoints
 from hpo.storage import leases
 
 POINTS: dict[str, tuple[Any, str]] = {

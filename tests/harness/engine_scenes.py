@@ -23,11 +23,24 @@ import psutil
 
 from hpo.paths import Home
 from hpo.search import study as studies
-from hpo.search.status import StudyStatus, read_status
+from hpo.search.status import (
+    StudyStatus,
+    read_status,
+)
 from hpo.storage import records
-from hpo.storage.db import Database, connect
+from hpo.storage.database import (
+    Database,
+    connect,
+)
 from hpo.storage.records import WorkerRow
-from hpo.workers.engines import Engine, Order, Placed, Size, Target, open_engine
+from hpo.workers.launchers.base import (
+    Engine,
+    Order,
+    Placed,
+    Size,
+    Target,
+    open_engine,
+)
 from tests.harness.clusters import RayCluster, ray_cluster, slurm_cluster, until
 from tests.harness.fake_engine import FakeEngine
 from tests.harness.fakes import study_file

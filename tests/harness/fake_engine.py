@@ -10,11 +10,19 @@ from dataclasses import dataclass, field
 from hpo.errors import InputError
 from hpo.search import study as studies
 from hpo.storage import leases
-from hpo.storage.db import connect
+from hpo.storage.database import connect
 from hpo.storage.leases import Taken
-from hpo.storage.optuna_rdb import FencedStorage
-from hpo.workers.engines import Order, Placed, Size, Target
-from hpo.workers.worker import Progress, Worker
+from hpo.storage.optuna import FencedStorage
+from hpo.workers.launchers.base import (
+    Order,
+    Placed,
+    Size,
+    Target,
+)
+from hpo.workers.worker import (
+    Progress,
+    Worker,
+)
 from tests.harness.fakes import InstantTrials
 
 ROOM = 8

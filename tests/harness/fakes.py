@@ -8,13 +8,22 @@ from dataclasses import dataclass, field
 import optuna
 from optuna.trial import TrialState
 
-from hpo.definition.studyfile import StudyFile, parse_study
-from hpo.search import plan
-from hpo.search.samplers import draft_params, make_sampler
+from hpo.config.study import (
+    StudyFile,
+    parse_study,
+)
+from hpo.search import scheduling
+from hpo.search.sampling import (
+    draft_params,
+    make_sampler,
+)
 from hpo.search.study import Study
 from hpo.storage import leases
-from hpo.storage.leases import Ending, Taken
-from hpo.storage.optuna_rdb import FencedStorage
+from hpo.storage.leases import (
+    Ending,
+    Taken,
+)
+from hpo.storage.optuna import FencedStorage
 from hpo.storage.records import EpochRow
 from hpo.workers.worker import Progress
 
@@ -74,7 +83,7 @@ class InstantTrials:
             self.optuna_study.get_trials(deepcopy=False)
             frozen = self.storage.get_trial(lease.trial_id)
             grid = file.space.grid() if file.study.sampler.name == "grid" else ()
-            values = plan.planned(
+            values = scheduling.planned(
                 lease.number, file.baselines, grid, taken.enqueued, taken.enqueued_before
             )
             params = draft_params(

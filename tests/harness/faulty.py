@@ -11,7 +11,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from hpo.storage.db import Database
+from hpo.storage.database import Database
 
 BEFORE, AFTER = "before", "after"
 

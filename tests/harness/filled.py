@@ -11,15 +11,18 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from hpo.definition.objectives import worst
-from hpo.definition.studyfile import StudyFile
+from hpo.config.metrics import worst
+from hpo.config.study import StudyFile
 from hpo.search import study as studies
-from hpo.search.samplers import make_sampler
+from hpo.search.sampling import make_sampler
 from hpo.search.study import Study
 from hpo.storage import leases
-from hpo.storage.db import Database
+from hpo.storage.database import Database
 from hpo.storage.leases import Ending
-from hpo.storage.optuna_rdb import FencedStorage, add_waiting
+from hpo.storage.optuna import (
+    FencedStorage,
+    add_waiting,
+)
 from hpo.storage.records import EpochRow
 
 STATES = {"pruned": TrialState.PRUNED, "failed": TrialState.FAIL}

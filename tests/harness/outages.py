@@ -26,13 +26,19 @@ from typing import Any
 import psutil
 import torch
 
-from hpo.definition.studyfile import StudyFile
+from hpo.config.study import StudyFile
 from hpo.paths import Home
 from hpo.search import study as studies
 from hpo.search.status import read_status
 from hpo.search.study import Study
-from hpo.storage import db, patience, records
-from hpo.storage.db import connect
+from hpo.storage import (
+    database as db,
+)
+from hpo.storage import (
+    records,
+    retry,
+)
+from hpo.storage.database import connect
 from hpo.storage.leases import FINAL
 from hpo.workers.supervisor import Supervisor
 from hpo.workers.worker import Progress
@@ -121,7 +127,7 @@ def restarted(mode: str, away_s: str, kind: str, delay_s: str = "0.1") -> dict[s
     Who waits tries again after `delay_s` at the latest: where that is short, whoever has nothing to
     do comes back before the owners do.
     """
-    patience.LARGEST_DELAY_S = float(delay_s)
+    retry.LARGEST_DELAY_S = float(delay_s)
     server = Postgres()
     database = connect(server.url("hpo"))
     seconds, is_real = float(away_s), kind == "real"

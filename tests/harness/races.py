@@ -17,9 +17,12 @@ from optuna.trial import TrialState
 from hpo.errors import Fenced
 from hpo.search import study as studies
 from hpo.storage import leases
-from hpo.storage.db import connect
+from hpo.storage.database import connect
 from hpo.storage.leases import Ending
-from hpo.storage.optuna_rdb import FencedStorage, add_waiting
+from hpo.storage.optuna import (
+    FencedStorage,
+    add_waiting,
+)
 from tests.harness.fakes import study_file
 from tests.harness.scene import Scene, run_scene, together
 

@@ -21,15 +21,21 @@ from typing import Any
 import psutil
 import torch
 
-from hpo.definition.studyfile import StudyFile
-from hpo.engine.checkpoint import Checkpoint
+from hpo.config.study import StudyFile
 from hpo.errors import Interrupted
 from hpo.paths import Home
-from hpo.search import objective
 from hpo.search import study as studies
-from hpo.storage import leases, records
-from hpo.storage.db import Database, connect
-from hpo.storage.optuna_rdb import FencedStorage
+from hpo.search import trial
+from hpo.storage import (
+    leases,
+    records,
+)
+from hpo.storage.database import (
+    Database,
+    connect,
+)
+from hpo.storage.optuna import FencedStorage
+from hpo.training.checkpoint import Checkpoint
 from hpo.workers import worker as worker_module
 from hpo.workers.supervisor import Supervisor
 from hpo.workers.worker import Progress
@@ -51,9 +57,9 @@ WRITES: list[tuple[str, Any, str]] = [
     ("checkpoint", Checkpoint, "save"),
     ("epoch", leases, "record_epochs"),
     ("report", FencedStorage, "set_trial_intermediate_value"),
-    ("weights", objective, "save_weights"),
+    ("weights", trial, "save_weights"),
     ("attribute", FencedStorage, "set_trial_user_attr"),
-    ("tell and end of the lease", objective, "_tell"),
+    ("tell and end of the lease", trial, "_tell"),
 ]
 
 

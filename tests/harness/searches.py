@@ -6,13 +6,13 @@ import threading
 
 import torch
 
-from hpo.definition.studyfile import StudyFile
+from hpo.config.study import StudyFile
 from hpo.paths import Home
 from hpo.search import study as studies
-from hpo.search.objective import Bench
 from hpo.search.study import Study
-from hpo.storage.db import Database
-from hpo.storage.optuna_rdb import FencedStorage
+from hpo.search.trial import Bench
+from hpo.storage.database import Database
+from hpo.storage.optuna import FencedStorage
 from hpo.workers.worker import Worker
 
 TINY = """

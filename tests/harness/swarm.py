@@ -25,15 +25,18 @@ from pathlib import Path
 import sklearn.datasets  # noqa: F401  (imported here so that a fork need not: two seconds)
 import torch
 
-import hpo.search.objective  # noqa: F401  (likewise)
-from hpo.errors import Interrupted, StorageAway
+import hpo.search.trial  # noqa: F401  (likewise)
+from hpo.errors import (
+    Interrupted,
+    StorageAway,
+)
 from hpo.paths import Home
 from hpo.search import study as studies
-from hpo.search.objective import Bench
 from hpo.search.study import Study
-from hpo.storage.db import connect
-from hpo.storage.optuna_rdb import FencedStorage
-from hpo.workers.signals import stop_on_signal
+from hpo.search.trial import Bench
+from hpo.storage.database import connect
+from hpo.storage.optuna import FencedStorage
+from hpo.workers.process import stop_on_signal
 from hpo.workers.supervisor import Supervisor
 from hpo.workers.worker import Worker
 from tests.harness.fakes import InstantTrials

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hpo.definition.config import TrainConfig
-from hpo.definition.fields import with_values
+from hpo.config.base import with_values
+from hpo.config.train import TrainConfig
 from hpo.paths import Home
-from hpo.results.retrain import retrain
-from hpo.results.runs import Run
+from hpo.trained.retrain import retrain
+from hpo.trained.run import Run
 from tests.harness.images import make_folder
 
 SPLITS = {"train": 8, "val": 4, "test": 5}

@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from hpo.definition.config import TrainConfig
-from hpo.engine import train
-from hpo.engine.checkpoint import Checkpoint
-from hpo.engine.control import Unattended
-from hpo.engine.images import Images
-from hpo.engine.train import EpochResult, TrainingData
+from hpo.config.train import TrainConfig
+from hpo.control import Unattended
+from hpo.data.images import Images
+from hpo.training import train
+from hpo.training.checkpoint import Checkpoint
+from hpo.training.train import (
+    EpochResult,
+    TrainingData,
+)
 
 CPU = torch.device("cpu")
 

@@ -9,14 +9,21 @@ from typing import Any
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo.definition.parameters import canonical
+from hpo.config.space import canonical
 from hpo.paths import Home
-from hpo.search import keeping
+from hpo.search import retention
 from hpo.search import study as studies
-from hpo.search.status import StudyStatus, TrialStatus, read_status
-from hpo.storage.db import Database
-from hpo.storage.leases import FINAL, MAX_FRUITLESS
-from hpo.storage.optuna_rdb import FencedStorage
+from hpo.search.status import (
+    StudyStatus,
+    TrialStatus,
+    read_status,
+)
+from hpo.storage.database import Database
+from hpo.storage.leases import (
+    FINAL,
+    MAX_FRUITLESS,
+)
+from hpo.storage.optuna import FencedStorage
 from hpo.storage.tables import attempts
 
 METRICS = ("train_loss", "train_top1", "val_loss", "val_top1")
@@ -144,7 +151,7 @@ def _integrity(database: Database) -> Iterator[str]:
 def _files(database: Database, status: StudyStatus, home: Home) -> Iterator[str]:
     """Of trials that are over nothing stays but weights, once a worker has tidied up."""
     study: Any = studies.load(database, status.row.name)
-    keeping.tidy(study, home)
+    retention.tidy(study, home)
     root = study.directory(home).trials
     left = [str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()]
     if more := [name for name in left if not name.endswith("/weights.safetensors")]:

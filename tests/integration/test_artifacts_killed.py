@@ -12,11 +12,14 @@ from pathlib import Path
 import pytest
 
 from hpo.paths import Home
-from hpo.search import mirror
 from hpo.search import study as studies
-from hpo.search.status import TrialStatus, read_status
+from hpo.search import sync
+from hpo.search.status import (
+    TrialStatus,
+    read_status,
+)
 from hpo.storage.artifacts import open_store
-from hpo.storage.db import Database
+from hpo.storage.database import Database
 from tests.harness.scenes import small_study
 from tests.harness.searches import search
 
@@ -73,7 +76,7 @@ def begun(database: Database, place: str | None, home: Home) -> str:
     file = small_study("toy", trials=1, epochs=EPOCHS, lease_s=2.0)
     study, _ = studies.create(database, file)
     if place is not None:
-        mirror.keep(database, study.row, mirror.check(place, study.row, database), home)
+        sync.keep(database, study.row, sync.check(place, study.row, database), home)
     return study.uuid
 
 

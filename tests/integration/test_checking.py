@@ -12,20 +12,41 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
+from hpo.doctor import (
+    repair,
+    rules,
+)
+from hpo.doctor.rules import Finding
+from hpo.doctor.scan import (
+    Counts,
+    check,
+    mend,
+)
 from hpo.paths import Home
 from hpo.search import study as studies
-from hpo.search.checkup import mend
 from hpo.search.status import read_status
 from hpo.search.study import Study
-from hpo.storage import findings, leases, mending, records, tables
-from hpo.storage.checking import Counts, check
-from hpo.storage.contact import Contact
-from hpo.storage.db import Database, connect
-from hpo.storage.findings import Finding
-from hpo.storage.leases import Lease
-from hpo.storage.optuna_rdb import FencedStorage, add_waiting
+from hpo.storage import (
+    leases,
+    records,
+    tables,
+)
+from hpo.storage.database import (
+    Database,
+    connect,
+)
+from hpo.storage.leases import Contact, Lease
+from hpo.storage.optuna import (
+    FencedStorage,
+    add_waiting,
+)
 from hpo.storage.records import EpochRow
-from hpo.storage.tables import attempts, epochs, optuna_studies, optuna_trials
+from hpo.storage.tables import (
+    attempts,
+    epochs,
+    optuna_studies,
+    optuna_trials,
+)
 from hpo.workers.worker import Worker
 from tests.harness.fakes import InstantTrials, study_file
 from tests.harness.filled import MIXED, Trial, fill
@@ -150,7 +171,7 @@ def test_a_trial_that_another_tool_began_is_run_by_the_next_worker(
 ) -> None:
     asked(study)
     found = only(database)
-    assert (found.kind, found.where) == (findings.UNATTEMPTED, "toy, trial 4")
+    assert (found.kind, found.where) == (rules.UNATTEMPTED, "toy, trial 4")
     mended(database)
     assert read_status(database, "toy").trials[4].state == "interrupted"
     storage = FencedStorage(database)
@@ -165,7 +186,7 @@ def test_a_trial_that_another_tool_finished_is_left(database: Database, study: S
     view = study.optuna_study(FencedStorage(database))
     view.tell(asked(study), 0.99)
     found = only(database)
-    assert (found.kind, found.where) == (findings.UNATTEMPTED, "toy, trial 4")
+    assert (found.kind, found.where) == (rules.UNATTEMPTED, "toy, trial 4")
     left(database, "hpo extend toy --trials +1")
 
 
@@ -174,7 +195,7 @@ def test_a_trial_beyond_the_budget_is_left(database: Database, study: Study) -> 
     assert trials[-1].number == 8
     assert mend(database, check(database)) != []
     found = only(database)
-    assert (found.kind, found.trial) == (findings.UNATTEMPTED, 8)
+    assert (found.kind, found.trial) == (rules.UNATTEMPTED, 8)
     left(database, "hpo extend toy --trials 9")
 
 
@@ -188,7 +209,7 @@ def test_an_open_attempt_of_a_trial_that_is_over(
     lease = taken(study)
     ended_by_others(study, lease, state)
     found = only(database)
-    assert (found.kind, found.where) == (findings.ENDLESS, "toy, trial 4, attempt 1")
+    assert (found.kind, found.where) == (rules.ENDLESS, "toy, trial 4, attempt 1")
     left(database, "w-1 holds it")
     expire(database, lease)
     assert len(mend(database, check(database))) == 1
@@ -196,7 +217,7 @@ def test_an_open_attempt_of_a_trial_that_is_over(
     assert (last.outcome, last.reason) == (outcome, f"another tool ended its trial as {state.name}")
     assert last.ended is not None
     if outcome == "lost":
-        assert only(database).kind == findings.UNATTEMPTED
+        assert only(database).kind == rules.UNATTEMPTED
         left(database, "only you can know")
     else:
         assert check(database).found == ()
@@ -221,7 +242,7 @@ def test_an_attempt_that_ended_its_trial_is_the_last(database: Database, study: 
     leases.release(database, lease, "handed_back", "for the test")
     taken(study, "w-2")
     change(database, sa.update(attempts).where(of(lease)).values(outcome="failed"))
-    assert only(database).kind == findings.CONTRADICTION
+    assert only(database).kind == rules.CONTRADICTION
     left(database, "the later one counts")
 
 
@@ -240,7 +261,7 @@ def test_optuna_is_told_what_an_attempt_ended_as(
     )
     found = only(database)
     assert (found.kind, found.where) == (
-        findings.CONTRADICTION,
+        rules.CONTRADICTION,
         f"toy, trial {number}, attempt 1",
     )
     mended(database)
@@ -259,13 +280,13 @@ def test_a_value_that_is_not_known_is_not_told(database: Database, study: Study)
         sa.update(optuna_trials).where(t.trial_id == trial_id(study, 0)).values(state="RUNNING"),
         sa.update(attempts).where(a.trial_id == trial_id(study, 0)).values(value=None),
     )
-    assert only(database).kind == findings.CONTRADICTION
+    assert only(database).kind == rules.CONTRADICTION
     left(database, "restore a backup")
 
 
 def test_two_ends_of_one_trial(database: Database, study: Study) -> None:
     change(database, sa.update(attempts).where(attempts.c.number == 1).values(outcome="failed"))
-    assert only(database).kind == findings.CONTRADICTION
+    assert only(database).kind == rules.CONTRADICTION
     left(database, "restore a backup")
 
 
@@ -273,7 +294,7 @@ def test_a_lease_from_a_clock_that_was_wrong(database: Database, study: Study) -
     lease = taken(study)
     change(database, sa.update(attempts).where(of(lease)).values(until=attempts.c.until + 1e6))
     found = only(database)
-    assert (found.kind, found.where) == (findings.ENDLESS, "toy, trial 4, attempt 1")
+    assert (found.kind, found.where) == (rules.ENDLESS, "toy, trial 4, attempt 1")
     mended(database)
     (row,) = records.read_attempts(database, study.uuid)[4]
     assert (row.outcome, row.live) == (None, True)
@@ -285,7 +306,7 @@ def test_what_the_next_worker_takes_over_is_no_fault(database: Database, study: 
     assert check(database).found == ()
     expire(database, lease)
     found = only(database)
-    assert (found.kind, found.fault, found.cure) == (findings.EXPECTED, False, None)
+    assert (found.kind, found.fault, found.cure) == (rules.EXPECTED, False, None)
     now = records.clock(database)
     contact = Contact(now - 100, now)
     assert leases.take(database, study.uuid, study.facts().free[0], "w-2", contact)
@@ -301,12 +322,12 @@ def test_epochs_of_an_attempt_that_has_no_row(database: Database, study: Study) 
         leases.release(database, lease, "handed_back", "for the test")
     change(database, sa.delete(attempts).where(attempts.c.number == 4, attempts.c.k == 1))
     found = only(database)
-    assert (found.kind, found.where) == (findings.UNOWNED, "toy, trial 4, attempt 1")
+    assert (found.kind, found.where) == (rules.UNOWNED, "toy, trial 4, attempt 1")
     mended(database)
     entered, _ = records.read_attempts(database, study.uuid)[4]
     assert (entered.outcome, entered.first_epoch, entered.epoch) == ("lost", 1, 1)
     change(database, sa.delete(attempts).where(attempts.c.number == 4, attempts.c.k == 2))
-    assert only(database).kind == findings.UNOWNED
+    assert only(database).kind == rules.UNOWNED
     left(database, "the metrics stay as they are")
 
 
@@ -324,7 +345,7 @@ def test_rows_of_no_study(database: Database, study: Study) -> None:
         tables.resolved.insert().values(study=gone, key="a", value="1"),
     )
     found = check(database).found
-    assert [one.kind for one in found] == [findings.NOWHERE] * 5
+    assert [one.kind for one in found] == [rules.NOWHERE] * 5
     mended(database)
     assert content(database) == before
 
@@ -334,12 +355,12 @@ def test_an_attempt_at_another_studys_trial(database: Database, study: Study) ->
     other = studies.create(database, study_file(name="other"))[0]
     lease = taken(study)
     change(database, sa.update(attempts).where(of(lease)).values(study=other.uuid))
-    assert all(one.kind != findings.NOWHERE for one in check(database).found)
+    assert all(one.kind != rules.NOWHERE for one in check(database).found)
     expire(database, lease)
-    assert findings.NOWHERE in [one.kind for one in check(database).found]
+    assert rules.NOWHERE in [one.kind for one in check(database).found]
     mend(database, check(database))
     rows = records.read_attempts(database, study.uuid)
-    assert [one.worker for one in rows.get(4, [])] == [mending.MENDER]
+    assert [one.worker for one in rows.get(4, [])] == [repair.MENDER]
     assert records.read_attempts(database, other.uuid) == {}
     assert check(database).found == ()
 
@@ -358,7 +379,7 @@ def test_a_study_that_optuna_does_not_have(database: Database, study: Study) -> 
         *(sa.text(f"DELETE FROM {x} WHERE study_id = {other.row.study_id}") for x in of_study),
     )
     found = only(database)
-    assert (found.kind, found.study) == (findings.HALVED, "other")
+    assert (found.kind, found.study) == (rules.HALVED, "other")
     mended(database)
     assert content(database) == before
 
@@ -371,7 +392,7 @@ def _scalars(database: Database, query: Any) -> list[Any]:
 def test_a_study_that_was_renamed_is_left(database: Database, study: Study) -> None:
     change(database, sa.update(optuna_studies).values(study_name="renamed"))
     found = only(database)
-    assert (found.kind, found.study) == (findings.HALVED, "toy")
+    assert (found.kind, found.study) == (rules.HALVED, "toy")
     assert "'renamed'" in found.means
     left(database, "give it its name again")
 
@@ -382,63 +403,63 @@ def test_studies_of_optunas_own_are_named_and_left(database: Database, study: St
     stock.tell(stock.ask(), 1.0)
     stock.ask()  # runs for ever
     found = only(database)
-    assert (found.kind, found.study, found.fault) == (findings.FOREIGN, "theirs", False)
+    assert (found.kind, found.study, found.fault) == (rules.FOREIGN, "theirs", False)
     before = content(database)
     assert mend(database, check(database)) == []
     assert content(database) == before
     assert check(database).counts.studies == 1
 
 
-Case = Callable[[Study], mending.Cure]
+Case = Callable[[Study], repair.Cure]
 
 
-def _renewed(study: Study) -> mending.Cure:
+def _renewed(study: Study) -> repair.Cure:
     lease = taken(study)
     ended_by_others(study, lease, TrialState.FAIL)
-    return mending.EndAttempt(lease.trial_id, lease.k, "failed", "")
+    return repair.EndAttempt(lease.trial_id, lease.k, "failed", "")
 
 
-def _goes_on(study: Study) -> mending.Cure:
+def _goes_on(study: Study) -> repair.Cure:
     lease = taken(study)
     expire(study.database, lease)
-    return mending.EndAttempt(lease.trial_id, lease.k, "lost", "")
+    return repair.EndAttempt(lease.trial_id, lease.k, "lost", "")
 
 
-def _usual_lease(study: Study) -> mending.Cure:
+def _usual_lease(study: Study) -> repair.Cure:
     lease = taken(study)
-    return mending.ShortenLease(lease.trial_id, lease.k, lease.lease_s)
+    return repair.ShortenLease(lease.trial_id, lease.k, lease.lease_s)
 
 
-def _taken_meanwhile(study: Study) -> mending.Cure:
+def _taken_meanwhile(study: Study) -> repair.Cure:
     lease = taken(study)
-    return mending.HandBack(study.uuid, lease.trial_id, lease.number)
+    return repair.HandBack(study.uuid, lease.trial_id, lease.number)
 
 
-def _not_begun(study: Study) -> mending.Cure:
-    return mending.HandBack(study.uuid, trial_id(study, 4), 4)
+def _not_begun(study: Study) -> repair.Cure:
+    return repair.HandBack(study.uuid, trial_id(study, 4), 4)
 
 
-def _told_meanwhile(study: Study) -> mending.Cure:
-    return mending.TellOptuna(trial_id(study, 0), 1, "complete")
+def _told_meanwhile(study: Study) -> repair.Cure:
+    return repair.TellOptuna(trial_id(study, 0), 1, "complete")
 
 
-def _taken_again(study: Study) -> mending.Cure:
+def _taken_again(study: Study) -> repair.Cure:
     first = taken(study)
     leases.release(study.database, first, "handed_back", "")
     taken(study)
-    return mending.TellOptuna(first.trial_id, 1, "failed")
+    return repair.TellOptuna(first.trial_id, 1, "failed")
 
 
-def _entered_meanwhile(study: Study) -> mending.Cure:
-    return mending.EnterAttempt(study.uuid, trial_id(study, 0), 0, 1)
+def _entered_meanwhile(study: Study) -> repair.Cure:
+    return repair.EnterAttempt(study.uuid, trial_id(study, 0), 0, 1)
 
 
-def _no_such_rows(study: Study) -> mending.Cure:
-    return mending.DropRows("hpo_attempts")
+def _no_such_rows(study: Study) -> repair.Cure:
+    return repair.DropRows("hpo_attempts")
 
 
-def _there_again(study: Study) -> mending.Cure:
-    return mending.DropStudy(study.uuid)
+def _there_again(study: Study) -> repair.Cure:
+    return repair.DropStudy(study.uuid)
 
 
 CASES = (_renewed, _goes_on, _usual_lease, _taken_meanwhile, _not_begun, _told_meanwhile,
@@ -458,13 +479,13 @@ def test_a_cure_sees_who_was_quicker(url: str, database: Database, study: Study)
     first = taken(study)
     leases.release(database, first, "lost", "for the test")
     change(database, sa.update(attempts).where(of(first)).values(outcome="failed"))
-    cure = mending.TellOptuna(first.trial_id, 1, "failed")
+    cure = repair.TellOptuna(first.trial_id, 1, "failed")
     asks, answers, mine = threading.Event(), [], connect(url)
     sa.event.listen(mine.engine, "before_cursor_execute", lambda *_: asks.set())
     thread = threading.Thread(target=lambda: answers.append(cure.apply(mine)))
     row = {"trial_id": first.trial_id, "k": 2, "study": study.uuid, "number": first.number}
     with database.write() as c:
-        mending.locked(c, first.trial_id)
+        repair.locked(c, first.trial_id)
         c.execute(attempts.insert().values(**row, token="t", worker="w", started=1.0, until=2e9))
         thread.start()
         assert asks.wait(30)

@@ -14,16 +14,35 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo.errors import Conflict, StorageError
+from hpo.errors import (
+    Conflict,
+    StorageError,
+)
 from hpo.paths import Home
-from hpo.results.report import study_report
+from hpo.reports.study import study_report
 from hpo.search import study as studies
 from hpo.search.status import read_status
 from hpo.search.study import Study
-from hpo.storage import copying, leases, records, tables
-from hpo.storage.copying import copied_tables, copy_study, refuse
-from hpo.storage.db import Database, connect
-from hpo.storage.optuna_rdb import FencedStorage, add_waiting, create_schema
+from hpo.storage import (
+    leases,
+    records,
+    tables,
+    transfer,
+)
+from hpo.storage.database import (
+    Database,
+    connect,
+)
+from hpo.storage.optuna import (
+    FencedStorage,
+    add_waiting,
+    create_schema,
+)
+from hpo.storage.transfer import (
+    copied_tables,
+    copy_study,
+    refuse,
+)
 from hpo.workers.worker import Worker
 from tests.harness.fakes import InstantTrials, study_file
 from tests.harness.filled import MIXED, RICH_SPACE, Trial, fill
@@ -176,7 +195,7 @@ def test_a_study_of_that_name_is_never_overwritten(make: Make) -> None:
 def test_nothing_is_half_written(make: Make, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = make("sqlite"), make(kind)
     rich(first)
-    original, calls = copying._renewed, 0
+    original, calls = transfer._renewed, 0
 
     def fails(*args: Any) -> dict[str, Any]:
         nonlocal calls
@@ -185,7 +204,7 @@ def test_nothing_is_half_written(make: Make, kind: str, monkeypatch: pytest.Monk
             raise RuntimeError("the power went out")
         return original(*args)
 
-    monkeypatch.setattr(copying, "_renewed", fails)
+    monkeypatch.setattr(transfer, "_renewed", fails)
     with pytest.raises(RuntimeError):
         copy_study(first, second, records.get_study(first, "toy"))
     assert counts(second) == dict.fromkeys(counts(second), 0)
@@ -211,7 +230,7 @@ def test_text_that_a_database_cannot_hold_is_told_and_leaves_nothing(make: Make)
 
 
 def test_every_table_is_copied_or_named() -> None:
-    names = {table.name for table in copied_tables()} | copying.NOT_COPIED
+    names = {table.name for table in copied_tables()} | transfer.NOT_COPIED
     assert {table.name for table in tables.OURS} <= names
     assert len(names) == 12 + 6 + 1
 

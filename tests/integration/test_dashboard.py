@@ -21,23 +21,32 @@ import sqlalchemy as sa
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from optuna.storages import RDBStorage
 
-from hpo.dashboard import answers
-from hpo.dashboard.answers import Answer
-from hpo.dashboard.attempts import Attempts
-from hpo.dashboard.beside import start_beside
-from hpo.dashboard.door import Door
-from hpo.dashboard.house import Health
-from hpo.dashboard.rules import Settings
-from hpo.dashboard.serve import make_app, serve
-from hpo.dashboard.sessions import Sessions
+from hpo.dashboard import gateway
+from hpo.dashboard.app import Health
+from hpo.dashboard.auth import Attempts, Sessions
+from hpo.dashboard.gateway import Answer, Door, Settings
+from hpo.dashboard.server import (
+    make_app,
+    serve,
+    start_beside,
+)
 from hpo.errors import InputError
 from hpo.paths import Home
 from hpo.search import study as studies
 from hpo.search.study import Study
-from hpo.storage import leases, tables
-from hpo.storage.caching import cached
-from hpo.storage.db import Database, connect
-from hpo.storage.optuna_rdb import FencedStorage, add_waiting
+from hpo.storage import (
+    leases,
+    tables,
+)
+from hpo.storage.database import (
+    Database,
+    connect,
+)
+from hpo.storage.optuna import (
+    FencedStorage,
+    add_waiting,
+    cached,
+)
 from tests.harness.fakes import study_file
 from tests.harness.filled import Trial, fill
 
@@ -67,7 +76,7 @@ def ask(app: Any, method: str, path: str, body: Any = None, **headers: str) -> A
         "CONTENT_TYPE": "application/json", "CONTENT_LENGTH": str(len(raw)),
         "wsgi.input": BytesIO(raw), "wsgi.errors": BytesIO(), **headers,
     }  # fmt: skip
-    found = answers.ask(app, environ)
+    found = gateway.ask(app, environ)
     return Answer(found.status, found.headers, [found.whole()])
 
 
@@ -296,8 +305,8 @@ def test_beside_a_search_a_busy_port_is_an_error(study: Study, busy: int) -> Non
 
 def test_it_ends_with_a_search_that_was_killed(study: Study) -> None:
     search = (
-        "import os, sys; from hpo.dashboard.beside import start_beside; "
-        "from hpo.storage.db import connect; "
+        "import os, sys; from hpo.dashboard.server import start_beside; "
+        "from hpo.storage.database import connect; "
         "print(start_beside(connect(sys.argv[1]))[0], flush=True); os.kill(os.getpid(), 9)"
     )
     command = [sys.executable, "-c", search, study.database.secret_url]

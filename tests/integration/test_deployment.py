@@ -14,10 +14,13 @@ from typing import Any
 
 import pytest
 
-from hpo.definition.studyfile import StudyFile
+from hpo.config.study import StudyFile
 from hpo.paths import Home
-from hpo.workers.alive import host, is_alive
-from hpo.workers.launch import new_worker_id
+from hpo.workers.healthcheck import (
+    host,
+    is_alive,
+)
+from hpo.workers.process import new_worker_id
 from tests.harness.deployment import ROOT, VARIABLE, compose, in_order, parse, shown_commands
 
 COMPOSE = compose()
@@ -184,7 +187,7 @@ def test_a_worker_is_alive_while_it_leaves_signs(home: Home) -> None:
     """The image's health check."""
     sign = home.study("0" * 32).alive(new_worker_id())
     sign.parent.mkdir(parents=True)
-    command = [sys.executable, "-m", "hpo.workers.alive"]
+    command = [sys.executable, "-m", "hpo.workers.healthcheck"]
     assert subprocess.run(command, check=False).returncode == 1
     sign.touch()
     assert subprocess.run(command, check=False).returncode == 0

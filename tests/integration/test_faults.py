@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hpo.search.status import read_status
-from hpo.storage.db import Database
+from hpo.storage.database import Database
 from hpo.storage.leases import MAX_FRUITLESS
 from tests.integration.test_scenes import check_exact, computed_twice, on_both, run
 

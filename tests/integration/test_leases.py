@@ -17,17 +17,41 @@ import sqlalchemy as sa
 from optuna.storages import RDBStorage
 from optuna.trial import Trial, TrialState
 
-from hpo.errors import Conflict, Fenced, InputError, NotFound, StorageAway, StorageError
+from hpo.errors import (
+    Conflict,
+    Fenced,
+    InputError,
+    NotFound,
+    StorageAway,
+    StorageError,
+)
 from hpo.paths import Home
 from hpo.search import study as studies
 from hpo.search.study import Study
-from hpo.storage import leases, records, tables
-from hpo.storage.contact import Contact
-from hpo.storage.db import Database, connect
-from hpo.storage.leases import Ending, Free, Taken
-from hpo.storage.optuna_rdb import FencedStorage, add_waiting
+from hpo.storage import (
+    leases,
+    records,
+    tables,
+)
+from hpo.storage.database import (
+    Database,
+    connect,
+)
+from hpo.storage.leases import (
+    Contact,
+    Ending,
+    Free,
+    Taken,
+)
+from hpo.storage.optuna import (
+    FencedStorage,
+    add_waiting,
+)
 from hpo.storage.records import EpochRow
-from hpo.workers.worker import Progress, Worker
+from hpo.workers.worker import (
+    Progress,
+    Worker,
+)
 from tests.harness.fakes import InstantTrials, study_file
 
 

@@ -14,9 +14,15 @@ from optuna.study import StudyDirection
 from optuna.testing.pytest_storages import StorageTestCase
 from optuna.trial import TrialState
 
-from hpo.storage import db
-from hpo.storage.db import Database, connect
-from hpo.storage.optuna_rdb import FencedStorage, create_schema
+from hpo.storage import database as db
+from hpo.storage.database import (
+    Database,
+    connect,
+)
+from hpo.storage.optuna import (
+    FencedStorage,
+    create_schema,
+)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -15,16 +15,39 @@ import sqlalchemy as sa
 import torch
 from optuna.trial import TrialState
 
-from hpo.errors import Fenced, Interrupted, StorageAway
+from hpo.errors import (
+    Fenced,
+    Interrupted,
+    StorageAway,
+)
 from hpo.paths import Home
 from hpo.search import study as studies
-from hpo.search.objective import Bench
 from hpo.search.status import read_status
 from hpo.search.study import Study
-from hpo.storage import db, leases, patience, records, tables
-from hpo.storage.db import Database, connect
-from hpo.storage.leases import FINAL, Ending, Lease, Taken
-from hpo.storage.optuna_rdb import FencedStorage, add_waiting
+from hpo.search.trial import Bench
+from hpo.storage import (
+    database as db,
+)
+from hpo.storage import (
+    leases,
+    records,
+    retry,
+    tables,
+)
+from hpo.storage.database import (
+    Database,
+    connect,
+)
+from hpo.storage.leases import (
+    FINAL,
+    Ending,
+    Lease,
+    Taken,
+)
+from hpo.storage.optuna import (
+    FencedStorage,
+    add_waiting,
+)
 from hpo.storage.records import EpochRow
 from hpo.workers.worker import Worker
 from tests.harness.fakes import study_file
@@ -46,7 +69,7 @@ def no_pause(_seconds: float) -> None:
     """Try again at once."""
 
 
-def patient(study: Study, pause: patience.Pause) -> AbstractContextManager[None]:
+def patient(study: Study, pause: retry.Pause) -> AbstractContextManager[None]:
     return study.database.patient(pause)
 
 
@@ -231,8 +254,8 @@ def test_a_worker_in_a_storm(
     database: Database, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One commit in eight breaks, of reads too, of the heartbeat too."""
-    monkeypatch.setattr(patience, "FIRST_DELAY_S", 0.001)
-    monkeypatch.setattr(patience, "LARGEST_DELAY_S", 0.01)
+    monkeypatch.setattr(retry, "FIRST_DELAY_S", 0.001)
+    monkeypatch.setattr(retry, "LARGEST_DELAY_S", 0.01)
     train = "epochs = 3\ndata = {limit_train = 100}\nmodel.cnn.filters = [4]\n"
     study, _ = studies.create(database, study_file(trials=3, lease_s=1.0, train=train))
     storage = FencedStorage(database)

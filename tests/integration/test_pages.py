@@ -7,15 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from hpo.dashboard import beside
-from hpo.results import report
-from hpo.results.compare import compare
-from hpo.results.comparison_page import comparison_report
-from hpo.results.importance import Importances
-from hpo.results.page import write_report
-from hpo.results.report import study_report
-from hpo.results.training_page import training_report
-from hpo.storage.db import Database
+from hpo.dashboard import server
+from hpo.reports import study as report
+from hpo.reports.compare import compare, comparison_report
+from hpo.reports.importance import Importances
+from hpo.reports.page import write_report
+from hpo.reports.study import study_report
+from hpo.reports.training import training_report
+from hpo.storage.database import Database
 from tests.harness.browser import OFFLINE, Browser, browser, missing
 from tests.harness.fakes import study_file
 from tests.harness.filled import EVIL, MIXED, RICH_SPACE, Trial, fill, trained
@@ -145,7 +144,7 @@ def test_a_training_report_draws_every_figure(offline: Browser, tmp_path: Path) 
 @pytest.mark.browser
 def test_the_dashboard_shows_the_study_and_its_trials(tmp_path: Path, database: Database) -> None:
     study = fill(database, study_file(trials=20), MIXED)
-    address, stop = beside.start_beside(database)
+    address, stop = server.start_beside(database)
     try:
         with browser(tmp_path / "profile") as found:
             text = "document.body.innerText"

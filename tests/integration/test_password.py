@@ -16,7 +16,7 @@ import pytest
 import sqlalchemy as sa
 
 from hpo.search.status import read_status
-from hpo.storage.db import connect
+from hpo.storage.database import connect
 from tests.harness.secrets import SECRET, traces_in, traces_in_files
 from tests.harness.servers import with_login
 

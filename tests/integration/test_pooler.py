@@ -17,7 +17,7 @@ import pytest
 import sqlalchemy as sa
 
 from hpo.search.status import read_status
-from hpo.storage.db import Database
+from hpo.storage.database import Database
 from tests.harness.clusters import free_ports
 
 BOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")

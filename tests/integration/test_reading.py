@@ -11,9 +11,13 @@ import sqlalchemy as sa
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.storage.caching import cached
-from hpo.storage.db import Database
-from hpo.storage.optuna_rdb import FencedStorage, add_waiting, create_schema
+from hpo.storage.database import Database
+from hpo.storage.optuna import (
+    FencedStorage,
+    add_waiting,
+    cached,
+    create_schema,
+)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -16,7 +16,7 @@ import pytest
 from hpo.errors import HpoError
 from hpo.paths import Home
 from hpo.search.status import read_status
-from hpo.storage.db import connect
+from hpo.storage.database import connect
 from tests.harness.scenes import until
 
 pytestmark = pytest.mark.process

@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 
 from hpo.search import study as studies
-from hpo.search.status import StudyStatus, read_status
-from hpo.storage.db import Database
+from hpo.search.status import (
+    StudyStatus,
+    read_status,
+)
+from hpo.storage.database import Database
 from hpo.storage.leases import FINAL
 from tests.harness.fakes import study_file
 from tests.harness.scenes import WRITES, small_study

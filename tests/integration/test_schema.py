@@ -20,9 +20,17 @@ from optuna.storages._rdb import models
 from hpo.errors import StorageError
 from hpo.search import study as studies
 from hpo.search.status import read_status
-from hpo.storage import leases, migrations, records, schema, tables
-from hpo.storage.db import Database
-from hpo.storage.optuna_rdb import create_schema, upgrade_schema
+from hpo.storage import (
+    leases,
+    migrations,
+    records,
+    tables,
+)
+from hpo.storage.database import Database
+from hpo.storage.optuna import (
+    create_schema,
+    upgrade_schema,
+)
 from tests.harness.fakes import study_file
 from tests.harness.filled import MIXED, fill
 
@@ -89,7 +97,7 @@ def test_a_new_database_has_the_tables_of_today(database: Database) -> None:
     assert upgrade_schema(database) == f"schema {tables.VERSION} made"
     assert drift(database) == []
     assert upgrade_schema(database) == f"schema {tables.VERSION} already"
-    assert schema.is_current(database)
+    assert tables.is_current(database)
 
 
 def test_every_version_has_its_step() -> None:
@@ -164,7 +172,7 @@ def test_a_step_that_failed_is_done_again(
     monkeypatch.setattr(migrations, "MIGRATIONS", {**migrations.MIGRATIONS, newest: step})
     with pytest.raises(RuntimeError):
         upgrade_schema(database)
-    assert schema.version(database) == newest - 1
+    assert tables.version(database) == newest - 1
     columns = sa.inspect(database.engine).get_columns("hpo_studies")
     is_mysql = database.url.get_backend_name() == "mysql"
     assert any(column["name"] == "notes" for column in columns) == is_mysql
@@ -249,5 +257,5 @@ def test_a_half_made_database_is_completed(database: Database) -> None:
     models.StudyModel.__table__.create(database.engine)
     execute(database, "CREATE TABLE photographs (id int)")
     create_schema(database)
-    assert schema.is_current(database)
+    assert tables.is_current(database)
     assert "photographs" in names(database)

@@ -10,21 +10,33 @@ from pathlib import Path
 
 import pytest
 
-from hpo.definition.data import DataConfig
-from hpo.definition.studyfile import StudyFile
-from hpo.engine import code, listings
-from hpo.engine.code import Code, code_of
-from hpo.engine.split import Item
-from hpo.errors import ConfigError, Conflict
+from hpo.config.data import DataConfig
+from hpo.config.study import StudyFile
+from hpo.data import split
+from hpo.data.split import Item
+from hpo.errors import (
+    ConfigError,
+    Conflict,
+)
 from hpo.paths import Home
-from hpo.results.report import study_report
-from hpo.search import agreement
+from hpo.reports.study import study_report
+from hpo.search import fingerprints
 from hpo.search import study as studies
-from hpo.search.agreement import agree_on_code, agree_on_images, read_code, read_forced
+from hpo.search.fingerprints import (
+    Code,
+    agree_on_code,
+    agree_on_images,
+    code_of,
+    read_code,
+    read_forced,
+)
 from hpo.search.status import read_status
 from hpo.search.study import Study
 from hpo.storage import records
-from hpo.storage.db import Database, connect
+from hpo.storage.database import (
+    Database,
+    connect,
+)
 from tests.harness.commands import Hpo, calls
 from tests.harness.fakes import study_file
 from tests.harness.searches import TINY
@@ -63,8 +75,10 @@ def file_with(train: str = "", space: str = "") -> StudyFile:
 
 
 def torch_is(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = {name: code.version(name) for name in code.LIBRARIES} | {"torch": version}
-    monkeypatch.setattr(code, "version", found.__getitem__)
+    found = {name: fingerprints.version(name) for name in fingerprints.LIBRARIES} | {
+        "torch": version
+    }
+    monkeypatch.setattr(fingerprints, "version", found.__getitem__)
 
 
 def test_what_counts(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +131,9 @@ class Config:
 )
 def test_words_and_layout_do_not_count(old: bytes, new: bytes) -> None:
     assert SOURCE.replace(old, new) != SOURCE
-    assert code.syntax_digest(SOURCE.replace(old, new)) == code.syntax_digest(SOURCE)
+    assert fingerprints.syntax_digest(SOURCE.replace(old, new)) == fingerprints.syntax_digest(
+        SOURCE
+    )
 
 
 @pytest.mark.parametrize(
@@ -134,16 +150,18 @@ def test_words_and_layout_do_not_count(old: bytes, new: bytes) -> None:
 )
 def test_what_computes_counts(old: bytes, new: bytes) -> None:
     assert SOURCE.replace(old, new) != SOURCE
-    assert code.syntax_digest(SOURCE.replace(old, new)) != code.syntax_digest(SOURCE)
+    assert fingerprints.syntax_digest(SOURCE.replace(old, new)) != fingerprints.syntax_digest(
+        SOURCE
+    )
 
 
 def test_what_does_not_parse_counts_by_its_bytes() -> None:
-    assert code.syntax_digest(b"def") != code.syntax_digest(b"def  ")
+    assert fingerprints.syntax_digest(b"def") != fingerprints.syntax_digest(b"def  ")
 
 
 def test_modules_that_only_tell_are_there() -> None:
-    root = Path(code.hpo.__file__).parent
-    assert all((root / f"{name}.py").is_file() for name in code.TELLING)
+    root = Path(fingerprints.hpo.__file__).parent
+    assert all((root / f"{name}.py").is_file() for name in fingerprints.TELLING)
 
 
 def test_own_modules_count_where_they_are_searched_too(own: Path) -> None:
@@ -175,7 +193,7 @@ def test_other_code_is_refused_or_recorded(
         agree_on_code(database, study.uuid, study.file, worker=worker, force=force)
 
     torch_is("2.14.0", monkeypatch)
-    agreement.require_code(database, study.uuid, study.file)  # it has not begun
+    fingerprints.require_code(database, study.uuid, study.file)  # it has not begun
     join("first")
     join("second")
     began = code_of(study.file)
@@ -183,7 +201,7 @@ def test_other_code_is_refused_or_recorded(
     here = code_of(study.file)
     for refused in (
         lambda: join("third"),
-        lambda: agreement.require_code(database, study.uuid, study.file),
+        lambda: fingerprints.require_code(database, study.uuid, study.file),
     ):
         with pytest.raises(Conflict) as caught:
             refused()
@@ -222,7 +240,7 @@ def test_other_images_are_refused_or_recorded(database: Database) -> None:
     told["aaaa"] = ["1 image gone: cat/1.png"]
     with pytest.raises(Conflict, match=r"1 image gone: cat/1\.png"):
         join("fourth", "cccc")
-    records_of = records.read_resolved(database, study.uuid, agreement.IMAGES)
+    records_of = records.read_resolved(database, study.uuid, fingerprints.IMAGES)
     assert records_of == {"data digits/0.15/0.15/0/None": "aaaa"}
 
 
@@ -248,16 +266,16 @@ def test_which_images_differ(tmp_path: Path) -> None:
         "val": [kept[2]],
     }
     for name, parts in (("before", before), ("after", after)):
-        listings.remember(tmp_path, name, ["cat"], parts)
-    assert listings.differences(tmp_path, "before", "after") == [
+        split.remember(tmp_path, name, ["cat"], parts)
+    assert split.differences(tmp_path, "before", "after") == [
         "1 image added: cat/new",
         "1 image gone: cat/gone",
         "1 image of other content: cat/x",
         "1 image in another part, since the split is by all contents: cat/2",
     ]
-    assert listings.differences(tmp_path, "before", "unseen") == []
+    assert split.differences(tmp_path, "before", "unseen") == []
     (tmp_path / "listings" / "after.json").write_text("{")
-    assert listings.differences(tmp_path, "before", "after") == []
+    assert split.differences(tmp_path, "before", "after") == []
 
 
 @pytest.fixture
@@ -281,7 +299,7 @@ def begun(hpo: Hpo, tmp_path: Path) -> Study:
     other = replace(here, parts={**here.parts, "torch": "2.0"})
     assert isinstance(other, Code)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(agreement, "code_of", lambda _: other)
+        patched.setattr(fingerprints, "code_of", lambda _: other)
         agree_on_code(database, study.uuid, study.file, worker="elsewhere", force=False)
     return study
 

@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from hpo.cli import run as run_module
+from hpo.cli import search as run_module
 from hpo.paths import Home
-from hpo.search import mirror
 from hpo.search import study as studies
+from hpo.search import sync
 from hpo.search.status import read_status
-from hpo.storage.db import Database, connect
+from hpo.storage.database import (
+    Database,
+    connect,
+)
 from tests.harness.commands import Hpo, calls
 from tests.harness.fakes import study_file
 from tests.harness.searches import TINY, search
@@ -44,7 +47,7 @@ def default(hpo: Hpo) -> Iterator[Database]:
 
 def url_of(database: Database) -> str | None:
     uuid = read_status(database, "toy").row.uuid
-    found = mirror.find(database, uuid, Home.default())
+    found = sync.find(database, uuid, Home.default())
     return None if found is None else found.store.url
 
 
@@ -96,8 +99,8 @@ def searched(hpo: Hpo, default: Database) -> Path:
     Home.default().root.mkdir()
     file = study_file(trials=4, train=TINY)
     study, _ = studies.create(default, file)
-    place = mirror.check("shared", study.row, default)
-    mirror.keep(default, study.row, place, Home.default())
+    place = sync.check("shared", study.row, default)
+    sync.keep(default, study.row, place, Home.default())
     search(default, Home.default(), file)
     shutil.rmtree(Home.default().root / "studies")
     return Path(place, study.uuid)

@@ -11,9 +11,11 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
-from hpo.definition.augment import AugmentConfig
-from hpo.engine import augment as aug
-from hpo.engine.augment import boxes, colour, geometry
+from hpo.config.augment import AugmentConfig
+from hpo.training import augment as aug
+from hpo.training.augment import (
+    ops,
+)
 
 
 def _batch(count: int = 6, size: int = 17) -> torch.Tensor:
@@ -27,10 +29,10 @@ def _sizes(count: int, height: int, width: int) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("ours", "theirs", "amounts"),
     [
-        (colour.brightness, tv.adjust_brightness, [0.0, 0.4, 1.0, 1.3, 1.9, 0.7]),
-        (colour.contrast, tv.adjust_contrast, [0.0, 0.4, 1.0, 1.3, 1.9, 0.7]),
-        (colour.saturation, tv.adjust_saturation, [0.0, 0.4, 1.0, 1.3, 1.9, 0.7]),
-        (colour.hue, tv.adjust_hue, [-0.5, -0.2, 0.0, 0.1, 0.33, 0.5]),
+        (ops.brightness, tv.adjust_brightness, [0.0, 0.4, 1.0, 1.3, 1.9, 0.7]),
+        (ops.contrast, tv.adjust_contrast, [0.0, 0.4, 1.0, 1.3, 1.9, 0.7]),
+        (ops.saturation, tv.adjust_saturation, [0.0, 0.4, 1.0, 1.3, 1.9, 0.7]),
+        (ops.hue, tv.adjust_hue, [-0.5, -0.2, 0.0, 0.1, 0.33, 0.5]),
     ],
 )
 def test_colour_equals_torchvision(ours: Any, theirs: Any, amounts: list[float]) -> None:
@@ -51,7 +53,7 @@ def test_rotation_equals_torchvision() -> None:
             for one, angle in zip(batch, angles, strict=True)
         ]
     )
-    rotated = geometry.warp(batch, geometry.rotation(torch.tensor(angles)))
+    rotated = ops.warp(batch, ops.rotation(torch.tensor(angles)))
     torch.testing.assert_close(rotated, wanted, atol=2e-5, rtol=0)
 
 
@@ -70,9 +72,9 @@ def test_affine_equals_torchvision() -> None:
             )
         ]
     )
-    matrix = geometry.affine(shift, scale, torch.tensor(shear), 17)
-    torch.testing.assert_close(geometry.warp(batch, matrix), wanted, atol=2e-5, rtol=0)
-    torch.testing.assert_close(geometry.warp(batch, matrix[:, :2]), wanted, atol=2e-5, rtol=0)
+    matrix = ops.affine(shift, scale, torch.tensor(shear), 17)
+    torch.testing.assert_close(ops.warp(batch, matrix), wanted, atol=2e-5, rtol=0)
+    torch.testing.assert_close(ops.warp(batch, matrix[:, :2]), wanted, atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("size", [16, 17])
@@ -82,14 +84,14 @@ def test_perspective_equals_torchvision(size: int) -> None:
     moves = torch.randint(0, size // 4, (4, 4, 2), generator=torch.Generator().manual_seed(2))
     moves[0] = 0
     inwards = torch.tensor([[1, 1], [-1, 1], [-1, -1], [1, -1]])
-    corners = geometry.corner_pixels(size) + inwards * moves
+    corners = ops.corner_pixels(size) + inwards * moves
     wanted = torch.stack(
         [
             tv.perspective(one, start, goal.long().tolist(), interpolation=BILINEAR)
             for one, goal in zip(batch, corners, strict=True)
         ]
     )
-    warped = geometry.warp(batch, geometry.perspective(corners, size))
+    warped = ops.warp(batch, ops.perspective(corners, size))
     torch.testing.assert_close(warped, wanted, atol=1e-4, rtol=0)
 
 
@@ -98,49 +100,49 @@ def test_one_resampling_does_what_three_do() -> None:
     line = torch.linspace(0, 3, 64).sin()
     batch = (line[:, None] * line.flip(0))[None, None].expand(1, 3, -1, -1) * 0.5 + 0.5
     angle, shift, scale, shear = 10.0, [3, -2], 1.1, 8.0
-    corners = geometry.corner_pixels(64)[None] + torch.tensor([[2, 3], [-5, 1], [0, -4], [6, 0]])
-    start = geometry.corner_pixels(64).long().tolist()
+    corners = ops.corner_pixels(64)[None] + torch.tensor([[2, 3], [-5, 1], [0, -4], [6, 0]])
+    start = ops.corner_pixels(64).long().tolist()
     wanted = tv.rotate(batch, angle, interpolation=BILINEAR)
     wanted = tv.affine(wanted, 0.0, shift, scale, [shear, 0.0], interpolation=BILINEAR)
     wanted = tv.perspective(wanted, start, corners[0].long().tolist(), interpolation=BILINEAR)
-    turn = geometry.rotation(torch.tensor([angle]))
-    move = geometry.affine(torch.tensor([shift]), torch.tensor([scale]), torch.tensor([shear]), 64)
-    found = geometry.warp(batch, turn @ move @ geometry.perspective(corners, 64))
+    turn = ops.rotation(torch.tensor([angle]))
+    move = ops.affine(torch.tensor([shift]), torch.tensor([scale]), torch.tensor([shear]), 64)
+    found = ops.warp(batch, turn @ move @ ops.perspective(corners, 64))
     inside = (..., slice(12, 52), slice(12, 52))
     torch.testing.assert_close(found[inside], wanted[inside], atol=3e-3, rtol=0)
 
 
 def test_matrices_compose_into_one_resampling() -> None:
-    quarter = geometry.rotation(torch.tensor([90.0]))
+    quarter = ops.rotation(torch.tensor([90.0]))
     batch = _batch(1)
-    twice = geometry.warp(geometry.warp(batch, quarter), quarter)
-    torch.testing.assert_close(geometry.warp(batch, quarter @ quarter), twice, atol=2e-5, rtol=0)
+    twice = ops.warp(ops.warp(batch, quarter), quarter)
+    torch.testing.assert_close(ops.warp(batch, quarter @ quarter), twice, atol=2e-5, rtol=0)
 
 
 def test_flip_mirrors_the_chosen_pictures() -> None:
     batch = torch.randint(0, 256, (2, 5, 5, 3), dtype=torch.uint8)
-    flipped = boxes.horizontal_flip(batch.clone(), torch.tensor([True, False]))
+    flipped = ops.horizontal_flip(batch.clone(), torch.tensor([True, False]))
     assert torch.equal(flipped[0], tv.horizontal_flip(batch[0].permute(2, 0, 1)).permute(1, 2, 0))
     assert torch.equal(flipped[1], batch[1])
 
 
 def test_vertical_flip_mirrors_the_chosen_pictures() -> None:
     batch = torch.randint(0, 256, (2, 5, 5, 3), dtype=torch.uint8)
-    flipped = boxes.vertical_flip(batch.clone(), torch.tensor([False, True]))
+    flipped = ops.vertical_flip(batch.clone(), torch.tensor([False, True]))
     assert torch.equal(flipped[0], batch[0])
     assert torch.equal(flipped[1], tv.vertical_flip(batch[1].permute(2, 0, 1)).permute(1, 2, 0))
 
 
 def test_grayscale_equals_torchvision_on_the_chosen_pictures() -> None:
     batch = _batch(2)
-    found = colour.grayscale(batch.clone(), torch.tensor([True, False]))
+    found = ops.grayscale(batch.clone(), torch.tensor([True, False]))
     torch.testing.assert_close(found[0], tv.rgb_to_grayscale(batch[0], 3), atol=2e-6, rtol=0)
     assert torch.equal(found[1], batch[1])
 
 
 def test_erase_equals_torchvision() -> None:
     batch = _batch(3)
-    found = boxes.erase(batch.clone(), torch.tensor([[2, 3, 5, 4], [0, 0, 0, 0], [0, 16, 16, 1]]))
+    found = ops.erase(batch.clone(), torch.tensor([[2, 3, 5, 4], [0, 0, 0, 0], [0, 16, 16, 1]]))
     black = torch.zeros(3, 1, 1)
     assert torch.equal(found[0], tv.erase(batch[0], 2, 3, 5, 4, black))
     assert torch.equal(found[1], batch[1])
@@ -153,7 +155,7 @@ class OnDevice(torch.Tensor):
     is_cuda = property(lambda _: True)
 
 
-@pytest.mark.parametrize("change", [boxes.horizontal_flip, boxes.vertical_flip, colour.grayscale])
+@pytest.mark.parametrize("change", [ops.horizontal_flip, ops.vertical_flip, ops.grayscale])
 def test_what_is_chosen_changes_the_same_on_a_device(change: Any) -> None:
     batch, chosen = torch.rand(4, 3, 3, 3), torch.tensor([True, False, True, True])
     found = change(batch.clone().as_subclass(OnDevice), chosen).as_subclass(torch.Tensor)
@@ -163,14 +165,14 @@ def test_what_is_chosen_changes_the_same_on_a_device(change: Any) -> None:
 
 
 def test_erasing_is_the_same_on_a_device() -> None:
-    batch, found = _batch(5, 9), boxes.erased(5, 0.7, 9, aug.generator(0, 1, "e"))
-    there = boxes.erase(batch.clone().as_subclass(OnDevice), found).as_subclass(torch.Tensor)
-    assert torch.equal(there, boxes.erase(batch.clone(), found))
+    batch, found = _batch(5, 9), ops.erased(5, 0.7, 9, aug.generator(0, 1, "e"))
+    there = ops.erase(batch.clone().as_subclass(OnDevice), found).as_subclass(torch.Tensor)
+    assert torch.equal(there, ops.erase(batch.clone(), found))
     assert not torch.equal(there, batch)
 
 
 def test_padded_crop_reaches_every_place_evenly() -> None:
-    found = boxes.padded_crop(_sizes(9_000, 8, 9), 1, 8, aug.generator(0, 1, "crop"))
+    found = ops.padded_crop(_sizes(9_000, 8, 9), 1, 8, aug.generator(0, 1, "crop"))
     assert (found[:, 2:] == 8).all()
     for axis, places in ((0, 3), (1, 4)):
         values, counts = found[:, axis].unique(return_counts=True)
@@ -181,7 +183,7 @@ def test_padded_crop_reaches_every_place_evenly() -> None:
 @pytest.mark.parametrize(("height", "width"), [(60, 80), (80, 60), (20, 200)])
 def test_random_resized_crop_has_torchvisions_distribution(height: int, width: int) -> None:
     count, scale = 4_000, (0.1, 0.9)
-    ours = boxes.random_resized_crop(_sizes(count, height, width), scale, aug.generator(0, 1, "c"))
+    ours = ops.random_resized_crop(_sizes(count, height, width), scale, aug.generator(0, 1, "c"))
     assert (ours[:, :2] >= 0).all()
     assert (ours[:, 0] + ours[:, 2] <= height).all()
     assert (ours[:, 1] + ours[:, 3] <= width).all()
@@ -197,7 +199,7 @@ def test_random_resized_crop_has_torchvisions_distribution(height: int, width: i
 @pytest.mark.parametrize(("height", "width"), [(10, 300), (300, 10), (60, 60), (61, 60)])
 def test_random_resized_crop_falls_back_to_torchvisions_centre(height: int, width: int) -> None:
     # More than the whole area never fits, so that all ten tries fail.
-    box = boxes.random_resized_crop(_sizes(1, height, width), (4.0, 4.0), aug.generator(0, 1, "c"))
+    box = ops.random_resized_crop(_sizes(1, height, width), (4.0, 4.0), aug.generator(0, 1, "c"))
     params = v2.RandomResizedCrop(8, scale=(4.0, 4.0)).make_params([torch.empty(3, height, width)])
     assert box[0].tolist() == [params[name] for name in ("top", "left", "height", "width")]
 
@@ -219,24 +221,24 @@ def _drawn_by(transform: Any, size: int, count: int) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("size", [8, 32])
 def test_erasing_has_torchvisions_distribution(size: int) -> None:
     count = 4_000
-    ours = boxes.erased(count, 1.0, size, aug.generator(0, 1, "e"))
+    ours = ops.erased(count, 1.0, size, aug.generator(0, 1, "e"))
     params = _drawn_by(v2.RandomErasing(p=1.0), size, count)
     theirs = torch.tensor([[p["i"], p["j"], p["h"], p["w"]] for p in params])
     _assert_same_distribution(ours, theirs)
-    half = boxes.erased(count, 0.3, size, aug.generator(0, 2, "e"))
+    half = ops.erased(count, 0.3, size, aug.generator(0, 2, "e"))
     assert abs((half[:, 2] > 0).float().mean() - 0.3) < 4 * math.sqrt(0.21 / count)
 
 
 def test_perspective_has_torchvisions_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
     count, size = 4_000, 33
     drawn: list[torch.Tensor] = []
-    real = geometry.perspective
+    real = ops.perspective
 
     def recorded(corners: torch.Tensor, size: int) -> torch.Tensor:
         drawn.append(corners)
         return real(corners, size)
 
-    monkeypatch.setattr(geometry, "perspective", recorded)
+    monkeypatch.setattr(ops, "perspective", recorded)
     config = AugmentConfig(perspective=0.4, perspective_probability=1.0)
     aug.draw(config, _sizes(count, size, size), size, seed=1, epoch=1)
     params = _drawn_by(v2.RandomPerspective(distortion_scale=0.4, p=1.0), size, count)
@@ -338,7 +340,7 @@ def test_apply_resamples_first_and_colours_in_order() -> None:
     batch, angle = _batch(2, 300), torch.tensor([90.0, 90.0])
     half = torch.tensor([0.5, 0.5])
     draws = aug.Draws(
-        matrix=geometry.rotation(angle),
+        matrix=ops.rotation(angle),
         brightness=half + 1,
         contrast=half,
         saturation=half,

@@ -13,18 +13,24 @@ import torch
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional
 
-from hpo.definition.augment import AugmentConfig
-from hpo.definition.config import TrainConfig
-from hpo.engine.balance import balanced_order, class_weights
-from hpo.engine.control import Unattended
-from hpo.engine.datasets import open_data
-from hpo.engine.learner import Learner
-from hpo.engine.loader import TrainBatches
-from hpo.engine.losses import make_loss
-from hpo.engine.train import TrainingData, train
+from hpo.config.augment import AugmentConfig
+from hpo.config.train import TrainConfig
+from hpo.control import Unattended
+from hpo.data.dataset import open_data
 from hpo.errors import ConfigError
 from hpo.paths import Home
-from hpo.results.check import check
+from hpo.trained.dry_run import check
+from hpo.training.learner import Learner
+from hpo.training.loader import (
+    TrainBatches,
+    balanced_order,
+    class_weights,
+)
+from hpo.training.losses import make_loss
+from hpo.training.train import (
+    TrainingData,
+    train,
+)
 from tests.harness.fakes import study_file
 from tests.harness.images import make_folder, picture
 

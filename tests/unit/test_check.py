@@ -9,20 +9,40 @@ from typing import Any
 import pytest
 import torch
 
-from hpo import checksums
-from hpo.definition.studyfile import StudyFile
-from hpo.engine import features, models, runtime
-from hpo.engine.checkpoint import save_weights
-from hpo.engine.control import Unattended
-from hpo.engine.data_report import DataReport
-from hpo.engine.datasets import open_data
-from hpo.engine.runtime import KeptCost, StepCost
-from hpo.engine.train import TrainingData, train
-from hpo.errors import ConfigError, DataError, InputError
+from hpo import io
+from hpo.config.study import StudyFile
+from hpo.control import Unattended
+from hpo.data.dataset import open_data
+from hpo.data.report import DataReport
+from hpo.errors import (
+    ConfigError,
+    DataError,
+    InputError,
+)
 from hpo.paths import Home
-from hpo.results import check as checks
-from hpo.results.check import CheckResult, check
-from hpo.results.estimate import Cost, duration
+from hpo.trained import dry_run as checks
+from hpo.trained.dry_run import (
+    CheckResult,
+    Cost,
+    check,
+    duration,
+)
+from hpo.training import (
+    device as runtime,
+)
+from hpo.training import (
+    feature_cache,
+    models,
+)
+from hpo.training.checkpoint import save_weights
+from hpo.training.device import (
+    KeptCost,
+    StepCost,
+)
+from hpo.training.train import (
+    TrainingData,
+    train,
+)
 from tests.harness.fakes import study_file
 from tests.harness.images import make_folder
 from tests.harness.searches import TINY
@@ -199,7 +219,7 @@ def test_the_estimated_size_is_what_a_training_keeps(home: Home, fields: str) ->
     next(train(config, seen, Unattended(), device=torch.device("cpu"), cache=home.cache))
     there = [one for one in (home.cache / "features").iterdir() if one.suffix != ".lock"]
     assert cost.kept is not None
-    sizes = [one.stat().st_size - features.HEADER - checksums.LENGTH for one in there]
+    sizes = [one.stat().st_size - feature_cache.HEADER - io.LENGTH for one in there]
     assert (cost.kept.size, cost.kept.largest) == (sum(sizes), max(sizes))
 
 

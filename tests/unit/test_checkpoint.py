@@ -11,13 +11,21 @@ import pytest
 import safetensors
 import torch
 
-from hpo.checksums import KEY
-from hpo.definition.cnn import CnnConfig
-from hpo.definition.config import TrainConfig
-from hpo.definition.model import ModelConfig
-from hpo.engine import models
-from hpo.engine.checkpoint import Checkpoint, best_weights, load_trained, save_weights
-from hpo.errors import Damaged, DataError, DiskFull
+from hpo.config.model import CnnConfig, ModelConfig
+from hpo.config.train import TrainConfig
+from hpo.errors import (
+    Damaged,
+    DataError,
+    DiskFull,
+)
+from hpo.io import KEY
+from hpo.training import models
+from hpo.training.checkpoint import (
+    Checkpoint,
+    best_weights,
+    load_trained,
+    save_weights,
+)
 
 
 def checkpoint(**fields: Any) -> Checkpoint:

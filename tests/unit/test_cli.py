@@ -14,16 +14,28 @@ from pathlib import Path
 
 import pytest
 
-from hpo import __version__, api
-from hpo.cli import options, storage
-from hpo.cli.main import COMMANDS, main
+from hpo import (
+    __version__,
+    api,
+)
+from hpo.cli import (
+    options,
+    storage,
+)
+from hpo.cli.main import (
+    COMMANDS,
+    main,
+)
 from hpo.cli.status import Tail
 from hpo.errors import Interrupted
 from hpo.paths import Home
 from hpo.search import study as studies
 from hpo.storage import leases
-from hpo.storage.db import Database, connect
-from hpo.storage.optuna_rdb import FencedStorage
+from hpo.storage.database import (
+    Database,
+    connect,
+)
+from hpo.storage.optuna import FencedStorage
 from hpo.workers.worker import Worker
 from tests.harness.fakes import InstantTrials, study_file
 from tests.harness.filled import Trial, fill
@@ -394,7 +406,7 @@ def test_a_study_that_another_command_stops_ends_with_1(
     def stopped(study: api.Study, *_args: object, **_options: object) -> None:
         study.stop()
 
-    monkeypatch.setattr("hpo.cli.run._search", stopped)
+    monkeypatch.setattr("hpo.cli.search._search", stopped)
     Path("toy.toml").write_text(study_file(trials=2).text)
     called = hpo("run", "toy.toml")
     assert called.code == 1

@@ -9,14 +9,15 @@ import pytest
 from typer.testing import CliRunner
 
 from hpo.cli.main import app
-from hpo.engine.models import build
-from hpo.errors import InputError, NotFound
+from hpo.errors import (
+    InputError,
+    NotFound,
+)
 from hpo.paths import Home
-from hpo.results.compare import compare
-from hpo.results.compare_figures import figures_of
-from hpo.results.comparison_page import comparison_report
+from hpo.reports.compare import compare, comparison_report, figures_of
 from hpo.search.status import read_status
-from hpo.storage.db import Database
+from hpo.storage.database import Database
+from hpo.training.models import build
 from tests.harness.fakes import study_file
 from tests.harness.filled import Trial, fill
 from tests.harness.trained import pictures, tiny_config, train_run
@@ -135,8 +136,8 @@ def test_runs_before_and_after_tuning(database: Database, home: Home, tmp_path: 
 
 
 def test_only_the_most_frequent_classes_are_compared(tmp_path: Path, home: Home) -> None:
-    from hpo.results import compare as comparing
-    from hpo.results.runs import load_run
+    from hpo.reports import compare as comparing
+    from hpo.trained.run import load_run
 
     train_run(tiny_config(pictures(tmp_path)), tmp_path / "run", home)
     path = tmp_path / "run" / "seed-0" / "metrics.json"

@@ -8,10 +8,18 @@ import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpo.definition.architectures import TORCHVISION_ARCHITECTURES
-from hpo.definition.config import TrainConfig, check_path, field_errors, field_paths
-from hpo.definition.fields import flatten, with_values
-from hpo.definition.goals import direction
+from hpo.config.base import (
+    flatten,
+    with_values,
+)
+from hpo.config.metrics import direction
+from hpo.config.model import TORCHVISION_ARCHITECTURES
+from hpo.config.train import (
+    TrainConfig,
+    check_path,
+    field_errors,
+    field_paths,
+)
 from hpo.errors import ConfigError
 
 

@@ -12,21 +12,34 @@ import pytest
 import torch
 from optuna.trial import TrialState
 
-from hpo.definition.constraints import parsed, unmet
-from hpo.definition.studyconfig import StudyConfig
-from hpo.definition.studyfile import StudyFile, difference, parse_study
-from hpo.errors import ConfigError, InputError
+from hpo.config.constraints import (
+    parsed,
+    unmet,
+)
+from hpo.config.strategies import StudyConfig
+from hpo.config.study import (
+    StudyFile,
+    difference,
+    parse_study,
+)
+from hpo.errors import (
+    ConfigError,
+    InputError,
+)
 from hpo.paths import Home
-from hpo.results.check import check
-from hpo.results.export import export
-from hpo.search import objective
 from hpo.search import study as studies
-from hpo.search.objective import Bench
-from hpo.search.status import StudyStatus, read_status
+from hpo.search import trial as objective
+from hpo.search.status import (
+    StudyStatus,
+    read_status,
+)
 from hpo.search.study import Study
+from hpo.search.trial import Bench
 from hpo.storage import leases
-from hpo.storage.db import Database
-from hpo.storage.optuna_rdb import FencedStorage
+from hpo.storage.database import Database
+from hpo.storage.optuna import FencedStorage
+from hpo.trained.dry_run import check
+from hpo.trained.export import export
 from hpo.workers.worker import Worker
 from tests.harness.fakes import study_file
 

@@ -7,17 +7,28 @@ from typing import Any
 
 import pytest
 
-from hpo.definition.config import TrainConfig
-from hpo.definition.data import DataConfig
-from hpo.definition.starter import starter
-from hpo.definition.studyfile import parse_study
-from hpo.engine.csv_data import list_csv, read_rows, summarize_csv
-from hpo.engine.datasets import describe, open_data, open_test
-from hpo.errors import ConfigError, DataError
+from hpo.config.data import DataConfig
+from hpo.config.study import parse_study
+from hpo.config.template import starter
+from hpo.config.train import TrainConfig
+from hpo.data.csv_labels import (
+    list_csv,
+    read_rows,
+    summarize_csv,
+)
+from hpo.data.dataset import (
+    describe,
+    open_data,
+    open_test,
+)
+from hpo.errors import (
+    ConfigError,
+    DataError,
+)
 from hpo.paths import Home
-from hpo.results.check import check
-from hpo.results.evaluate import evaluate_run
-from hpo.storage.db import Database
+from hpo.storage.database import Database
+from hpo.trained.dry_run import check
+from hpo.trained.inference import evaluate_run
 from tests.harness.images import make_folder
 from tests.harness.trained import tiny_config, train_run
 from tests.unit.test_objective import search

@@ -11,21 +11,31 @@ import numpy as np
 import pytest
 import torch
 
-from hpo.checksums import stamp_of
-from hpo.definition.config import TrainConfig
-from hpo.engine import arrays
-from hpo.engine.control import Unattended
-from hpo.engine.datasets import open_data
-from hpo.engine.train import EpochResult, TrainingData, train
-from hpo.errors import DiskFull, Interrupted
+from hpo.config.train import TrainConfig
+from hpo.control import Unattended
+from hpo.data import arrays
+from hpo.data.dataset import open_data
+from hpo.doctor import files, rules
+from hpo.doctor.rules import Finding
+from hpo.doctor.scan import (
+    check_all,
+    mend,
+)
+from hpo.errors import (
+    DiskFull,
+    Interrupted,
+)
+from hpo.io import stamp_of
 from hpo.paths import Home
-from hpo.search import damage, mirror
 from hpo.search import study as studies
-from hpo.search.checkup import check_all, mend
+from hpo.search import sync
 from hpo.search.study import Study
-from hpo.storage import findings
-from hpo.storage.db import Database
-from hpo.storage.findings import Finding
+from hpo.storage.database import Database
+from hpo.training.train import (
+    EpochResult,
+    TrainingData,
+    train,
+)
 from tests.harness.commands import calls
 from tests.harness.fakes import study_file
 from tests.harness.searches import TINY, search
@@ -70,7 +80,7 @@ def study(database: Database, home: Home) -> Study:
 
 def spoiled(database: Database, home: Home, artifacts: str | None = None) -> list[Finding]:
     found = check_all(database, home, artifacts, files=True).found
-    return [one for one in found if one.kind == findings.SPOILED]
+    return [one for one in found if one.kind == rules.SPOILED]
 
 
 def one_of(home: Home, pattern: str) -> Path:
@@ -106,14 +116,14 @@ def test_damage_is_found_and_mended(
 def test_without_the_option_no_file_is_read(database: Database, home: Home, study: Study) -> None:
     flip(one_of(home, "*.ckpt"))
     found = check_all(database, home).found
-    assert findings.SPOILED not in {one.kind for one in found}
+    assert rules.SPOILED not in {one.kind for one in found}
 
 
 def test_copies_in_a_store_are_read_too(database: Database, home: Home, tmp_path: Path) -> None:
     store = tmp_path / "store"
     file = study_file(trials=2, train=TINY, study="keep_checkpoints = 1")
     made, _ = studies.create(database, file)
-    mirror.keep(database, made.row, mirror.check(str(store), made.row, database), home)
+    sync.keep(database, made.row, sync.check(str(store), made.row, database), home)
     search(database, home, file)
     assert spoiled(database, home) == []
     copy = sorted(store.rglob("*.ckpt"))[0]
@@ -131,7 +141,7 @@ def test_what_cannot_be_read_is_told_and_never_removed(
     def refuse(path: Path, **_options: object) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(damage, "find_damage", refuse)
+    monkeypatch.setattr(files, "find_damage", refuse)
     found = spoiled(database, home)
     assert len(found) > 3
     assert all("cannot be read" in one.means and one.cure is None for one in found)
@@ -216,7 +226,7 @@ def test_a_cache_is_read_through_once(home: Home, monkeypatch: pytest.MonkeyPatc
     frozen(home)
     frozen(home)
     read: list[Path] = []
-    monkeypatch.setattr("hpo.checksums.find_damage", lambda path, tick, sealed: read.append(path))
+    monkeypatch.setattr("hpo.io.find_damage", lambda path, tick, sealed: read.append(path))
     frozen(home)
     assert read == []
     pixels = one_of(home, "cache/*/pixels")
@@ -282,4 +292,4 @@ def test_a_full_disk_after_the_training_names_the_file(
         train_run(config, tmp_path / "run", home, seeds=1)
     monkeypatch.undo()
     assert train_run(config, tmp_path / "run", home, seeds=1).seeds[0].metrics["test"]
-    assert damage.damage_of(small[0]) is None
+    assert files.damage_of(small[0]) is None

@@ -12,16 +12,22 @@ import pytest
 from PIL import Image
 
 from hpo.api import check_data
-from hpo.definition.data import DataConfig
-from hpo.engine import cache as cache_module
-from hpo.engine.data_report import DataReport
-from hpo.engine.datasets import examine_data
-from hpo.errors import ConfigError, DataError
+from hpo.config.data import DataConfig
+from hpo.data import cache as cache_module
+from hpo.data.dataset import examine_data
+from hpo.data.report import DataReport
+from hpo.errors import (
+    ConfigError,
+    DataError,
+)
 from hpo.paths import Home
-from hpo.results.check import check
 from hpo.search import study as studies
-from hpo.search.agreement import keep_report, read_report
-from hpo.storage.db import Database
+from hpo.search.fingerprints import (
+    keep_report,
+    read_report,
+)
+from hpo.storage.database import Database
+from hpo.trained.dry_run import check
 from tests.harness.fakes import study_file
 from tests.harness.images import make_folder
 from tests.harness.searches import TINY

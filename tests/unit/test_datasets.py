@@ -21,14 +21,29 @@ from PIL import Image
 from torchvision.datasets.folder import pil_loader
 from torchvision.transforms import v2
 
-from hpo.checksums import LENGTH
-from hpo.definition.data import DataConfig
-from hpo.engine import cache as cache_module
-from hpo.engine import datasets, images
-from hpo.engine.cache import Index
-from hpo.engine.datasets import concat, describe, open_data, open_test
-from hpo.engine.split import Item, limit_items, split
-from hpo.errors import DataError, DiskFull
+from hpo.config.data import DataConfig
+from hpo.data import cache as cache_module
+from hpo.data import (
+    dataset,
+    images,
+)
+from hpo.data.cache import Index
+from hpo.data.dataset import (
+    concat,
+    describe,
+    open_data,
+    open_test,
+)
+from hpo.data.split import (
+    Item,
+    limit_items,
+    split,
+)
+from hpo.errors import (
+    DataError,
+    DiskFull,
+)
+from hpo.io import LENGTH
 from tests.harness.images import make_folder, picture
 
 
@@ -289,7 +304,7 @@ def test_mean_and_deviation_come_from_the_training_part_alone(root: Path, store:
     make_folder(root, {"val": 5}, seed=7)
     assert open_data(_config(root), store).mean == data.mean
     named = open_data(_config(root, normalize="imagenet"), store)
-    assert (named.mean, named.std) == datasets.IMAGENET
+    assert (named.mean, named.std) == dataset.IMAGENET
 
 
 def test_uniform_pictures_are_one_array_and_ragged_ones_are_not(root: Path, store: Path) -> None:

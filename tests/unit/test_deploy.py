@@ -16,17 +16,39 @@ import torch
 from sklearn.metrics import accuracy_score, log_loss
 from torch import Tensor, nn
 
-from hpo.cli.tables import networks_table, run_notes
-from hpo.definition.config import TrainConfig
-from hpo.engine import answers, datasets, models, onnx_files
-from hpo.engine.onnx_files import OnnxNetwork, difference, export, quantize
-from hpo.errors import DataError, HpoError, InputError
+from hpo.cli.tables import (
+    networks_table,
+    run_notes,
+)
+from hpo.config.train import TrainConfig
+from hpo.data import dataset
+from hpo.errors import (
+    DataError,
+    HpoError,
+    InputError,
+)
 from hpo.extras import install_command
 from hpo.paths import Home
-from hpo.results.deploy import Wanted
-from hpo.results.runs import Run, RunDir, load_run
-from hpo.results.training import as_page
-from hpo.results.training_page import training_report
+from hpo.reports.training import as_page, training_report
+from hpo.trained.onnx_files import Wanted
+from hpo.trained.run import (
+    Run,
+    RunDir,
+    load_run,
+)
+from hpo.training import (
+    evaluation,
+    models,
+)
+from hpo.training import (
+    onnx as onnx_files,
+)
+from hpo.training.onnx import (
+    OnnxNetwork,
+    difference,
+    export,
+    quantize,
+)
 from tests.harness.trained import pictures, tiny_config, train_run
 
 ALL = {"model.onnx": "float32", "model-int8-dynamic.onnx": "int8 dynamic"}
@@ -50,13 +72,13 @@ def run(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("runs")
     opened = []
     with pytest.MonkeyPatch.context() as patched:
-        real = datasets.open_test
+        real = dataset.open_test
 
         def counted(*args: Any) -> Any:
             opened.append(args)
             return real(*args)
 
-        patched.setattr(datasets, "open_test", counted)
+        patched.setattr(dataset, "open_test", counted)
         found = train_run(
             config, folder / "run", Home(folder), seeds=2, onnx=True, quantize=["dynamic", "static"]
         )
@@ -71,13 +93,13 @@ def sealed(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("the test set was opened again")
 
-    monkeypatch.setattr(datasets, "open_test", refuse)
+    monkeypatch.setattr(dataset, "open_test", refuse)
 
 
 def test_images(run: Run) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Normalised as the properties of the file say, by hand: (15, 3, 12, 12), and labels."""
     props = properties(run.seeds[0].files.root / "model.onnx")
-    images = datasets.open_test(run.config.data, run.path.parent / "cache")
+    images = dataset.open_test(run.config.data, run.path.parent / "cache")
     assert images is not None
     # Kept at 16 x 12 or so: the centre of each.
     batch = []
@@ -281,7 +303,7 @@ def test_files_for_a_finished_seed_are_written_and_not_tested(
     def refuse(*_: object) -> None:
         raise AssertionError("the test set was opened again")
 
-    monkeypatch.setattr(datasets, "open_test", refuse)
+    monkeypatch.setattr(dataset, "open_test", refuse)
     lines: list[str] = []
     late = train_run(short, tmp_path / "run", home, onnx=True, progress=lines.append)
     assert lines[-1] == "seed 0: new files are not tested, the test set was opened before"
@@ -327,7 +349,7 @@ def test_the_ensemble_stands_beside_its_members(run: Run) -> None:
 
 def test_stored_answers_are_those_of_the_test(run: Run) -> None:
     for one in run.seeds:
-        stored = answers.load_answers(one.files.answers)
+        stored = evaluation.load_answers(one.files.answers)
         assert stored.logits.shape == (15, 3)
         top1 = (stored.logits.argmax(1) == stored.labels).mean()
         assert top1 == one.metrics["test"]["top1"]
@@ -342,8 +364,8 @@ def test_a_seed_later_joins_from_stored_answers(
     assert first.ensemble is None
     assert not RunDir(tmp_path / "run").ensemble.exists()
     opened: list[object] = []
-    real = datasets.open_test
-    monkeypatch.setattr(datasets, "open_test", lambda *a: (opened.append(a), real(*a))[1])
+    real = dataset.open_test
+    monkeypatch.setattr(dataset, "open_test", lambda *a: (opened.append(a), real(*a))[1])
     both = train_run(short, tmp_path / "run", home, seeds=2)
     assert len(opened) == 1
     assert both.ensemble is not None
@@ -401,7 +423,7 @@ def test_kept_validation_is_shown_beside_the_test(
 @pytest.mark.parametrize("members", [1, 3])
 def test_certain_and_wrong_members_give_a_finite_loss(members: int) -> None:
     logits = np.array([[1e4, 0, 0], [0, 0, -1e4]], np.float32)
-    found = answers.mean_evaluation([logits] * members, np.array([1, 0]))
+    found = evaluation.mean_evaluation([logits] * members, np.array([1, 0]))
     assert found.loss == pytest.approx((1e4 + np.log(2)) / 2)
     assert found.predictions.tolist() == [0, 0]
     assert found.top5 == 1.0

@@ -12,15 +12,19 @@ from typing import Any
 
 import pytest
 
-from hpo.dashboard import answers, attempts, rules, sessions
-from hpo.dashboard.answers import Answer
-from hpo.dashboard.attempts import Attempts
-from hpo.dashboard.credentials import Credentials, from_environment, read_credentials
-from hpo.dashboard.door import Door
-from hpo.dashboard.request import Request
-from hpo.dashboard.rules import Settings
-from hpo.dashboard.serve import own_hosts
-from hpo.dashboard.sessions import Sessions
+from hpo.dashboard import (
+    auth,
+    gateway,
+)
+from hpo.dashboard.auth import (
+    Attempts,
+    Credentials,
+    Sessions,
+    from_environment,
+    read_credentials,
+)
+from hpo.dashboard.gateway import Answer, Door, Request, Settings
+from hpo.dashboard.server import own_hosts
 from hpo.errors import InputError
 
 HERE = "127.0.0.1:8080"
@@ -76,9 +80,9 @@ def test_hosts_that_it_answers_to(host: str, settings: Settings, known: bool) ->
 
 
 def test_a_machine_knows_its_own_addresses_and_name() -> None:
-    assert own_hosts("192.168.1.7") == rules.LOOPBACK | {"192.168.1.7"}
-    assert own_hosts("fe80::1") == rules.LOOPBACK | {"[fe80::1]"}
-    assert own_hosts("gpu1") == rules.LOOPBACK | {"gpu1"}
+    assert own_hosts("192.168.1.7") == gateway.LOOPBACK | {"192.168.1.7"}
+    assert own_hosts("fe80::1") == gateway.LOOPBACK | {"[fe80::1]"}
+    assert own_hosts("gpu1") == gateway.LOOPBACK | {"gpu1"}
     everywhere = own_hosts("0.0.0.0")
     assert socket.gethostname().lower() in everywhere
     assert all(Settings(own_hosts=everywhere).answers_to(host) for host in everywhere)
@@ -87,11 +91,11 @@ def test_a_machine_knows_its_own_addresses_and_name() -> None:
 @pytest.mark.parametrize("text", ["http://x", "a b", "*", "", "x/y", "a:b"])
 def test_a_host_that_no_browser_asks_for_is_an_error(text: str) -> None:
     with pytest.raises(InputError, match=r"such as hpo\.example\.com"):
-        rules.host_name(text)
+        gateway.host_name(text)
 
 
 def test_a_host_is_known_in_any_case() -> None:
-    assert rules.host_name(" HPO.example.com:8443 ") == "hpo.example.com:8443"
+    assert gateway.host_name(" HPO.example.com:8443 ") == "hpo.example.com:8443"
 
 
 @pytest.mark.parametrize(
@@ -122,15 +126,15 @@ def test_a_host_is_known_in_any_case() -> None:
 def test_only_pages_of_ours_may_write(host: str, headers: dict[str, str], own: bool) -> None:
     request = Request(method="POST", host=host, **headers)
     for silent in (True, False):
-        assert (rules.foreign(request, NAMED, may_be_silent=silent) is None) is own
+        assert (gateway.foreign(request, NAMED, may_be_silent=silent) is None) is own
     read_only = Request(method="GET", host=host, **headers)
-    assert rules.foreign(read_only, NAMED, may_be_silent=False) is None
+    assert gateway.foreign(read_only, NAMED, may_be_silent=False) is None
 
 
 def test_a_write_that_does_not_say_where_it_comes_from_is_a_script() -> None:
     request = Request(method="POST", host=HERE)
-    assert rules.foreign(request, NAMED, may_be_silent=True) is None
-    assert "Bearer" in str(rules.foreign(request, NAMED, may_be_silent=False))
+    assert gateway.foreign(request, NAMED, may_be_silent=True) is None
+    assert "Bearer" in str(gateway.foreign(request, NAMED, may_be_silent=False))
 
 
 @pytest.mark.parametrize(
@@ -154,7 +158,7 @@ def test_a_write_that_does_not_say_where_it_comes_from_is_a_script() -> None:
     ],
 )
 def test_what_no_honest_client_asks(request_: Request, status: int | None) -> None:
-    found = rules.malformed(request_)
+    found = gateway.malformed(request_)
     assert (found and found[0]) == status
 
 
@@ -177,10 +181,10 @@ def test_what_no_honest_client_asks(request_: Request, status: int | None) -> No
     ],
 )
 def test_what_may_be_changed(method: str, path: str, why: str | None) -> None:
-    found = rules.write_refused(Request(method=method, path=path), Settings())
+    found = gateway.write_refused(Request(method=method, path=path), Settings())
     assert found is None if why is None else why in str(found)
     if method != "GET":
-        shut = rules.write_refused(Request(method=method, path=path), Settings(read_only=True))
+        shut = gateway.write_refused(Request(method=method, path=path), Settings(read_only=True))
         assert shut == "this dashboard is read-only"
 
 
@@ -198,7 +202,7 @@ def test_what_may_be_changed(method: str, path: str, why: str | None) -> None:
     ],
 )
 def test_a_login_leads_to_the_dashboard_alone(text: str, place: str) -> None:
-    assert rules.next_page(text) == place
+    assert gateway.next_page(text) == place
 
 
 @pytest.mark.parametrize(
@@ -217,7 +221,7 @@ def test_a_login_leads_to_the_dashboard_alone(text: str, place: str) -> None:
     ],
 )
 def test_an_uploaded_file_is_no_page(kind: str, served: str, disposition: str) -> None:
-    found = dict(rules.artifact_headers(kind))
+    found = dict(gateway.artifact_headers(kind))
     assert found["Content-Type"] == served
     assert found["Content-Disposition"] == disposition
     assert "sandbox" in found["Content-Security-Policy"]
@@ -225,7 +229,7 @@ def test_an_uploaded_file_is_no_page(kind: str, served: str, disposition: str) -
 
 def test_a_table_computes_nothing() -> None:
     rows = 'a,b\n=cmd(),-1.5e-3\n"@x, ""y""",+x\n-x,\n'
-    assert rules.harmless_csv(rows).splitlines() == [
+    assert gateway.harmless_csv(rows).splitlines() == [
         "a,b", "'=cmd(),-1.5e-3", "\"'@x, \"\"y\"\"\",'+x", "'-x,",
     ]  # fmt: skip
 
@@ -347,18 +351,18 @@ def test_a_session_ends_by_logout_by_idleness_and_after_a_week(clock: Clock) -> 
     open_.close(first)
     assert not open_.knows(first)
     assert not open_.knows("")
-    for _ in range(int(sessions.LONGEST_S / sessions.IDLE_S * 2) - 1):
-        clock.now += sessions.IDLE_S / 2
+    for _ in range(int(auth.SESSION_S / auth.IDLE_S * 2) - 1):
+        clock.now += auth.IDLE_S / 2
         assert open_.knows(second)
-    clock.now += sessions.IDLE_S / 2
+    clock.now += auth.IDLE_S / 2
     assert not open_.knows(second)
     third = open_.open()
-    clock.now += sessions.IDLE_S
+    clock.now += auth.IDLE_S
     assert not open_.knows(third)
 
 
 def test_many_sessions_push_out_the_idlest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions, "MOST", 3)
+    monkeypatch.setattr(auth, "MOST_SESSIONS", 3)
     open_ = Sessions(Clock())
     first, second, third = (open_.open() for _ in range(3))
     assert open_.knows(first)
@@ -368,7 +372,7 @@ def test_many_sessions_push_out_the_idlest(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_wrong_passwords_cost_a_client_more_and_more_time(clock: Clock) -> None:
     tries = Attempts(clock)
-    for _ in range(attempts.FREE):
+    for _ in range(auth.FREE):
         assert tries.begin("1.1.1.1") == 0
     pauses = []
     for _ in range(12):
@@ -379,48 +383,48 @@ def test_wrong_passwords_cost_a_client_more_and_more_time(clock: Clock) -> None:
         clock.now += wait_s
         assert tries.begin("1.1.1.1") == 0
     assert pauses[:4] == [1, 2, 4, 8]
-    assert pauses[-1] == attempts.LONGEST_S
+    assert pauses[-1] == auth.LONGEST_S
 
 
 def test_a_right_password_or_an_hour_forgives(clock: Clock) -> None:
     tries = Attempts(clock)
-    for _ in range(attempts.FREE + 1):
+    for _ in range(auth.FREE + 1):
         clock.now += 10
         assert tries.begin("1.1.1.1") == 0
     assert tries.begin("1.1.1.1") > 0
     tries.succeeded("1.1.1.1")
     assert tries.begin("1.1.1.1") == 0
-    for _ in range(attempts.FREE):
+    for _ in range(auth.FREE):
         tries.begin("1.1.1.1")
-    clock.now += attempts.FORGOTTEN_S + 1
-    assert [tries.begin("1.1.1.1") for _ in range(attempts.FREE)] == [0] * attempts.FREE
+    clock.now += auth.FORGOTTEN_S + 1
+    assert [tries.begin("1.1.1.1") for _ in range(auth.FREE)] == [0] * auth.FREE
 
 
 def test_guesses_from_many_addresses_are_slow_together(clock: Clock) -> None:
     tries = Attempts(clock)
-    for i in range(attempts.TOGETHER):
+    for i in range(auth.TOGETHER):
         assert tries.begin(f"1.1.{i}.1") == 0
-    assert 0 < tries.begin("9.9.9.9") <= attempts.TOGETHER_S
-    clock.now += attempts.TOGETHER_S
+    assert 0 < tries.begin("9.9.9.9") <= auth.TOGETHER_S
+    clock.now += auth.TOGETHER_S
     assert tries.begin("9.9.9.9") == 0
     assert tries.begin("8.8.8.8") > 0
 
 
 def test_memory_for_clients_is_bounded(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
-    monkeypatch.setattr(attempts, "MOST", 5)
+    monkeypatch.setattr(auth, "MOST", 5)
     tries = Attempts(clock)
     for i in range(50):
-        clock.now += attempts.TOGETHER_S
+        clock.now += auth.TOGETHER_S
         tries.begin(f"1.1.{i}.1")
     assert len(tries._clients) == 5
 
 
 def test_a_client_is_an_address_or_a_network_of_ipv6() -> None:
-    assert attempts.client_of("1.2.3.4") == "1.2.3.4"
-    assert attempts.client_of("::ffff:1.2.3.4") == "1.2.3.4"
-    assert attempts.client_of("2001:db8::1") == attempts.client_of("2001:db8::ffff:2")
-    assert attempts.client_of("2001:db8::1") != attempts.client_of("2001:db8:0:1::1")
-    assert attempts.client_of("proxy says what") == "proxy says what"
+    assert auth.client_of("1.2.3.4") == "1.2.3.4"
+    assert auth.client_of("::ffff:1.2.3.4") == "1.2.3.4"
+    assert auth.client_of("2001:db8::1") == auth.client_of("2001:db8::ffff:2")
+    assert auth.client_of("2001:db8::1") != auth.client_of("2001:db8:0:1::1")
+    assert auth.client_of("proxy says what") == "proxy says what"
 
 
 def test_while_a_client_waits_its_right_password_does_too(clock: Clock) -> None:
@@ -432,13 +436,13 @@ def test_while_a_client_waits_its_right_password_does_too(clock: Clock) -> None:
     )  # fmt: skip
 
     def knock(kind: str, value: str, client: str = "10.0.0.1") -> Answer:
-        return answers.ask(door, environ(HTTP_AUTHORIZATION=f"{kind} {value}", REMOTE_ADDR=client))
+        return gateway.ask(door, environ(HTTP_AUTHORIZATION=f"{kind} {value}", REMOTE_ADDR=client))
 
     def basic(password: str) -> str:
         return base64.b64encode(f"me:{password}".encode()).decode()
 
-    statuses = [knock("Basic", basic(f"guess {i}")).status for i in range(attempts.FREE + 1)]
-    assert statuses == [401] * attempts.FREE + [429]
+    statuses = [knock("Basic", basic(f"guess {i}")).status for i in range(auth.FREE + 1)]
+    assert statuses == [401] * auth.FREE + [429]
     assert knock("Basic", basic("correct horse")).header("retry-after") == "1"
     assert knock("Bearer", "guess").status == 429
     assert knock("Bearer", token).status == 200
@@ -452,18 +456,18 @@ def test_while_a_client_waits_its_right_password_does_too(clock: Clock) -> None:
 
 
 def finished(answer: Answer, path: str = "/api/studies", *, gzipped: bool = True) -> Answer:
-    return answers.finished(answer, path=path, gzipped=gzipped)
+    return gateway.finished(answer, path=path, gzipped=gzipped)
 
 
 def test_long_texts_are_packed_for_who_takes_it() -> None:
     value = {"trials": ["x" * 100] * 100}
-    packed = finished(answers.from_json(200, value))
+    packed = finished(gateway.from_json(200, value))
     body = packed.whole()
     assert packed.header("content-encoding") == "gzip"
     assert packed.header("vary") == "Accept-Encoding"
     assert int(packed.header("content-length")) == len(body) < 1000
     assert json.loads(gzip.decompress(body)) == value
-    plain = finished(answers.from_json(200, value), gzipped=False)
+    plain = finished(gateway.from_json(200, value), gzipped=False)
     assert plain.header("content-encoding") == ""
     assert plain.header("vary") == "Accept-Encoding"
     assert json.loads(plain.whole()) == value
@@ -472,7 +476,7 @@ def test_long_texts_are_packed_for_who_takes_it() -> None:
 @pytest.mark.parametrize(
     "answer",
     [
-        answers.from_json(200, "short"),
+        gateway.from_json(200, "short"),
         Answer(200, [("Content-Type", "image/png")]).saying(b"x" * 5000),
         Answer(200, [("Content-Type", "text/javascript"), ("Content-Encoding", "gzip")]).saying(
             b"x" * 5000
@@ -493,7 +497,7 @@ def test_every_answer_is_guarded() -> None:
     assert found.header("access-control-allow-origin") == ""
     assert found.header("x-frame-options") == "DENY"
     assert found.header("x-content-type-options") == "nosniff"
-    assert found.header("content-security-policy") == answers.NOTHING
+    assert found.header("content-security-policy") == gateway.NOTHING
     assert found.header("cache-control") == "no-store"
     assert finished(loose, "/static/bundle.js").header("cache-control") == "private, no-cache"
     page = [("Content-Type", "text/html"), ("Content-Security-Policy", "default-src 'self'")]

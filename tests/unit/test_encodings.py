@@ -14,15 +14,17 @@ import numpy as np
 import pytest
 from rich.table import Table
 
+from hpo.cli.console import (
+    SafeConsole,
+    Text,
+    as_json,
+)
 from hpo.cli.main import main
-from hpo.cli.safe import SafeConsole, Text
-from hpo.cli.text import as_json
 from hpo.paths import Home
 from hpo.redaction import keep_secret
-from hpo.results.page import write_report
-from hpo.results.runs import Run
-from hpo.results.training import as_page
-from hpo.results.training_page import training_report
+from hpo.reports.page import write_report
+from hpo.reports.training import as_page, training_report
+from hpo.trained.run import Run
 from tests.harness.trained import pictures, tiny_config, train_run
 
 DUCK = "日本語 🦆"

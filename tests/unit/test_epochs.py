@@ -13,20 +13,32 @@ import pytest
 import sqlalchemy as sa
 import torch
 
-from hpo.engine.checkpoint import Checkpoint
 from hpo.errors import StorageAway
-from hpo.paths import Home, StudyDir
-from hpo.search import objective
+from hpo.paths import (
+    Home,
+    StudyDir,
+)
 from hpo.search import study as studies
-from hpo.search.epochs import _is_same, continues
-from hpo.search.objective import Bench
-from hpo.search.status import TrialStatus, read_status
+from hpo.search import trial as objective
+from hpo.search.journal import (
+    _is_same,
+    continues,
+)
+from hpo.search.status import (
+    TrialStatus,
+    read_status,
+)
 from hpo.search.study import Study
-from hpo.storage import leases, tables
-from hpo.storage.db import Database
+from hpo.search.trial import Bench
+from hpo.storage import (
+    leases,
+    tables,
+)
+from hpo.storage.database import Database
 from hpo.storage.leases import Lease
-from hpo.storage.optuna_rdb import FencedStorage
+from hpo.storage.optuna import FencedStorage
 from hpo.storage.records import EpochRow
+from hpo.training.checkpoint import Checkpoint
 from hpo.workers.worker import Worker
 from tests.harness.fakes import study_file
 

@@ -17,17 +17,30 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from hpo.cli.main import app
-from hpo.cli.tables import PLAIN, evaluation_page
-from hpo.definition.config import TrainConfig
-from hpo.engine.checkpoint import load_trained
-from hpo.errors import DataError, HpoError, InputError, NotFound
+from hpo.cli.tables import (
+    PLAIN,
+    evaluation_page,
+)
+from hpo.config.train import TrainConfig
+from hpo.errors import (
+    DataError,
+    HpoError,
+    InputError,
+    NotFound,
+)
+from hpo.formatting import number
 from hpo.paths import Home
-from hpo.results.evaluate import evaluate_run, load_run
-from hpo.results.predict import Chunk, predict, predictions, select
-from hpo.results.runs import Run
-from hpo.results.table import number
-from hpo.results.training import as_page
-from hpo.results.training_page import training_report
+from hpo.reports.training import as_page, training_report
+from hpo.trained.inference import (
+    Chunk,
+    evaluate_run,
+    load_run,
+    predict,
+    predictions,
+    select,
+)
+from hpo.trained.run import Run
+from hpo.training.checkpoint import load_trained
 from tests.harness.images import make_folder
 from tests.harness.trained import pictures, tiny_config, train_run
 
@@ -299,7 +312,7 @@ def test_folders_patterns_and_files_may_be_mixed(tmp_path: Path) -> None:
 def test_a_folder_without_end_stands_in_memory_a_few_images_at_a_time(
     run: Run, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hpo.results.predict.CHUNK", 4)
+    monkeypatch.setattr("hpo.trained.inference.CHUNK", 4)
     read: list[int] = []
     begin = Chunk.__init__
 

@@ -9,16 +9,26 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from hpo.definition.studyfile import load_config
-from hpo.errors import Conflict, DiskFull, InputError, NotFound
+from hpo.config.study import load_config
+from hpo.errors import (
+    Conflict,
+    DiskFull,
+    InputError,
+    NotFound,
+)
 from hpo.paths import Home
-from hpo.results import export as exports
-from hpo.results.export import export, export_top, write_export, write_top
-from hpo.results.provenance import git_commit
 from hpo.search import study as studies
 from hpo.search.status import read_status
 from hpo.storage import tables
-from hpo.storage.db import Database
+from hpo.storage.database import Database
+from hpo.trained import export as exports
+from hpo.trained.export import (
+    export,
+    export_top,
+    git_commit,
+    write_export,
+    write_top,
+)
 from tests.harness.fakes import study_file
 from tests.harness.searches import TINY, search
 

@@ -12,17 +12,38 @@ import pytest
 import torch
 from filelock import FileLock
 
-import hpo.engine.cache
-from hpo.definition.config import TrainConfig
-from hpo.engine import features, inputs
-from hpo.engine.checkpoint import Checkpoint, best_weights, load_trained, save_weights
-from hpo.engine.control import Unattended
-from hpo.engine.datasets import concat, open_data
-from hpo.engine.features import Extractor, Features
-from hpo.engine.learner import Learner, evaluate
-from hpo.engine.loader import EvalBatches
-from hpo.engine.train import EpochResult, TrainingData, train
+import hpo.data.cache
+from hpo.config.train import TrainConfig
+from hpo.control import Unattended
+from hpo.data.dataset import (
+    concat,
+    open_data,
+)
 from hpo.errors import Interrupted
+from hpo.training import (
+    feature_cache,
+    inputs,
+)
+from hpo.training.checkpoint import (
+    Checkpoint,
+    best_weights,
+    load_trained,
+    save_weights,
+)
+from hpo.training.feature_cache import (
+    Extractor,
+    Features,
+)
+from hpo.training.learner import (
+    Learner,
+    evaluate,
+)
+from hpo.training.loader import EvalBatches
+from hpo.training.train import (
+    EpochResult,
+    TrainingData,
+    train,
+)
 from tests.harness import networks
 from tests.harness.images import make_folder, picture
 
@@ -179,11 +200,11 @@ def test_what_is_kept_is_what_the_layers_give(folder: Path, tmp_path: Path) -> N
     cache, settings = tmp_path / "cache", config(folder)
     data = seen(settings, cache)
     learner = Learner(settings, classes=3, device=CPU)
-    how = features.Preparation(data.mean, data.std, settings, CPU)
-    cut = features.frozen_cut(learner.model, learner.frozen, settings, CPU)
+    how = feature_cache.Preparation(data.mean, data.std, settings, CPU)
+    cut = feature_cache.frozen_cut(learner.model, learner.frozen, settings, CPU)
     assert cut is not None
     views = inputs.views(settings, data)
-    kept = features.keep(learner.model, cut, how, views, cache, Unattended(), epoch=1)
+    kept = feature_cache.keep(learner.model, cut, how, views, cache, Unattended(), epoch=1)
     assert [images for images, _ in kept] == [data.train, data.val]
     begun = cut.prefix(learner.model).eval()
     for (images, _), found in kept.items():
@@ -196,7 +217,7 @@ def test_what_is_kept_is_what_the_layers_give(folder: Path, tmp_path: Path) -> N
             mean=data.mean,
             std=data.std,
             image_size=16,
-            batch_size=features.BATCH,
+            batch_size=feature_cache.BATCH,
             device=CPU,
         )
         with torch.no_grad():
@@ -295,7 +316,7 @@ def test_outputs_much_larger_than_the_pictures_are_not_kept(
     settings = config(folder, model={"cnn": {"filters": [128, 8]}, "trainable_blocks": 1})
     run(settings, tmp_path / "cache")  # 128 x 8 x 8 floats: 32 KiB
     assert not files(tmp_path / "cache")
-    monkeypatch.setattr(features, "SMALL", 32_768)
+    monkeypatch.setattr(feature_cache, "SMALL", 32_768)
     run(settings, tmp_path / "cache")
     assert len(files(tmp_path / "cache")) == 2
 
@@ -350,7 +371,7 @@ class Asked(Unattended):
 def test_the_computation_can_be_stopped(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(features, "BATCH", 16)
+    monkeypatch.setattr(feature_cache, "BATCH", 16)
     cache, settings = tmp_path / "cache", config(folder)
     control = Asked(4)
     with pytest.raises(Interrupted):
@@ -364,7 +385,7 @@ def test_the_computation_can_be_stopped(
 def test_waiting_for_another_can_be_stopped(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hpo.engine.cache, "_POLL_S", 0.01)
+    monkeypatch.setattr(hpo.data.cache, "_POLL_S", 0.01)
     cache, settings = tmp_path / "cache", config(folder)
     run(settings, cache)
     keys = files(cache)
@@ -401,7 +422,7 @@ def _train_elsewhere(folder: Path, cache: Path, dies: int, log: Path) -> None:
         original(*args)
 
     Extractor._build = build  # type: ignore[method-assign]
-    features.BATCH = 16
+    feature_cache.BATCH = 16
     with closing(
         train(config(folder), seen(config(folder), cache), Dies(dies), device=CPU, cache=cache)
     ) as results:

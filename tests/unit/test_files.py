@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 
 from hpo.errors import DiskFull
-from hpo.files import Counting, Standing, disk_full, has_room, told_if_full, write_whole
+from hpo.io import (
+    Counting,
+    Standing,
+    disk_full,
+    has_room,
+    told_if_full,
+    write_whole,
+)
 
 
 def test_a_file_appears_whole(tmp_path: Path) -> None:

@@ -9,10 +9,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from hpo.definition.data import DataConfig
-from hpo.engine import images
-from hpo.engine.datasets import describe
-from hpo.engine.folders import EXTENSIONS, folder_to_test, list_folder, parse_part, summarize_folder
+from hpo.config.data import DataConfig
+from hpo.data import images
+from hpo.data.dataset import describe
+from hpo.data.folders import (
+    EXTENSIONS,
+    folder_to_test,
+    list_folder,
+    parse_part,
+    summarize_folder,
+)
 from hpo.errors import DataError
 
 NFC, NFD = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))

@@ -16,22 +16,51 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpo.definition.config import TrainConfig
-from hpo.definition.data import DataConfig
-from hpo.definition.studyfile import load_config, parse_study
-from hpo.engine import learner, train
-from hpo.engine.checkpoint import Checkpoint
-from hpo.engine.datasets import Images, describe, open_data, open_test
-from hpo.engine.networks import combined, of_fold
-from hpo.engine.split import Item, make_folds
-from hpo.engine.train import EpochResult, TrainingData
-from hpo.errors import Damaged, DataError, Interrupted, TrialFailed
+from hpo.config.data import DataConfig
+from hpo.config.study import (
+    load_config,
+    parse_study,
+)
+from hpo.config.train import TrainConfig
+from hpo.data.dataset import (
+    Images,
+    describe,
+    open_data,
+    open_test,
+)
+from hpo.data.split import (
+    Item,
+    make_folds,
+)
+from hpo.errors import (
+    Damaged,
+    DataError,
+    Interrupted,
+    TrialFailed,
+)
 from hpo.paths import Home
-from hpo.results.check import check
-from hpo.results.export import export, write_export
-from hpo.results.retrain import retrain
-from hpo.search import objective
-from hpo.storage.db import Database, connect
+from hpo.search import trial as objective
+from hpo.storage.database import (
+    Database,
+    connect,
+)
+from hpo.trained.dry_run import check
+from hpo.trained.export import (
+    export,
+    write_export,
+)
+from hpo.trained.retrain import retrain
+from hpo.training import (
+    learner,
+    train,
+)
+from hpo.training.checkpoint import Checkpoint
+from hpo.training.train import (
+    EpochResult,
+    TrainingData,
+    combined,
+    of_fold,
+)
 from tests.harness.fakes import study_file
 from tests.harness.images import make_folder
 from tests.harness.training import (
@@ -165,7 +194,7 @@ def test_networks_that_do_not_fit_together(monkeypatch: pytest.MonkeyPatch) -> N
             raise torch.OutOfMemoryError("pretended")
         return learner.Learner(*args, **kwargs)
 
-    monkeypatch.setattr("hpo.engine.networks.Learner", full)
+    monkeypatch.setattr("hpo.training.train.Learner", full)
     with pytest.raises(TrialFailed, match=r"3 networks of small_cnn \(folds\) do not fit"):
         run(folded())
 
@@ -319,7 +348,7 @@ def test_a_trial_taken_over_ends_as_if_nothing_had_happened(
             raise OSError("the host went away")
         return original(self, *args, **kwargs)
 
-    monkeypatch.setattr(objective.keeping, "tidy", lambda *_: None)
+    monkeypatch.setattr(objective.retention, "tidy", lambda *_: None)
     monkeypatch.setattr(learner.Learner, "step", dying)
     database = connect(f"sqlite:///{tmp_path}/cut.db")
     for _ in range(2):

@@ -15,20 +15,37 @@ from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score, roc_auc_score
 
 from hpo.api import open_study
-from hpo.definition.config import TrainConfig
-from hpo.definition.goals import direction, metric_name, own_function
-from hpo.definition.studyfile import StudyFile, parse_study
-from hpo.engine.code import code_of
-from hpo.engine.goals import require_supported
-from hpo.engine.learner import Evaluation, Judge
-from hpo.engine.measures import measure
-from hpo.engine.metrics import classification_report, confusion_matrix, macro_auc
+from hpo.config.metrics import (
+    direction,
+    metric_name,
+    own_function,
+)
+from hpo.config.study import (
+    StudyFile,
+    parse_study,
+)
+from hpo.config.train import TrainConfig
 from hpo.errors import ConfigError
 from hpo.paths import Home
-from hpo.results.runs import absent_classes
-from hpo.results.scores import scores
-from hpo.search.status import StudyStatus, read_status
-from hpo.storage.db import connect
+from hpo.search.fingerprints import code_of
+from hpo.search.status import (
+    StudyStatus,
+    read_status,
+)
+from hpo.storage.database import connect
+from hpo.trained.inference import scores
+from hpo.trained.run import absent_classes
+from hpo.training.evaluation import measure
+from hpo.training.learner import (
+    Evaluation,
+    Judge,
+)
+from hpo.training.metrics import (
+    classification_report,
+    confusion_matrix,
+    macro_auc,
+    require_supported,
+)
 from tests.harness.commands import Hpo, calls
 
 NAMES = ("red one", "grün.x", "[b]lue")

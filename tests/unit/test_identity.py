@@ -7,15 +7,15 @@ import sys
 
 import pytest
 
-from hpo.workers import identity
-from hpo.workers.identity import is_gone
+from hpo.workers import process as identity
+from hpo.workers.process import is_gone
 
 ME = identity.identity()
 pytestmark = pytest.mark.skipif(not ME, reason="this system does not tell processes apart")
 
 
 def of_a_child(code: str) -> tuple[subprocess.Popen[str], str]:
-    script = f"from hpo.workers.identity import identity\nprint(identity(), flush=True)\n{code}"
+    script = f"from hpo.workers.process import identity\nprint(identity(), flush=True)\n{code}"
     child = subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

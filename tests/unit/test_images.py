@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from hpo.definition.data import DataConfig
-from hpo.engine.datasets import FolderReader, open_data
-from hpo.engine.images import (
+from hpo.config.data import DataConfig
+from hpo.data.dataset import (
+    FolderReader,
+    open_data,
+)
+from hpo.data.images import (
     Form,
     Sizing,
     decode,
@@ -25,8 +28,11 @@ from hpo.engine.images import (
     open_file,
     to_rgb,
 )
-from hpo.engine.stanford_cars import BoxReader
-from hpo.errors import ConfigError, DataError
+from hpo.data.stanford_cars import BoxReader
+from hpo.errors import (
+    ConfigError,
+    DataError,
+)
 from tests.harness.images import make_folder, picture
 
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255,) * 3, (0,) * 3
@@ -288,7 +294,7 @@ def test_an_opaque_alpha_channel_changes_nothing(tmp_path: Path, mode: str) -> N
 
 @pytest.mark.parametrize("value", ["blue", "#12345", "White", ""])
 def test_backgrounds_that_are_none(value: str) -> None:
-    from hpo.definition.config import TrainConfig
+    from hpo.config.train import TrainConfig
 
     with pytest.raises(ConfigError, match="allowed: white, black, grey, ignore, or #rrggbb"):
         TrainConfig.parse({"data": {"background": value}})

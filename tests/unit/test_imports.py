@@ -17,29 +17,34 @@ from hpo.cli.main import COMMANDS
 
 PACKAGE = Path(hpo.__file__).parent
 CORE = "core"
+BASE = (CORE, "config", "data", "training", "storage")
 BELOW = {
     CORE: set(),
-    "engine": {CORE},
+    "config": {CORE},
+    "data": {CORE, "config"},
+    "training": {CORE, "config", "data"},
     "storage": {CORE},
-    "search": {CORE, "engine", "storage"},
-    "workers": {CORE, "engine", "storage", "search"},
-    "results": {CORE, "engine", "storage", "search"},
-    "dashboard": {CORE, "engine", "storage", "search"},
-    "api": {CORE, "engine", "storage", "search", "workers", "results"},
-    "cli": {CORE, "engine", "storage", "search", "workers", "results", "dashboard", "api"},
+    "search": {*BASE},
+    "doctor": {*BASE, "search"},
+    "workers": {*BASE, "search"},
+    "trained": {*BASE, "search"},
+    "reports": {*BASE, "search", "trained"},
+    "dashboard": {*BASE, "search"},
+    "api": {*BASE, "search", "workers", "trained", "reports"},
+    "cli": {*BASE, "search", "doctor", "workers", "trained", "reports", "dashboard", "api"},
 }
 """The floors that each floor may import, beside itself."""
 
 OWNERS = {
     "torch": (
-        "hpo.engine",
-        "hpo.search.objective",
-        *(f"hpo.results.{name}" for name in ("estimate", "retrain", "evaluate", "predict")),
+        "hpo.training",
+        "hpo.search.trial",
+        *(f"hpo.trained.{name}" for name in ("dry_run", "retrain", "inference")),
     ),
-    "torchvision": ("hpo.engine",),
-    "sqlalchemy": ("hpo.storage",),
-    "ray": ("hpo.workers.engines.ray",),
-    "grpc": ("hpo.workers.engines.ray",),
+    "torchvision": ("hpo.training", "hpo.data.torchvision"),
+    "sqlalchemy": ("hpo.storage", "hpo.doctor"),
+    "ray": ("hpo.workers.launchers.ray",),
+    "grpc": ("hpo.workers.launchers.ray",),
 }
 """Who may import a library at all, inside functions too."""
 
@@ -158,5 +163,5 @@ def test_looking_for_faults_loads_no_torch(tmp_path: Path) -> None:
 
 
 def test_the_supervisor_loads_no_torch(tmp_path: Path) -> None:
-    code = "import hpo.cli.run, hpo.api, hpo.engine.datasets, hpo.workers.supervisor"
+    code = "import hpo.cli.search, hpo.api, hpo.data.dataset, hpo.workers.supervisor"
     assert "torch" not in loaded_by(code, tmp_path)

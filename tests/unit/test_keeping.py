@@ -9,9 +9,13 @@ from typing import Any
 
 import pytest
 
-from hpo.paths import Home, files_in, folders_in
-from hpo.search import keeping
-from hpo.storage.db import Database
+from hpo.paths import (
+    Home,
+    files_in,
+    folders_in,
+)
+from hpo.search import retention
+from hpo.storage.database import Database
 from tests.harness.fakes import study_file
 from tests.harness.filled import Trial, fill
 
@@ -33,7 +37,7 @@ def test_tidying_does_not_mind_that_somebody_else_was_quicker(
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", removed_under_us)
-    keeping.tidy(study, home)
+    retention.tidy(study, home)
     assert not victim.exists()
     assert files_in(trials) == folders_in(trials) == []
 

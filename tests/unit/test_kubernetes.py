@@ -12,11 +12,15 @@ import pytest
 import yaml
 
 from hpo.cli.main import main
-from hpo.cli.manifest import ManifestOptions
-from hpo.definition.studyfile import StudyFile
+from hpo.cli.workers import ManifestOptions
+from hpo.config.study import StudyFile
 from hpo.errors import InputError
-from hpo.workers import kubernetes
-from hpo.workers.kubernetes import LABEL, LONGEST_NAME, job_name
+from hpo.workers.launchers import kubernetes
+from hpo.workers.launchers.kubernetes import (
+    LABEL,
+    LONGEST_NAME,
+    job_name,
+)
 from tests.harness.deployment import ROOT, parse
 
 URL = "postgresql+psycopg://hpo@database/hpo"

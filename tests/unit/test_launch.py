@@ -19,19 +19,43 @@ from typing import Any
 
 import pytest
 
-from hpo.cli import launch
-from hpo.errors import EngineError, HpoError, InputError, NotFound
+from hpo.cli import workers
+from hpo.errors import (
+    EngineError,
+    HpoError,
+    InputError,
+    NotFound,
+)
 from hpo.paths import Home
 from hpo.search import study as studies
-from hpo.storage import db, records
-from hpo.storage.db import Database, connect
-from hpo.workers import engines, keeper
-from hpo.workers.engines import Order, Size, Target, open_engine, ray_door, slurm
-from hpo.workers.engines.local import Local
-from hpo.workers.engines.ray import check_room
-from hpo.workers.engines.slurm import Slurm
-from hpo.workers.keeper import Duty, Keeper
-from hpo.workers.signals import stop_on_signal
+from hpo.storage import (
+    database,
+    records,
+)
+from hpo.storage.database import (
+    Database,
+    connect,
+)
+from hpo.workers import agent
+from hpo.workers.agent import (
+    Duty,
+    Keeper,
+)
+from hpo.workers.launchers import (
+    base,
+    ray,
+    slurm,
+)
+from hpo.workers.launchers.base import (
+    Order,
+    Size,
+    Target,
+    open_engine,
+)
+from hpo.workers.launchers.local import Local
+from hpo.workers.launchers.ray import check_room
+from hpo.workers.launchers.slurm import Slurm
+from hpo.workers.process import stop_on_signal
 from tests.harness.commands import Hpo, calls
 from tests.harness.fake_engine import FakeEngine
 from tests.harness.fakes import study_file
@@ -55,7 +79,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeEngine]:
     def opened(*_args: object, **_options: object) -> AbstractContextManager[FakeEngine]:
         return nullcontext(engine)
 
-    monkeypatch.setattr(engines, "open_engine", opened)
+    monkeypatch.setattr(base, "open_engine", opened)
     yield engine
     for one in engine.hired.values():
         one.stop.set()
@@ -122,7 +146,7 @@ def test_what_was_stopped_is_not_begun_before_it_has_ended(
     study, _ = studies.create(store, study_file(train="epochs = 1000"))
     assert hpo("launch", "toy")[0] == 0
     assert begun.wait(60)
-    monkeypatch.setattr(launch, "NEWS_S", 0.0)
+    monkeypatch.setattr(workers, "NEWS_S", 0.0)
     records.stop_study(store, study.uuid, "user", "stopped")
     code, _, err = hpo("launch", "toy")
     assert code == 2
@@ -305,7 +329,7 @@ def test_room_on_a_ray_cluster(nodes: list[dict[str, float]], size: Size, fits: 
 def test_devices_of_this_host(
     visible: str, size: Size, found: list[str] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hpo.workers.engines.local import _devices
+    from hpo.workers.launchers.local import _devices
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     if found is None:
@@ -327,11 +351,11 @@ def test_a_keeper_refuses_another_study_of_the_name(store: Database) -> None:
 
 
 def test_a_keeper_waits_for_the_database(store: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeper, "RETRY_S", 0.5)
+    monkeypatch.setattr(agent, "RETRY_S", 0.5)
     study, _ = studies.create(store, study_file())
     records.stop_study(store, study.uuid, "user", "stopped")
     away = Home.default().database
-    monkeypatch.setattr(db, "BUSY_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(database, "BUSY_TIMEOUT_S", 0.2)
     store.dispose()
     other = sqlite3.connect(away, isolation_level=None)
     other.execute("PRAGMA locking_mode = EXCLUSIVE")  # against readers, too
@@ -357,7 +381,7 @@ def test_a_second_sigterm_is_no_second_ctrl_c() -> None:
 
 HAMMER = """
 import os, signal, subprocess, sys, time
-from hpo.workers.signals import stop_on_signal
+from hpo.workers.process import stop_on_signal
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 me = os.getpid()
 code = f"import os\\nwhile os.getppid() == {me}: os.kill({me}, 15)"
@@ -385,7 +409,7 @@ def test_ray_is_asked_at_the_address_that_was_given() -> None:
         address = f"127.0.0.1:{taken.getsockname()[1]}"  # nobody listens there
     grpc = pytest.importorskip("grpc", reason="needs Ray: pip install -e '.[ray]'")
     with pytest.raises(EngineError, match=f"no Ray cluster answers at {address}") as told:
-        ray_door._check_door(grpc, address, ray_door.PING, None)
+        ray._check_door(grpc, address, ray.PING, None)
     assert "ray start" in str(told.value)
 
 
@@ -405,7 +429,7 @@ class Door:
         return b""
 
     def service(self, details: Any) -> Any:
-        assert details.method == ray_door.PING
+        assert details.method == ray.PING
         return self.grpc.unary_unary_rpc_method_handler(self.handle)
 
 
@@ -438,10 +462,10 @@ def test_who_is_let_in_to_a_ray_cluster(
     try:
         address = f"127.0.0.1:{port}"
         if says is None:
-            ray_door._check_door(grpc, address, ray_door.PING, token)
+            ray._check_door(grpc, address, ray.PING, token)
         else:
             with pytest.raises(HpoError, match=says):
-                ray_door._check_door(grpc, address, ray_door.PING, token)
+                ray._check_door(grpc, address, ray.PING, token)
     finally:
         server.stop(None).wait()
     assert door.seen == [None, f"Bearer {token}"][: len(codes)]
@@ -454,15 +478,15 @@ def test_the_token_is_where_ray_looks_for_it(
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert ray_door._token() is None
+    assert ray._token() is None
     (tmp_path / ".ray").mkdir()
     (tmp_path / ".ray" / "auth_token").write_text("home\n")
-    assert ray_door._token() == "home"
+    assert ray._token() == "home"
     (tmp_path / "other").write_text("file\n")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "other"))
-    assert ray_door._token() == "file"
+    assert ray._token() == "file"
     monkeypatch.setenv("RAY_AUTH_TOKEN", "variable")
-    assert ray_door._token() == "variable"
+    assert ray._token() == "variable"
 
 
 def test_an_engine_is_found_by_its_name(home: Home) -> None:

@@ -8,13 +8,36 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from hpo.cli.live import LiveView, Screen, opened
-from hpo.cli.tables import trials_csv, trials_table
-from hpo.cli.text import bar, cell, sparkline
+from hpo.cli.console import (
+    bar,
+    cell,
+    sparkline,
+)
+from hpo.cli.live import (
+    LiveView,
+    Screen,
+    opened,
+)
+from hpo.cli.tables import (
+    trials_csv,
+    trials_table,
+)
 from hpo.errors import StorageAway
-from hpo.results.progress import PlainView, View, headline
-from hpo.search.status import StudyStatus, TrialStatus
-from hpo.storage.records import AttemptRow, EpochRow, StudyRow, WorkerRow
+from hpo.reports.progress import (
+    PlainView,
+    View,
+    headline,
+)
+from hpo.search.status import (
+    StudyStatus,
+    TrialStatus,
+)
+from hpo.storage.records import (
+    AttemptRow,
+    EpochRow,
+    StudyRow,
+    WorkerRow,
+)
 from tests.harness.fakes import study_file
 
 WIDTHS = (60, 100, 140)

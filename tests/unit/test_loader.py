@@ -13,13 +13,19 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from hpo.definition.augment import AugmentConfig
-from hpo.definition.data import DataConfig
-from hpo.engine import loader
-from hpo.engine.augment import mixing
-from hpo.engine.datasets import concat, open_data
-from hpo.engine.images import Images
-from hpo.engine.loader import EvalBatches, TrainBatches
+from hpo.config.augment import AugmentConfig
+from hpo.config.data import DataConfig
+from hpo.data.dataset import (
+    concat,
+    open_data,
+)
+from hpo.data.images import Images
+from hpo.training import loader
+from hpo.training.augment import ops
+from hpo.training.loader import (
+    EvalBatches,
+    TrainBatches,
+)
 from tests.harness.images import make_folder
 
 CPU = torch.device("cpu")
@@ -52,7 +58,7 @@ def _train(images: Images, augment: AugmentConfig | None = None, **values: Any) 
 
 def _all(batches: Any) -> tuple[torch.Tensor, torch.Tensor]:
     pictures, labels = zip(*batches, strict=True)
-    return torch.cat(pictures), torch.cat([mixing.dominant(one) for one in labels])
+    return torch.cat(pictures), torch.cat([ops.dominant(one) for one in labels])
 
 
 def test_an_epoch_shows_every_picture_once_in_an_order_of_its_own(square: Images) -> None:
@@ -269,7 +275,7 @@ def test_mixed_batches_bring_both_labels(square: Images) -> None:
     plain = list(_train(square).epoch(1))
     mixed = list(_train(square, AugmentConfig(mixup=1.0)).epoch(1))
     for (pictures, labels), (blended, both) in zip(plain, mixed, strict=True):
-        assert isinstance(both, mixing.Mixed)
+        assert isinstance(both, ops.Mixed)
         assert torch.equal(both.labels, labels)
         assert torch.equal(both.others, labels.roll(1))
         wanted = both.weight * pictures + (1 - both.weight) * pictures.roll(1, 0)

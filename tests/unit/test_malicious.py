@@ -25,30 +25,42 @@ from rich.console import Console
 from rich.text import Text
 from torch import Tensor
 
-from hpo.cli.safe import SafeConsole
-from hpo.cli.tables import to_json, trials_csv
-from hpo.cli.text import cell
-from hpo.definition.data import DataConfig
-from hpo.definition.studyfile import StudyFile, load_config, parse_study
-from hpo.definition.toml import assignments
-from hpo.engine import modules
-from hpo.engine.checkpoint import Checkpoint
-from hpo.engine.datasets import open_data
-from hpo.engine.weights import read_file
-from hpo.errors import ConfigError, Damaged, DataError, InputError, StorageError
+from hpo.cli.console import SafeConsole, cell
+from hpo.cli.tables import (
+    to_json,
+    trials_csv,
+)
+from hpo.config.data import DataConfig
+from hpo.config.study import (
+    StudyFile,
+    load_config,
+    parse_study,
+)
+from hpo.config.toml import assignments
+from hpo.data import user_code
+from hpo.data.dataset import open_data
+from hpo.errors import (
+    ConfigError,
+    Damaged,
+    DataError,
+    InputError,
+    StorageError,
+)
 from hpo.formatting import printable
 from hpo.paths import Home
-from hpo.results.predict import predict
-from hpo.results.report import study_report
-from hpo.results.runs import load_run
-from hpo.results.training_page import training_report
-from hpo.search import keeping
+from hpo.reports.study import study_report
+from hpo.reports.training import training_report
+from hpo.search import retention
 from hpo.search import study as studies
-from hpo.search.mirror import Checkpoints
 from hpo.search.status import read_status
+from hpo.search.sync import Checkpoints
 from hpo.storage import records
-from hpo.storage.db import Database
+from hpo.storage.database import Database
 from hpo.storage.leases import Lease
+from hpo.trained.inference import predict
+from hpo.trained.run import load_run
+from hpo.training.checkpoint import Checkpoint
+from hpo.training.pretrained import read_file
 from tests.harness.fakes import study_file
 from tests.harness.filled import EVIL, Trial, fill, trained
 from tests.harness.formats import make_cars
@@ -301,7 +313,7 @@ def test_class_folders_with_markup(tmp_path: Path, home: Home) -> None:
             (root / part / f"class{number}").rename(root / part / name)
     run = train_run(tiny_config(root), tmp_path / "run", home, seeds=1)
     assert set(run.classes) == set(names)
-    from hpo.results.training import as_page
+    from hpo.reports.training import as_page
 
     page = training_report(as_page(run))
     for name in names[:2]:
@@ -406,7 +418,7 @@ def test_a_row_leads_to_no_file_outside(
     with pytest.raises(StorageError, match="somebody changed it"):
         checkpoints.newest([row], lambda path, rows: None)
     change(database, "hpo_attempts", "number", bad)
-    keeping.tidy(study, home)
+    retention.tidy(study, home)
     change(database, "hpo_studies", "uuid", bad)
     with pytest.raises(StorageError, match="somebody changed it"):
         studies.delete(studies.load(database, "toy"), home, force=True)
@@ -457,7 +469,7 @@ def test_a_module_from_elsewhere_is_never_imported(
     monkeypatch.chdir(Path(sys.prefix).parent)
     before = set(sys.modules)
     with pytest.raises(ImportError, match=r"there is no .*\.py, and no folder"):
-        modules.find(name)
+        user_code.find(name)
     assert set(sys.modules) - before == set()
     config = run_folder / "config.toml"
     old = 'architecture = "small_cnn"'
@@ -486,10 +498,10 @@ def test_a_module_of_ones_own_is_found_but_hides_none(
         (tmp_path / f"{name}.py").write_text("def build(): return 3")
     (tmp_path / "a_package").mkdir()
     (tmp_path / "a_package" / "nets.py").write_text("def build(): return 4")
-    assert modules.find("mine_alone:build")() == 3
-    assert modules.find("a_package.nets:build")() == 4
+    assert user_code.find("mine_alone:build")() == 3
+    assert user_code.find("a_package.nets:build")() == 4
     with pytest.raises(ImportError, match="also the name of an installed module; rename yours"):
-        modules.find("antigravity:build")
+        user_code.find("antigravity:build")
     shutil.rmtree(tmp_path / "a_package")
 
 

@@ -11,21 +11,44 @@ from typing import Any
 
 import pytest
 
-from hpo.definition.studyfile import StudyFile
-from hpo.engine.checkpoint import Checkpoint
-from hpo.errors import Conflict, DiskFull, InputError, StorageError
+from hpo.config.study import StudyFile
+from hpo.errors import (
+    Conflict,
+    DiskFull,
+    InputError,
+    StorageError,
+)
 from hpo.paths import Home
-from hpo.search import keeping, mirror, objective
+from hpo.search import (
+    retention,
+    sync,
+)
 from hpo.search import study as studies
-from hpo.search.keeping import Best
-from hpo.search.mirror import Checkpoints, Mirror
-from hpo.search.status import StudyStatus, read_status
+from hpo.search import (
+    trial as objective,
+)
+from hpo.search.retention import Best
+from hpo.search.status import (
+    StudyStatus,
+    read_status,
+)
 from hpo.search.study import Study
+from hpo.search.sync import (
+    Checkpoints,
+    Mirror,
+)
 from hpo.storage import records
-from hpo.storage.artifacts import Folder, Store
-from hpo.storage.db import Database
+from hpo.storage.artifacts import (
+    Folder,
+    Store,
+)
+from hpo.storage.database import Database
 from hpo.storage.leases import Lease
-from hpo.storage.records import AttemptRow, EpochRow
+from hpo.storage.records import (
+    AttemptRow,
+    EpochRow,
+)
+from hpo.training.checkpoint import Checkpoint
 from tests.harness.fakes import study_file
 from tests.harness.filled import Trial, fill
 from tests.harness.searches import TINY, search
@@ -41,7 +64,7 @@ def place(tmp_path: Path) -> str:
 def begun(database: Database, file: StudyFile, place: str, home: Home) -> Study:
     """The study of `file` with its artifacts in `place`."""
     study, _ = studies.create(database, file)
-    mirror.keep(database, study.row, mirror.check(place, study.row, database), home)
+    sync.keep(database, study.row, sync.check(place, study.row, database), home)
     return study
 
 
@@ -96,7 +119,7 @@ class Failing(Folder):
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> type[Failing]:
     monkeypatch.setattr(Failing, "down", False)
-    monkeypatch.setattr(mirror, "open_store", Failing)
+    monkeypatch.setattr(sync, "open_store", Failing)
     return Failing
 
 
@@ -235,7 +258,7 @@ class TestAStoreThatFails:
         assert [row.checkpoint for row in status.trials[0].epochs] == [1, 1, 1]
         assert "no answer; epoch-2.ckpt is on this host alone" in caplog.text
         assert files(place) == ["study.toml", "trials/0/attempt-1/weights.safetensors"]
-        assert mirror.find(database, study.uuid, home) is not None
+        assert sync.find(database, study.uuid, home) is not None
 
     def test_never_stops_a_search(
         self, database: Database, home: Home, place: str, failing: type[Failing]
@@ -267,7 +290,7 @@ class TestAStoreThatFails:
 class TestTheUrl:
     def test_is_kept_with_the_study(self, database: Database, home: Home, place: str) -> None:
         study = begun(database, small(), place, home)
-        found = mirror.find(database, study.uuid, home)
+        found = sync.find(database, study.uuid, home)
         assert found is not None
         assert found.url == f"{place}/{study.uuid}"
         assert files(place) == ["study.toml"]
@@ -278,18 +301,18 @@ class TestTheUrl:
         study = begun(database, small(), place, home)
         other = str(tmp_path / "other")
         with pytest.raises(Conflict) as caught:
-            mirror.check(other, study.row, database)
+            sync.check(other, study.row, database)
         assert place in str(caught.value)
         assert other in str(caught.value)
         assert not Path(other).exists()
         with pytest.raises(Conflict):
-            mirror.keep(database, study.row, other, home)
-        assert mirror.check(f"{place}/", study.row, database) == place
+            sync.keep(database, study.row, other, home)
+        assert sync.check(f"{place}/", study.row, database) == place
 
     def test_may_be_given_later(self, database: Database, home: Home, place: str) -> None:
         file = small(trials=2)
         study, _ = studies.create(database, file)
-        assert mirror.find(database, study.uuid, home) is None
+        assert sync.find(database, study.uuid, home) is None
         begun(database, file, place, home)
         search(database, home, file)
         assert len([name for name in files(place) if name.endswith(".safetensors")]) == 2
@@ -299,7 +322,7 @@ class TestTheUrl:
         caplog: pytest.LogCaptureFixture,
     ) -> None:  # fmt: skip
         study = begun(database, small(), place, home)
-        found = mirror.find(database, study.uuid, home)
+        found = sync.find(database, study.uuid, home)
         assert found is not None
         found.verify()
         failing.down = True
@@ -346,16 +369,16 @@ def names(*trials: int) -> list[str]:
 class TestWhatStays:
     def test_all_of_a_trial_that_runs_or_is_free_or_is_unknown(self) -> None:
         best = Best(frozenset(), frozenset())
-        assert keeping.surplus(names(2, 3, 7), ATTEMPTS, best) == []
-        assert keeping.surplus(["study.toml", "report.html", "x/0/y"], ATTEMPTS, best) == []
+        assert retention.surplus(names(2, 3, 7), ATTEMPTS, best) == []
+        assert retention.surplus(["study.toml", "report.html", "x/0/y"], ATTEMPTS, best) == []
 
     def test_nothing_of_a_trial_that_is_over(self) -> None:
-        gone = keeping.surplus(names(0, 1, 4, 5), ATTEMPTS, Best(frozenset(), frozenset()))
+        gone = retention.surplus(names(0, 1, 4, 5), ATTEMPTS, Best(frozenset(), frozenset()))
         assert gone == names(0, 1, 4, 5)
 
     def test_weights_of_the_last_attempt_and_the_newest_checkpoint(self) -> None:
         best = Best(frozenset([1]), frozenset([1]))
-        gone = keeping.surplus(names(0, 1), ATTEMPTS, best)
+        gone = retention.surplus(names(0, 1), ATTEMPTS, best)
         assert set(names(0, 1)) - set(gone) == {
             "trials/1/attempt-2/weights.safetensors",
             "trials/1/attempt-2/epoch-10.ckpt",
@@ -393,13 +416,13 @@ class TestWhatStays:
         )
         study = fill(database, file, [beaten, *trials])
         attempts = records.read_attempts(database, study.uuid)
-        best = keeping.best_of_all(study, attempts)
+        best = retention.best_of_all(study, attempts)
         assert best.weights == {1, 2, 3, 4, 5}
         assert best.checkpoints == {5, 4}
-        assert keeping.ranked(study, attempts) == [5, 4, 3, 2, 1, 0]
+        assert retention.ranked(study, attempts) == [5, 4, 3, 2, 1, 0]
         for values, kept in (((0.4, 50.0), True), ((0.5, 100.0), True), ((0.5, 101.0), False)):
             ending = objective.Ending("complete", values[0], objectives=values)
-            assert keeping.is_kept(study, ending) is kept
+            assert retention.is_kept(study, ending) is kept
 
     def test_weights_of_the_front_of_a_real_search(self, database: Database, home: Home) -> None:
         study_lines = 'metrics = ["val_top1", "parameters"]'

@@ -11,10 +11,15 @@ import torch
 import torchvision
 from torch import nn
 
-from hpo.definition.architectures import TORCHVISION_ARCHITECTURES
-from hpo.definition.model import ModelConfig
-from hpo.engine import models, weights
-from hpo.errors import ConfigError, DataError
+from hpo.config.model import TORCHVISION_ARCHITECTURES, ModelConfig
+from hpo.errors import (
+    ConfigError,
+    DataError,
+)
+from hpo.training import (
+    models,
+    pretrained,
+)
 
 # One small member of each family: image size, stem, blocks.
 FAMILIES = {
@@ -329,7 +334,7 @@ def test_a_file_that_is_no_weights(tmp_path: Path, name: str) -> None:
 def test_a_file_of_something_else(tmp_path: Path) -> None:
     torch.save([1, 2, 3], tmp_path / "weights.pth")
     with pytest.raises(DataError, match="not a state dict"):
-        weights.read_file(tmp_path / "weights.pth")
+        pretrained.read_file(tmp_path / "weights.pth")
 
 
 def test_an_unknown_weights_name_lists_the_known() -> None:
@@ -354,5 +359,5 @@ def test_weights_that_cannot_be_downloaded_never_become_random(
 
 def test_names_in_densenets_old_files() -> None:
     old = "features.denseblock1.denselayer2.norm.1.running_mean"
-    assert weights._modern(old) == "features.denseblock1.denselayer2.norm1.running_mean"
-    assert weights._modern("features.norm5.weight") == "features.norm5.weight"
+    assert pretrained._modern(old) == "features.denseblock1.denselayer2.norm1.running_mean"
+    assert pretrained._modern("features.norm5.weight") == "features.norm5.weight"

@@ -13,10 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
-from hpo.definition.data import DataConfig
-from hpo.engine import near
-from hpo.engine.datasets import describe, open_data, open_test
-from hpo.engine.near import cluster_hashes, perceptual_hash
+from hpo.config.data import DataConfig
+from hpo.data import duplicates
+from hpo.data.dataset import (
+    describe,
+    open_data,
+    open_test,
+)
+from hpo.data.duplicates import (
+    cluster_hashes,
+    perceptual_hash,
+)
 
 SIZE = (60, 45)
 
@@ -130,7 +137,7 @@ def test_copies_stay_on_one_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def never(*args: Any) -> Any:
         raise AssertionError(args)
 
-    monkeypatch.setattr(near, "_hash_of", never)  # they are remembered
+    monkeypatch.setattr(duplicates, "_hash_of", never)  # they are remembered
     assert open_data(made, tmp_path / "cache").fingerprint == data.fingerprint
 
 

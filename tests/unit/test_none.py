@@ -11,17 +11,31 @@ import jsonschema
 import pytest
 from pydantic import BaseModel
 
-from hpo.definition.config import TrainConfig, field_paths
-from hpo.definition.fields import flatten, has_items, may_be_none, model_at, with_values
-from hpo.definition.schema import json_schema
-from hpo.definition.studyconfig import StudyConfig
-from hpo.definition.studyfile import StudyFile, dump_config, load_config, parse_study
+from hpo.config.base import (
+    flatten,
+    has_items,
+    may_be_none,
+    model_at,
+    with_values,
+)
+from hpo.config.schema import json_schema
+from hpo.config.strategies import StudyConfig
+from hpo.config.study import (
+    StudyFile,
+    dump_config,
+    load_config,
+    parse_study,
+)
+from hpo.config.train import (
+    TrainConfig,
+    field_paths,
+)
 from hpo.errors import ConfigError
 from hpo.paths import Home
-from hpo.results.export import export
 from hpo.search import study as studies
-from hpo.storage.db import Database
-from hpo.storage.optuna_rdb import FencedStorage
+from hpo.storage.database import Database
+from hpo.storage.optuna import FencedStorage
+from hpo.trained.export import export
 from tests.harness.fakes import study_file
 from tests.unit.test_objective import TRAIN, search
 

@@ -19,20 +19,33 @@ from optuna.samplers._tpe.sampler import _split_trials
 from optuna.trial import TrialState
 from rich.console import Console
 
-from hpo.cli.ending import print_ending
-from hpo.definition.studyfile import StudyFile, parse_study
-from hpo.engine import learner
+from hpo.cli.live import print_ending
+from hpo.config.study import (
+    StudyFile,
+    parse_study,
+)
 from hpo.errors import Conflict
 from hpo.paths import Home
-from hpo.search import objective
 from hpo.search import study as studies
-from hpo.search.objective import Bench
-from hpo.search.samplers import draft_params, make_sampler
-from hpo.search.status import StudyStatus, TrialStatus, read_status
+from hpo.search import trial as objective
+from hpo.search.sampling import (
+    draft_params,
+    make_sampler,
+)
+from hpo.search.status import (
+    StudyStatus,
+    TrialStatus,
+    read_status,
+)
 from hpo.search.study import Study
+from hpo.search.trial import Bench
 from hpo.storage import records
-from hpo.storage.db import Database, connect
-from hpo.storage.optuna_rdb import FencedStorage
+from hpo.storage.database import (
+    Database,
+    connect,
+)
+from hpo.storage.optuna import FencedStorage
+from hpo.training import learner
 from hpo.workers.worker import Worker
 from tests.harness.fakes import study_file
 from tests.harness.filled import Trial, fill

@@ -8,9 +8,17 @@ import pytest
 import torch
 from torch.optim import lr_scheduler as reference
 
-from hpo.definition.config import EarlyStoppingConfig, OptimizerConfig, TrainConfig
-from hpo.engine.optim import learning_rates, make_optimizer, should_stop
+from hpo.config.train import (
+    EarlyStoppingConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
 from hpo.errors import TrialFailed
+from hpo.training.optim import (
+    learning_rates,
+    make_optimizer,
+    should_stop,
+)
 
 EPOCHS, STEPS, LR = 8, 5, 0.3
 

@@ -10,17 +10,31 @@ import pytest
 import torch
 from torch import nn
 
-from hpo.definition.config import TrainConfig
-from hpo.definition.model import ModelConfig
-from hpo.definition.parameters import Choice, Int
-from hpo.definition.schema import json_schema
-from hpo.definition.studyfile import StudyFile, parse_study
-from hpo.definition.toml import parse as parse_toml
-from hpo.engine import models
-from hpo.engine.checkpoint import Checkpoint, best_weights, load_trained, save_weights
-from hpo.engine.learner import Learner
-from hpo.engine.losses import focal, make_loss
+from hpo.config.model import ModelConfig
+from hpo.config.schema import json_schema
+from hpo.config.space import (
+    Choice,
+    Int,
+)
+from hpo.config.study import (
+    StudyFile,
+    parse_study,
+)
+from hpo.config.toml import parse as parse_toml
+from hpo.config.train import TrainConfig
 from hpo.errors import ConfigError
+from hpo.training import models
+from hpo.training.checkpoint import (
+    Checkpoint,
+    best_weights,
+    load_trained,
+    save_weights,
+)
+from hpo.training.learner import Learner
+from hpo.training.losses import (
+    focal,
+    make_loss,
+)
 from tests.harness.training import CPU, assert_resumes, config, files, run
 
 MINE = """

@@ -11,8 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpo.definition.data import DataConfig
-from hpo.engine.datasets import describe, open_data, open_test
+from hpo.config.data import DataConfig
+from hpo.data.dataset import (
+    describe,
+    open_data,
+    open_test,
+)
 from hpo.errors import DataError
 from hpo.paths import Home
 from tests.harness.images import make_folder

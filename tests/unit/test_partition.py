@@ -10,13 +10,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hpo.definition.model import ModelConfig
-from hpo.engine import models, own
-from hpo.engine.ema import Average
-from hpo.engine.models import FAMILIES, Family
-from hpo.engine.partition import Partition, partition
-from hpo.engine.rows import Piece
-from hpo.engine.tracing import MORE, Uncut
+from hpo.config.model import ModelConfig
+from hpo.training import (
+    models,
+)
+from hpo.training.learner import Average
+from hpo.training.models import (
+    FAMILIES,
+    Family,
+)
+from hpo.training.partition import (
+    Partition,
+    Piece,
+    partition,
+)
+from hpo.training.tracing import (
+    MORE,
+    Uncut,
+)
 from tests.harness import networks
 
 SMALLEST = {
@@ -50,7 +61,7 @@ def build(architecture: str, **fields: Any) -> nn.Module:
 def users(make: Callable[[], nn.Module]) -> nn.Module:
     """As `models.build` gives a network of the user's."""
     model = make()
-    places, head = own.parts(model, "nets:build")
+    places, head = models.parts(model, "nets:build")
     vars(model)[models._OWN] = Family("|".join(map(models.re.escape, places)), head)
     return model
 

@@ -13,11 +13,28 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, InternalError, OperationalError, ProgrammingError
 
-from hpo.errors import Fenced, Interrupted, StorageAway, StorageError, StorageGone
-from hpo.files import mount_of
-from hpo.storage import db, faults, patience
-from hpo.storage.contact import NO_CONTACT, Contact
-from hpo.storage.db import connect
+from hpo.errors import (
+    Fenced,
+    Interrupted,
+    StorageAway,
+    StorageError,
+    StorageGone,
+)
+from hpo.io import mount_of
+from hpo.storage import (
+    database as db,
+)
+from hpo.storage import (
+    database as faults,
+)
+from hpo.storage import (
+    retry,
+)
+from hpo.storage.database import connect
+from hpo.storage.leases import (
+    NO_CONTACT,
+    Contact,
+)
 
 AWAY = StorageAway("gone")
 
@@ -150,18 +167,18 @@ def test_no_patience_unless_asked_for() -> None:
         return 7
 
     with pytest.raises(StorageAway):
-        patience.insist(None, call)
+        retry.insist(None, call)
     pauses: list[float] = []
-    assert patience.insist(pauses.append, call) == 7
+    assert retry.insist(pauses.append, call) == 7
     assert len(pauses) == 2
 
 
 def test_delays_double_up_to_a_limit_and_differ() -> None:
-    first = list(itertools.islice(patience.delays(), 12))
+    first = list(itertools.islice(retry.delays(), 12))
     for n, delay in enumerate(first):
         full = min(0.2 * 2**n, 5.0)
         assert full / 2 <= delay <= full
-    assert first != list(itertools.islice(patience.delays(), 12))
+    assert first != list(itertools.islice(retry.delays(), 12))
 
 
 def test_patience_is_the_thread_s_and_ends_with_its_block(tmp_path: Path) -> None:
@@ -184,8 +201,8 @@ def test_an_outage_is_said_once_and_once_a_minute_and_when_it_is_over(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     now = [100.0]
-    monkeypatch.setattr(patience.time, "monotonic", lambda: now[0])
-    outage = patience.Outage("we wait")
+    monkeypatch.setattr(retry.time, "monotonic", lambda: now[0])
+    outage = retry.Outage("we wait")
     caplog.set_level(logging.INFO, logger="hpo")
     for _ in range(125):
         with outage.noted():
@@ -206,8 +223,8 @@ def test_an_outage_is_said_once_and_once_a_minute_and_when_it_is_over(
 
 def test_a_slow_try_is_followed_by_as_long_a_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(patience.time, "monotonic", lambda: now[0])
-    outage = patience.Outage("we wait")
+    monkeypatch.setattr(retry.time, "monotonic", lambda: now[0])
+    outage = retry.Outage("we wait")
     assert outage.is_due
     with outage.noted():
         now[0] += 10.0
@@ -221,7 +238,7 @@ def test_a_slow_try_is_followed_by_as_long_a_rest(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("error", [Fenced("no"), Interrupted("no"), StorageError("no")])
 def test_only_an_outage_is_swallowed(error: Exception) -> None:
-    with pytest.raises(type(error)), patience.Outage("we wait").noted():
+    with pytest.raises(type(error)), retry.Outage("we wait").noted():
         raise error
 
 

@@ -8,16 +8,28 @@ import jsonschema
 import pytest
 import torch
 
-from hpo.definition.config import TrainConfig, check_path
-from hpo.definition.fields import flatten, with_values
-from hpo.definition.phases import Phase
-from hpo.definition.schema import json_schema
-from hpo.definition.studyfile import StudyFile, difference, dump_config, load_config, parse_study
-from hpo.definition.toml import parse as parse_toml
-from hpo.engine.checkpoint import Checkpoint
-from hpo.engine.learner import Learner
-from hpo.engine.optim import learning_rates
+from hpo.config.base import (
+    flatten,
+    with_values,
+)
+from hpo.config.schema import json_schema
+from hpo.config.study import (
+    StudyFile,
+    difference,
+    dump_config,
+    load_config,
+    parse_study,
+)
+from hpo.config.toml import parse as parse_toml
+from hpo.config.train import (
+    Phase,
+    TrainConfig,
+    check_path,
+)
 from hpo.errors import ConfigError
+from hpo.training.checkpoint import Checkpoint
+from hpo.training.learner import Learner
+from hpo.training.optim import learning_rates
 from tests.harness.training import CPU, assert_resumes, config, files, run
 
 TWO: list[dict[str, Any]] = [

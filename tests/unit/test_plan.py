@@ -6,9 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from hpo.search import plan
-from hpo.storage.facts import Facts
-from hpo.storage.leases import Free
+from hpo.search import scheduling
+from hpo.storage.leases import Facts, Free
 
 FACTS = Facts(
     uuid="u",
@@ -34,17 +33,17 @@ ORPHAN = Free(6, 3, True)
 @pytest.mark.parametrize(
     ("changes", "rule", "expected"),
     [
-        ({}, None, plan.Run(FACTS.free)),
-        ({"free": ()}, None, plan.Wait()),
-        ({"finished": 10, "free": ()}, None, plan.Over("all 10 trials are finished")),
-        ({"stop": "user", "stop_reason": "by hand"}, None, plan.Over("by hand")),
-        ({"running": 0}, "enough", plan.Over("enough")),
-        ({"running": 1}, "enough", plan.Wait()),
-        ({"free": (ORPHAN, *FACTS.free)}, "enough", plan.Drain((ORPHAN,), "enough")),
+        ({}, None, scheduling.Run(FACTS.free)),
+        ({"free": ()}, None, scheduling.Wait()),
+        ({"finished": 10, "free": ()}, None, scheduling.Over("all 10 trials are finished")),
+        ({"stop": "user", "stop_reason": "by hand"}, None, scheduling.Over("by hand")),
+        ({"running": 0}, "enough", scheduling.Over("enough")),
+        ({"running": 1}, "enough", scheduling.Wait()),
+        ({"free": (ORPHAN, *FACTS.free)}, "enough", scheduling.Drain((ORPHAN,), "enough")),
     ],
 )
 def test_decide(changes: dict[str, object], rule: str | None, expected: object) -> None:
-    assert plan.decide(replace(FACTS, **changes), rule) == expected  # type: ignore[arg-type]
+    assert scheduling.decide(replace(FACTS, **changes), rule) == expected  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +64,7 @@ def test_decide(changes: dict[str, object], rule: str | None, expected: object) 
     ],
 )
 def test_stop_rules(changes: dict[str, object], maximize: bool, part: str | None) -> None:
-    found = plan.fired(replace(FACTS, **changes), maximize=maximize, max_failures=3)  # type: ignore[arg-type]
+    found = scheduling.fired(replace(FACTS, **changes), maximize=maximize, max_failures=3)  # type: ignore[arg-type]
     assert (found is None) if part is None else (part in str(found))
 
 
@@ -84,7 +83,7 @@ def test_stop_rules(changes: dict[str, object], maximize: bool, part: str | None
 def test_missing_is_a_few_ahead_and_never_past_the_budget(
     changes: dict[str, object], expected: int
 ) -> None:
-    assert plan.missing(replace(FACTS, **changes)) == expected  # type: ignore[arg-type]
+    assert scheduling.missing(replace(FACTS, **changes)) == expected  # type: ignore[arg-type]
 
 
 def test_workers_begin_with_different_trials() -> None:
@@ -95,23 +94,23 @@ def test_workers_begin_with_different_trials() -> None:
         asked.append(n)
         return n - 1
 
-    assert plan.apart(free, 0, last) == free  # alone: in their order
-    assert plan.apart(free, 2, last) == (*free[2:], *free[:2])
-    assert plan.apart(free, 99, last) == (*free[4:], *free[:4])
+    assert scheduling.apart(free, 0, last) == free  # alone: in their order
+    assert scheduling.apart(free, 2, last) == (*free[2:], *free[:2])
+    assert scheduling.apart(free, 99, last) == (*free[4:], *free[:4])
     assert asked == [1, 3, 5]
-    assert plan.apart((*free[:2], ORPHAN), 9, last) == (ORPHAN, free[1], free[0])
-    assert plan.apart((ORPHAN,), 9, last) == (ORPHAN,)
+    assert scheduling.apart((*free[:2], ORPHAN), 9, last) == (ORPHAN, free[1], free[0])
+    assert scheduling.apart((ORPHAN,), 9, last) == (ORPHAN,)
 
 
 def test_planned_is_baselines_then_grid_then_sampled() -> None:
     a, b, c = {"x": 1}, {"x": 2}, {"x": 3}
     grid = [a, b, c]
-    tried = [plan.planned(n, [b], grid, None, 0) for n in range(4)]
+    tried = [scheduling.planned(n, [b], grid, None, 0) for n in range(4)]
     assert tried == [b, a, c, {}]
 
 
 def test_planned_shifts_by_what_was_enqueued() -> None:
     a, b = {"x": 1}, {"x": 2}
-    assert plan.planned(0, [], [a, b], None, 0) == a
-    assert plan.planned(1, [], [a, b], {"x": 9}, 0) == {"x": 9}
-    assert plan.planned(2, [], [a, b], None, 1) == b
+    assert scheduling.planned(0, [], [a, b], None, 0) == a
+    assert scheduling.planned(1, [], [a, b], {"x": 9}, 0) == {"x": 9}
+    assert scheduling.planned(2, [], [a, b], None, 1) == b

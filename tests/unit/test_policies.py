@@ -10,8 +10,8 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 
-from hpo.engine import augment as aug
-from hpo.engine.augment import policies
+from hpo.training import augment as aug
+from hpo.training.augment import policies
 
 NAMES = {
     "identity": "Identity",

@@ -16,8 +16,8 @@ import sqlalchemy as sa
 
 from hpo.errors import StorageError
 from hpo.search import study as studies
-from hpo.storage import db
-from hpo.storage.db import connect
+from hpo.storage import database as db
+from hpo.storage.database import connect
 from tests.harness.fakes import study_file
 from tests.harness.filled import MIXED, fill
 

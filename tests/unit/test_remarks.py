@@ -9,13 +9,25 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from hpo.definition.config import TrainConfig, check_path
-from hpo.definition.fields import has_items, model_at
-from hpo.definition.remarks import EFFECTIVE_WITH, remarks
-from hpo.definition.studyfile import StudyFile, parse_study
+from hpo.config.base import (
+    has_items,
+    model_at,
+)
+from hpo.config.remarks import (
+    EFFECTIVE_WITH,
+    remarks,
+)
+from hpo.config.study import (
+    StudyFile,
+    parse_study,
+)
+from hpo.config.train import (
+    TrainConfig,
+    check_path,
+)
 from hpo.errors import ConfigError
 from hpo.paths import Home
-from hpo.results.check import check
+from hpo.trained.dry_run import check
 from tests.harness.commands import calls
 from tests.harness.fakes import study_file
 

@@ -14,19 +14,30 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from rich.console import Console
 
-from hpo.cli.ending import print_ending
+from hpo.cli.live import print_ending
 from hpo.cli.tables import parameters_table
 from hpo.errors import NotFound
-from hpo.results import figures, study_figures
-from hpo.results.export import export
-from hpo.results.importance import Importances, importances, importances_of
-from hpo.results.page import write_report
-from hpo.results.report import study_report
-from hpo.results.table import duration, number, setting
-from hpo.results.training_page import training_report
+from hpo.formatting import (
+    duration,
+    number,
+    setting,
+)
+from hpo.reports import (
+    figures,
+    study_figures,
+)
+from hpo.reports.importance import (
+    Importances,
+    importances,
+    importances_of,
+)
+from hpo.reports.page import write_report
+from hpo.reports.study import study_report
+from hpo.reports.training import training_report
 from hpo.search.status import read_status
 from hpo.storage import records
-from hpo.storage.db import Database
+from hpo.storage.database import Database
+from hpo.trained.export import export
 from tests.harness.fakes import study_file
 from tests.harness.filled import EVIL, MIXED, RICH_SPACE, Trial, fill, trained
 

@@ -12,14 +12,25 @@ import pytest
 import safetensors.torch
 import torch
 
-from hpo.definition.config import TrainConfig
-from hpo.definition.studyfile import load_config
-from hpo.engine import datasets
-from hpo.errors import ConfigError, Conflict, InputError, Interrupted, NotFound, TrialFailed
+from hpo.config.study import load_config
+from hpo.config.train import TrainConfig
+from hpo.data import dataset
+from hpo.errors import (
+    ConfigError,
+    Conflict,
+    InputError,
+    Interrupted,
+    NotFound,
+    TrialFailed,
+)
 from hpo.paths import Home
-from hpo.results import retrain as retraining
-from hpo.results.recipe import make_recipe
-from hpo.results.runs import Run, RunDir, load_run
+from hpo.trained import retrain as retraining
+from hpo.trained.retrain import make_recipe
+from hpo.trained.run import (
+    Run,
+    RunDir,
+    load_run,
+)
 from tests.harness.trained import SPLITS, pictures, tiny_config, train_run
 
 
@@ -179,7 +190,7 @@ def test_normalisation_is_that_of_the_training_part(
     config: TrainConfig, out: Path, home: Home
 ) -> None:
     run = train_run(config, out, home)
-    data = datasets.open_data(config.data, home.cache)
+    data = dataset.open_data(config.data, home.cache)
     assert run.about.mean == data.mean
     assert run.about.std == data.std
 
@@ -297,8 +308,8 @@ def test_the_test_set_is_opened_once_for_each_seed(
         opened.append(len(RunDir(out).finished()))
         return open_test(*args)
 
-    open_test = datasets.open_test
-    monkeypatch.setattr(datasets, "open_test", counted)
+    open_test = dataset.open_test
+    monkeypatch.setattr(dataset, "open_test", counted)
     train_run(config, out, home, seeds=2)
     assert opened == [0, 1]
     run = train_run(config, out, home, seeds=3)  # finished seeds are not run again

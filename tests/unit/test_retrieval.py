@@ -15,15 +15,37 @@ from sklearn.metrics import precision_recall_fscore_support
 from sklearn.metrics.pairwise import cosine_distances
 from sklearn.preprocessing import StandardScaler
 
-from hpo.definition.config import TrainConfig
-from hpo.definition.retrieval import RETRIEVED, RetrievalConfig
-from hpo.definition.studyfile import parse_study
-from hpo.engine import learner, models, neighbours
-from hpo.engine.control import Unattended
-from hpo.engine.embedding import Embedded, classifier, embed, width
-from hpo.engine.retrieval import Found, Index
-from hpo.engine.train import EpochResult, train
-from hpo.errors import ConfigError, DataError, TrialFailed
+from hpo.config.retrieval import (
+    RETRIEVED,
+    RetrievalConfig,
+)
+from hpo.config.study import parse_study
+from hpo.config.train import TrainConfig
+from hpo.control import Unattended
+from hpo.errors import (
+    ConfigError,
+    DataError,
+    TrialFailed,
+)
+from hpo.training import (
+    learner,
+    models,
+    retrieval,
+)
+from hpo.training.evaluation import (
+    Embedded,
+    classifier,
+    embed,
+    width,
+)
+from hpo.training.retrieval import (
+    Found,
+    Index,
+)
+from hpo.training.train import (
+    EpochResult,
+    train,
+)
 from tests.harness.training import DATA, Pictures, config
 
 CPU = torch.device("cpu")
@@ -49,7 +71,7 @@ def brute(index: Index, queries: Embedded, k: int) -> tuple[list[list[int]], lis
     gallery, others = index.place(index.gallery.features), index.place(queries.features)
     cosine = index.config.distance == "cosine"
     if cosine:
-        gallery, others = neighbours.unit(gallery), neighbours.unit(others)
+        gallery, others = retrieval.unit(gallery), retrieval.unit(others)
     places, distances = [], []
     for query, identity in zip(others, queries.identities, strict=True):
         pairs = []
@@ -95,13 +117,13 @@ def test_brute_force_where_quick_distances_cannot_tell(distance: Any) -> None:
 def test_a_collapsed_network_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     gallery, queries = shelf(100, 0), shelf(50, 1)
     gallery.features[:], queries.features[:] = 1, 2
-    original, whole = neighbours._Rows.ranked, []
+    original, whole = retrieval._Rows.ranked, []
 
     def counted(self: Any, rows: Any, *others: Any) -> Any:
         whole.append(len(rows) == 100)
         return original(self, rows, *others)
 
-    monkeypatch.setattr(neighbours._Rows, "ranked", counted)
+    monkeypatch.setattr(retrieval._Rows, "ranked", counted)
     found = Index.fit(gallery, RetrievalConfig()).search(queries, classes=3)
     assert found.indices.tolist() == [[0, 1, 2, 3, 4]] * 50
     assert whole.count(True) == 1

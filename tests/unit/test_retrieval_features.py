@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 from torch import nn
 
-from hpo.definition.retrieval import RETRIEVED
-from hpo.engine import cache as caching
-from hpo.engine import features, images
-from hpo.engine.images import MemmapImages
-from hpo.engine.retrieval import Index
-from hpo.engine.tracing import MORE
+from hpo.config.retrieval import RETRIEVED
+from hpo.data import cache as caching
+from hpo.data import images
+from hpo.data.images import MemmapImages
 from hpo.paths import Home
-from hpo.results.retrain import retrain
-from hpo.results.runs import Run
+from hpo.trained.retrain import retrain
+from hpo.trained.run import Run
+from hpo.training import feature_cache
+from hpo.training.retrieval import Index
+from hpo.training.tracing import MORE
 from tests.harness.images import make_folder
 from tests.unit.test_features import LAYOUTS, Counted, config, files, run
 
@@ -51,7 +52,7 @@ def test_the_results_are_those_without_bit_for_bit(
 ) -> None:
     """SqueezeNet has a map before its classifier, MobileNetV3 a layer of its head to be run."""
     fields: dict[str, Any] = {
-        "batch_size": features.BATCH,
+        "batch_size": feature_cache.BATCH,
         "data": {"image_size": 32},
         "model": {"architecture": architecture, "trainable_blocks": 0},
         "runtime": {"precision": precision, "memory_format": layout, "threads": 1},
@@ -156,7 +157,7 @@ def test_retraining_takes_the_features_of_the_search(
     home = Home(tmp_path / "home")
     with_kept = retrained(folder, home.cache, tmp_path / "one", home)
     assert counted.parts == 2
-    monkeypatch.setattr(features, "frozen_cut", lambda *_: None)
+    monkeypatch.setattr(feature_cache, "frozen_cut", lambda *_: None)
     without = retrained(folder, home.cache, tmp_path / "two", home)
     one, other = (Index.load(run.seeds[0].files.index) for run in (with_kept, without))
     assert one.gallery.identities == other.gallery.identities
@@ -167,4 +168,4 @@ def test_retraining_takes_the_features_of_the_search(
 
 @pytest.mark.parametrize(("side", "most"), [(16, 64), (224, 64), (448, 16), (600, 8), (1024, 3)])
 def test_of_large_pictures_fewer_are_computed_at_once(side: int, most: int) -> None:
-    assert features.at_once(side) == most
+    assert feature_cache.at_once(side) == most

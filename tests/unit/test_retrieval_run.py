@@ -11,16 +11,18 @@ import pytest
 from typer.testing import CliRunner
 
 from hpo.cli.main import app
-from hpo.engine.checkpoint import save_weights
-from hpo.engine.models import build
-from hpo.engine.retrieval import Index
 from hpo.errors import DataError
 from hpo.paths import Home
-from hpo.results.evaluate import evaluate_run
-from hpo.results.retrieval import look_up
-from hpo.results.runs import Run, load_run
-from hpo.results.training import as_page
-from hpo.results.training_page import training_report
+from hpo.reports.training import as_page, training_report
+from hpo.trained.inference import evaluate_run
+from hpo.trained.retrieval import look_up
+from hpo.trained.run import (
+    Run,
+    load_run,
+)
+from hpo.training.checkpoint import save_weights
+from hpo.training.models import build
+from hpo.training.retrieval import Index
 from tests.harness.trained import pictures, tiny_config, train_run
 
 FROZEN = {"task": "retrieval", "model.trainable_blocks": 0, "model.cnn.filters": [8, 8]}

@@ -6,16 +6,19 @@ import math
 
 import pytest
 
-from hpo.definition.studyfile import StudyFile, parse_study
-from hpo.engine import learner
+from hpo.config.study import (
+    StudyFile,
+    parse_study,
+)
 from hpo.errors import ConfigError
 from hpo.paths import Home
-from hpo.results.check import check
-from hpo.results.export import export
-from hpo.results.report import study_report
+from hpo.reports.study import study_report
 from hpo.search.study import load
-from hpo.storage.db import Database
-from hpo.storage.optuna_rdb import FencedStorage
+from hpo.storage.database import Database
+from hpo.storage.optuna import FencedStorage
+from hpo.trained.dry_run import check
+from hpo.trained.export import export
+from hpo.training import learner
 from tests.unit.test_objective import TRAIN, search
 
 SPACE = """

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from hpo.definition.config import TrainConfig
-from hpo.engine import runtime
+from hpo.config.train import TrainConfig
 from hpo.errors import InputError
+from hpo.training import device as runtime
 
 CPU = torch.device("cpu")
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from hpo.definition.studyfile import parse_study
+from hpo.config.study import parse_study
 from hpo.errors import Conflict
 from hpo.paths import Home
 from hpo.search import study as studies
-from hpo.storage.db import Database
+from hpo.storage.database import Database
 from tests.harness.trained import pictures, tiny_config, train_run
 
 STUDY = """

@@ -13,19 +13,24 @@ from pathlib import Path
 import pytest
 
 import hpo
-from hpo.definition.config import TrainConfig
-from hpo.definition.data import DataConfig
-from hpo.definition.studyfile import StudyFile
-from hpo.engine import datasets
-from hpo.engine.datasets import DigitsReader, FolderReader, open_data, open_test
-from hpo.engine.images import Images
-from hpo.engine.own_data import UserReader
-from hpo.engine.stanford_cars import BoxReader
-from hpo.engine.torchvision_sets import ArrayReader
+from hpo.config.data import DataConfig
+from hpo.config.study import StudyFile
+from hpo.config.train import TrainConfig
+from hpo.data import dataset
+from hpo.data.dataset import (
+    DigitsReader,
+    FolderReader,
+    open_data,
+    open_test,
+)
+from hpo.data.images import Images
+from hpo.data.sources import UserReader
+from hpo.data.stanford_cars import BoxReader
+from hpo.data.torchvision import ArrayReader
 from hpo.errors import DataError
 from hpo.paths import Home
 from hpo.search.status import read_status
-from hpo.storage.db import Database
+from hpo.storage.database import Database
 from tests.harness.fakes import study_file
 from tests.harness.formats import make_cars, make_set
 from tests.harness.images import make_folder
@@ -71,28 +76,30 @@ def test_searching_never_names_the_door(folder: str) -> None:
         assert not {DOOR, LOOK} & names_in(path), path
 
 
-@pytest.mark.parametrize("folder", [*SEARCHING, "engine"])
+@pytest.mark.parametrize("folder", [*SEARCHING, "data", "training"])
 def test_searching_imports_nothing_that_comes_after_it(folder: str) -> None:
     for path in modules(folder):
-        assert not [name for name in names_in(path) if name.startswith("hpo.results")], path
+        assert not [
+            name for name in names_in(path) if name.startswith(("hpo.trained", "hpo.reports"))
+        ], path
 
 
 def test_only_retraining_and_evaluation_open_the_door() -> None:
     users = {path.relative_to(ROOT).as_posix() for path in modules("") if DOOR in names_in(path)}
-    assert users == {"engine/datasets.py", "results/retrain.py", "results/evaluate.py"}
+    assert users == {"data/dataset.py", "trained/retrain.py", "trained/inference.py"}
 
 
 def test_what_a_look_gives_has_no_pixels(tmp_path: Path, home: Home, opened: set[str]) -> None:
     root = make_folder(tmp_path / "pictures", {"train": 4, "val": 2, "test": 2}, size=(20, 16))
     config = DataConfig(dataset="folder", root=str(root), image_size=12)
-    report = datasets.examine_data(config, home.cache)
+    report = dataset.examine_data(config, home.cache)
     assert {name.split("/")[0] for name in opened} == {"train", "val", "test"}
     json.dumps(report.to_dict())  # names, numbers and reasons
     assert not list(home.cache.rglob("pixels"))
 
 
 def test_what_a_search_gets_has_no_test_pictures() -> None:
-    fields = [field.name for field in dataclasses.fields(datasets.Data) if "test" in field.name]
+    fields = [field.name for field in dataclasses.fields(dataset.Data) if "test" in field.name]
     assert fields == ["has_test"]
 
 
@@ -294,14 +301,14 @@ def test_every_seed_of_a_run_is_tested_on_the_same_pictures(
         tested.append(images.names if images else ())
         return images
 
-    def spied_data(*args: object) -> datasets.Data:
+    def spied_data(*args: object) -> dataset.Data:
         data = real_data(*args)  # type: ignore[arg-type]
         trained.append({*data.train.names, *data.val.names})
         return data
 
-    real_test, real_data = datasets.open_test, datasets.open_data
-    monkeypatch.setattr(datasets, "open_test", spied_test)
-    monkeypatch.setattr(datasets, "open_data", spied_data)
+    real_test, real_data = dataset.open_test, dataset.open_data
+    monkeypatch.setattr(dataset, "open_test", spied_test)
+    monkeypatch.setattr(dataset, "open_data", spied_data)
     root = make_folder(tmp_path / "pictures", count=12, size=(20, 16))
     train_run(tiny_config(root), tmp_path / "run", home, seeds=3)
     assert len(tested) == 3

@@ -13,21 +13,34 @@ import pytest
 import torch
 from optuna.trial import TrialState
 
-from hpo.definition.objectives import dominates
-from hpo.definition.studyconfig import StudyConfig
-from hpo.definition.studyfile import StudyFile, parse_study
-from hpo.engine.costs import latency_ms, multiply_adds, network_costs
-from hpo.engine.models import build
+from hpo.config.metrics import dominates
+from hpo.config.strategies import StudyConfig
+from hpo.config.study import (
+    StudyFile,
+    parse_study,
+)
 from hpo.errors import ConfigError
 from hpo.paths import Home
 from hpo.search import study as studies
-from hpo.search.objective import Bench
-from hpo.search.several import FirstMetric, values_of
-from hpo.search.status import StudyStatus, read_status
+from hpo.search.sampling import (
+    FirstMetric,
+    values_of,
+)
+from hpo.search.status import (
+    StudyStatus,
+    read_status,
+)
 from hpo.search.study import Study
-from hpo.storage.db import Database
-from hpo.storage.optuna_rdb import FencedStorage
+from hpo.search.trial import Bench
+from hpo.storage.database import Database
+from hpo.storage.optuna import FencedStorage
 from hpo.storage.records import EpochRow
+from hpo.training.models import build
+from hpo.training.profiling import (
+    latency_ms,
+    multiply_adds,
+    network_costs,
+)
 from hpo.workers.worker import Worker
 from tests.harness.fakes import study_file
 from tests.harness.filled import Trial, fill
@@ -167,7 +180,7 @@ def test_the_view_decides_as_a_study_of_one_objective_does(
 def _verdicts(database: Database, study: Study, curves: Sequence[tuple[float, ...]]) -> list[bool]:
     """Whether a running trial with each of `curves` would be pruned."""
     from hpo.storage import leases
-    from hpo.storage.optuna_rdb import add_waiting
+    from hpo.storage.optuna import add_waiting
 
     storage = FencedStorage(database)
     view = study.optuna_study(storage)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hpo.definition.cnn import CnnConfig
-from hpo.definition.config import TrainConfig
-from hpo.engine import models
+from hpo.config.model import CnnConfig
+from hpo.config.train import TrainConfig
 from hpo.errors import ConfigError
+from hpo.training import models
 
 
 class Niche(nn.Module):

@@ -8,9 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpo.definition.parameters import Choice, Float, Int, Parameter
-from hpo.definition.space import Space
-from hpo.definition.spacefile import parse_space, split_space
+from hpo.config.space import (
+    Choice,
+    Float,
+    Int,
+    Parameter,
+    Space,
+    parse_space,
+    split_space,
+)
 from hpo.errors import ConfigError
 
 SPACE = Space(

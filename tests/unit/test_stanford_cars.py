@@ -16,13 +16,20 @@ from torchvision.datasets import StanfordCars
 from typer.testing import CliRunner
 
 from hpo.cli.main import app
-from hpo.definition.config import TrainConfig
-from hpo.definition.data import DataConfig
-from hpo.engine.datasets import describe, open_data, open_test
-from hpo.errors import ConfigError, DataError
+from hpo.config.data import DataConfig
+from hpo.config.train import TrainConfig
+from hpo.data.dataset import (
+    describe,
+    open_data,
+    open_test,
+)
+from hpo.errors import (
+    ConfigError,
+    DataError,
+)
 from hpo.paths import Home
-from hpo.results.predict import read_images
-from hpo.results.retrain import retrain
+from hpo.trained.inference import read_images
+from hpo.trained.retrain import retrain
 from tests.harness.formats import CARS, annotate, make_cars
 
 

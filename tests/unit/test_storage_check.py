@@ -14,18 +14,40 @@ import optuna
 import pytest
 import sqlalchemy as sa
 
+from hpo.doctor import files, rules
+from hpo.doctor.repair import (
+    ENDED_BY_OTHERS,
+    OVER,
+    STATE_OF,
+)
+from hpo.doctor.rules import (
+    Attempt,
+    Finding,
+    Known,
+    Rows,
+    Trial,
+    judge,
+)
+from hpo.doctor.scan import (
+    check_all,
+    mend,
+)
 from hpo.errors import StorageError
 from hpo.paths import Home
-from hpo.search import leftovers, mirror
 from hpo.search import study as studies
-from hpo.search.checkup import check_all, mend
+from hpo.search import sync
 from hpo.search.study import Study
-from hpo.storage import findings, leases, records, tables
-from hpo.storage.db import Database, connect
-from hpo.storage.findings import Attempt, Finding, Known, Rows, Trial, judge
+from hpo.storage import (
+    leases,
+    records,
+    tables,
+)
+from hpo.storage.database import (
+    Database,
+    connect,
+)
 from hpo.storage.leases import FINAL
-from hpo.storage.mending import ENDED_BY_OTHERS, OVER, STATE_OF
-from hpo.storage.optuna_rdb import FencedStorage
+from hpo.storage.optuna import FencedStorage
 from tests.harness.fakes import study_file
 from tests.harness.filled import Trial as Filled
 from tests.harness.filled import fill
@@ -195,8 +217,8 @@ class TestFiles:
         study, home = toy_study(toy), Home.default()
         if request.param == "here":
             return study.directory(home).root
-        url = mirror.check(str(tmp_path / "shared"), study.row, toy)
-        mirror.keep(toy, study.row, url, home)
+        url = sync.check(str(tmp_path / "shared"), study.row, toy)
+        sync.keep(toy, study.row, url, home)
         return tmp_path / "shared" / study.uuid
 
     def found(self, database: Database, **kwargs: str) -> list[Finding]:
@@ -215,7 +237,7 @@ class TestFiles:
         assert self.found(toy) == []  # somebody works on the study, who tidies up
         hand_back(toy)
         (one,) = self.found(toy)
-        assert (one.kind, one.study, one.trial) == (findings.SURPLUS, "toy", None)
+        assert (one.kind, one.study, one.trial) == (rules.SURPLUS, "toy", None)
         assert str(root) in one.means
         assert all(name in one.means for name in goes)
         assert there(root) == everything
@@ -230,11 +252,11 @@ class TestFiles:
         uuid = toy_study(toy).uuid
         records.add_worker(toy, "w-2", uuid, versions={}, process="p", **about)
         assert self.found(toy) == []
-        cure = leftovers.RemoveSurplus(toy_study(toy), leftovers.Place(Home.default()))
+        cure = files.RemoveSurplus(toy_study(toy), files.Place(Home.default()))
         assert not cure.apply(toy)
         records.end_worker(toy, "w-2", "over")
         (one,) = self.found(toy)
-        assert (one.kind, one.trial) == (findings.SURPLUS, 1)
+        assert (one.kind, one.trial) == (rules.SURPLUS, 1)
 
     def test_a_folder_that_goes_meanwhile_is_nothing(
         self, toy: Database, monkeypatch: pytest.MonkeyPatch
@@ -257,7 +279,7 @@ class TestFiles:
         lay(root, "trials/99/attempt-1/epoch-1.ckpt", "trials/what")
         before = there(root)
         (one,) = self.found(toy)
-        assert (one.kind, one.fault, one.cure) == (findings.STRAY, True, None)
+        assert (one.kind, one.fault, one.cure) == (rules.STRAY, True, None)
         assert "2 files" in one.means
         assert "hpo storage copy" in one.left
         assert mend(toy, check_all(toy, Home.default())) == []
@@ -267,17 +289,17 @@ class TestFiles:
         home = Home.default()
         lay(home.root / "studies", f"{UUID}/trials/0/attempt-1/weights.safetensors", "notes/x")
         (one,) = self.found(toy)
-        assert (one.kind, one.fault, one.cure) == (findings.STRAY, True, None)
+        assert (one.kind, one.fault, one.cure) == (rules.STRAY, True, None)
         assert f"studies/{UUID}: 1 file" in one.means
         other = Home(tmp_path / "elsewhere")  # of other databases too
         lay(other.root / "studies", f"{UUID}/trials/0/attempt-1/weights.safetensors")
         (one,) = check_all(toy, other).found
-        assert (one.kind, one.fault) == (findings.STRAY, False)
+        assert (one.kind, one.fault) == (rules.STRAY, False)
 
     def test_a_store_that_the_command_names(self, hpo: Hpo, toy: Database, tmp_path: Path) -> None:
         lay(tmp_path / "shared", f"{UUID}/study.toml", "other/x")
         (one,) = self.found(toy, artifacts=str(tmp_path / "shared"))
-        assert (one.kind, one.fault) == (findings.STRAY, False)
+        assert (one.kind, one.fault) == (rules.STRAY, False)
         called = hpo("storage", "check", "--artifacts", tmp_path / "shared")
         assert (called.code, f"shared/{UUID}: 1 file" in called.out) == (0, True)
         called = hpo("storage", "check", "--artifacts", "s3://key:secret@bucket")
@@ -285,7 +307,7 @@ class TestFiles:
 
     def test_a_store_that_cannot_be_reached(self, toy: Database, tmp_path: Path) -> None:
         (one,) = self.found(toy, artifacts=str(tmp_path / "not-mounted"))
-        assert (one.kind, one.fault) == (findings.UNREAD, True)
+        assert (one.kind, one.fault) == (rules.UNREAD, True)
         assert "No such file" in one.means
 
 
@@ -293,7 +315,7 @@ def test_a_name_that_leads_elsewhere_is_refused(toy: Database) -> None:
     """As every path of a row that somebody changed."""
     study = toy_study(toy)
     with pytest.raises(StorageError):
-        leftovers.Place(Home.default()).names(f"../{study.uuid}")
+        files.Place(Home.default()).names(f"../{study.uuid}")
 
 
 def test_ten_thousand_trials_take_a_few_queries(database: Database) -> None:
@@ -356,7 +378,7 @@ def test_what_a_search_may_look_like(state: str, rows: list[Attempt]) -> None:
 @pytest.mark.parametrize("ago", [0.1, 10.0, 1e6])
 def test_an_expired_lease_is_a_note(ago: float) -> None:
     (one,) = judged("RUNNING", Attempt(1, "w", NOW - ago))
-    assert (one.kind, one.fault) == (findings.EXPECTED, False)
+    assert (one.kind, one.fault) == (rules.EXPECTED, False)
 
 
 @pytest.mark.parametrize("outcome", [None, "lost"])

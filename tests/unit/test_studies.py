@@ -9,11 +9,11 @@ import pytest
 import torch
 import torchvision
 
-from hpo.definition.studyfile import StudyFile
+from hpo.config.study import StudyFile
 from hpo.paths import Home
-from hpo.results.check import check
 from hpo.search.status import read_status
-from hpo.storage.db import Database
+from hpo.storage.database import Database
+from hpo.trained.dry_run import check
 from tests.harness.formats import make_cars, make_set, unchecked
 from tests.harness.images import make_folder
 from tests.harness.searches import search

@@ -15,21 +15,35 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from hpo.definition import toml
-from hpo.definition.config import TrainConfig
-from hpo.definition.parameters import Choice, Float, Int
-from hpo.definition.schema import json_schema
-from hpo.definition.starter import starter
-from hpo.definition.studyconfig import PRUNERS, SAMPLERS, Grid, Hyperband, Median, Patient
-from hpo.definition.studyfile import (
+from hpo.config import toml
+from hpo.config.schema import json_schema
+from hpo.config.space import (
+    Choice,
+    Float,
+    Int,
+)
+from hpo.config.strategies import (
+    PRUNERS,
+    SAMPLERS,
+    Grid,
+    Hyperband,
+    Median,
+    Patient,
+)
+from hpo.config.study import (
     StudyFile,
     difference,
     dump_config,
     load_config,
     parse_study,
 )
-from hpo.engine.folders import summarize_folder
-from hpo.errors import ConfigError, DataError
+from hpo.config.template import starter
+from hpo.config.train import TrainConfig
+from hpo.data.folders import summarize_folder
+from hpo.errors import (
+    ConfigError,
+    DataError,
+)
 
 STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("*.toml"))
 
@@ -526,7 +540,7 @@ class TestStarter:
 
 def test_no_heavy_import() -> None:
     code = (
-        "import sys, hpo.definition.studyfile, hpo.definition.schema, hpo.definition.starter\n"
+        "import sys, hpo.config.study, hpo.config.schema, hpo.config.template\n"
         "heavy = {'torch', 'torchvision', 'optuna', 'plotly', 'sklearn', 'sqlalchemy', 'ray'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )

@@ -8,15 +8,24 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from hpo.errors import HpoError, StorageAway
+from hpo.errors import (
+    HpoError,
+    StorageAway,
+)
 from hpo.paths import Home
 from hpo.search import study as studies
 from hpo.search.study import Study
-from hpo.storage import leases, records
-from hpo.storage.db import Database
-from hpo.storage.optuna_rdb import FencedStorage, add_waiting
+from hpo.storage import (
+    leases,
+    records,
+)
+from hpo.storage.database import Database
+from hpo.storage.optuna import (
+    FencedStorage,
+    add_waiting,
+)
 from hpo.workers import supervisor as module
-from hpo.workers.identity import identity
+from hpo.workers.process import identity
 from hpo.workers.supervisor import Supervisor
 from tests.harness.fakes import study_file
 

@@ -11,14 +11,32 @@ import pytest
 import torch
 from torch import nn
 
-from hpo.definition.config import TrainConfig
-from hpo.engine import learner, models, train
-from hpo.engine.checkpoint import Checkpoint, best_weights
-from hpo.engine.control import Unattended
-from hpo.engine.datasets import open_data
-from hpo.engine.learner import Learner, Tally, evaluate
-from hpo.engine.train import EpochResult, TrainingData
-from hpo.errors import Damaged, Interrupted, TrialFailed
+from hpo.config.train import TrainConfig
+from hpo.control import Unattended
+from hpo.data.dataset import open_data
+from hpo.errors import (
+    Damaged,
+    Interrupted,
+    TrialFailed,
+)
+from hpo.training import (
+    learner,
+    models,
+    train,
+)
+from hpo.training.checkpoint import (
+    Checkpoint,
+    best_weights,
+)
+from hpo.training.learner import (
+    Learner,
+    Tally,
+    evaluate,
+)
+from hpo.training.train import (
+    EpochResult,
+    TrainingData,
+)
 from tests.harness.training import (
     CPU,
     DATA,

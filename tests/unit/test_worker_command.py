@@ -12,7 +12,7 @@ import pytest
 
 from hpo.paths import Home
 from hpo.search.status import read_status
-from hpo.storage.db import connect
+from hpo.storage.database import connect
 
 STUDY = """\
 [study]

@@ -1,0 +1,459 @@
+"""`hpo init`, `check`, `schema`, `run`, and what steers a study."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hpo.cli.options import (
+    Artifacts,
+    Device,
+    Force,
+    Insecure,
+    On,
+    Overrides,
+    Storage,
+    StudyName,
+    StudyPath,
+    console,
+    database,
+    program,
+    quiet_optuna,
+    storage_flag,
+)
+from hpo.errors import Conflict, InputError, Interrupted
+from hpo.io import write_whole
+from hpo.paths import Home
+from hpo.workers.process import first_device
+
+if TYPE_CHECKING:
+    import threading
+
+    from rich.console import Console
+
+    from hpo.api import Study
+    from hpo.reports.progress import View
+    from hpo.workers.supervisor import Supervisor
+
+MOST_LOOKED = 2_000
+"""Images that a first look decodes; of more, `hpo check` does."""
+
+
+def init(
+    data_dir: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATA",
+            help="Folder of images: train/, maybe val/ and test/, by class; or one folder per "
+            "class; or a CSV file with the columns file and label (and maybe split, group).",
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Where to.", show_default="the folder's name"
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Overwrite the file.")] = False,
+) -> None:
+    """Write a commented study file for your own photographs, which works as it is.
+
+    Example: hpo init photos/ -o photos.toml
+    """
+    from hpo.config.study import parse_study
+    from hpo.config.template import starter
+    from hpo.data import (
+        csv_labels,
+        folders,
+    )
+    from hpo.data.dataset import examine_data
+
+    summarize = csv_labels.summarize_csv if data_dir.is_file() else folders.summarize_folder
+    text = starter(data_dir, summarize(data_dir.expanduser()), output.stem if output else None)
+    file = parse_study(text, str(data_dir))
+    path = output or Path(f"{file.name}.toml")
+    if path.exists() and not force:
+        raise Conflict(f"{path} exists: choose another name with -o, or --force to overwrite it")
+    write_whole(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
+    hpo = program()
+    config = file.config(file.baselines[0]).data
+    report = examine_data(config, Home.default().cache, remember=False, looked=MOST_LOOKED)
+    console().print("\n".join(report.lines()), markup=False, soft_wrap=True)
+    typer.echo(f"{path} written. Next:\n  {hpo} check {path}\n  {hpo} run {path}")
+
+
+def check(
+    study_file: StudyPath,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Estimate for so many workers.", show_default="one a device"
+        ),
+    ] = None,
+    device: Device = None,
+    set_: Overrides = [],  # noqa: B006  (Typer's way to say: repeatable)
+) -> None:
+    """Look at the data and try every architecture before a search; writes nothing.
+
+    Validates the file, decodes every image of every part, test included (what cannot be read is
+    named, and no pixels are used), tells what is odd about the data, builds every architecture of
+    the space, runs one training step at the largest batch, and estimates memory, seconds per epoch
+    and total time; of frozen layers, which are computed once, the disk that they take, and what the
+    first and the later trials cost.
+
+    Example: hpo check studies/digits.toml --workers 2
+    """
+    from hpo.config.study import StudyFile
+    from hpo.config.toml import assignments
+
+    file = StudyFile.load(study_file, assignments(set_))
+    from hpo.trained.dry_run import check as examine
+    from hpo.workers.process import (
+        spread,
+        threads_for,
+    )
+
+    count = len(spread(workers, 1, device))
+    result = examine(
+        file,
+        home=Home.default(),
+        device=first_device(device),
+        workers=count,
+        threads=threads_for(count),
+    )
+    console().print(str(result), markup=False, soft_wrap=True)
+
+
+def schema() -> None:
+    """Print the JSON Schema of a study file: every field, its range and default.
+
+    A TOML editor uses it to complete and check while you type.
+
+    Example: hpo schema > study.schema.json
+    """
+    from hpo.config.schema import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2))
+
+
+def run(
+    study_file: StudyPath,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Worker processes in all.", show_default="one a device"
+        ),
+    ] = None,
+    workers_per_device: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Worker processes on each device.")
+    ] = 1,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DEVICE",
+            help="Put all workers there: cpu, cuda:1 or mps.",
+            show_default="all visible GPUs in turn, else the CPU",
+        ),
+    ] = None,
+    dashboard: Annotated[
+        bool, typer.Option("--dashboard", help="Serve optuna-dashboard beside the search.")
+    ] = False,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="One line per finished trial instead of a live view.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Only the result.")] = False,
+    force: Force = False,
+    set_: Overrides = [],  # noqa: B006
+    storage: Storage = None,
+    artifacts: Artifacts = None,
+) -> None:
+    """Search: create or resume the study, start workers, show them live, end with the result.
+
+    Ctrl-C once hands the running trials back and ends; the same command goes on with them. Twice
+    ends at once. More workers may join at any time, from any host: hpo worker STUDY.
+
+    The exit code is 0 only where the study is finished and has a best trial: in `hpo run ... && hpo
+    export ...` nothing follows otherwise. 130 after Ctrl-C or SIGTERM, 1 where no trial was
+    completed or another command stopped the study, 2 where nothing could begin, or the database's
+    file was removed meanwhile.
+
+    Example: hpo run studies/digits.toml --workers 2
+    """
+    from hpo.api import (
+        Study,
+        open_study,
+    )
+    from hpo.config.study import StudyFile
+    from hpo.config.toml import assignments
+    from hpo.workers.process import (
+        require_device,
+        spread,
+        stop_on_signal,
+    )
+
+    quiet_optuna()
+    file = StudyFile.load(study_file, assignments(set_))
+    devices = spread(workers, workers_per_device, device)
+    require_device(device)
+    with database(storage) as found:
+        _, is_new = open_study(found, file, artifacts)
+        study, out = Study(file.name, found), console()
+        for line in _opening(study, is_new=is_new, quiet=quiet):
+            out.print(line, markup=False, soft_wrap=True)
+        again = shlex.join([str(study_file), *(part for one in set_ for part in ("--set", one))])
+        with stop_on_signal() as stop:
+            if not study.is_over:
+                supervisor = study.supervisor(devices, force=force)
+                shown = {"plain": plain, "quiet": quiet, "dashboard": dashboard}
+                _search(study, supervisor, out, stop, **shown)
+            code = _end(study, again, out, interrupted=stop.is_set())
+    if code:
+        raise typer.Exit(code)
+
+
+def _opening(study: Study, *, is_new: bool, quiet: bool) -> Iterator[str]:
+    """Lift a stop; yield a word on that, and lines on the data."""
+    if study.resume_stopped():
+        yield f"study {study.name} was stopped; it goes on"
+    elif not is_new and not study.is_over:
+        yield f"study {study.name} goes on where it was"
+    report = None if quiet else study.data_report
+    yield from report.lines() if report else ()
+
+
+def _search(
+    study: Study,
+    supervisor: Supervisor,
+    out: Console,
+    stop: threading.Event,
+    *,
+    plain: bool,
+    quiet: bool,
+    dashboard: bool,
+) -> None:
+    """Run workers until the study is over or `stop` is set, and show them."""
+    from hpo.cli import live
+    from hpo.config.remarks import remarks
+    from hpo.reports.progress import headline
+
+    with ExitStack() as stack:
+        if dashboard:
+            from hpo.dashboard.server import start_beside
+
+            address, end = start_beside(study.database)
+            stack.callback(end)
+            out.print(f"dashboard: {address}", markup=False)
+        if not quiet and (plain or not out.is_terminal):
+            line = headline(study.status(), study.database.shown, supervisor.devices)
+            out.print(line, markup=False, soft_wrap=True)
+        for line in () if quiet else remarks(study.file):
+            out.print(line, markup=False, soft_wrap=True, style="yellow")
+        view = stack.enter_context(live.opened(out, study.status, plain=plain, quiet=quiet))
+        stack.enter_context(_logged(out))
+        supervisor.run(stop, partial(_tick, view, stop))
+        view.finish()
+
+
+STOPPING = "stopping: running trials are handed back after their current step; again: stop now"
+
+
+def _tick(view: View, stop: threading.Event) -> None:
+    if stop.is_set() and view.note != STOPPING:
+        view.say(STOPPING)
+    view.tick()
+
+
+@contextmanager
+def _logged(out: Console) -> Iterator[None]:
+    """Warnings of the supervisor, above the live view."""
+    from rich.logging import RichHandler
+
+    log = logging.getLogger("hpo.workers")
+    handler = RichHandler(logging.WARNING, console=out, show_path=False)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
+def _end(study: Study, again: str, out: Console, *, interrupted: bool) -> int:
+    """Print the result, or how to go on where the study or all of its workers here were stopped:
+    `again` are the arguments that name it. Returns the exit code."""
+    from hpo.cli.live import print_ending
+
+    hpo, flag = program(), storage_flag(study.database)
+    status = study.status()
+    if status.state != "finished":
+        out.print(
+            f"\nstopped: {status.finished} of {status.row.trials} trials are finished, the running "
+            f"ones were handed back.\nTo go on: {hpo} run {again}{flag}",
+            markup=False,
+            soft_wrap=True,
+        )
+        return Interrupted.exit_code if interrupted else 1
+    print_ending(study.database, status, out, hpo=hpo, flag=flag)
+    return 1 if status.best is None else 0
+
+
+def enqueue(
+    study: StudyName,
+    values: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="KEY=VALUE...",
+            help="Searched parameters by dotted name; what is left out is sampled.",
+        ),
+    ],
+    storage: Storage = None,
+) -> None:
+    """Let the next trial try this configuration, within the budget.
+
+    Example: hpo enqueue digits optimizer.name=adamw optimizer.lr=0.003
+    """
+    from hpo.api import Study
+    from hpo.config.toml import assignments
+
+    given = assignments(values)
+    with database(storage) as found:
+        Study(study, found).enqueue(given)
+    typer.echo(f"the next trial of {study} that starts tries it")
+
+
+def stop(
+    study: StudyName, on: On = None, insecure: Insecure = False, storage: Storage = None
+) -> None:
+    """Hand running trials back after their current epoch and end the workers; nothing is lost.
+
+    Reaches every worker, wherever it was placed, through the database. What waits for a place in
+    Slurm or Ray ends when it gets one; with --on it is taken back at once.
+
+    Example: hpo stop digits
+    """
+    from hpo.search import study as studies
+    from hpo.workers.launchers.base import (
+        Target,
+        open_engine,
+    )
+
+    with database(storage) as found:
+        chosen = studies.load(found, study)
+        studies.stop(chosen)
+        if on is not None:
+            with open_engine(on, Home.default(), insecure=insecure) as engine:
+                engine.stop(Target(study, chosen.uuid))
+        flag = storage_flag(found)
+    typer.echo(f"{study} stops; to go on: {program()} resume {study}{flag}")
+
+
+def resume(study: StudyName, storage: Storage = None) -> None:
+    """Let a stopped study go on. Starts no worker: `hpo run`, `launch` or `worker` does.
+
+    Example: hpo resume digits
+    """
+    from hpo.api import Study
+
+    with database(storage) as found:
+        Study(study, found).resume()
+        flag = storage_flag(found)
+    typer.echo(f"{study} may go on; start workers: {program()} worker {study}{flag}")
+
+
+def extend(
+    study: StudyName,
+    trials: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|+N", help="New budget in trials, or so many more.", show_default="unchanged"
+        ),
+    ] = None,
+    timeout_s: Annotated[
+        float | None,
+        typer.Option(
+            metavar="S", help="New limit of active time, in seconds.", show_default="unchanged"
+        ),
+    ] = None,
+    target: Annotated[
+        float | None,
+        typer.Option(metavar="V", help="New value to stop at.", show_default="unchanged"),
+    ] = None,
+    retry_failed: Annotated[
+        bool,
+        typer.Option("--retry-failed", help="Try failed configurations again, within the budget."),
+    ] = False,
+    storage: Storage = None,
+) -> None:
+    """Raise the limits of a study and let it go on. Starts no worker.
+
+    Example: hpo extend digits --trials +20
+    """
+    from hpo.search import study as studies
+
+    if trials is None and timeout_s is None and target is None and not retry_failed:
+        raise InputError(
+            "nothing to extend: give --trials, --timeout-s, --target or --retry-failed"
+        )
+    with database(storage) as found:
+        old = studies.load(found, study)
+        budget = None if trials is None else _budget(trials, old.row.trials)
+        retried = studies.extend(
+            old, trials=budget, timeout_s=timeout_s, target=target, retry_failed=retry_failed
+        )
+        row, flag = studies.load(found, study).row, storage_flag(found)
+    again = f", {retried} failed configurations come again" if retry_failed else ""
+    typer.echo(f"{study}: {row.trials} trials in all{again}")
+    typer.echo(f"start workers: {program()} worker {study}{flag}")
+
+
+def _budget(text: str, now: int) -> int:
+    """`50` is the new total, `+20` is twenty more than now."""
+    digits = text.removeprefix("+")
+    if not (digits.isascii() and digits.isdigit()):
+        raise InputError(f"--trials {text!r}: a whole number such as 50, or +20 for so many more")
+    return now + int(digits) if text.startswith("+") else int(digits)
+
+
+def delete(
+    study: StudyName,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also while workers are at it; ends their trials first.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    keep_files: Annotated[
+        bool,
+        typer.Option(
+            "--keep-files",
+            help="Leave logs, checkpoints and weights to its copy (hpo storage copy).",
+        ),
+    ] = False,
+    storage: Storage = None,
+) -> None:
+    """Remove a study: its trials, curves, logs, checkpoints and weights. There is no way back.
+
+    Refused while a worker holds a trial; --force ends that first.
+
+    Example: hpo delete digits
+    """
+    from hpo.search import study as studies
+
+    with database(storage) as found:
+        old = studies.load(found, study)
+        if not yes:
+            _confirm(study, old.facts().finished)
+        studies.delete(old, Home.default(), force=force, keep_files=keep_files)
+    typer.echo(f"{study} was deleted")
+
+
+def _confirm(study: str, finished: int) -> None:
+    if not sys.stdin.isatty():
+        raise InputError(f"{study} has {finished} finished trials; to delete it: --yes")
+    typer.confirm(f"Delete {study} with {finished} finished trials?", abort=True)

@@ -1,0 +1,168 @@
+"""Metrics of an epoch and costs of a network: what a study may optimize and a training may watch.
+
+Three kinds: fixed names; `val_recall:CLASS`, the recall of one class; and `module:function` of the
+user's own, where `:minimize` behind it turns it round. A metric's name tells its direction, and is
+the same in files, in the database and in reports.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, WithJsonSchema
+
+from hpo.config.retrieval import RETRIEVED
+from hpo.errors import nearest
+
+AUC = "val_macro_auc"
+TOP5 = "val_top5"
+RECALL = "val_recall:"
+"""Before the name of a class: the part of its images that is named right."""
+CLASSIFIED = (
+    "val_top1",
+    TOP5,
+    "val_loss",
+    "val_macro_f1",
+    "val_balanced_accuracy",
+    AUC,
+    "train_top1",
+    "train_loss",
+)
+METRICS: tuple[str, ...] = tuple(dict.fromkeys([*CLASSIFIED, *RETRIEVED]))
+"""Those with a fixed name, of either task."""
+_OWN = r"([A-Za-z_][\w.]*:[A-Za-z_]\w*)(:minimize|:maximize)?"
+_MEANT = {
+    ("val_top1",): "acc accuracy acc1 top1 top_1 top1_accuracy top1_acc accuracy_score",
+    ("val_top5",): "acc5 top5 top_5 top5_accuracy top5_acc",
+    ("val_loss",): "loss cross_entropy crossentropy nll log_loss logloss",
+    ("val_macro_f1", "val_f1"): "f1 f1_score f1score macro_f1 f1_macro fscore f_score f1_weighted",
+    (AUC,): "auc roc_auc roc auroc macro_auc auc_macro roc_auc_score roc_auc_ovr auc_roc",
+    ("val_balanced_accuracy", "val_recall"): (
+        "balanced_accuracy balanced_acc bal_acc bacc macro_recall recall_macro uar "
+        "balanced_accuracy_score mean_per_class_accuracy"
+    ),
+    (f"{RECALL}CLASS", "val_recall"): "recall sensitivity class_recall",
+    ("val_precision",): "precision macro_precision precision_macro",
+}
+"""What other tools call them, without the part of the images in front."""
+
+
+def own_function(metric: str) -> str | None:
+    """The `module:function` that `metric` (or another field) names; None for other names."""
+    found = None if metric.startswith(RECALL) else re.fullmatch(_OWN, metric)
+    return found[1] if found else None
+
+
+def recalled(metric: str) -> str | None:
+    """The class whose recall `metric` is; None for other metrics."""
+    return metric.removeprefix(RECALL) if metric.startswith(RECALL) else None
+
+
+def direction(metric: str) -> Literal["minimize", "maximize"]:
+    """Losses and distances are minimized, and what ends with `:minimize`; the others are
+    maximized."""
+    if recalled(metric) is not None or metric.endswith(":maximize"):
+        return "maximize"
+    lower = metric.endswith(("_loss", "_distance", ":minimize"))
+    return "minimize" if lower else "maximize"
+
+
+def meant(metric: str, allowed: Iterable[str]) -> str:
+    """The end of a message about a metric that is none of `allowed`."""
+    name = re.sub(r"[\s\-]+", "_", metric.strip().lower())
+    part, _, rest = name.partition("_")
+    if part in ("val", "valid", "validation", "test", "eval", "dev", "train"):
+        name = rest
+    names = list(allowed)
+    for right, others in _MEANT.items():
+        if name in others.split():
+            found = [one for one in right if one in names or (RECALL in one and AUC in names)]
+            found = [one.replace("val_", "train_") if part == "train" else one for one in found]
+            if found := [one for one in found if RECALL in one or one in names]:
+                other = f" (of a retrieval {found[1]!r})" if found[1:] else ""
+                return f"did you mean {found[0]!r}{other}?"
+    return nearest(metric, names, most=len(names))
+
+
+def metric_name(value: Any) -> str:
+    """Return `value` if it may name a metric; raises ValueError in words otherwise."""
+    if not isinstance(value, str):
+        raise ValueError("a metric's name")
+    module = value.partition(":")[0]
+    if value == RECALL:
+        raise ValueError(f"name a class behind it, as in {RECALL}cat")
+    if ":" in value and module.startswith(("val_", "train_")) and recalled(value) is None:
+        raise ValueError(f"of a single class there is its recall alone, {RECALL}CLASS")
+    if value in METRICS or recalled(value) is not None or own_function(value):
+        return value
+    if ":" in value:
+        raise ValueError(
+            "a function of your own is module:function, or module:function:minimize where less is "
+            "better"
+        )
+    raise ValueError(meant(value, METRICS))
+
+
+METRIC_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {"enum": list(METRICS)},
+        {"type": "string", "pattern": f"^{RECALL}.+$"},
+        {"type": "string", "pattern": f"^{_OWN}$"},
+    ]
+}
+Metric = Annotated[str, BeforeValidator(metric_name), WithJsonSchema(METRIC_SCHEMA)]
+
+
+COSTS = ("latency_ms", "parameters", "flops", "epoch_seconds", "peak_memory_mb")
+
+
+def _objective(value: Any) -> str:
+    return str(value) if value in COSTS else metric_name(value)
+
+
+Objective = Annotated[
+    str,
+    BeforeValidator(_objective),
+    WithJsonSchema({"anyOf": [{"enum": list(COSTS)}, *METRIC_SCHEMA["anyOf"]]}),
+]
+MOST_OBJECTIVES = 4
+"""Beyond it nearly every trial lies on the Pareto front."""
+
+
+def direction_of(objective: str) -> Literal["minimize", "maximize"]:
+    """Costs are minimized, metrics go their own way."""
+    return "minimize" if objective in COSTS else direction(objective)
+
+
+def losses(values: Mapping[str, float]) -> tuple[float, ...]:
+    """Values by objective with less being better in each: those that are maximized negated."""
+    return tuple(
+        value if direction_of(name) == "minimize" else -value for name, value in values.items()
+    )
+
+
+def dominates(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
+    """Whether `one` is at least as good in every objective and better in some; both have the same
+    objectives in the same order."""
+    mine, theirs = losses(one), losses(other)
+    return mine != theirs and all(a <= b for a, b in zip(mine, theirs, strict=True))
+
+
+def front_of(values: Mapping[int, Mapping[str, float]]) -> list[int]:
+    """The numbers of those that no other beats in all objectives, best first objective first."""
+    front: list[int] = []
+    # In this order a later one cannot beat an earlier one, so one pass will do.
+    for number in sorted(values, key=lambda number: (losses(values[number]), number)):
+        if not any(dominates(values[other], values[number]) for other in front):
+            front.append(number)
+    return front
+
+
+def worst(objective: str) -> float:
+    """The value that no trial has and all are better than: what Optuna is told of a trial that
+    diverged or is infeasible, so that its samplers learn from it and it is never the best, whatever
+    comes later."""
+    return math.inf if direction_of(objective) == "minimize" else -math.inf

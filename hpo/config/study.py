@@ -1,0 +1,568 @@
+"""Study files: one TOML file -> StudyFile, with overrides and differences.
+
+Everything is judged here, before a worker starts; an error names the file, the key, its value, and
+what is allowed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+
+from hpo.config import toml
+from hpo.config.augment import PRESET_OR_CROP
+from hpo.config.base import (
+    NONE,
+    flatten,
+    with_values,
+)
+from hpo.config.data import (
+    DEFAULT_ROOT,
+    FOLDERS,
+)
+from hpo.config.metrics import (
+    COSTS,
+    direction,
+    own_function,
+)
+from hpo.config.space import (
+    KEYS,
+    Space,
+    parse_space,
+    shown,
+    split_space,
+)
+from hpo.config.strategies import (
+    CmaEs,
+    Grid,
+    Hyperband,
+    Patient,
+    StudyConfig,
+)
+from hpo.config.toml import expand
+from hpo.config.train import (
+    TrainConfig,
+    check_path,
+    field_errors,
+    field_paths,
+)
+from hpo.errors import (
+    ConfigError,
+    nearest,
+)
+from hpo.io import same_place
+
+TABLES = ("study", "train", "space", "baseline")
+
+
+@dataclass
+class Document:
+    """The four parts of a study file in one shape each."""
+
+    study: dict[str, Any] = field(default_factory=dict)
+    """As in TOML."""
+    train: dict[str, Any] = field(default_factory=dict)
+    """Nested, no dotted names."""
+    space: dict[str, Any] = field(default_factory=dict)
+    """{dotted path: table or list of choices}."""
+    baselines: list[dict[str, Any]] = field(default_factory=list)
+    """{dotted path: value} each."""
+
+    @classmethod
+    def read(cls, data: Mapping[str, Any], where: str = "") -> Document:
+        """Bring the top-level tables into shape; ConfigError for unknown and misplaced ones."""
+        for name, value in data.items():
+            if name not in TABLES:
+                raise ConfigError(_unknown_table(name), key=name, where=where)
+            if name != "baseline" and not isinstance(value, Mapping):
+                message = f"{shown(value)}: a table: write [{name}]"
+                raise ConfigError(message, key=name, where=where)
+        return cls(
+            study=expand(data.get("study", {}), where, "study."),
+            train=expand(data.get("train", {}), where, "train."),
+            space=split_space(expand(data.get("space", {}), where, "space.")),
+            baselines=_baselines(data.get("baseline", []), where),
+        )
+
+    def override(self, key: str, value: Any) -> None:
+        """Set one field of the study file by its dotted path (`study.trials`, `train.epochs`,
+        `space.optimizer.lr`), or one of TrainConfig (`epochs`, `optimizer.lr`).
+
+        Fixing a searched field takes it out of the space and of the baselines, and with it what is
+        searched only under another value of it; searching a fixed field takes it out of [train].
+        """
+        head, _, rest = key.partition(".")
+        if head == "study" and rest:
+            self._set_study(rest, value)
+        elif head == "space" and rest:
+            self._search(rest, value)
+        elif key == "baseline":
+            self.baselines = _baselines(value, "")
+        else:
+            self._fix(rest if head == "train" and rest else key, value)
+
+    def _set_study(self, path: str, value: Any) -> None:
+        table = path.partition(".")[0]
+        if table != path and isinstance(self.study.get(table), str):
+            self.study[table] = {"name": self.study[table]}
+        self.study = with_values(self.study, {path: value})
+
+    def _search(self, path: str, value: Any) -> None:
+        name, _, part = path.rpartition(".")
+        if name and part in KEYS:
+            leaf = self.space.get(name, {})
+            value = {**({"choices": leaf} if isinstance(leaf, list) else leaf), part: value}
+        else:
+            name = path
+        self.space[name] = value
+        kept = {path: one for path, one in flatten(self.train).items() if path != name}
+        self.train = with_values({}, kept)
+
+    def _fix(self, path: str, value: Any) -> None:
+        allowed = [*field_paths(), "study.trials", "study.name", "space.optimizer.lr"]
+        try:
+            check_path(path)
+        except ConfigError:
+            raise ConfigError(f"unknown field; {nearest(path, allowed)}", key=path) from None
+        self.train = with_values(self.train, {path: value})
+        if path in self.space:
+            self._take_out(path)
+            for child in list(self.space):
+                self._settle(child, path, value)
+            self.baselines = _without_repeats(self.baselines)
+
+    def _settle(self, child: str, parent: str, value: Any) -> None:
+        """`parent` is fixed now: its condition on `child` always holds, or never."""
+        conditions = _conditions(self.space.get(child))
+        if parent not in conditions:
+            return
+        wanted = conditions.pop(parent)
+        if value == wanted or (isinstance(wanted, list) and value in wanted):
+            self.space[child] = {**self.space[child], "when": conditions}
+        else:
+            self._drop(child)
+
+    def _drop(self, name: str) -> None:
+        """Take out `name` and all that depends on it."""
+        self._take_out(name)
+        for child in [one for one, leaf in self.space.items() if name in _conditions(leaf)]:
+            if child in self.space:
+                self._drop(child)
+
+    def _take_out(self, name: str) -> None:
+        del self.space[name]
+        for baseline in self.baselines:
+            baseline.pop(name, None)
+
+
+def _conditions(leaf: Any) -> dict[str, Any]:
+    when = leaf.get("when") if isinstance(leaf, Mapping) else None
+    return flatten(when) if isinstance(when, Mapping) else {}
+
+
+def _without_repeats(baselines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    kept: list[dict[str, Any]] = []
+    for baseline in baselines:
+        if baseline and baseline not in kept:
+            kept.append(baseline)
+    return kept
+
+
+def _baselines(tables: Any, where: str) -> list[dict[str, Any]]:
+    if not isinstance(tables, list) or not all(isinstance(one, Mapping) for one in tables):
+        raise ConfigError(
+            f"{shown(tables)}: a list of tables: write [[baseline]] above each",
+            key="baseline",
+            where=where,
+        )
+    return [flatten(expand(one, where, f"baseline {i}: ")) for i, one in enumerate(tables, 1)]
+
+
+def _unknown_table(name: str) -> str:
+    if name in TrainConfig.model_fields:
+        return "a field of the training: write it under [train] in a study file"
+    return f"unknown table; {nearest(name, TABLES)}"
+
+
+@dataclass(frozen=True)
+class StudyFile:
+    """A validated study."""
+
+    study: StudyConfig
+    train: dict[str, Any]
+    """Fixed values as they were given, nested."""
+    space: Space
+    baselines: tuple[dict[str, Any], ...] = ()
+    """{dotted path: config value} each, tried first; under grid complete, else maybe partial."""
+    text: str = field(default="", compare=False)
+    """The file as it was read; empty where the study comes from a database."""
+
+    @property
+    def name(self) -> str:
+        return self.study.name
+
+    @property
+    def metric(self) -> str:
+        return self.study.metric
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """What is optimized: `metric` alone, or several of which it is the first."""
+        return self.study.objectives
+
+    @property
+    def direction(self) -> Literal["minimize", "maximize"]:
+        return direction(self.study.metric)
+
+    @property
+    def max_epochs(self) -> int:
+        """The most epochs that a trial of this study can have."""
+        return max(self.config(corner).epochs for corner in self.space.corners())
+
+    def own_modules(self, *fields: str) -> list[str]:
+        """Modules of the user's own that `fields`, fixed or searched, name as module:function;
+        `study.metric` stands for all objectives."""
+        fixed = flatten(self.train)
+        values = [
+            value
+            for name in fields
+            for value in (self.space[name].ends() if name in self.space else [fixed.get(name)])
+        ]
+        if "study.metric" in fields:
+            values += self.objectives
+        found = [own_function(str(one)) for one in values]
+        return sorted({one.partition(":")[0] for one in found if one})
+
+    def config(self, values: Mapping[str, Any]) -> TrainConfig:
+        """The training with `values` ({dotted path: config value}) in place of the searched fields.
+
+        Raises ConfigError where the values do not fit the fields or each other.
+        """
+        return TrainConfig.parse(with_values(self.train, values))
+
+    def definition(self) -> dict[str, Any]:
+        """All that decides the study, defaults included, as plain data for JSON.
+
+        Parameters are a list, since their order counts and not every database keeps that of keys.
+        """
+        return {
+            "study": json.loads(self.study.model_dump_json(exclude_none=True)),
+            "train": self._resolved_train(),
+            "space": [{"name": name, **one} for name, one in self.space.to_dict().items()],
+            "baselines": [dict(baseline) for baseline in self.baselines],
+        }
+
+    def _resolved_train(self) -> dict[str, Any]:
+        """Fixed values and the defaults of all fields that are not searched."""
+        given = flatten(self.train)
+        resolved = flatten(self.config(self.space.corners()[0]).to_dict())
+        if "data.image_size" in self.space and "data.resize_size" not in given:
+            del resolved["data.resize_size"]  # follows the size
+        if "phases" in given and "epochs" not in given:
+            resolved.pop("epochs", None)  # follows the phases
+        if PRESET_OR_CROP & set(self.space):  # which decide what the preset stands for
+            augment = {path for path in resolved if path.startswith("augment.")}
+            resolved = {k: v for k, v in resolved.items() if k not in augment or k in given}
+            off = {path for path, one in given.items() if one == NONE and path[:8] == "augment."}
+            resolved |= {path: given[path] for path in given if path in {*off, "augment.preset"}}
+        lists = {path: value for path, value in given.items() if isinstance(value, list)}
+        resolved |= lists  # whose items may be searched
+        return with_values({}, {k: value for k, value in resolved.items() if k not in self.space})
+
+    @classmethod
+    def load(cls, path: Path | str, overrides: Mapping[str, Any] | None = None) -> StudyFile:
+        """Read the study file `path`; its name, where it gives none, is that of the file.
+
+        `overrides` are `--set` values by key, such as {"study.trials": 20, "epochs": 5}. Raises
+        ConfigError.
+
+        >>> from hpo import StudyFile
+        >>> file = StudyFile.load("studies/digits.toml", {"study.trials": 20})
+        >>> file.name, file.study.trials, list(file.space)[:2]
+        ('digits', 20, ['optimizer.name', 'optimizer.lr'])
+        """
+        path = Path(path)
+        return parse_study(toml.read_text(path), str(path), overrides, {"name": path.stem})
+
+    @classmethod
+    def from_dict(
+        cls, tables: Mapping[str, Any], overrides: Mapping[str, Any] | None = None
+    ) -> StudyFile:
+        """Return the study of `tables`, which are those of a study file: study, train, space and
+        baseline (a list), nested or by dotted names. Raises ConfigError.
+
+        >>> from hpo import StudyFile
+        >>> file = StudyFile.from_dict({
+        ...     "study": {"name": "digits", "trials": 20},
+        ...     "train": {"epochs": 5, "data.dataset": "digits"},
+        ...     "space": {"optimizer.lr": {"low": 1e-3, "high": 0.1, "log": True}},
+        ... })
+        >>> file.config({"optimizer.lr": 0.01}).optimizer.lr
+        0.01
+        """
+        return parse_study(toml.dump(tables), "", overrides)
+
+    @classmethod
+    def from_definition(cls, definition: Mapping[str, Any], text: str = "") -> StudyFile:
+        """The study of a stored `definition`; raises ConfigError where it is not one of ours."""
+        space = {one["name"]: _without(one, "name") for one in definition["space"]}
+        document = Document(
+            study=dict(definition["study"]),
+            train=dict(definition["train"]),
+            space=space,
+            baselines=list(definition["baselines"]),
+        )
+        return _build(document, text)
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What differs between two definitions, a line each: `study.trials: 20 -> 40`. The same folder
+    of images or file of labels by another path is no difference."""
+    before, after = _flat_definition(old), _flat_definition(new)
+    for place in ("train.data.root", "train.data.labels"):
+        if same_place(before.get(place), after.get(place)):
+            before.pop(place, None)
+            after.pop(place, None)
+    return [
+        f"{key}: {_side(before, key)} -> {_side(after, key)}"
+        for key in dict.fromkeys([*before, *after])
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _flat_definition(definition: Mapping[str, Any]) -> dict[str, Any]:
+    named = {one["name"]: _without(one, "name") for one in definition["space"]}
+    numbered = {str(i): one for i, one in enumerate(definition["baselines"], 1)}
+    return flatten({**definition, "space": named, "baselines": numbered})
+
+
+def _side(flat: Mapping[str, Any], key: str) -> str:
+    return shown(flat[key]) if key in flat else "(not given)"
+
+
+def _without(table: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in table.items() if key != name}
+
+
+def parse_study(
+    text: str,
+    where: str = "",
+    overrides: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> StudyFile:
+    """The study that `text` (TOML) describes; `where` stands before every message, `defaults` are
+    for [study]. Raises ConfigError."""
+    document = Document.read(toml.parse(text, where), where)
+    for key, value in (overrides or {}).items():
+        try:
+            document.override(key, value)
+        except ConfigError as error:
+            raise error.at("--set") from None
+    document.study = {**(defaults or {}), **document.study}
+    try:
+        file = _build(document, text)
+        _require_ranges(file)  # not of a study that was made before: its trials stay readable
+    except ConfigError as error:
+        raise error.at(where) from None
+    return file
+
+
+def _require_ranges(file: StudyFile) -> None:
+    """Raise ConfigError where the sampler has nothing in this space that it could learn."""
+    if isinstance(file.study.sampler, CmaEs) and not file.space.ranges:
+        raise ConfigError(
+            "'cmaes': it searches ranges of numbers that every trial has, and there are none in "
+            "[space]: all would be drawn at random; allowed: tpe, gp, nsga2, qmc, random, grid",
+            key="study.sampler",
+        )
+
+
+def _build(document: Document, text: str) -> StudyFile:
+    train = _with_absolute_root(document.train)
+    _raise_all(field_errors(train, "train."))
+    space = parse_space(document.space, train)
+    if not space:
+        raise ConfigError(
+            "nothing is searched: give at least one range or list of choices, for example "
+            "optimizer.lr = {low = 1e-4, high = 0.1, log = true}; `hpo train` trains a single "
+            "configuration",
+            key="space",
+        )
+    study = _study_config(_with_metric(document.study, train), space)
+    baselines = _checked(document.baselines, space, train, complete=isinstance(study.sampler, Grid))
+    file = StudyFile(study, train, space, baselines, text)
+    for values in [*space.corners(), *baselines]:
+        _check_together(file, values)
+        for metric in study.objectives:
+            if metric not in COSTS:
+                key = "study.metrics" if study.metrics else "study.metric"
+                file.config(values).require_metric(metric, key)
+    _check_resources(file)
+    return file
+
+
+def _with_metric(given: dict[str, Any], train: Mapping[str, Any]) -> dict[str, Any]:
+    """[study] with the metric that a retrieval is about, where none is given."""
+    if train.get("task") != "retrieval" or {"metric", "metrics"} & given.keys():
+        return given
+    return {**given, "metric": "val_precision_at_k"}
+
+
+def _study_config(given: dict[str, Any], space: Space) -> StudyConfig:
+    """[study]; a grid's number of points is its default budget and its largest."""
+    study = StudyConfig.parse(given)
+    if not isinstance(study.sampler, Grid):
+        return study
+    try:
+        points = len(space.grid())
+    except ConfigError as error:
+        message = f"{error.message}; or use another study.sampler"
+        raise ConfigError(message, key=f"space.{error.key}") from None
+    if "trials" not in given:
+        return StudyConfig.parse({**given, "trials": points})
+    if study.trials > points:
+        message = f"{study.trials}: the grid has {points} points; allowed: 1 to {points}"
+        raise ConfigError(message, key="study.trials")
+    return study
+
+
+def _checked(
+    baselines: Iterable[dict[str, Any]], space: Space, train: Mapping[str, Any], complete: bool
+) -> tuple[dict[str, Any], ...]:
+    checked: list[dict[str, Any]] = []
+    for number, values in enumerate(baselines, 1):
+        try:
+            checked.append(_checked_baseline(values, space, train, complete))
+        except ConfigError as error:
+            key = f"baseline {number}" + (f": {error.key}" if error.key else "")
+            raise ConfigError(error.message, key=key) from None
+        if checked[-1] in checked[:-1]:
+            first = checked.index(checked[-1]) + 1
+            message = f"the same as baseline {first}: remove one"
+            raise ConfigError(message, key=f"baseline {number}")
+    return tuple(checked)
+
+
+def _checked_baseline(
+    values: dict[str, Any], space: Space, train: Mapping[str, Any], complete: bool
+) -> dict[str, Any]:
+    if not values:
+        raise ConfigError("empty: give at least one searched parameter")
+    fixed = flatten(train)
+    for name in values:
+        if name in space:
+            continue
+        check_path(name)
+        if name in fixed:
+            message = f"fixed at {shown(fixed[name])} in [train]: remove it here"
+        else:
+            message = "not searched: put it under [space], or under [train] to fix it"
+        raise ConfigError(message, key=name)
+    try:
+        space.check(values, complete)
+    except ConfigError as error:
+        hint = "; under grid a baseline is complete" if error.message.startswith("missing") else ""
+        raise ConfigError(error.message + hint, key=error.key) from None
+    return space.decode(space.encode(values))
+
+
+def _check_together(file: StudyFile, values: Mapping[str, Any]) -> None:
+    """Raise ConfigError unless `values` and the fixed ones make a training: rules between fields
+    are met before the search starts, not in the middle of it."""
+    try:
+        file.config(values)
+    except ConfigError as error:
+        table = "space" if error.key in file.space else "train"
+        key = f"{table}.{error.key}" if error.key else ""
+        tried = ", ".join(f"{name} = {shown(value)}" for name, value in values.items())
+        message = f"{error.message} (with {tried}, which [space] or a baseline allows)"
+        raise ConfigError(message, key=key) from None
+
+
+def _check_resources(file: StudyFile) -> None:
+    pruner, key = file.study.pruner, "study.pruner.min_resource"
+    if isinstance(pruner, Patient):
+        pruner, key = pruner.wrapped_pruner, "study.pruner.wrapped_pruner.min_resource"
+    if isinstance(pruner, Hyperband) and pruner.min_resource > file.max_epochs:
+        allowed = f"1 to {file.max_epochs}, the largest number of epochs"
+        raise ConfigError(f"{pruner.min_resource}: allowed: {allowed}", key=key)
+
+
+def _raise_all(errors: list[ConfigError]) -> None:
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        lines = "".join(f"\n  {one}" for one in errors)
+        raise ConfigError(f"{len(errors)} fields are wrong:{lines}")
+
+
+def _with_absolute_root(train: Mapping[str, Any]) -> dict[str, Any]:
+    """A worker may run in another directory: the data are found from everywhere."""
+    data = train.get("data")
+    if not isinstance(data, Mapping):
+        return dict(train)
+    given = {name: data.get(name) for name in ("root", "labels")}
+    if data.get("dataset", "digits") not in ("digits", *FOLDERS):
+        given["root"] = given["root"] or DEFAULT_ROOT
+    absolute = {
+        f"data.{name}": str(Path(path).expanduser().absolute())
+        for name, path in given.items()
+        if isinstance(path, str) and path not in ("", NONE)
+    }
+    return with_values(train, absolute)
+
+
+def load_config(
+    path: Path, overrides: Mapping[str, Any] | None = None
+) -> tuple[TrainConfig, dict[str, Any]]:
+    """Read a TrainConfig, exported or written by hand, and its [provenance] table ({} if none).
+
+    `overrides` are `--set` values by field path. Raises ConfigError, also for a study file.
+    """
+    where = str(path)
+    data = toml.parse(toml.read_text(path), where)
+    if {"study", "space", "train"} & set(data):
+        raise ConfigError(
+            "a study file, not a configuration: `hpo run` searches it, `hpo export` writes the "
+            "configuration of its best trial",
+            where=where,
+        )
+    provenance = data.pop("provenance", {})
+    if not isinstance(provenance, Mapping):
+        raise ConfigError(f"{shown(provenance)}: a table", key="provenance", where=where)
+    fields = _overridden(data, overrides or {}, where)
+    return TrainConfig.parse(_with_absolute_root(fields), where=where), dict(provenance)
+
+
+def _overridden(
+    data: Mapping[str, Any], overrides: Mapping[str, Any], where: str = ""
+) -> dict[str, Any]:
+    """Nested fields of a configuration with `overrides` (with or without `train.`) in place."""
+    values = {key.removeprefix("train."): value for key, value in overrides.items()}
+    try:
+        for key in values:
+            check_path(key)
+        return with_values(toml.expand(data, where), values)
+    except ConfigError as error:
+        raise error.at("--set") from None
+
+
+def dump_config(
+    config: TrainConfig, provenance: Mapping[str, Any] | None = None, comments: Iterable[str] = ()
+) -> str:
+    """`config` as TOML that `load_config` takes back: `comments` above, [provenance] below.
+
+    Entries of `provenance` that are None are left out, since TOML has no null.
+    """
+    lines = [line for comment in comments for line in comment.splitlines()]
+    head = "".join(
+        f"# {''.join(c for c in line if c.isprintable())}".rstrip() + "\n" for line in lines
+    )
+    known = {key: value for key, value in (provenance or {}).items() if value is not None}
+    data = {**config.to_dict(), **({"provenance": known} if known else {})}
+    return head + ("\n" if head else "") + tomli_w.dumps(data)

@@ -1,0 +1,1 @@
+"""Data sets: sources, splits, decoding and caches. No torch."""

@@ -1,0 +1,38 @@
+"""Arrays in NPZ files: written whole with a checksum, read without running code."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpo.errors import DataError
+from hpo.io import find_damage, write_whole
+
+UNREADABLE = (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
+"""What NumPy raises for damaged files, by where the damage is."""
+HEADER = 4096
+"""Bytes before the outputs of frozen layers in a file: their shape, as JSON."""
+
+
+def write_arrays(path: Path, *, compressed: bool = False, **arrays: Any) -> None:
+    """Make the NPZ file `path` of `arrays`. Raises DiskFull."""
+    content = io.BytesIO()  # NumPy would go back in the file, to complete its headers
+    (np.savez_compressed if compressed else np.savez)(content, **arrays)
+    write_whole(path, lambda file: file.write(content.getbuffer()), sealed=True)
+
+
+def read_arrays(path: Path, advice: str) -> dict[str, Any]:
+    """All arrays of an NPZ file. Raises DataError with `advice` where it is missing or damaged."""
+    try:
+        damage = find_damage(path)
+        if damage is None:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
+    except UNREADABLE as error:
+        damage = str(error)
+    raise DataError(f"{path} cannot be read: {damage}; {advice}")

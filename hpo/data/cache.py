@@ -1,0 +1,415 @@
+"""Pictures decoded once: each part of a data set becomes one file that all workers of a host map.
+
+    cache/
+    ├── digests/<root>.json   content digests of a folder's files, by size and time of change
+    ├── inspect_images/<set>.json      what stands in its files that can be read, by content
+    ├── <key>.lock            one builder; others wait
+    └── <key>/                one part (train, val or test) at one size
+        ├── index.npz         sizes, identities, sums of channels, what stood in each file, and
+        │                     which cannot be read
+        └── pixels            uint8, picture after picture (H, W, 3); absent where streamed
+
+The key is made of the contents of the files, so a changed file is a new part. A part that would not
+fit is streamed: the same pictures, decoded again whenever they are asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from io import FileIO
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import PIL
+from filelock import FileLock, Timeout
+
+from hpo.control import (
+    ProgressCallback,
+    no_progress,
+)
+from hpo.data.arrays import (
+    read_arrays,
+    write_arrays,
+)
+from hpo.data.images import (
+    Form,
+    ImageInfo,
+    ImageReader,
+    Images,
+    MemmapImages,
+    Numbers,
+    Pixels,
+    Sizing,
+    StreamedImages,
+    array_digest,
+    decode_with_form,
+    inspect_image,
+    require_size,
+    upright_size,
+)
+from hpo.errors import (
+    DataError,
+    DiskFull,
+)
+from hpo.io import (
+    Counting,
+    Sink,
+    disk_full,
+    is_sound,
+    told_if_full,
+    write_whole,
+)
+
+log = logging.getLogger(__name__)
+
+_FORMAT = 3
+_POLL_S = 1.0
+_THREADS = min(8, os.cpu_count() or 1)
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Index:
+    """What is known of a part once every picture of it was decoded."""
+
+    good: Numbers
+    """(G,): positions of the pictures that could be read."""
+    sizes: Numbers
+    """(G, 2): height and width after resizing."""
+    moments: Numbers
+    """(2, 3): sums of each channel's values 0..255, and of their squares."""
+    identities: tuple[str, ...]
+    """Of each picture that could be read, as `Images.identities`."""
+    bad: dict[int, str]
+    """Position of each file that could not be read, and why."""
+    forms: tuple[Form, ...] = ()
+    """What stood in the file of each picture that could be read."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all pixels."""
+        return int(self.sizes.prod(1).sum()) * 3
+
+    def save(self, file: Path) -> None:
+        write_arrays(
+            file,
+            good=self.good,
+            sizes=self.sizes,
+            moments=self.moments,
+            identities=np.array(self.identities, np.bytes_),
+            bad=np.array(json.dumps(list(self.bad.items()))),
+            forms=np.array(json.dumps(_in_runs(self.forms))),
+        )
+
+    @classmethod
+    def load(cls, file: Path) -> Index:
+        """Raises DataError for a file that is damaged."""
+        arrays = read_arrays(file, "it is made anew")
+        bad = {int(k): str(v) for k, v in json.loads(str(arrays["bad"]))}
+        identities = tuple(one.decode() for one in arrays["identities"].tolist())
+        runs = json.loads(str(arrays["forms"]))
+        forms = tuple(Form(*form) for form, count in runs for _ in range(count))
+        return cls(arrays["good"], arrays["sizes"], arrays["moments"], identities, bad, forms)
+
+
+def _in_runs(forms: Iterable[Form]) -> list[tuple[Form, int]]:
+    """Each with how often it stands there in a row: most data sets have one form."""
+    return [(form, len(list(same))) for form, same in groupby(forms)]
+
+
+def mean_std(*parts: Index) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Of each channel of all `parts`, in 0..1. A constant channel gets the deviation of one grey
+    level."""
+    moments = np.sum([one.moments for one in parts], axis=0)
+    first, second = moments / (sum(one.size for one in parts) / 3)
+    std = np.sqrt(np.maximum(second - first**2, 1.0))
+    return tuple((first / 255).tolist()), tuple((std / 255).tolist())
+
+
+@dataclass(frozen=True)
+class ImageCache:
+    """The cache of one host; at most `limit` bytes a part are kept, more are streamed. `tick` is
+    called while pictures are decoded, or another process is waited for that does so."""
+
+    root: Path
+    limit: float
+    tick: ProgressCallback = no_progress
+
+    def has_room(self, size: int) -> bool:
+        return size <= self.limit and size <= shutil.disk_usage(self.root).free
+
+    def open(
+        self,
+        reader: ImageReader,
+        names: Sequence[str],
+        labels: Sequence[int],
+        digests: Sequence[str],
+        sizing: Sizing,
+    ) -> tuple[Images, Index]:
+        """The pictures that can be read, built first if need be; `index.bad` has the others.
+
+        Raises DiskFull where not even the index fits.
+        """
+        folder = self.root / _key(digests, sizing)
+        with told_if_full(folder), locked(folder, self.tick):
+            index = self._ready(folder) or self._build(folder, reader, names, sizing)
+            good_names = tuple(names[i] for i in index.good)
+            good_labels = np.array([labels[i] for i in index.good], np.int64)
+            pixels = folder / "pixels"
+            if 0 < index.size <= self.limit and pixels.exists():
+                images: Images = MemmapImages(pixels, index.sizes, good_labels, good_names)
+            else:
+                images = StreamedImages(reader, sizing, index.sizes, good_labels, good_names)
+        images.content, images.identities = folder.name, index.identities
+        return images, index
+
+    def _ready(self, folder: Path) -> Index | None:
+        """The index of a part that needs no building: pixels are there, or there is no room."""
+        if not (folder / "index.npz").exists():
+            return None
+        try:
+            index = Index.load(folder / "index.npz")
+        except DataError as error:
+            log.warning("%s", error)
+            return None
+        pixels = folder / "pixels"
+        if pixels.exists() and not (
+            pixels.stat().st_size >= index.size and is_sound(pixels, self.tick)
+        ):
+            log.warning("%s is damaged: it is made anew", pixels)
+            return None
+        if pixels.exists() or not self.has_room(index.size):
+            return index
+        return None
+
+    def _build(
+        self, folder: Path, reader: ImageReader, names: Sequence[str], sizing: Sizing
+    ) -> Index:
+        beside = folder.with_name(f".{folder.name}")
+        shutil.rmtree(beside, ignore_errors=True)  # left by a builder that was killed
+        shutil.rmtree(folder, ignore_errors=True)  # one without pixels
+        beside.mkdir()
+        try:
+            index = self._fill(beside, reader, names, sizing)
+            beside.replace(folder)
+        except BaseException:
+            shutil.rmtree(beside)
+            raise
+        return index
+
+    def _fill(
+        self, folder: Path, reader: ImageReader, names: Sequence[str], sizing: Sizing
+    ) -> Index:
+        with warnings.catch_warnings():
+            # Odd metadata is of no interest here, and pool threads share this filter.
+            warnings.simplefilter("ignore")
+            judge = partial(try_read, _target, reader, sizing)
+            headers = list(threaded(judge, names, self.tick))
+            size = sum(w * h for w, h in (one for one in headers if not isinstance(one, str))) * 3
+            todo = [i for i, one in enumerate(headers) if not isinstance(one, str)]
+            bad = {i: one for i, one in enumerate(headers) if isinstance(one, str)}
+            look = partial(try_read, _decoded, reader, sizing)
+            decoded = threaded(look, [names[i] for i in todo], self.tick)
+            with FileIO(folder / "pixels", "w") as file:
+                keep = Counting(file) if self.has_room(size) else None
+                index = _collect(zip(todo, decoded, strict=True), bad, keep)
+                if keep:
+                    keep.seal()
+                    keep.sync()
+        if keep is None or keep.full:
+            (folder / "pixels").unlink()
+        if keep and keep.full:  # others filled it meanwhile
+            log.warning("%s. Pictures are decoded anew in every epoch", disk_full(folder, size))
+        index.save(folder / "index.npz")
+        return index
+
+
+def _collect(
+    pictures: Iterable[tuple[int, _Decoded | str]], bad: dict[int, str], file: Sink | None
+) -> Index:
+    good, sizes, identities, forms = [], [], [], []
+    moments = np.zeros((2, 3), np.int64)
+    for i, picture in pictures:
+        if isinstance(picture, str):
+            bad[i] = picture
+            continue
+        good.append(i)
+        sizes.append(picture.pixels.shape[:2])
+        identities.append(picture.identity)
+        forms.append(picture.form)
+        moments += picture.moments
+        if file:
+            file.write(picture.pixels.data)
+    shape = np.array(sizes, np.int64).reshape(-1, 2)
+    rest = dict(sorted(bad.items()))
+    return Index(np.array(good, np.int64), shape, moments, tuple(identities), rest, tuple(forms))
+
+
+def try_read(function: Callable[[ImageReader, str, Sizing], R], *args: Any) -> R | str:
+    """What `function` gives, or why this file cannot be read."""
+    reader, sizing, name = args
+    try:
+        return function(reader, name, sizing)
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise anything; the reason is kept and named
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        return "not an image" if isinstance(error, PIL.UnidentifiedImageError) else reason
+
+
+def _target(reader: ImageReader, name: str, sizing: Sizing) -> tuple[int, int]:
+    """(width, height) after resizing, from the header alone."""
+    with reader.open(name) as image:
+        require_size(image, sizing)
+        return sizing.target(*upright_size(image, sizing.orientation))
+
+
+class _Decoded(NamedTuple):
+    """A picture, (H, W, 3), its moments, (2, 3), its identity, and what stood in the file."""
+
+    pixels: Pixels
+    moments: Numbers
+    identity: str
+    form: Form
+
+
+def _decoded(reader: ImageReader, name: str, sizing: Sizing) -> _Decoded:
+    image, form = decode_with_form(reader, name, sizing)
+    counts = np.array(image.histogram(), np.int64).reshape(3, 256)
+    values = np.arange(256)
+    pixels = np.asarray(image)
+    moments = np.stack([counts @ values, counts @ values**2])
+    return _Decoded(pixels, moments, array_digest(pixels), form)
+
+
+def threaded(
+    function: Callable[[T], R], items: Iterable[T], tick: ProgressCallback = no_progress
+) -> Iterator[R]:
+    """`function` of each item, in order, a few at a time: Pillow lets other threads run."""
+    rest = iter(items)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        while chunk := list(islice(rest, 8 * _THREADS)):
+            tick()
+            yield from pool.map(function, chunk)
+
+
+@contextmanager
+def locked(file: Path, tick: ProgressCallback = no_progress) -> Iterator[None]:
+    """Hold the lock of `file`; while another holds it, `tick` can end the wait."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{file}.lock")
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=_POLL_S)
+        except Timeout:
+            tick()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _key(digests: Sequence[str], sizing: Sizing) -> str:
+    facts = [_FORMAT, PIL.__version__, sizing.squash, sizing.resize_size, sizing.max_pixels]
+    return short_hash([facts, sizing.orientation, sizing.background, list(digests)])
+
+
+def short_hash(value: object) -> str:
+    """32 hex digits from anything that JSON can write."""
+    return hashlib.blake2b(json.dumps(value).encode(), digest_size=16).hexdigest()
+
+
+def file_digests(
+    root: Path, names: Sequence[str], cache: Path | None, tick: ProgressCallback = no_progress
+) -> dict[str, str]:
+    """Digest of the content of each file; those whose size and time of change are as they were
+    the last time are not read again. Without `cache` nothing is remembered."""
+    memo = cache / "digests" / f"{short_hash(str(root.resolve()))}.json" if cache else None
+    known: dict[str, list[Any]] = json.loads(memo.read_text()) if memo and memo.exists() else {}
+    stamps = {name: _stamp(root, name) for name in names}
+    found = {name: known[name] for name in names if known.get(name, [])[:2] == stamps[name]}
+    new = [name for name in names if name not in found]
+    for name, digest in zip(new, threaded(partial(_digest, root), new, tick), strict=True):
+        if digest:
+            found[name] = [*stamps[name], digest]
+    if memo and found != known:
+        with suppress(DiskFull):  # they will be read again
+            write_whole(memo, lambda file: file.write(json.dumps(found).encode()))
+    # What cannot be read is named, with the reason, when it is to be decoded.
+    return {name: found[name][2] if name in found else f"unreadable {name}" for name in names}
+
+
+def inspect_images(
+    reader: ImageReader,
+    names: Mapping[str, str],
+    max_pixels: int,
+    memo: Path,
+    *,
+    remember: bool,
+    tick: ProgressCallback = no_progress,
+) -> dict[str, ImageInfo | str]:
+    """{name: what is in it, or why it cannot be read} of `names`, {name: digest of its content}.
+
+    What could be read before is known from the file `memo`, which is written with `remember`.
+    """
+    stored = json.loads(memo.read_text()) if memo.exists() else {}
+    known = {key: ImageInfo(Form(*form), *size) for key, (form, *size) in stored.items()}
+    new = [name for name, digest in names.items() if digest not in known]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # odd metadata is of no interest here
+        look = partial(_try_inspect, reader, max_pixels)
+        found = dict(zip(new, threaded(look, new, tick), strict=True))
+    result = {name: found[name] if name in found else known[at] for name, at in names.items()}
+    seen = {at: one for name, at in names.items() if isinstance(one := result[name], ImageInfo)}
+    if remember and seen != known:
+        with suppress(DiskFull):  # they will be looked at again
+            write_whole(memo, lambda file: file.write(json.dumps(seen).encode()))
+    return result
+
+
+def _try_inspect(reader: ImageReader, max_pixels: int, name: str) -> ImageInfo | str:
+    return try_read(
+        lambda reader, name, _: inspect_image(reader, name, max_pixels), reader, None, name
+    )
+
+
+def inspection_file(cache: Path, *what: object) -> Path:
+    """Return where `inspect_images` remembers those at the data set that `what` names."""
+    return cache / "inspect_images" / f"{short_hash([_FORMAT, PIL.__version__, *what])}.json"
+
+
+def _stamp(root: Path, name: str) -> list[int]:
+    """[size, time of change in ns] of a file; two zeros where it is not known."""
+    try:
+        stat = (root / name).stat()
+    except OSError:
+        return [0, 0]
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def _digest(root: Path, name: str) -> str | None:
+    """Of a file's content; None where it cannot be read."""
+    try:
+        return content_digest(root / name)
+    except OSError:
+        return None
+
+
+def content_digest(path: Path) -> str:
+    """32 hex digits of a file's content. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).hexdigest()

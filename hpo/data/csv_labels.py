@@ -1,0 +1,309 @@
+"""Images whose labels stand in a CSV file: columns file, label, and maybe split and group."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import ntpath
+import os
+import posixpath
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hpo.config.template import (
+    Folder,
+    median_side,
+)
+from hpo.data.cache import file_digests
+from hpo.data.folders import (
+    Listing,
+    parse_part,
+)
+from hpo.data.sources import (
+    DatasetSource,
+    FolderReader,
+)
+from hpo.errors import DataError
+
+COLUMNS = ("file", "label", "split", "group")
+NEEDED = COLUMNS[:2]
+DELIMITERS = ",;\t"
+SHOWN = 5
+"""Lines that are named for each thing that is wrong."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """An image as the file lists it."""
+
+    line: int
+    """From 1; the header is 1 as a rule."""
+    file: str
+    """Path below the root, with / between folders."""
+    label: str
+    split: str
+    """train, val, test, or empty."""
+    group: str
+
+
+class CsvSource(DatasetSource):
+    """The images that the CSV file `labels` lists, below `root`."""
+
+    def __init__(self, labels: Path, root: Path, *, skip_missing: bool = False) -> None:
+        self.labels, self.root, self.skip_missing = labels, root, skip_missing
+        self.reader = FolderReader(root)
+
+    def listing(self, *, test: bool) -> Listing:
+        return list_csv(self.labels, self.root, skip_missing=self.skip_missing)
+
+    def digests(self, names: Sequence[str], cache: Path | None) -> dict[str, str]:
+        return file_digests(self.root, names, cache, self.tick)
+
+
+def list_csv(labels: Path, root: Path, *, skip_missing: bool = False) -> Listing:
+    """What the CSV file `labels` lists, by split: "all" where no row has one; else those without
+    one are of train. With `skip_missing`, files that are not there are left out.
+
+    Classes are in the order of their names, of numbers where all are such. Raises DataError where
+    the file cannot be used, with the lines at fault.
+    """
+    rows, warnings = _existing_rows(read_rows(labels), labels, root, skip_missing)
+    rows, twice = _unique_rows(rows, labels)
+    parts: dict[str, list[Row]] = defaultdict(list)
+    divided = any(row.split for row in rows)
+    for row in rows:
+        parts[(row.split or "train") if divided else "all"].append(row)
+    open_ = sum(not row.split for row in parts.get("train", ())) if divided else 0
+    if open_:
+        warnings.append(f"{_count(open_, 'row')} of {labels.name} without a split: taken for train")
+    first = "train" if divided else "all"
+    if first not in parts:
+        raise DataError(f"{labels}: no row is of train; a model learns from those of train, or "
+                        "without a split")  # fmt: skip
+    classes = _ordered({row.label for row in parts[first]})
+    if len(classes) < 2:
+        raise DataError(
+            f"{labels}: one class only among the rows of training, {classes[0]!r}; at least two "
+            "are needed"
+        )
+    place = {name: label for label, name in enumerate(classes)}
+    for part in parts.keys() - {first}:
+        unknown = [(row.line, row.label) for row in parts[part] if row.label not in place]
+        if unknown:
+            raise DataError(
+                f"{labels}: labels of {part} that no row of train has: {_lines(unknown)}; a model "
+                "cannot learn them"
+            )
+    return Listing(
+        classes,
+        {part: [(row.file, place[row.label]) for row in parts[part]]
+         for part in ("train", "all", "val", "test") if part in parts},
+        [*warnings, *twice],
+        groups={row.file: row.group for row in rows if row.group},
+    )  # fmt: skip
+
+
+def summarize_csv(labels: Path) -> Folder:
+    """What a first study file says of the images that `labels` lists. Raises as `list_csv`."""
+    listing = list_csv(labels, labels.parent)
+    first = listing.parts.get("train") or listing.parts["all"]
+    files = [labels.parent / name for name, _ in first]
+    parts = () if "all" in listing.parts else tuple(listing.parts)
+    return Folder(len(listing.classes), len(files), median_side(files), parts)
+
+
+def csv_test_rows(labels: Path, *, skip_missing: bool = False) -> list[Row]:
+    """The rows of test, or all where none has a split; paths are below the folder of the file.
+    Raises DataError as `list_csv`, and where there are splits and none of them is test."""
+    rows, _ = _existing_rows(read_rows(labels), labels, labels.parent, skip_missing)
+    rows, _ = _unique_rows(rows, labels)
+    wanted = [row for row in rows if row.split == "test"]
+    if wanted or any(row.split for row in rows):
+        rows = wanted
+    if not rows:
+        raise DataError(f"{labels}: no row is of test; remove the column split to test all of them")
+    return rows
+
+
+def read_rows(labels: Path) -> list[Row]:
+    """The rows of the CSV file `labels`, in their order. Raises DataError, naming the lines, for a
+    file that cannot be read, columns that are missing, and rows that say nothing or cannot be."""
+    text = _text(labels)
+    try:
+        delimiter, header = _header(labels, text)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+        next(reader)
+        listed = [(reader.line_num, cells) for cells in reader if any(map(str.strip, cells))]
+    except csv.Error as error:
+        raise DataError(f"{labels}: not a CSV file: {error}") from error
+    if not listed:
+        raise DataError(f"{labels}: no rows below the header; one for each image is needed")
+    wrong = [(line, f"{len(cells)} values") for line, cells in listed if len(cells) != len(header)]
+    if wrong:
+        raise DataError(
+            f"{labels}: rows that have not the {len(header)} values of the header: "
+            f'{_lines(wrong)}; a value with {delimiter!r} in it stands in double quotes: "a,b"'
+        )
+    rows = []
+    for line, cells in listed:
+        one = {name: cells[at].strip() for name, at in header.items() if name in COLUMNS}
+        rows.append(Row(line, one["file"], unicodedata.normalize("NFC", one["label"]),
+                        one.get("split", ""), one.get("group", "")))  # fmt: skip
+    return list(_validated_rows(labels, rows))
+
+
+def _text(labels: Path) -> str:
+    """The content of the file: UTF-8, or UTF-16 with a byte order mark."""
+    try:
+        data = labels.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"{labels}: {error.strerror}; set data.labels to the CSV file with the columns file "
+            "and label"
+        ) from error
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = data.decode("utf-16" if wide else "utf-8-sig")
+        wrong = text.find("\0")
+    except UnicodeDecodeError as error:
+        text, wrong = data[: error.start].decode("latin-1"), error.start
+    if wrong >= 0:
+        line = text[:wrong].count("\n") + 1
+        raise DataError(
+            f"{labels}: neither UTF-8 nor UTF-16 with a byte order mark (line {line}); save it as "
+            "UTF-8"
+        )
+    return text
+
+
+def _header(labels: Path, text: str) -> tuple[str, dict[str, int]]:
+    """The delimiter, and {column: its place}, names in lower case: those in which file and label
+    are."""
+    found: dict[str, list[str]] = {}
+    for delimiter in DELIMITERS:
+        cells = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
+        found[delimiter] = [_column(cell) for cell in cells]
+    delimiter = max(found, key=lambda one: (len({*NEEDED} & {*found[one]}), len(found[one])))
+    columns = found[delimiter]
+    if not {*NEEDED} <= {*columns}:
+        have = ", ".join(filter(None, columns[:8])) or "none"
+        raise DataError(
+            f"{labels}: the first line must name the columns file and label (and may name split "
+            f"and group), separated by commas, semicolons or tabs; it has {have}"
+        )
+    for name in COLUMNS:
+        if columns.count(name) > 1:
+            raise DataError(f"{labels}: {columns.count(name)} columns are called {name}; keep one")
+    # Others may have the same name, or none; they only count.
+    return delimiter, {name if name in COLUMNS else f" {at}": at for at, name in enumerate(columns)}
+
+
+def _column(cell: str) -> str:
+    name = cell.strip().lower()
+    return "file" if name == "file_name" else name
+
+
+def _validated_rows(labels: Path, rows: Sequence[Row]) -> Iterator[Row]:
+    """Each row with its path and split in one form. Raises DataError naming all that is wrong."""
+    wrong: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    for row in rows:
+        split = parse_part(row.split) or ""
+        path = posixpath.normpath(row.file.replace("\\", "/"))
+        if not row.file:
+            wrong["no file"].append((row.line, ""))
+        elif posixpath.isabs(path) or ntpath.splitdrive(row.file)[0]:
+            wrong["an absolute path, where one below the root is needed"].append(
+                (row.line, row.file)
+            )
+        elif path.split("/")[0] == "..":
+            wrong["a path that leaves the root"].append((row.line, row.file))
+        elif not row.label:
+            wrong["no label"].append((row.line, row.file))
+        elif row.split and not split:
+            wrong["an unknown split (allowed: train, val, test, or nothing)"].append(
+                (row.line, row.split)
+            )
+        else:
+            yield Row(row.line, path, row.label, split, row.group)
+    if wrong:
+        lines = "".join(f"\n  {what}: {_lines(found)}" for what, found in wrong.items())
+        count = sum(map(len, wrong.values()))
+        raise DataError(f"{labels}: {_count(count, 'row')} cannot be used:{lines}")
+
+
+def _existing_rows(
+    rows: Sequence[Row], labels: Path, root: Path, skip_missing: bool
+) -> tuple[list[Row], list[str]]:
+    """The rows whose file is there, and a warning about the others."""
+    there, missing = [], []
+    for row in rows:
+        name = _on_disk(root, row.file)
+        if name is None:
+            missing.append(row)
+        else:
+            there.append(replace(row, file=name))
+    if not missing:
+        return there, []
+    named = _lines([(row.line, row.file) for row in missing])
+    if len(missing) == len(rows):
+        raise DataError(
+            f"{labels}: none of its {len(rows)} files is there: {named}; paths are below {root}, "
+            "which data.root changes"
+        )
+    if not skip_missing:
+        raise DataError(
+            f"{labels}: {_count(len(missing), 'file')} missing in {root}: {named}; add them, "
+            "remove their rows, or set data.skip_unreadable = true"
+        )
+    told = f"{_count(len(missing), 'file')} of {labels.name} missing, left out: {named}"
+    return there, [told]
+
+
+def _on_disk(root: Path, name: str) -> str | None:
+    """The file `name`, as it is written there or in the other form of Unicode; None where it is not
+    there."""
+    forms = name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)
+    return next((one for one in forms if os.path.isfile(root / one)), None)  # noqa: PTH113
+
+
+def _unique_rows(rows: Sequence[Row], labels: Path) -> tuple[list[Row], list[str]]:
+    """Each file once. Raises DataError for one that is listed with different values."""
+    first: dict[str, Row] = {}
+    twice: list[tuple[int, str]] = []
+    against: list[tuple[int, str]] = []
+    for row in rows:
+        known = first.setdefault(row.file, row)
+        if known is row:
+            continue
+        same = (known.label, known.split, known.group) == (row.label, row.split, row.group)
+        (twice if same else against).append((row.line, f"{row.file}, as in line {known.line}"))
+    if against:
+        raise DataError(
+            f"{labels}: another label, split or group for a file than in a row before: "
+            f"{_lines(against)}; keep one of them"
+        )
+    if not twice:
+        return list(rows), []
+    told = f"{_count(len(twice), 'row')} of {labels.name} with a file again: {_lines(twice)}"
+    return list(first.values()), [told]
+
+
+def _lines(found: Sequence[tuple[int, str]]) -> str:
+    shown = [f"line {line}" + (f" ({what})" if what else "") for line, what in found[:SHOWN]]
+    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    return ", ".join(shown) + more
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def _ordered(labels: set[str]) -> tuple[str, ...]:
+    if all(re.fullmatch(r"[+-]?[0-9]{1,18}", label) for label in labels):
+        return tuple(sorted(labels, key=lambda label: (int(label), label)))
+    return tuple(sorted(labels))

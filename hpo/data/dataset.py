@@ -1,0 +1,524 @@
+"""Data sets: which pictures there are, which part each belongs to, and the doors to them.
+
+`open_data` gives training and validation; `open_test` is the only door to the test split. Where the
+folders do not say which part a picture belongs to, a hash of its content and `data.split_seed`
+does, class by class, and identical files stay together.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpo.config.base import is_own
+from hpo.config.data import DataConfig
+from hpo.control import (
+    ProgressCallback,
+    no_progress,
+)
+from hpo.data import split as listings
+from hpo.data.cache import (
+    ImageCache,
+    Index,
+    inspect_images,
+    inspection_file,
+    mean_std,
+    short_hash,
+)
+from hpo.data.csv_labels import CsvSource
+from hpo.data.duplicates import find_near_duplicates
+from hpo.data.folders import Listing
+from hpo.data.images import (
+    REFUSED,
+    Images,
+    Sizing,
+    concat,
+)
+from hpo.data.report import (
+    DataReport,
+    unreadable_error,
+)
+from hpo.data.sources import (
+    DatasetSource,
+    DigitsReader,
+    DigitsSource,
+    FolderReader,
+    FolderSource,
+    UserSource,
+)
+from hpo.data.split import (
+    Item,
+    Parts,
+    duplicate_warnings,
+    imbalance_warnings,
+    limit_items,
+    make_folds,
+    merge_groups,
+    name_groups,
+    near_duplicate_warnings,
+    shared_group_warnings,
+    split,
+    split_groups,
+)
+from hpo.data.stanford_cars import StanfordCarsSource
+from hpo.data.torchvision import TorchvisionSource
+from hpo.errors import DataError
+
+__all__ = [
+    "Data",
+    "DigitsReader",
+    "FolderReader",
+    "Images",
+    "concat",
+    "describe",
+    "examine_data",
+    "open_data",
+    "open_test",
+]
+
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Mean and standard deviation of ImageNet's training pictures, as torchvision's weights use it."""
+
+
+Opened = tuple[list[Item], Index]
+"""Pictures, and what is known of their files."""
+
+
+@dataclass(frozen=True)
+class Fold:
+    """What a network of a cross-validation learns from, and what it is validated on."""
+
+    train: Images
+    val: Images
+    mean: tuple[float, ...]
+    """Of `train`, as that of `Data`."""
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a search may see: training and validation."""
+
+    classes: tuple[str, ...]
+    train: Images
+    val: Images
+    mean: tuple[float, ...]
+    """Of red, green and blue in 0..1: of the whole training pictures, or ImageNet's."""
+    std: tuple[float, ...]
+    fingerprint: str
+    """Of the contents of the pictures for training and validation, and their classes."""
+    unreadable: tuple[str, ...]
+    """Names of files that were left out, each with the reason."""
+    has_test: bool
+    """Whether there is a test split; a data set of the user's own is only asked when it is opened,
+    and may have none after all."""
+    warnings: tuple[str, ...]
+    folds: tuple[Fold, ...] = ()
+    """Of a cross-validation; `train`, `val`, `mean` and `std` are then those of the first."""
+
+
+def open_data(
+    config: DataConfig, cache: Path, tick: ProgressCallback = no_progress, *, folded: bool = False
+) -> Data:
+    """Training and validation pictures, decoded into `cache` if they are not there yet, which
+    `tick` follows; with `folded` in the folds of `data.folds`, where there are some.
+
+    Raises DataError for a folder that cannot be used and for unreadable pictures (left out with
+    `data.skip_unreadable`), DiskFull. No test picture is decoded, but for its hash where
+    `data.near_duplicates` asks for one.
+    """
+    source = _open_source(config, download=config.download)
+    source.tick = tick
+    found = _parts(config, source, cache, test=False)
+    classes, parts = found.listing.classes, found.parts
+    if folded and found.folds:
+        folds, opened = _open_folds(config, source, cache, found)
+    else:
+        one, opened = _open_parts(config, source, cache, classes, parts)
+        folds = [one]
+    fingerprint = _fingerprint(classes, found, _treatments(opened, config.background))
+    listings.save_listing(cache, fingerprint, classes, parts)
+    return Data(
+        classes=classes,
+        train=folds[0].train,
+        val=folds[0].val,
+        mean=folds[0].mean,
+        std=folds[0].std,
+        fingerprint=fingerprint,
+        unreadable=tuple(line for one in opened for line in _named(*one)),
+        has_test=found.listing.sealed or "test" in parts,
+        warnings=tuple(found.warnings),
+        folds=tuple(folds) if folded and found.folds else (),
+    )
+
+
+def open_test(config: DataConfig, cache: Path) -> Images | None:
+    """The test pictures, decoded into a file of their own; None where there is no test split.
+
+    Only retraining and evaluation may call this. Raises as `open_data` does.
+    """
+    source = _open_source(config, download=config.download)
+    parts = _parts(config, source, cache, test=True).parts
+    if "test" not in parts:
+        return None
+    images, _ = _open(config, source, cache, parts["test"])
+    if not len(images):
+        raise DataError(f"{config.title}: none of the test pictures can be read")
+    return images
+
+
+def examine_data(
+    config: DataConfig,
+    cache: Path,
+    *,
+    download: bool = False,
+    remember: bool = True,
+    looked: int | None = None,
+    tick: ProgressCallback = no_progress,
+) -> DataReport:
+    """Return what is known of every part, test included, once every file was decoded: names and
+    reasons come out, no pixels. What was seen is remembered in `cache` by content; without
+    `remember` nothing is written. Of more than `looked` images none is decoded.
+
+    Raises DataError for what cannot be used, and for files that cannot be read unless
+    `data.skip_unreadable`.
+    """
+    source = _open_source(config, download=download and config.download)
+    source.tick = tick
+    found = _parts(config, source, cache if remember else None, test=True, digested=True)
+    items = [item for part in ("train", "val", "test") for item in found.parts.get(part, ())]
+    seen = inspect_images(
+        source.reader,
+        {item.name: item.digest + source.variant(item.name) for item in items}
+        if looked is None or len(items) <= looked
+        else {},
+        config.max_pixels,
+        inspection_file(
+            cache, config.dataset, str(Path(config.folder).absolute()), config.crop_to_box
+        ),
+        remember=remember,
+        tick=tick,
+    )
+    sizing = Sizing.of(config)
+    reasons = {
+        name: reason
+        for name, one in seen.items()
+        if (reason := one if isinstance(one, str) else sizing.refuse(one.width, one.height))
+    }
+    forms = [one.form for one in seen.values() if not isinstance(one, str)]
+    report = DataReport(
+        title=config.title,
+        parts=_counted(config, found),
+        left_out=found.listing.left_out,
+        unreadable=tuple(f"{item.name} ({reasons[item.name]})" for item in items
+                         if item.name in reasons),
+        modes=dict(Counter(form.mode for form in forms)),
+        turned=sum(form.orientation != 1 for form in forms),
+        transparent=sum(form.transparent for form in forms),
+        orientation=config.orientation,
+        background=config.background,
+        warnings=tuple(found.warnings),
+    )  # fmt: skip
+    report.require_readable(skip=config.skip_unreadable)
+    _require_some(config, found, reasons.keys())
+    return report
+
+
+def _require_some(config: DataConfig, found: _Parts, unreadable: Collection[str]) -> None:
+    """Raise DataError where nothing of a class is left to learn from, or nothing of a part."""
+    for part, items in found.parts.items():
+        left = {item.label for item in items if item.name not in unreadable}
+        for label in sorted({item.label for item in items} - left):
+            if part == "train" or not left:
+                name = found.listing.classes[label]
+                what = f"class {name!r}: none of its {part}" if left else f"none of the {part}"
+                raise DataError(f"{config.title}: {what} pictures can be read")
+
+
+def describe(config: DataConfig, *, download: bool = False) -> dict[str, dict[str, int]]:
+    """Pictures per part and class, test included, of folds those of the first; nothing is decoded
+    and nothing is written, unless `download` and `data.download` bring a data set that is not
+    there."""
+    source = _open_source(config, download=download and config.download)
+    return _counted(config, _parts(config, source, None, test=True))
+
+
+def _counted(config: DataConfig, found: _Parts) -> dict[str, dict[str, int]]:
+    parts, classes = found.parts, found.listing.classes
+    if found.folds:
+        first, *others = found.folds
+        parts = parts | {"train": _training(config, others), "val": first}
+    ordered = [part for part in ("train", "val", "test") if part in parts]
+    counts = {part: Counter(item.label for item in parts[part]) for part in ordered}
+    return {
+        part: {name: count[label] for label, name in enumerate(classes)}
+        for part, count in counts.items()
+    }
+
+
+def _open_source(config: DataConfig, *, download: bool) -> DatasetSource:
+    root = Path(config.folder)
+    if config.dataset == "digits":
+        return DigitsSource()
+    if config.dataset == "folder":
+        return FolderSource(root, grouped=config.group_by is not None)
+    if config.dataset == "csv":
+        assert config.labels is not None
+        return CsvSource(Path(config.labels), root, skip_missing=config.skip_unreadable)
+    if config.dataset == "stanford_cars":
+        return StanfordCarsSource(root, crop=config.crop_to_box, max_pixels=config.max_pixels)
+    if is_own(config.dataset):
+        return UserSource(config.dataset, root, max_pixels=config.max_pixels)
+    return TorchvisionSource(config.dataset, root, download=download)
+
+
+def _open_parts(
+    config: DataConfig, source: DatasetSource, cache: Path, classes: tuple[str, ...], parts: Parts
+) -> tuple[Fold, list[Opened]]:
+    """Training and validation pictures as they are split; and what is known of their files."""
+    train, seen = _open(config, source, cache, parts["train"])
+    val, seen_val = _open(config, source, cache, parts["val"])
+    _check_labels(classes, parts["train"], train, "train")
+    if not len(val):
+        raise DataError(f"{config.title}: none of the validation pictures can be read")
+    opened = [(parts["train"], seen), (parts["val"], seen_val)]
+    return Fold(train, val, *_normalization(config, [seen])), opened
+
+
+def _open_folds(
+    config: DataConfig, source: DatasetSource, cache: Path, found: _Parts
+) -> tuple[list[Fold], list[Opened]]:
+    """Each fold; and what is known of its files. A picture is decoded once, whatever it is for."""
+    opened = [_open(config, source, cache, items) for items in found.folds]
+    folds = []
+    for number, (val, _) in enumerate(opened):
+        rest = [one for i, one in enumerate(opened) if i != number]
+        items = [items for i, items in enumerate(found.folds) if i != number]
+        if config.limit_train is not None:
+            rest = [_open(config, source, cache, _training(config, items))]
+        train, seen = concat(*(images for images, _ in rest)), [index for _, index in rest]
+        _check_labels(found.listing.classes, _training(config, items), train, "train")
+        _check_labels(found.listing.classes, found.folds[number], val, f"fold {number}")
+        folds.append(Fold(train, val, *_normalization(config, seen)))
+    return folds, [(items, seen) for items, (_, seen) in zip(found.folds, opened, strict=True)]
+
+
+def _training(config: DataConfig, folds: Sequence[Sequence[Item]]) -> list[Item]:
+    """What a network learns from that is validated on none of `folds`."""
+    items = [item for items in folds for item in items]
+    limit = config.limit_train
+    return items if limit is None else limit_items(_in_order(items), limit, config.split_seed)
+
+
+def _normalization(
+    config: DataConfig, seen: Sequence[Index]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    return IMAGENET if config.normalize == "imagenet" else mean_std(*seen)
+
+
+def _open(
+    config: DataConfig, source: DatasetSource, cache: Path, items: list[Item]
+) -> tuple[Images, Index]:
+    images, index = ImageCache(cache, config.cache_limit_gb * 1e9, source.tick).open(
+        source.reader,
+        [item.name for item in items],
+        [item.label for item in items],
+        [item.digest + source.variant(item.name) for item in items],
+        Sizing.of(config),
+    )
+    if index.bad and not config.skip_unreadable:
+        raise unreadable_error(config.title, _named(items, index))
+    images.files = tuple(items[i].digest for i in index.good)
+    return images, index
+
+
+def _named(items: Sequence[Item], index: Index) -> list[str]:
+    return [f"{items[i].name} ({reason})" for i, reason in index.bad.items()]
+
+
+def _check_labels(
+    classes: tuple[str, ...], items: Sequence[Item], images: Images, part: str
+) -> None:
+    left = set(images.labels.tolist())
+    for label in sorted({item.label for item in items} - left):
+        raise DataError(f"class {classes[label]!r}: none of its {part} pictures can be read")
+
+
+# Parts
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Every picture's part, in an order that depends on contents alone."""
+
+    listing: Listing
+    parts: Parts
+    folds: list[list[Item]]
+    """Of a cross-validation: all that is for training and validation, without `data.limit_train`;
+    none without `data.folds`."""
+    warnings: list[str]
+
+
+def _parts(
+    config: DataConfig,
+    source: DatasetSource,
+    cache: Path | None,
+    *,
+    test: bool,
+    digested: bool = False,
+) -> _Parts:
+    """With `digested`, contents are compared even where that decides no image's part."""
+    listing = source.listing(test=test)
+    names = [name for items in listing.parts.values() for name, _ in items]
+    near = config.near_duplicates is not None
+    if cache or digested or "val" not in listing.parts or config.limit_train or near:
+        digests = source.digests(names, cache)
+    else:
+        digests = dict.fromkeys(names, "")  # only counted
+    given = {
+        part: _in_order([Item(name, label, digests[name]) for name, label in items])
+        for part, items in listing.parts.items()
+    }
+    given, told = _grouped(config, source, listing, given, cache)
+    parts = _completed(config, given)
+    for part in parts.keys() - given.keys() | {"train"}:
+        _check_split(config, listing.classes, part, parts)
+    folds = _folds(config, listing, parts) if config.folds else []
+    told += imbalance_warnings(parts, _shares(config, given))
+    numbered = {f"fold {number}": items for number, items in enumerate(folds)}
+    told += imbalance_warnings(numbered, dict.fromkeys(numbered, 1 / max(1, len(folds))))
+    if config.limit_train is not None:
+        if config.limit_train < len(listing.classes):
+            raise DataError(
+                f"data.limit_train = {config.limit_train}: at least {len(listing.classes)}, one "
+                "picture for each class"
+            )
+        parts["train"] = limit_items(parts["train"], config.limit_train, config.split_seed)
+    warnings = [*listing.warnings, *duplicate_warnings(parts), *told]
+    return _Parts(listing, parts, folds, warnings)
+
+
+def _grouped(
+    config: DataConfig, source: DatasetSource, listing: Listing, given: Parts, cache: Path | None
+) -> tuple[Parts, list[str]]:
+    """What was given, with `Item.group`; and what is to be told of groups on two sides of it."""
+    groups = name_groups(config, listing)
+    near: dict[str, str] = {}
+    if config.near_duplicates is not None:
+        items = [item for items in given.values() for item in items]
+        near = find_near_duplicates(
+            source.reader,
+            {item.name: item.digest + source.variant(item.name) for item in items},
+            config.near_duplicates,
+            sizing=Sizing.of(config),
+            cache=cache,
+            tick=source.tick,
+        )
+    told = [
+        *shared_group_warnings(given, groups),
+        *shared_group_warnings(given, listing.groups),
+        *near_duplicate_warnings(given, near),
+    ]
+    return merge_groups(given, [groups, listing.groups, near]), told
+
+
+def _in_order(items: Sequence[Item]) -> list[Item]:
+    return sorted(items, key=lambda item: (item.label, item.digest, item.name))
+
+
+def _folds(config: DataConfig, listing: Listing, parts: Parts) -> list[list[Item]]:
+    """Training and validation pictures together, divided into `data.folds`."""
+    assert config.folds is not None
+    where = f"{config.title}: data.folds = {config.folds}"
+    if "val" in listing.parts:
+        raise DataError(
+            f"{where} divides what is for training, and these data have a validation part of their "
+            "own (val), which says what to validate on: move its images to train, or leave "
+            "data.folds out"
+        )
+    pool = _in_order([*parts["train"], *parts["val"]])
+    keys = {
+        label: {item.key for item in pool if item.label == label}
+        for label in range(len(listing.classes))
+    }
+    for label, name in enumerate(listing.classes):
+        if len(keys[label]) < config.folds:
+            raise DataError(
+                f"{where}: class {name!r} has {len(keys[label])} different images or groups of "
+                "images, and each fold needs one: add images, or choose fewer folds"
+            )
+    folds = make_folds(pool, config.folds, config.split_seed)
+    for number, items in enumerate(folds):
+        for label in sorted(keys.keys() - {item.label for item in items}):
+            raise DataError(
+                f"{where}: class {listing.classes[label]!r} would be missing in fold {number}, "
+                "because its images are in groups with those of other classes: choose fewer folds, "
+                "or another data.split_seed"
+            )
+    return folds
+
+
+def _shares(config: DataConfig, given: Parts) -> dict[str, float]:
+    """The parts that we make, with their fractions: everything, or validation off the training
+    pictures; none where all are given."""
+    if "all" in given:
+        made = {"val": config.val_fraction}
+        made |= {"test": config.test_fraction} if config.test_fraction else {}
+    else:
+        made = {} if "val" in given else {"val": config.val_fraction}
+    return {"train": 1 - sum(made.values()), **made} if made else {}
+
+
+def _completed(config: DataConfig, given: Parts) -> Parts:
+    """Split what the folders leave open."""
+    shares = _shares(config, given)
+    if not shares:
+        return dict(given)
+    open_ = given["all"] if "all" in given else given["train"]
+    if any(item.group for item in open_):
+        made = split_groups(open_, shares, config.split_seed)
+    else:
+        fractions = {part: share for part, share in shares.items() if part != "train"}
+        made = split(open_, fractions, config.split_seed)
+    return {part: items for part, items in given.items() if part != "all"} | made
+
+
+def _check_split(config: DataConfig, classes: tuple[str, ...], part: str, parts: Parts) -> None:
+    """Every class must stand in a part that we made."""
+    have = {item.label for item in parts[part]}
+    for label, name in enumerate(classes):
+        if label not in have:
+            own = [item for items in parts.values() for item in items if item.label == label]
+            grouped = any(item.group for item in own)
+            count = len({item.key for item in own})
+            few = f"groups of pictures ({count})" if grouped else "different pictures"
+            raise DataError(
+                f"{config.title}: class {name!r} has too few {few} to leave one for "
+                f"{part}: 1 for each of train, val and test is needed; add pictures, or set "
+                "data.test_fraction = 0"
+            )
+
+
+def _treatments(opened: Iterable[Opened], background: str) -> dict[str, str]:
+    """{name: what was done to its pixels beyond the usual}; nothing of most images."""
+    found: dict[str, str] = {}
+    for items, index in opened:
+        forms = zip(index.good.tolist(), index.forms, strict=True)
+        found |= {items[i].name: form.treatment(background) for i, form in forms}
+        found |= {items[i].name: "refused" for i, why in index.bad.items() if REFUSED in why}
+    return {name: done for name, done in found.items() if done}
+
+
+def _fingerprint(classes: tuple[str, ...], found: _Parts, treatments: Mapping[str, str]) -> str:
+    """Of contents, labels and parts; a file whose pixels depend on settings counts with what was
+    done to it, so that others keep the fingerprint that they had before there were such settings.
+    """
+
+    def facts(items: Sequence[Item]) -> list[tuple[int, str]]:
+        return sorted((item.label, item.digest + treatments.get(item.name, "")) for item in items)
+
+    seen = {part: facts(found.parts[part]) for part in ("train", "val")}
+    folds = [[facts(items) for items in found.folds]] if found.folds else []
+    return short_hash([classes, seen, *folds])[:16]

@@ -1,0 +1,197 @@
+"""Images that look alike: a perceptual hash of each, and which are near to one another.
+
+The hash is that of pHash: signs of the low frequencies of a small grey image against their median
+(Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions, 2010, section 3.2.1).
+Copies that were encoded again, resized, or made a little brighter differ in few of its 64 bits.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from hpo.control import (
+    ProgressCallback,
+    no_progress,
+)
+from hpo.data.cache import (
+    short_hash,
+    threaded,
+    try_read,
+)
+from hpo.data.images import (
+    ImageReader,
+    Numbers,
+    Sizing,
+    decode,
+)
+from hpo.errors import DiskFull
+from hpo.io import write_whole
+
+log = logging.getLogger(__name__)
+
+Hashes = NDArray[np.uint64]
+
+SIDE, LOW = 32, 8
+"""Side of the grey image in pixels; frequencies of each axis that count, from the second."""
+FLAT = 2.0
+"""Standard deviation, in grey levels, below which an image has no shapes to compare."""
+ROWS = 1024
+"""Hashes that are compared with a bucket at once."""
+_FORMAT = 1
+
+
+def find_near_duplicates(
+    reader: ImageReader,
+    digests: dict[str, str],
+    most: int,
+    *,
+    sizing: Sizing,
+    cache: Path | None,
+    tick: ProgressCallback = no_progress,
+) -> dict[str, str]:
+    """{name: its group} of the images of `digests` ({name: digest of its content}) that are near to
+    another one: whose hashes differ in at most `most` bits, directly or over others between them.
+
+    `sizing` says which way up they are, and on what background. Hashes are remembered under
+    `cache`. What cannot be read, or is flat, is near to nothing.
+    """
+    hashes = image_hashes(reader, digests, sizing=sizing, cache=cache, tick=tick)
+    names = [name for name, digest in digests.items() if hashes[digest] is not None]
+    values = np.array([hashes[digests[name]] for name in names], np.uint64)
+    labels = cluster_hashes(values, most, tick)
+    alone = np.bincount(labels, minlength=len(values)) == 1
+    return {name: str(label) for name, label in zip(names, labels.tolist(), strict=True)
+            if not alone[label]}  # fmt: skip
+
+
+def image_hashes(
+    reader: ImageReader,
+    digests: dict[str, str],
+    *,
+    sizing: Sizing,
+    cache: Path | None,
+    tick: ProgressCallback = no_progress,
+) -> dict[str, int | None]:
+    """{digest: hash} of the images of `digests`, {name: digest}; None of what cannot be read, or is
+    flat. Those that `cache` remembers are not decoded again."""
+    names = {digest: name for name, digest in digests.items()}
+    small = replace(sizing, squash=True, image_size=SIDE, resize_size=SIDE)
+    memo = cache / "near" / f"{short_hash([_FORMAT, repr(small)])}.json" if cache else None
+    known = _remembered(memo) if memo else {}
+    new = [digest for digest in names if digest not in known]
+    look = partial(try_read, _hash_of, _Drafts(reader), small)
+    found = threaded(look, [names[digest] for digest in new], tick)
+    fresh = {
+        digest: one if isinstance(one, int) else None
+        for digest, one in zip(new, found, strict=True)
+    }
+    hashes = known | fresh
+    if memo and fresh:
+        text = json.dumps({"checksum": short_hash(hashes), "hashes": hashes})
+        with suppress(DiskFull):  # they will be computed again
+            write_whole(memo, lambda file: file.write(text.encode()))
+    return {digest: hashes[digest] for digest in names}
+
+
+def _remembered(memo: Path) -> dict[str, int | None]:
+    """What `image_hashes` wrote; nothing where the file is damaged."""
+    try:
+        stored = json.loads(memo.read_bytes())
+        hashes: dict[str, int | None] = stored["hashes"]
+        if stored["checksum"] == short_hash(hashes):
+            return hashes
+    except FileNotFoundError:
+        return {}
+    except (ValueError, LookupError, TypeError):
+        pass
+    log.warning("%s is damaged; the hashes of images are computed again", memo)
+    return {}
+
+
+@dataclass(frozen=True)
+class _Drafts:
+    """A reader whose JPEGs are decoded at the least of their scales that is large enough."""
+
+    reader: ImageReader
+
+    def open(self, name: str) -> Image.Image:
+        image = self.reader.open(name)
+        image.draft(None, (2 * SIDE, 2 * SIDE))
+        return image
+
+
+def _hash_of(reader: ImageReader, name: str, sizing: Sizing) -> int | None:
+    grey = np.asarray(decode(reader, name, sizing).convert("L"), np.float64)
+    return perceptual_hash(grey)
+
+
+def perceptual_hash(grey: NDArray[np.float64]) -> int | None:
+    """64 bits of a grey image, (32, 32) of 0..255; None where it is flat."""
+    if grey.std() < FLAT:
+        return None
+    low = (_COSINES @ grey @ _COSINES.T).ravel()
+    bits = np.packbits(low > np.median(low))
+    return int.from_bytes(bits.tobytes(), "big")
+
+
+def _cosines() -> NDArray[np.float64]:
+    """Rows 1 to LOW of the discrete cosine transform (type II) of SIDE values."""
+    frequency, place = np.arange(1, LOW + 1)[:, None], np.arange(SIDE)
+    return np.cos(math.pi * frequency * (2 * place + 1) / (2 * SIDE))
+
+
+_COSINES = _cosines()
+
+
+def cluster_hashes(hashes: Hashes, most: int, tick: ProgressCallback = no_progress) -> Numbers:
+    """(N,) labels, the same for `hashes` (N,) that are connected by pairs which differ in at most
+    `most` bits.
+
+    Of `most` + 1 bands of bits such a pair has one in common, so only hashes with an equal band are
+    compared, each with all others at once.
+    """
+    different, back = np.unique(hashes, return_inverse=True)
+    labels = np.arange(len(different))
+    ends = [64 * i // (most + 1) for i in range(most + 2)]
+    for start, end in pairwise(ends) if most else ():
+        tick()
+        band = (different >> np.uint64(start)) & np.uint64(2 ** (end - start) - 1)
+        order = np.argsort(band, kind="stable")
+        edges = np.flatnonzero(np.diff(band[order])) + 1
+        for bucket in np.split(order, edges):
+            if len(bucket) > 1:
+                _connect(labels, different, bucket, most)
+    found: Numbers = labels[back]
+    return found
+
+
+def _connect(labels: Numbers, hashes: Hashes, bucket: Numbers, most: int) -> None:
+    """Give those of `bucket`, places of `hashes`, that are near to one another one label."""
+    values = hashes[bucket]
+    for start in range(0, len(bucket), ROWS):
+        rows = values[start : start + ROWS, None]
+        close = _bits(rows ^ values[None]) <= most
+        for row in np.flatnonzero(close.sum(1) > 1):
+            joined = np.unique(labels[bucket[close[row]]])
+            if len(joined) > 1:
+                labels[np.isin(labels, joined)] = joined[0]
+
+
+def _bits(words: Hashes) -> Hashes:
+    """How many bits are set in each, by halves, quarters and so on (numpy 1 has no popcount)."""
+    words = words - ((words >> np.uint64(1)) & np.uint64(0x5555555555555555))
+    fours = np.uint64(0x3333333333333333)
+    words = (words & fours) + ((words >> np.uint64(2)) & fours)
+    words = (words + (words >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
+    return (words * np.uint64(0x0101010101010101)) >> np.uint64(56)

@@ -1,0 +1,375 @@
+"""The pictures of a folder: which parts and classes it has, by the names of its folders alone."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hpo.config.template import (
+    Folder,
+    median_side,
+)
+from hpo.errors import DataError
+
+EXTENSIONS = frozenset([
+    "jpg", "jpeg", "jpe", "jfif", "pjpeg", "pjp", "mpo", "png", "apng", "bmp", "gif", "webp",
+    "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "avif", "avifs", "jp2", "j2k", "jpf", "jpx", "j2c",
+    "jpc",
+])  # fmt: skip
+"""Files of other extensions are not looked at; upper and lower case are alike."""
+
+TO_CONVERT = frozenset([
+    "heic", "heif", "hif", "jxl", "tga", "psd", "dng", "cr2", "cr3", "nef", "arw", "orf", "raf",
+    "rw2", "dcm", "svg",
+])  # fmt: skip
+"""Extensions of images that are not read."""
+
+_PARTS = {
+    "train": "train", "training": "train",
+    "val": "val", "validation": "val", "valid": "val", "dev": "val", "eval": "val",
+    "evaluation": "val",
+    "test": "test", "testing": "test", "tests": "test",
+}  # fmt: skip
+
+RUBBISH = frozenset([
+    "@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "$recycle.bin",
+    "__macosx", "lost+found", "system volume information", "thumbs.db", "ehthumbs.db",
+    "desktop.ini", "icon\r",
+])  # fmt: skip
+"""What file managers, NAS and archives leave; left out as what begins with a dot is."""
+
+SHOWN = 3
+"""Folders that are named in a line."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The pictures by part as their folders have them; "all" where nobody has split them yet."""
+
+    classes: tuple[str, ...]
+    parts: dict[str, list[tuple[str, int]]]
+    warnings: list[str] = field(default_factory=list)
+    sealed: bool = False
+    """There is a test part, and it was not looked at."""
+    groups: dict[str, str] = field(default_factory=dict)
+    """Of images that were given one, by name; a split keeps those of a group together."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Files that are not looked at, by extension."""
+
+
+def list_folder(root: Path, *, grouped: bool = False) -> Listing:
+    """Return the images of a folder with train/ [val/] [test/] by class, or one folder per class.
+
+    With `grouped`, folders inside class folders may be groups. Raises DataError for what cannot be
+    used.
+    """
+    _require_folder(root)
+    folders = _parts_of(root)
+    if folders and "train" not in folders:
+        raise DataError(_without_train(root, folders))
+    warnings = _beside(root, folders)
+    tree = {part: _list_classes(root, at) for part, at in (folders or {"all": root}).items()}
+    first = next(iter(tree))
+    for part, found in tree.items():
+        _require_images(root, folders.get(part, root), found, learnt=part == first)
+    if first == "all":
+        _refuse_parts(root, tree[first].inner, grouped=grouped)
+    classes = tuple(sorted(tree[first].images))
+    place = {_normal(name): label for label, name in enumerate(classes)}
+    parts = {}
+    for part, found in tree.items():
+        if extra := sorted(name for name in found.images if _normal(name) not in place):
+            raise DataError(
+                f"{folders[part]}: class {extra[0]!r} is not in {folders['train'].name}/, which "
+                f"has {', '.join(classes[:8])}; a model cannot learn it: add it there or remove it "
+                "here"
+            )
+        labelled = ((place[_normal(name)], images) for name, images in found.images.items())
+        parts[part] = [(name, label) for label, images in sorted(labelled) for name in images]
+        warnings += found.loose
+        warnings += [] if grouped else _nested(found.inner)
+    counters = [one for found in tree.values() for one in found.left_out_of.values()]
+    left_out = sum(counters, Counter[str]())
+    return Listing(classes, parts, list(dict.fromkeys(warnings)), left_out=dict(left_out))
+
+
+def summarize_folder(root: Path) -> Folder:
+    """Return what a first study file says of the images under `root`. Raises as `list_folder`."""
+    listing = list_folder(root)
+    first = listing.parts.get("train") or listing.parts["all"]
+    files = [root / name for name, _ in first]
+    parts = () if "all" in listing.parts else tuple(listing.parts)
+    return Folder(len(listing.classes), len(files), median_side(files), parts)
+
+
+def images_below(folder: Path) -> tuple[list[str], list[str]]:
+    """Return paths of the images below `folder`, and of files that are none by their extension;
+    hidden ones in neither."""
+    files: list[str] = []
+    _collect(str(folder), str(folder), frozenset(), files)
+    images = [name for name in files if _is_image(name)]
+    return images, [name for name in files if not _is_image(name)]
+
+
+def parse_part(name: str) -> str | None:
+    """Return the part that a name is for: "Test", "testing", "test_set", ...; None for others."""
+    plain = re.sub(r"[\s_-]", "", name.lower())
+    return _PARTS.get(re.sub(r"(?<=.)(set|split|data|images)$", "", plain))
+
+
+def folder_to_test(root: Path) -> Path:
+    """Return the test part inside `root`, else `root`."""
+    return (_parts_of(root) if root.is_dir() else {}).get("test", root)
+
+
+def _require_folder(root: Path) -> None:
+    if not root.exists():
+        raise DataError(f"{root}: no such folder; set data.root to the folder of the images")
+    if not root.is_dir():
+        raise DataError(f"{root}: not a folder; set data.root to the folder of the images")
+
+
+def _normal(name: str) -> str:
+    """A name in one form of Unicode: Macs write another one than Linux."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _parts_of(root: Path) -> dict[str, Path]:
+    """The folder of each part; none where these are folders of classes, of which one may be called
+    like a part: one that holds no folders is a class where there are others beside it."""
+    folders = _folders(root)
+    named = [one for one in folders if parse_part(one.name)]
+    if len(named) < len(folders) and not any(_folders(one) for one in named):
+        return {}
+    found: dict[str, list[Path]] = defaultdict(list)
+    for one in named:
+        found[parse_part(one.name) or ""].append(one)
+    for part, several in found.items():
+        if len(several) > 1:
+            names = " and ".join(one.name + "/" for one in several)
+            raise DataError(f"{root}: both {names} are for {part}; keep one of them")
+    return {part: found[part][0] for part in ("train", "val", "test") if part in found}
+
+
+def _without_train(root: Path, folders: Mapping[str, Path]) -> str:
+    part, folder = next(iter(folders.items()))
+    others = [one.name for one in _folders(root) if one not in folders.values()]
+    is_class = f", or rename {folder.name}/ if it is a class" if others else ""
+    beside = f" beside {_shown(others)}" if others else ""
+    return (
+        f"{root}: has {folder.name}/{beside}, which means the {part} part, but no train/; "
+        f"add train/, one folder per class in it{is_class}"
+    )
+
+
+def _beside(root: Path, folders: Mapping[str, Path]) -> list[str]:
+    """What is to be told of folders whose name or place leaves open what they are."""
+    others = [one for one in _folders(root) if one not in folders.values()]
+    if not folders:
+        return [
+            f"{one.name}/ holds no folders: taken for a class; as a part it needs one per class"
+            for one in others
+            if parse_part(one.name)
+        ]
+    unused = [one.name for one in others if images_below(one)[0]]
+    if not unused:
+        return []
+    train = folders["train"].name
+    are = "is" if len(unused) == 1 else "are"
+    return [f"{_shown(unused)} beside {train}/ {are} not used; if {train} is a class, rename it"]
+
+
+def _refuse_parts(root: Path, folders: Mapping[str, list[str]], *, grouped: bool) -> None:
+    """Raise DataError where folders are no classes: they hold parts, or the same folders."""
+    inner = {
+        name: {_normal(one).casefold(): one for one in held}
+        for name, held in folders.items()
+        if "" not in held and len(held) > 1
+    }
+    for name, held in inner.items():
+        parts = sorted(one for one in held.values() if parse_part(one))
+        if len(parts) == len(held):
+            raise DataError(
+                f"{root}: {name}/ holds {_shown(parts)}; parts stand above classes: "
+                f"{parts[0]}/{name}/, {parts[1]}/{name}/"
+            )
+    if grouped:
+        return
+    for one, other in ((a, b) for a in inner for b in inner if a < b):
+        both = inner[one].keys() & inner[other].keys()
+        if len(both) > 1 and 2 * len(both) >= min(len(inner[one]), len(inner[other])):
+            same = _shown(sorted(inner[one][key] for key in both))
+            raise DataError(
+                f"{root}: {one}/ and {other}/ hold the same folders ({same}), so they are parts "
+                "rather than classes: name them train/, val/ or test/; if they are classes, put "
+                'them into train/, or set data.group_by = "folder" if what they hold are groups'
+            )
+
+
+def _nested(folders: Mapping[str, list[str]]) -> list[str]:
+    """What is to be told of class folders that hold folders with images."""
+    nested = {name: inner for name, held in folders.items() if (inner := [*filter(None, held)])}
+    lines = [
+        f"{name}/ holds {_shown(inner)}: their images count as {name}"
+        for name, inner in list(nested.items())[:SHOWN]
+    ]
+    more = len(nested) - SHOWN
+    return [*lines, f"so do those of {more} more class folders"] if more > 0 else lines
+
+
+def _shown(names: Sequence[str]) -> str:
+    """`a/, b/ and c/`, or the first of many."""
+    folders = [f"{name}/" for name in names]
+    if len(folders) > SHOWN:
+        return f"{', '.join(folders[:SHOWN])} and {len(folders) - SHOWN} more"
+    return " and ".join([", ".join(folders[:-1]), folders[-1]] if folders[1:] else folders)
+
+
+def _folders(at: Path) -> list[Path]:
+    return sorted(one for one in at.iterdir() if one.is_dir() and not _is_rubbish(one.name))
+
+
+def _is_rubbish(name: str) -> bool:
+    return name.startswith(".") or name.lower() in RUBBISH
+
+
+@dataclass
+class _Classes:
+    """What a folder with one folder per class holds."""
+
+    images: dict[str, list[str]] = field(default_factory=dict)
+    """Paths relative to the root, by class."""
+    inner: dict[str, list[str]] = field(default_factory=dict)
+    """The folders in a class folder that hold images; an empty name where some lie in itself."""
+    left_out_of: dict[str, Counter[str]] = field(default_factory=dict)
+    """Files that are not looked at, by class and extension."""
+    loose: list[str] = field(default_factory=list)
+
+
+def _list_classes(root: Path, at: Path) -> _Classes:
+    folders = _folders(at)
+    loose = sum(one.is_file() and _is_image(one.name) for one in at.iterdir())
+    if not folders:
+        unlabelled = f", and its {_count(loose, 'image')} have no class" if loose else ""
+        raise DataError(f"{at}: no folders of images; one folder per class is needed{unlabelled}")
+    found, forms = _Classes(), dict[str, str]()
+    if loose:
+        where = "" if at == root else f" in {at.name}/"
+        found.loose.append(f"{_count(loose, 'image')} outside a class folder{where} left out")
+    for folder in folders:
+        other = forms.setdefault(_normal(folder.name), folder.name)
+        if other != folder.name:
+            raise DataError(
+                f"{at}: two folders are called {other!r}, in two forms of Unicode; join them"
+            )
+        depth = len(folder.relative_to(root).parts)
+        names = _files(folder, root)
+        images = sorted(name for name in names if _is_image(name))
+        found.left_out_of[folder.name] = Counter(
+            _extension(name) for name in names if not _is_image(name)
+        )
+        found.images[folder.name] = images
+        found.inner[folder.name] = sorted({_below(name, depth) for name in images})
+    return found
+
+
+def _below(name: str, depth: int) -> str:
+    """The folder in which `name` lies below `depth` others; empty where there is none."""
+    parts = name.split("/", depth + 1)
+    return parts[depth] if len(parts) > depth + 1 else ""
+
+
+def _require_images(root: Path, at: Path, found: _Classes, *, learnt: bool) -> None:
+    """Raise DataError for folders without images, and for one class only where it is `learnt`."""
+    full = [name for name, images in found.images.items() if images]
+    if learnt and len(full) == 1 and (deep := _deeper(at / full[0])):
+        inner = _shown([one.name for one in _folders(deep)])
+        advice = f"set data.root to {deep}" if at == root else f"move these up into {at.name}/"
+        raise DataError(
+            f"{at}: one class only, {full[0]!r}; the folders {inner} are too deep, in "
+            f"{deep.relative_to(root)}/: {advice}"
+        )
+    for name in found.images:
+        if name not in full:
+            held = left_out_summary(found.left_out_of[name])
+            raise DataError(
+                f"{at / name}: no images{f' ({held})' if held else ''}; a class folder needs at "
+                f"least one file of {', '.join(sorted(EXTENSIONS))}: add some or remove the folder"
+            )
+    if learnt and len(full) == 1:
+        raise DataError(
+            f"{root}: one class only, {full[0]!r}; at least two folders are needed, one per "
+            "class, each with its images"
+        )
+
+
+def _deeper(at: Path) -> Path | None:
+    """The folder, `at` or below it, that holds several folders of images; None without one."""
+    while len(full := [one for one in _folders(at) if images_below(one)[0]]) == 1:
+        at = full[0]
+    return at if full else None
+
+
+def left_out_summary(left_out: Mapping[str, int]) -> str:
+    """Return in words which files are not looked at: `8 files left out: 5 .heic (convert them to
+    JPEG or PNG), 3 .txt`; empty for none."""
+    if not left_out:
+        return ""
+    each = [
+        f"{count} {f'.{name}' if name else 'without extension'}"
+        + " (convert them to JPEG or PNG)" * (name in TO_CONVERT)
+        for name, count in sorted(left_out.items(), key=lambda one: (-one[1], one[0]))
+    ]
+    return f"{_count(sum(left_out.values()), 'file')} left out: {', '.join(each)}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def _files(folder: Path, root: Path) -> list[str]:
+    """Return paths relative to `root` of all files below `folder` that are not hidden.
+
+    Links are followed, wherever they lead: many data sets are made of them. One to a folder that it
+    lies in is not, nor is what is no file (a pipe would never end). Plain text, because a data set
+    has too many files for a Path each.
+    """
+    found: list[str] = []
+    above = frozenset(map(os.path.realpath, (root, folder.parent)))
+    _collect(str(folder), folder.relative_to(root).as_posix(), above, found)
+    return found
+
+
+def _collect(at: str, below: str, above: frozenset[str], found: list[str]) -> None:
+    """Add the files in the folder `at`, which is `below` the root, inside the folders `above`."""
+    here = os.path.realpath(at)
+    if here in above:
+        return
+    with os.scandir(at) as listed:
+        entries = sorted((one for one in listed if not _is_rubbish(one.name)), key=_name)
+    for entry in entries:
+        name = f"{below}/{entry.name}"
+        if entry.is_dir():
+            _collect(entry.path, name, above | {here}, found)
+        elif entry.is_file() or (entry.is_symlink() and not Path(entry.path).exists()):
+            found.append(name)  # a link to nothing is told when it is to be read
+
+
+def _name(entry: os.DirEntry[str]) -> str:
+    return entry.name
+
+
+def _is_image(name: str) -> bool:
+    """By the extension of a name or path."""
+    return _extension(name) in EXTENSIONS
+
+
+def _extension(name: str) -> str:
+    """In lower case, without the dot; empty where there is none."""
+    stem, _, extension = name.rpartition("/")[2].rpartition(".")
+    return extension.lower() if stem else ""

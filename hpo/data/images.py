@@ -1,0 +1,410 @@
+"""Labelled pictures: how one is decoded, and the forms in which a data set holds them.
+
+Mapped from a file, streamed from the original files, or sets joined: the same pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cache as once
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageColor
+
+from hpo.config.data import DataConfig
+from hpo.errors import DataError
+
+# Pillow warns of large pictures when it opens them; `data.max_pixels` refuses them by the header,
+# before anything is decoded.
+Image.MAX_IMAGE_PIXELS = None
+
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""What is opened, by content and not by name: of Pillow's other formats some run programs (EPS)."""
+
+Pixels = NDArray[np.uint8]
+Numbers = NDArray[np.int64]
+
+
+class ImageReader(Protocol):
+    """Where pictures come from, by name; must pickle, because streaming opens it elsewhere."""
+
+    def open(self, name: str) -> Image.Image:
+        """The picture, not decoded yet; a context manager."""
+
+
+@dataclass(frozen=True)
+class Sizing:
+    """How an image becomes RGB pixels: which way up, on what background, at which size."""
+
+    squash: bool
+    image_size: int
+    resize_size: int
+    max_pixels: int
+    orientation: str = "exif"
+    background: str = "white"
+
+    @classmethod
+    def of(cls, config: DataConfig) -> Sizing:
+        squash = config.resize == "squash"
+        side = config.image_size if squash else config.resize_size
+        return cls(
+            squash,
+            config.image_size,
+            side,
+            config.max_pixels,
+            config.orientation,
+            config.background,
+        )
+
+    def target(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) after resizing, rounded as torchvision's Resize rounds."""
+        side = self.resize_size
+        if self.squash:
+            return side, side
+        if width <= height:
+            return side, int(side * height / width)
+        return int(side * width / height), side
+
+    def refuse(self, width: int, height: int) -> str | None:
+        """Why a picture of this size is not decoded; None if it may be."""
+        target = self.target(width, height)
+        return too_large((width, height), self.max_pixels) or too_large(
+            target, self.max_pixels, " after resizing"
+        )
+
+
+def too_large(size: tuple[int, int], max_pixels: int, what: str = "") -> str | None:
+    """Why a picture of this width and height is not decoded; None if it may be."""
+    width, height = size
+    if width * height <= max_pixels:
+        return None
+    return f"{width} x {height} pixels{what}, data.max_pixels allows {max_pixels}"
+
+
+def open_file(path: Path | str) -> Image.Image:
+    """The picture in a file, not decoded yet. Raises whatever Pillow raises on a broken file."""
+    return Image.open(path, formats=_formats())
+
+
+@once
+def _formats() -> tuple[str, ...]:
+    """Those of FORMATS that this Pillow was built with."""
+    Image.init()
+    return tuple(one for one in FORMATS if one in Image.OPEN)
+
+
+class Form(NamedTuple):
+    """What stood in a file, before it became RGB pixels."""
+
+    mode: str
+    """Pillow's name of the pixel format."""
+    orientation: int = 1
+    """Of EXIF, 1 to 8, where the image was turned by it; 1: as it was stored."""
+    transparent: bool = False
+    """Whether some of it is not opaque."""
+
+    def treatment(self, background: str) -> str:
+        """Return what was done beyond what torchvision's ImageFolder does; empty for most."""
+        done = [f"exif {self.orientation}"] * (self.orientation != 1)
+        done += [f"on {background}"] * (self.transparent and background != "ignore")
+        done += ["16 bit"] * self.mode.startswith("I")
+        return ", ".join(done)
+
+
+_PLAIN = frozenset(["1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"])
+"""Modes of 8 bits and fewer that are converted to RGB as they are."""
+_ALPHA = frozenset(["RGBA", "LA", "PA", "RGBa", "La"])
+_DEEP = frozenset(["I", "I;16", "I;16L", "I;16B", "I;16N"])
+_TOLD = {"F": "floating point, without a defined range", "LAB": "CIE L*a*b*"}
+REFUSED = "pixel format"
+"""How the reason begins for which an image of an odd mode is not read."""
+OPAQUE = 255
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By EXIF orientation: what brings the image upright."""
+ON_ITS_SIDE = 5
+"""From this EXIF orientation on width and height change places."""
+
+
+def decode(reader: ImageReader, name: str, sizing: Sizing) -> Image.Image:
+    """Return one image as RGB, upright, on its background, resized as torchvision's Resize does
+    (bilinear). Raises ValueError for one that is too large or of a pixel format without a defined
+    range, whatever Pillow raises on a broken file.
+    """
+    return decode_with_form(reader, name, sizing)[0]
+
+
+def decode_with_form(reader: ImageReader, name: str, sizing: Sizing) -> tuple[Image.Image, Form]:
+    """Return what `decode` does, and what stood in the file."""
+    with reader.open(name) as image:
+        require_size(image, sizing)
+        image.load()
+        orientation = exif_orientation(image) if sizing.orientation == "exif" else 1
+        rgb, transparent = to_rgb(image, sizing.background)
+        form = Form(image.mode, orientation, transparent)
+    if orientation in _TURNS:
+        rgb = rgb.transpose(_TURNS[orientation])
+    target = sizing.target(*rgb.size)
+    if rgb.size != target:
+        rgb = rgb.resize(target, Image.Resampling.BILINEAR)
+    return rgb, form
+
+
+class ImageInfo(NamedTuple):
+    """What was found in a file that can be read: `form`, its orientation as it stands there, and
+    the width and height of the upright image in pixels."""
+
+    form: Form
+    width: int
+    height: int
+
+
+def inspect_image(reader: ImageReader, name: str, max_pixels: int) -> ImageInfo:
+    """Return what is in a file, all of it decoded. Raises as `decode` does."""
+    with reader.open(name) as image:
+        if reason := too_large(image.size, max_pixels):
+            raise ValueError(reason)
+        image.load()
+        form = Form(image.mode, exif_orientation(image), to_rgb(image, "ignore")[1])
+        return ImageInfo(form, *upright_size(image, "exif"))
+
+
+def require_size(image: Image.Image, sizing: Sizing) -> None:
+    """Raise ValueError for an image that `sizing` refuses to decode; the header is enough."""
+    if sizing.refuse(*image.size):
+        raise ValueError(sizing.refuse(*upright_size(image, sizing.orientation)))
+
+
+def upright_size(image: Image.Image, orientation: str) -> tuple[int, int]:
+    """Return (width, height) of an image that may not be decoded yet, as it will be shown."""
+    width, height = image.size
+    # Pillow turns a TIFF itself, and its size is that afterwards. Of a PNG it would decode all for
+    # an EXIF block that may stand behind the pixels.
+    known = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
+    on_its_side = known and orientation == "exif" and exif_orientation(image) >= ON_ITS_SIDE
+    return (height, width) if on_its_side else (width, height)
+
+
+def exif_orientation(image: Image.Image) -> int:
+    """Return the orientation in an image's EXIF or XMP data, 1 to 8; 1 where there is none, or it
+    cannot be read: an image with broken metadata is still an image."""
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation)
+        return int(found) if found in _TURNS else 1
+    except MemoryError:
+        raise
+    except Exception:  # Pillow's parsers raise anything
+        return 1
+
+
+def to_rgb(image: Image.Image, background: str) -> tuple[Image.Image, bool]:
+    """Return an image as RGB on `background` (see `data.background`), and whether some of it is
+    transparent. Raises ValueError for a pixel format without a defined range of values."""
+    if image.mode not in _PLAIN | _ALPHA | _DEEP:
+        raise ValueError(
+            f"{REFUSED} {image.mode} ({_TOLD.get(image.mode, 'not supported')}): "
+            "convert it to 8 or 16 bits a channel"
+        )
+    alpha = _alpha(image)
+    transparent = alpha is not None and alpha.getextrema()[0] != OPAQUE
+    rgb = _eight_bits(image).convert("RGB") if image.mode in _DEEP else _colours(image)
+    if alpha is None or not transparent or background == "ignore":
+        return rgb, transparent
+    ground = Image.new("RGB", rgb.size, ImageColor.getrgb(background))
+    return Image.composite(rgb, ground, alpha), True
+
+
+def _alpha(image: Image.Image) -> Image.Image | None:
+    """The alpha channel of an image, mode L; None where it can have none."""
+    if image.mode in _DEEP:
+        hidden = image.info.get("transparency")
+        if not isinstance(hidden, int):
+            return None
+        return Image.fromarray(np.where(np.asarray(image) == hidden, 0, OPAQUE).astype(np.uint8))
+    if image.mode == "PA":
+        return image.getchannel("A")
+    if image.mode in _ALPHA:
+        return image.getchannel("a" if image.mode in ("RGBa", "La") else "A")
+    if image.mode in ("1", "L", "P", "RGB") and "transparency" in image.info:
+        return image.convert("RGBA").getchannel("A")
+    return None
+
+
+def _colours(image: Image.Image) -> Image.Image:
+    """An image of 8 bits a channel as RGB, without regard to transparency."""
+    if image.mode in ("RGBa", "La"):
+        image = image.convert(image.mode.upper())
+    if "transparency" in image.info:
+        image = image.copy()
+        del image.info["transparency"]  # only makes Pillow warn; RGB has none
+    return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The high bytes of 16-bit grey values, as Pillow gives them of 16-bit RGB."""
+    values = np.asarray(image)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 0xFFFF:
+        raise ValueError(
+            f"{REFUSED} {image.mode} with values from {low} to {high}; 0 to 65535 can be read: "
+            "convert it to 8 or 16 bits a channel"
+        )
+    return Image.fromarray((values.astype(np.int64) >> 8).astype(np.uint8))
+
+
+def image_digest(image: Image.Image) -> str:
+    """Return 32 hex digits of all that decides the pixels of an image in memory."""
+    image.load()  # a TIFF is turned by that
+    if image.mode in _PLAIN and "transparency" not in image.info and exif_orientation(image) == 1:
+        return array_digest(np.asarray(image.convert("RGB")))
+    shown = (image.mode, exif_orientation(image), image.info.get("transparency"))
+    raw = array_digest(np.asarray(image))
+    palette = image.getpalette("RGBA") if image.mode in ("P", "PA") else None
+    return hashlib.blake2b(repr((shown, raw, palette)).encode(), digest_size=16).hexdigest()
+
+
+def array_digest(pixels: Pixels) -> str:
+    """32 hex digits of a picture's shape and values."""
+    data = repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+class Images(ABC):
+    """Labelled pictures, uint8 RGB. `labels`: (N,); `sizes`: (N, 2), height and width of each."""
+
+    names: tuple[str, ...]
+    labels: Numbers
+    sizes: Numbers
+    streamed = False
+    """Whether `pixels` decodes a file at every call."""
+    content = ""
+    """Digest of the pictures and their size; empty where it is not known."""
+    files: tuple[str, ...] = ()
+    """A digest of the content of each image's file, 32 hex digits; empty where it is not known."""
+
+    @property
+    def parts(self) -> tuple[Images, ...]:
+        """The sets of which this one is joined, in their order."""
+        return (self,)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @cached_property
+    def identities(self) -> tuple[str, ...]:
+        """A digest of the pixels of each picture: pictures that agree in it are one. Looks at all
+        of them, unless it was known when they were opened."""
+        return tuple(array_digest(self.pixels(i)) for i in range(len(self)))
+
+    @abstractmethod
+    def pixels(self, i: int) -> Pixels:
+        """Picture `i`, (H, W, 3)."""
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all pictures are squares of one size, and `stacked` has them."""
+        return not self.streamed and bool((self.sizes == self.sizes[0, 0]).all())
+
+    def stacked(self) -> Pixels:
+        """All pictures, (N, S, S, 3). Raises ValueError unless `uniform`."""
+        raise ValueError("pictures of several sizes, or streamed ones, have no single array")
+
+
+class MemmapImages(Images):
+    """Pictures in a file that is mapped into memory: one copy per host."""
+
+    def __init__(self, file: Path, sizes: Numbers, labels: Numbers, names: tuple[str, ...]) -> None:
+        self.file, self.sizes, self.labels, self.names = file, sizes, labels, names
+        self._ends = np.cumsum(sizes.prod(1) * 3)
+        # Copy on write: torch wants writable memory, and nobody writes.
+        size = int(self._ends[-1])  # behind them is the file's checksum
+        self._data: Pixels = np.asarray(np.memmap(file, np.uint8, "c", shape=(size,)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return MemmapImages, (self.file, self.sizes, self.labels, self.names)
+
+    def pixels(self, i: int) -> Pixels:
+        height, width = self.sizes[i]
+        end = self._ends[i]
+        return self._data[end - height * width * 3 : end].reshape(height, width, 3)
+
+    def stacked(self) -> Pixels:
+        if not self.uniform:
+            return super().stacked()
+        side = int(self.sizes[0, 0])
+        return self._data.reshape(len(self), side, side, 3)
+
+
+class StreamedImages(Images):
+    """Pictures that are decoded whenever they are asked for."""
+
+    streamed = True
+
+    def __init__(
+        self,
+        reader: ImageReader,
+        sizing: Sizing,
+        sizes: Numbers,
+        labels: Numbers,
+        names: tuple[str, ...],
+    ) -> None:
+        self.reader, self.sizing = reader, sizing
+        self.sizes, self.labels, self.names = sizes, labels, names
+
+    def pixels(self, i: int) -> Pixels:
+        # A copy, because torch wants writable memory.
+        try:
+            return np.array(decode(self.reader, self.names[i], self.sizing))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DataError(
+                f"{self.names[i]}: could be read when the search began, not any more ({error}); "
+                "put the file back"
+            ) from error
+
+
+class ConcatImages(Images):
+    """Sets of pictures, one after the other."""
+
+    def __init__(self, *sets: Images) -> None:
+        self._sets = sets
+        self._ends = np.cumsum([len(one) for one in sets])
+        self.names = tuple(name for one in sets for name in one.names)
+        self.labels = np.concatenate([one.labels for one in sets])
+        self.sizes = np.concatenate([one.sizes for one in sets])
+        self.streamed = any(one.streamed for one in sets)
+        self.files = tuple(file for one in sets for file in one.files)
+
+    @property
+    def parts(self) -> tuple[Images, ...]:
+        return tuple(one for part in self._sets for one in part.parts)
+
+    @cached_property
+    def identities(self) -> tuple[str, ...]:
+        return tuple(identity for one in self._sets for identity in one.identities)
+
+    def pixels(self, i: int) -> Pixels:
+        place = int(np.searchsorted(self._ends, i, side="right"))
+        return self._sets[place].pixels(i - int(self._ends[place - 1]) if place else i)
+
+    def stacked(self) -> Pixels:
+        if not self.uniform:
+            return super().stacked()
+        return np.concatenate([part.stacked() for part in self._sets])
+
+
+def concat(*sets: Images) -> Images:
+    """All sets as one, in this order."""
+    return sets[0] if len(sets) == 1 else ConcatImages(*sets)

@@ -1,0 +1,135 @@
+"""What is known of a data set when it is opened: its parts, classes and files, and what is odd."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from hpo.data.folders import left_out_summary
+from hpo.errors import DataError
+
+SHOWN = 10
+"""Files, or classes, that are named in a list."""
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """A data set in numbers and names, without a pixel of it; `lines` is what is shown of it."""
+
+    title: str
+    parts: dict[str, dict[str, int]]
+    """{part: {class: images}}, of folds those of the first; files that cannot be read included."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Files that are not looked at, by extension."""
+    unreadable: tuple[str, ...] = ()
+    """Names of files that cannot be read, each with the reason."""
+    modes: dict[str, int] = field(default_factory=dict)
+    """Images by Pillow's name of their pixel format; empty where none was opened."""
+    turned: int = 0
+    """Images with an EXIF orientation other than upright."""
+    transparent: int = 0
+    """Images that are not opaque everywhere."""
+    orientation: str = "exif"
+    background: str = "white"
+    warnings: tuple[str, ...] = ()
+    """Duplicates between parts, merged folders and the like."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.parts["train"])
+
+    @property
+    def missing(self) -> list[str]:
+        """A line for each part that was given without some of the classes."""
+        lines = []
+        for part, counts in self.parts.items():
+            if absent := [name for name, count in counts.items() if not count]:
+                more = f" and {len(absent) - SHOWN} more classes" * (len(absent) > SHOWN)
+                those = "it is" if len(absent) == 1 else "they are"
+                lines.append(
+                    f"{part} has no images of {', '.join(absent[:SHOWN])}{more}: {those} not "
+                    "measured there"
+                )
+        return lines
+
+    def lines(self) -> list[str]:
+        """Return the report as it is shown everywhere, a fact a line."""
+        return [
+            *(f"{part}: {_counts(count)}" for part, count in self.parts.items()),
+            *["no test split: nothing will be called a test result"] * ("test" not in self.parts),
+            *self.oddities(),
+        ]
+
+    def oddities(self) -> Iterator[str]:
+        """Yield the lines beyond the counts: what one would want to know, where there is some."""
+        yield from self.missing
+        if self.unreadable:
+            yield f"{unreadable_summary(self.unreadable)}, left out:"
+            yield from first_lines(self.unreadable)
+        if self.left_out:
+            yield left_out_summary(self.left_out)
+        deep = any(mode.startswith("I") for mode in self.modes)
+        if len(self.modes) > 1 or deep:
+            each = sorted(self.modes.items(), key=lambda one: (-one[1], one[0]))
+            scaled = "; 16 bits are scaled to 8" if deep else ""
+            yield f"pixel formats: {', '.join(f'{mode} {n}' for mode, n in each)}{scaled}"
+        if self.turned:
+            what = "turned upright" if self.orientation == "exif" else "used as they are stored"
+            yield (
+                f"{_images(self.turned)} with an EXIF orientation: {what} "
+                f'(data.orientation = "{self.orientation}")'
+            )
+        if self.transparent:
+            hidden = self.background == "ignore"
+            what = "the colours hidden below count" if hidden else f"shown on {self.background}"
+            yield (
+                f"{_images(self.transparent)} partly transparent: {what} (data.background = "
+                f'"{self.background}")'
+            )
+        yield from self.warnings
+
+    def require_readable(self, *, skip: bool) -> None:
+        """Raise DataError naming the files that cannot be read, unless they are to be skipped."""
+        if self.unreadable and not skip:
+            raise unreadable_error(self.title, self.unreadable)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it in a form that JSON can write."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> DataReport:
+        """Return the report of `to_dict`, through JSON."""
+        tuples = {name: tuple(found[name]) for name in ("unreadable", "warnings")}
+        return cls(**{**found, **tuples})
+
+
+def unreadable_error(title: str, unreadable: Sequence[str]) -> DataError:
+    """Return the error for files that cannot be read, by name and with the reason."""
+    lines = "".join(f"\n{line}" for line in first_lines(unreadable))
+    return DataError(
+        f"{title}: {unreadable_summary(unreadable)}; repair or remove them, or set "
+        f"data.skip_unreadable = true:{lines}"
+    )
+
+
+def unreadable_summary(unreadable: Sequence[str]) -> str:
+    """Return how many files cannot be read."""
+    return f"{len(unreadable)} file{'s' * (len(unreadable) != 1)} cannot be read as images"
+
+
+def first_lines(names: Sequence[str]) -> list[str]:
+    """Return the first of `names`, a line each, and how many more there are."""
+    more = [f"  and {len(names) - SHOWN} more"] if len(names) > SHOWN else []
+    return [*(f"  {name}" for name in names[:SHOWN]), *more]
+
+
+def _images(count: int) -> str:
+    return f"{count} image{'s' * (count != 1)}"
+
+
+def _counts(of_class: Mapping[str, int]) -> str:
+    each = [f"{name} {count}" for name, count in of_class.items()]
+    more = f", ... ({len(each)} classes)" if len(each) > SHOWN else ""
+    return f"{_images(sum(of_class.values()))} ({', '.join(each[:SHOWN])}{more})"

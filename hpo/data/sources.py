@@ -1,0 +1,299 @@
+"""Data set sources: folders, digits, and functions of the user's.
+
+Folders and scikit-learn's digits are here; torchvision's data sets, Stanford Cars and data sets of
+the user's own each have a module.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache as once
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from hpo.control import (
+    ProgressCallback,
+    no_progress,
+)
+from hpo.data import user_code
+from hpo.data.cache import (
+    file_digests,
+    short_hash,
+)
+from hpo.data.folders import (
+    Listing,
+    list_folder,
+)
+from hpo.data.images import (
+    ImageReader,
+    Pixels,
+    array_digest,
+    image_digest,
+    open_file,
+    too_large,
+)
+from hpo.errors import (
+    ConfigError,
+    DataError,
+)
+
+
+class DatasetSource(ABC):
+    """A data set that was not opened yet."""
+
+    reader: ImageReader
+    """Opens the pictures by the names that `listing` gives."""
+    tick: ProgressCallback = staticmethod(no_progress)
+    """Called while many pictures are looked at."""
+
+    @abstractmethod
+    def listing(self, *, test: bool) -> Listing:
+        """Names and labels by part; nothing is decoded that can be told apart without. Where the
+        test part is kept apart, it is looked at with `test` alone (see `Listing.sealed`).
+
+        Raises DataError for what cannot be used.
+        """
+
+    @abstractmethod
+    def digests(self, names: Sequence[str], cache: Path | None) -> dict[str, str]:
+        """Digest of the content of each picture, which decides its part where we split."""
+
+    def variant(self, name: str) -> str:
+        """What else decides the pixels of a picture; part of the key of its cache."""
+        return ""
+
+
+# Folders
+
+
+@dataclass(frozen=True)
+class FolderReader:
+    """Pictures of a folder, by relative path."""
+
+    root: Path
+
+    def open(self, name: str) -> Image.Image:
+        return open_file(self.root / name)
+
+
+class FolderSource(DatasetSource):
+    """Images by class under a folder."""
+
+    def __init__(self, root: Path, *, grouped: bool = False) -> None:
+        self.root, self.grouped, self.reader = root, grouped, FolderReader(root)
+
+    def listing(self, *, test: bool) -> Listing:
+        return list_folder(self.root, grouped=self.grouped)
+
+    def digests(self, names: Sequence[str], cache: Path | None) -> dict[str, str]:
+        return file_digests(self.root, names, cache, self.tick)
+
+
+# Digits
+
+
+@dataclass(frozen=True)
+class DigitsReader:
+    """scikit-learn's handwritten digits, 8 x 8, grey values 0..16 stretched to 0..255."""
+
+    @staticmethod
+    def pixels(name: str) -> Pixels:
+        images, _ = _digits()
+        picture: Pixels = images[int(name.removeprefix("digits/"))]
+        return picture
+
+    def open(self, name: str) -> Image.Image:
+        return Image.fromarray(self.pixels(name))
+
+
+class DigitsSource(DatasetSource):
+    """All of the digits, not split yet."""
+
+    def __init__(self) -> None:
+        self.reader = DigitsReader()
+
+    def listing(self, *, test: bool) -> Listing:
+        _, labels = _digits()
+        items = [(f"digits/{i}", label) for i, label in enumerate(labels)]
+        return Listing(tuple("0123456789"), {"all": items})
+
+    def digests(self, names: Sequence[str], cache: Path | None) -> dict[str, str]:
+        return {name: short_hash(DigitsReader.pixels(name).tolist()) for name in names}
+
+
+@once
+def _digits() -> tuple[Pixels, list[int]]:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target.tolist()
+
+
+Label = str | int
+Split = Sequence[tuple[Any, Any]]
+
+_ITEM = re.compile(r"(train|val|test)\[(\d+)\]")
+"""Name of a picture that is no file: its place in what the function returned."""
+
+
+@dataclass
+class UserReader:
+    """Pictures by path, or by their place; another process asks the function again."""
+
+    function: str
+    root: Path
+    splits: dict[str, Split] = field(default_factory=dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"function": self.function, "root": self.root, "splits": {}}
+
+    def split(self, part: str) -> Split | None:
+        """What the function returns for `part`; None where it has no such part."""
+        if part not in self.splits:
+            found = _asked(self.function, self.root, part)
+            if found is None:
+                return None
+            self.splits[part] = found
+        return self.splits[part]
+
+    def open(self, name: str) -> Image.Image:
+        if not (match := _ITEM.fullmatch(name)):
+            return open_file(self.root / name)
+        split = self.split(match[1])
+        assert split is not None  # it had this picture
+        picture, _ = _item(self.function, split, match[1], int(match[2]))
+        return picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+
+
+class UserSource(DatasetSource):
+    """What the function `module:function` returns for `root`."""
+
+    def __init__(self, function: str, root: Path, *, max_pixels: int) -> None:
+        self.function, self.root, self.max_pixels = function, root.absolute(), max_pixels
+        self._own = UserReader(function, self.root)
+        self.reader: ImageReader = self._own
+        self._digests: dict[str, str] = {}
+
+    def listing(self, *, test: bool) -> Listing:
+        found: dict[str, list[tuple[str, Label]]] = {}
+        for part in ("train", "val", "test") if test else ("train", "val"):
+            split = self._own.split(part)
+            if split is not None:
+                found[part] = list(self._items(part, split))
+        if "train" not in found:
+            raise DataError(f"{self.function}: returned None for 'train'; only val and test may "
+                            "be None")  # fmt: skip
+        classes = self._classes(found["train"])
+        place = {label: i for i, label in enumerate(classes)}
+        for part, items in found.items():
+            for name, label in items:
+                if label not in place:
+                    raise DataError(
+                        f"{self.function}: {name} of {part} is of class {label!r}, which no "
+                        "training image has"
+                    )
+        parts = {part: [(name, place[label]) for name, label in items]
+                 for part, items in found.items()}  # fmt: skip
+        return Listing(tuple(map(str, classes)), parts, sealed=not test)
+
+    def digests(self, names: Sequence[str], cache: Path | None) -> dict[str, str]:
+        files = [name for name in names if name not in self._digests]
+        return {**self._digests, **file_digests(self.root, files, cache, self.tick)}
+
+    def _items(self, part: str, split: Split) -> Iterator[tuple[str, Label]]:
+        """Name and label of each; the content of those in memory is seen here."""
+        for i in range(len(split)):
+            self.tick()
+            picture, label = _item(self.function, split, part, i)
+            if isinstance(picture, str | Path):
+                path = self.root / picture  # an absolute one stays what it is
+                below = path.is_relative_to(self.root)
+                yield str(path.relative_to(self.root) if below else path), label
+                continue
+            name = f"{part}[{i}]"
+            if isinstance(picture, Image.Image):  # maybe not decoded yet
+                self._require_size(name, picture)
+                self._digests[name] = image_digest(picture)
+            else:
+                self._digests[name] = array_digest(picture)
+            yield name, label
+
+    def _require_size(self, name: str, picture: Image.Image) -> None:
+        if reason := too_large(picture.size, self.max_pixels):
+            raise DataError(f"{self.function}: {name}: {reason}")
+
+    def _classes(self, items: Sequence[tuple[str, Label]]) -> list[Label]:
+        labels = {label for _, label in items}
+        if len({type(label) for label in labels}) > 1:
+            raise DataError(f"{self.function}: some labels are names, some numbers; use one kind")
+        if len(labels) < 2:
+            raise DataError(
+                f"{self.function}: {len(items)} training images of {len(labels)} classes; at least "
+                "two classes are needed"
+            )
+        return sorted(labels)
+
+
+def _asked(name: str, root: Path, part: str) -> Split | None:
+    try:
+        function = user_code.load(name, "data.dataset")
+    except ConfigError as error:  # nothing that another configuration would mend
+        raise DataError(str(error)) from error
+    try:
+        found = function(str(root), part)
+    except Exception as error:  # whatever the user's code raises is told, not shown as our fault
+        raise DataError(
+            f"{name}(root, {part!r}) raised {user_code.describe_error(error)}"
+        ) from error
+    if found is None:
+        return None
+    if not hasattr(found, "__len__") or not hasattr(found, "__getitem__"):
+        raise DataError(
+            f"{name}(root, {part!r}) returned {type(found).__name__}: allowed: a sequence "
+            "of (picture, label), with len() and [i], or None where there is no such split"
+        )
+    if not len(found):
+        raise DataError(f"{name}(root, {part!r}) returned no images; return None where "
+                        "there is no such split")  # fmt: skip
+    split: Split = found
+    return split
+
+
+def _item(function: str, split: Split, part: str, i: int) -> tuple[Any, Label]:
+    """Picture and label at one place, judged."""
+    where = f"{function}: {part}[{i}]"
+    try:
+        item = split[i]
+    except Exception as error:
+        raise DataError(f"{where} raised {user_code.describe_error(error)}") from error
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        got = f"{type(item).__name__} of {len(item)}" if isinstance(item, tuple | list) else (
+            type(item).__name__)  # fmt: skip
+        raise DataError(f"{where} is {got}: allowed: (picture, label)")
+    picture, label = item
+    if isinstance(label, np.integer):
+        label = int(label)
+    if not isinstance(label, str | int) or isinstance(label, bool):
+        raise DataError(f"{where} has the label {label!r}: allowed: a name (str) or a number (int)")
+    if not _is_picture(picture):
+        kind = type(picture).__name__
+        if isinstance(picture, np.ndarray):
+            kind = f"an array of {picture.dtype}, shape {picture.shape}"
+        raise DataError(
+            f"{where} has as its picture {kind}: allowed: a PIL image, a path, or a uint8 array of "
+            "shape (H, W) or (H, W, 3)"
+        )
+    return picture, label
+
+
+def _is_picture(picture: Any) -> bool:
+    if not isinstance(picture, np.ndarray):
+        return isinstance(picture, str | Path | Image.Image)
+    shaped = picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] == 3)
+    return picture.dtype == np.uint8 and shaped and picture.size > 0

@@ -1,0 +1,418 @@
+"""Splits: which part an image belongs to, by a hash of its content, its group and a seed.
+
+changed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from hpo.config.data import (
+    REGEX,
+    DataConfig,
+)
+from hpo.data.cache import short_hash
+from hpo.data.folders import Listing
+from hpo.errors import DataError, DiskFull
+from hpo.io import write_whole
+
+
+@dataclass(frozen=True)
+class Item:
+    """A picture before it is decoded."""
+
+    name: str
+    label: int
+    digest: str
+    group: str = ""
+    """What it must never be parted from; empty: nothing but files of the same content."""
+
+    @property
+    def key(self) -> str:
+        """The same for what stays together."""
+        return self.group or self.digest
+
+
+Parts = dict[str, list[Item]]
+
+
+def split(items: Sequence[Item], fractions: Mapping[str, float], seed: int) -> Parts:
+    """{"train": rest, part: its fraction of every class...}, by a hash of content and `seed`.
+
+    Identical files share a part, also when they stand in two classes: they count for the first.
+    A part gets the rounded fraction of a class, at least 1 while the class has pictures to give.
+    """
+    groups: dict[str, list[Item]] = defaultdict(list)
+    for item in items:
+        groups[item.digest].append(item)
+    classes: dict[int, list[str]] = defaultdict(list)
+    for digest, group in groups.items():
+        classes[min(item.label for item in group)].append(digest)
+    chosen: dict[str, str] = {}
+    for digests in classes.values():
+        order = _ranked(digests, "split", seed)
+        count = sum(len(groups[digest]) for digest in order)
+        for part, fraction in fractions.items():
+            rest = [digest for digest in order if digest not in chosen]
+            sizes = [len(groups[digest]) for digest in rest]
+            for position in _fill(sizes, max(1, round(count * fraction))):
+                chosen[rest[position]] = part
+    parts: Parts = {part: [] for part in ("train", *fractions)}
+    for item in items:
+        parts[chosen.get(item.digest, "train")].append(item)
+    return parts
+
+
+def _fill(sizes: Sequence[int], quota: int) -> list[int]:
+    """Positions of groups that together have at most `quota` pictures, or of the smallest group
+    where none is that small; never all of them."""
+    taken: list[int] = []
+    left = quota
+    for position, size in enumerate(sizes):
+        if size <= left and len(taken) + 1 < len(sizes):
+            taken.append(position)
+            left -= size
+    if not taken and len(sizes) > 1:
+        taken.append(sizes.index(min(sizes)))
+    return taken
+
+
+def _ranked(digests: Iterable[str], purpose: str, seed: int) -> list[str]:
+    return sorted(digests, key=lambda digest: short_hash([purpose, seed, digest]))
+
+
+ORDERS = 50
+"""Orders that `deal` tries until every class is in every part."""
+
+
+def split_groups(items: Sequence[Item], shares: Mapping[str, float], seed: int) -> Parts:
+    """{part: its share of every class}, groups undivided, in an order that depends on the contents
+    of the groups and `seed` alone. `shares` add up to 1.
+
+    Every part gets every class that has a group for each, if one of ORDERS orders finds how: groups
+    may have several classes.
+    """
+    groups: dict[str, list[Item]] = defaultdict(list)
+    for item in items:
+        groups[item.key].append(item)
+    counts = {key: sorted(Counter(one.label for one in group).items())
+              for key, group in groups.items()}  # fmt: skip
+    contents = {key: sorted({item.digest for item in group}) for key, group in groups.items()}
+    several = Counter(label for count in counts.values() for label, _ in count)
+    everywhere = {(part, label) for part in shares for label, n in several.items()
+                  if n >= len(shares)}  # fmt: skip
+    found: list[dict[str, str]] = []
+    for order in range(ORDERS):
+        about = ["deal", seed, *([order] if order else [])]
+        ranks = {key: short_hash([*about, content]) for key, content in contents.items()}
+        ranked = sorted(counts, key=ranks.__getitem__)
+        found.append(_dealt([(key, counts[key]) for key in ranked], shares))
+        there = {(part, label) for key, part in found[-1].items() for label, _ in counts[key]}
+        if everywhere <= there:
+            break
+    chosen = found[-1] if everywhere <= there else found[0]
+    parts: Parts = {part: [] for part in shares}
+    for item in items:
+        parts[chosen[item.key]].append(item)
+    return parts
+
+
+Count = list[tuple[int, int]]
+"""Class and number of images of a group."""
+
+
+def _dealt(groups: Sequence[tuple[str, Count]], shares: Mapping[str, float]) -> dict[str, str]:
+    """{key of a group: its part}, for `groups` one after another.
+
+    Each goes where it leaves the least deviation (chi-square) of the images of its classes from
+    what every part should have of them, at least 1; where a class has only as many groups left as
+    parts lack it, to one of those.
+    """
+    left, totals = Counter[int](), Counter[int]()
+    for _, group in groups:
+        left.update(label for label, _ in group)
+        totals.update(dict(group))
+    wanted = {
+        part: {label: max(1.0, share * count) for label, count in totals.items()}
+        for part, share in shares.items()
+    }
+    have: dict[str, Counter[int]] = {part: Counter() for part in shares}
+    sizes = Counter(dict.fromkeys(shares, 0))
+
+    def deviation(group: Count, part: str) -> tuple[float, int]:
+        mine, due = have[part], wanted[part]
+        pairs = ((n, mine[label] - due[label], due[label]) for label, n in group)
+        return sum(n * (2 * over + n) / due for n, over, due in pairs), sizes[part]
+
+    chosen: dict[str, str] = {}
+    for key, group in groups:
+        allowed = _lacking([label for label, _ in group], have, left)
+        part = min(allowed, key=partial(deviation, group))
+        chosen[key] = part
+        have[part].update(dict(group))
+        sizes[part] += sum(n for _, n in group)
+        left.subtract(label for label, _ in group)
+    return chosen
+
+
+def _lacking(
+    labels: Sequence[int], have: Mapping[str, Counter[int]], left: Mapping[int, int]
+) -> Sequence[str]:
+    """The parts to which a group of these `labels` may go: those that lack one of which too few
+    groups are left to wait."""
+    allowed = list(have)
+    for label in sorted(labels, key=lambda label: (left[label], label)):
+        lacking = [part for part in have if not have[part][label]]
+        if left[label] <= len(lacking):
+            allowed = [part for part in allowed if part in lacking] or allowed
+    return allowed
+
+
+def make_folds(items: Sequence[Item], folds: int, seed: int) -> list[list[Item]]:
+    """The items of each fold, by `deal`."""
+    parts = split_groups(items, {str(number): 1 / folds for number in range(folds)}, seed)
+    return list(parts.values())
+
+
+def limit_items(items: Sequence[Item], limit: int, seed: int) -> list[Item]:
+    """`limit` of the pictures in their order: every class in its proportion (largest remainders),
+    at least 1, chosen by a hash of content and `seed`. `limit` is at least the number of classes.
+    """
+    total, counts = len(items), Counter(item.label for item in items)
+    if limit >= total:
+        return list(items)
+    shares = {label: max(1.0, limit * n / total) for label, n in counts.items()}
+    quotas = {label: int(share) for label, share in shares.items()}
+    by_rest = sorted(shares, key=lambda label: (quotas[label] - shares[label], label))
+    for label in by_rest[: max(0, limit - sum(quotas.values()))]:
+        quotas[label] += 1
+    while sum(quotas.values()) > limit:  # where the rule of 1 gave too many
+        quotas[max(quotas, key=lambda label: (quotas[label], -label))] -= 1
+    return _first(items, quotas, seed)
+
+
+def _first(items: Sequence[Item], quotas: Mapping[int, int], seed: int) -> list[Item]:
+    """The first of each class in the order of a seeded hash; the result keeps the given order."""
+    order = sorted(items, key=lambda item: (short_hash(["limit", seed, item.digest]), item.name))
+    left, kept = dict(quotas), set()
+    for item in order:
+        if left[item.label]:
+            left[item.label] -= 1
+            kept.add(item.name)
+    return [item for item in items if item.name in kept]
+
+
+def duplicate_warnings(parts: Parts) -> list[str]:
+    """Warnings about identical files on two sides, or in two classes; digests that are empty are
+    not known."""
+    found = []
+    digests = {part: {item.digest for item in items} - {""} for part, items in parts.items()}
+    for part, of in (("val", "train"), ("test", "train"), ("test", "val")):
+        count = sum(item.digest in digests[of] for item in parts.get(part, ()))
+        if count:
+            what = f"1 file of {part} is" if count == 1 else f"{count:,} files of {part} are"
+            found.append(f"{what} identical to files of {of}")
+    labels: dict[str, set[int]] = defaultdict(set)
+    for item in (item for items in parts.values() for item in items if item.digest):
+        labels[item.digest].add(item.label)
+    if count := sum(len(one) > 1 for one in labels.values()):
+        what = "1 file stands" if count == 1 else f"{count:,} files stand"
+        found.append(f"{what} in more than one class with identical content")
+    return found
+
+
+SHOWN = 3
+"""Examples in a message."""
+
+
+def name_groups(config: DataConfig, listing: Listing) -> dict[str, str]:
+    """{name of an image: its group} by `data.group_by`; empty without.
+
+    Raises DataError where images have no group.
+    """
+    if config.group_by is None:
+        return {}
+    found = {
+        name: _group(config, name, part == "all")
+        for part, items in listing.parts.items()
+        for name, _ in items
+    }
+    without = [name for name, group in found.items() if not group]
+    if without:
+        examples = ", ".join(sorted(without)[:SHOWN])
+        advice = (
+            "every image must lie in a folder of its group"
+            if config.group_by == "folder"
+            else "correct the pattern; with |.* at its end what it does not match stands alone"
+        )
+        raise DataError(
+            f"{config.title}: data.group_by = {config.group_by!r} finds no group for "
+            f"{len(without)} of {len(found)} images ({examples}): {advice}"
+        )
+    return found
+
+
+def _group(config: DataConfig, name: str, whole: bool) -> str:
+    """The group of the image at the path `name` below the root; empty where it has none. `whole`:
+    its first folder is its class, not a part."""
+    assert config.group_by is not None
+    if config.group_by == "folder":
+        *folders, _ = PurePosixPath(name).parts
+        if config.dataset != "folder":
+            return "/".join(folders)
+        inside = folders[1 if whole else 2 :]
+        return inside[0] if inside else ""
+    match = re.search(config.group_by.removeprefix(REGEX), name)
+    if match is None:
+        return ""
+    return next((one for one in match.groups() if one is not None), match[0])
+
+
+def merge_groups(parts: Parts, relations: Sequence[Mapping[str, str]]) -> Parts:
+    """The items of `parts` with `Item.group` set: the same for all that are connected by the same
+    content or by the same group in one of `relations`, {name: group}. Unchanged where these are
+    empty."""
+    if not any(relations):
+        return parts
+    above: dict[str, str] = {}
+    for items in parts.values():
+        for item in items:
+            for number, groups in enumerate(relations):
+                if item.name in groups:
+                    _unite(above, item.digest, f"{number} {groups[item.name]}")
+    return {
+        part: [replace(item, group=_top(above, item.digest)) for item in items]
+        for part, items in parts.items()
+    }
+
+
+def _unite(above: dict[str, str], one: str, other: str) -> None:
+    above[_top(above, one)] = _top(above, other)
+
+
+def _top(above: dict[str, str], one: str) -> str:
+    """The representative of the set of `one`, with the way there halved (union-find)."""
+    while (up := above.get(one, one)) != one:
+        above[one] = above.get(up, up)
+        one = above[one]
+    return one
+
+
+def shared_group_warnings(parts: Parts, groups: Mapping[str, str]) -> Iterable[str]:
+    """Warnings about groups that stand on two sides of parts that were given."""
+    here = {
+        part: {groups[item.name] for item in items if item.name in groups}
+        for part, items in parts.items()
+    }
+    for part, of in (("val", "train"), ("test", "train"), ("test", "val")):
+        both = sorted(here.get(part, set()) & here.get(of, set()))
+        if both:
+            more = ", ..." if len(both) > SHOWN else ""
+            yield (
+                f"{len(both)} groups of {part} are also in {of} ({', '.join(both[:SHOWN])}{more}): "
+                f"{part} does not tell how well others are recognised"
+            )
+
+
+def near_duplicate_warnings(parts: Parts, near: Mapping[str, str]) -> Iterable[str]:
+    """What there is to tell of near-duplicates, `near` ({name: group}): how many there are, and
+    which stand on two sides of parts that were given; identical files apart."""
+    if near:
+        yield f"{len(near)} images are near-duplicates, in {len({*near.values()})} groups"
+    for part, of in (("val", "train"), ("test", "train"), ("test", "val")):
+        there = {near[item.name] for item in parts.get(of, ()) if item.name in near}
+        same = {item.digest for item in parts.get(of, ())}
+        names = [
+            item.name
+            for item in parts.get(part, ())
+            if near.get(item.name) in there and item.digest not in same
+        ]
+        if names:
+            shown = ", ".join(sorted(names)[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+            yield f"{len(names)} images of {part} are near-duplicates of images of {of} ({shown})"
+
+
+def imbalance_warnings(parts: Parts, shares: Mapping[str, float]) -> Iterable[str]:
+    """Warnings about parts that groups leave far from their share of the images; `shares` as for
+    `split.deal`."""
+    if not any(item.group for part in shares for item in parts[part]):
+        return
+    total = sum(len(parts[part]) for part in shares)
+    largest = Counter(item.key for part in shares for item in parts[part]).most_common(1)[0][1]
+    for part, share in shares.items():
+        off = len(parts[part]) - share * total
+        if abs(off) > max(1.0, share * total / 4):
+            yield (
+                f"{part} has {len(parts[part])} of {total} images, {round(share * total)} were "
+                f"asked for: groups stay undivided, and the largest has {largest}"
+            )
+
+
+SHOWN_IMAGES = 5
+"""Names in a line."""
+
+Entries = dict[str, list[str]]
+"""{name: [part, class, digest of the content]}."""
+
+
+def save_listing(
+    cache: Path, fingerprint: str, classes: Sequence[str], parts: Mapping[str, Sequence[Item]]
+) -> None:
+    """Keep the images of `fingerprint` under `cache`, unless they are there or the disk is full."""
+    file = _listing_file(cache, fingerprint)
+    if file.exists():
+        return
+    entries = {
+        item.name: [part, classes[item.label], item.digest]
+        for part in ("train", "val")
+        for item in parts[part]
+    }
+    with suppress(DiskFull):  # it only serves a message
+        write_whole(file, lambda sink: sink.write(json.dumps(entries).encode()))
+
+
+def listing_differences(cache: Path, began: str, here: str) -> list[str]:
+    """Return a line for each kind of difference between the images of two fingerprints, with names;
+    none where one of them was not seen on this host."""
+    before, now = _read_listing(cache, began), _read_listing(cache, here)
+    if before is None or now is None:
+        return []
+    both = before.keys() & now.keys()
+    changed = {
+        "added": now.keys() - before.keys(),
+        "gone": before.keys() - now.keys(),
+        "of other content": {name for name in both if before[name][2] != now[name][2]},
+        "in another class": {name for name in both if before[name][1] != now[name][1]},
+    }
+    known = set().union(*changed.values())
+    moved = {name for name in both - known if before[name][0] != now[name][0]}
+    lines = [_difference_line(names, what) for what, names in changed.items() if names]
+    if moved:
+        lines.append(_difference_line(moved, "in another part, since the split is by all contents"))
+    return lines or ["the same files, decoded otherwise (data.orientation, data.background)"]
+
+
+def _difference_line(names: Iterable[str], what: str) -> str:
+    ordered = sorted(names)
+    more = ", ..." if len(ordered) > SHOWN_IMAGES else ""
+    count = f"{len(ordered):,} image{'' if len(ordered) == 1 else 's'}"
+    return f"{count} {what}: {', '.join(ordered[:SHOWN_IMAGES])}{more}"
+
+
+def _listing_file(cache: Path, fingerprint: str) -> Path:
+    return cache / "listings" / f"{fingerprint}.json"
+
+
+def _read_listing(cache: Path, fingerprint: str) -> Entries | None:
+    try:
+        found: Entries = json.loads(_listing_file(cache, fingerprint).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found

@@ -1,0 +1,1 @@
+"""`hpo storage check`: rules, repairs, and files on disk."""

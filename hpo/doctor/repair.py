@@ -1,0 +1,273 @@
+"""What `hpo storage check --repair` does: each cure is one transaction, which looks again whether
+what was found is still so, and leaves everything as it is where it is not.
+
+The attempt is locked before its trial, as every write of an owner does it. An attempt whose lease
+is live is never touched. Nothing here removes a trial, an epoch's metrics or a file of a study.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from hpo.storage import tables
+from hpo.storage.database import Database
+from hpo.storage.leases import WORTHLESS
+from hpo.storage.optuna import (
+    end_trial,
+    worst_values,
+)
+from hpo.storage.tables import (
+    attempts,
+    epochs,
+    optuna_studies,
+    optuna_trials,
+    studies,
+)
+
+MENDER = "hpo storage check"
+"""Stands as the worker of an attempt that is entered."""
+OVER = ("COMPLETE", "PRUNED", "FAIL")
+STATE_OF = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
+STATE_OF |= dict.fromkeys(WORTHLESS, "COMPLETE")
+"""Optuna's state of a trial that an attempt of ours ended so."""
+ENDED_BY_OTHERS = {"FAIL": "failed", "PRUNED": "pruned"}
+"""How an attempt ends whose trial another tool ended. A COMPLETE that hpo has not seen is no result
+of it, to be ranked beside its own: there the attempt is lost."""
+LONGEST = 2.0
+"""A lease ends so many of its lengths from now at the latest."""
+
+
+class Cure(Protocol):
+    """Mends one finding. As text: what is done, as `the attempt is ended`."""
+
+    def apply(self, database: Database) -> bool:
+        """False where there was nothing to mend any more, or somebody works on it."""
+
+
+@dataclass(frozen=True)
+class EndAttempt:
+    """For an open attempt whose lease has run out, and whose trial is over or has a later one."""
+
+    trial_id: int
+    k: int
+    outcome: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"the attempt is ended as {self.outcome}"
+
+    def apply(self, database: Database) -> bool:
+        with database.write() as c:
+            rows, state = locked(c, self.trial_id)
+            over = ENDED_BY_OTHERS.get(state or "", "lost") if state in OVER else None
+            if self.outcome != ("lost" if rows and rows[0].k > self.k else over):
+                return False
+            a = attempts.c
+            done = c.execute(
+                sa.update(attempts)
+                .where(a.trial_id == self.trial_id, a.k == self.k)
+                .where(a.outcome.is_(None), a.until < database.now())
+                .values(outcome=self.outcome, reason=self.reason, ended=a.until)
+            )
+            return done.rowcount == 1
+
+
+@dataclass(frozen=True)
+class ShortenLease:
+    """For a lease that ends long after any could: the clock stood in the future when it was
+    written. An owner that lives renews it from now on."""
+
+    trial_id: int
+    k: int
+    lease_s: float
+
+    def __str__(self) -> str:
+        return f"the lease ends in {self.lease_s:g} s, unless a worker renews it"
+
+    def apply(self, database: Database) -> bool:
+        a, now = attempts.c, database.now()
+        with database.write() as c:
+            done = c.execute(
+                sa.update(attempts)
+                .where(a.trial_id == self.trial_id, a.k == self.k)
+                .where(a.outcome.is_(None), a.until > now + LONGEST * self.lease_s)
+                .values(until=now + self.lease_s)
+            )
+            return done.rowcount == 1
+
+
+@dataclass(frozen=True)
+class HandBack:
+    """For a trial that runs in Optuna's tables and that no worker of ours ever had: whoever takes
+    it goes on with its parameters. Optuna's rows stay as they are."""
+
+    study: str
+    trial_id: int
+    number: int
+
+    def __str__(self) -> str:
+        return "it is entered as handed back, and the next worker runs it"
+
+    def apply(self, database: Database) -> bool:
+        with database.write() as c:
+            rows, state = locked(c, self.trial_id)
+            if rows or state != "RUNNING":
+                return False
+            now = float(c.scalar(sa.select(database.now())) or 0.0)
+            about = {"trial_id": self.trial_id, "number": self.number, "study": self.study}
+            times = {"started": now, "until": now, "ended": now}
+            return _entered(c, about | times | {
+                "k": 1,
+                "outcome": "handed_back",
+                "reason": "another tool began it",
+            })  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TellOptuna:
+    """For a trial that our attempt `k` ended, and that Optuna's tables still have as going on."""
+
+    trial_id: int
+    k: int
+    outcome: str
+
+    def __str__(self) -> str:
+        return f"Optuna is told {STATE_OF[self.outcome]}, as the attempt ended"
+
+    def apply(self, database: Database) -> bool:
+        with database.write() as c:
+            rows, state = locked(c, self.trial_id)
+            last = rows[0] if rows else None
+            if last is None or (last.k, last.outcome) != (self.k, self.outcome):
+                return False
+            if state not in ("WAITING", "RUNNING"):
+                return False
+            values = told_values(last)
+            if values is None:
+                return False
+            if self.outcome in WORTHLESS:
+                values = worst_values(c, self.trial_id)
+            end_trial(c, self.trial_id, STATE_OF[self.outcome], values, last.ended or last.until)
+            return True
+
+
+@dataclass(frozen=True)
+class EnterAttempt:
+    """For epochs of an attempt that has no row, where a later one has."""
+
+    study: str
+    trial_id: int
+    number: int
+    k: int
+
+    def __str__(self) -> str:
+        return "the attempt is entered as lost"
+
+    def apply(self, database: Database) -> bool:
+        e = epochs.c
+        spans = sa.select(
+            sa.func.min(e.epoch), sa.func.max(e.epoch),
+            sa.func.min(e.finished), sa.func.max(e.finished),
+        ).where(e.trial_id == self.trial_id, e.attempt == self.k)  # fmt: skip
+        with database.write() as c:
+            rows, _ = locked(c, self.trial_id)
+            first, last, started, ended = c.execute(spans).one()
+            if first is None or not rows or rows[0].k < self.k or self.k in [r.k for r in rows]:
+                return False
+            about = {"trial_id": self.trial_id, "number": self.number, "study": self.study}
+            times = {"started": started, "until": ended, "ended": ended}
+            return _entered(c, about | times | {
+                "k": self.k,
+                "outcome": "lost",
+                "reason": "its row was gone",
+                "first_epoch": first,
+                "epoch": last,
+            })  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DropRows:
+    """For rows of ours that belong to no study, or to no trial of it."""
+
+    table: str
+
+    def __str__(self) -> str:
+        return "the rows are deleted"
+
+    def apply(self, database: Database) -> bool:
+        table = tables.metadata.tables[self.table]
+        with database.write() as c:
+            return c.execute(sa.delete(table).where(belongs_nowhere(database, table))).rowcount > 0
+
+
+@dataclass(frozen=True)
+class DropStudy:
+    """For a study of ours that is gone from Optuna's tables."""
+
+    uuid: str
+
+    def __str__(self) -> str:
+        return "its rows are deleted; its files stay"
+
+    def apply(self, database: Database) -> bool:
+        gone = ~sa.exists().where(optuna_studies.c.study_id == studies.c.study_id)
+        with database.write() as c:
+            done = c.execute(sa.delete(studies).where(studies.c.uuid == self.uuid, gone))
+            return done.rowcount == 1
+
+
+def belongs_nowhere(database: Database, table: sa.Table) -> sa.ColumnElement[bool]:
+    """Rows of a table of ours whose study is gone, or whose trial is none of its study's. Not those
+    of a study that is itself gone from Optuna's tables, which go with it, nor what a live worker
+    holds."""
+    s, t = studies.c, optuna_trials.c
+    if "trial_id" not in table.c:
+        return ~sa.exists().where(s.uuid == table.c.study)
+    whole = s.study_id == optuna_studies.c.study_id
+    halved = sa.exists().where(s.uuid == table.c.study, ~sa.exists().where(whole))
+    placed = sa.exists().where(
+        s.uuid == table.c.study, t.study_id == s.study_id, t.trial_id == table.c.trial_id
+    )
+    nowhere = sa.and_(~placed, ~halved)
+    if table is attempts:
+        over = sa.or_(table.c.outcome.is_not(None), table.c.until < database.now())
+        nowhere = sa.and_(nowhere, over)
+    return nowhere
+
+
+def locked(c: sa.Connection, trial_id: int) -> tuple[Sequence[sa.Row[Any]], str | None]:
+    """The attempts of a trial, latest first, then its state in Optuna's tables; both locked."""
+    a, t = attempts.c, optuna_trials.c
+    query = sa.select(attempts).where(a.trial_id == trial_id).order_by(a.k.desc())
+    c.execute(query.with_for_update()).all()
+    state = c.scalar(sa.select(t.state).where(t.trial_id == trial_id).with_for_update())
+    # Read again: a statement that had to wait for a lock has not seen what was added meanwhile.
+    return c.execute(query).all(), state
+
+
+def told_values(row: Any) -> tuple[float, ...] | None:
+    """The values of an attempt that ended its trial, from its columns; None where they are not
+    known, () where it has none: then Optuna is told none, or of WORTHLESS `worst_values`."""
+    if row.outcome != "complete":
+        return ()
+    values = json.loads(row.objectives) if row.objectives else [row.value]
+    known = all(value is not None and math.isfinite(value) for value in values)
+    return tuple(values) if known else None
+
+
+def _entered(c: sa.Connection, values: dict[str, Any]) -> bool:
+    row = {"token": secrets.token_hex(16), "worker": MENDER} | values
+    try:
+        with c.begin_nested():
+            c.execute(attempts.insert().values(row))
+    except IntegrityError:
+        return False  # a worker was quicker
+    return True

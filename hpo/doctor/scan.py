@@ -1,0 +1,242 @@
+"""A whole check: the database and the files, and what can be repaired of it."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import sqlalchemy as sa
+
+from hpo.doctor import (
+    files as damage,
+)
+from hpo.doctor import (
+    files as leftovers,
+)
+from hpo.doctor import rules
+from hpo.doctor.repair import (
+    belongs_nowhere,
+    told_values,
+)
+from hpo.doctor.rules import (
+    Attempt,
+    Finding,
+    Halved,
+    Known,
+    Rows,
+    Trial,
+)
+from hpo.errors import NotFound
+from hpo.paths import Home
+from hpo.storage import (
+    tables,
+)
+from hpo.storage.database import (
+    Database,
+    exists,
+)
+from hpo.storage.leases import FINAL
+from hpo.storage.tables import (
+    attempts,
+    epochs,
+    optuna_studies,
+    optuna_trials,
+    studies,
+)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How much of everything a check has looked at."""
+
+    studies: int = 0
+    trials: int = 0
+    attempts: int = 0
+    epochs: int = 0
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a check has found."""
+
+    counts: Counts
+    found: tuple[Finding, ...]
+    readable: bool = True
+    """Whether its rows were looked at; not so where the database is damaged or of another time."""
+
+    @property
+    def faults(self) -> list[Finding]:
+        return [one for one in self.found if one.fault]
+
+    @property
+    def notes(self) -> list[Finding]:
+        return [one for one in self.found if not one.fault]
+
+
+def require(database: Database) -> None:
+    """Raises NotFound where there is no database of hpo's; makes none."""
+    advice = "to make one: hpo run STUDY.toml, or hpo storage upgrade"
+    if not exists(database):
+        raise NotFound(f"no database {database.shown}; {advice}")
+    if tables.version(database) is None:
+        raise NotFound(f"{database.shown}: none of hpo's tables are in it; {advice}")
+
+
+def check(database: Database) -> Checked:
+    """Everything but the files. Raises StorageError, also for a database of a newer hpo."""
+    found = [*_damage(database), *_age(database)]
+    if found:
+        return Checked(Counts(), tuple(found), readable=False)
+    found += _foreign_keys(database)
+    rows = read_rows(database)
+    return Checked(_counts(rows), (*found, *rules.judge(rows)))
+
+
+def _damage(database: Database) -> Iterator[Finding]:
+    """What SQLite says of its own file; servers look after theirs."""
+    if not database.is_sqlite:
+        return
+    with database.read() as c:
+        said = list(c.scalars(sa.text("PRAGMA integrity_check(5)")))
+    if said != ["ok"]:
+        left = "stop the workers and restore a backup, or save what can be read: sqlite3's .recover"
+        yield Finding(rules.DAMAGED, "; ".join(map(str, said)), left=left)
+
+
+def _age(database: Database) -> Iterator[Finding]:
+    found = tables.version(database)
+    if found is not None and found < tables.VERSION:
+        means = f"schema {found}, this hpo needs {tables.VERSION}"
+        left = str(tables.needs_upgrade(database, "made by an older hpo"))
+        yield Finding(rules.OLD, means, left=left)
+
+
+def _foreign_keys(database: Database) -> Iterator[Finding]:
+    """Rows of Optuna's tables on SQLite that refer to nothing. Ours are looked at by name."""
+    if not database.is_sqlite:
+        return
+    ours = {table.name for table in tables.OURS}
+    with database.read() as c:
+        bad = Counter(row[0] for row in c.execute(sa.text("PRAGMA foreign_key_check")))
+    for table, count in bad.items():
+        if table not in ours:
+            rows = rules.many(count, "row")
+            means = f"{rows} of Optuna's table {table}: what it is about is gone"
+            yield Finding(rules.NOWHERE, means, left="they are Optuna's, and hurt nobody")
+
+
+def read_rows(database: Database) -> Rows:
+    """All that a check decides from."""
+    with database.snapshot() as c:
+        now = float(c.scalar(sa.select(database.now())) or 0.0)
+        theirs = {row.study_id: row.study_name for row in c.execute(sa.select(optuna_studies))}
+        ours = c.execute(sa.select(studies).order_by(studies.c.created)).all()
+        whole = [row for row in ours if theirs.get(row.study_id) == row.name]
+        trials, ids = _trials(c), {row.study_id for row in ours}
+        return Rows(
+            now=now,
+            studies=[
+                Known(row.uuid, row.name, row.trials, row.lease_s, trials.get(row.uuid, []))
+                for row in whole
+            ],
+            halved=[
+                Halved(row.uuid, row.name, theirs.get(row.study_id))
+                for row in ours
+                if row not in whole
+            ],
+            foreign=sorted(name for study_id, name in theirs.items() if study_id not in ids),
+            nowhere=_nowhere(c, database),
+        )
+
+
+def _trials(c: sa.Connection) -> dict[str, list[Trial]]:
+    """The trials of our studies in order, by the study's uuid."""
+    tried, finished = _attempts(c), _epochs(c)
+    t = optuna_trials.c
+    query = (
+        sa.select(studies.c.uuid, t.trial_id, t.number, t.state)
+        .join_from(optuna_trials, studies, studies.c.study_id == t.study_id)
+        .order_by(t.number, t.trial_id)
+    )
+    found: dict[str, list[Trial]] = defaultdict(list)
+    for uuid, trial_id, number, state in c.execute(query):
+        key = (uuid, trial_id)
+        one = Trial(trial_id, number, str(state), tried.get(key, ()), finished.get(key, {}))
+        found[uuid].append(one)
+    return found
+
+
+def _attempts(c: sa.Connection) -> dict[tuple[str, int], list[Attempt]]:
+    a = attempts.c
+    columns = (a.study, a.trial_id, a.k, a.worker, a.until, a.outcome, a.value, a.objectives)
+    found: dict[tuple[str, int], list[Attempt]] = defaultdict(list)
+    for row in c.execute(sa.select(*columns).order_by(a.k)):
+        told = row.outcome not in FINAL or told_values(row) is not None
+        found[row.study, row.trial_id].append(
+            Attempt(row.k, row.worker, row.until, row.outcome, told)
+        )
+    return found
+
+
+def _epochs(c: sa.Connection) -> dict[tuple[str, int], dict[int, int]]:
+    e = epochs.c
+    query = sa.select(e.study, e.trial_id, e.attempt, sa.func.count()).group_by(
+        e.study, e.trial_id, e.attempt
+    )
+    found: dict[tuple[str, int], dict[int, int]] = defaultdict(dict)
+    for study, trial_id, attempt, count in c.execute(query):
+        found[study, trial_id][attempt] = count
+    return found
+
+
+def _nowhere(c: sa.Connection, database: Database) -> dict[str, int]:
+    """How many rows belong to nothing, by table."""
+    found = {}
+    for table in tables.OURS:
+        if "study" not in table.c:
+            continue
+        query: Any = sa.select(sa.func.count()).select_from(table)
+        if count := c.scalar(query.where(belongs_nowhere(database, table))):
+            found[table.name] = count
+    return found
+
+
+def _counts(rows: Rows) -> Counts:
+    """As people count: waiting trials beyond the budget are never taken, and not shown."""
+    trials = [
+        trial
+        for study in rows.studies
+        for trial in study.trials
+        if trial.state != "WAITING" or trial.number < study.budget
+    ]
+    return Counts(
+        len(rows.studies),
+        len(trials),
+        sum(len(trial.attempts) for trial in trials),
+        sum(sum(trial.epochs.values()) for trial in trials),
+    )
+
+
+def check_all(
+    database: Database, home: Home, artifacts: str | None = None, *, files: bool = False
+) -> Checked:
+    """Changes nothing. `artifacts` is a store to look into, beside those of the studies; with
+    `files` every file that bears a checksum is read through, too.
+
+    Raises NotFound where there is no database of hpo's, StorageError where it cannot be read.
+    """
+    require(database)
+    checked = check(database)
+    if not checked.readable:
+        return checked
+    found = [*checked.found, *leftovers.find_leftovers(database, home, artifacts)]
+    if files:
+        found += damage.find_damaged(database, home, artifacts)
+    return replace(checked, found=tuple(found))
+
+
+def mend(database: Database, checked: Checked) -> list[Finding]:
+    """Mend what can be; those findings that were."""
+    return [one for one in checked.found if one.cure is not None and one.cure.apply(database)]

@@ -1,0 +1,1 @@
+"""Reports: figures and offline pages of studies and trained runs."""

@@ -1,0 +1,251 @@
+"""Figures as plain data, {"data": [traces], "layout": {...}}, for plotly.js.
+
+What is shown is computed here; fonts, grids and the page's light or dark colours are added where it
+is drawn. Text goes through `plain`, since plotly reads some HTML in it. Everything is drawn as SVG:
+what plotly draws with WebGL is missing on many a remote desktop.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hpo.reports.importance import Importances
+
+Figure = dict[str, Any]
+Trace = dict[str, Any]
+Epochs = Sequence[Mapping[str, Any]]
+"""Epochs in order, each {"epoch": number from 1, metric: value, ...}."""
+
+BLUE, GREY, GREEN, PURPLE, ORANGE = "#3b7dd8", "#9aa3af", "#2a9d6f", "#8b6fc0", "#e0653a"
+AMBER, RED, TEAL, PALE = "#d9a02b", "#d64545", "#2f9fb0", "#c9ced6"
+SCALE = ("#8aa9cf", "#6f86c4", PURPLE, "#b8659a", ORANGE)
+"""From low to high, readable on a light and on a dark ground."""
+METRIC_COLORS = {
+    "train_loss": GREY,
+    "val_loss": BLUE,
+    "train_top1": GREY,
+    "val_top1": BLUE,
+    "val_top5": GREEN,
+    "val_macro_f1": ORANGE,
+    "val_precision_at_5": GREEN,
+    "val_precision_at_k": ORANGE,
+    "lr": PURPLE,
+}
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+LARGEST_MATRIX = 100
+"""Classes up to which a confusion matrix can be read as a picture."""
+COUNTED_MATRIX = 20
+"""Classes up to which its cells have room for their counts."""
+
+
+def plain(text: Any) -> str:
+    """`text` for plotly, none of it read as HTML. Quotes stay: plotly knows no entity for them."""
+    return html.escape(str(text), quote=False)
+
+
+def short(text: str, most: int = 22) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def figure(traces: Sequence[Trace], *, height: int, **layout: Any) -> Figure:
+    return {"data": list(traces), "layout": {"height": height, **layout}}
+
+
+def axis(title: str, **options: Any) -> dict[str, Any]:
+    return {"title": {"text": plain(title)}, **options}
+
+
+def finite(value: Any) -> float | None:
+    """`value` if it can be drawn; a gap elsewhere."""
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def epoch_axis(most: int) -> dict[str, Any]:
+    """Whole epochs only, where few of them leave room for fractions."""
+    return axis("epoch", dtick=1) if most <= 6 else axis("epoch")
+
+
+def curves(
+    series: Mapping[str, Epochs],
+    metrics: Sequence[str],
+    *,
+    mark: int | None = None,
+) -> Figure | None:
+    """Metrics by epoch: a colour for each metric, a dash for each of `series` ({label: epochs}).
+    `mark` is an epoch to point out. None where no metric was recorded."""
+    traces = [
+        _curve(epochs, metric, label if len(series) > 1 else "", index)
+        for metric in metrics
+        for index, (label, epochs) in enumerate(series.items())
+        if any(finite(row.get(metric)) is not None for row in epochs)
+    ]
+    if not traces:
+        return None
+    most = max(len(epochs) for epochs in series.values())
+    line = {"type": "line", "x0": mark, "x1": mark, "yref": "paper", "y0": 0, "y1": 1,
+            "line": {"color": ORANGE, "width": 1, "dash": "dot"}}  # fmt: skip
+    return figure(
+        traces,
+        height=300,
+        xaxis=epoch_axis(most),
+        shapes=[line] if mark is not None else [],
+        showlegend=len(metrics) > 1,  # it tells, too, which of them were recorded
+        hovermode="x unified",
+    )
+
+
+def _curve(epochs: Epochs, metric: str, label: str, index: int) -> Trace:
+    """The `index`-th series' curve; the legend names each metric once."""
+    name = f"{metric}, {label}" if label else metric
+    return {
+        "type": "scatter", "mode": "lines" if len(epochs) > 1 else "markers", "name": plain(metric),
+        "legendgroup": plain(metric), "showlegend": index == 0,
+        "x": [row["epoch"] for row in epochs], "y": [finite(row.get(metric)) for row in epochs],
+        "line": {"color": METRIC_COLORS.get(metric, BLUE), "width": 2,
+                 "dash": DASHES[index % len(DASHES)]},
+        "hovertemplate": f"{plain(name)}: %{{y:.4g}}<extra></extra>",
+    }  # fmt: skip
+
+
+def importance(found: Importances) -> Figure | None:
+    """A bar for each parameter, the most important one on top, pale where chance gives as much;
+    None where there are none."""
+    if not found.shares:
+        return None
+    rows = sorted(found.shares.items(), key=lambda item: item[1])
+    notes = [f" ({note})" if (note := found.note(name)) else "" for name, _ in rows]
+    bars = {
+        "type": "bar", "orientation": "h",
+        "y": [plain(name) for name, _ in rows], "x": [share for _, share in rows],
+        "text": [_percent(share) + note for (_, share), note in zip(rows, notes, strict=True)],
+        "textposition": "outside", "cliponaxis": False,
+        "marker": {"color": [BLUE if name in found.outstanding else PALE for name, _ in rows]},
+        "hovertemplate": "%{y}: %{x:.1%}",
+    }  # fmt: skip
+    return figure(
+        [bars],
+        height=20 + 30 * len(rows),
+        margin={"l": 48, "r": 16, "t": 4, "b": 8},
+        xaxis={"visible": False, "range": [0, 1.5 * max(share for _, share in rows)]},
+        yaxis={"automargin": True, "showgrid": False},
+        bargap=0.4,
+        showlegend=False,
+        hovermode="closest",
+    )
+
+
+def _percent(share: float) -> str:
+    return " &lt;1%" if 0 < share < 0.01 else f" {share:.0%}"
+
+
+def confusion(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> Figure | None:
+    """Row: the true class, column: the named one, (C, C) counts; colours are shares of the row.
+    None without counts, and above LARGEST_MATRIX classes, where nobody could read it."""
+    if not counts or len(classes) > LARGEST_MATRIX:
+        return None
+    names = [plain(name) for name in classes]
+    places = list(range(len(names)))
+    texts = [plain(short(name, 16)) for name in classes]
+    ticks = {"tickvals": places, "ticktext": texts, "showgrid": False, "zeroline": False}
+    cells = {
+        "type": "heatmap", "z": [_shares(row) for row in counts], "zmin": 0, "zmax": 1,
+        "colorscale": [[0, "rgba(59,125,216,0.04)"], [1, BLUE]], "showscale": False,
+        "xgap": 1, "ygap": 1, "hoverongaps": False,
+        "text": [
+            [_cell_text(names, i, j, row) for j in places] for i, row in enumerate(counts)
+        ],
+        "hovertemplate": "%{text}<extra></extra>",
+    }  # fmt: skip
+    return figure(
+        [cells],
+        height=160 + max(180, min(34 * len(names), 880)),
+        xaxis=axis("named", automargin=True, **ticks),
+        yaxis=axis("true class", automargin=True, autorange="reversed", **ticks),
+        annotations=_counts(counts) if len(names) <= COUNTED_MATRIX else [],
+        hovermode="closest",
+    )
+
+
+def _shares(row: Sequence[int]) -> list[float]:
+    total = sum(row)
+    return [count / total if total else 0.0 for count in row]
+
+
+def _cell_text(names: Sequence[str], i: int, j: int, row: Sequence[int]) -> str:
+    share = _shares(row)[j]
+    return f"{names[i]} named {names[j]}<br>{row[j]:,} of {sum(row):,} ({share:.1%})"
+
+
+def _counts(counts: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
+    """The counts that are not zero, as text on the cells."""
+    return [
+        {
+            "x": j, "y": i, "text": f"{count:,}", "showarrow": False,
+            "bgcolor": "rgba(0,0,0,0)",
+            "font": {"size": 11} | ({"color": "#ffffff"} if _shares(row)[j] > 0.5 else {}),
+        }
+        for i, row in enumerate(counts)
+        for j, count in enumerate(row)
+        if count
+    ]  # fmt: skip
+
+
+BINS = 30
+
+
+def distributions(found: Mapping[str, Any] | None) -> dict[str, Figure | None]:
+    """Histograms over the queries of what `hpo.trained.retrieval.keep_examples` wrote; nothing
+    without it."""
+    if found is None:
+        return {}
+    return {
+        "precision": _precision(found["precision_at_5"]),
+        "distance": _distance(found["mean_distance"], found["right"]),
+    }
+
+
+def _precision(values: Sequence[float]) -> Figure:
+    places = sorted(set(values))
+    bars = {
+        "type": "bar", "x": places, "y": [values.count(place) for place in places],
+        "width": 0.12, "marker": {"color": BLUE},
+        "hovertemplate": "precision@5 %{x:.2f}: %{y:,} queries<extra></extra>",
+    }  # fmt: skip
+    return figure(
+        [bars],
+        height=280,
+        xaxis=axis("precision@5", range=[-0.1, 1.1], tickvals=[i / 5 for i in range(6)]),
+        yaxis=axis("queries"),
+        showlegend=False,
+    )
+
+
+def _distance(values: Sequence[float], right: Sequence[bool]) -> Figure:
+    """Right and wrong votes apart, in the same bins."""
+    low, high = min(values), max(values)
+    width = (high - low) / BINS or 1.0
+
+    def counted(wanted: bool, name: str, color: str) -> Trace:
+        counts = [0] * BINS
+        for value, good in zip(values, right, strict=True):
+            if good == wanted:
+                counts[min(BINS - 1, int((value - low) / width))] += 1
+        centres = [low + (i + 0.5) * width for i in range(BINS)]
+        return {
+            "type": "bar", "name": name, "x": centres, "y": counts, "width": width,
+            "marker": {"color": color}, "opacity": 0.6,
+            "hovertemplate": f"%{{x:.4g}}: %{{y:,}} {name}<extra></extra>",
+        }  # fmt: skip
+
+    traces = [counted(True, "right by vote", BLUE), counted(False, "wrong by vote", ORANGE)]
+    return figure(
+        traces,
+        height=280,
+        barmode="overlay",
+        xaxis=axis("mean distance to the k nearest"),
+        yaxis=axis("queries"),
+    )

@@ -1,0 +1,243 @@
+"""Trials grouped by a searched parameter, and the Pareto front: tables and figures."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hpo.config.metrics import (
+    COSTS,
+    direction_of,
+)
+from hpo.config.space import (
+    Choice,
+    Float,
+    Int,
+    Parameter,
+    canonical,
+)
+from hpo.errors import (
+    NotFound,
+    nearest,
+)
+from hpo.formatting import (
+    Cell,
+    Table,
+    measured,
+    measured_cell,
+    setting,
+    setting_cell,
+    text_cell,
+)
+from hpo.reports.figures import (
+    BLUE,
+    ORANGE,
+    Figure,
+    Trace,
+    axis,
+    figure,
+    plain,
+)
+from hpo.search.status import (
+    StudyStatus,
+    TrialStatus,
+)
+
+SHOWN = ("val_top1", "val_loss", "train_top1", "train_loss")
+MOST_VALUES = 12
+"""Different values up to which each has a row; a range with more, or with more than BINS and no
+step, is cut into BINS parts."""
+BINS = 4
+
+
+@dataclass(frozen=True)
+class Group:
+    """Trials of one value, or of a part of the range."""
+
+    label: str
+    key: float | str
+    complete: tuple[TrialStatus, ...]
+    pruned: int
+    """Trials that were pruned: in no mean, since they ended early."""
+
+    def values(self, metric: str) -> list[float]:
+        """`metric` at the best epoch of each complete trial that has it; costs as measured."""
+        found = [_at_best(trial, metric) for trial in self.complete]
+        return [value for value in found if value is not None and math.isfinite(value)]
+
+
+def _at_best(trial: TrialStatus, metric: str) -> float | None:
+    if metric in COSTS:
+        return trial.values.get(metric)
+    row = next((row for row in trial.epochs if row.epoch == trial.best_epoch), None)
+    return row.metrics.get(metric) if row else None
+
+
+def group_by(status: StudyStatus, name: str) -> list[Group]:
+    """Complete and pruned trials by their value of the searched parameter `name`, in the order of
+    the values; trials that did not use it are left out. Raises NotFound for another name."""
+    if name not in status.file.space:
+        raise NotFound(f"{name!r} is not searched here; {nearest(name, status.file.space)}")
+    used = [t for t in status.trials if name in t.params and t.state in ("complete", "pruned")]
+    parameter = status.file.space[name]
+    sorted_into = _sorter(parameter, [t.params[name] for t in used])
+    groups: dict[tuple[Any, str], list[TrialStatus]] = {}
+    for trial in used:
+        groups.setdefault(sorted_into(trial.params[name]), []).append(trial)
+    return [
+        Group(
+            label,
+            key,
+            tuple(t for t in found if t.state == "complete"),
+            sum(t.state == "pruned" for t in found),
+        )
+        for (key, label), found in sorted(groups.items(), key=lambda item: item[0][0])
+    ]
+
+
+def _sorter(parameter: Parameter, values: Sequence[Any]) -> Callable[[Any], tuple[float, str]]:
+    """What gives a value its place in the table and its label."""
+    if isinstance(parameter, Choice):
+        places = {canonical(one): place for place, one in enumerate(parameter.choices)}
+        return lambda value: (places[canonical(value)], setting(value))
+    assert isinstance(parameter, Float | Int)
+    if len(set(values)) <= (MOST_VALUES if parameter.step else BINS):
+        return lambda value: (float(value), setting(value))
+    bounds = _bounds(float(parameter.low), float(parameter.high), parameter.log)
+
+    def binned(value: Any) -> tuple[float, str]:
+        place = min(sum(value >= bound for bound in bounds[1:]), BINS - 1)
+        return bounds[place], f"{setting(bounds[place])} to {setting(bounds[place + 1])}"
+
+    return binned
+
+
+def _bounds(low: float, high: float, log: bool) -> list[float]:
+    """BINS parts of equal size, on a log axis where the parameter is searched on one."""
+    shares = [place / BINS for place in range(BINS + 1)]
+    if log:
+        return [low * (high / low) ** share for share in shares]
+    return [low + (high - low) * share for share in shares]
+
+
+def metrics_of(status: StudyStatus) -> list[str]:
+    """Metrics that a table of groups shows: what the study optimizes, then top-1 and losses."""
+    recorded = {name for trial in status.trials for row in trial.epochs for name in row.metrics}
+    names = dict.fromkeys([*status.file.objectives, *SHOWN])
+    return [name for name in names if name in recorded or name in COSTS]
+
+
+def group_table(status: StudyStatus, name: str) -> Table:
+    """A row for each value of `name`: complete and pruned trials, then of each metric mean ±
+    standard deviation (n - 1) and best. Raises NotFound as `group_by`."""
+    metrics = metrics_of(status)
+    heads = [head for metric in metrics for head in (metric, f"best {metric}")]
+    rows = [
+        [
+            Cell(group.label, group.key, "name"),
+            Cell(str(len(group.complete)), len(group.complete), "number"),
+            Cell(str(group.pruned) if group.pruned else "", group.pruned, "number"),
+            *(cell for metric in metrics for cell in _cells(metric, group.values(metric))),
+        ]
+        for group in group_by(status, name)
+    ]
+    return Table((name, "complete", "pruned", *heads), rows)
+
+
+def _cells(metric: str, values: Sequence[float]) -> list[Cell]:
+    if not values:
+        return [text_cell(None, "number"), text_cell(None, "number")]
+    found = _summed_up(metric, values)
+    spread = "" if found["std"] is None else f" ± {measured(metric, found['std'])}"
+    return [
+        Cell(measured(metric, found["mean"]) + spread, found["mean"], "number"),
+        measured_cell(metric, found["best"]),
+    ]
+
+
+def _summed_up(metric: str, values: Sequence[float]) -> dict[str, float | None]:
+    """Mean, sample standard deviation (n - 1; None of a single one) and best of `values`."""
+    if not values:
+        return {"mean": None, "std": None, "best": None}
+    best = min(values) if direction_of(metric) == "minimize" else max(values)
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "std": std, "best": best}
+
+
+def group_data(status: StudyStatus, name: str) -> list[dict[str, Any]]:
+    """The same as plain data, numbers in full: {"value", "complete": [trial numbers], "pruned":
+    count, metric: {"mean", "std", "best"}, ...} each. Raises NotFound as `group_by`."""
+    return [
+        {
+            "value": group.label,
+            "complete": [trial.number for trial in group.complete],
+            "pruned": group.pruned,
+            **{one: _summed_up(one, group.values(one)) for one in metrics_of(status)},
+        }
+        for group in group_by(status, name)
+    ]
+
+
+LOG_FROM = 30.0
+"""An axis whose ends lie further apart than this many times is logarithmic."""
+
+
+def front_table(status: StudyStatus) -> Table:
+    """Trials that no other beats in all objectives, best first metric first; for a study of
+    several objectives."""
+    names, searched = status.file.objectives, list(status.file.space)
+    rows = [
+        [
+            Cell(str(trial.number), trial.number, "number"),
+            *(measured_cell(name, trial.values[name]) for name in names),
+            *(setting_cell(trial.params[n]) if n in trial.params else text_cell(None)
+              for n in searched),
+        ]
+        for trial in status.front()
+    ]  # fmt: skip
+    return Table(("trial", *names, *searched), rows)
+
+
+def front_figure(status: StudyStatus, name: str) -> Figure | None:
+    """The first objective against objective `name`: complete trials, those of the front on top,
+    joined where there are two objectives. None where no trial is complete."""
+    front = sorted(status.front(), key=lambda trial: trial.values[name])
+    if not front:
+        return None
+    done = [trial for trial in status.ranked() if trial not in front]
+    mode = "lines+markers" if len(status.file.objectives) == 2 else "markers"
+    line = {"color": ORANGE, "width": 1.5, "shape": "hv"}
+    traces = [
+        _points(status, name, done, "complete", mode="markers", marker={"color": BLUE, "size": 8}),
+        _points(status, name, front, "front", mode=mode, line=line,
+                marker={"color": ORANGE, "size": 10}),
+    ]  # fmt: skip
+    values = [trial.values[name] for trial in [*done, *front]]
+    wide = min(values) > 0 and max(values) > LOG_FROM * min(values)
+    return figure(
+        traces,
+        height=360,
+        xaxis=axis(name) | ({"type": "log", "dtick": 1} if wide else {}),
+        yaxis=axis(status.file.metric),
+        hovermode="closest",
+    )
+
+
+def _points(
+    status: StudyStatus, name: str, trials: list[TrialStatus], label: str, **trace: object
+) -> Trace:
+    return {
+        "type": "scatter", "name": label, "x": [trial.values[name] for trial in trials],
+        "y": [trial.values[status.file.metric] for trial in trials],
+        "text": [_hover(trial) for trial in trials],
+        "hovertemplate": "%{text}<extra></extra>", **trace,
+    }  # fmt: skip
+
+
+def _hover(trial: TrialStatus) -> str:
+    values = [f"{name} {measured(name, value)}" for name, value in trial.values.items()]
+    params = [f"{plain(name)} = {plain(setting(one))}" for name, one in trial.params.items()]
+    return "<br>".join([f"<b>trial {trial.number}</b>", *values, *params])

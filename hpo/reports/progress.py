@@ -1,0 +1,123 @@
+"""Progress of a search as plain lines: one for each trial that ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from hpo.errors import (
+    StorageAway,
+    StorageGone,
+)
+from hpo.formatting import (
+    count,
+    duration,
+    number,
+)
+from hpo.search.status import (
+    StudyStatus,
+    TrialStatus,
+)
+from hpo.storage.leases import FINAL
+
+READ_S = 1.0
+"""The database is read at most this often, and never for more than a tenth of the time."""
+
+
+def headline(status: StudyStatus, storage: str, devices: Sequence[str]) -> str:
+    """What is about to run, for the first line of a log."""
+    return (
+        f"{status.row.name}: {status.finished}/{status.row.trials} trials; "
+        f"{count(len(devices), 'worker')} on {', '.join(dict.fromkeys(devices))}; {storage}"
+    )
+
+
+def trial_line(status: StudyStatus, trial: TrialStatus, finished: int) -> str:
+    """A finished trial as one line of a log."""
+    line = f"[{finished}/{status.row.trials}] trial {trial.number} {trial.state}"
+    if trial.value is not None:
+        line += f"  {status.file.metric} {number(trial.value)}"
+    if trial.best_epoch:
+        line += f" (epoch {trial.best_epoch})"
+    if trial.epochs:
+        line += f"  {count(len(trial.epochs), 'epoch')}  {duration(trial.seconds)}"
+    return line + (f": {trial.reason}" if trial.reason else "")
+
+
+class View:
+    """Follows a study's progress and shows messages alone; `tick` may be called at any pace."""
+
+    def __init__(
+        self,
+        read: Callable[[], StudyStatus],
+        tell: Callable[[str], object],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.read, self.tell, self.clock = read, tell, clock
+        self.status = read()
+        self.due = clock() + READ_S
+        self.note = ""
+        self.away = ""
+        """Why the database cannot be read now; what is shown is from before."""
+
+    def tick(self) -> StudyStatus:
+        """Read and show again, if it is time to; the latest status."""
+        began = self.clock()
+        if began >= self.due:
+            self.finish()
+            ended = self.clock()
+            self.due = ended + max(READ_S, 10 * (ended - began))
+        return self.status
+
+    def finish(self) -> None:
+        """Read and show now; while the database is away, say so. That it is gone is said by whoever
+        runs the workers, and ends them."""
+        try:
+            self.status = self.read()
+        except StorageGone:
+            return
+        except StorageAway as error:
+            self.away = f"the database is away; workers wait for it and go on training: {error}"
+        else:
+            self.away = ""
+        self.show()
+
+    def show(self) -> None:
+        """Show `status`."""
+
+    def say(self, note: str) -> None:
+        """Show a message beside the progress."""
+        self.note = note
+        self.tell(note)
+
+
+class PlainView(View):
+    """A line for each trial that finishes, and for each worker that begins to wait."""
+
+    def __init__(
+        self,
+        read: Callable[[], StudyStatus],
+        tell: Callable[[str], object],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(read, tell, clock)
+        self.seen = {trial.number for trial in self.status.trials if trial.state in FINAL}
+        self.told: set[tuple[str, str]] = set()
+        self.was_away = False
+
+    def show(self) -> None:
+        if bool(self.away) != self.was_away:
+            self.was_away = not self.was_away
+            self.say(self.away or "the database is back")
+        for worker in self.status.live_workers:
+            if worker.reason and (worker.id, worker.reason) not in self.told:
+                self.told.add((worker.id, worker.reason))
+                self.say(f"{worker.id}: {worker.reason}")
+        fresh = [t for t in self.status.trials if t.state in FINAL and t.number not in self.seen]
+        for trial in sorted(fresh, key=_ended):
+            self.seen.add(trial.number)
+            self.say(trial_line(self.status, trial, len(self.seen)))
+
+
+def _ended(trial: TrialStatus) -> float:
+    return max((one.ended or 0.0 for one in trial.attempts), default=0.0)

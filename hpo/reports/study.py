@@ -1,0 +1,194 @@
+"""The page of `hpo report`: a study, as it stands in the database."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from hpo.config.base import flatten
+from hpo.formatting import (
+    Cell,
+    Table,
+    duration,
+    measured_cell,
+    number_cell,
+    setting_cell,
+    settings_table,
+    text_cell,
+)
+from hpo.paths import Home
+from hpo.reports import (
+    figures,
+    groups,
+    study_figures,
+)
+from hpo.reports.groups import group_table
+from hpo.reports.importance import (
+    Importances,
+    importances,
+)
+from hpo.reports.page import (
+    curve_figures,
+    render,
+)
+from hpo.search import (
+    fingerprints,
+    sync,
+)
+from hpo.search.status import (
+    StudyStatus,
+    TrialStatus,
+    read_status,
+)
+from hpo.storage import records
+from hpo.storage.database import Database
+from hpo.storage.leases import FINAL
+from hpo.storage.url import option
+
+
+def study_report(database: Database, name: str) -> str:
+    """The page of a study, whatever its state. Raises NotFound."""
+    status = read_status(database, name)
+    found = importances(database, name)
+    best = status.best
+    return render(
+        "study.html",
+        _study_figures(status, found),
+        status=status,
+        best=best,
+        states=[
+            (state, status.count(state), color)
+            for state, color in study_figures.STATE_COLORS.items()
+            if status.count(state)
+        ],
+        importances=found,
+        hidden=study_figures.hidden(status),
+        parameters=list(status.file.space),
+        slices=[f"slice-{index}" for index in range(len(status.file.space))],
+        searched=None if best is None else settings_table(best.params.items()),
+        fixed=None if best is None else settings_table(_fixed(status, best)),
+        commands=None if best is None else _commands(database, status, best),
+        front=groups.front_table(status) if len(status.file.objectives) > 1 else None,
+        fronts=[f"front-{name}" for name in status.file.objectives[1:]],
+        groups=[
+            (name, table) for name in status.file.space if (table := group_table(status, name)).rows
+        ],
+        trials=_trials_table(status),
+        workers=_workers_table(status),
+        versions=_versions(status),
+        data_report=fingerprints.read_report(database, status.row.uuid),
+        fingerprints=_fingerprints(database, status),
+        code=fingerprints.read_code(database, status.row.uuid),
+        storage=database.shown,
+    )
+
+
+def share_report(database: Database, name: str, path: Path) -> str | None:
+    """Put the page in the file `path` with the study's artifacts; its URL there, None where the
+    study has none. Raises StorageError."""
+    found = sync.find(database, records.get_study(database, name).uuid, Home.default())
+    return None if found is None else found.put(path, sync.REPORT)
+
+
+def _study_figures(status: StudyStatus, found: Importances) -> dict[str, Any]:
+    best = status.best
+    epochs = [{"epoch": row.epoch, **row.metrics} for row in best.epochs] if best else []
+    mark = best.best_epoch if best else None
+    slices = {
+        f"slice-{index}": study_figures.slice_of(status, name)
+        for index, name in enumerate(status.file.space)
+    }
+    return {
+        "history": study_figures.history(status),
+        "intermediate": study_figures.intermediate(status),
+        "importance": figures.importance(found) if found.outstanding else None,
+        "parallel": study_figures.parallel(status),
+        **slices,
+        **{
+            f"front-{name}": groups.front_figure(status, name)
+            for name in status.file.objectives[1:]
+        },
+        **curve_figures({"best": epochs}, mark),
+    }
+
+
+def _fixed(status: StudyStatus, best: TrialStatus) -> list[tuple[str, Any]]:
+    """All settings of the best trial that were not searched."""
+    whole = flatten(status.file.config(best.params).to_dict())
+    return [(name, value) for name, value in whole.items() if name not in best.params]
+
+
+def _commands(database: Database, status: StudyStatus, best: TrialStatus) -> list[str]:
+    """What to type next, for this database."""
+    study, file = shlex.quote(status.row.name), shlex.quote(f"{status.row.name}.best.toml")
+    storage = option(database.url, Home.default().storage)
+    return [
+        f"hpo export {study} --trial {best.number} -o {file}{storage}",
+        f"hpo train {file} --seeds 3",
+    ]
+
+
+def _trials_table(status: StudyStatus) -> Table:
+    names = list(status.file.space)
+    costs = status.file.objectives[1:]
+    headers = ("trial", "state", status.file.metric, *costs, "best epoch", "epochs", "seconds")
+    rows = [_trial_row(trial, names, costs) for trial in status.trials]
+    return Table((*headers, *names, "reason"), rows)
+
+
+def _trial_row(trial: TrialStatus, names: Iterable[str], costs: Iterable[str]) -> list[Cell]:
+    return [
+        Cell(str(trial.number), trial.number, "number"),
+        text_cell(trial.state, f"state {trial.state}"),
+        number_cell(trial.value),
+        *(measured_cell(name, trial.values.get(name)) for name in costs),
+        setting_cell(trial.best_epoch) if trial.best_epoch else number_cell(None),
+        Cell(str(len(trial.epochs)), len(trial.epochs), "number"),
+        number_cell(trial.seconds if trial.epochs else None, digits=1),
+        *(
+            setting_cell(trial.params[name]) if name in trial.params else number_cell(None)
+            for name in names
+        ),
+        text_cell(trial.reason, "reason"),
+    ]
+
+
+def _workers_table(status: StudyStatus) -> Table:
+    """Who worked, with how many trials ended and how long."""
+    attempts = [attempt for trial in status.trials for attempt in trial.attempts]
+    rows = []
+    for worker in status.workers:
+        own = [a for a in attempts if a.worker == worker.id]
+        ended = sum(a.outcome in FINAL for a in own)
+        busy = sum((a.ended or status.now) - a.started for a in own)
+        rows.append(
+            [
+                text_cell(worker.id, "name"),
+                text_cell(worker.host),
+                text_cell(worker.device),
+                Cell(str(ended), ended, "number"),
+                Cell(duration(busy), busy, "number"),
+                text_cell(worker.reason or "at work"),
+            ]
+        )
+    return Table(("worker", "host", "device", "trials ended", "busy", "state"), rows)
+
+
+def _versions(status: StudyStatus) -> list[tuple[str, str]]:
+    """Each program with the versions that the workers had, oldest worker first."""
+    found: dict[str, dict[str, None]] = {}
+    for worker in status.workers:
+        for name, version in worker.versions.items():
+            found.setdefault(name, {})[version] = None
+    return [(name, ", ".join(versions)) for name, versions in found.items()]
+
+
+def _fingerprints(database: Database, status: StudyStatus) -> list[tuple[str, str]]:
+    """The images that the trials saw, as the first worker found them: (settings, fingerprint)."""
+    found = records.read_resolved(database, status.row.uuid, fingerprints.IMAGES)
+    return [(key.removeprefix(fingerprints.IMAGES), str(value)) for key, value in found.items()]
+
+
+# ---- several studies and runs ----

@@ -1,0 +1,238 @@
+"""Samplers and pruners by name, rebuilt for every trial, for one or several objectives.
+
+Optuna neither stores curves nor prunes there. Our epochs table has the curves, so the pruner is
+given a view of the study in which there is one objective and every trial has its curve.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna import pruners, samplers
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.trial import FrozenTrial
+
+from hpo.config.metrics import COSTS
+from hpo.config.space import Space
+from hpo.config.strategies import (
+    ASHA,
+    Hyperband,
+    Median,
+    NoPruner,
+    Patient,
+    Percentile,
+    Strategy,
+    Threshold,
+)
+from hpo.config.study import StudyFile
+from hpo.storage import records
+from hpo.storage.optuna import FencedStorage, FirstObjective, sampling_view
+from hpo.storage.records import EpochRow
+
+if TYPE_CHECKING:
+    from hpo.search.study import Study
+
+
+def derive_seed(*parts: object) -> int:
+    """A 32-bit seed that depends on all `parts` and nothing else."""
+    text = "/".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
+
+def make_sampler(file: StudyFile, *seeds: int) -> samplers.BaseSampler:
+    """The study's sampler, seeded by the study's seed and `seeds` (trial number, attempt, draw):
+    two workers never draw the same, and a study repeats where its history does."""
+    spec = file.study.sampler
+    # One scrambled sequence per study: QMC takes its next point by a counter in the database.
+    parts = (file.study.seed,) if spec.name == "qmc" else (file.study.seed, *seeds)
+    kinds: dict[str, Callable[..., samplers.BaseSampler]] = {
+        "tpe": samplers.TPESampler,
+        "random": samplers.RandomSampler,
+        "grid": samplers.RandomSampler,  # its points are planned; nothing is left to draw
+        "gp": samplers.GPSampler,
+        "cmaes": samplers.CmaEsSampler,
+        "qmc": samplers.QMCSampler,
+        "nsga2": samplers.NSGAIISampler,
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return kinds[spec.name](seed=derive_seed(*parts), **spec.options())
+
+
+def make_pruner(file: StudyFile) -> pruners.BasePruner:
+    """The study's pruner; Hyperband's largest resource is the space's largest `epochs`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return _pruner(file, file.study.pruner)
+
+
+def _pruner(file: StudyFile, spec: Strategy) -> pruners.BasePruner:
+    options = spec.options()
+    if isinstance(spec, Hyperband):
+        options["max_resource"] = file.max_epochs
+    if isinstance(spec, Patient):
+        inner = options["wrapped_pruner"]
+        # Optuna's way to say that patience alone decides; a NopPruner in it would never prune.
+        options["wrapped_pruner"] = None if is_early_stopping(spec) else _pruner(file, inner)
+    return _PRUNERS[type(spec)](**options)
+
+
+def is_early_stopping(pruner: Strategy) -> bool:
+    """Whether `pruner` ends a trial by its own curve alone, once it stops improving."""
+    return isinstance(pruner, Patient) and isinstance(pruner.wrapped_pruner, NoPruner)
+
+
+_PRUNERS: dict[type[Strategy], Callable[..., pruners.BasePruner]] = {
+    Hyperband: pruners.HyperbandPruner,
+    ASHA: pruners.SuccessiveHalvingPruner,
+    Median: pruners.MedianPruner,
+    Percentile: pruners.PercentilePruner,
+    Patient: pruners.PatientPruner,
+    Threshold: pruners.ThresholdPruner,
+    NoPruner: pruners.NopPruner,
+}
+
+
+class Draft:
+    """A trial that is thought through before anything is written.
+
+    It answers `suggest_*` as Optuna's own trial does (planned values first, then the sampler's
+    joint draw, then a single one), so that a repeated configuration can be drawn again.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        sampler: samplers.BaseSampler,
+        frozen: FrozenTrial,
+        planned: Mapping[str, Any],
+    ) -> None:
+        self._study, self._sampler, self._frozen = study, sampler, frozen
+        self._planned = planned
+        sampler.before_trial(study, frozen)
+        self._space = sampler.infer_relative_search_space(study, frozen)
+        self._joint = sampler.sample_relative(study, frozen, self._space)
+        self.params: dict[str, Any] = {}
+
+    def _suggest(self, name: str, distribution: BaseDistribution) -> Any:
+        if name in self._planned:
+            value = self._planned[name]
+        elif name in self._joint and self._space.get(name) == distribution:
+            value = self._joint[name]
+        else:
+            value = self._sampler.sample_independent(self._study, self._frozen, name, distribution)
+        # Through the stored form and back, so that what is drafted is what will be read.
+        self.params[name] = distribution.to_external_repr(distribution.to_internal_repr(value))
+        return self.params[name]
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        distribution = optuna.distributions.FloatDistribution(low, high, log=log, step=step)
+        return float(self._suggest(name, distribution))
+
+    def suggest_int(
+        self, name: str, low: int, high: int, *, step: int = 1, log: bool = False
+    ) -> int:
+        distribution = optuna.distributions.IntDistribution(low, high, log=log, step=step)
+        return int(self._suggest(name, distribution))
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any:
+        return self._suggest(name, optuna.distributions.CategoricalDistribution(choices))
+
+
+REDRAWS = 5
+
+
+def draft_params(
+    study: optuna.Study,
+    space: Space,
+    frozen: FrozenTrial,
+    planned: Mapping[str, Any],
+    new_sampler: Callable[[int], samplers.BaseSampler],
+) -> dict[str, Any]:
+    """Parameters, in Optuna's form, for the trial `frozen` that tries `planned` and samples the
+    rest with `new_sampler(draw)`.
+
+    A configuration that some trial has already is drawn again up to REDRAWS times, then allowed:
+    in a small discrete space there may be no other.
+    """
+    fixed = space.encode(planned)
+    others = [t.params for t in study.get_trials(deepcopy=False) if t.number != frozen.number]
+    params: dict[str, Any] = {}
+    with warnings.catch_warnings():
+        # GP takes the infinite value of a trial that diverged for the worst finite one.
+        warnings.filterwarnings("ignore", message="Clip non-finite values")
+        for draw in range(REDRAWS + 1):
+            draft = Draft(sampling_view(study, frozen), new_sampler(draw), frozen, fixed)
+            space.suggest(draft)
+            params = draft.params
+            if params not in others or params.keys() <= fixed.keys():
+                break
+    return params
+
+
+FINISHED = ("COMPLETE", "PRUNED", "FAIL")
+
+
+class FirstMetric:
+    """The pruner of a study of several objectives, asked about its first metric."""
+
+    def __init__(self, study: Study, storage: FencedStorage) -> None:
+        self._study = study
+        self._curves: dict[int, dict[int, float]] = {}
+        self._settled = 0
+        self._storage = FirstObjective(storage, lambda: self._curves)
+        self._pruner = make_pruner(study.file)
+        self._view = optuna.load_study(
+            study_name=study.row.name, storage=self._storage, pruner=self._pruner
+        )
+
+    def falls_behind(self, trial_id: int) -> bool:
+        """Whether the pruner ends the trial now, by the epochs in our table."""
+        self._read()
+        return self._pruner.prune(self._view, self._storage.get_trial(trial_id))
+
+    def _read(self) -> None:
+        """Curves of the first trials that are all over were read before and stay as they are."""
+        study, metric = self._study, self._study.file.metric
+        states = list(records.read_states(study.database, study.row.study_id).values())
+        fresh = records.read_epochs(study.database, study.uuid, first=self._settled)
+        kept = {number: one for number, one in self._curves.items() if number < self._settled}
+        self._curves = kept | {number: _curve(rows, metric) for number, rows in fresh.items()}
+        over = [state in FINISHED for state in states]
+        self._settled = over.index(False) if False in over else len(over)
+
+
+def _curve(rows: Iterable[EpochRow], metric: str) -> dict[int, float]:
+    return {row.epoch: row.metrics[metric] for row in rows if math.isfinite(row.metrics[metric])}
+
+
+def values_of(
+    objectives: Sequence[str],
+    rows: Sequence[EpochRow],
+    best_epoch: int,
+    network: Mapping[str, float],
+    networks: int = 1,
+) -> tuple[float, ...]:
+    """The values of a trial that ran: metrics of `best_epoch`, costs of its epochs `rows`, the
+    seconds of each of its `networks` (folds), and those of a network (`hpo.training.profiling`)."""
+    best = next(row.metrics for row in rows if row.epoch == best_epoch)
+    costs = {**costs_of(rows, networks), **network}
+    return tuple(costs[name] if name in COSTS else best[name] for name in objectives)
+
+
+def costs_of(rows: Sequence[EpochRow], networks: int = 1) -> dict[str, float]:
+    """Costs that epochs `rows` tell: the mean of their seconds, of each of `networks` (folds), and
+    the most memory."""
+    seconds = [row.metrics["seconds"] for row in rows]
+    return {
+        "epoch_seconds": sum(seconds) / len(seconds) / networks,
+        "peak_memory_mb": max(row.metrics["peak_memory_mb"] for row in rows),
+    }

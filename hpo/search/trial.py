@@ -1,0 +1,498 @@
+"""One trial, from its lease to its end: the only module where Optuna meets the engine.
+
+Order within an epoch: checkpoint file -> the same in the artifacts, where there are some -> one
+transaction {metrics, pointer to the checkpoint} -> report -> prune question. Whoever takes over
+after a death between any two of them resumes from the pointer, makes up for missing reports, asks,
+then trains. While the database is away the next epoch begins nevertheless: what could not be
+recorded waits on disk (`epochs`), and the end of the trial waits for the database.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Collection
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+from optuna.trial import TrialState
+
+from hpo.config.constraints import unmet
+from hpo.config.metrics import (
+    COSTS,
+    worst,
+)
+from hpo.config.train import (
+    RuntimeConfig,
+    TrainConfig,
+)
+from hpo.control import (
+    Control,
+    ProgressCallback,
+)
+from hpo.data.dataset import (
+    Data,
+    open_data,
+)
+from hpo.data.split import listing_differences
+from hpo.errors import (
+    ConfigError,
+    Fenced,
+    Interrupted,
+    TrialFailed,
+)
+from hpo.paths import Home
+from hpo.search import (
+    retention,
+    scheduling,
+    sync,
+)
+from hpo.search.fingerprints import agree_on_images
+from hpo.search.journal import Epochs
+from hpo.search.sampling import (
+    FirstMetric,
+    costs_of,
+    draft_params,
+    is_early_stopping,
+    make_sampler,
+    values_of,
+)
+from hpo.search.status import best_of
+from hpo.search.study import Study
+from hpo.search.sync import Checkpoints
+from hpo.storage import (
+    leases,
+    records,
+)
+from hpo.storage.leases import (
+    Ending,
+    Lease,
+    Taken,
+)
+from hpo.storage.optuna import FencedStorage
+from hpo.storage.records import EpochRow
+from hpo.storage.retry import Outage
+from hpo.training import device as runtime
+from hpo.training.checkpoint import (
+    best_weights,
+    save_weights,
+)
+from hpo.training.profiling import network_costs
+from hpo.training.train import (
+    EpochResult,
+    TrainingData,
+    is_last,
+    train,
+)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Bench:
+    """What a worker has ready for its trials, one after another."""
+
+    study: Study
+    storage: FencedStorage
+    optuna_study: optuna.Study
+    home: Home
+    device: torch.device
+    threads: int
+    force: bool = False
+    """Go on where the images are not those that the study began with, and record it."""
+    _data: tuple[Any, Data] | None = None
+
+    @cached_property
+    def first_metric(self) -> FirstMetric:
+        """The pruner, where there are several objectives."""
+        return FirstMetric(self.study, self.storage)
+
+    def data(self, config: TrainConfig, worker: str, tick: ProgressCallback) -> Data:
+        """Images for `config`, opened once for trials that share them; refuses other images under
+        the same name than those that the study began with."""
+        if self._data is None or self._data[0] != config.data:
+            data = open_data(config.data, self.home.cache, tick, folded=True)
+            agree_on_images(
+                self.study.database,
+                self.study.uuid,
+                config.data,
+                data.fingerprint,
+                partial(listing_differences, self.home.cache, here=data.fingerprint),
+                worker=worker,
+                force=self.force,
+            )
+            self._data = config.data, data
+        return self._data[1]
+
+    def run(self, taken: Taken, control: Control) -> None:
+        """Run the trial of `taken` to its end and tell Optuna, all under its lease.
+
+        Raises Interrupted (the caller hands the trial back), Fenced (it is somebody else's now) and
+        StorageError; a configuration that cannot be trained ends its trial as failed instead.
+        """
+        lease = taken.lease
+        with self.storage.guarded(lease):
+            trial = _open(self, taken)
+            try:
+                ending = _Training(self, taken, trial, control).run()
+            except (TrialFailed, ConfigError) as error:
+                ending = Ending("failed", reason=str(error))
+            except (ArithmeticError, LookupError, TypeError, ValueError, RuntimeError) as error:
+                if _is_device_fault(error):
+                    raise  # the device is in an unknown state: only a new process helps
+                log.exception("trial %d failed", lease.number)
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                ending = Ending("failed", reason=reason)
+            _tell(self, lease, trial, ending)
+        retention.tidy(self.study, self.home)
+
+    def drain(self, taken: Taken, reason: str, control: Control) -> None:
+        """End a trial that nobody runs any more, because the study is over: pruned, unless it has
+        all its epochs."""
+        lease, file = taken.lease, self.study.file
+        stored = records.read_epochs(self.study.database, self.study.uuid, lease.trial_id)
+        with self.storage.guarded(lease):
+            trial = optuna.trial.Trial(self.optuna_study, lease.trial_id)
+        if rows := stored.get(lease.number):
+            config = file.config(file.space.decode(self.storage.get_trial(lease.trial_id).params))
+            if is_last(config, [row.metrics for row in rows]):
+                self.run(taken, control)
+                return
+        with self.storage.guarded(lease):
+            _tell(self, lease, trial, Ending("pruned", reason=reason))
+
+
+def _open(bench: Bench, taken: Taken) -> optuna.trial.Trial:
+    """Decide what the trial tries, write that down first, then start it; all of it repeatable."""
+    lease, study = taken.lease, bench.optuna_study
+    study.get_trials(deepcopy=False)  # Optuna's cache must know the trial before its first write
+    frozen = bench.storage.get_trial(lease.trial_id)
+    file = bench.study.file
+    if "fixed_params" not in frozen.system_attrs:
+        grid = file.space.grid() if file.study.sampler.name == "grid" else ()
+        values = scheduling.planned(
+            lease.number, file.baselines, grid, taken.enqueued, taken.enqueued_before
+        )
+        params = draft_params(
+            study,
+            file.space,
+            frozen,
+            values,
+            lambda draw: make_sampler(file, lease.number, lease.k, draw),
+        )
+        bench.storage.set_trial_system_attr(lease.trial_id, "fixed_params", params)
+    if frozen.state == TrialState.WAITING:
+        bench.storage.set_trial_state_values(lease.trial_id, TrialState.RUNNING)
+    study.sampler = make_sampler(file, lease.number, lease.k, 0)
+    return optuna.trial.Trial(study, lease.trial_id)
+
+
+def _config(bench: Bench, lease: Lease, trial: optuna.trial.Trial) -> TrainConfig:
+    """The configuration from the parameters as they are *stored*: of two workers that suggested,
+    only one wrote."""
+    file = bench.study.file
+    file.space.suggest(trial)
+    stored = bench.storage.get_trial(lease.trial_id).params
+    return file.config(file.space.decode(stored))
+
+
+def _training_data(data: Data) -> TrainingData | list[TrainingData]:
+    classes, names = len(data.classes), tuple(data.classes)
+    if not data.folds:
+        return TrainingData(classes, data.train, data.val, data.mean, data.std, names)
+    return [
+        TrainingData(classes, one.train, one.val, one.mean, one.std, names) for one in data.folds
+    ]
+
+
+def _runtime(
+    bench: Bench, taken: Taken, config: TrainConfig, classes: int, tick: ProgressCallback
+) -> RuntimeConfig:
+    """How this trial computes. Whoever takes it over keeps that; precision and layout are measured
+    once per study, device type, architecture and size: each changes the bits of a result."""
+    if taken.runtime is not None:
+        return RuntimeConfig.model_validate(taken.runtime)
+    study, model = bench.study, config.model
+    key = f"runtime {bench.device.type} {model.architecture} {model.stem} {config.data.image_size}"
+    chosen = records.read_resolved(study.database, study.uuid, key).get(key)
+    if chosen is None:
+        found = runtime.resolve(
+            config, classes=classes, device=bench.device, threads=bench.threads, tick=tick
+        )
+        measured = {"precision": found.precision, "memory_format": found.memory_format}
+        chosen = records.resolve_once(study.database, study.uuid, key, measured)
+    resolved = config.runtime.model_copy(
+        update={"threads": config.runtime.threads or bench.threads}
+        | {name: v for name, v in chosen.items() if getattr(config.runtime, name) == "auto"}
+    )
+    leases.keep_runtime(study.database, taken.lease, resolved.model_dump())
+    return resolved
+
+
+class _Training:
+    """The epochs of one trial: those that are stored, then those that this attempt computes."""
+
+    def __init__(
+        self, bench: Bench, taken: Taken, trial: optuna.trial.Trial, control: Control
+    ) -> None:
+        if len(taken.fruitless) >= leases.MAX_FRUITLESS:
+            raise TrialFailed(
+                f"{len(taken.fruitless)} attempts in a row died without finishing an epoch; the "
+                f"last one: {taken.fruitless[0]}"
+            )
+        self.bench, self.lease, self.trial, self.control = bench, taken.lease, trial, control
+        self.metric = bench.study.file.metric
+        self.objectives = bench.study.file.objectives
+        self.limits = bench.study.file.study.limits
+        config = _config(bench, taken.lease, trial)
+        self.data = bench.data(config, taken.lease.worker, self._tick)
+        resolved = _runtime(bench, taken, config, len(self.data.classes), self._tick)
+        self.config = config.model_copy(update={"runtime": resolved})
+        self.directory = bench.study.directory(bench.home)
+        found = sync.find(bench.study.database, bench.study.uuid, bench.home)
+        self.checkpoints = Checkpoints(self.directory, found, self.lease)
+        self.epochs = Epochs(bench.study, self.checkpoints)
+        self.epochs.read(self.config, self._moved)
+        self.outage = Outage(f"trial {self.lease.number} goes on, its results wait on disk")
+
+    @property
+    def rows(self) -> list[EpochRow]:
+        return self.epochs.rows
+
+    @property
+    def checkpoint(self) -> Path | None:
+        return self.epochs.checkpoint
+
+    def _tick(self) -> None:
+        """Something before the first epoch goes on."""
+        self.control.step(epoch=0, images=0)
+
+    def run(self) -> Ending:
+        try:
+            return self._run()
+        except Fenced:
+            if self.epochs.waiting:
+                log.warning("trial %d: attempt %d leaves %d epoch(s) unrecorded",
+                            self.lease.number, self.lease.k, self.epochs.waiting)  # fmt: skip
+            raise
+
+    def _run(self) -> Ending:
+        ending = self._settle() or self._unfit()
+        if ending is not None:
+            return ending
+        self._begin_epoch()
+        results = train(
+            self.config,
+            _training_data(self.data),
+            self.control,
+            device=self.bench.device,
+            metric=self.metric,
+            also=[name for name in self.objectives if name not in COSTS],
+            checkpoint=self.checkpoints.path,
+            resume=self.checkpoint,
+            cache=self.bench.home.cache,
+        )
+        with closing(results):
+            for result in results:
+                self.checkpoints.share(result.checkpoint, self._moved)
+                ending = self._finish_epoch(result)
+                if ending is not None:
+                    return ending
+        return self._complete()
+
+    def _over_limits(self) -> str | None:
+        """Which constraints the epochs so far do not meet, in words; None where they meet all."""
+        if not self.limits or not self.rows or self.epochs.is_behind:
+            return None
+        return unmet(self.limits, costs_of(self.rows, self._networks))
+
+    def _unfit(self) -> Ending | None:
+        """The ending of a trial whose network does not meet the constraints; None where it does.
+        One that has epochs did: its latency is measured once."""
+        if self.epochs.known:
+            return None
+        names = {one.name for one in self.limits}
+        for wanted in (names & {"parameters", "flops"}, names & {"latency_ms"}):
+            self._tick()
+            if reason := unmet(self.limits, self._network_costs(wanted)):
+                return Ending("infeasible", reason=reason)
+        return None
+
+    def _complete(self, reason: str | None = None) -> Ending:
+        """The ending of a trial that has all that it is to have, its weights kept."""
+        ending = Ending("complete", self._best(), reason, self._values())
+        self._keep_weights(ending)
+        return ending
+
+    def _begin_epoch(self) -> None:
+        leases.begin_epoch(
+            self.bench.study.database, self.lease, len(self.rows) + 1, self._progress()
+        )
+
+    def _finish_epoch(self, result: EpochResult) -> Ending | None:
+        """Store, report, ask; the next epoch begins only if this returns None."""
+        self.epochs.add(result)
+        if result.last:
+            return self._settle()
+        ending = None
+        if self.outage.is_due:
+            with self.outage.noted(), self.bench.study.database.patient(None):
+                ending = self._settle()
+                if ending is None:
+                    self._begin_epoch()
+        return ending
+
+    def _settle(self) -> Ending | None:
+        """Record the epochs that the database does not have, report them, and ask whether to go on.
+        After the last epoch nobody is asked: the trial is complete.
+
+        Raises Interrupted where the study was stopped, Fenced, and StorageAway.
+        """
+        stop = self.epochs.deliver(self._progress())
+        self._remember()
+        self._report()
+        if self._diverged:
+            reason = f"loss not finite in epoch {self.rows[-1].epoch}"
+            return Ending("diverged", reason=reason)
+        if missed := self._over_limits():
+            return Ending("infeasible", reason=f"{missed}; after epoch {self.rows[-1].epoch}")
+        if is_last(self.config, [row.metrics for row in self.rows]):
+            return None
+        if self.rows and not self.epochs.is_behind and self._falls_behind():
+            return self._pruned()
+        if stop == "user":
+            raise Interrupted("the study was stopped")
+        if stop == "rule":
+            return Ending("pruned", self._best(), "the study is over: a stop rule fired")
+        return None
+
+    def _remember(self) -> None:
+        """Out of memory halved the micro-batch: with batch norm that changes the result, so the
+        trial is marked, and its retraining uses the same."""
+        micro_batch = self.epochs.micro_batch
+        before = self.config.runtime.micro_batch or self.config.batch_size
+        if micro_batch in (None, before):
+            return
+        runtime = self.config.runtime.model_copy(update={"micro_batch": micro_batch})
+        leases.keep_runtime(self.bench.study.database, self.lease, runtime.model_dump())
+        self.trial.set_user_attr("micro_batch", micro_batch)
+        self.config = self.config.model_copy(update={"runtime": runtime})
+
+    @property
+    def _diverged(self) -> bool:
+        """Whether a loss of the last epoch is not finite."""
+        last = self.rows[-1].metrics if self.rows else {}
+        return not all(math.isfinite(last[name]) for name in last if name.endswith("_loss"))
+
+    def _report(self) -> None:
+        """Report the epochs that Optuna does not have yet, but those of a loss that is not finite;
+        of several objectives it has none."""
+        if self._has_several or self._diverged:
+            return
+        known = self.bench.storage.get_trial(self.lease.trial_id).intermediate_values
+        for row in self.rows:
+            if row.epoch not in known:
+                self.trial.report(row.metrics[self.metric], row.epoch)
+
+    def _falls_behind(self) -> bool:
+        """What the pruner says, once Optuna has every epoch."""
+        if self._has_several:
+            return self.bench.first_metric.falls_behind(self.lease.trial_id)
+        return self.trial.should_prune()
+
+    def _pruned(self) -> Ending:
+        """The ending of a trial that the pruner ends; one that ends by its own curve alone is
+        complete, as after early stopping."""
+        pruner, epoch = self.bench.study.file.study.pruner, self.rows[-1].epoch
+        if is_early_stopping(pruner):
+            return self._complete(f"{pruner.name}: stopped improving, ended after epoch {epoch}")
+        return Ending("pruned", self._best(), f"{pruner.name} pruned it after epoch {epoch}")
+
+    @property
+    def _has_several(self) -> bool:
+        return len(self.objectives) > 1
+
+    def _values(self) -> tuple[float, ...] | None:
+        """The values of several objectives, costs measured now; None where there is one."""
+        if not self._has_several:
+            return None
+        best = best_of(self.rows, self.metric, self.bench.study.file.direction)[1]
+        network = self._network_costs(self.objectives, self.checkpoint)
+        return values_of(self.objectives, self.rows, best or len(self.rows), network,
+                         self._networks)  # fmt: skip
+
+    @property
+    def _networks(self) -> int:
+        """So many learn at once: the folds, or one."""
+        return max(1, len(self.data.folds))
+
+    def _network_costs(
+        self, wanted: Collection[str], checkpoint: Path | None = None
+    ) -> dict[str, float]:
+        return network_costs(
+            self.config,
+            wanted,
+            classes=len(self.data.classes),
+            device=self.bench.device,
+            checkpoint=checkpoint,
+        )
+
+    def _best(self) -> float:
+        """The objective: the best epoch's metric."""
+        values = [row.metrics[self.metric] for row in self.epochs.known]
+        return max(values) if self.bench.study.maximize else min(values)
+
+    def _progress(self) -> dict[str, Any]:
+        last = self.rows[-1].metrics if self.rows else {}
+        return {
+            "number": self.lease.number,
+            "epoch": min(len(self.rows) + 1, self.config.epochs),
+            "epochs": self.config.epochs,
+            "value": last.get(self.metric),
+            "images_per_s": last.get("images_per_s"),
+        }
+
+    def _keep_weights(self, ending: Ending) -> None:
+        """The best epoch's weights, if the trial is among the best so far."""
+        study = self.bench.study
+        if self.checkpoint is None or not retention.is_kept(study, ending):
+            return
+        about = {"study": study.row.name, "trial": str(self.lease.number)}
+        path = self.directory.weights(self.lease.number, self.lease.k)
+        save_weights(path, best_weights(self.checkpoint), about)
+        self.checkpoints.share(path, self._moved)
+
+    def _moved(self) -> None:
+        """Tells the watchdog that a file is on its way. Whether to stop is asked at the next step
+        of the training: an epoch that is finished is recorded first."""
+        with suppress(Interrupted, Fenced):
+            self.control.step(epoch=len(self.rows) + 1, images=0)
+
+
+def _tell(bench: Bench, lease: Lease, trial: optuna.trial.Trial, ending: Ending) -> None:
+    """End the trial in Optuna and our attempt in one transaction. Attributes go in before: a
+    finished trial is immutable."""
+    states = {"failed": TrialState.FAIL, "pruned": TrialState.PRUNED}
+    state = states.get(ending.outcome, TrialState.COMPLETE)
+    trial.set_user_attr("outcome", ending.outcome)
+    if ending.reason:
+        trial.set_user_attr("reason", ending.reason)
+    with bench.storage.guarded(lease, ending):
+        values = ending.objectives or ending.value
+        if ending.outcome in leases.WORTHLESS:
+            values = tuple(worst(name) for name in bench.study.file.objectives)
+        bench.optuna_study.tell(
+            trial, values if state == TrialState.COMPLETE else None, state=state
+        )
+    shown = "" if ending.value is None else f" {ending.value:.4f}"
+    log.info("trial %d: %s%s %s", lease.number, ending.outcome, shown, ending.reason or "")
+
+
+def _is_device_fault(error: Exception) -> bool:
+    """A CUDA error that is not lack of memory leaves the process unusable."""
+    return "CUDA error" in str(error)

@@ -1,0 +1,582 @@
+"""Optuna's own storage, prepared, fenced and cached; the only module with its private names.
+
+Optuna reads them through its ORM: every question to a pruner, and most samplers, read all trials
+that are not finished, so with many workers this is what their processors do. Plain rows cost a
+fraction of it; a test holds the result against Optuna's own.
+
+`reading` and `caching`.
+
+Three things are added to `RDBStorage`, all proved necessary by experiment:
+
+- whatever writes begins its transaction as a writer (see `db`);
+- inside `guarded(lease)`, a write first reads our attempt row in the *same* transaction, locked. A
+  worker that was stopped past its lease and has a successor is refused with `Fenced`, instead of
+  overwriting its successor's report, parameter or result. The write that ends a trial closes the
+  attempt in that transaction too: there is no moment between the two;
+- every call is repeated while the database is away and its thread is patient (see `patience`).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import math
+import re
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime
+from functools import lru_cache, wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import optuna
+import sqlalchemy as sa
+from optuna.distributions import BaseDistribution, json_to_distribution
+from optuna.storages import RDBStorage
+from optuna.storages._cached_storage import _CachedStorage
+from optuna.storages._rdb import models
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import orm
+
+from hpo.errors import (
+    Fenced,
+    StorageError,
+)
+from hpo.storage import (
+    database as faults,
+)
+from hpo.storage import (
+    tables,
+)
+from hpo.storage.database import (
+    Database,
+    bare,
+    engine_options,
+    use_wal,
+)
+from hpo.storage.leases import (
+    Ending,
+    Lease,
+)
+from hpo.storage.retry import insist
+from hpo.storage.tables import (
+    attempts,
+    is_current,
+    needs_upgrade,
+    version,
+)
+
+TRIALS = models.TrialModel.__table__
+PARTS: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "params": (models.TrialParamModel, ("param_name", "param_value", "distribution_json")),
+    "values": (models.TrialValueModel, ("objective", "value", "value_type")),
+    "user": (models.TrialUserAttributeModel, ("key", "value_json")),
+    "system": (models.TrialSystemAttributeModel, ("key", "value_json")),
+    "steps": (
+        models.TrialIntermediateValueModel,
+        ("step", "intermediate_value", "intermediate_value_type"),
+    ),
+}
+"""Tables with rows of each trial, and the columns that matter."""
+
+Rows = Mapping[int, list[Any]]
+
+
+def read_trials(
+    c: sa.Connection, *wanted: sa.ColumnElement[bool], bare: Collection[TrialState] = ()
+) -> list[FrozenTrial]:
+    """The trials that fulfil all of `wanted`, conditions on columns of TRIALS, by their ids. Those
+    in a state of `bare` are without parameters, values and attributes."""
+    trials = c.execute(sa.select(TRIALS).where(*wanted).order_by(TRIALS.c.trial_id)).all()
+    if all(row.state in bare for row in trials):
+        parts: dict[str, Rows] = {name: defaultdict(list) for name in PARTS}
+        return [_frozen(row, parts) for row in trials]
+    if bare:
+        wanted = (*wanted, TRIALS.c.state.not_in(bare))
+    parts = {name: _rows(c, part[0].__table__, part[1], wanted) for name, part in PARTS.items()}
+    return [_frozen(row, parts) for row in trials]
+
+
+def _rows(c: sa.Connection, table: Any, columns: tuple[str, ...], wanted: Any) -> Rows:
+    """Those of `table`, in the order in which they were written, by trial."""
+    query = (
+        sa.select(table.c.trial_id, *(table.c[name] for name in columns))
+        .join(TRIALS, TRIALS.c.trial_id == table.c.trial_id)
+        .where(*wanted)
+        .order_by(*table.primary_key.columns)
+    )
+    found: Rows = defaultdict(list)
+    for trial_id, *row in c.execute(query):
+        found[trial_id].append(row)
+    return found
+
+
+@lru_cache(maxsize=4096)
+def _distribution(text: str) -> BaseDistribution:
+    return json_to_distribution(text)
+
+
+def _frozen(trial: Any, parts: Mapping[str, Rows]) -> FrozenTrial:
+    of = {name: rows[trial.trial_id] for name, rows in parts.items()}
+    value_of = models.TrialValueModel.stored_repr_to_value
+    step_of = models.TrialIntermediateValueModel.stored_repr_to_intermediate_value
+    distributions = {name: _distribution(text) for name, _, text in of["params"]}
+    return FrozenTrial(
+        number=trial.number,
+        state=trial.state,
+        value=None,
+        values=[value_of(value, kind) for _, value, kind in sorted(of["values"])] or None,
+        datetime_start=trial.datetime_start,
+        datetime_complete=trial.datetime_complete,
+        params={n: distributions[n].to_external_repr(value) for n, value, _ in of["params"]},
+        distributions=distributions,
+        user_attrs={key: json.loads(text) for key, text in of["user"]},
+        system_attrs={key: json.loads(text) for key, text in of["system"]},
+        intermediate_values={step: step_of(value, kind) for step, value, kind in of["steps"]},
+        trial_id=trial.trial_id,
+    )
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+MYSQL_TABLES = {
+    "mysql_engine": "InnoDB",
+    "mysql_charset": "utf8mb4",
+    "mysql_collate": "utf8mb4_bin",
+}
+"""How tables are made there, Optuna's too: with transactions, every character, and names kept apart
+that differ in case alone, as on the other databases."""
+
+ALEMBIC = sa.table("alembic_version", sa.column("version_num", sa.String))
+"""Where Optuna keeps the version of its schema, and every other tool that uses alembic does."""
+OPTUNA_REVISION = re.compile(r"v\d+\.\d+\.\d+")
+"""How the names of Optuna's versions begin; alembic itself makes 12 hex digits."""
+OWN = "give hpo a database of its own"
+
+
+@contextmanager
+def _translated(database: Database) -> Iterator[None]:
+    """Faults of the database in Optuna's code as StorageError, as in our own."""
+    try:
+        with database.translated():
+            yield
+    except optuna.exceptions.StorageInternalError as error:
+        fault = faults.in_chain(error)
+        if fault is None:
+            raise
+        raise faults.as_storage_error(fault, database.url) from error
+
+
+def _call(
+    method: Callable[Concatenate[FencedStorage, P], R], *, writes: bool
+) -> Callable[Concatenate[FencedStorage, P], R]:
+    @wraps(method)
+    def once(self: FencedStorage, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        mode = self.database.writing() if writes else nullcontext()
+        with _translated(self.database), mode:
+            return method(self, *args, **kwargs)
+
+    @wraps(method)
+    def repeated(self: FencedStorage, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return insist(self.database.pause, lambda: once(self, *args, **kwargs))
+
+    return repeated
+
+
+def _write(
+    method: Callable[Concatenate[FencedStorage, P], R],
+) -> Callable[Concatenate[FencedStorage, P], R]:
+    """A storage method whose transactions write."""
+    return _call(method, writes=True)
+
+
+def _read(
+    method: Callable[Concatenate[FencedStorage, P], R],
+) -> Callable[Concatenate[FencedStorage, P], R]:
+    """A storage method that only reads."""
+    return _call(method, writes=False)
+
+
+class FencedStorage(RDBStorage):
+    """Optuna's storage over a prepared Database; its tables must exist (`create_schema`).
+
+    Optuna looks at its version in the database at once: raises StorageError and StorageAway."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self._guard = threading.local()
+        options = {"poolclass": sa.NullPool, **engine_options(database.url)}
+        with _translated(database):
+            super().__init__(
+                _optuna_url(database),
+                engine_kwargs=options,
+                skip_table_creation=True,
+                skip_compatibility_check=True,
+            )
+        self.engine.dispose()
+        self.engine = database.engine
+        self.scoped_session = orm.scoped_session(orm.sessionmaker(bind=database.engine))
+        sa.event.listen(self.scoped_session, "after_begin", self._check)
+
+    @contextmanager
+    def guarded(self, lease: Lease, ending: Ending | None = None) -> Iterator[None]:
+        """Every write of this thread is refused with Fenced unless `lease` still holds; the write
+        that finishes the trial closes the attempt with `ending`."""
+        before = getattr(self._guard, "lease", None), getattr(self._guard, "ending", None)
+        self._guard.lease, self._guard.ending = lease, ending
+        try:
+            yield
+        finally:
+            self._guard.lease, self._guard.ending = before
+
+    def _check(self, _session: orm.Session, _transaction: Any, connection: sa.Connection) -> None:
+        lease: Lease | None = getattr(self._guard, "lease", None)
+        if lease is None or not self.database.is_writing:
+            return
+        held = sa.select(attempts.c.k).where(lease.holds()).with_for_update()
+        if connection.execute(held).first() is None:
+            raise lease.lost()
+        ending: Ending | None = getattr(self._guard, "ending", None)
+        if ending is not None and getattr(self._guard, "finishing", False):
+            connection.execute(
+                sa.update(attempts)
+                .where(lease.holds())
+                .values(ended=self.database.now(), **ending.row())
+            )
+
+    def _is_told(self) -> bool:
+        """Whether this thread's attempt has ended already, and just as it is to end."""
+        lease: Lease | None = getattr(self._guard, "lease", None)
+        ending: Ending | None = getattr(self._guard, "ending", None)
+        if lease is None or ending is None:
+            return False
+        wanted = {"trial_id": lease.trial_id, "k": lease.k, "token": lease.token} | ending.row()
+        same = [attempts.c[name].is_not_distinct_from(value) for name, value in wanted.items()]
+        with self.database.read() as c:
+            return c.execute(sa.select(attempts.c.k).where(*same)).first() is not None
+
+    @_write
+    def set_trial_state_values(
+        self,
+        trial_id: int,
+        state: TrialState,
+        values: Any = None,
+    ) -> bool:
+        self._guard.finishing = state.is_finished()
+        try:
+            return super().set_trial_state_values(trial_id, state, values)
+        except Fenced:
+            if state.is_finished() and self._is_told():
+                return True  # by an earlier call whose answer was lost with the connection
+            raise
+        finally:
+            self._guard.finishing = False
+
+    @_read
+    def _get_trials(
+        self,
+        study_id: int,
+        states: Container[TrialState] | None,
+        included_trial_ids: set[int],
+        trial_id_greater_than: int,
+    ) -> list[optuna.trial.FrozenTrial]:
+        """Those after `trial_id_greater_than`, and those `included_trial_ids`, in one of `states`.
+        Raises KeyError where the study is gone."""
+        column = TRIALS.c
+        later = column.trial_id > trial_id_greater_than
+        wanted = later | column.trial_id.in_(included_trial_ids) if included_trial_ids else later
+        bare = getattr(self._guard, "bare", ())
+        with self.database.read() as c:
+            if not c.scalar(
+                sa.select(sa.exists().where(tables.optuna_studies.c.study_id == study_id))
+            ):
+                raise KeyError(f"no study has the id {study_id}")
+            found = read_trials(c, column.study_id == study_id, wanted, bare=bare)
+        return [one for one in found if states is None or one.state in states]
+
+    @contextmanager
+    def unfinished_bare(self) -> Iterator[None]:
+        """Inside, this thread reads no more of trials that are not finished than that they are."""
+        self._guard.bare = tuple(state for state in TrialState if not state.is_finished())
+        try:
+            yield
+        finally:
+            self._guard.bare = ()
+
+    @_read
+    def get_trial(self, trial_id: int) -> optuna.trial.FrozenTrial:
+        """Raises KeyError where it is gone."""
+        with self.database.read() as c:
+            found = read_trials(c, TRIALS.c.trial_id == trial_id)
+        if not found:
+            raise KeyError(f"no trial has the id {trial_id}")
+        return found[0]
+
+    create_new_study = _write(RDBStorage.create_new_study)
+    delete_study = _write(RDBStorage.delete_study)
+    set_study_user_attr = _write(RDBStorage.set_study_user_attr)
+    set_study_system_attr = _write(RDBStorage.set_study_system_attr)
+    create_new_trial = _write(RDBStorage.create_new_trial)
+    _create_new_trial = _write(RDBStorage._create_new_trial)
+    set_trial_param = _write(RDBStorage.set_trial_param)
+    _set_trial_param = _write(RDBStorage._set_trial_param)
+    set_trial_intermediate_value = _write(RDBStorage.set_trial_intermediate_value)
+    set_trial_user_attr = _write(RDBStorage.set_trial_user_attr)
+    set_trial_system_attr = _write(RDBStorage.set_trial_system_attr)
+    record_heartbeat = _write(RDBStorage.record_heartbeat)
+    _get_stale_trial_ids = _write(RDBStorage._get_stale_trial_ids)
+
+    get_study_id_from_name = _read(RDBStorage.get_study_id_from_name)
+    get_study_name_from_id = _read(RDBStorage.get_study_name_from_id)
+    get_study_directions = _read(RDBStorage.get_study_directions)
+    get_study_user_attrs = _read(RDBStorage.get_study_user_attrs)
+    get_study_system_attrs = _read(RDBStorage.get_study_system_attrs)
+    get_trial_user_attrs = _read(RDBStorage.get_trial_user_attrs)
+    get_trial_system_attrs = _read(RDBStorage.get_trial_system_attrs)
+    get_all_studies = _read(RDBStorage.get_all_studies)
+    get_trial_param = _read(RDBStorage.get_trial_param)
+    get_trial_id_from_study_id_trial_number = _read(
+        RDBStorage.get_trial_id_from_study_id_trial_number
+    )
+    get_all_trials = _read(RDBStorage.get_all_trials)
+    get_best_trial = _read(RDBStorage.get_best_trial)
+    _get_best_trial_id = _read(RDBStorage._get_best_trial_id)
+
+
+def add_waiting(storage: FencedStorage, study_id: int) -> None:
+    """Add one empty waiting trial; the database counts its number."""
+    storage.create_new_trial(study_id, optuna.trial.create_trial(state=TrialState.WAITING))
+
+
+def worst_values(c: sa.Connection, trial_id: int) -> tuple[float, ...]:
+    """What Optuna is told of leases.WORTHLESS: the worst in each direction of its study."""
+    way = models.StudyDirectionModel.__table__.c
+    query = (
+        sa.select(way.direction)
+        .where(
+            way.study_id
+            == sa.select(TRIALS.c.study_id).where(TRIALS.c.trial_id == trial_id).scalar_subquery()
+        )
+        .order_by(way.objective)
+    )
+    minimize = optuna.study.StudyDirection.MINIMIZE
+    return tuple(math.inf if one == minimize else -math.inf for one in c.scalars(query))
+
+
+def end_trial(
+    c: sa.Connection, trial_id: int, state: str, values: Sequence[float], ended: float
+) -> None:
+    """End a trial that Optuna's tables have as WAITING or RUNNING, at `ended` seconds since 1970.
+    The caller holds its lock."""
+    at = datetime.fromtimestamp(ended, UTC).replace(tzinfo=None)  # as Optuna stores times
+    row = {"state": state, "datetime_complete": at}
+    c.execute(sa.update(TRIALS).where(TRIALS.c.trial_id == trial_id).values(row))
+    for objective, value in enumerate(values):
+        stored, kind = models.TrialValueModel.value_to_stored_repr(value)
+        row = {"trial_id": trial_id, "objective": objective, "value": stored, "value_type": kind}
+        c.execute(models.TrialValueModel.__table__.insert().values(row))
+
+
+def sampling_view(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> optuna.Study:
+    """The study as samplers see it for `trial`: under Hyperband the trials of its bracket only."""
+    return optuna.pruners._filter_study(study, trial)
+
+
+def create_schema(database: Database) -> None:
+    """Optuna's tables and ours, made once and alone. Raises StorageError for those of an older or
+    newer hpo or Optuna.
+
+    Eight processes that let Optuna create its tables in a new database at the same time crash all
+    but a few of each other, so it happens under a lock.
+    """
+    if is_current(database):
+        return
+    with _translated(database), database.alone():
+        if is_current(database):
+            return
+        if not _is_optuna_current(database):
+            raise needs_upgrade(database, "its tables were made by an older Optuna")
+        _create(database)
+
+
+def upgrade_schema(database: Database) -> str:
+    """Optuna's tables and ours as this hpo needs them, made or brought up to date; what was done.
+
+    Safe to call again, and from many processes at once. Raises StorageError for a database that a
+    newer hpo or Optuna has written.
+    """
+    version(database)  # an error that needs no lock
+    with _translated(database), database.alone():
+        found, done = version(database), []
+        if not _is_optuna_current(database):
+            _upgrade_optuna(database)
+            done.append("Optuna's tables upgraded")
+        if found is None:
+            _create(database)
+            done.append(f"schema {tables.VERSION} made")
+        elif found < tables.VERSION:
+            from hpo.storage.migrations import migrate
+
+            migrate(database, found)
+            done.append(f"schema {found} upgraded to {tables.VERSION}")
+    return ", ".join(done) or f"schema {tables.VERSION} already"
+
+
+def _create(database: Database) -> None:
+    """The caller is alone. What a process that died here has made stays and is completed."""
+    use_wal(database)
+    for table in (*models.BaseModel.metadata.tables.values(), *tables.OURS):
+        table.dialect_kwargs.update(MYSQL_TABLES)
+    with database.writing():
+        optuna_tables().create_all(database.engine)
+    _versions(database)  # nests two connections, so it cannot begin as a writer; it is alone here
+    with database.writing():
+        tables.metadata.create_all(database.engine, tables=tables.OURS)
+    with database.write() as connection:
+        connection.execute(tables.schema.insert().values(version=tables.VERSION))
+
+
+def optuna_tables() -> sa.MetaData:
+    """Optuna's tables, in which SQLite counts on after a delete, as the others do. Else it gives
+    the highest ids out again, and a page open on a deleted study mixes it with the next one."""
+    found = sa.MetaData()
+    for table in models.BaseModel.metadata.sorted_tables:
+        copied = table.to_metadata(found)
+        if table in (models.StudyModel.__table__, models.TrialModel.__table__):
+            copied.dialect_options["sqlite"]["autoincrement"] = True
+    return found
+
+
+def _is_optuna_current(database: Database) -> bool:
+    """Whether Optuna's tables are those of the Optuna here, or still to be made. Raises
+    StorageError for those of a newer one, and for another tool's."""
+    with database.read() as connection:
+        there = sa.inspect(connection)
+        begun = there.has_table(models.VersionInfoModel.__tablename__)
+        _refuse_other_tools(database, connection, there, begun=begun)
+        if not begun:
+            return True
+    versions = _versions(database)
+    found = versions.get_current_version()
+    if found not in versions.get_all_versions():
+        raise StorageError(
+            f"{database.shown}: its tables were made by a newer Optuna ({found}, this one knows "
+            f"{versions.get_head_version()}); upgrade hpo"
+        )
+    return bool(found == versions.get_head_version())
+
+
+def _refuse_other_tools(
+    database: Database, connection: sa.Connection, there: sa.Inspector, *, begun: bool
+) -> None:
+    """Raise StorageError where tables that Optuna would use are another tool's. `begun`: Optuna's
+    table of versions is there; it is made before alembic's."""
+    if there.has_table(ALEMBIC.name):
+        found = list(connection.scalars(sa.select(ALEMBIC.c.version_num)))
+        others = [one for one in found if not OPTUNA_REVISION.match(one)]
+        if others or not begun:
+            shown = f" (found: {', '.join(others)})" if others else ""
+            raise StorageError(
+                f"{database.shown}: alembic_version holds another tool's version: {OWN}{shown}"
+            )
+    for table in () if begun else models.BaseModel.metadata.sorted_tables:
+        if there.has_table(table.name):
+            missing = set(table.columns.keys()) - {
+                one["name"] for one in there.get_columns(table.name)
+            }
+            if missing:
+                raise StorageError(
+                    f"{database.shown}: its table {table.name!r} is another tool's (without "
+                    f"{', '.join(sorted(missing))}): {OWN}"
+                )
+
+
+def _upgrade_optuna(database: Database) -> None:
+    root, quiet = logging.getLogger(), logging.NullHandler()
+    root.addHandler(quiet)  # without any handler there, Optuna's migrations configure all logging
+    try:
+        FencedStorage(database).upgrade()
+    finally:
+        root.removeHandler(quiet)
+
+
+def _optuna_url(database: Database) -> str:
+    """The URL with its password, as SQLAlchemy reads it again: its newer versions take % for an
+    escape also in a path."""
+    return bare(database.url).render_as_string(hide_password=False)
+
+
+def _versions(database: Database) -> Any:
+    """What Optuna knows of its schema; writes its version where none stands, for its own tools."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna.storages._rdb.storage._VersionManager(
+        _optuna_url(database),
+        database.engine,
+        orm.scoped_session(orm.sessionmaker(bind=database.engine)),
+    )
+
+
+def find_optuna_study(storage: FencedStorage, name: str) -> tuple[int | None, int]:
+    """Optuna's id of the study `name` and its number of trials, or (None, 0)."""
+    for study in storage.get_all_studies():
+        if study.study_name == name:
+            return study._study_id, len(storage.get_all_trials(study._study_id, deepcopy=False))
+    return None, 0
+
+
+class Cached(_CachedStorage):
+    """Finished trials are kept in memory; of the others only what is asked for is read. A pruner
+    asks after each epoch for finished ones, and so each worker would read what all others do."""
+
+    _backend: FencedStorage
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Any = None
+    ) -> list[optuna.trial.FrozenTrial]:
+        is_finished = states is not None and all(
+            state.is_finished() for state in TrialState if state in states
+        )
+        with self._backend.unfinished_bare() if is_finished else nullcontext():
+            return super().get_all_trials(study_id, deepcopy=deepcopy, states=states)
+
+
+def cached(storage: FencedStorage) -> optuna.storages.BaseStorage:
+    """What samplers and the dashboard read."""
+    return Cached(storage)
+
+
+class FirstObjective(Cached):
+    """A study of several objectives as if it had the first alone, for pruners: Optuna's refuse any
+    other. `curves()` gives its value after each epoch by trial number; Optuna stores none of them.
+    Writes go to the storage behind."""
+
+    def __init__(
+        self, storage: FencedStorage, curves: Callable[[], Mapping[int, Mapping[int, float]]]
+    ) -> None:
+        super().__init__(storage)
+        self._curves = curves
+
+    def get_study_directions(self, study_id: int) -> list[optuna.study.StudyDirection]:
+        return super().get_study_directions(study_id)[:1]
+
+    def get_trial(self, trial_id: int) -> optuna.trial.FrozenTrial:
+        return _with_curve(super().get_trial(trial_id), self._curves())
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Any = None
+    ) -> list[optuna.trial.FrozenTrial]:
+        curves = self._curves()
+        found = super().get_all_trials(study_id, deepcopy=deepcopy, states=states)
+        return [_with_curve(trial, curves) for trial in found]
+
+
+def _with_curve(
+    trial: optuna.trial.FrozenTrial, curves: Mapping[int, Mapping[int, float]]
+) -> optuna.trial.FrozenTrial:
+    seen = copy.copy(trial)  # the original belongs to the cache
+    seen.intermediate_values = dict(curves.get(trial.number, {}))
+    seen.values = trial.values and trial.values[:1]
+    return seen

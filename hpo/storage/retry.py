@@ -1,0 +1,143 @@
+"""Waiting out a database that is away: every storage call of a patient thread is repeated.
+
+A thread is patient inside `Database.patient(pause)`: a worker's main thread is, a plain command is
+not. A call is one transaction, repeated whole until the database answers. The answer to a commit
+may be lost with the connection, so that what is repeated was done already; each call is harmless
+then:
+
+    call                              done before, and repeated
+    --------------------------------  ------------------------------------------------------------
+    leases.take                       finds its own token: the trial is ours, once
+    leases.renew, keep_runtime,       set the same columns again
+      begin_epoch
+    leases.record_epochs              replaces the same epochs by themselves
+    leases.release, abandon           find nothing left to end, and say so
+    leases.take_fill_turn             the turn is ours still
+    leases.end_fill_turn              finds nothing to end
+    optuna_rdb.add_waiting            one more waiting trial, which is used, or never taken because
+                                      its number is not below the budget
+    records.add_worker                finds its own row
+    records.update_worker, end_worker set the same columns again
+    records.stop_study                finds the study stopped
+    records.resolve_once              reads its own value back
+    Optuna: system and user           set the same value again
+      attributes, reports
+    Optuna: a parameter               refused by its unique key, which Optuna ignores; the stored
+                                      value is read back anyhow
+    Optuna: the start of a trial      the trial runs already: False, which nobody asks for
+    Optuna: the end of a trial        the lease holds no more, and our own attempt ended as was
+                                      wanted: it is told
+
+Everything else reads. A lease that is not ours any more is refused as ever, however late: `Fenced`
+ends the waiting.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
+
+from hpo.errors import (
+    Fenced,
+    StorageAway,
+)
+from hpo.storage.database import (
+    Database,
+    Pause,
+)
+
+log = logging.getLogger(__name__)
+
+FIRST_DELAY_S = 0.2
+LARGEST_DELAY_S = 5.0
+REMINDER_S = 60.0
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def delays() -> Iterator[float]:
+    """Seconds between two tries: doubled each time, jittered, so that the workers of a study do not
+    all come back in the same instant."""
+    delay = FIRST_DELAY_S
+    while True:
+        yield delay * random.uniform(0.5, 1.0)
+        delay = min(2 * delay, LARGEST_DELAY_S)
+
+
+class Outage:
+    """What one thread says of a database that is away: once, once a minute, once when it is back.
+
+    `consequence` says in words what this thread does meanwhile.
+    """
+
+    def __init__(self, consequence: str) -> None:
+        self.consequence = consequence
+        self.began: float | None = None
+        self._said = self._due = 0.0
+
+    @property
+    def is_due(self) -> bool:
+        """Whether to try again: a try may take a minute to fail, and no more than half of the time
+        is to go into tries."""
+        return time.monotonic() >= self._due
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """A try: StorageAway inside is said, and goes no further."""
+        tried = time.monotonic()
+        try:
+            yield
+        except StorageAway as error:
+            now = time.monotonic()
+            self._due = now + (now - tried)
+            self._goes_on(error, now)
+        except Fenced:
+            self._is_over()  # that was an answer
+            raise
+        else:
+            self._is_over()
+
+    def _goes_on(self, error: StorageAway, now: float) -> None:
+        if self.began is None:
+            self.began = self._said = now
+            log.warning("the database is away; %s: %s", self.consequence, error)
+        elif now - self._said >= REMINDER_S:
+            self._said = now
+            log.warning("the database is away for %.0f s now: %s", now - self.began, error)
+
+    def _is_over(self) -> None:
+        if self.began is not None:
+            log.warning("the database is back after %.1f s", time.monotonic() - self.began)
+            self.began = None
+
+
+def insist(pause: Pause | None, call: Callable[[], R]) -> R:
+    """What `call` returns, repeated while it raises StorageAway; once where `pause` is None.
+
+    Raises what `pause` raises to give up.
+    """
+    if pause is None:
+        return call()
+    outage, waits = Outage("waiting for it"), delays()
+    while True:
+        with outage.noted():
+            return call()
+        pause(next(waits))
+
+
+def storage_call(
+    call: Callable[Concatenate[Database, P], R],
+) -> Callable[Concatenate[Database, P], R]:
+    """A function whose first argument is the database: repeated while its thread is patient."""
+
+    @wraps(call)
+    def repeated(database: Database, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return insist(database.pause, lambda: call(database, *args, **kwargs))
+
+    return repeated

@@ -1,0 +1,531 @@
+"""`hpo check`: what a study would do and cost here, tried without writing anything.
+
+Every combination of the choices that shape the network is built; of each architecture, stem and
+image size the one with most to learn makes a training step at the largest batch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hpo.config.constraints import (
+    to_relax,
+    unmet,
+)
+from hpo.config.remarks import remarks
+from hpo.config.space import (
+    Choice,
+    shown,
+)
+from hpo.config.study import StudyFile
+from hpo.config.train import TrainConfig
+from hpo.data.dataset import examine_data
+from hpo.data.report import DataReport
+from hpo.errors import (
+    ConfigError,
+    HpoError,
+    InputError,
+)
+from hpo.paths import Home
+from hpo.training import (
+    device as runtime,
+)
+from hpo.training import (
+    feature_cache,
+    models,
+)
+from hpo.training.evaluation import require_functions, width
+from hpo.training.metrics import (
+    asked,
+    require_supported,
+)
+from hpo.training.pretrained import SUFFIXES, require_name
+from hpo.training.profiling import network_costs
+from hpo.training.retrieval import require_components
+
+EVALUATION = 1 / 3
+"""Cost of an image in evaluation against training: no backward pass, which costs twice as much as
+the forward one, and hardly anything where the head alone learns."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Frozen layers of a network, computed once and kept on disk."""
+
+    choices: int
+    """Combinations that have some."""
+    beginnings: int
+    """Different frozen layers among those, or of different images: each is computed and kept."""
+    once_s: float
+    """Seconds to compute them for all images, decoding apart; like what follows of the combination
+    with most to learn."""
+    epoch_s: float
+    """Seconds of an epoch on what was kept; 0 where nothing learns."""
+    size: int
+    """Bytes on disk."""
+    largest: int
+    """Bytes of the larger part of it, training or validation."""
+    limit_gb: float
+    """`data.cache_limit_gb`, of each part."""
+
+    @property
+    def fits(self) -> bool:
+        return self.largest <= self.limit_gb * 1e9
+
+    def told(self, epochs: int) -> str:
+        """For a trial of so many epochs."""
+        each = f" for each of {self.beginnings} choices" if self.beginnings > 1 else ""
+        limit = f"data.cache_limit_gb = {self.limit_gb:g}"
+        if not self.fits:
+            return (
+                f"what its frozen layers give takes {size(self.size)}, more than {limit} allows: "
+                "it is computed in every epoch"
+            )
+        later = duration(epochs * self.epoch_s) if self.epoch_s else "as long as their search"
+        first = duration(self.once_s + epochs * self.epoch_s)
+        return (
+            f"frozen layers are computed once, {size(self.size)} on disk{each} ({limit}): the "
+            f"first trial {first}, later ones {later}"
+        )
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a network costs at the largest batch."""
+
+    architecture: str
+    stem: str
+    image_size: int
+    built: int
+    """Combinations of the other choices that were built."""
+    parameters: int
+    """Of the combination with most to learn, frozen ones included."""
+    batch_size: int
+    memory_mb: float | None
+    """Of a training step, in MB (10^6 bytes); None where it does not fit the device."""
+    epoch_s: float | None
+    """Seconds of one epoch with validation, decoding and augmentation apart."""
+    kept: Kept | None = None
+    """Of the combination with most to learn among those that have frozen layers to keep."""
+    obstacle: str | None = None
+    """Why frozen layers of some combination are computed in every epoch that need not be."""
+
+    @property
+    def mean_epoch_s(self) -> float | None:
+        """Of all combinations, once what is kept was computed."""
+        if self.epoch_s is None or self.kept is None or not self.kept.fits:
+            return self.epoch_s
+        others = (self.built - self.kept.choices) * self.epoch_s
+        return (self.kept.choices * self.kept.epoch_s + others) / self.built
+
+    def __str__(self) -> str:
+        name = f"{self.architecture} at {self.image_size} px"
+        name += " (small stem)" if self.stem == "small" else ""
+        text = f"{self.parameters:,} parameters"
+        if self.memory_mb is None or self.epoch_s is None:
+            return (
+                f"{name}: {text}; a batch of {self.batch_size} does not fit the device, so it will "
+                "be computed in smaller parts"
+            )
+        return (
+            f"{name}: {text}, about {self.memory_mb:,.0f} MB at batch {self.batch_size}, "
+            f"{duration(self.epoch_s)} an epoch"
+        )
+
+
+def grouped(configs: Sequence[TrainConfig]) -> Iterator[list[TrainConfig]]:
+    """Configurations by architecture, stem and image size, each network once."""
+
+    def group(config: TrainConfig) -> tuple[str, str, int]:
+        return config.model.architecture, config.model.stem, config.data.image_size
+
+    for _, found in itertools.groupby(sorted(configs, key=group), key=group):
+        different: dict[str, TrainConfig] = {}
+        for config in found:
+            different.setdefault(f"{config.model!r} {_blocks(config)}", config)
+        yield list(different.values())
+
+
+def _blocks(config: TrainConfig) -> str:
+    return str([phase.trainable_blocks for phase in config.all_phases()])
+
+
+def estimate(
+    group: Sequence[TrainConfig],
+    classes: int,
+    counts: Mapping[str, int],
+    device: torch.device,
+    threads: int,
+    variants: int,
+) -> Cost:
+    """Build each of `group`, then let the one with most to learn make a step, and of those with
+    frozen layers to keep the one with most to learn another. `counts`: images by part; `variants`:
+    how many data sets or normalisations are searched. Raises what building a network raises."""
+    cuts: dict[str, tuple[bool, str | None]] = {}
+    built = [_built(config, classes, cuts) for config in group]
+    place = max(range(len(group)), key=lambda i: built[i].learning)
+    config = _at_most(group[place], counts["train"])
+    memory, epoch, kept = None, None, None
+    try:
+        config = _settled(config, classes, device, threads)
+        step = runtime.measure_step(config, classes=classes, device=device)
+        memory = step.peak_memory_mb
+        epoch = _epoch_images(config, counts) * step.seconds / step.images
+        there = [i for i, one in enumerate(built) if one.keeps]
+        if there:
+            most = group[max(there, key=lambda i: built[i].learning)]
+            most = _settled(_at_most(most, counts["train"]), classes, device, threads)
+            beginnings = len({_beginning(group[i]) for i in there}) * variants
+            kept = _kept(most, len(there), beginnings, classes, counts, device)
+    except torch.OutOfMemoryError:
+        pass  # shown as such: training would go on with smaller parts of the batch
+    model, side, batch = config.model, config.data.image_size, config.batch_size
+    total, obstacles = built[place].parameters, [why for _, why in cuts.values() if why]
+    return Cost(
+        *(model.architecture, model.stem, side, len(group), total, batch, memory, epoch, kept),
+        obstacle=obstacles[0] if obstacles else None,
+    )
+
+
+def _at_most(config: TrainConfig, images: int) -> TrainConfig:
+    return config.model_copy(update={"batch_size": min(config.batch_size, images)})
+
+
+def _settled(config: TrainConfig, classes: int, device: torch.device, threads: int) -> TrainConfig:
+    found = runtime.resolve(config, classes=classes, device=device, threads=threads)
+    return config.model_copy(update={"runtime": found})
+
+
+def _epoch_images(config: TrainConfig, counts: Mapping[str, int]) -> float:
+    """Of an epoch of all folds, evaluation counted at what it costs against training."""
+    learnt = 0 if config.frozen else counts["train"]
+    seen = counts["val"] + (counts["train"] if config.task == "retrieval" else 0)
+    head_alone = config.all_phases()[-1].trainable_blocks == 0
+    return (learnt + seen * (1.0 if head_alone else EVALUATION)) * (config.data.folds or 1)
+
+
+def _beginning(config: TrainConfig) -> str:
+    """The same for configurations that share what is kept."""
+    model = config.model.model_dump(exclude={"head", "dropout", "trainable_blocks"})
+    return f"{model!r} {_blocks(config)}"
+
+
+def _kept(
+    config: TrainConfig,
+    choices: int,
+    beginnings: int,
+    classes: int,
+    counts: Mapping[str, int],
+    device: torch.device,
+) -> Kept | None:
+    cost = runtime.measure_kept(config, classes=classes, device=device)
+    if cost is None:
+        return None
+    views = 1 if config.frozen else feature_cache.shown(config.augment)
+    train = counts["train"] * views
+    again = counts["train"] if config.task == "retrieval" and views > 1 else 0
+    images = train + again + counts["val"]
+    largest = max(train, counts["val"])
+    if config.data.folds:
+        images *= config.data.folds if config.data.normalize == "dataset" else 1
+        largest = largest if config.data.limit_train else counts["val"] * views
+    return Kept(
+        choices=choices,
+        beginnings=beginnings,
+        once_s=images * cost.compute_s,
+        epoch_s=_epoch_images(config, counts) * cost.step_s / cost.images,
+        size=images * cost.bytes,
+        largest=largest * cost.bytes,
+        limit_gb=config.data.cache_limit_gb,
+    )
+
+
+@dataclass(frozen=True)
+class _Built:
+    """A network that could be built."""
+
+    learning: int
+    """Parameters that learn in the end."""
+    parameters: int
+    keeps: bool
+    """Whether it has frozen layers to keep."""
+
+
+def _built(config: TrainConfig, classes: int, cuts: dict[str, tuple[bool, str | None]]) -> _Built:
+    """A local file of weights is read, a name is not downloaded. `cuts`: whether frozen layers can
+    be kept, or else why not, of each beginning that was seen before; this one is added."""
+    weights = config.model.weights
+    try:
+        model = models.build(
+            config.model,
+            classes=classes,
+            image_size=config.data.image_size,
+            pretrained=weights is not None and is_file(weights),
+        )
+        for phase in config.all_phases():
+            frozen = models.set_trainable(model, phase.trainable_blocks)
+    except HpoError as error:
+        chosen = config.model.model_dump(exclude_defaults=True, exclude={"architecture", "stem"})
+        raise InputError(f"{error} (with {shown(chosen)})" if chosen else str(error)) from error
+    parameters = list(model.parameters())
+    learning = sum(one.numel() for one in parameters if one.requires_grad)
+    beginning = f"{_beginning(config)} {feature_cache.lasting(config)}"
+    if beginning not in cuts:
+        cut, why = feature_cache.cut_or_obstacle(model, frozen, config, torch.device("cpu"))
+        cuts[beginning] = cut is not None, why
+    return _Built(learning, sum(one.numel() for one in parameters), cuts[beginning][0])
+
+
+def is_file(weights: str) -> bool:
+    """Whether `model.weights` names a file, not one of torchvision's."""
+    return Path(weights).suffix in SUFFIXES or "/" in weights
+
+
+def size(count: float) -> str:
+    """Bytes for people: 0.3 MB, 12 MB, 3.4 GB."""
+    value, unit = (count / 1e9, "GB") if count >= 1e9 else (count / 1e6, "MB")
+    return f"{value:,.1f} {unit}" if value < 10 else f"{value:,.0f} {unit}"
+
+
+def approximately(seconds: float) -> str:
+    """Return a duration as an estimate: about 3 min, under 0.1 s."""
+    text = duration(seconds)
+    return text if text.startswith("under") else f"about {text}"
+
+
+def duration(seconds: float) -> str:
+    """Rough, for people: 0.4 s, 12 s, 3 min, 2.5 h."""
+    if seconds < 0.1:
+        return "under 0.1 s"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+MOST_BUILT = 200
+"""Combinations that are built; beyond it every choice is, but not every combination."""
+UNSHAPED = ("model.dropout", "model.cnn.dropout")
+"""Fields of the model that change no shape."""
+SIZES = ("data.image_size", "data.resize_size", "data.resize")
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """Data and costs of a study; `str` is what `hpo check` prints."""
+
+    name: str
+    report: DataReport
+    """Of the first choice where the data are searched."""
+    costs: tuple[Cost, ...]
+    trials: int
+    epochs: int
+    """The most of a trial."""
+    workers: int
+    device: str
+    notes: tuple[str, ...]
+
+    @property
+    def data(self) -> Mapping[str, Mapping[str, int]]:
+        """{part: {class: images}}."""
+        return self.report.parts
+
+    @property
+    def total_s(self) -> float | None:
+        """Seconds of the whole budget if no trial is pruned; None where nothing could be timed."""
+        timed = [cost.mean_epoch_s for cost in self.costs if cost.mean_epoch_s is not None]
+        if not timed:
+            return None
+        rounds = math.ceil(self.trials / self.workers)
+        return self._once_s() + rounds * self.epochs * sum(timed) / len(timed)
+
+    def _once_s(self) -> float:
+        """Seconds for what is computed once and kept: by whichever worker comes first."""
+        found = [cost.kept for cost in self.costs if cost.kept and cost.kept.fits]
+        many = sum(one.beginnings for one in found)
+        if not many:
+            return 0.0
+        mean = sum(one.beginnings * one.once_s for one in found) / many
+        return mean * math.ceil(min(many, self.trials) / self.workers)
+
+    def __str__(self) -> str:
+        lines = [f"study {self.name}: {self.trials} trials of up to {self.epochs} epochs", "data:"]
+        lines += [f"  {line}" for line in self.report.lines()]
+        lines += [f"  {line}" for line in _imbalance(self.data["train"])]
+        lines.append(f"networks, a step on {self.device}:")
+        for cost in self.costs:
+            lines.append(f"  {cost}")
+            lines += [f"    {cost.kept.told(self.epochs)}"] if cost.kept else []
+            lines += [f"    {cost.obstacle}"] if cost.obstacle else []
+        if self.total_s is not None:
+            lines.append(
+                f"in all: {approximately(self.total_s)} with {self.workers} "
+                f"worker{'s' * (self.workers > 1)}; pruning shortens it"
+            )
+        return "\n".join([*lines, *self.notes, "nothing was written"])
+
+
+def check(file: StudyFile, *, home: Home, device: str, workers: int, threads: int) -> CheckResult:
+    """Find the data, build the networks, time a step of each, on `device` with `threads` CPU
+    threads as each of `workers` would have.
+
+    Raises DataError for data that cannot be used, InputError for an unknown device, and ConfigError
+    naming every architecture that cannot be built or trained, together.
+    """
+    chosen = runtime.torch_device(device)
+    configs = list(_configs(file))
+    report = _examined(configs, home)
+    data = report.parts
+    counts = {part: sum(count.values()) for part, count in data.items()}
+    for config in map(file.config, file.space.corners()):
+        wanted = asked(config, *file.objectives)
+        require_supported(wanted, data["val"])
+        require_functions(wanted)
+    classes = len(data["train"])
+    _check_components(file, counts["train"], classes)
+    costs, problems = [], []
+    variants = _variants(file)
+    for group in grouped(configs):
+        try:
+            for name in {config.model.weights for config in group}:
+                if name is not None and not is_file(name):
+                    require_name(name, group[0].model.architecture)
+            costs.append(estimate(group, classes, counts, chosen, threads, variants))
+        except HpoError as error:
+            model = group[0].model
+            problems.append(f"{model.architecture} at {group[0].data.image_size} px: {error}")
+    if problems:
+        lines = "".join(f"\n  {one}" for one in problems)
+        raise ConfigError(f"{len(problems)} networks of the space cannot be trained:{lines}")
+    return CheckResult(
+        name=file.name,
+        report=report,
+        costs=tuple(costs),
+        trials=file.study.trials,
+        epochs=file.max_epochs,
+        workers=workers,
+        device=device,
+        notes=(*remarks(file), *_infeasible(file, configs, classes), *_notes(configs, home)),
+    )
+
+
+def _check_components(file: StudyFile, images: int, classes: int) -> None:
+    """Raise ConfigError where a retrieval asks for more principal components than there can be."""
+    widths: dict[str, int] = {}
+    for config in map(file.config, file.space.corners()):
+        if config.task != "retrieval" or not config.retrieval.pca:
+            continue
+        size = config.data.image_size
+        bare = config.model.model_copy(update={"weights": None})
+        key = f"{bare!r} {size}"
+        if key not in widths:
+            widths[key] = width(models.build(bare, classes=classes, image_size=size), size)
+        require_components(config.retrieval.pca, images, widths[key])
+
+
+def _infeasible(file: StudyFile, configs: list[TrainConfig], classes: int) -> Iterator[str]:
+    """What no network of the space with it meets of the constraints on parameters and flops."""
+    limits = [one for one in file.study.limits if one.name in ("parameters", "flops")]
+    if not limits:
+        return
+    wanted, cpu = [one.name for one in limits], runtime.torch_device("cpu")
+    known: dict[str, str | None] = {}
+    found: list[str | None] = []
+    for config in configs:
+        key = f"{config.model!r} {config.data.image_size}"
+        if key not in known:
+            costs = network_costs(config, wanted, classes=classes, device=cpu)
+            known[key] = unmet(limits, costs)
+        found.append(known[key])
+    reasons = [why for why in found if why]
+    if len(reasons) == len(found):
+        yield f"every network is infeasible: relax in study.constraints {to_relax(limits, reasons)}"
+        return
+    tried = list(zip(_combinations(file), found, strict=True))
+    for name, parameter in file.space.items():
+        for value in parameter.ends() if isinstance(parameter, Choice) else ():
+            with_it = [why for values, why in tried if values.get(name) == value]
+            if with_it and all(with_it):
+                yield f"{name} = {shown(value)} is infeasible in every network built: {with_it[0]}"
+
+
+def _configs(file: StudyFile) -> Iterator[TrainConfig]:
+    """Configurations with every combination of what shapes the network, at the largest batch."""
+    batch = max(file.config(corner).batch_size for corner in file.space.corners())
+    for values in _combinations(file):
+        config = file.config(values)
+        yield config.model_copy(update={"batch_size": batch})
+
+
+def _combinations(file: StudyFile) -> list[dict[str, Any]]:
+    """All combinations of what shapes the network, other parameters at their first value; only
+    each choice once where these are too many."""
+    space = file.space
+    found: list[dict[str, Any]] = [{}]
+    for name, parameter in space.items():
+        network = name.startswith("model.") or name.endswith(".trainable_blocks")
+        shaping = (network or name in SIZES) and name not in UNSHAPED
+        ends = parameter.ends() if shaping else parameter.ends()[:1]
+        found = [
+            values | ({name: end} if on else {})
+            for values in found
+            for on in [space.is_active(name, values)]
+            for end in (ends if on else ends[:1])
+        ]
+        if len(found) > MOST_BUILT:
+            return space.corners()
+    return found
+
+
+def _variants(file: StudyFile) -> int:
+    """How many choices of the data, size apart, give frozen layers other images."""
+    data = {name: one for name, one in file.space.items() if name.startswith("data.")}
+    same = {*SIZES, "data.balance"}
+    return math.prod(len(one.ends()) for name, one in data.items() if name not in same)
+
+
+def _examined(configs: list[TrainConfig], home: Home) -> DataReport:
+    """The data of the first configuration, every file decoded; every other kind of data is judged
+    as well."""
+    found: dict[str, DataReport] = {}
+    for config in configs:
+        key = config.data.model_copy(update=dict.fromkeys(("image_size", "resize_size"), 224))
+        if repr(key) not in found:
+            found[repr(key)] = examine_data(config.data, home.cache, remember=False)
+    return next(iter(found.values()))
+
+
+def _notes(configs: list[TrainConfig], home: Home) -> Iterator[str]:
+    names = {
+        f"{config.model.weights} of {config.model.architecture}"
+        for config in configs
+        if config.model.weights is not None and not is_file(config.model.weights)
+    }
+    if names:
+        yield f"the first trial downloads {', '.join(sorted(names))}"
+    folds = max((config.data.folds or 0 for config in configs), default=0)
+    if folds:
+        yield (
+            f"data.folds = {folds}: a trial trains {folds} networks at once, counted above; train "
+            "and val are those of the first fold"
+        )
+    yield f"trials and decoded images will be under {home.root}"
+
+
+def _imbalance(of_class: Mapping[str, int], least: float = 1.5) -> Iterator[str]:
+    """How unequal the training classes are, where they are."""
+    most, fewest = (choose(of_class, key=lambda name: of_class[name]) for choose in (max, min))
+    if (ratio := of_class[most] / max(1, of_class[fewest])) >= least:
+        yield (
+            f"unequal classes: {most} has {ratio:.3g} times as many training images as {fewest} "
+            f'({of_class[most]} and {of_class[fewest]}); data.balance = "loss" or "sampling" lets '
+            "them count alike"
+        )

@@ -1,0 +1,253 @@
+"""A trial as a complete configuration with its provenance, ready for `hpo train`."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from hpo.config.study import dump_config
+from hpo.config.train import (
+    RuntimeConfig,
+    TrainConfig,
+)
+from hpo.errors import (
+    Conflict,
+    InputError,
+    NotFound,
+)
+from hpo.paths import Home
+from hpo.search import sync
+from hpo.search.fingerprints import (
+    IMAGES,
+    read_code,
+)
+from hpo.search.status import (
+    StudyStatus,
+    TrialStatus,
+    read_status,
+)
+from hpo.storage import records
+from hpo.storage.database import Database
+from hpo.storage.leases import (
+    FINAL,
+    WORTHLESS,
+)
+from hpo.trained.run import write_run_file
+
+GIT_TIMEOUT_S = 10
+
+
+def describe_trial(
+    database: Database, status: StudyStatus, trial: TrialStatus, config: TrainConfig
+) -> dict[str, Any]:
+    """The [provenance] table of a trial's configuration; what is unknown is None.
+
+    `rates` is the learning rate of each epoch, `stopped_epoch` the one after which early stopping
+    ended the trial.
+    """
+    images = records.read_resolved(database, status.row.uuid, IMAGES)
+    code = read_code(database, status.row.uuid)
+    worker = next((w for w in status.workers if w.id == trial.attempts[-1].worker), None)
+    trained = len(trial.epochs)
+    stopped = trial.state == "complete" and trained < config.epochs
+    return {
+        "study": status.row.name,
+        "trial": trial.number,
+        "state": trial.state,
+        "metric": status.file.metric,
+        "value": trial.value,
+        "values": trial.values or None,
+        "best_epoch": trial.best_epoch,
+        "epochs": config.epochs,
+        "epochs_trained": trained,
+        "stopped_epoch": trained if stopped else None,
+        "rates": [row.metrics["lr"] for row in trial.epochs if "lr" in row.metrics],
+        "data_fingerprints": sorted({str(value) for value in images.values()}),
+        "code_fingerprint": code.fingerprint if code else None,
+        "device": worker.device if worker else None,
+        "versions": worker.versions if worker else None,
+        "git_commit": git_commit(),
+        "exported_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "notes": _notes(status, trial),
+    }
+
+
+def comments(provenance: Mapping[str, Any]) -> list[str]:
+    """What stands above an exported configuration, for whoever opens the file."""
+    value = f"{provenance['metric']} = {provenance['value']:.4f} (validation)"
+    return [
+        f"Trial {provenance['trial']} of study {provenance['study']}: {value}, best in epoch "
+        f"{provenance['best_epoch']} of {provenance['epochs_trained']}.",
+        *provenance["notes"],
+    ]
+
+
+def _notes(status: StudyStatus, trial: TrialStatus) -> list[str]:
+    """What makes the value uncertain."""
+    notes = [
+        f"The value is the best of {len(trial.epochs)} epochs, from one seed and a study of "
+        f"{status.finished} finished trials: new images will give a little less."
+    ]
+    if trial.state == "pruned":
+        reason = f" ({trial.reason})" if trial.reason else ""
+        notes.append(f"This trial was pruned{reason}: its full schedule was never run.")
+    if status.pruned_note and trial.state == "complete":
+        notes.append(f"{status.pruned_note}.")
+    used = {attempt.worker for attempt in trial.attempts}
+    versions = [worker.versions for worker in status.workers if worker.id in used]
+    notes += [f"A worker was forced to work with {one}." for one in status.forced
+              if one.worker in used]  # fmt: skip
+    if any(one != versions[0] for one in versions):
+        notes.append("Workers with different versions trained parts of this trial.")
+    return notes
+
+
+def git_commit() -> str | None:
+    """Commit of the working directory, `-dirty` behind it where files were changed; None outside
+    of git."""
+    tool = shutil.which("git")
+    if tool is None:
+        return None
+    command = [tool, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        found = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=GIT_TIMEOUT_S
+        )
+    except subprocess.TimeoutExpired:  # a huge work tree; the commit is nice to have, no more
+        return None
+    return found.stdout.strip() or None
+
+
+Export = tuple[TrainConfig, dict[str, Any]]
+"""A configuration and its provenance."""
+
+
+def export(database: Database, name: str, *, number: int | None = None) -> Export:
+    """The configuration of the best trial of study `name`, or of trial `number`: every field, the
+    runtime that the trial had, and where it comes from (see `provenance.describe_trial`).
+
+    Raises NotFound for an unknown study or trial and where no trial is complete yet, InputError for
+    a trial that is not over or has no result. A pruned one is exported, with a note.
+    """
+    status = read_status(database, name)
+    trial = best_trials(status, 1)[0] if number is None else _numbered(status, number)
+    return _exported(database, status, trial)
+
+
+def export_top(database: Database, name: str, k: int) -> list[Export]:
+    """The `k` best complete trials, best first; fewer where the study has fewer.
+
+    Raises NotFound as `export` does, InputError for k below 1.
+    """
+    if k < 1:
+        raise InputError(f"--top {k}: at least 1")
+    status = read_status(database, name)
+    return [_exported(database, status, trial) for trial in best_trials(status, k)]
+
+
+def export_front(database: Database, name: str) -> list[Export]:
+    """The trials that no other beats in all objectives, best first metric first.
+
+    Raises NotFound as `export` does, InputError for a study of a single metric.
+    """
+    status = read_status(database, name)
+    if len(status.file.objectives) == 1:
+        raise InputError(
+            f"study {name!r} has one metric, {status.file.metric}: its best trial is all of its "
+            f"front; hpo export {name} writes it"
+        )
+    best_trials(status, 1)
+    return [_exported(database, status, trial) for trial in status.front()]
+
+
+def write_export(
+    path: Path, config: TrainConfig, provenance: Mapping[str, Any], *, force: bool = False
+) -> None:
+    """Write a configuration as TOML that `load_config` takes back. Raises Conflict where the file
+    exists, unless `force`."""
+    _refuse([path], force)
+    write_run_file(path, dump_config(config, provenance, comments(provenance)))
+
+
+def write_weights(
+    database: Database, name: str, number: int, path: Path, home: Home, *, force: bool = False
+) -> None:
+    """Copy the kept weights of trial `number` to `path`. Raises Conflict where the file exists,
+    unless `force`; NotFound where none were kept, or on another host alone."""
+    _refuse([path], force)
+    row = records.get_study(database, name)
+    last = records.read_attempts(database, row.uuid)[number][-1]
+    if not sync.fetch_weights(database, home, row.uuid, last, path):
+        raise NotFound(
+            f"there are no weights of trial {number} of {name!r} on this host or in artifacts; "
+            "those of the best three trials are kept (of several metrics: of the front), on the "
+            "host that trained them and where `hpo run --artifacts` says"
+        )
+
+
+def write_top(folder: Path, exports: Sequence[Export], *, force: bool = False) -> list[Path]:
+    """One file for each in `folder`, named by rank and trial; returns their paths. Raises Conflict
+    where one of them exists, unless `force`; then none is written."""
+    digits = len(str(len(exports)))
+    paths = [
+        folder / f"{rank:0{digits}}-trial-{provenance['trial']}.toml"
+        for rank, (_, provenance) in enumerate(exports, 1)
+    ]
+    _refuse(paths, force)
+    for path, (config, provenance) in zip(paths, exports, strict=True):
+        write_export(path, config, provenance, force=True)
+    return paths
+
+
+def _refuse(paths: Sequence[Path], force: bool) -> None:
+    there = [str(path) for path in paths if path.exists()]
+    if there and not force:
+        raise Conflict(f"{', '.join(there)} exists; choose another name, or --force replaces it")
+
+
+def best_trials(status: StudyStatus, k: int) -> list[TrialStatus]:
+    """Return the `k` best complete trials, best first. Raises NotFound where there is none."""
+    ranked = status.ranked()
+    if not ranked:
+        name = status.row.name
+        states = ("waiting", "running", "interrupted", *FINAL)
+        there = [f"{status.count(one)} {one}" for one in states if status.count(one)]
+        advice = status.pruned_note or f"hpo run or hpo worker {name} goes on with it"
+        raise NotFound(
+            f"study {name!r} has no complete trial yet ({', '.join(there) or 'none at all'}). "
+            f"{advice}"
+        )
+    return ranked[:k]
+
+
+def _numbered(status: StudyStatus, number: int) -> TrialStatus:
+    name = status.row.name
+    found = next((trial for trial in status.trials if trial.number == number), None)
+    if found is None:
+        numbers = [trial.number for trial in status.trials]
+        have = f"0 to {max(numbers)}" if numbers else "none yet"
+        raise NotFound(f"study {name!r} has no trial {number}; its trials: {have}")
+    reason = f" ({found.reason})" if found.reason else ""
+    if found.state in ("failed", *WORTHLESS):
+        raise InputError(
+            f"trial {number} of {name!r} ended as {found.state}{reason}: there is nothing "
+            f"worth training again; hpo trials {name} shows the others"
+        )
+    if found.state not in FINAL:
+        raise InputError(f"trial {number} of {name!r} is {found.state}; export it when it is over")
+    if not found.epochs:
+        raise InputError(f"trial {number} of {name!r} ended before its first epoch{reason}")
+    return found
+
+
+def _exported(database: Database, status: StudyStatus, trial: TrialStatus) -> Export:
+    config = status.file.config(trial.params)
+    runtimes = [one.runtime for one in trial.attempts if one.runtime is not None]
+    if runtimes:
+        runtime = RuntimeConfig.model_validate(runtimes[-1])
+        config = config.model_copy(update={"runtime": runtime})
+    return config, describe_trial(database, status, trial, config)

@@ -1,0 +1,565 @@
+"""Evaluation and prediction with a trained run."""
+
+from __future__ import annotations
+
+import glob
+import unicodedata
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from hpo.config.data import DataConfig
+from hpo.config.train import TrainConfig
+from hpo.control import (
+    Control,
+    Unattended,
+)
+from hpo.data.cache import (
+    ImageCache,
+    content_digest,
+    file_digests,
+    threaded,
+    try_read,
+)
+from hpo.data.csv_labels import csv_test_rows
+from hpo.data.dataset import (
+    FolderReader,
+    open_test,
+)
+from hpo.data.folders import (
+    folder_to_test,
+    images_below,
+    list_folder,
+)
+from hpo.data.images import (
+    ImageReader,
+    Images,
+    Pixels,
+    Sizing,
+    decode,
+    open_file,
+)
+from hpo.errors import DataError, InputError
+from hpo.paths import Home
+from hpo.trained.run import (
+    UNKNOWN,
+    About,
+    Run,
+    SeedDir,
+    TrainedOn,
+    absent_classes,
+    load_run,
+    overlap_text,
+    spread,
+)
+from hpo.training import (
+    inputs,
+    models,
+)
+from hpo.training.checkpoint import load_trained
+from hpo.training.device import torch_device
+from hpo.training.evaluation import (
+    Answers,
+    Embedded,
+    ask,
+    embed,
+    mean_evaluation,
+)
+from hpo.training.feature_cache import (
+    PLAIN,
+    Features,
+    Preparation,
+    found_cut,
+    keep,
+)
+from hpo.training.learner import (
+    Evaluation,
+    autocast,
+    memory_format,
+)
+from hpo.training.loader import EvalBatches
+from hpo.training.metrics import classification_report
+from hpo.training.retrieval import (
+    Found,
+    Index,
+)
+
+
+def scores(evaluation: Evaluation | Found, classes: Sequence[str]) -> dict[str, Any]:
+    """loss, top1, top5 of more than five classes (of a retrieval precision_at_5, precision_at_k,
+    mean_distance, and of the neighbours' vote top1), macro_precision, macro_recall, macro_f1,
+    balanced_accuracy (fractions, each a float); `per_class`: precision, recall, f1 and support of
+    each class by name; `confusion`: rows are true classes, columns predicted ones, in the order of
+    `classes`."""
+    found = classification_report(evaluation.confusion)
+    columns = (found.precision, found.recall, found.f1, found.support)
+    rows = zip(classes, *(column.tolist() for column in columns), strict=True)
+    return {
+        **_own(evaluation),
+        "macro_precision": found.macro_precision,
+        "macro_recall": found.macro_recall,
+        "macro_f1": found.macro_f1,
+        "balanced_accuracy": found.balanced_accuracy,
+        "per_class": {
+            name: {"precision": precision, "recall": recall, "f1": f1, "support": support}
+            for name, precision, recall, f1, support in rows
+        },
+        "confusion": evaluation.confusion.tolist(),
+    }
+
+
+def _own(evaluation: Evaluation | Found) -> dict[str, float]:
+    """The scores that its task has alone."""
+    if isinstance(evaluation, Evaluation):
+        fifth = {"top5": evaluation.top5} if evaluation.classes > 5 else {}
+        return {"loss": evaluation.loss, "top1": evaluation.top1, **fifth}
+    names = ("precision_at_5", "precision_at_k", "top1", "mean_distance")
+    found = evaluation.metrics()
+    return {name: found[f"val_{name}"] for name in names}
+
+
+def plain_scores(evaluation: Evaluation, classes: Sequence[str]) -> dict[str, float]:
+    """Of `scores` the single numbers."""
+    found = scores(evaluation, classes)
+    return {name: value for name, value in found.items() if isinstance(value, float)}
+
+
+__all__ = ["RunEvaluation", "evaluate_run", "find_images", "load_network", "load_run", "whole_note"]
+
+
+def whole_note(config: TrainConfig) -> str | None:
+    """What one must know where pictures without boxes meet a network that was trained on pictures
+    cropped to theirs; None for others."""
+    if not config.data.crop_to_box:
+        return None
+    return (
+        "the run was trained on pictures cropped to their boxes (data.crop_to_box); these have "
+        "none and are taken whole: crop them to the object first"
+    )
+
+
+@dataclass(frozen=True)
+class RunEvaluation:
+    """Every seed of a run on the same images."""
+
+    data: str
+    """Which images: the test split of the run's data, or a folder."""
+    images: int
+    classes: tuple[str, ...]
+    seeds: Mapping[int, Evaluation | Found]
+    together: Evaluation | None = None
+    """Of the mean of the seeds' probabilities; None for one seed, and for a retrieval."""
+    note: str | None = None
+    """What one must know to read the numbers."""
+    trained_on: tuple[str, ...] | None = None
+    """Names of the images that the run was trained on; None where that is not known."""
+
+    @property
+    def overlap(self) -> str | None:
+        """A line on the images that were trained on, where there are any or it is not known."""
+        if self.trained_on is None:
+            return UNKNOWN
+        if not self.trained_on:
+            return None
+        return f"{overlap_text(self.trained_on, self.images)}. The scores are too good."
+
+    @property
+    def absent(self) -> str | None:
+        """A line on the classes without images, where there are some."""
+        return absent_classes(next(iter(self.scores().values())))
+
+    def scores(self) -> dict[int, dict[str, Any]]:
+        """Of each seed (see `hpo.trained.inference.scores`)."""
+        return {seed: scores(found, self.classes) for seed, found in self.seeds.items()}
+
+    @property
+    def ensemble(self) -> dict[str, Any] | None:
+        """Scores of the seeds together."""
+        return None if self.together is None else scores(self.together, self.classes)
+
+    @property
+    def summary(self) -> dict[str, dict[str, float | None]]:
+        """Mean and standard deviation (n - 1; None for one seed) of each score over the seeds."""
+        return spread(list(self.scores().values()))
+
+
+def evaluate_run(
+    run: Run,
+    *,
+    data: Path | None = None,
+    home: Home,
+    device: str,
+    control: Control | None = None,
+    force: bool = False,
+) -> RunEvaluation:
+    """Run every seed of `run`, and several as an ensemble, over the test split of its data, or over
+    the folder `data`: test/ inside it where it has one, else itself, one folder per class; or over
+    the images that the CSV file `data` lists, those of its split test where it has splits.
+
+    Raises DataError where there is no test split, for classes that the run does not know, and,
+    unless `force`, where images of `data` are among those that the run was trained on; InputError
+    for an unknown device.
+    """
+    chosen, note = torch_device(device), None
+    if data is None:
+        images = open_test(run.config.data, home.cache)
+        where = f"the test split of {run.config.data.title}"
+    else:
+        where, note = str(folder_to_test(data)), whole_note(run.config)
+        images = open_labelled(Path(where), run.classes, run.config.data, home.cache)
+    if images is None:
+        raise DataError(
+            f"{run.config.data.title} has no test split; "
+            "give a folder of images by class, or a CSV file of them, with --data PATH"
+        )
+    trained = TrainedOn.load(run.files.trained_on)
+    known = None if trained is None else tuple(trained.among(images))
+    if known and data is not None and not force:
+        raise DataError(
+            f"{where}: {overlap_text(known, len(images))}. Their scores would be too good: give "
+            "images that the run has not seen, or evaluate these all the same with --force"
+        )
+    if run.config.runtime.threads:
+        torch.set_num_threads(run.config.runtime.threads)  # as it was tested: it decides last bits
+    work = images, chosen, control or Unattended()
+    found: dict[int, Evaluation | Found] = {}
+    if run.config.task == "retrieval":
+        found |= {
+            one.seed: find_images(run.config, run.about, one.files, *work) for one in run.seeds
+        }
+        return RunEvaluation(where, len(images), run.classes, found, None, note, known)
+    answers = {one.seed: _asked(run.config, run.about, one.files, *work) for one in run.seeds}
+    found |= {seed: one.evaluation for seed, one in answers.items()}
+    together = _together(list(answers.values()))
+    return RunEvaluation(where, len(images), run.classes, found, together, note, known)
+
+
+def _asked(
+    config: TrainConfig,
+    about: About,
+    files: SeedDir,
+    images: Images,
+    device: torch.device,
+    control: Control,
+) -> Answers:
+    """What the network of `files` answers on `images`, preprocessed as in its validation."""
+    return ask(
+        {"": load_network(config, about, files.weights, device)},
+        eval_batches(config, about, images, device),
+        classes=len(about.classes),
+        device=device,
+        precision=config.runtime.precision,
+        control=control,
+    )[""]
+
+
+def _together(answers: Sequence[Answers]) -> Evaluation | None:
+    if len(answers) < 2:
+        return None
+    return mean_evaluation([one.logits for one in answers], answers[0].labels)
+
+
+def find_images(
+    config: TrainConfig,
+    about: About,
+    files: SeedDir,
+    images: Images,
+    device: torch.device,
+    control: Control,
+) -> Found:
+    """What `images` find in the index of `files`, by its network."""
+    index = Index.load(files.index)
+    queries = embed_images(config, about, files.weights, images, device, control)
+    return index.search(queries, classes=len(about.classes))
+
+
+def embed_images(
+    config: TrainConfig,
+    about: About,
+    weights: Path,
+    images: Images,
+    device: torch.device,
+    control: Control,
+    cache: Path | None = None,
+) -> Embedded:
+    """The features of `images` in the network in `weights`, preprocessed as in its validation; of
+    frozen layers kept under `cache`, as in training."""
+    model = load_network(config, about, weights, device)
+    judged, kept = None, None
+    if config.frozen and cache is not None:
+        frozen = models.set_trainable(model, config.model.trainable_blocks)
+        cut = found_cut(model, frozen, config, device)
+        how = Preparation(about.mean, about.std, config, device)
+        found = keep(model, cut, how, [(images, PLAIN)], cache, control, epoch=0)
+        kept = found.get((images, PLAIN))
+        judged = cut.suffix(model) if cut and kept else None
+    return embed(
+        model,
+        images,
+        eval_batches(config, about, images, device, kept),
+        classes=len(about.classes),
+        device=device,
+        precision=config.runtime.precision,
+        control=control,
+        judged=judged,
+    )[0]
+
+
+def load_network(
+    config: TrainConfig, about: About, weights: Path, device: torch.device
+) -> nn.Module:
+    """A trained network on `device` in eval mode."""
+    model = load_trained(
+        weights, config.model, classes=len(about.classes), image_size=config.data.image_size
+    )
+    layout = memory_format(config.runtime.memory_format)
+    return model.to(device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
+
+
+def eval_batches(
+    config: TrainConfig,
+    about: About,
+    images: Images,
+    device: torch.device,
+    features: Features | None = None,
+) -> EvalBatches:
+    micro = config.runtime.micro_batch
+    return inputs.eval_batches(images, config, about.mean, about.std, device, micro, features)
+
+
+def open_labelled(data: Path, classes: tuple[str, ...], config: DataConfig, cache: Path) -> Images:
+    """The pictures of a folder by class or of a CSV file, labelled by their place in `classes`, at
+    the size of `config`. Raises DataError for other classes and for pictures that cannot be read.
+    """
+    if data.is_file():
+        rows = csv_test_rows(data, skip_missing=config.skip_unreadable)
+        root, listed = data.parent, [(row.file, row.label) for row in rows]
+    else:
+        root, listed = data, _listed(data, grouped=config.group_by is not None)
+    # A Mac writes names in another form of Unicode than Linux.
+    place = {unicodedata.normalize("NFC", name): label for label, name in enumerate(classes)}
+    listed = [(name, unicodedata.normalize("NFC", label)) for name, label in listed]
+    unknown = sorted({label for _, label in listed} - {*place})
+    if unknown:
+        raise DataError(
+            f"{data}: the run does not know the classes {', '.join(unknown)}; it was trained on "
+            f"{', '.join(classes)}"
+        )
+    names, labels = [name for name, _ in listed], [place[label] for _, label in listed]
+    digests = file_digests(root, names, cache)
+    images, index = ImageCache(cache, config.cache_limit_gb * 1e9).open(
+        FolderReader(root), names, labels, [digests[name] for name in names], Sizing.of(config)
+    )
+    if index.bad and not (config.skip_unreadable and len(images)):
+        shown = "".join(f"\n  {names[i]} ({why})" for i, why in list(index.bad.items())[:10])
+        raise DataError(f"{data}: {len(index.bad)} files cannot be read as images:{shown}")
+    images.files = tuple(digests[name] for name in images.names)
+    return images
+
+
+def _listed(root: Path, *, grouped: bool) -> list[tuple[str, str]]:
+    """Name and class of each picture of a folder by class."""
+    listing = list_folder(root, grouped=grouped)
+    if "all" not in listing.parts:
+        raise DataError(f"{root}: has train/ but no test/; give a folder with one folder per class")
+    return [(name, listing.classes[label]) for name, label in listing.parts["all"]]
+
+
+CHUNK = 64
+"""Images in memory at once."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most likely classes of one image, or why it cannot be read."""
+
+    path: Path
+    top: tuple[tuple[str, float], ...] = ()
+    """(class, probability), the most likely first."""
+    trained_on: bool | None = None
+    """Whether it is among the images that the run was trained on; None where that is unknown."""
+    error: str | None = None
+
+    @property
+    def cells(self) -> Sequence[tuple[Any, ...]]:
+        """A row for each class: its name, its probability."""
+        return self.top
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "image": str(self.path),
+            "top": self.top,
+            "trained_on": self.trained_on,
+            "error": self.error,
+        }
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The files that were asked for."""
+
+    files: tuple[Path, ...]
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Files in folders that are no images by their extension: how many of each."""
+
+    @property
+    def note(self) -> str | None:
+        """A line on what was left out."""
+        if not self.left_out:
+            return None
+        kinds = ", ".join(f"{kind or 'without'} {n:,}" for kind, n in self.left_out.most_common(8))
+        return f"files of other extensions in these folders are left out: {kinds}"
+
+
+def select(paths: Sequence[Path]) -> Selection:
+    """`paths` in their order: files as they are, also such as cannot be read; of folders the images
+    below them, by the rules of `data.root`; of a pattern (`*`, `?`, `[`; `**` for any folders) that
+    is no file what it matches.
+
+    Raises InputError for folders or patterns without any image, and for no paths.
+    """
+    files: list[Path] = []
+    left_out: Counter[str] = Counter()
+    for path in _matched(paths):
+        if not path.is_dir():
+            files.append(path)
+            continue
+        images, others = images_below(path)
+        files += map(Path, images)
+        left_out.update(PurePath(one).suffix.lower() for one in others)
+    found = Selection(tuple(files), left_out)
+    if not files:
+        given = ", ".join(map(str, paths))
+        why = f"; {found.note}" if found.note else ""
+        raise InputError(f"no images in {given}{why}" if paths else "no images: give a file")
+    return found
+
+
+def _matched(paths: Sequence[Path]) -> Iterator[Path]:
+    for path in paths:
+        if path.exists() or not glob.has_magic(str(path)):
+            yield path
+        else:
+            yield from map(Path, sorted(glob.glob(str(path), recursive=True)))  # noqa: PTH207
+
+
+def predict(run: Run, images: Sequence[Path], *, device: str, k: int = 5) -> list[Prediction]:
+    """All of `predictions`."""
+    return list(predictions(run, images, device=device, k=k))
+
+
+def predictions(
+    run: Run, images: Sequence[Path], *, device: str, k: int = 5
+) -> Iterator[Prediction]:
+    """The `k` most likely classes (all, where there are fewer) of each image file, in the given
+    order; what is missing, no image, or has more pixels than data.max_pixels has an error instead.
+
+    Preprocessing is that of evaluation. Probabilities are the softmax of each seed's network,
+    averaged over the seeds of `run`. However many files there are, few are in memory.
+
+    Raises InputError for k below 1 or an unknown device.
+    """
+    chosen = torch_device(device)
+    chunks = read_images(run, images, k)
+    networks = [load_network(run.config, run.about, one.files.weights, chosen) for one in run.seeds]
+    for chunk in chunks:
+        found: dict[int, Prediction] = {}
+        if len(chunk):
+            probabilities = torch.cat(list(_probabilities(networks, run, chunk, chosen)))
+            values, places = probabilities.topk(min(k, len(run.classes)), dim=1)
+            rows = zip(chunk.good, places.tolist(), values.tolist(), chunk.trained_on, strict=True)
+            for i, where, top, known in rows:
+                named = tuple((run.classes[c], p) for c, p in zip(where, top, strict=True))
+                found[i] = Prediction(chunk.paths[i], named, known)
+        for i, path in enumerate(chunk.paths):
+            yield found.get(i) or Prediction(path, error=chunk.bad[i])
+
+
+def _probabilities(
+    networks: Sequence[nn.Module], run: Run, images: Images, device: torch.device
+) -> Iterator[Tensor]:
+    """(B, C) on the CPU, batch by batch."""
+    with torch.inference_mode():
+        for pixels, _ in eval_batches(unhelped(run.config), run.about, images, device):
+            with autocast(device, run.config.runtime.precision):
+                answers = [network(pixels).float().softmax(dim=1) for network in networks]
+            yield torch.stack(answers).mean(dim=0).cpu()
+
+
+def unhelped(config: TrainConfig) -> TrainConfig:
+    """Without processes that decode: images that are in memory need none."""
+    return config.model_copy(update={"data": config.data.model_copy(update={"loader_workers": 0})})
+
+
+class Chunk(Images):
+    """Some files from anywhere, without labels, decoded into memory."""
+
+    streamed = True  # of several sizes
+
+    def __init__(
+        self, paths: Sequence[Path], read: Sequence[_Read | str], trained: TrainedOn | None
+    ) -> None:
+        self.paths = tuple(paths)
+        there = {i: one for i, one in enumerate(read) if not isinstance(one, str)}
+        self.good = tuple(there)
+        """Positions in `paths` of those that could be read."""
+        self.bad = {i: one for i, one in enumerate(read) if isinstance(one, str)}
+        """Why the others could not."""
+        self._pixels = [one.pixels for one in there.values()]
+        self.files = tuple(one.digest for one in there.values())
+        self.names = tuple(str(paths[i]) for i in there)
+        self.labels = np.zeros(len(there), np.int64)
+        self.sizes = np.array([one.shape[:2] for one in self._pixels], np.int64).reshape(-1, 2)
+        self.trained_on: Sequence[bool | None] = (
+            [None] * len(there) if trained is None else trained.marks(self)
+        )
+
+    def pixels(self, i: int) -> Pixels:
+        return self._pixels[i]
+
+
+def read_images(run: Run, images: Sequence[Path], k: int) -> Iterator[Chunk]:
+    """`images` as `run` wants them, a few at a time. Raises InputError for k below 1."""
+    if k < 1:
+        raise InputError(f"{k} answers: at least 1")
+    trained, sizing = TrainedOn.load(run.files.trained_on), Sizing.of(run.config.data)
+    return _chunks(iter(images), sizing, trained)
+
+
+def _chunks(images: Iterator[Path], sizing: Sizing, trained: TrainedOn | None) -> Iterator[Chunk]:
+    while paths := list(islice(images, CHUNK)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd metadata is of no interest here
+            look = partial(try_read, _read, _Anywhere(), sizing)
+            read = list(threaded(look, map(str, paths)))
+        yield Chunk(paths, read, trained)
+
+
+@dataclass(frozen=True)
+class _Read:
+    pixels: Pixels
+    digest: str
+    """Of the file's content."""
+
+
+def _read(source: ImageReader, name: str, sizing: Sizing) -> _Read:
+    return _Read(np.array(decode(source, name, sizing)), content_digest(Path(name)))
+
+
+class _Anywhere:
+    """Files by their paths."""
+
+    @staticmethod
+    def open(name: str) -> Image.Image:
+        return open_file(name)

@@ -1,0 +1,618 @@
+"""Retraining: several seeds without validation, then the test set, once.
+
+The test set is not opened for it: `test.npz` of each seed is read instead.
+
+The trial chose its best epoch by the validation images; retraining adds them to the training
+images, so nothing is left to choose by, and the full schedule is run instead.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+
+from hpo.config.base import flatten
+from hpo.config.metrics import own_function
+from hpo.config.study import (
+    dump_config,
+    load_config,
+)
+from hpo.config.train import (
+    EarlyStoppingConfig,
+    RuntimeConfig,
+    TrainConfig,
+)
+from hpo.control import (
+    Control,
+    Unattended,
+)
+from hpo.data import dataset
+from hpo.data.dataset import (
+    Data,
+    concat,
+)
+from hpo.data.images import Images
+from hpo.data.report import DataReport
+from hpo.errors import (
+    ConfigError,
+    Conflict,
+    Damaged,
+    InputError,
+    TrialFailed,
+)
+from hpo.io import discard, same_place
+from hpo.paths import Home
+from hpo.trained.inference import (
+    eval_batches,
+    find_images,
+    load_network,
+    plain_scores,
+    scores,
+)
+from hpo.trained.onnx_files import (
+    Wanted,
+    open_files,
+    rehearse,
+    write_files,
+)
+from hpo.trained.retrieval import (
+    keep_examples,
+    keep_index,
+    seeds_needed,
+    within_gallery,
+)
+from hpo.trained.run import (
+    About,
+    Run,
+    RunDir,
+    SeedDir,
+    TrainedOn,
+    as_json,
+    read_run,
+    write_run_file,
+)
+from hpo.training.checkpoint import (
+    Checkpoint,
+    best_weights,
+    save_weights,
+)
+from hpo.training.device import resolve, torch_device
+from hpo.training.evaluation import (
+    Stored,
+    ask,
+    load_answers,
+    mean_evaluation,
+    save_answers,
+)
+from hpo.training.train import (
+    EpochResult,
+    TrainingData,
+    train,
+)
+
+KEEP = "--keep-validation trains without the validation images and watches them"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training and where it ends."""
+
+    config: TrainConfig
+    epochs: int
+    """Leave after so many: schedules keep the shape that `config.epochs` gives them."""
+    metric: str = "val_top1"
+    """Which epoch is best, where there is validation."""
+    notes: tuple[str, ...] = ()
+
+    def with_runtime(self, runtime: RuntimeConfig) -> Recipe:
+        return replace(self, config=self.config.model_copy(update={"runtime": runtime}))
+
+
+def make_recipe(
+    config: TrainConfig, provenance: Mapping[str, Any], keep_validation: bool
+) -> Recipe:
+    """The full schedule of `config`. Without validation images a plateau replays the rates that
+    the trial recorded, and early stopping stops after the epoch in which the trial did; both as
+    they are where they watch a training metric and no trial tells more.
+
+    Raises ConfigError where `provenance` does not say what would be needed.
+    """
+    metric = str(provenance.get("metric", "val_top1"))
+    if config.frozen:
+        return Recipe(config, config.epochs, metric)
+    if keep_validation:
+        return Recipe(config, config.epochs, metric)
+    recipe = _replayed(Recipe(config, config.epochs, metric), provenance)
+    return _stopped(recipe, provenance)
+
+
+def _replayed(recipe: Recipe, provenance: Mapping[str, Any]) -> Recipe:
+    config, rates = recipe.config, tuple(float(rate) for rate in provenance.get("rates", ()))
+    if config.schedule.name != "plateau":
+        return recipe
+    if not provenance and config.schedule.metric.startswith("train_"):
+        return recipe
+    finished = provenance.get("state") == "complete" and bool(rates)
+    same_length = provenance.get("epochs") == config.epochs
+    needed = (provenance.get("stopped_epoch") if same_length else None) or config.epochs
+    if not finished or len(rates) < needed:
+        have = f"{len(rates)} of them are recorded" if rates else "none are recorded"
+        if provenance.get("state") == "pruned":
+            have += ", because the trial was pruned"
+        raise ConfigError(
+            f"'plateau': without validation images the rates of the {config.epochs} epochs are "
+            f"replayed, and {have}. {KEEP}; or use another schedule, as in --set "
+            "schedule.name=cosine",
+            key="schedule.name",
+        )
+    # What stands behind the epoch of early stopping is never reached.
+    padded = rates[: config.epochs] + rates[-1:] * (config.epochs - len(rates))
+    schedule = config.schedule.model_copy(update={"name": "replay", "rates": padded})
+    note = f"Plateau: the rates of trial {provenance.get('trial')} were replayed."
+    return replace(
+        recipe,
+        config=config.model_copy(update={"schedule": schedule}),
+        notes=(*recipe.notes, note),
+    )
+
+
+def _stopped(recipe: Recipe, provenance: Mapping[str, Any]) -> Recipe:
+    config = recipe.config
+    stopping = config.early_stopping
+    if stopping.patience is None and not provenance.get("stopped_epoch"):
+        return recipe  # neither early stopping nor a pruner that does the same
+    if not provenance and stopping.metric.startswith("train_"):
+        return recipe
+    free = replace(
+        recipe, config=config.model_copy(update={"early_stopping": EarlyStoppingConfig()})
+    )
+    if provenance and provenance.get("epochs") != config.epochs:
+        note = f"epochs = {config.epochs} was asked for: all are trained, without early stopping."
+        return replace(free, notes=(*recipe.notes, note))
+    if provenance.get("state") != "complete":
+        raise ConfigError(
+            f"{stopping.patience}: without validation images training stops where the trial did, "
+            f"and no complete trial is recorded. {KEEP}; or give the epochs, as in --set "
+            f"epochs={config.epochs}, and take [early_stopping] out of the file",
+            key="early_stopping.patience",
+        )
+    stopped = provenance.get("stopped_epoch")
+    if stopped is None:
+        return free
+    note = f"Early stopping: after epoch {stopped} of {config.epochs}, where the trial stopped."
+    return replace(free, epochs=int(stopped), notes=(*recipe.notes, note))
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """One writer at a time. Raises Conflict where there is another, InputError where `out` cannot
+    be a directory."""
+    lock = FileLock(out / ".lock", timeout=0)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise Conflict(f"{out}: another hpo train is writing there; wait, or use -o") from None
+    except OSError as error:
+        raise InputError(f"{out} cannot be a run directory: {error.strerror}; use -o") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def stored_recipe(files: RunDir, asked: Recipe, keep_validation: bool) -> Recipe | None:
+    """The recipe of the run that `files` holds, if it is the one asked for; None if there is no
+    run. Raises Conflict where it is another."""
+    if not files.exists:
+        if files.config.exists():
+            raise Conflict(f"{files.config} is not of a run; choose another directory with -o")
+        return None
+    about = About.read(files.about)
+    stored = make_recipe(*load_config(files.config), about.keep_validation)
+    changed = _differences(stored, asked)
+    if about.keep_validation != keep_validation:
+        changed.append(f"keep_validation: {about.keep_validation} -> {keep_validation}")
+    if changed:
+        lines = "".join(f"\n  {line}" for line in changed)
+        raise Conflict(
+            f"{files.root} holds the run of another configuration (there -> asked for):{lines}\n"
+            "Choose another directory with -o, or remove this one"
+        )
+    return stored
+
+
+def _differences(stored: Recipe, asked: Recipe) -> list[str]:
+    """A line for each field; what is left to be resolved matches whatever it was resolved to."""
+    there, here = flatten(stored.config.to_dict()), flatten(asked.config.to_dict())
+    if there["epochs"] == here["epochs"]:
+        there["epochs trained"], here["epochs trained"] = stored.epochs, asked.epochs
+    for place in ("data.root", "data.labels"):
+        if place in here and same_place(there.get(place), here[place]):
+            there[place] = here[place]
+    open_ = {key for key in here if key.startswith("runtime.") and here[key] in (0, "auto")}
+    return [
+        f"{key}: {there.get(key)} -> {here.get(key)}"
+        for key in sorted(there.keys() | here.keys())
+        if key not in open_ and there.get(key) != here.get(key)
+    ]
+
+
+def begin(
+    files: RunDir,
+    config: TrainConfig,
+    provenance: Mapping[str, Any],
+    recipe: Recipe,
+    data: Data,
+    report: DataReport,
+    device: torch.device,
+    threads: int,
+    keep_validation: bool,
+) -> Recipe:
+    """Resolve what is `auto` and write down what the run is; returns the recipe with that in it."""
+    runtime = resolve(config, classes=len(data.classes), device=device, threads=threads)
+    about = About(
+        classes=data.classes,
+        mean=data.mean,
+        std=data.std,
+        fingerprint=data.fingerprint,
+        keep_validation=keep_validation,
+        has_test=data.has_test,
+        epochs=recipe.epochs,
+        notes=(*recipe.notes, *_data_notes(config, provenance, data, report)),
+    )
+    about.write(files.about)
+    settled = config.model_copy(update={"runtime": runtime})
+    write_run_file(files.config, dump_config(settled, provenance))
+    return recipe.with_runtime(runtime)
+
+
+def begun(files: RunDir, data: Data) -> About:
+    """What the run that `files` hold was begun with. Raises Conflict where that is not `data`."""
+    about = About.read(files.about)
+    if about.fingerprint != data.fingerprint:
+        raise Conflict(f"{files.root} was begun with other images; restore them, or use -o")
+    return about
+
+
+def _data_notes(
+    config: TrainConfig, provenance: Mapping[str, Any], data: Data, report: DataReport
+) -> Iterator[str]:
+    if config.data.limit_train is not None:
+        yield (
+            f"data.limit_train = {config.data.limit_train}: only so many training images were "
+            "used, as in the search; --set data.limit_train=1000000000 uses all"
+        )
+    if config.data.folds is not None:
+        yield f"data.folds = {config.data.folds} is of the search: a seed trains one network."
+    known = provenance.get("data_fingerprints", [])
+    if known and data.fingerprint not in known:
+        yield "The images are not those of the search: their contents or their split changed."
+    if seeds_needed(config, 2) == 1:
+        yield "Nothing learns here: every seed would give the same result, so one is run."
+    yield from report.oddities()
+    if not data.has_test:
+        yield "There is no test split: no number here is a test result."
+
+
+def write_ensemble(files: RunDir, seeds: Sequence[int], classes: Sequence[str]) -> None:
+    """Write ensemble.json of the finished `seeds`: {"seeds", "test": scores or None, "why": why
+    there are none}; nothing where there is only one. Raises DataError for a damaged file."""
+    if len(seeds) < 2:
+        files.ensemble.unlink(missing_ok=True)
+        return
+    found: dict[str, Any] = {"seeds": list(seeds), "test": None, "why": None}
+    lacking = [seed for seed in seeds if not files.seed(seed).answers.exists()]
+    if lacking:
+        found["why"] = _kept_none(lacking)
+    else:
+        stored = [load_answers(files.seed(seed).answers) for seed in seeds]
+        if all(_same_images(stored[0], one) for one in stored[1:]):
+            mean = mean_evaluation([one.logits for one in stored], stored[0].labels)
+            found["test"] = scores(mean, classes)
+        else:
+            found["why"] = "No ensemble: the test images changed from one seed to another."
+    write_run_file(files.ensemble, as_json(found))
+
+
+def _kept_none(seeds: Sequence[int]) -> str:
+    named = ", ".join(map(str, seeds))
+    return f"No ensemble: of seed {named} there are no answers to the test images (test.npz)."
+
+
+def _same_images(first: Stored, second: Stored) -> bool:
+    return np.array_equal(first.names, second.names) and np.array_equal(first.labels, second.labels)
+
+
+__all__ = ["Run", "retrain"]
+
+Tell = Callable[[str], object]
+
+
+def retrain(
+    config: TrainConfig,
+    provenance: Mapping[str, Any],
+    *,
+    seeds: int = 1,
+    out: Path,
+    home: Home,
+    device: str,
+    keep_validation: bool = False,
+    onnx: bool = False,
+    quantize: Sequence[str] = (),
+    control: Control | None = None,
+    progress: Tell = lambda line: None,
+) -> Run:
+    """Train `config` with the seeds config.seed, +1, ... into the directory `out`, each to the end
+    of its schedule, then evaluate each once on the test split, if there is one.
+
+    `provenance` is that of an exported trial, or empty. Training takes in the validation images,
+    unless `keep_validation`: then the best epoch's weights are kept, and early stopping and the
+    plateau schedule watch validation. `onnx` writes each seed as model.onnx too, `quantize`
+    ("dynamic", "static") also in int8; all are evaluated in one pass over the test images. Several
+    seeds are also evaluated as one, from their answers. Interrupted, the same call goes on where it
+    was; finished seeds are not run again. `progress` gets a line for each epoch and step.
+
+    Raises ConfigError where the schedule cannot be run without validation images, InputError for
+    what cannot be written as ONNX or is not installed for it, Conflict where `out` holds the run of
+    another configuration or is being written to, TrialFailed for a loss that is not finite,
+    Interrupted when `control` says so.
+    """
+    if seeds < 1:
+        raise InputError(f"--seeds {seeds}: at least 1")
+    wanted = Wanted.of(config.task, onnx=onnx, quantize=quantize)
+    chosen, threads = torch_device(device), torch.get_num_threads()
+    recipe = make_recipe(config, provenance, keep_validation)
+    files = RunDir(out)
+    asked = range(config.seed, config.seed + seeds_needed(config, seeds))
+    with alone(out):
+        stored = stored_recipe(files, recipe, keep_validation)
+        data = dataset.open_data(config.data, home.cache)
+        if any(not files.seed(seed).metrics.exists() for seed in asked):
+            report = dataset.examine_data(config.data, home.cache)  # before an epoch, not the test
+            rehearse(config, data, wanted)
+        if stored is None:
+            for line in report.lines():
+                progress(line)
+            how = chosen, threads, keep_validation
+            recipe = begin(files, config, provenance, recipe, data, report, *how)
+        job = _Job(
+            files=files,
+            about=begun(files, data),
+            recipe=stored or recipe,
+            data=data,
+            home=home,
+            device=chosen,
+            wanted=wanted,
+            control=control or Unattended(),
+            progress=progress,
+        )
+        job.keep_digests()
+        for seed in asked:
+            job.run(seed)
+        return _summed_up(files, job.about)
+
+
+def _summed_up(files: RunDir, about: About) -> Run:
+    """The finished seeds as a run, with the ensemble of several and a summary of all on disk."""
+    run = read_run(files, files.finished())
+    classified = run.config.task == "classification"
+    if classified and all(one.metrics["test"] is not None for one in run.seeds):
+        write_ensemble(files, files.finished(), about.classes)
+        run = read_run(files, files.finished())
+    write_run_file(files.summary, as_json(run.summary))
+    return run
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all seeds of a run share."""
+
+    files: RunDir
+    about: About
+    recipe: Recipe
+    data: Data
+    home: Home
+    device: torch.device
+    wanted: Wanted
+    control: Control
+    progress: Tell
+
+    def keep_digests(self) -> None:
+        """Of the images that are trained on, unless they are there."""
+        if not self.files.trained_on.exists():
+            TrainedOn.of(self.training_data().train).save(self.files.trained_on)
+
+    def run(self, seed: int) -> None:
+        """Train one seed and test it, unless that is done; then drop its checkpoints."""
+        files = self.files.seed(seed)
+        if files.metrics.exists():
+            self.progress(f"seed {seed}: finished before")
+            self.add_files(seed, files)
+        else:
+            self.complete(seed, files)
+        for _, path in files.checkpoints():
+            discard(path)
+
+    def complete(self, seed: int, files: SeedDir) -> None:
+        seen = self.training_data()
+        trained = self.train(seed, files, seen)
+        save_weights(files.weights, best_weights(trained), {"seed": str(seed)})
+        done = Checkpoint.load(trained)
+        write_run_file(files.curves, curves(done.metrics))
+        config, home = self.recipe.config, self.home
+        if config.task == "retrieval":
+            keep_index(config, self.about, files, seen.train, self.device, self.control, home.cache)
+        made = self.write_files(seed, files, seen.train)
+        test, tested, known = self.test(seed, files, seen, made)
+        counts = {"train": len(seen.train), "val": len(seen.val) if seen.val else 0, "test": tested}
+        report = {**_report(seed, done), "images": counts, "test": test, "onnx": made}
+        report["trained_on"] = known
+        if config.task == "retrieval" and not (test or report["val"]):
+            report["train"] |= within_gallery(self.about, files, seen.train)
+        write_run_file(files.metrics, as_json(report))
+
+    def training_data(self) -> TrainingData:
+        """Normalised by the training part alone, whatever is trained on."""
+        data, kept = self.data, self.about.keep_validation
+        return TrainingData(
+            classes=len(data.classes),
+            train=data.train if kept else concat(data.train, data.val),
+            val=data.val if kept else None,
+            mean=data.mean,
+            std=data.std,
+            names=tuple(data.classes),
+        )
+
+    def newest(self, seed: int, files: SeedDir, config: TrainConfig) -> tuple[int, Path | None]:
+        """The epoch to go on after, and its checkpoint; damaged ones are told of and removed."""
+        for epoch, path in reversed(files.checkpoints()):
+            try:
+                Checkpoint.load(path).require(config)
+                return epoch, path
+            except Damaged as error:
+                self.progress(f"seed {seed}: {error}; it is not used")
+                discard(path)
+        return 0, None
+
+    def train(self, seed: int, files: SeedDir, seen: TrainingData) -> Path:
+        """Train to the end of the recipe; returns the last checkpoint."""
+        config = self.recipe.config.model_copy(update={"seed": seed})
+        done, last = self.newest(seed, files, config)
+        if done < self.recipe.epochs:
+            results = train(
+                config,
+                seen,
+                self.control,
+                device=self.device,
+                metric=self.recipe.metric,
+                checkpoint=files.checkpoint,
+                resume=last,
+                cache=self.home.cache,
+            )
+            with closing(results):
+                for result in results:
+                    self.progress(_line(seed, result, self.recipe.epochs))
+                    if last is not None:
+                        discard(last)
+                    last = result.checkpoint
+                    if result.epoch >= self.recipe.epochs:
+                        break
+        assert last is not None  # every epoch leaves one
+        _require_finite(seed, last)
+        return last
+
+    def write_files(self, seed: int, files: SeedDir, train: Images) -> list[dict[str, Any]]:
+        """The ONNX files, not tested yet."""
+        if self.wanted.files:
+            self.progress(f"seed {seed}: writing {', '.join(self.wanted.files)}")
+        made = write_files(self.recipe.config, self.about, files, train, self.wanted)
+        return [{**one, "test": None} for one in made]
+
+    def add_files(self, seed: int, files: SeedDir) -> None:
+        """Files that a finished seed lacks. Its test set was opened: they are not tested."""
+        metrics = files.read_metrics()
+        there = metrics.get("onnx", [])
+        if self.wanted.files.keys() <= {one["file"] for one in there}:
+            return
+        made = self.write_files(seed, files, self.training_data().train)
+        tested = {one["file"]: one["test"] for one in there}
+        for one in made:
+            one["test"] = tested.get(one["file"])
+        kept = [one for one in there if one["file"] not in self.wanted.files]
+        if self.about.has_test:
+            self.progress(f"seed {seed}: new files are not tested, the test set was opened before")
+        write_run_file(files.metrics, as_json({**metrics, "onnx": [*made, *kept]}))
+
+    def test(
+        self, seed: int, files: SeedDir, seen: TrainingData, made: list[dict[str, Any]]
+    ) -> tuple[dict[str, Any] | None, int, list[str]]:
+        """Open the test set: the one place where training does, once for each seed, and for all
+        that was `made` of it together, which gets its scores. Returns the network's, how many
+        images there are, and the names of those that were trained on."""
+        if not self.about.has_test:
+            return None, 0, []
+        config, about = self.recipe.config, self.about
+        images = dataset.open_test(config.data, self.home.cache)
+        if images is None:  # a data set of the user's own, asked for its test split only now
+            return None, 0, []
+        known = TrainedOn.of(seen.train).among(images)
+        self.progress(f"seed {seed}: opening the test set ({len(images)} images)")
+        if config.task == "retrieval":
+            looked_up = find_images(config, about, files, images, self.device, self.control)
+            keep_examples(files, looked_up, images, seen.train, "test")
+            return scores(looked_up, about.classes), len(images), known
+        return self.ask_all(files, images, made), len(images), known
+
+    def ask_all(self, files: SeedDir, images: Images, made: list[dict[str, Any]]) -> dict[str, Any]:
+        """Scores of the network; those of what was `made` of it are added there."""
+        config, about = self.recipe.config, self.about
+        found = ask(
+            {
+                "": load_network(config, about, files.weights, self.device),
+                **open_files(files, [one["file"] for one in made], config),
+            },
+            eval_batches(config, about, images, self.device),
+            classes=len(about.classes),
+            device=self.device,
+            precision=config.runtime.precision,
+            control=self.control,
+        )
+        save_answers(files.answers, found[""], images.names)
+        for one in made:
+            one["test"] = plain_scores(found[one["file"]].evaluation, about.classes)
+        return scores(found[""].evaluation, about.classes)
+
+
+def _line(seed: int, result: EpochResult, epochs: int) -> str:
+    told = ("train_loss", "train_top1", "val_loss", "val_top1", "val_precision_at_k")
+    names = [name for name in told if name in result.metrics]
+    values = "  ".join(f"{name} {result.metrics[name]:.4f}" for name in names)
+    return f"seed {seed}: epoch {result.epoch}/{epochs}  {values}"
+
+
+def _require_finite(seed: int, checkpoint: Path) -> None:
+    metrics = Checkpoint.load(checkpoint).metrics
+    losses = [value for name, value in metrics[-1].items() if name.endswith("_loss")]
+    if not all(math.isfinite(value) for value in losses):
+        raise TrialFailed(
+            f"seed {seed}: the loss is not finite in epoch {len(metrics)}; try a smaller "
+            "--set optimizer.lr=..., or a limit on the gradient, --set clip_grad_norm=1.0, with -o "
+            "another directory"
+        )
+
+
+def _report(seed: int, done: Checkpoint) -> dict[str, Any]:
+    """What metrics.json says of the training: its kept epoch's scores, and how it went."""
+    kept = done.metrics[done.best_epoch - 1]
+    train, val = ({name.removeprefix(part): value for name, value in kept.items()
+                   if name.startswith(part)} for part in ("train_", "val_"))  # fmt: skip
+    val |= {name: value for name, value in kept.items() if own_function(name)}
+    return {
+        "seed": seed,
+        "epochs": done.epoch,
+        "best_epoch": done.best_epoch,
+        "micro_batch": done.micro_batch,
+        "seconds": sum(one["seconds"] for one in done.metrics),
+        "train": train,
+        "val": val or None,
+    }
+
+
+def curves(metrics: list[dict[str, float]]) -> str:
+    """Every metric of every epoch as CSV."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["epoch", *metrics[0]], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({"epoch": epoch, **row} for epoch, row in enumerate(metrics, 1))
+    return text.getvalue()

@@ -1,0 +1,422 @@
+"""A trained run on disk: what `hpo train` writes, and what others read.
+
+    RUN/
+    ├── run.json                 classes, normalisation, what was trained on what
+    ├── config.toml              the configuration with its runtime resolved, and its provenance
+    ├── summary.json             mean and standard deviation over the seeds
+    ├── ensemble.json            the test scores of several seeds' mean probabilities
+    ├── trained-on.bin           digests of the training images (see `hpo.trained.run`)
+    └── seed-<s>/
+        ├── epoch-<n>.ckpt       while it trains
+        ├── weights.safetensors
+        ├── curves.csv           every metric of every epoch
+        ├── model.onnx           also model-int8-dynamic.onnx, ...: as asked for
+        ├── test.npz             logits (N, C), labels (N,) and names (N,) of the test images
+        ├── index.npz            a retrieval's gallery (see `hpo.training.retrieval.Index.save`)
+        ├── neighbours.json      and what its report shows of it
+        └── metrics.json         written last: a seed that has it is finished
+
+Each file is written beside, synced and moved: what is visible is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from hpo.config.study import load_config
+from hpo.config.train import TrainConfig
+from hpo.data.images import Images
+from hpo.errors import (
+    InputError,
+    NotFound,
+)
+from hpo.io import write_whole
+from hpo.io import write_whole as write_file
+
+SIZE = 16
+"""Bytes of a digest."""
+SHOWN = 10
+"""Names that a line tells of."""
+
+UNKNOWN = (
+    "whether these images were trained on is unknown: the run keeps no digests of its training "
+    "images (it was made by an earlier version)"
+)
+
+
+@dataclass(frozen=True)
+class TrainedOn:
+    """Of each training image two digests: of its file's content, and of its pixels at the size of
+    the run. A copy under another name has both, one stored anew without loss the second."""
+
+    digests: bytes
+    """Sorted, SIZE bytes each, without repetition."""
+
+    @classmethod
+    def of(cls, images: Images) -> TrainedOn:
+        found = {bytes.fromhex(one) for one in (*images.identities, *images.files)}
+        return cls(b"".join(sorted(found)))
+
+    @classmethod
+    def load(cls, path: Path) -> TrainedOn | None:
+        """None where there is no file: the run is of an earlier version. Raises InputError for one
+        that is not what `save` wrote."""
+        if not path.exists():
+            return None
+        data = path.read_bytes()
+        if data[:SIZE] != _checksum(data[SIZE:]):
+            raise InputError(
+                f"{path}: damaged; remove it, and type the same `hpo train` again to have it "
+                "written anew"
+            )
+        return cls(data[SIZE:])
+
+    def save(self, path: Path) -> None:
+        """Complete or not there; a checksum first. Raises DiskFull."""
+        write_whole(path, lambda file: file.write(_checksum(self.digests) + self.digests))
+
+    def __contains__(self, digest: str) -> bool:
+        """Whether a digest of 32 hex digits is among them."""
+        wanted = bytes.fromhex(digest)
+        count = len(self.digests) // SIZE
+        place = bisect_left(range(count), wanted, key=self._at)
+        return place < count and self._at(place) == wanted
+
+    def _at(self, place: int) -> bytes:
+        return self.digests[place * SIZE : (place + 1) * SIZE]
+
+    def marks(self, images: Images) -> list[bool]:
+        """Of each of `images`, whether it was trained on."""
+        pixels = [one in self for one in images.identities]
+        return [a or b in self for a, b in zip(pixels, images.files, strict=True)]
+
+    def among(self, images: Images) -> list[str]:
+        """Names of those of `images` that were trained on."""
+        return [name for name, seen in zip(images.names, self.marks(images), strict=True) if seen]
+
+
+def overlap_text(names: Sequence[str], images: int, what: str = "images") -> str:
+    """`3 of 15 images were trained on: a.jpg, b.jpg, c.jpg`; the first SHOWN are named."""
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    verb = "was" if len(names) == 1 else "were"
+    shown = ", ".join(names[:SHOWN])
+    return f"{len(names):,} of {images:,} {what} {verb} trained on: {shown}{more}"
+
+
+def _checksum(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=SIZE).digest()
+
+
+REPAIR = "restore it, or train into another folder"
+
+MOST_NAMED = 10
+"""Classes that a line names."""
+PARTS = ("test", "val", "train")
+"""The parts of which metrics.json and summary.json have scores, or null."""
+
+
+@dataclass(frozen=True)
+class SeedDir:
+    """Files of one seed."""
+
+    root: Path
+
+    @property
+    def weights(self) -> Path:
+        return self.root / "weights.safetensors"
+
+    @property
+    def curves(self) -> Path:
+        return self.root / "curves.csv"
+
+    @property
+    def answers(self) -> Path:
+        return self.root / "test.npz"
+
+    @property
+    def index(self) -> Path:
+        return self.root / "index.npz"
+
+    @property
+    def neighbours(self) -> Path:
+        return self.root / "neighbours.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.json"
+
+    def read_metrics(self) -> dict[str, Any]:
+        """Raises InputError for a file that lacks a part."""
+        found = read_json(self.metrics)
+        for part in PARTS:
+            if part not in found or not isinstance(found[part], dict | None):
+                raise InputError(f"{self.metrics}: {part!r} is no table of scores; {REPAIR}")
+        return found
+
+    def checkpoint(self, epoch: int) -> Path:
+        return self.root / f"epoch-{epoch}.ckpt"
+
+    def checkpoints(self) -> list[tuple[int, Path]]:
+        """(epoch, file) of those that are there, oldest first."""
+        found = self.root.glob("epoch-*.ckpt")
+        return sorted((int(path.stem.removeprefix("epoch-")), path) for path in found)
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Files of a run."""
+
+    root: Path
+
+    @property
+    def about(self) -> Path:
+        return self.root / "run.json"
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.toml"
+
+    @property
+    def summary(self) -> Path:
+        return self.root / "summary.json"
+
+    @property
+    def ensemble(self) -> Path:
+        return self.root / "ensemble.json"
+
+    @property
+    def trained_on(self) -> Path:
+        return self.root / "trained-on.bin"
+
+    @property
+    def exists(self) -> bool:
+        return self.about.is_file() and self.config.is_file()
+
+    def seed(self, seed: int) -> SeedDir:
+        return SeedDir(self.root / f"seed-{seed}")
+
+    def finished(self) -> list[int]:
+        """The seeds whose training and test are over, in order."""
+        found = self.root.glob("seed-*/metrics.json")
+        return sorted(int(path.parent.name.removeprefix("seed-")) for path in found)
+
+
+@dataclass(frozen=True)
+class About:
+    """What all seeds of a run share, beside the configuration."""
+
+    classes: tuple[str, ...]
+    """Names, in the order of the network's outputs."""
+    mean: tuple[float, ...]
+    """Per channel, of pixels scaled to 0..1; of the training part alone, or ImageNet's."""
+    std: tuple[float, ...]
+    fingerprint: str
+    """Of the training and validation images."""
+    keep_validation: bool
+    """Whether the validation images were kept for validation instead of being trained on."""
+    has_test: bool
+    epochs: int
+    """The most epochs that are trained."""
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, path: Path) -> About:
+        """Raises InputError for a file that is not what `write` wrote."""
+        try:
+            return TypeAdapter(cls).validate_python(read_json(path))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise InputError(f"{path}: {where}: {first['msg']}; {REPAIR}") from None
+
+    def write(self, path: Path) -> None:
+        write_run_file(path, as_json(asdict(self)))
+
+
+@dataclass(frozen=True)
+class SeedResult:
+    """One finished seed."""
+
+    seed: int
+    files: SeedDir
+    metrics: dict[str, Any]
+    """metrics.json: epochs, best_epoch, micro_batch, seconds, images {part: count}, and scores of
+    test, val and train, each null where there are none; onnx: a list with file, precision, bytes,
+    latency_ms, test (plain scores, or null) and, of the float32 file, max_difference; trained_on:
+    names of the test images that are training images too."""
+
+    @property
+    def onnx(self) -> list[dict[str, Any]]:
+        """Empty for a run of a version that made none."""
+        found: list[dict[str, Any]] = self.metrics.get("onnx", [])
+        return found
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run as it lies on disk."""
+
+    path: Path
+    config: TrainConfig
+    provenance: dict[str, Any]
+    about: About
+    seeds: tuple[SeedResult, ...]
+    ensemble: dict[str, Any] | None = None
+    """Of exactly these seeds: `seeds`, `test` (scores, or None), `why` there are none."""
+
+    @property
+    def files(self) -> RunDir:
+        return RunDir(self.path)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.about.classes
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        why = self.ensemble and self.ensemble["why"]
+        return (*self.about.notes, *self._overlap(), *self._absent(), *([why] if why else []))
+
+    def _absent(self) -> Iterator[str]:
+        """A line where the images of the scores are not of all classes; equal for every seed."""
+        metrics = self.seeds[0].metrics
+        if metrics["test"] and (line := absent_classes(metrics["test"])):
+            yield line
+
+    def _overlap(self) -> Iterator[str]:
+        """A line where test images were trained on; every seed saw the same ones."""
+        metrics = self.seeds[0].metrics
+        if names := metrics.get("trained_on"):
+            told = overlap_text(names, metrics["images"]["test"], "test images")
+            yield f"{told}. The test scores are too good: remove the duplicates and train anew."
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Over all finished seeds: {"test": {"top1": {"mean": .., "std": ..}, ...} or None, "val":
+        .., "train": .., "seeds": [..], "ensemble": test scores or None, "onnx": {file: {score: ..,
+        "bytes": .., "latency_ms": ..}}, "notes": [..]}. `std` is of a sample (n - 1), None for one
+        seed."""
+        parts: dict[str, Any] = {}
+        for part in PARTS:
+            found = [one.metrics[part] for one in self.seeds if one.metrics[part] is not None]
+            parts[part] = spread(found) if found else None
+        seeds = [one.seed for one in self.seeds]
+        kept = self.about.keep_validation
+        return {
+            "seeds": seeds,
+            "keep_validation": kept,
+            **parts,
+            "ensemble": self.ensemble and self.ensemble["test"],
+            "onnx": self._onnx(),
+            "notes": list(self.notes),
+        }
+
+    def _onnx(self) -> dict[str, Any]:
+        """Of each file, over the seeds that were tested with it."""
+        found: dict[str, list[dict[str, float]]] = {}
+        for entry in (entry for one in self.seeds for entry in one.onnx):
+            row = {"bytes": float(entry["bytes"]), "latency_ms": entry["latency_ms"]}
+            found.setdefault(entry["file"], []).append(row | (entry["test"] or {}))
+        shared = {
+            file: set.intersection(*(set(row) for row in rows)) for file, rows in found.items()
+        }
+        return {
+            file: spread([{key: row[key] for key in row if key in shared[file]} for row in rows])
+            for file, rows in found.items()
+        }
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file of a run. Raises InputError where there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: damaged ({error}); {REPAIR}") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: damaged (no object in it); {REPAIR}")
+    return found
+
+
+def load_run(path: Path) -> Run:
+    """The run in the directory `path`, or one seed of it where `path` is that seed's directory.
+
+    Raises NotFound where there is none, or none of its seeds is finished.
+    """
+    root, only = path, None
+    if not RunDir(path).exists and RunDir(path.absolute().parent).exists:
+        root, only = path.absolute().parent, path.name
+    files = RunDir(root)
+    if not files.exists:
+        raise NotFound(
+            f"{path}: not a trained run (no {files.about.name} and {files.config.name} in it); "
+            "`hpo train CONFIG.toml -o DIR` makes one"
+        )
+    finished = [seed for seed in files.finished() if only in (None, files.seed(seed).root.name)]
+    if not finished:
+        raise NotFound(
+            f"{path}: no finished seed yet; type the same `hpo train` again, it goes on from there"
+        )
+    return read_run(files, finished)
+
+
+def read_run(files: RunDir, seeds: Sequence[int]) -> Run:
+    """The run in `files` with these seeds, which must be finished."""
+    config, provenance = load_config(files.config)
+    results = [
+        SeedResult(seed, files.seed(seed), files.seed(seed).read_metrics()) for seed in seeds
+    ]
+    together = read_json(files.ensemble) if files.ensemble.exists() else None
+    if together and together.get("seeds") != list(seeds):
+        together = None
+    return Run(files.root, config, provenance, About.read(files.about), tuple(results), together)
+
+
+def absent_classes(scores: Mapping[str, Any]) -> str | None:
+    """A line on the classes without images among those of `scores` (`hpo.trained.inference`)."""
+    names = [name for name, row in scores["per_class"].items() if not row["support"]]
+    if not names:
+        return None
+    shown = ", ".join(names[:MOST_NAMED]) + (", ..." if len(names) > MOST_NAMED else "")
+    what = "1 class has" if len(names) == 1 else f"{len(names)} classes have"
+    return (
+        f"{what} no images here: {shown}. Macro scores are means over the classes with images or "
+        "answers."
+    )
+
+
+def spread(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """Mean and sample standard deviation (n - 1; None of a single one) of every plain number."""
+    numbers = [
+        key
+        for key, value in results[0].items()
+        if isinstance(value, float) and all(key in one for one in results)
+    ]
+    return {
+        key: {
+            "mean": statistics.fmean(one[key] for one in results),
+            "std": statistics.stdev([one[key] for one in results]) if len(results) > 1 else None,
+        }
+        for key in numbers
+    }
+
+
+def as_json(value: Any) -> str:
+    return json.dumps(value, indent=2) + "\n"
+
+
+def write_run_file(path: Path, text: str) -> None:
+    """Make the file `path` of `text`, whole or not at all. Raises InputError where it cannot be
+    written, DiskFull where it does not fit."""
+    try:
+        write_file(path, lambda file: file.write(text.encode()))
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}; choose another") from error

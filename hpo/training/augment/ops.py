@@ -1,0 +1,374 @@
+"""Augmentation operations on batches of images: crops, flips, colour, warps, erasing, mixing.
+
+A box is (top, left, height, width) in the pixels of the picture; a crop may reach outside, where
+the picture is black.
+
+A matrix, (B, 3, 3), takes homogeneous (x, y, 1) of the result to the picture, both in -1..1 with
+the centre at 0. What happens to the picture first stands first in a product.
+
+mixed with itself, shifted by one picture, and one weight holds for the whole batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hpo.config.augment import AugmentConfig
+
+
+def seed_of(seed: int, epoch: int, purpose: str) -> int:
+    """A number of 63 bits that depends on nothing but its arguments."""
+    digest = hashlib.blake2b(f"{seed}/{epoch}/{purpose}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def generator(seed: int, epoch: int, purpose: str) -> torch.Generator:
+    """A CPU generator that depends on nothing but its arguments."""
+    return torch.Generator().manual_seed(seed_of(seed, epoch, purpose))
+
+
+_CACHED = 200_000  # floats
+
+
+def at_once(batch: Tensor) -> int:
+    """A CPU is quickest with what fits its cache, a GPU with everything at once."""
+    return len(batch) if batch.is_cuda else max(1, _CACHED // batch[0].numel())
+
+
+def moved(values: Tensor, device: torch.device) -> Tensor:
+    """`values` of the host on `device`, without waiting for the copy."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
+_ASPECTS = 3 / 4, 4 / 3
+_ERASED_AREA = 0.02, 0.33
+_ERASED_ASPECTS = 1 / 3.3, 1 / 0.3  # width by height; torchvision has it the other way
+
+
+def centre(sizes: Tensor, size: int) -> Tensor:
+    """(N, 4) boxes of torchvision's CenterCrop, which rounds halves to even."""
+    corner = ((sizes - size) / 2).round().long()
+    return torch.cat([corner, torch.full_like(corner, size)], 1)
+
+
+def padded_crop(sizes: Tensor, padding: int, size: int, source: torch.Generator) -> Tensor:
+    """(N, 4) boxes of `size` x `size` anywhere in pictures with `padding` black pixels around."""
+    room = sizes + 2 * padding - size + 1
+    corner = below(room, source) - padding
+    return torch.cat([corner, torch.full_like(corner, size)], 1)
+
+
+def random_resized_crop(
+    sizes: Tensor, scale: tuple[float, float], source: torch.Generator
+) -> Tensor:
+    """(N, 4) boxes as torchvision's RandomResizedCrop draws them: part of the area uniform in
+    `scale`, aspect ratio log-uniform in 3/4..4/3, ten tries, else the largest centred box."""
+    whole = _largest_centred(*sizes.double().unbind(1))
+    return _ten_tries(sizes, sizes, scale, _ASPECTS, source, otherwise=whole)
+
+
+def erased(count: int, probability: float, size: int, source: torch.Generator) -> Tensor:
+    """(N, 4) boxes as torchvision's RandomErasing draws them in pictures of `size` pixels: smaller
+    than the picture, else after ten tries nothing. Nothing is a box of zeros."""
+    nothing = torch.zeros(count, 4, dtype=torch.int64)
+    chosen = torch.rand(count, generator=source, dtype=torch.float64) < probability
+    sizes = torch.full((count, 2), size)
+    boxes = _ten_tries(sizes, sizes - 1, _ERASED_AREA, _ERASED_ASPECTS, source, otherwise=nothing)
+    return torch.where(chosen[:, None], boxes, nothing)
+
+
+def _ten_tries(
+    sizes: Tensor,
+    largest: Tensor,
+    scale: tuple[float, float],
+    aspects: tuple[float, float],
+    source: torch.Generator,
+    *,
+    otherwise: Tensor,
+) -> Tensor:
+    """Boxes of a part of the area uniform in `scale`, of log-uniform aspect, at most `largest`."""
+    areas = sizes.double().prod(1)
+    low, high = map(math.log, aspects)
+    boxes, waiting = otherwise, torch.ones(len(sizes), dtype=torch.bool)
+    for _ in range(10):
+        u = torch.rand(2, len(sizes), generator=source, dtype=torch.float64)
+        area = areas * (scale[0] + (scale[1] - scale[0]) * u[0])
+        aspect = torch.exp(low + (high - low) * u[1])
+        shape = torch.stack([(area / aspect).sqrt().round(), (area * aspect).sqrt().round()], 1)
+        corner = below((sizes - shape.long() + 1).clamp(min=1), source)
+        fits = ((shape > 0) & (shape <= largest)).all(1)
+        boxes = torch.where((waiting & fits)[:, None], torch.cat([corner, shape.long()], 1), boxes)
+        waiting &= ~fits
+    return boxes
+
+
+def _largest_centred(heights: Tensor, widths: Tensor) -> Tensor:
+    low, high = _ASPECTS
+    height = torch.minimum(heights, (widths / low).round())
+    width = torch.minimum(widths, (heights * high).round())
+    corner = torch.stack([(heights - height) // 2, (widths - width) // 2], 1)
+    return torch.cat([corner, torch.stack([height, width], 1)], 1).long()
+
+
+def below(room: Tensor, source: torch.Generator) -> Tensor:
+    """Uniform integers from 0 to below `room`."""
+    values = torch.rand(room.shape, generator=source, dtype=torch.float64)
+    return torch.minimum((values * room).long(), room - 1)
+
+
+def horizontal_flip(batch: Tensor, flip: Tensor) -> Tensor:
+    """Mirror those pictures of a (B, S, S, C) batch left to right for which `flip`, (B,), holds.
+    The batch may be overwritten."""
+    return _mirrored(batch, flip, axis=2)
+
+
+def vertical_flip(batch: Tensor, flip: Tensor) -> Tensor:
+    """The same from top to bottom."""
+    return _mirrored(batch, flip, axis=1)
+
+
+def _mirrored(batch: Tensor, flip: Tensor, axis: int) -> Tensor:
+    if batch.is_cuda:  # without asking the device which ones
+        return torch.where(flip[:, None, None, None], batch.flip(axis), batch)
+    for i in flip.nonzero().flatten().tolist():
+        batch[i] = batch[i].flip(axis - 1)
+    return batch
+
+
+def erase(batch: Tensor, boxes: Tensor) -> Tensor:
+    """Set what is inside (B, 4) boxes of (B, C, S, S) to 0, in place."""
+    if not batch.is_cuda:
+        for picture, (top, left, height, width) in zip(batch, boxes.tolist(), strict=True):
+            picture[:, top : top + height, left : left + width] = 0
+        return batch
+    place = torch.arange(batch.shape[-1], device=batch.device)
+    top, left, height, width = boxes[:, :, None].unbind(1)
+    rows = (place >= top) & (place < top + height)
+    columns = (place >= left) & (place < left + width)
+    return batch.masked_fill_((rows[:, :, None] & columns[:, None, :])[:, None], 0)
+
+
+_GREY = 0.2989, 0.587, 0.114  # ITU-R BT.601, rounded as torchvision has it
+
+
+def brightness(batch: Tensor, factors: Tensor) -> Tensor:
+    """(B, 3, S, S) in 0..1 times (B,) factors."""
+    return batch.mul_(per_picture(factors)).clamp_(0, 1)
+
+
+def contrast(batch: Tensor, factors: Tensor) -> Tensor:
+    """Blend with the mean grey of each picture."""
+    return _blend(batch, grey(batch).mean((1, 2, 3), keepdim=True), factors)
+
+
+def saturation(batch: Tensor, factors: Tensor) -> Tensor:
+    """Blend with each pixel's grey."""
+    return _blend(batch, grey(batch), factors)
+
+
+def hue(batch: Tensor, shifts: Tensor) -> Tensor:
+    """Turn the hue by (B,) turns, value and saturation kept (HSV, Smith 1978).
+
+    A channel is value - chroma * clamp(min(k, 4 - k), 0, 1), where k is the hue in sixths of a
+    turn, plus 5 for red, 3 for green and 1 for blue, modulo 6.
+    """
+    red, green, blue = batch.unbind(1)
+    value, least = batch.amax(1), batch.amin(1)
+    chroma = value - least
+    safe = torch.where(chroma == 0, 1.0, chroma)
+    sixths = torch.where(
+        value == red,
+        (green - blue) / safe,
+        torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4),
+    )
+    # Made on the device: a copy from the host would wait for it.
+    offsets = 5 - 2 * torch.arange(3, device=batch.device, dtype=batch.dtype)
+    turned = (sixths + 6 * shifts[:, None, None])[:, None] + offsets[:, None, None]
+    k = turned.remainder_(6)
+    part = torch.minimum(k, 4 - k).clamp_(0, 1)
+    return torch.sub(value[:, None], part.mul_(chroma[:, None]), out=batch)
+
+
+def grayscale(batch: Tensor, chosen: Tensor) -> Tensor:
+    """Take the colour from those pictures for which `chosen`, (B,) bool, holds."""
+    if batch.is_cuda:  # without asking the device which ones
+        return torch.where(per_picture(chosen), grey(batch), batch, out=batch)
+    for i in chosen.nonzero().flatten().tolist():
+        batch[i] = grey(batch[i : i + 1])[0]
+    return batch
+
+
+def grey(batch: Tensor) -> Tensor:
+    """(B, 1, S, S) of (B, 3, S, S)."""
+    red, green, blue = batch.unbind(1)
+    return (_GREY[0] * red + _GREY[1] * green + _GREY[2] * blue)[:, None]
+
+
+def per_picture(values: Tensor) -> Tensor:
+    """(B,) as (B, 1, 1, 1)."""
+    return values[:, None, None, None]
+
+
+def _blend(batch: Tensor, other: Tensor, factors: Tensor) -> Tensor:
+    weight = per_picture(factors)
+    return batch.mul_(weight).add_(other * (1 - weight)).clamp_(0, 1)
+
+
+def rotation(degrees: Tensor) -> Tensor:
+    """(B, 3, 3) matrices that turn pictures counter-clockwise about their centre."""
+    angle = torch.deg2rad(degrees.double())
+    zero, one = torch.zeros_like(angle), torch.ones_like(angle)
+    cos, sin = angle.cos(), angle.sin()
+    return _matrix([cos, -sin, zero, sin, cos, zero, zero, zero, one])
+
+
+def affine(shift: Tensor, scale: Tensor, shear: Tensor, size: int) -> Tensor:
+    """(B, 3, 3) matrices of torchvision's affine without a turn: shear by (B,) degrees along the
+    horizontal, enlarge by (B,) factors, then move by (B, 2) pixels of `size`, right and down."""
+    slope, inverse = torch.deg2rad(shear.double()).tan(), 1 / scale.double()
+    right, down = (shift.double() * (2 / size)).unbind(1)
+    zero, one = torch.zeros_like(slope), torch.ones_like(slope)
+    across = -inverse * (right + slope * down)
+    return _matrix(
+        [inverse, slope * inverse, across, zero, inverse, -inverse * down, zero, zero, one]
+    )
+
+
+def perspective(corners: Tensor, size: int) -> Tensor:
+    """(B, 3, 3) matrices of torchvision's perspective: the centres of the corner pixels of pictures
+    of `size` move to `corners`, (B, 4, 2) x and y in pixels: top left, top right, bottom right,
+    bottom left, no three of them on a line."""
+    start = corner_pixels(size).expand_as(corners)
+    x, y = corners.double().unbind(2)
+    zero, one = torch.zeros_like(x), torch.ones_like(x)
+    rows = []
+    for axis, target in enumerate(start.unbind(2)):
+        line = [zero] * 6
+        line[3 * axis : 3 * axis + 3] = [x, y, one]
+        rows.append(torch.stack([*line, -x * target, -y * target], 2))
+    solved = torch.linalg.solve(torch.cat(rows, 1), start.mT.flatten(1))
+    pixels = torch.cat([solved, torch.ones_like(solved[:, :1])], 1).view(-1, 3, 3)
+    to_unit = torch.tensor([[2 / size, 0, -1], [0, 2 / size, -1], [0, 0, 1]], dtype=torch.float64)
+    return (to_unit @ pixels @ to_unit.inverse()).float()
+
+
+def corner_pixels(size: int) -> Tensor:
+    """(4, 2) x and y of the corner pixels, clockwise from the top left."""
+    end = size - 1
+    return torch.tensor([[0, 0], [end, 0], [end, end], [0, end]], dtype=torch.float64)
+
+
+def warp(batch: Tensor, matrix: Tensor) -> Tensor:
+    """Resample square pictures (B, C, S, S) once, bilinearly, black outside.
+
+    `matrix` is (B, 3, 3), or (B, 2, 3) where the last row is 0, 0, 1: that is quicker.
+    """
+    grid = _places(matrix, batch.shape[2])
+    if matrix.shape[1] == 3:
+        grid = grid[..., :2] / grid[..., 2:]
+    return F.grid_sample(batch, grid, "bilinear", "zeros", align_corners=False)
+
+
+def _places(matrix: Tensor, size: int) -> Tensor:
+    """(B, S, S, R) products of (B, R, 3) matrices with the centre (x, y, 1) of each pixel: a sum of
+    a row and a column, and so far quicker than a product for each."""
+    centres = torch.arange(1 - size, size, 2, device=matrix.device) / size
+    across = (matrix[:, :, 0, None] * centres).mT
+    down = (matrix[:, :, 1, None] * centres + matrix[:, :, 2, None]).mT
+    return across[:, None] + down[:, :, None]
+
+
+def _matrix(rows: list[Tensor]) -> Tensor:
+    return torch.stack(rows, 1).view(-1, 3, 3).float()
+
+
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What happens to one batch."""
+
+    weight: float
+    """Of a picture's own label, 0..1; the shifted one has the rest."""
+    box: Box | None = None
+    """(top, left, bottom, right), cut from the shifted batch; None: a blend by weight."""
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Labels of a mixed batch."""
+
+    labels: Tensor
+    """(B,) int64."""
+    others: Tensor
+    """(B,) int64, of what was mixed in."""
+    weight: float
+    """Of `labels`, 0..1; `others` have the rest."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def tensor_split(self, parts: int) -> list[Mixed]:
+        """The same for each part of the batch, as `Tensor.tensor_split`."""
+        pairs = zip(self.labels.tensor_split(parts), self.others.tensor_split(parts), strict=True)
+        return [Mixed(labels, others, self.weight) for labels, others in pairs]
+
+
+def draw(config: AugmentConfig, size: int, steps: int, seed: int, epoch: int) -> list[Mix | None]:
+    """One Mix for each batch of an epoch, of pictures of `size` pixels; None: not mixed."""
+    if not config.mixup and not config.cutmix:
+        return [None] * steps
+    source = np.random.default_rng(seed_of(seed, epoch, "mix"))
+    cut = source.random(steps) < (0.5 if config.mixup and config.cutmix else bool(config.cutmix))
+    drawn: list[Mix | None] = []
+    for cuts in cut.tolist():
+        alpha = config.cutmix if cuts else config.mixup
+        weight = float(source.beta(alpha, alpha))
+        drawn.append(_cut(weight, size, source) if cuts else Mix(weight))
+    return drawn
+
+
+def _cut(weight: float, size: int, source: np.random.Generator) -> Mix:
+    """A square of 1 - weight of the area around any pixel; what lies outside does not count."""
+    y, x = source.integers(size, size=2).tolist()
+    half = int(0.5 * math.sqrt(1 - weight) * size)
+    top, left = max(y - half, 0), max(x - half, 0)
+    bottom, right = min(y + half, size), min(x + half, size)
+    return Mix(1 - (bottom - top) * (right - left) / size**2, (top, left, bottom, right))
+
+
+def apply(pictures: Tensor, labels: Tensor, mix: Mix) -> tuple[Tensor, Mixed]:
+    """Mix (B, C, S, S) pictures, in place, and their (B,) labels."""
+    shifted = pictures.roll(1, 0)
+    if mix.box is None:
+        pictures.mul_(mix.weight).add_(shifted, alpha=1 - mix.weight)
+    else:
+        top, left, bottom, right = mix.box
+        inside = (..., slice(top, bottom), slice(left, right))
+        pictures[inside] = shifted[inside]
+    return pictures, Mixed(labels, labels.roll(1, 0), mix.weight)
+
+
+def mean_loss(labels: Tensor | Mixed, loss: Callable[[Tensor], Tensor]) -> Tensor:
+    """`loss` of the labels; of mixed ones both losses by their weights."""
+    if isinstance(labels, Tensor):
+        return loss(labels)
+    return labels.weight * loss(labels.labels) + (1 - labels.weight) * loss(labels.others)
+
+
+def dominant(labels: Tensor | Mixed) -> Tensor:
+    """(B,) int64: of mixed labels those of the larger weight."""
+    if isinstance(labels, Tensor):
+        return labels
+    return labels.labels if labels.weight >= 0.5 else labels.others

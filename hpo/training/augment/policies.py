@@ -1,0 +1,202 @@
+"""RandAugment (Cubuk et al. 2019) and TrivialAugment (Mueller and Hutter 2021).
+
+Operations and magnitudes are those of torchvision's RandAugment and TrivialAugmentWide; resampling
+is bilinear, outside is black. Which picture gets which operation is known on the host, so that the
+pictures of one operation are changed together and a device is never asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hpo.training.augment import ops
+from hpo.training.augment.ops import (
+    at_once,
+    grey,
+    moved,
+    per_picture,
+)
+
+Policy = Literal["randaugment", "trivialaugment"]
+
+BINS = 31
+"""Magnitudes of each operation, from nothing to the largest."""
+OPERATIONS = (
+    *("identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate"),
+    *("brightness", "color", "contrast", "sharpness"),
+    *("posterize", "solarize", "autocontrast", "equalize"),
+)
+_GEOMETRIC = OPERATIONS[1:6]
+_SIGNED = OPERATIONS[1:10]
+
+
+def magnitudes(policy: Policy, size: int) -> Tensor:
+    """(14, 31) magnitudes of `OPERATIONS` for pictures of `size` pixels, without sign.
+
+    Shear: tangent; translate: pixels; rotate: degrees; colours and sharpness: distance of the
+    factor from 1; posterize: bits; solarize: threshold in 0..255; else 0.
+    """
+    wide = policy == "trivialaugment"
+    shift, blend = (32.0, 0.99) if wide else (150 / 331 * size, 0.9)
+    shear, turn = (0.99, 135.0) if wide else (0.3, 30.0)
+    largest = [0.0, shear, shear, shift, shift, turn, *[blend] * 4]
+    rows = [torch.linspace(0, one, BINS) for one in largest]
+    bits = (8 - torch.arange(BINS) / ((BINS - 1) / (6 if wide else 4))).round()
+    nothing = torch.zeros(BINS)
+    table = torch.stack([*rows, bits, 255 * torch.linspace(1, 0, BINS), nothing, nothing])
+    for name in ("translate_x", "translate_y"):
+        table[OPERATIONS.index(name)].trunc_()
+    return table
+
+
+def draw(
+    policy: Policy, count: int, rounds: int, magnitude: int, size: int, source: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """(N, rounds) int64 numbers in `OPERATIONS`, and their (N, rounds) float32 magnitudes with
+    sign: of bin `magnitude` for randaugment, of any up to it for trivialaugment."""
+    shape = (count, rounds)
+    kinds = torch.randint(len(OPERATIONS), shape, generator=source)
+    bins = torch.randint(magnitude + 1, shape, generator=source)
+    if policy == "randaugment":
+        bins.fill_(magnitude)
+    negative = torch.rand(shape, generator=source) < 0.5
+    signed = torch.tensor([name in _SIGNED for name in OPERATIONS])[kinds]
+    amounts = magnitudes(policy, size)[kinds, bins]
+    return kinds, torch.where(signed & negative, -amounts, amounts)
+
+
+def matrices(kinds: Tensor, amounts: Tensor, size: int) -> Tensor:
+    """(..., 2, 3) float32 matrices for `geometry.warp`, of what is not geometric the identity."""
+    chosen = {name: kinds == OPERATIONS.index(name) for name in _GEOMETRIC}
+    turns = ops.rotation(torch.where(chosen["rotate"], amounts, 0).flatten())[:, :2]
+    result = turns.reshape(*kinds.shape, 2, 3)
+    # The corner at the top left stays in place: torchvision shears about it.
+    for axis, name in enumerate(("shear_x", "shear_y")):
+        slope = torch.where(chosen[name], amounts, 0)
+        result[..., axis, 1 - axis] += slope
+        result[..., axis, 2] += slope
+    for axis, name in enumerate(("translate_x", "translate_y")):
+        result[..., axis, 2] -= torch.where(chosen[name], amounts, 0) * (2 / size)
+    return result
+
+
+def apply(pixels: Tensor, kinds: Tensor, amounts: Tensor, warps: Tensor) -> Tensor:
+    """Change (B, S, S, 3) uint8 pictures, in place, by (B, rounds) operations one after another.
+
+    `kinds` lies on the host, `amounts` and `warps` (see `matrices`) with the pictures.
+    """
+    for turn, column in enumerate(kinds.unbind(1)):
+        order = moved(column.argsort(), pixels.device)
+        groups = torch.split(order, column.bincount(minlength=len(OPERATIONS)).tolist())
+        by_name = dict(zip(OPERATIONS, groups, strict=True))
+        geometric = torch.cat([by_name[name] for name in _GEOMETRIC])
+        _change(pixels, geometric, warps[:, turn], _warped)
+        for name, change in _CHANGES.items():
+            _change(pixels, by_name[name], amounts[:, turn], change)
+    return pixels
+
+
+def _change(
+    pixels: Tensor, chosen: Tensor, values: Tensor, change: Callable[[Tensor, Tensor], Tensor]
+) -> None:
+    """Change the pictures whose numbers are `chosen`."""
+    if not len(chosen):
+        return
+    for index in torch.split(chosen, at_once(pixels)):
+        pictures = pixels.index_select(0, index).permute(0, 3, 1, 2)
+        changed = change(pictures, values.index_select(0, index)).permute(0, 2, 3, 1)
+        if pixels.is_cuda:
+            pixels.index_copy_(0, index, changed)
+        else:  # three times as quick on a CPU
+            for place, picture in zip(index.tolist(), changed, strict=True):
+                pixels[place].copy_(picture)
+
+
+# Each takes and returns (B, 3, S, S) uint8. As in torchvision a blend is cut off, not rounded. What
+# looks at more than one value at a time is quicker channel by channel.
+
+
+def _warped(pictures: Tensor, matrix: Tensor) -> Tensor:
+    return ops.warp(pictures.float(), matrix).round_().to(torch.uint8)
+
+
+def _brightness(pictures: Tensor, amounts: Tensor) -> Tensor:
+    return (pictures * per_picture(1 + amounts)).clamp_(0, 255).to(torch.uint8)
+
+
+def _color(pictures: Tensor, amounts: Tensor) -> Tensor:
+    pictures = pictures.contiguous()
+    return _blend(pictures, grey(pictures).floor_(), amounts)
+
+
+def _contrast(pictures: Tensor, amounts: Tensor) -> Tensor:
+    pictures = pictures.contiguous()
+    means = grey(pictures).floor_().mean((1, 2, 3), keepdim=True)
+    return _blend(pictures, means, amounts)
+
+
+def _sharpness(pictures: Tensor, amounts: Tensor) -> Tensor:
+    """Blend with a 3 x 3 mean in which the middle counts five times; the edge stays."""
+    pictures = pictures.contiguous()
+    values = pictures.float()
+    inside = values[:, :, 1:-1, 1:-1]
+    rows = values[:, :, :-2] + values[:, :, 1:-1] + values[:, :, 2:]
+    around = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
+    smooth = around.add_(inside, alpha=4).div_(13).round_()
+    # As a difference, so that what is even stays as it is.
+    sharp = smooth.sub_(inside).mul_(per_picture(-amounts)).add_(inside).clamp_(0, 255)
+    result = pictures.clone()
+    result[:, :, 1:-1, 1:-1] = sharp.to(torch.uint8)
+    return result
+
+
+def _blend(pictures: Tensor, other: Tensor, amounts: Tensor) -> Tensor:
+    weight = per_picture(1 + amounts)
+    return (pictures * weight).add_(other * (1 - weight)).clamp_(0, 255).to(torch.uint8)
+
+
+def _posterize(pictures: Tensor, bits: Tensor) -> Tensor:
+    dropped = torch.exp2(8 - bits)
+    return pictures & per_picture(256 - dropped).to(torch.uint8)
+
+
+def _solarize(pictures: Tensor, thresholds: Tensor) -> Tensor:
+    bright = pictures >= per_picture(thresholds.ceil().to(torch.uint8))
+    return pictures ^ bright.to(torch.uint8).mul_(255)
+
+
+def _autocontrast(pictures: Tensor, _: Tensor) -> Tensor:
+    values = pictures.contiguous().float()
+    least, most = values.amin((2, 3), keepdim=True), values.amax((2, 3), keepdim=True)
+    even = least == most  # nothing to stretch: stays as it is
+    least, width = torch.where(even, 0, least), torch.where(even, 255, most - least)
+    return values.sub_(least).div_(width / 255).clamp_(0, 255).to(torch.uint8)
+
+
+def _equalize(pictures: Tensor, _: Tensor) -> Tensor:
+    """Spread each channel's histogram evenly, in whole numbers as Pillow does."""
+    flat = pictures.contiguous().flatten(2).long()
+    counts = torch.zeros(*flat.shape[:2], 256, dtype=torch.int32, device=flat.device)
+    counts.scatter_add_(2, flat, counts.new_ones(1).expand_as(flat))
+    brightest = counts.gather(2, flat.amax(2, keepdim=True))
+    step = (flat.shape[2] - brightest) // 255
+    before = counts.cumsum(2) - counts
+    table = ((before + step // 2) // step.clamp(min=1)).clamp_(0, 255).to(torch.uint8)
+    same = torch.arange(256, dtype=torch.uint8, device=flat.device).expand_as(table)
+    return torch.where(step == 0, same, table).gather(2, flat).view(pictures.shape)
+
+
+_CHANGES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "brightness": _brightness,
+    "color": _color,
+    "contrast": _contrast,
+    "sharpness": _sharpness,
+    "posterize": _posterize,
+    "solarize": _solarize,
+    "autocontrast": _autocontrast,
+    "equalize": _equalize,
+}

@@ -1,0 +1,158 @@
+"""Checkpoints and weights: written whole or not at all, read without running code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from hpo.config.base import flatten
+from hpo.config.model import ModelConfig
+from hpo.config.train import TrainConfig
+from hpo.errors import (
+    Damaged,
+    DataError,
+)
+from hpo.io import (
+    blank,
+    find_damage,
+    with_checksum,
+    write_whole,
+)
+from hpo.training import (
+    models,
+    pretrained,
+)
+from hpo.training.pretrained import load_plain
+
+State = dict[str, Tensor]
+
+FREE = ("data.root", "data.labels", "data.download", "data.cache_limit_gb", "data.loader_workers",
+        "runtime.micro_batch")  # fmt: skip
+"""Fields that another host may set differently and still go on with a checkpoint."""
+
+
+PER_NETWORK = "model", "best", "optimizer", "average", "averaged"
+"""Fields of a checkpoint that each network of a training has."""
+
+
+def best_of(network: Mapping[str, Any]) -> State:
+    """The weights of the best epoch: `best`, else the current ones, `average`, else `model`."""
+    current: State = network["model"] if network["average"] is None else network["average"]
+    return current if network["best"] is None else network["best"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A training after one of its epochs: all that the next epoch depends on."""
+
+    config: dict[str, Any]
+    """TrainConfig.to_dict(), to refuse another configuration."""
+    metrics: list[dict[str, float]]
+    """Of each epoch so far; their number is the epoch."""
+    best_epoch: int
+    """From 1."""
+    micro_batch: int
+    """Images computed at once."""
+    model: State
+    best: State | None
+    """Weights of the best epoch; None where they are the current ones: `average`, else `model`."""
+    optimizer: dict[str, Any]
+    average: State | None = None
+    """The moving average of the weights, where there is one."""
+    averaged: int = 0
+    """Steps that went into it."""
+    others: list[dict[str, Any]] = field(default_factory=list)
+    """The same five of each further network, where there is one for each fold."""
+
+    @property
+    def epoch(self) -> int:
+        return len(self.metrics)
+
+    @property
+    def networks(self) -> list[dict[str, Any]]:
+        """PER_NETWORK of each network."""
+        return [{name: getattr(self, name) for name in PER_NETWORK}, *self.others]
+
+    @property
+    def best_states(self) -> list[State]:
+        """The weights of the best epoch, of each network."""
+        return [best_of(network) for network in self.networks]
+
+    @property
+    def best_weights(self) -> State:
+        """Those of the best epoch; of folds all, `fold0.`, `fold1.`, ... before each name."""
+        states = self.best_states
+        if len(states) == 1:
+            return states[0]
+        return {
+            f"fold{i}.{name}": value
+            for i, state in enumerate(states)
+            for name, value in state.items()
+        }
+
+    def save(self, path: Path) -> None:
+        """Raises DiskFull."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        # A file of ours: in one that torch opens itself, a full disk is an error without a cause.
+        write_whole(path, lambda file: torch.save(fields, file), sealed=True)  # type: ignore[arg-type]
+
+    @classmethod
+    def load(cls, path: Path) -> Checkpoint:
+        """Raises Damaged for a file that is missing, or is not whole and as it was written."""
+        if not path.exists():
+            raise Damaged(f"checkpoint {path} is not on this host; share the run directory")
+        try:
+            damage = find_damage(path)
+            if damage is not None:
+                raise Damaged(f"checkpoint {path}: damaged: {damage}")
+            return cls(**load_plain(path))
+        except OSError as error:
+            raise Damaged(f"checkpoint {path}: cannot be read: {error}") from error
+        except (DataError, TypeError) as error:
+            raise Damaged(f"checkpoint {error}") from error
+
+    def require(self, config: TrainConfig) -> None:
+        """Raise Damaged unless this is a checkpoint of `config`."""
+        mine, theirs = flatten(self.config), flatten(config.to_dict())
+        differing = [
+            f"{key} = {mine.get(key)} instead of {theirs.get(key)}"
+            for key in sorted(mine.keys() | theirs.keys())
+            if key not in FREE and mine.get(key) != theirs.get(key)
+        ]
+        if differing:
+            raise Damaged(f"checkpoint of another configuration: {'; '.join(differing)}")
+
+
+def best_weights(checkpoint: Path) -> State:
+    """The state dict of the best epoch, on the CPU (see `Checkpoint.best_weights`)."""
+    return Checkpoint.load(checkpoint).best_weights
+
+
+def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a state dict as safetensors, `metadata` in its header. Raises DiskFull."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    content = with_checksum(safetensors.torch.save(plain, {**metadata, **blank()}))
+    write_whole(path, lambda file: file.write(content))
+
+
+def load_trained(path: Path, config: ModelConfig, *, classes: int, image_size: int) -> nn.Module:
+    """The network of `config` with the weights that `save_weights` wrote, in eval mode.
+
+    Raises DataError where the file is missing or damaged, or is not of this network.
+    """
+    if path.is_file() and (damage := find_damage(path)):
+        raise DataError(
+            f"{path} is damaged ({damage}): restore it, or train into another folder (hpo train -o)"
+        )
+    model = models.build(config, classes=classes, image_size=image_size, pretrained=False)
+    try:
+        model.load_state_dict(pretrained.read_file(path))
+    except RuntimeError as error:
+        raise DataError(f"{path} does not hold this network: {error}") from error
+    return model.eval()

@@ -1,0 +1,334 @@
+"""How the arithmetic is done: devices by name, what is fastest here, what a step costs."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from hpo.config.train import (
+    RuntimeConfig,
+    TrainConfig,
+)
+from hpo.control import (
+    ProgressCallback,
+    no_progress,
+)
+from hpo.errors import InputError
+from hpo.training.feature_cache import (
+    Extractor,
+    Preparation,
+    cut_or_obstacle,
+)
+from hpo.training.learner import (
+    Batch,
+    Learner,
+    autocast,
+    memory_format,
+)
+
+# Simplest first: the choice among those that are about as fast.
+PRECISIONS = ("float32", "bfloat16")
+FORMATS = ("contiguous", "channels_last")
+CLEARLY = 1.1
+"""How much faster something less simple has to be."""
+FIRST, SHORT_S = 8, 0.1
+"""Images of a first look, and how long a timed step should take."""
+STEPS, ENOUGH_S, HOPELESS = 6, 0.4, 4.0
+"""Steps of each choice; seconds after which fewer do; how much slower than the best so far a choice
+may be before it is dropped. The quickest step counts: others may use the same cores."""
+LONG_S = 2.0
+"""Seconds after which fewer than STEPS do where a cost is told: the median of them."""
+
+
+def torch_device(name: str) -> torch.device:
+    """The device called `name`: cpu, cuda, cuda:1, mps. Raises InputError naming those there are
+    when it is unknown or not there."""
+    there = available_devices()
+    wanted = "cuda:0" if name == "cuda" else name
+    if wanted not in there:
+        raise InputError(f"device {name!r} is not available here; allowed: {', '.join(there)}")
+    return torch.device(wanted)
+
+
+def available_devices() -> list[str]:
+    """The devices of this machine on which training works, by name."""
+    found = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    return [*found, "mps"] if torch.backends.mps.is_available() else found
+
+
+def resolve(
+    config: TrainConfig,
+    *,
+    classes: int,
+    device: torch.device,
+    threads: int,
+    tick: ProgressCallback = no_progress,
+) -> RuntimeConfig:
+    """`config.runtime` without `auto`: what trains this network fastest here, measured on random
+    images; the simpler choice unless another is clearly faster. A precision that this device only
+    imitates is not tried. `threads` stands in for 0; `tick` is called for each choice.
+
+    Costs about a second for a small network.
+    """
+    runtime = config.runtime.model_copy(update={"threads": config.runtime.threads or threads})
+    with _threads(runtime.threads):
+        there = tuple(one for one in PRECISIONS if not hopeless(one, device))
+    precisions = there if runtime.precision == "auto" else (runtime.precision,)
+    formats = FORMATS if runtime.memory_format == "auto" else (runtime.memory_format,)
+    choices = [
+        runtime.model_copy(update={"precision": precision, "memory_format": layout})
+        for precision, layout in itertools.product(precisions, formats)
+    ]
+    if len(choices) == 1 or device.type not in ("cpu", "cuda"):
+        return choices[0]
+    with _threads(runtime.threads):
+        images = _few(config, choices[0], classes, device)
+        seconds: list[float] = []
+        for choice in choices:
+            tick()
+            best = min(seconds, default=math.inf)
+            seconds.append(_timed(config, choice, images, classes, device, best))
+    return choices[fastest(seconds)]
+
+
+def hopeless(precision: str, device: torch.device) -> bool:
+    """Whether a few small layers take HOPELESS times as long in `precision` as in float32; takes
+    milliseconds."""
+    if precision == "float32":
+        return False
+    images = torch.zeros(4, 32, 28, 28, device=device)
+    conv, linear = nn.Conv2d(32, 32, 3, device=device), nn.Linear(26, 64, device=device)
+
+    def least(precision: str) -> float:
+        with torch.no_grad(), autocast(device, precision):
+            return min(_times(lambda: linear(conv(images)), device, math.inf))
+
+    return least(precision) > HOPELESS * least("float32")
+
+
+def fastest(seconds: list[float]) -> int:
+    """The first of `seconds`, simplest first, that no other beats clearly."""
+    return next(i for i, own in enumerate(seconds) if own <= CLEARLY * min(seconds))
+
+
+def _few(config: TrainConfig, runtime: RuntimeConfig, classes: int, device: torch.device) -> int:
+    """Images that keep a CPU busy for no longer than a short step, a GPU filled."""
+    if device.type == "cuda":
+        return min(config.batch_size, 64)
+    learner = _learner(config, runtime, classes, device)
+    batch = _random_batch(learner.config, FIRST, classes, device)
+    seconds = min(_step_times(learner, batch, math.inf))
+    return max(2, min(config.batch_size, int(FIRST * SHORT_S / seconds)))
+
+
+def _timed(
+    config: TrainConfig,
+    runtime: RuntimeConfig,
+    images: int,
+    classes: int,
+    device: torch.device,
+    best: float,
+) -> float:
+    """Seconds of one training step; infinite where it does not fit in memory."""
+    try:
+        learner = _learner(config, runtime, classes, device)
+        batch = _random_batch(learner.config, images, classes, device)
+        return min(_step_times(learner, batch, best))
+    except torch.OutOfMemoryError:
+        return math.inf
+
+
+def _learner(
+    config: TrainConfig, runtime: RuntimeConfig, classes: int, device: torch.device
+) -> Learner:
+    trial = config.model_copy(update={"runtime": runtime})
+    # In the last phase, when most is learning as a rule.
+    return Learner(trial, classes=classes, device=device, pretrained=False, epoch=trial.epochs)
+
+
+def _step_times(learner: Learner, batch: Batch, best: float) -> Iterator[float]:
+    """Seconds of a few steps, the first of which also prepares; no more where it is hopeless."""
+    learner.train_mode()
+    return _times(lambda: learner.step(batch, lr=1e-6), learner.device, best)
+
+
+def _times(
+    work: Callable[[], object], device: torch.device, best: float, enough: float = ENOUGH_S
+) -> Iterator[float]:
+    spent = 0.0
+    for _ in range(STEPS):
+        seconds = _seconds(work, device)
+        yield seconds
+        spent += seconds
+        if spent > enough or seconds > HOPELESS * best:
+            return
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    _wait(device)
+    began = time.perf_counter()
+    work()
+    _wait(device)
+    return time.perf_counter() - began
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _random_batch(config: TrainConfig, images: int, classes: int, device: torch.device) -> Batch:
+    side = config.data.image_size
+    pixels = torch.randn(images, 3, side, side, device=device)
+    layout = memory_format(config.runtime.memory_format)
+    labels = torch.arange(images, device=device) % classes
+    return pixels.contiguous(memory_format=layout), labels
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """One training step, by measurement."""
+
+    seconds: float
+    """The median of a few steps behind the first one, which also prepares."""
+    peak_memory_mb: float
+    """In MB (10^6 bytes). CUDA: measured. Else: weights, gradients, the optimizer's state, the
+    batch, and what autograd keeps of it. With those of the networks of all folds."""
+    images: int
+
+
+def measure_step(config: TrainConfig, *, classes: int, device: torch.device) -> StepCost:
+    """What a training step of `config` at its batch size costs on `device`, on random images.
+
+    Takes two steps, or a few more in LONG_S. Raises what building the network raises, and
+    torch.OutOfMemoryError.
+    """
+    with _threads(config.runtime.threads):
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        learner = Learner(
+            config,
+            classes=classes,
+            device=device,
+            micro_batch=config.runtime.micro_batch,
+            pretrained=False,
+            epoch=config.epochs,
+        )
+        batch = _random_batch(config, config.batch_size, classes, device)
+        learner.train_mode()
+        with _Kept(learner) as kept:
+            learner.step(
+                (batch[0][: learner.micro_batch], batch[1][: learner.micro_batch]), lr=1e-6
+            )
+        seconds = _median(lambda: learner.step(batch, lr=1e-6), device)
+    if device.type == "cuda":
+        bytes_ = float(torch.cuda.max_memory_allocated(device))
+    else:
+        bytes_ = kept.bytes + _held(learner) + batch[0].nbytes
+    bytes_ += ((config.data.folds or 1) - 1) * _held(learner)
+    return StepCost(seconds, bytes_ / 1e6, config.batch_size)
+
+
+@dataclass(frozen=True)
+class KeptCost:
+    """Frozen layers whose outputs are kept (see `hpo.training.feature_cache`), by measurement."""
+
+    bytes: int
+    """Of the outputs for one picture."""
+    compute_s: float
+    """Seconds to compute those."""
+    step_s: float
+    """Seconds of a training step on them; 0 where nothing learns."""
+    images: int
+    """In that step."""
+
+
+def measure_kept(config: TrainConfig, *, classes: int, device: torch.device) -> KeptCost | None:
+    """What keeping the outputs of frozen layers costs on `device`, on random images and in the last
+    phase; None where they would not be kept for any limit of the cache. Raises as `measure_step`.
+    """
+    with _threads(config.runtime.threads):
+        learner = Learner(
+            config, classes=classes, device=device, pretrained=False, epoch=config.epochs
+        )
+        cut, _ = cut_or_obstacle(learner.model, learner.frozen, config, device)
+        if cut is None:
+            return None
+        black = Preparation((0.0,) * 3, (1.0,) * 3, config, device)
+        extractor = Extractor(learner.model, cut, black, Path())
+        pixels, _ = _random_batch(config, extractor.batch, classes, device)
+        extractor.run(pixels)
+        compute = _median(lambda: extractor.run(pixels), device) / len(pixels)
+        learner.skip(cut)
+        step = 0.0 if config.frozen else _kept_step(learner, extractor.run(pixels), classes)
+    return KeptCost(cut.packing.size, compute, step, config.batch_size)
+
+
+def _kept_step(learner: Learner, rows: Tensor, classes: int) -> float:
+    """Seconds of a step on a batch of outputs, made of the few in `rows`."""
+    index = torch.arange(learner.config.batch_size, device=learner.device)
+    batch = rows[index % len(rows)], index % classes
+    learner.train_mode()
+    learner.step(batch, lr=1e-6)
+    return _median(lambda: learner.step(batch, lr=1e-6), learner.device)
+
+
+def _median(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds that `work` takes, by some runs of it."""
+    return statistics.median(_times(work, device, math.inf, LONG_S))
+
+
+class _Kept:
+    """Counts the bytes that autograd keeps for a backward pass, weights apart."""
+
+    def __init__(self, learner: Learner) -> None:
+        self.bytes = 0
+        self._known = {part.untyped_storage().data_ptr() for part in learner.model.parameters()}
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda kept: kept)
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._known:
+            self._known.add(storage.data_ptr())
+            self.bytes += storage.nbytes()
+        return tensor
+
+    def __enter__(self) -> _Kept:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._hooks.__exit__(*error)
+
+
+def _held(learner: Learner) -> int:
+    """Bytes of weights, gradients and the optimizer's state."""
+    state = [
+        value
+        for values in learner.optimizer.state.values()
+        for value in values.values()
+        if isinstance(value, Tensor)
+    ]
+    weights = list(learner.model.state_dict().values())
+    weights += learner.average.model.state_dict().values() if learner.average else []
+    gradients = [part.grad for part in learner.model.parameters() if part.grad is not None]
+    return sum(tensor.nbytes for tensor in [*state, *weights, *gradients])

@@ -1,0 +1,300 @@
+"""A network that learns: one optimizer step, micro-batches, an average of its weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from hpo.config.train import Phase, TrainConfig
+from hpo.control import Control
+from hpo.errors import TrialFailed
+from hpo.training import (
+    metrics,
+    models,
+)
+from hpo.training.augment import ops
+from hpo.training.losses import make_loss
+from hpo.training.optim import (
+    make_optimizer,
+    set_rate,
+)
+from hpo.training.partition import Partition
+
+
+class Average:
+    """A copy of a network, in eval mode, that follows it: after every step each of its tensors
+    moves by 1 - decay towards the network's (Polyak & Juditsky 1992), batch norm's statistics too.
+
+    The first steps average over a tenth of what was so far, so that the random start is forgotten:
+    decay is at most (1 + n) / (10 + n) in step n, as in TensorFlow's ExponentialMovingAverage.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay = decay
+        self.updates = 0
+
+    def update(self, model: nn.Module) -> None:
+        """Follow `model` after one of its steps."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        pairs = list(zip(_tensors(self.model), _tensors(model), strict=True))
+        moving = [pair for pair in pairs if pair[0].is_floating_point()]
+        with torch.no_grad():
+            follow = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+            follow([mine for mine, _ in moving], [theirs for _, theirs in moving], 0)
+            for mine, theirs in pairs:
+                if not mine.is_floating_point():
+                    mine.copy_(theirs)
+
+    def load(self, state: Mapping[str, Tensor], updates: int) -> None:
+        """Go on from where another average was."""
+        self.model.load_state_dict(state)
+        self.updates = updates
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    """Parameters and buffers; what is shared comes once."""
+    return [*model.parameters(), *model.buffers()]
+
+
+Batch = tuple[Tensor, Tensor]
+"""Images (B, 3, S, S) float32, or features of them, and labels (B,) int64, on one device."""
+MixedBatch = tuple[Tensor, Tensor | ops.Mixed]
+"""The same where mixup or cutmix may have mixed the labels."""
+
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+def memory_format(name: str) -> torch.memory_format:
+    """torch's layout for `runtime.memory_format`; auto means contiguous until it is resolved."""
+    return FORMATS.get(name, torch.contiguous_format)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Mixed precision where `runtime.precision` asks for it."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+class Tally:
+    """Sums of loss and hits, kept on the device until they are asked for."""
+
+    def __init__(self, device: torch.device) -> None:
+        # MPS has no float64.
+        kind = torch.float32 if device.type == "mps" else torch.float64
+        self.loss = torch.zeros((), dtype=kind, device=device)
+        self.hits = torch.zeros((), dtype=torch.int64, device=device)
+        self.images = 0
+
+    def add(self, loss: Tensor, hits: Tensor, images: int) -> None:
+        """`loss` () is the mean over `images`, `hits` () their count of correct ones."""
+        self.loss += loss.detach() * images
+        self.hits += hits
+        self.images += images
+
+    def means(self) -> tuple[float, float]:
+        """Mean loss and the part of hits; waits for the device."""
+        return self.loss.item() / self.images, self.hits.item() / self.images
+
+
+class Learner:
+    """The network and the optimizer of one configuration.
+
+    `micro_batch` is the largest number of images computed at once; `epoch` (from 1) decides the
+    phase that it is in. Raises what `models.build` raises, and ConfigError for a loss that cannot
+    be found.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        classes: int,
+        device: torch.device,
+        micro_batch: int = 0,
+        pretrained: bool = True,
+        epoch: int = 1,
+    ) -> None:
+        self.config, self.device = config, device
+        self._loss_of = make_loss(config)
+        self.micro_batch = micro_batch or config.batch_size
+        model = models.build(
+            config.model,
+            classes=classes,
+            image_size=config.data.image_size,
+            pretrained=pretrained,
+        )
+        layout = memory_format(config.runtime.memory_format)
+        self.model: nn.Module = model.to(device, memory_format=layout)  # type: ignore[call-overload]
+        self.normed = any(isinstance(part, _BatchNorm) for part in self.model.modules())
+        decay = config.ema_decay
+        self.average = None if decay is None else Average(self.model, decay)
+        self.skip(None)
+        for phase in config.all_phases():  # too many blocks are found now, not at its start
+            models.set_trainable(self.model, phase.trainable_blocks)
+        self.begin(config.phase_of(epoch))
+
+    def begin(self, phase: Phase) -> None:
+        """Let the blocks of `phase` learn, with a new optimizer."""
+        self.phase = phase
+        self.model.zero_grad(set_to_none=True)
+        self.frozen = models.set_trainable(self.model, phase.trainable_blocks)
+        head = self.model.get_submodule(models.family(self.model).head)
+        self.optimizer = make_optimizer(self.model, self.config.optimizer, head)
+        self._learning = [part for group in self.optimizer.param_groups for part in group["params"]]
+
+    def weigh(self, class_weights: Tensor) -> None:
+        """Count each class by its weight, (C,) float32 on the device, in the training loss."""
+        self._loss_of = make_loss(self.config, class_weights)
+
+    @property
+    def kept(self) -> nn.Module:
+        """The network that is evaluated and kept: the average where there is one."""
+        return self.average.model if self.average else self.model
+
+    def skip(self, cut: Partition | None) -> None:
+        """From now on batches hold what the network before `cut` makes of images; None: images."""
+        self._network, self.judged = self.model, self.kept
+        """What learns from batches, and what is evaluated on them."""
+        if cut:
+            self._network = cut.suffix(self.model)
+            self.judged = cut.suffix(self.kept) if self.average else self._network
+
+    def train_mode(self) -> None:
+        """Dropout and batch norm as in training, but for what is frozen."""
+        self.model.train()
+        for part in self.frozen:
+            part.eval()
+
+    def step(self, batch: MixedBatch, lr: float, tally: Tally | None = None) -> None:
+        """One optimizer step on the mean loss of `batch`, summed over micro-batches. Of mixed
+        labels the one of the larger weight counts as a hit."""
+        images, labels = batch
+        set_rate(self.optimizer, lr)
+        self.optimizer.zero_grad(set_to_none=True)
+        count = self._parts(len(labels))
+        truths: Sequence[Tensor | ops.Mixed] = labels.tensor_split(count)
+        for part, truth in zip(images.tensor_split(count), truths, strict=True):
+            loss, logits = self._loss(part, truth)
+            (loss * (len(truth) / len(labels)) if count > 1 else loss).backward()  # type: ignore[no-untyped-call]
+            if tally:
+                hits = metrics.top_k_correct(logits.detach(), ops.dominant(truth), 1)
+                tally.add(loss, hits, len(truth))
+        if self.config.clip_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self._learning, self.config.clip_grad_norm)
+        self.optimizer.step()
+        if self.average:
+            self.average.update(self.model)
+
+    def _parts(self, images: int) -> int:
+        """How many micro-batches; batch norm cannot learn from a part of one image."""
+        parts = math.ceil(images / self.micro_batch)
+        return max(1, min(parts, images // 2)) if self.normed else parts
+
+    def _loss(self, images: Tensor, labels: Tensor | ops.Mixed) -> tuple[Tensor, Tensor]:
+        try:
+            with autocast(self.device, self.config.runtime.precision):
+                logits = self._network(images).float()
+        except ValueError as error:
+            raise TrialFailed(
+                f"a batch of {len(labels)} cannot be learned from: {error}; "
+                "choose another batch_size"
+            ) from error
+        return ops.mean_loss(labels, partial(self._loss_of, logits)), logits
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A network on a set of images, in the set's order."""
+
+    loss: float
+    """Mean cross-entropy, without label smoothing."""
+    top1: float
+    top5: float
+    """Part of the images whose class is among the min(5, classes) most likely ones."""
+    labels: metrics.Counts
+    """(N,) true classes."""
+    predictions: metrics.Counts
+    """(N,) most likely classes."""
+    classes: int
+    probabilities: NDArray[np.float32] | None = None
+    """(N, C); None where nobody asked for them."""
+
+    @cached_property
+    def confusion(self) -> metrics.Counts:
+        """(C, C) int64: rows are true classes, columns predicted ones."""
+        return metrics.confusion_matrix(self.labels, self.predictions, self.classes)
+
+
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    classes: int,
+    device: torch.device,
+    precision: str,
+    control: Control,
+    epoch: int = 0,
+    probabilities: bool = False,
+) -> Evaluation:
+    """Run `model`, which lies on `device`, in eval mode over `batches`; with the `probabilities` of
+    all classes for each image where they are wanted.
+
+    `control.step` is asked before every batch and told of the images before it.
+    """
+    model.eval()
+    judge, images = Judge(classes, device, probabilities=probabilities), 0
+    with torch.inference_mode():
+        for pixels, labels in batches:
+            control.step(epoch=epoch, images=images)
+            with autocast(device, precision):
+                logits = model(pixels).float()
+            judge.add(logits, labels)
+            images = len(labels)
+        control.step(epoch=epoch, images=images)
+    return judge.result()
+
+
+class Judge:
+    """Adds up what a network's answers are worth, batch by batch, without waiting for `device`."""
+
+    def __init__(self, classes: int, device: torch.device, *, probabilities: bool = False) -> None:
+        self._classes = classes
+        self._probabilities: list[Tensor] | None = [] if probabilities else None
+        self._first, self._fifth = Tally(device), Tally(device)
+        self._seen: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        """`logits` (B, C) and `labels` (B,) int64, of at least one image."""
+        loss, images = functional.cross_entropy(logits, labels), len(labels)
+        self._first.add(loss, metrics.top_k_correct(logits, labels, 1), images)
+        self._fifth.add(loss, metrics.top_k_correct(logits, labels, 5), images)
+        self._seen.append((labels, logits.argmax(dim=1)))
+        if self._probabilities is not None:
+            self._probabilities.append(logits.softmax(dim=1))
+
+    def result(self) -> Evaluation:
+        """Of all batches; waits for the device."""
+        loss, top1 = self._first.means()
+        truths, predictions = (_joined(column) for column in zip(*self._seen, strict=True))
+        parts = self._probabilities
+        kept = None if parts is None else torch.cat(parts).cpu().numpy()
+        return Evaluation(
+            loss, top1, self._fifth.means()[1], truths, predictions, self._classes, kept
+        )
+
+
+def _joined(parts: Sequence[Tensor]) -> metrics.Counts:
+    joined: metrics.Counts = torch.cat(list(parts)).cpu().numpy().astype(np.int64)
+    return joined

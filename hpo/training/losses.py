@@ -1,0 +1,80 @@
+"""What training minimizes, by the name in the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hpo.config.train import TrainConfig
+from hpo.data import user_code
+from hpo.errors import ConfigError
+from hpo.training import models
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Logits (B, C) float32 and labels (B,) int64 -> their mean loss ()."""
+
+
+def make_loss(config: TrainConfig, class_weights: Tensor | None = None) -> Loss:
+    """The loss that `config` names, each image counted by its class's weight, (C,) float32.
+
+    Raises ConfigError where one of the user's cannot be found, and when it is called, where it
+    raises or returns something else than a loss.
+    """
+    smoothing = config.label_smoothing
+    if config.loss not in ("cross_entropy", "focal"):
+        return _own(config.loss)
+    if config.loss == "cross_entropy" and class_weights is None:
+        return partial(functional.cross_entropy, label_smoothing=smoothing)
+    gamma = config.focal_gamma if config.loss == "focal" else 0.0
+
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        losses = focal(logits, labels, gamma, smoothing)
+        # Unlike torch's own weighted mean: divided by the images, so that parts of a batch add up.
+        return (losses if class_weights is None else losses * class_weights[labels]).mean()
+
+    return loss
+
+
+def focal(logits: Tensor, labels: Tensor, gamma: float, label_smoothing: float = 0.0) -> Tensor:
+    """(B,): (1 - p)^gamma times each image's cross-entropy, p being the probability of its true
+    class (Lin et al. 2017, equation 4); with gamma = 0 the cross-entropy itself."""
+    losses = functional.cross_entropy(
+        logits, labels, reduction="none", label_smoothing=label_smoothing
+    )
+    if gamma == 0:
+        return losses
+    right = logits.softmax(dim=1).gather(1, labels[:, None])[:, 0]
+    # At p = 1 a power below 1 has no finite slope.
+    wrong = (1 - right).clamp_min(torch.finfo(logits.dtype).eps)
+    return wrong**gamma * losses
+
+
+def _own(name: str) -> Loss:
+    function = user_code.load(name, "loss")
+
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        found = models.call_user_function(function, repr(name), "loss", logits, labels)
+        return _mean(found, name, len(labels))
+
+    return loss
+
+
+def _mean(found: Any, name: str, images: int) -> Tensor:
+    if not isinstance(found, Tensor):
+        raise _wrong(name, type(found).__name__, images)
+    if found.shape not in ((), (images,)):
+        raise _wrong(name, f"a tensor of shape {tuple(found.shape)}", images)
+    if not found.is_floating_point() or (torch.is_grad_enabled() and not found.requires_grad):
+        raise _wrong(name, "a tensor without a gradient", images)
+    return found.mean()
+
+
+def _wrong(name: str, got: str, images: int) -> ConfigError:
+    allowed = f"a differentiable tensor of shape () or ({images},)"
+    message = f"{name!r} returned {got} for {images} images; allowed: {allowed}"
+    return ConfigError(message, key="loss")

@@ -1,0 +1,503 @@
+"""Networks by name: their head, their stem, the small CNN, networks of the user's.
+
+What the architectures do not have in common is one table, `FAMILIES`: where the blocks are, where
+the head is, and what makes the stem suit images of 32 pixels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision import models as zoo
+
+from hpo.config.base import is_own
+from hpo.config.model import (
+    COLOURS,
+    CnnConfig,
+    HeadConfig,
+    ModelConfig,
+    repeated,
+)
+from hpo.data import user_code
+from hpo.errors import ConfigError
+from hpo.training import pretrained as weights
+
+
+def call_user_function(
+    function: Callable[..., Any], what: str, key: str, *args: Any, **options: Any
+) -> Any:
+    """What `function` returns; whatever it raises becomes a ConfigError for the field `key` that
+    says `what` raised."""
+    try:
+        return function(*args, **options)
+    except torch.OutOfMemoryError:  # training goes on with smaller parts of the batch
+        raise
+    except Exception as error:
+        raise ConfigError(f"{what} raised {user_code.describe_error(error)}", key=key) from error
+
+
+def build_user_model(
+    name: str, options: Mapping[str, Any], *, classes: int, image_size: int
+) -> nn.Module:
+    """The network that the user's function `name` returns for these sizes and `options`, run once
+    on two black pictures. Raises ConfigError where that fails or gives anything but (2, classes)
+    logits."""
+    key = "model.architecture"
+    function = user_code.load(name, key)
+    model = call_user_function(
+        function, repr(name), key, **options, classes=classes, image_size=image_size
+    )
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"{name!r} returned {type(model).__name__}, not a nn.Module", key=key)
+    images = torch.zeros(2, 3, image_size, image_size)
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        logits = call_user_function(model, f"the network of {name!r}", key, images)
+    model.train(training)
+    shape = tuple(getattr(logits, "shape", ()))
+    if not isinstance(logits, torch.Tensor) or shape != (2, classes):
+        got = f"a tensor of shape {shape}" if shape else type(logits).__name__
+        raise ConfigError(
+            f"the network of {name!r} made {got} of 2 images; allowed: logits of shape "
+            f"(2, {classes}), one for each class",
+            key=key,
+        )
+    return model
+
+
+def user_model_parts(model: nn.Module, name: str) -> tuple[list[str], str]:
+    """Module names of the blocks and of the head in a network of the user's: the items of its
+    attribute `blocks`, or else the children of its `features`; and its last linear layer.
+
+    Raises ConfigError where there is no linear layer, or where `blocks` is not of its modules.
+    """
+    linear = [path for path, part in model.named_modules() if isinstance(part, nn.Linear)]
+    if not linear:
+        raise ConfigError(
+            f"the network of {name!r} has no nn.Linear; its head is its last linear layer",
+            key="model.architecture",
+        )
+    given = getattr(model, "blocks", None)
+    if given is None:
+        features = getattr(model, "features", None)
+        given = list(features.children()) if isinstance(features, nn.Module) else []
+    paths = {id(part): path for path, part in model.named_modules()}
+    try:
+        return [paths[id(one)] for one in given], linear[-1]
+    except (KeyError, TypeError) as error:
+        raise ConfigError(
+            f"`blocks` of the network of {name!r} is not a list of modules in it",
+            key="model.architecture",
+        ) from error
+
+
+class SmallCnn(nn.Module):
+    """The convolutions of `config`, a pool to a fixed size or none, fully connected layers with
+    dropout before the last. Maps (B, 3, S, S) to (B, classes) logits, S being `image_size`."""
+
+    def __init__(self, config: CnnConfig, classes: int, image_size: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(*_blocks(config))
+        pooled = config.adaptive_pool
+        self.avgpool = nn.AdaptiveAvgPool2d(pooled) if pooled else nn.Identity()
+        self.flatten = nn.Flatten()
+        side = pooled or _last_side(config, image_size)
+        sizes = (config.filters[-1] * side * side, *config.hidden)
+        self.classifier = _cnn_classifier(sizes, classes, config.dropout)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.flatten(self.avgpool(self.features(images))))
+        return logits
+
+
+class Block(nn.Module):
+    """One convolution with what follows it: batch norm, its input added, ReLU, pool."""
+
+    def __init__(self, conv: nn.Conv2d, norm: bool, residual: bool, pool: nn.Module) -> None:
+        super().__init__()
+        self.conv = conv
+        self.norm = nn.BatchNorm2d(conv.out_channels) if norm else nn.Identity()
+        self.residual = residual
+        self.relu = nn.ReLU(inplace=True)
+        self.pool = pool
+
+    def forward(self, images: Tensor) -> Tensor:
+        out = self.norm(self.conv(images))
+        if self.residual:
+            out = out + images
+        pooled: Tensor = self.pool(self.relu(out))
+        return pooled
+
+
+def _blocks(config: CnnConfig) -> list[Block]:
+    count = len(config.filters)
+    inputs = (COLOURS, *config.filters)
+    kernels, strides = repeated(config.kernels, count), repeated(config.strides, count)
+    norm, residual = repeated(config.norm, count), repeated(config.residual, count)
+    pools = repeated(config.pool_sizes, count)
+    return [
+        Block(
+            nn.Conv2d(
+                inputs[i], config.filters[i], kernels[i], strides[i], padding=kernels[i] // 2
+            ),
+            norm[i],
+            residual[i],
+            _pool(config.pool, pools[i]),
+        )
+        for i in range(count)
+    ]
+
+
+def _pool(kind: str, size: int) -> nn.Module:
+    if size == 1:
+        return nn.Identity()
+    if kind == "max":
+        return nn.MaxPool2d(size, ceil_mode=True)
+    return nn.AvgPool2d(size, ceil_mode=True)
+
+
+def _last_side(config: CnnConfig, side: int) -> int:
+    """Side of the last picture: an odd kernel with its padding, and a pool that rounds up, leave
+    the quotient by their stride, rounded up."""
+    count = len(config.filters)
+    steps = zip(repeated(config.strides, count), repeated(config.pool_sizes, count), strict=True)
+    for stride, pool in steps:
+        side = -(-side // stride)
+        side = -(-side // pool)
+    return side
+
+
+def _cnn_classifier(sizes: Sequence[int], classes: int, dropout: float) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(sizes):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, nn.Dropout(dropout), nn.Linear(sizes[-1], classes))
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where the parts of a kind of network are, as module names.
+
+    `blocks` is a pattern that the names of its blocks match in full. `stem` holds the first
+    convolution and, where there is one, the max-pool behind it; empty: the stem suits small images
+    as it is; None: it cannot be made small.
+    """
+
+    blocks: str
+    head: str
+    stem: tuple[str, ...] | None = None
+
+
+FAMILIES: dict[type[nn.Module], Family] = {
+    SmallCnn: Family(r"features\.\w+", "classifier", ()),
+    zoo.AlexNet: Family(r"features\.\w+", "classifier", ("features.0", "features.2")),
+    zoo.ConvNeXt: Family(r"features\.\w+", "classifier", ("features.0.0",)),
+    zoo.DenseNet: Family(r"features\.\w+", "classifier", ("features.conv0", "features.pool0")),
+    zoo.EfficientNet: Family(r"features\.\w+", "classifier", ("features.0.0",)),
+    zoo.GoogLeNet: Family(r"inception\w+", "fc", ("conv1.conv", "maxpool1")),
+    zoo.Inception3: Family(r"Mixed_\w+", "fc"),
+    zoo.MaxVit: Family(r"blocks\.\w+", "classifier"),
+    zoo.MNASNet: Family(r"layers\.\w+", "classifier", ("layers.0",)),
+    zoo.MobileNetV2: Family(r"features\.\w+", "classifier", ("features.0.0",)),
+    zoo.MobileNetV3: Family(r"features\.\w+", "classifier", ("features.0.0",)),
+    zoo.RegNet: Family(r"trunk_output\.\w+", "fc", ("stem.0",)),
+    zoo.ResNet: Family(r"layer\d", "fc", ("conv1", "maxpool")),
+    zoo.ShuffleNetV2: Family(r"stage\d|conv5", "fc", ("conv1.0", "maxpool")),
+    zoo.SqueezeNet: Family(r"features\.\w+", "classifier", ("features.0", "features.2")),
+    zoo.SwinTransformer: Family(r"features\.\w+", "head"),
+    zoo.VGG: Family(r"features\.\w+", "classifier", ()),
+    zoo.VisionTransformer: Family(r"encoder\.layers\.\w+", "heads"),
+}
+
+
+NOTHING = r"(?!)"
+"""A pattern that no name matches."""
+_OWN = "_hpo_family"
+"""Attribute of a network of the user's that holds its Family."""
+
+
+class DropoutLinear(nn.Linear):
+    """A linear layer with dropout before it, under the parameter names of a plain one."""
+
+    def __init__(self, inputs: int, outputs: int, *, bias: bool, dropout: float) -> None:
+        super().__init__(inputs, outputs, bias=bias)
+        self.dropout = dropout
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(functional.dropout(input, self.dropout, self.training))
+
+
+def build(
+    config: ModelConfig, *, classes: int, image_size: int, pretrained: bool = True
+) -> nn.Module:
+    """The network that `config` describes; maps (B, 3, image_size, image_size) float32 to
+    (B, classes) logits. What is random in it comes from torch's global generator.
+
+    `pretrained = False` leaves `config.weights` out: for a state dict that is loaded right after.
+    Raises ConfigError where the parts do not fit each other or `image_size`, DataError where
+    `config.weights` cannot be had or does not fit.
+    """
+    model = _bare(config, classes, image_size)
+    if config.stem == "small":
+        _shrink_stem(model, config.architecture)
+    replaced = _replace_head(model, config, classes)
+    if not is_own(config.architecture):  # which has run already
+        _check_forward(model, config, image_size)
+    if config.weights is not None and pretrained:
+        fit = weights.Fit(head=family(model).head, replaced=replaced, image_size=image_size)
+        weights.load_into(model, config.weights, config.architecture, fit)
+    return model
+
+
+def family(model: nn.Module) -> Family:
+    """Where the parts of `model` are; `model` must come from `build`."""
+    if _OWN in vars(model):
+        found: Family = vars(model)[_OWN]
+        return found
+    return next(found for kind, found in FAMILIES.items() if isinstance(model, kind))
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """The blocks of `model`, first to last, as `ModelConfig.trainable_blocks` counts them."""
+    pattern = re.compile(family(model).blocks)
+    named = [module for name, module in model.named_modules() if pattern.fullmatch(name)]
+    return [module for module in named if any(True for _ in module.parameters())]
+
+
+def set_trainable(model: nn.Module, trainable_blocks: Any) -> list[nn.Module]:
+    """Let only the chosen blocks and the head learn; returns the frozen modules, which have to be
+    in eval mode also while the rest trains.
+
+    `trainable_blocks` as in ModelConfig. What stands before the first block (the stem) learns with
+    "all" only; what stands after the last one (a final norm) learns when that block does. Because
+    nothing in it requires a gradient, the frozen prefix is not recorded by autograd. Raises
+    ConfigError where `trainable_blocks` asks for more blocks than there are.
+    """
+    model.requires_grad_(trainable_blocks == "all")
+    if trainable_blocks == "all":
+        return []
+    parts = blocks(model)
+    chosen = _chosen(trainable_blocks, len(parts))
+    head = model.get_submodule(family(model).head)
+    stem, tail = _around(model, parts, head)
+    frozen = [part for number, part in enumerate(parts) if number not in chosen]
+    frozen += stem
+    frozen += [] if len(parts) - 1 in chosen else tail
+    for part in [*parts, *tail, head]:
+        part.requires_grad_(not any(part is other for other in frozen))
+    return frozen
+
+
+def _chosen(trainable_blocks: Any, count: int) -> range:
+    if isinstance(trainable_blocks, int):
+        asked, chosen = trainable_blocks, range(count - trainable_blocks, count)
+    elif "first" in trainable_blocks:
+        asked, chosen = trainable_blocks["first"], range(trainable_blocks["first"])
+    else:
+        asked = trainable_blocks["stop"]
+        chosen = range(trainable_blocks["start"], asked)
+    if asked > count:
+        raise ConfigError(
+            f"{trainable_blocks}: this network has {count} blocks; at most {count}, or 'all'",
+            key="model.trainable_blocks",
+        )
+    return chosen
+
+
+def _around(
+    model: nn.Module, parts: list[nn.Module], head: nn.Module
+) -> tuple[list[nn.Module], list[nn.Module]]:
+    """Modules before the first block, and those with parameters after the last one.
+
+    A pool or dropout behind the blocks belongs to the head and is never frozen.
+    """
+    stem: list[nn.Module] = []
+    tail: list[nn.Module] = []
+    after = False
+    inside = {id(part) for part in [*parts, head]}
+    for module in _outermost(model, inside):
+        if id(module) in inside:
+            after = True
+        elif not after:
+            stem.append(module)
+        elif any(True for _ in module.parameters()):
+            tail.append(module)
+    return stem, tail
+
+
+def _outermost(module: nn.Module, wanted: set[int]) -> Iterator[nn.Module]:
+    """The largest modules, in order, that are wanted or hold nothing that is."""
+    for child in module.children():
+        holds = any(id(inner) in wanted for inner in child.modules())
+        if holds and id(child) not in wanted:
+            yield from _outermost(child, wanted)
+        else:
+            yield child
+
+
+def _bare(config: ModelConfig, classes: int, image_size: int) -> nn.Module:
+    """The architecture as torchvision has it, with its own 1,000 classes; or the user's."""
+    name = config.architecture
+    if name == "small_cnn":
+        return SmallCnn(config.cnn, classes, image_size)
+    if is_own(name):
+        return _users(config, classes, image_size)
+    options: dict[str, Any] = {}
+    if name in ("googlenet", "inception_v3"):
+        options = {"aux_logits": False, "init_weights": True}
+        # torchvision's weights for these two want its own normalisation; its files are .pth, ours
+        # are .safetensors and hold what was trained here.
+        given = config.weights or ""
+        options["transform_input"] = bool(given) and not given.endswith(".safetensors")
+    elif name.startswith("vit_"):
+        patch = int(name.rpartition("_")[2])
+        if image_size % patch:
+            raise _wrong_size(name, image_size, f"a multiple of its {patch}-pixel patches")
+        options = {"image_size": image_size}
+    elif name.startswith("maxvit"):
+        options = {"input_size": (image_size, image_size)}
+    try:
+        model: nn.Module = zoo.get_model(name, weights=None, **options)
+    except ValueError as error:
+        raise _wrong_size(name, image_size, str(error)) from error
+    return model
+
+
+def _users(config: ModelConfig, classes: int, image_size: int) -> nn.Module:
+    name = config.architecture
+    model = build_user_model(name, config.options, classes=classes, image_size=image_size)
+    if not any(isinstance(model, kind) for kind in FAMILIES):
+        places, head = user_model_parts(model, name)
+        pattern = "|".join(re.escape(place) for place in places)
+        setattr(model, _OWN, Family(pattern or NOTHING, head))
+    return model
+
+
+def _wrong_size(architecture: str, image_size: int, allowed: str) -> ConfigError:
+    message = f"{image_size}: {architecture} cannot take images of this size: {allowed}"
+    return ConfigError(message, key="data.image_size")
+
+
+def _shrink_stem(model: nn.Module, architecture: str) -> None:
+    """A first convolution of 3 x 3 with stride 1, and no max-pool behind it (He et al. 2016,
+    section 4.2: ResNets for CIFAR)."""
+    parts = family(model).stem
+    if parts is None:
+        have = sorted(kind.__name__ for kind, one in FAMILIES.items() if one.stem is not None)
+        raise ConfigError(
+            f"'small': {architecture} has none; allowed: 'default', or one of {', '.join(have)}",
+            key="model.stem",
+        )
+    for name in parts[1:]:
+        model.set_submodule(name, nn.Identity())
+    for name in parts[:1]:
+        conv = model.get_submodule(name)
+        assert isinstance(conv, nn.Conv2d)
+        small = nn.Conv2d(3, conv.out_channels, 3, padding=1, bias=conv.bias is not None)
+        model.set_submodule(name, small)
+
+
+def _replace_head(model: nn.Module, config: ModelConfig, classes: int) -> str:
+    """Give `model` its classifier; returns the name of the new part in it."""
+    name = family(model).head
+    head = model.get_submodule(name)
+    layers = list(head) if isinstance(head, nn.Sequential) else [head]
+    if config.head is not None:
+        kept, inputs = _before_classifier(layers)
+        model.set_submodule(name, nn.Sequential(*kept, _own_head(config.head, inputs, classes)))
+        return f"{name}.{len(kept)}"
+    rate = config.dropout
+    if is_own(config.architecture) and rate is None:
+        return name  # made for these classes by its function
+    if rate is not None and _set_dropout(model, rate):
+        rate = None
+    names = [path for path, part in model.named_modules() if _is_classifier(path, part, name)]
+    last: str = names[-1]
+    model.set_submodule(last, _classifier(model.get_submodule(last), classes, rate))
+    return last
+
+
+def _before_classifier(layers: list[nn.Module]) -> tuple[list[nn.Module], int]:
+    """The layers that only prepare the features (norm, pool, flatten), and how many features."""
+    kept: list[nn.Module] = []
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            return kept, layer.in_features
+        if isinstance(layer, nn.Conv2d):
+            return [nn.AdaptiveAvgPool2d(1), nn.Flatten()], layer.in_channels
+        if not isinstance(layer, nn.Dropout):
+            kept.append(layer)
+    raise AssertionError(f"no classifier in {layers}")
+
+
+def _own_head(config: HeadConfig, inputs: int, classes: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for number, units in enumerate(config.hidden):
+        activation = config.activations[min(number, len(config.activations) - 1)]
+        rate = config.dropout[min(number, len(config.dropout) - 1)]
+        layers.append(nn.Linear(inputs, units))
+        if config.batch_norm:
+            layers.append(nn.BatchNorm1d(units))
+        layers.append(nn.ReLU() if activation == "relu" else nn.LeakyReLU(0.01))
+        layers.append(nn.Dropout(rate))
+        inputs = units
+    return nn.Sequential(*layers, nn.Linear(inputs, classes))
+
+
+def _set_dropout(model: nn.Module, rate: float) -> bool:
+    """Set every dropout of the classifier; False where it has none."""
+    places = [model.get_submodule(family(model).head)]
+    if isinstance(model, zoo.GoogLeNet | zoo.Inception3):
+        places.append(model.dropout)
+    found = [part for place in places for part in place.modules() if isinstance(part, nn.Dropout)]
+    for dropout in found:
+        dropout.p = rate
+    return bool(found)
+
+
+def _is_classifier(path: str, part: nn.Module, head: str) -> bool:
+    inside = path == head or path.startswith(head + ".")
+    return inside and isinstance(part, nn.Linear | nn.Conv2d)
+
+
+def _classifier(old: nn.Module, classes: int, dropout: float | None) -> nn.Module:
+    """A layer like `old` with `classes` outputs, and with `dropout` before it where that is given;
+    initialised as the architecture does: a convolution (squeezenet) narrowly, else torch's way."""
+    if isinstance(old, nn.Conv2d):
+        new = nn.Conv2d(old.in_channels, classes, kernel_size=1)
+        nn.init.normal_(new.weight, std=0.01)
+        if new.bias is not None:
+            nn.init.zeros_(new.bias)
+        return new
+    assert isinstance(old, nn.Linear)
+    bias = old.bias is not None
+    if dropout is None:
+        return nn.Linear(old.in_features, classes, bias=bias)
+    return DropoutLinear(old.in_features, classes, bias=bias, dropout=dropout)
+
+
+def _check_forward(model: nn.Module, config: ModelConfig, image_size: int) -> None:
+    """Run shapes alone through `model`, which costs milliseconds at any size."""
+    tensors = dict(model.state_dict(keep_vars=True))
+    shapes = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
+    images = torch.empty(2, 3, image_size, image_size, device="meta")
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            torch.func.functional_call(model, shapes, (images,))
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        has_smaller = config.stem != "small" and family(model).stem
+        advice = "choose a larger image_size" + (' or model.stem = "small"' if has_smaller else "")
+        raise _wrong_size(config.architecture, image_size, f"{advice} ({reason})") from error
+    finally:
+        model.train(training)

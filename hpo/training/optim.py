@@ -1,0 +1,169 @@
+"""Optimizers, learning rates and early stopping.
+
+A learning rate is a pure function of the configuration, the epoch, the step and the metrics of the
+epochs before, so that a resumed training needs no state of a scheduler.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
+
+from hpo.config.metrics import direction
+from hpo.config.train import (
+    EarlyStoppingConfig,
+    OptimizerConfig,
+    Phase,
+    ScheduleConfig,
+    TrainConfig,
+)
+from hpo.errors import TrialFailed
+
+FACTOR = "lr_factor"
+"""Key of a group of parameters: how many times the learning rate it learns at."""
+
+History = Sequence[Mapping[str, float]]
+"""The metrics of the epochs so far, first to last."""
+
+
+def make_optimizer(
+    model: nn.Module, config: OptimizerConfig, head: nn.Module | None = None
+) -> Optimizer:
+    """An optimizer over the parameters of `model` that require a gradient; where the backbone has
+    a rate of its own, in two groups: those of `head`, and the others (see `set_rate`)."""
+    learning = _groups(model, config.backbone_lr_factor, head)
+    lr, decay = config.lr, config.weight_decay
+    if config.name == "sgd":
+        return SGD(learning, lr, config.momentum, weight_decay=decay, nesterov=config.nesterov)
+    if config.name == "adam":
+        return Adam(learning, lr, config.betas, weight_decay=decay)
+    if config.name == "adamw":
+        return AdamW(learning, lr, config.betas, weight_decay=decay)
+    return RMSprop(learning, lr, momentum=config.momentum, weight_decay=decay)
+
+
+def _groups(model: nn.Module, factor: float, head: nn.Module | None) -> Any:
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if factor == 1 or head is None:
+        return learning
+    heads = {id(parameter) for parameter in head.parameters()}
+    groups = [
+        {"params": [one for one in learning if id(one) in heads], FACTOR: 1.0},
+        {"params": [one for one in learning if id(one) not in heads], FACTOR: factor},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def set_rate(optimizer: Optimizer, lr: float) -> None:
+    """The learning rate of the next step: that of the head, the backbone's follows."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get(FACTOR, 1.0)
+
+
+def learning_rates(
+    config: TrainConfig, *, epoch: int, steps: int, history: History = ()
+) -> list[float]:
+    """The learning rate of each of the `steps` steps of `epoch` (from 1).
+
+    `history` holds the metrics of the epochs before this one. A schedule runs within each phase.
+    Cosine and onecycle begin where the warm-up ends; the other schedules count epochs from the
+    start. Replay keeps below the warm-up of the training that it repeats.
+    """
+    phase = config.phase_of(epoch)
+    warmup = round(config.schedule.warmup_epochs * steps)
+    total = phase.epochs * steps
+    level = _level(config.schedule, phase, epoch, history)
+    before = (epoch - 1 - phase.start) * steps
+    return [
+        _rate(config.schedule, phase.lr, level, step, warmup, total)
+        for step in range(before, before + steps)
+    ]
+
+
+def _rate(
+    schedule: ScheduleConfig, highest: float, level: float, step: int, warmup: int, total: int
+) -> float:
+    """The rate of one step (from 0) out of `total`; `level` is the rate of its epoch."""
+    rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
+    done, of = max(0, step - warmup), total - warmup
+    if schedule.name == "replay":
+        return min(level, rise * highest)
+    if schedule.name == "cosine":
+        level = _between(highest, schedule.min_lr, done / of)
+    elif schedule.name == "onecycle":
+        level = highest * onecycle(done, of, schedule.pct_start)
+    return rise * level
+
+
+def _level(schedule: ScheduleConfig, phase: Phase, epoch: int, history: History) -> float:
+    """The rate of a schedule that changes between epochs only; else the largest rate."""
+    if schedule.name == "step":
+        drops = (epoch - 1 - phase.start) // schedule.step_size
+        return float(phase.lr * schedule.gamma**drops)
+    if schedule.name == "plateau":
+        values = _values(history[phase.start :], schedule.metric, "schedule.metric")
+        return plateau(schedule, phase.lr, values)
+    if schedule.name == "replay":
+        return schedule.rates[epoch - 1]
+    return phase.lr
+
+
+def _between(start: float, end: float, part: float) -> float:
+    """From start to end along half a cosine (Loshchilov & Hutter 2017, equation 5)."""
+    return end + (start - end) * (1 + math.cos(math.pi * part)) / 2
+
+
+def onecycle(step: int, steps: int, pct_start: float) -> float:
+    """Factor of the largest rate: from 1/25 up to 1, then down to 1/250,000, both along a cosine.
+
+    Smith & Topin 2018 with the numbers and the rounding of torch's OneCycleLR.
+    """
+    start, end = 1 / 25, 1 / 25 / 1e4
+    top, last = pct_start * steps - 1, steps - 1
+    if step < top:
+        return _between(start, 1.0, step / top)
+    return _between(1.0, end, (step - top) / (last - top)) if last > top else 1.0
+
+
+def plateau(schedule: ScheduleConfig, lr: float, values: Sequence[float]) -> float:
+    """The rate after epochs of these values of `schedule.metric`, by the rule of torch's
+    ReduceLROnPlateau: a value is better when it beats the best by one part in 10,000."""
+    lower = direction(schedule.metric) == "minimize"
+    best = math.inf if lower else -math.inf
+    bad = 0
+    for value in values:
+        if value < best * (1 - 1e-4) if lower else value > best * (1 + 1e-4):
+            best, bad = value, 0
+        else:
+            bad += 1
+        if bad > schedule.patience:
+            lr, bad = max(lr * schedule.factor, schedule.min_lr), 0
+    return lr
+
+
+def should_stop(config: EarlyStoppingConfig, history: History) -> bool:
+    """Whether the last `patience` epochs all failed to improve on the best before them."""
+    if config.patience is None:
+        return False
+    sign = -1.0 if direction(config.metric) == "minimize" else 1.0
+    best, since = -math.inf, 0
+    for value in _values(history, config.metric, "early_stopping.metric"):
+        if sign * value > best + config.min_delta:
+            best, since = sign * value, 0
+        else:
+            since += 1
+    return since >= config.patience
+
+
+def _values(history: History, metric: str, key: str) -> list[float]:
+    try:
+        return [metrics[metric] for metrics in history]
+    except KeyError:
+        raise TrialFailed(
+            f"{key}: {metric} is not measured where training has no validation part; watch "
+            'train_loss, or use schedule.name = "replay" and no early stopping'
+        ) from None

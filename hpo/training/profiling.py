@@ -1,0 +1,103 @@
+"""What a network costs once it is trained: parameters, multiply-adds, and the time of one image."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from hpo.config.train import TrainConfig
+from hpo.training import models
+from hpo.training.checkpoint import Checkpoint
+from hpo.training.learner import (
+    autocast,
+    memory_format,
+)
+
+WARM_UP, REPEATS, ENOUGH_S = 10, 50, 10.0
+"""Calls before those that are timed; timed calls; seconds after which fewer do."""
+LEAST_REPEATS = 5
+MEASURED = ("parameters", "flops", "latency_ms")
+
+
+def network_costs(
+    config: TrainConfig,
+    wanted: Collection[str] = MEASURED,
+    *,
+    classes: int,
+    device: torch.device,
+    checkpoint: Path | None = None,
+) -> dict[str, float]:
+    """Those of MEASURED that are `wanted`, of the network of `config` on `device`, in eval mode.
+
+    `parameters` counts frozen ones too; `flops` are multiply-adds of one image in convolutions,
+    matrix products and attention; `latency_ms` is the median over REPEATS calls with one random
+    image that lies on the device already, in the precision and layout of `config.runtime`.
+    `checkpoint` holds the trained weights, of folds those of the first count; None: random ones,
+    which cost the same.
+    """
+    if not set(wanted) & set(MEASURED):
+        return {}
+    side = config.data.image_size
+    model = models.build(config.model, classes=classes, image_size=side, pretrained=False)
+    if checkpoint is not None:
+        model.load_state_dict(Checkpoint.load(checkpoint).best_states[0])
+    layout = memory_format(config.runtime.memory_format)
+    model = model.to(device, memory_format=layout).eval()  # type: ignore[call-overload]
+    image = torch.randn(1, 3, side, side, device=device).contiguous(memory_format=layout)
+    found: dict[str, float] = {}
+    if "parameters" in wanted:
+        found["parameters"] = float(sum(part.numel() for part in model.parameters()))
+    if "flops" in wanted:
+        found["flops"] = float(multiply_adds(model, image))
+    if "latency_ms" in wanted:
+        found["latency_ms"] = latency_ms(model, image, config.runtime.precision)
+    return found
+
+
+def multiply_adds(model: nn.Module, image: Tensor) -> int:
+    """Of one pass of `image` (1, 3, S, S); torch counts two operations for each."""
+    with torch.no_grad(), _plain_attention(), FlopCounterMode(display=False) as counter:
+        model(image)
+    return int(counter.get_total_flops()) // 2
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """The fused attention of eval mode is one operation that the counter does not know."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def latency_ms(model: nn.Module, image: Tensor, precision: str) -> float:
+    """Median milliseconds of one pass of `image` (1, 3, S, S), the device's work included."""
+    times: list[float] = []
+    with torch.inference_mode(), autocast(image.device, precision):
+        began = time.perf_counter()
+        for call in range(WARM_UP + REPEATS):
+            spent = _seconds(model, image)
+            if call >= WARM_UP or time.perf_counter() - began > ENOUGH_S:
+                times.append(spent)
+            if len(times) >= LEAST_REPEATS and time.perf_counter() - began > ENOUGH_S:
+                break
+    return 1000 * statistics.median(times)
+
+
+def _seconds(model: nn.Module, image: Tensor) -> float:
+    began = time.perf_counter()
+    model(image)
+    if image.device.type == "cuda":
+        torch.cuda.synchronize(image.device)
+    elif image.device.type == "mps":
+        torch.mps.synchronize()
+    return time.perf_counter() - began

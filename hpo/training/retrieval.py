@@ -1,0 +1,394 @@
+"""Image retrieval: an index of the training images, searched exactly.
+
+A quick search multiplies matrices, which loses digits and may swap rows that are almost equally
+far. So a few more candidates are taken than are asked for and their distances computed directly;
+where the quick distances are too close to say that no other row belongs among them, all rows are.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from hpo.config.retrieval import (
+    RETRIEVED,
+    RetrievalConfig,
+)
+from hpo.config.train import TrainConfig
+from hpo.control import Control
+from hpo.data.arrays import (
+    read_arrays,
+    write_arrays,
+)
+from hpo.data.images import (
+    Images,
+    Numbers,
+)
+from hpo.errors import (
+    ConfigError,
+    DataError,
+    TrialFailed,
+)
+from hpo.training.evaluation import (
+    Embedded,
+    Vectors,
+    embed,
+)
+from hpo.training.learner import Batch
+from hpo.training.metrics import (
+    ClassificationReport,
+    classification_report,
+    confusion_matrix,
+)
+
+Matrix = NDArray[np.float64]
+Ranked = tuple[Numbers, Matrix]
+"""Places in the gallery and their distances, best first."""
+Distance = Literal["euclidean", "cosine"]
+
+QUICK: dict[Distance, str] = {"euclidean": "sqeuclidean", "cosine": "cosine"}
+SPARE = 8
+"""Candidates beyond those that are needed."""
+BLOCK = 1024
+"""Queries that are looked up at once."""
+
+
+def nearest(
+    gallery: Matrix, queries: Matrix, k: int, distance: Distance, without: Sequence[Numbers]
+) -> tuple[Numbers, Matrix]:
+    """The `k` rows of `gallery` (N, D) nearest to each row of `queries` (Q, D), and their
+    distances: (Q, k) each, nearest first, of equally near rows the earlier one.
+
+    `without` holds for each query the rows that do not count. Where fewer than k rows are left,
+    all of them come, then -1 at distance infinity. Raises DataError where none is left.
+    """
+    if distance == "cosine":
+        gallery, queries = unit(gallery), unit(queries)
+    rows = _Rows(gallery, k, distance)
+    most = max((len(left_out) for left_out in without), default=0)
+    count = min(len(gallery), k + most + SPARE)
+    doubt = _doubt(gallery, queries)
+    indices = np.full((len(queries), k), -1, np.int64)
+    distances = np.full((len(queries), k), np.inf)
+    for place, (candidates, farthest) in enumerate(_quick(gallery, queries, count, distance)):
+        query, left_out = queries[place], without[place]
+        best, exact = rows.ranked(candidates, query, left_out)
+        if count < len(gallery) and (len(best) < k or farthest - doubt <= exact[-1]):
+            best, exact = rows.all_ranked(query, left_out)
+        indices[place, : len(best)] = best
+        distances[place, : len(best)] = exact
+    if (indices[:, 0] < 0).any():
+        raise DataError("there is no other image to find among the training images; add some")
+    return indices, np.sqrt(distances) if distance == "euclidean" else distances
+
+
+def _quick(
+    gallery: Matrix, queries: Matrix, count: int, distance: Distance
+) -> Iterator[tuple[Numbers, float]]:
+    """For each query the `count` rows that seem nearest, and the largest distance among them."""
+    from sklearn.neighbors import NearestNeighbors
+
+    finder = NearestNeighbors(n_neighbors=count, algorithm="brute", metric=QUICK[distance])
+    finder.fit(gallery)
+    for start in range(0, len(queries), BLOCK):
+        distances, found = finder.kneighbors(queries[start : start + BLOCK])
+        yield from zip(found, distances[:, -1].tolist(), strict=True)
+
+
+class _Rows:
+    """The gallery, its k best by squared or cosine distance, then by place."""
+
+    def __init__(self, gallery: Matrix, k: int, distance: Distance) -> None:
+        self.gallery, self.k, self.distance = gallery, k, distance
+        self._last: tuple[bytes, Ranked] = (b"", (np.empty(0, np.int64), np.empty(0)))
+
+    def ranked(self, rows: Numbers, query: Matrix, without: Numbers) -> Ranked:
+        """The first k of `rows`, and their distances."""
+        if len(without):
+            rows = rows[~np.isin(rows, without)]
+        if self.distance == "euclidean":
+            exact = np.square(self.gallery[rows] - query).sum(axis=1)
+        else:
+            exact = (1.0 - (self.gallery[rows] * query).sum(axis=1)).clip(0.0, 2.0)
+        order = np.lexsort((rows, exact))[: self.k]
+        return rows[order], exact[order]
+
+    def all_ranked(self, query: Matrix, without: Numbers) -> Ranked:
+        """The first k of all rows. To a network that has collapsed all pictures are alike: the
+        answer to the query before is kept."""
+        key = query.tobytes() + without.tobytes()
+        if key != self._last[0]:
+            self._last = key, self.ranked(np.arange(len(self.gallery)), query, without)
+        return self._last[1]
+
+
+def unit(vectors: Matrix) -> Matrix:
+    """Each row divided by its length; a row of zeros stays, at cosine distance 1 from all."""
+    lengths = np.sqrt(np.square(vectors).sum(axis=1, keepdims=True))
+    scaled: Matrix = vectors / np.where(lengths == 0, 1.0, lengths)
+    return scaled
+
+
+def _doubt(gallery: Matrix, queries: Matrix) -> float:
+    """More than a quick squared or cosine distance can be wrong: the rounding of a sum of D
+    products (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1), several
+    times over."""
+    longest = sum(np.sqrt(np.square(rows).sum(axis=1).max()) for rows in (gallery, queries))
+    return float(8 * (gallery.shape[1] + 8) * np.finfo(np.float64).eps * longest**2)
+
+
+LEAST = 5
+"""Neighbours that are looked up also for a smaller k: precision at 5 is always told."""
+
+
+@dataclass(frozen=True)
+class Affine:
+    """(x - shift) @ turn.T / scale, fitted on the gallery."""
+
+    shift: Matrix
+    """(D,)."""
+    scale: Matrix
+    """(P,)."""
+    turn: Matrix | None
+    """(P, D); None: P = D, no rotation."""
+
+    def __call__(self, vectors: Matrix) -> Matrix:
+        moved = vectors - self.shift
+        return (moved if self.turn is None else moved @ self.turn.T) / self.scale
+
+
+@dataclass(frozen=True)
+class Index:
+    """The gallery, and what brings a vector to where distances are measured."""
+
+    gallery: Embedded
+    config: RetrievalConfig
+    steps: tuple[Affine, ...]
+    """Standardisation and PCA, where asked for, in this order."""
+
+    @classmethod
+    def fit(cls, gallery: Embedded, config: RetrievalConfig) -> Index:
+        """Raises ConfigError for more components than `gallery` allows, TrialFailed for features
+        that are not finite."""
+        if not np.isfinite(gallery.features).all():
+            raise TrialFailed("the network's features are not finite; check its weights")
+        vectors, steps = gallery.features.astype(np.float64), []
+        if config.standardize:
+            steps.append(_scaler(vectors))
+            vectors = steps[-1](vectors)
+        if config.pca:
+            steps.append(_pca(vectors, config.pca))
+        return cls(gallery, config, tuple(steps))
+
+    def place(self, features: Vectors) -> Matrix:
+        """(N, D) features to where distances are measured, (N, P) float64."""
+        placed = features.astype(np.float64)
+        for step in self.steps:
+            placed = step(placed)
+        return placed
+
+    @cached_property
+    def placed(self) -> Matrix:
+        return self.place(self.gallery.features)
+
+    def search(self, queries: Embedded, k: int | None = None, classes: int = 0) -> Found:
+        """The max(k, 5) nearest gallery pictures of each query, never the query itself; `k` is
+        the index's own unless given. Raises DataError where there is nothing else."""
+        k = k or self.config.k
+        places: dict[str, list[int]] = {}
+        for place, identity in enumerate(self.gallery.identities):
+            places.setdefault(identity, []).append(place)
+        own = [np.array(places.get(one, ()), np.int64) for one in queries.identities]
+        count, target = min(max(k, LEAST), len(self.gallery)), self.place(queries.features)
+        indices, distances = nearest(self.placed, target, count, self.config.distance, own)
+        labels = np.where(indices < 0, -1, self.gallery.labels[indices])
+        return Found(indices, distances, labels, queries.labels, k, classes)
+
+    def save(self, path: Path) -> None:
+        """As .npz, without pickle: `features`, `labels`, `names`, `identities`, `config` (JSON),
+        and `shift`, `scale` and `turn` of each step. Complete or not there."""
+        arrays: dict[str, Any] = {
+            "features": self.gallery.features,
+            "labels": self.gallery.labels,
+            "names": np.array(self.gallery.names, np.str_),
+            "identities": np.array(self.gallery.identities, np.str_),
+            "config": np.array(self.config.model_dump_json()),
+        }
+        for number, step in enumerate(self.steps):
+            arrays |= {f"shift{number}": step.shift, f"scale{number}": step.scale}
+            arrays |= {} if step.turn is None else {f"turn{number}": step.turn}
+        write_arrays(path, **arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> Index:
+        """Raises DataError where `path` is missing or damaged, or is no index."""
+        advice = "`hpo train` writes it anew into another folder"
+        known = read_arrays(path, advice)
+        try:
+            gallery = Embedded(
+                known["features"],
+                known["labels"],
+                tuple(known["names"].tolist()),
+                tuple(known["identities"].tolist()),
+            )
+            config = RetrievalConfig.model_validate(json.loads(str(known["config"])))
+            count = sum(name.startswith("shift") for name in known)
+            steps = (
+                Affine(known[f"shift{i}"], known[f"scale{i}"], known.get(f"turn{i}"))
+                for i in range(count)
+            )
+            return cls(gallery, config, tuple(steps))
+        except (KeyError, ValueError) as error:
+            raise DataError(f"{path} cannot be read as an index ({error}); {advice}") from error
+
+
+def _scaler(vectors: Matrix) -> Affine:
+    from sklearn.preprocessing import StandardScaler
+
+    found = StandardScaler().fit(vectors)
+    return Affine(found.mean_, found.scale_, None)
+
+
+def require_components(components: int, images: int, features: int) -> None:
+    """Raise ConfigError for more principal components than (images, features) vectors have."""
+    most = min(images, features)
+    if components > most:
+        raise ConfigError(
+            f"{components}: more components than {images} training images of {features} features "
+            f"allow; 0 to {most}",
+            key="retrieval.pca",
+        )
+
+
+def _pca(vectors: Matrix, components: int) -> Affine:
+    from sklearn.decomposition import PCA
+
+    images, features = vectors.shape
+    require_components(components, images, features)
+    # Exact and deterministic both; the second is far quicker for many images.
+    solver = "full" if images <= features else "covariance_eigh"
+    found = PCA(components, svd_solver=solver).fit(vectors)
+    return Affine(found.mean_, np.ones(components), found.components_)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The neighbours of Q queries, nearest first; columns beyond the last neighbour hold -1."""
+
+    indices: Numbers
+    """(Q, K) places in the gallery."""
+    distances: Matrix
+    """(Q, K)."""
+    neighbours: Numbers
+    """(Q, K) classes of the neighbours."""
+    labels: Numbers
+    """(Q,) classes of the queries."""
+    k: int
+    """How many of them count."""
+    classes: int
+
+    def precision(self, k: int) -> Matrix:
+        """(Q,) the share of right classes among the k nearest, or among all where there are
+        fewer."""
+        near = self.neighbours[:, :k]
+        right = (near == self.labels[:, None]).sum(axis=1)
+        shares: Matrix = right / (near >= 0).sum(axis=1)
+        return shares
+
+    @cached_property
+    def votes(self) -> Numbers:
+        """(Q,) the most frequent class of the k nearest; of equally frequent ones, that with the
+        nearest neighbour."""
+        found = np.empty(len(self.labels), np.int64)
+        for query, row in enumerate(self.neighbours[:, : self.k]):
+            near = row[row >= 0]
+            found[query] = near[np.bincount(near)[near].argmax()]
+        return found
+
+    @cached_property
+    def mean_distances(self) -> Matrix:
+        """(Q,) mean distance to the k nearest."""
+        near = self.distances[:, : self.k]
+        there = np.isfinite(near)
+        means: Matrix = np.where(there, near, 0.0).sum(axis=1) / there.sum(axis=1)
+        return means
+
+    @cached_property
+    def confusion(self) -> Numbers:
+        """(C, C): rows are true classes, columns the neighbours' votes."""
+        return confusion_matrix(self.labels, self.votes, self.classes)
+
+    @cached_property
+    def report(self) -> ClassificationReport:
+        """Of the votes."""
+        return classification_report(self.confusion)
+
+    def metrics(self) -> dict[str, float]:
+        """By the names of RETRIEVED."""
+        return {
+            "val_precision_at_5": float(self.precision(5).mean()),
+            "val_precision_at_k": float(self.precision(self.k).mean()),
+            "val_top1": self.report.accuracy,
+            "val_precision": self.report.macro_precision,
+            "val_recall": self.report.macro_recall,
+            "val_f1": self.report.macro_f1,
+            "val_mean_distance": float(self.mean_distances.mean()),
+        }
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What a retrieval measures after each epoch: validation images in the training images."""
+
+    gallery: Images
+    gallery_batches: Iterable[Batch]
+    queries: Images
+    query_batches: Iterable[Batch]
+
+    def measure(
+        self,
+        model: nn.Module,
+        judged: nn.Module,
+        config: TrainConfig,
+        *,
+        classes: int,
+        device: torch.device,
+        control: Control,
+        epoch: int,
+    ) -> dict[str, float]:
+        """The metrics of RETRIEVED, and val_loss where the classifier learns; `judged`: `model`, or
+        the part of it for which the batches are. NaN for a network that has diverged; raises
+        TrialFailed where that is no result of training."""
+
+        def embedded(images: Images, batches: Iterable[Batch]) -> tuple[Embedded, float]:
+            found, evaluation = embed(
+                model,
+                images,
+                batches,
+                classes=classes,
+                device=device,
+                precision=config.runtime.precision,
+                control=control,
+                epoch=epoch,
+                judged=judged,
+            )
+            return found, evaluation.loss
+
+        gallery, _ = embedded(self.gallery, self.gallery_batches)
+        queries, loss = embedded(self.queries, self.query_batches)
+        losses = {} if config.frozen else {"val_loss": loss}
+        finite = np.isfinite(gallery.features).all() and np.isfinite(queries.features).all()
+        if not config.frozen and not finite:
+            return {"val_loss": math.nan, **dict.fromkeys(RETRIEVED, math.nan)}
+        index = Index.fit(gallery, config.retrieval)
+        return losses | index.search(queries, classes=classes).metrics()

@@ -1,0 +1,489 @@
+"""train(): one training as a generator of epochs.
+
+A training has one, or one for each fold of a cross-validation. Those share the configuration but
+for the seed, and the history of their mean metrics, by which learning rates and early stopping go.
+
+Search, retraining and tests drive the same generator; pruning is leaving the loop. Interrupted and
+resumed from a checkpoint it gives the same numbers: what is random in an epoch depends on the seed
+and the epoch alone, and a learning rate on the metrics so far.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from hpo.config.metrics import direction
+from hpo.config.train import TrainConfig
+from hpo.control import Control
+from hpo.errors import TrialFailed
+from hpo.training import (
+    evaluation,
+    optim,
+)
+from hpo.training import (
+    metrics as goals,
+)
+from hpo.training.checkpoint import Checkpoint, best_of
+from hpo.training.evaluation import require_measurable
+from hpo.training.feature_cache import (
+    Kept,
+    Preparation,
+    found_cut,
+    keep,
+)
+from hpo.training.inputs import (
+    Batches,
+    TrainingData,
+    make_batches,
+    views,
+)
+from hpo.training.learner import (
+    Evaluation,
+    Learner,
+    Tally,
+    evaluate,
+)
+from hpo.training.loader import TrainBatches, class_weights
+from hpo.training.partition import Partition
+from hpo.training.retrieval import Validation
+
+Metrics = dict[str, float]
+
+
+def of_fold(config: TrainConfig, fold: int, folds: int) -> TrainConfig:
+    """The configuration of one of several networks: a seed of its own, derived from `config.seed`
+    and `fold` (from 0)."""
+    if folds == 1:
+        return config
+    mixed = np.random.SeedSequence((config.seed, fold)).generate_state(1, np.uint64)
+    return config.model_copy(update={"seed": int(mixed[0]) >> 1})
+
+
+def combined(found: Sequence[Metrics], metric: str) -> Metrics:
+    """An epoch of all networks as one: means, but the sum of `seconds` and the most of
+    `peak_memory_mb`; and the standard deviation (n - 1) of `metric` over them as `<metric>_std`."""
+    if len(found) == 1:
+        return found[0]
+    means = {name: sum(one[name] for one in found) / len(found) for name in found[0]}
+    means["seconds"] = sum(one["seconds"] for one in found)
+    means["peak_memory_mb"] = max(one["peak_memory_mb"] for one in found)
+    if metric in means:
+        apart = [one[metric] - means[metric] for one in found]
+        means[f"{metric}_std"] = math.sqrt(sum(x * x for x in apart) / (len(found) - 1))
+    return means
+
+
+class Network:
+    """A network, the images of `data`, and how far it has learned from them."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: TrainingData,
+        control: Control,
+        device: torch.device,
+        micro_batch: int,
+        cache: Path | None,
+        asked: Sequence[str] = (),
+    ) -> None:
+        self.asked = asked
+        self.config, self.data, self.control, self.device = config, data, control, device
+        self.micro_batch, self.cache, self.classes = micro_batch, cache, data.classes
+        self.best: dict[str, Tensor] = {}
+        self.opened: tuple[Any, Batches] | None = None
+
+    def build(self, state: Mapping[str, Any] | None, epoch: int) -> None:
+        """Make the network for `epoch` (from 1): as `state` has it (see `Network.state`), else
+        with its first weights."""
+        self.prepare(0)
+        self.learner = Learner(
+            self.config,
+            classes=self.classes,
+            device=self.device,
+            micro_batch=self.micro_batch,
+            pretrained=state is None,
+            epoch=epoch,
+        )
+        if self.config.data.balance == "loss":
+            weights = class_weights(self.data.train.labels, self.classes)
+            self.learner.weigh(weights.float().to(self.device))
+        if state:
+            self.restore(state)
+
+    @property
+    def least(self) -> int:
+        """The least micro-batch with which this network can learn."""
+        return 2 if self.learner.normed else 1
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        average = self.learner.average
+        self.learner.model.load_state_dict(state["model"])
+        self.learner.optimizer.load_state_dict(state["optimizer"])
+        if average and state["average"] is not None:
+            average.load(state["average"], state["averaged"])
+        self.best = best_of(state)
+
+    def keep(self, *, copied: bool) -> None:
+        """Take the weights of this epoch as the best."""
+        kept = self.learner.kept.state_dict() if copied else {}
+        self.best = {name: value.detach().to("cpu", copy=True) for name, value in kept.items()}
+
+    def rest(self) -> None:
+        """End the processes that decode images, until the next epoch: another network's turn."""
+        if any(
+            images is not None and images.streamed for images in (self.data.train, self.data.val)
+        ):
+            self.opened = None
+
+    def state(self, *, best: bool) -> dict[str, Any]:
+        """Its part of a checkpoint; with the best epoch's weights where those are not its own."""
+        average = self.learner.average
+        return {
+            "model": self.learner.model.state_dict(),
+            "best": self.best if best else None,
+            "optimizer": self.learner.optimizer.state_dict(),
+            "average": average.model.state_dict() if average else None,
+            "averaged": average.updates if average else 0,
+        }
+
+    def prepare(self, epoch: int) -> None:
+        """The same arithmetic and the same random numbers, whatever ran before in this process."""
+        if self.config.runtime.threads:
+            torch.set_num_threads(self.config.runtime.threads)
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
+        mixed = np.random.SeedSequence((self.config.seed, epoch)).generate_state(1, np.uint64)
+        torch.manual_seed(int(mixed[0]))
+
+    def epoch(self, epoch: int, history: Sequence[Metrics]) -> Metrics:
+        """Train and evaluate once, after the epochs of `history`; returns the metrics."""
+        phase = self.config.phase_of(epoch)
+        if phase != self.learner.phase:
+            self.learner.begin(phase)
+        self.prepare(epoch)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        began = time.perf_counter()
+        batches = self.open(epoch)
+        if batches.train is None:
+            return self.look(epoch, batches, began)
+        rates = optim.learning_rates(
+            self.config, epoch=epoch, steps=len(batches.train), history=history
+        )
+        tally = self.pass_over(epoch, batches.train, rates)
+        loss, top1 = tally.means()
+        trained = time.perf_counter() - began
+        found = {"train_loss": loss, "train_top1": top1}
+        found |= self.validate(epoch, batches)
+        return found | {
+            "lr": rates[-1],
+            "seconds": time.perf_counter() - began,
+            "images_per_s": tally.images / trained,
+            "peak_memory_mb": peak_memory_mb(self.device),
+        }
+
+    def look(self, epoch: int, batches: Batches, began: float) -> Metrics:
+        """The one epoch of a network that does not learn."""
+        found = self.validate(epoch, batches)
+        seconds = time.perf_counter() - began
+        images = len(self.data.train) + len(self.data.val) if self.data.val else 0
+        return found | {
+            "seconds": seconds,
+            "images_per_s": images / seconds,
+            "peak_memory_mb": peak_memory_mb(self.device),
+        }
+
+    def open(self, epoch: int) -> Batches:
+        """The batches, of features where the beginning of the network need not be computed again;
+        made anew only when another part of it is frozen."""
+        blocks = self.learner.phase.trainable_blocks
+        if self.opened and self.opened[0] == blocks:
+            return self.opened[1]
+        data, model = self.data, self.learner.model
+        cut: Partition | None = None
+        kept: Kept = {}
+        if self.cache and (cut := found_cut(model, self.learner.frozen, self.config, self.device)):
+            how = Preparation(data.mean, data.std, self.config, self.device)
+            shown = views(self.config, data)
+            kept = keep(model, cut, how, shown, self.cache, self.control, epoch=epoch)
+        self.learner.skip(cut if kept else None)
+        micro_batch = self.learner.micro_batch
+        batches = make_batches(self.config, data, self.device, micro_batch, kept)
+        self.opened = blocks, batches
+        return batches
+
+    def pass_over(self, epoch: int, shown: TrainBatches, rates: list[float]) -> Tally:
+        """One pass over the training images, without waiting for the device."""
+        self.learner.train_mode()
+        tally = Tally(self.device)
+        images = 0
+        with closing(shown.epoch(epoch)) as batches:
+            for rate, batch in zip(rates, batches, strict=True):
+                self.control.step(epoch=epoch, images=images)
+                self.learner.step(batch, rate, tally)
+                images = len(batch[1])
+        self.control.step(epoch=epoch, images=images)
+        return tally
+
+    def validate(self, epoch: int, batches: Batches) -> Metrics:
+        data = self.data
+        if data.val is None or batches.val is None:
+            return {}
+        if batches.gallery is not None:
+            validation = Validation(data.train, batches.gallery, data.val, batches.val)
+            return validation.measure(
+                self.learner.kept,
+                self.learner.judged,
+                self.config,
+                classes=self.classes,
+                device=self.device,
+                control=self.control,
+                epoch=epoch,
+            )
+        found = evaluate(
+            self.learner.judged,
+            batches.val,
+            classes=self.classes,
+            device=self.device,
+            precision=self.config.runtime.precision,
+            control=self.control,
+            epoch=epoch,
+            probabilities=evaluation.need_probabilities(self.asked),
+        )
+        return evaluation.measure(found, self.asked, data.names)
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Most memory in use, in MB (10^6 bytes): CUDA: tensors since the counter was reset; else this
+    process's resident memory, on Linux and macOS the largest so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    if sys.platform == "win32":
+        return float(psutil.Process(os.getpid()).memory_info().rss) / 1e6
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+__all__ = ["EpochResult", "Evaluation", "TrainingData", "evaluate", "train"]
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """One finished epoch."""
+
+    epoch: int
+    """From 1."""
+    metrics: dict[str, float]
+    """train_loss, train_top1, val_loss, val_top1, val_top5 (of more than five classes),
+    val_macro_f1, val_balanced_accuracy (fractions), further ones that were asked for (see
+    `hpo.training.evaluation`), lr (the head's, of the last step), seconds (with evaluation),
+    images_per_s (training alone), peak_memory_mb. A retrieval has those of
+    `hpo.config.retrieval.RETRIEVED` instead of a classification's; where nothing learns there
+    are no losses and no lr, and images_per_s is of the evaluation. Of folds these are means,
+    `seconds` their sum, and there is the deviation of the metric, such as val_top1_std."""
+    best_epoch: int
+    checkpoint: Path | None
+    """Complete on disk; its weights of the best epoch: `checkpoint.best_weights`."""
+    last: bool
+    """No epoch follows: the last one, early stopping, or a loss that is not finite."""
+    diverged: bool
+    """A loss is not finite."""
+    micro_batch: int
+    """Images computed at once; below batch_size after the device ran out of memory."""
+
+
+def train(
+    config: TrainConfig,
+    data: TrainingData | Sequence[TrainingData],
+    control: Control,
+    *,
+    device: torch.device,
+    metric: str = "val_top1",
+    also: Sequence[str] = (),
+    checkpoint: Callable[[int], Path] | None = None,
+    resume: Path | None = None,
+    cache: Path | None = None,
+) -> Generator[EpochResult, None, None]:
+    """Train as `config` says, yielding each epoch after its checkpoint is on disk.
+
+    `checkpoint` names the file of an epoch; without it nothing is kept. `resume` is a checkpoint of
+    the same configuration: training goes on with the epoch after it. `metric` decides which epoch
+    is best; metrics that cost more than a few counts are measured where it is one, `also` has it,
+    or the configuration watches it. Where the device runs out of memory, training goes back to the
+    last checkpoint and halves the micro-batch; the effective batch stays. Under `cache` the outputs
+    of a frozen beginning are kept, and shared with other trainings, where images do not change.
+
+    Of several `data`, the folds of a cross-validation, each has a network: an epoch is that epoch
+    of each of them, one after another, and its metrics are means (see `networks.combined`).
+
+    Raises what `control.step` raises; ConfigError, DataError or TrialFailed for a configuration
+    that cannot be trained; Damaged for a checkpoint that cannot be gone on with.
+    """
+    folds = [data] if isinstance(data, TrainingData) else data
+    micro_batch = min(config.runtime.micro_batch or config.batch_size, config.batch_size)
+    start = Checkpoint.load(resume) if resume else None
+    if start:
+        start.require(config)
+        micro_batch = start.micro_batch
+    while True:
+        run = _Run(config, folds, control, device, metric, also, micro_batch, start, cache)
+        start = None
+        try:
+            for result in run.epochs(checkpoint):
+                resume = result.checkpoint
+                yield result
+            return
+        except torch.OutOfMemoryError as error:
+            reason = str(error)
+        # Only here, behind the `except`, is the traceback gone that holds the tensors.
+        done, least = run.done, run.least
+        del run
+        _free(device)
+        if micro_batch <= least:
+            raise TrialFailed(f"out of memory even with {micro_batch} images at once: {reason}")
+        if done and resume is None:
+            raise TrialFailed(
+                f"out of memory in epoch {done + 1}, without a checkpoint to go back to: {reason}"
+            )
+        micro_batch = max(least, micro_batch // 2)
+        start = Checkpoint.load(resume) if resume else None
+
+
+class _Run:
+    """A training between two restarts: one network, or one for each fold, epoch by epoch."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        folds: Sequence[TrainingData],
+        control: Control,
+        device: torch.device,
+        metric: str,
+        also: Sequence[str],
+        micro_batch: int,
+        start: Checkpoint | None,
+        cache: Path | None,
+    ) -> None:
+        self.config, self.metric, self.micro_batch = config, metric, micro_batch
+        self.validated = all(fold.val is not None for fold in folds)
+        asked = goals.asked(config, metric, *also) if self.validated else ()
+        for fold in folds:
+            require_measurable(asked, fold)
+        self.networks = [
+            Network(
+                of_fold(config, i, len(folds)), fold, control, device, micro_batch, cache, asked
+            )
+            for i, fold in enumerate(folds)
+        ]
+        self.build(start)
+        self.history = list(start.metrics) if start else []
+        self.best_epoch = start.best_epoch if start else 0
+
+    def build(self, start: Checkpoint | None) -> None:
+        states = start.networks if start else [None] * len(self.networks)
+        try:
+            for network, state in zip(self.networks, states, strict=True):
+                network.build(state, start.epoch if start else 1)
+        except torch.OutOfMemoryError as error:
+            name, count = self.config.model.architecture, len(self.networks)
+            what = f"{name} alone does" if count == 1 else f"{count} networks of {name} (folds) do"
+            raise TrialFailed(f"{what} not fit in memory: {error}") from error
+
+    @property
+    def done(self) -> int:
+        """Epochs finished so far."""
+        return len(self.history)
+
+    @property
+    def least(self) -> int:
+        """The least micro-batch with which all networks can learn."""
+        return max(network.least for network in self.networks)
+
+    def epochs(self, checkpoint: Callable[[int], Path] | None) -> Iterator[EpochResult]:
+        while not self.ended():
+            epoch = self.done + 1
+            self.history.append(combined(list(self.each(epoch)), self.metric))
+            if self.improved():
+                self.best_epoch = epoch
+                for network in self.networks:
+                    network.keep(copied=checkpoint is not None)
+            path = checkpoint(epoch) if checkpoint else None
+            if path:
+                self.save(path)
+            yield EpochResult(
+                epoch=epoch,
+                metrics=dict(self.history[-1]),
+                best_epoch=self.best_epoch,
+                checkpoint=path,
+                last=self.ended(),
+                diverged=_diverged(self.history[-1]),
+                micro_batch=self.micro_batch,
+            )
+
+    def each(self, epoch: int) -> Iterator[dict[str, float]]:
+        """The epoch of every network."""
+        for network in self.networks:
+            yield network.epoch(epoch, self.history)
+            if len(self.networks) > 1:
+                network.rest()
+
+    def improved(self) -> bool:
+        """Whether the epoch just finished is the best; of equal ones the first is."""
+        if not self.validated or not self.best_epoch:
+            return True
+        if _diverged(self.history[-1]):
+            return False
+        value, best = self.history[-1][self.metric], self.history[self.best_epoch - 1][self.metric]
+        return value < best if direction(self.metric) == "minimize" else value > best
+
+    def ended(self) -> bool:
+        return is_last(self.config, self.history)
+
+    def save(self, path: Path) -> None:
+        current = self.best_epoch == self.done
+        first, *others = [network.state(best=not current) for network in self.networks]
+        Checkpoint(
+            config=self.config.to_dict(),
+            metrics=self.history,
+            best_epoch=self.best_epoch,
+            micro_batch=self.micro_batch,
+            **first,
+            others=others,
+        ).save(path)
+
+
+def is_last(config: TrainConfig, history: Sequence[Mapping[str, float]]) -> bool:
+    """Whether no epoch follows those of `history`, their metrics: it has all of them, early
+    stopping ends it, or a loss is not finite."""
+    if len(history) >= config.epochs:
+        return True
+    counted = history[config.all_phases()[-1].start :]
+    return optim.should_stop(config.early_stopping, counted) or (
+        bool(history) and _diverged(history[-1])
+    )
+
+
+def _diverged(metrics: Mapping[str, float]) -> bool:
+    return not all(math.isfinite(metrics[name]) for name in metrics if name.endswith("_loss"))
+
+
+def _free(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -1,0 +1,38 @@
+"""Whether the worker of this host goes on: the health check of a container.
+
+    python -m hpo.workers.healthcheck [SECONDS]
+
+Exit code 0 if a worker of this host has left a sign within SECONDS, else 1. Every step of a
+training leaves one, and so does every look for a trial. 900 unless given: more than a study's own
+`stall_timeout_s`, after which others may go on with the trial of a worker that hangs.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import sys
+import time
+
+from hpo.paths import Home
+
+USUAL_S = 900.0
+
+
+def host() -> str:
+    """This host's name as the ids of its workers begin; in a container a name of its own."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", socket.gethostname()[:32]).strip("-") or "host"
+
+
+def is_alive(home: Home, name: str, now: float, within_s: float) -> bool:
+    """Whether a worker of the host `name` left a sign in the `within_s` seconds before `now`."""
+    return any(now - one.stat().st_mtime <= within_s for one in home.signs(name))
+
+
+def main(arguments: list[str]) -> int:
+    within_s = float(arguments[0]) if arguments else USUAL_S
+    return 0 if is_alive(Home.default(), host(), time.time(), within_s) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,134 @@
+"""Where workers are placed. An engine starts N of them, lists them, ends them, reads their logs.
+
+    local.py   in the background of this host
+    ray.py     on the nodes of a Ray cluster, as detached actors; ray_door.py is the way in
+    slurm.py   on the nodes of a Slurm cluster, as an array job
+
+An engine only places. Who runs which trial is settled in the database, by leases: whatever an
+engine does twice, late or not at all, the budget stays exact. What it places is a keeper
+(`hpo.workers.agent`), and `hpo stop` reaches all of them through the database alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from hpo.errors import (
+    InputError,
+    nearest,
+)
+from hpo.paths import Home
+
+NAMES = ("local", "slurm", "ray", "ray://HOST:PORT")
+
+
+@dataclass(frozen=True)
+class Target:
+    """The study whose workers an engine is asked about."""
+
+    study: str
+    uuid: str
+
+    @property
+    def label(self) -> str:
+        """What the engine's own tools call them: readable, and never another study's."""
+        return f"hpo-{self.study}-{self.uuid[:8]}"
+
+
+@dataclass(frozen=True)
+class Size:
+    """How many workers, and what each of them gets."""
+
+    workers: int
+    gpus: float | None = None
+    """1, a share of one, or 0 for the CPU. None: 1 where there are any."""
+    cpus: int | None = None
+    """Which are its threads. None: what the engine finds right."""
+
+    def __post_init__(self) -> None:
+        if self.gpus is not None and not 0 <= self.gpus <= 1:
+            raise InputError(
+                f"--gpus-per-worker {self.gpus:g}: a worker trains on one GPU; allowed: 0 (the "
+                "CPU) to 1, such as 0.5 for two workers on each GPU"
+            )
+
+    @property
+    def per_gpu(self) -> int:
+        """How many of them share a GPU; 1 on the CPU."""
+        return int(1 / self.gpus + 1e-9) if self.gpus else 1
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be placed."""
+
+    target: Target
+    size: Size
+    storage: str = field(repr=False)
+    """The database's URL, with its password: it may stand in an environment or an argument of a
+    call, never in argv, in a file, or in what an engine shows."""
+    home: Home
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One thing that an engine has placed: a worker, or the keeper of some."""
+
+    name: str
+    """The engine's own name: a worker's id, an actor's name, a job's id."""
+    state: str
+    """waiting (for a place), starting, running or ending."""
+    host: str
+    """Where; empty while it waits."""
+    note: str = ""
+
+
+class Engine(Protocol):
+    """A way to place workers."""
+
+    has_our_files: bool
+    """Whether its hosts see the files of this one, so that images can be looked for here."""
+
+    def check(self, size: Size) -> None:
+        """Raise InputError for what can never be placed here, however long it waits."""
+
+    def start(self, order: Order) -> None:
+        """Place more workers. Raises EngineError where that fails; then none of them is left."""
+
+    def placed(self, target: Target) -> list[Placed]:
+        """What is placed for the study now."""
+
+    def stop(self, target: Target) -> None:
+        """Make all of them hand back and end, and take back what waits; returns at once."""
+
+    def logs(self, target: Target, seen: Mapping[str, int]) -> dict[str, bytes]:
+        """What stands in each worker's log after its first `seen` bytes, of a long one the next
+        part alone."""
+
+
+def open_engine(
+    on: str, home: Home, *, insecure: bool = False, sbatch: Sequence[str] = ()
+) -> AbstractContextManager[Engine]:
+    """The engine that `--on` names. Raises InputError for another name, or for options of another
+    engine; EngineError where it cannot be reached."""
+    kind = "ray" if on.startswith("ray://") else on
+    if kind not in NAMES:
+        raise InputError(f"--on {on}: no such engine; {nearest(on, NAMES)}")
+    if insecure and kind != "ray":
+        raise InputError(f"--insecure is about Ray clusters; it says nothing about --on {on}")
+    if sbatch and kind != "slurm":
+        raise InputError(f"--sbatch is for --on slurm; it says nothing about --on {on}")
+    if kind == "ray":
+        from hpo.workers.launchers.ray import connected
+
+        return connected(on, insecure=insecure)
+    if kind == "slurm":
+        from hpo.workers.launchers.slurm import Slurm
+
+        return nullcontext(Slurm(home, sbatch))
+    from hpo.workers.launchers.local import Local
+
+    return nullcontext(Local(home))

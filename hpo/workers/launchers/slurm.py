@@ -1,0 +1,177 @@
+"""Workers as a Slurm array job: one keeper a task, one whole GPU (or none) a keeper.
+
+Slurm ends a task ahead of its time limit by a signal to its first process, and every process of it
+on preemption, `scancel` or `scontrol requeue`; it starts a task again only where a node has failed
+or it took the task away itself. So a keeper whose time runs out hands back, then has its own task
+requeued. It does not where the study is over, and not where Slurm ends the task anyway.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpo.errors import (
+    EngineError,
+    InputError,
+)
+from hpo.paths import Home
+from hpo.workers.agent import (
+    Keeper,
+    logs_after,
+)
+from hpo.workers.launchers.base import (
+    Order,
+    Placed,
+    Size,
+    Target,
+)
+from hpo.workers.launchers.local import keep
+from hpo.workers.process import event_on_signal
+
+log = logging.getLogger(__name__)
+
+AHEAD_S = 120
+"""How long before its time limit a task is told: a step, a checkpoint and a hand-back fit in."""
+STATES = {"PENDING": "waiting", "CONFIGURING": "starting", "COMPLETING": "ending"}
+TIMEOUT_S = 60
+
+
+@dataclass
+class Slurm:
+    """The cluster that this host's `sbatch` talks to. Its hosts are taken to share the files."""
+
+    home: Home
+    sbatch: Sequence[str] = ()
+    """Further options of sbatch, such as `partition=gpu`."""
+    has_our_files: bool = True
+
+    def check(self, size: Size) -> None:
+        if size.workers % size.per_gpu:
+            raise InputError(
+                f"--workers {size.workers} with {size.gpus:g} of a GPU each: Slurm gives whole "
+                f"GPUs, so {size.per_gpu} workers share one; give a multiple of {size.per_gpu}"
+            )
+
+    def start(self, order: Order) -> None:
+        order.home.study(order.target.uuid).logs.mkdir(parents=True, exist_ok=True)
+        # The script goes in through a pipe, the database's URL in the environment that sbatch
+        # passes on: neither a file nor a command line holds a password.
+        settings = {"HPO_STORAGE": order.storage}
+        _call(["sbatch", "--parsable", "--export=ALL"], script=self.script(order), env=settings)
+
+    def script(self, order: Order) -> str:
+        """The text that is submitted: an array job with a task for each GPU."""
+        size = order.size
+        gpus = _has_gpus() if size.gpus is None else size.gpus
+        tasks, cpus = size.workers // size.per_gpu, size.cpus or 1
+        directory, label = order.home.study(order.target.uuid), order.target.label
+        options = {
+            "job-name": label,
+            "array": f"0-{tasks - 1}",
+            "requeue": None,
+            "open-mode": "append",
+            "signal": f"B:TERM@{AHEAD_S}",
+            "output": str(directory.logs / "slurm-%A_%a.log"),
+            "chdir": str(Path.cwd()),
+            "cpus-per-task": str(cpus * size.per_gpu),
+            **({"gres": "gpu:1"} if gpus else {}),
+        }
+        for extra in self.sbatch:
+            name, equals, value = extra.removeprefix("--").partition("=")
+            if name.startswith("-") or not name.replace("-", "").isalpha() or "\n" in value:
+                raise InputError(f"--sbatch {extra!r}: a long option, such as partition=gpu")
+            options[name] = value if equals else None
+        device = "cuda:0" if gpus else "cpu"
+        command = [sys.executable, "-m", "hpo", *keep(order.target, "slurm")]
+        command += ["--threads", str(cpus), *(["--device", device] * size.per_gpu)]
+        return "\n".join(
+            [
+                "#!/bin/bash",
+                *(f"#SBATCH --{k}" + ("" if v is None else f"={v}") for k, v in options.items()),
+                "",
+                f"# Workers of the study {order.target.study!r}: {size.workers}. The database's",
+                "# URL comes from HPO_STORAGE in the environment of sbatch.",
+                f"export HPO_HOME={shlex.quote(str(order.home.root))}",
+                f"exec {shlex.join(command)}",
+                "",
+            ]
+        )
+
+    def placed(self, target: Target) -> list[Placed]:
+        columns = "%i|%T|%N|%r"
+        text = _call(["squeue", "--noheader", "--array", "--me", f"--name={target.label}",
+                      f"--format={columns}"])  # fmt: skip
+        found = []
+        for line in text.splitlines():
+            name, state, host, reason = line.split("|", 3)
+            note = "" if reason == "None" else reason
+            found.append(Placed(name, STATES.get(state, state.lower()), host, note))
+        return found
+
+    def stop(self, target: Target) -> None:
+        mine = ["--me", f"--name={target.label}"]
+        _call(["scancel", *mine, "--state=PENDING"])
+        _call(["scancel", *mine, "--state=RUNNING", "--batch", "--signal=INT"])
+
+    def logs(self, target: Target, seen: Mapping[str, int]) -> dict[str, bytes]:
+        return logs_after(self.home.study(target.uuid), seen)
+
+
+def _has_gpus() -> int:
+    """1 where some node has GPUs for jobs, else 0; a script may be wanted where no Slurm is."""
+    if shutil.which("sinfo") is None:
+        return 0
+    return int("gpu" in _call(["sinfo", "--noheader", "--format=%G"]))
+
+
+def run_in_task(keeper: Keeper) -> None:
+    """What the first process of a task does. SIGTERM: hand back, then begin again in another run
+    of the task; SIGINT: hand back and end."""
+    signals: list[int] = []
+    with event_on_signal(signals.append) as stop:
+        over = keeper.run(stop)
+    if over or signal.SIGINT in signals:
+        return
+    job = os.environ["SLURM_JOB_ID"]
+    state = _call(["squeue", "--noheader", f"--jobs={job}", "--format=%T"]).strip()
+    if state != "RUNNING":
+        log.info("Slurm ends this task (%s): it is not requeued from here", state.lower())
+        return
+    log.info("the task is requeued")
+    _call(["scontrol", "requeue", job])
+
+
+def _call(command: Sequence[str], *, script: str = "", env: Mapping[str, str] | None = None) -> str:
+    """The output of one of Slurm's commands; raises EngineError with its own words."""
+    try:
+        done = subprocess.run(
+            command,
+            input=script,
+            env=os.environ | dict(env or {}),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=TIMEOUT_S,
+        )
+    except FileNotFoundError:
+        raise EngineError(
+            f"Slurm's {command[0]} is not on this host's PATH: run this on a login node of the "
+            "cluster; to see the script alone: --dry-run"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise EngineError(
+            f"Slurm's {command[0]} gave no answer for {TIMEOUT_S} s: is slurmctld up? (sinfo)"
+        ) from None
+    if done.returncode:
+        lines = [line.partition("error: ")[2] or line for line in done.stderr.splitlines()]
+        raise EngineError(f"{command[0]}: {'; '.join(lines) or f'exit code {done.returncode}'}")
+    return done.stdout
