@@ -212,9 +212,9 @@ class Study:
         if not force:
             require_code(self.database, study.uuid, study.file)
         directory, threads = study.directory(Home.default()), threads_for(len(devices))
-        launcher = LocalProcesses(self.database, self.name, directory, threads, force)
+        spawner = LocalProcesses(self.database, self.name, directory, threads, force)
         stall_timeout_s = study.file.study.stall_timeout_s
-        return Supervisor(self.database, study.uuid, directory, launcher, devices, stall_timeout_s)
+        return Supervisor(self.database, study.uuid, directory, spawner, devices, stall_timeout_s)
 
     @property
     def is_over(self) -> bool:

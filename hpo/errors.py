@@ -9,7 +9,7 @@
     ├── StorageError             2   the database is not one of ours, or cannot be used
     │   ├── StorageAway         75       it cannot be reached or written for now: try again later
     │   └── StorageGone              its file was removed, moved or replaced while it was in use
-    ├── EngineError              2   what places workers cannot be reached, or refuses
+    ├── LauncherError            2   what places workers cannot be reached, or refuses
     ├── DiskFull                 1   a file does not fit on its disk; what was there is as it was
     ├── Damaged                  1   a checkpoint is not what was written; training goes back
     ├── TrialFailed              1   one trial cannot be trained; the study goes on
@@ -101,7 +101,7 @@ class Damaged(HpoError):
     back to an earlier one."""
 
 
-class EngineError(HpoError):
+class LauncherError(HpoError):
     """Ray, Slurm or whatever places workers cannot be reached, or does not take them."""
 
     exit_code = 2

@@ -105,7 +105,7 @@ On = Annotated[
     str | None,
     typer.Option(
         "--on",
-        metavar="ENGINE",
+        metavar="LAUNCHER",
         help="Also ask what placed them: local, slurm, ray or ray://HOST:PORT.",
         show_default="the database alone",
     ),

@@ -342,15 +342,15 @@ def stop(
     from hpo.search import study as studies
     from hpo.workers.launchers.base import (
         Target,
-        open_engine,
+        open_launcher,
     )
 
     with database(storage) as found:
         chosen = studies.load(found, study)
         studies.stop(chosen)
         if on is not None:
-            with open_engine(on, Home.default(), insecure=insecure) as engine:
-                engine.stop(Target(study, chosen.uuid))
+            with open_launcher(on, Home.default(), insecure=insecure) as launcher:
+                launcher.stop(Target(study, chosen.uuid))
         flag = storage_flag(found)
     typer.echo(f"{study} stops; to go on: {program()} resume {study}{flag}")
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from hpo.search.status import StudyStatus, TrialStatus
     from hpo.storage.database import Database
     from hpo.storage.records import WorkerRow
-    from hpo.workers.launchers.base import Placed
+    from hpo.workers.launchers.base import LaunchedWorker
 
 POLL_S = 0.5
 
@@ -225,7 +225,7 @@ def logs(
         str | None,
         typer.Option(
             "--on",
-            metavar="ENGINE",
+            metavar="LAUNCHER",
             help="From the nodes of ray or ray://HOST:PORT, through Ray.",
             show_default="the files under HPO_HOME",
         ),
@@ -243,16 +243,16 @@ def logs(
     from hpo.search.status import read_status
     from hpo.workers.launchers.base import (
         Target,
-        open_engine,
+        open_launcher,
     )
 
     with (
         database(storage) as found,
-        open_engine(on or "local", Home.default(), insecure=insecure) as engine,
+        open_launcher(on or "local", Home.default(), insecure=insecure) as launcher,
     ):
         now = read_status(found, study)
         target = Target(study, now.row.uuid)
-        tail = Tail(lambda seen: engine.logs(target, seen), worker)
+        tail = Tail(lambda seen: launcher.logs(target, seen), worker)
         pause = threading.Event()
         while True:
             over = not follow or read_status(found, study).state in ("finished", "stopped")
@@ -325,7 +325,7 @@ def workers(
 ) -> None:
     """The workers of a study: where they are, what they do, when they were last heard of.
 
-    With --on also what the engine has of them: what waits for a place is known to it alone.
+    With --on also what the launcher has of them: what waits for a place is known to it alone.
 
     Example: hpo workers digits --all
     """
@@ -333,15 +333,15 @@ def workers(
     from hpo.search.status import read_status
     from hpo.workers.launchers.base import (
         Target,
-        open_engine,
+        open_launcher,
     )
 
     with database(storage) as found:
         now = read_status(found, study)
-    placed: list[Placed] = []
+    placed: list[LaunchedWorker] = []
     if on is not None:
-        with open_engine(on, Home.default(), insecure=insecure) as engine:
-            placed = engine.placed(Target(now.row.name, now.row.uuid))
+        with open_launcher(on, Home.default(), insecure=insecure) as launcher:
+            placed = launcher.launched(Target(now.row.name, now.row.uuid))
     chosen = now.workers if all_ else now.live_workers
     if as_json:
         data = [asdict(one) | {"state": _state(now, one)} for one in chosen]
@@ -391,8 +391,8 @@ def workers_table(now: StudyStatus, workers: Iterable[WorkerRow]) -> Table:
 STYLES = {"training": "cyan", "between trials": "dim", "lost": "magenta", "ended": "dim"}
 
 
-def placed_table(placed: Sequence[Placed]) -> Table:
-    """What an engine has placed, a line each."""
+def placed_table(placed: Sequence[LaunchedWorker]) -> Table:
+    """What a launcher has placed, a line each."""
     from hpo.cli.console import Text
     from hpo.cli.tables import plain_table
 

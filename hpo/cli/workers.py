@@ -30,9 +30,9 @@ from hpo.cli.options import (
 )
 from hpo.errors import (
     Conflict,
-    EngineError,
     InputError,
     Interrupted,
+    LauncherError,
 )
 from hpo.paths import Home
 from hpo.workers.launchers.kubernetes import (
@@ -47,7 +47,7 @@ from hpo.workers.process import first_device
 if TYPE_CHECKING:
     from hpo.search.study import Study
     from hpo.storage.database import Database
-    from hpo.workers.launchers.base import Engine, Order, Placed, Target
+    from hpo.workers.launchers.base import LaunchedWorker, Launcher, LaunchRequest, Target
 
 
 def worker(
@@ -142,35 +142,38 @@ def log_to_stderr() -> None:
     quiet_optuna()
 
 
-def keep(
+def agent(
     study: StudyName,
     uuid: Annotated[str, typer.Option(help="The study's id: another of its name is refused.")],
-    engine: Annotated[Literal["local", "slurm"], typer.Option(help="Who started it.")],
+    launcher: Annotated[
+        Literal["local", "slurm"],
+        typer.Option("--launcher", "--engine", help="What started it; --engine is its old name."),
+    ],
     device: Annotated[list[str], typer.Option(help="A worker on each; repeatable.")],
     threads: Annotated[int, typer.Option(help="CPU threads of each worker.")],
     storage: Storage = None,
 ) -> None:
     """Keep workers alive without a terminal, until the study is over or stopped.
 
-    Example: hpo keep digits --uuid ... --engine local --device cpu --threads 1
+    Example: hpo agent digits --uuid ... --launcher local --device cpu --threads 1
     """
     from hpo.workers.agent import (
-        Duty,
-        Keeper,
+        Agent,
+        AgentSpec,
     )
     from hpo.workers.launchers.slurm import run_in_task
     from hpo.workers.process import stop_on_signal
 
     with database(storage) as found:
-        duty = Duty(study, uuid, found.secret_url, Home.default(), device, threads)
+        spec = AgentSpec(study, uuid, found.secret_url, Home.default(), device, threads)
     log_to_stderr()
-    keeper = Keeper(duty)
-    if engine == "slurm":
-        run_in_task(keeper)
+    running = Agent(spec)
+    if launcher == "slurm":
+        run_in_task(running)
         return
     with stop_on_signal() as stop:
-        keeper.run(stop)
-    logging.getLogger("hpo.cli").info("%s: the keeper ends", study)
+        running.run(stop)
+    logging.getLogger("hpo.cli").info("%s: the agent ends", study)
 
 
 NEWS_S = 30.0
@@ -191,7 +194,7 @@ def launch(
     on: Annotated[
         str,
         typer.Option(
-            metavar="ENGINE",
+            metavar="LAUNCHER",
             help="local (in the background of this host), slurm, ray (the cluster of this host) or "
             "ray://HOST:PORT.",
         ),
@@ -239,10 +242,10 @@ def launch(
     Example: hpo launch studies/digits.toml --workers 4 --gpus-per-worker 0.5 --on ray://head:10001
     """
     from hpo.workers.launchers.base import (
-        Order,
+        LaunchRequest,
         Size,
         Target,
-        open_engine,
+        open_launcher,
     )
     from hpo.workers.launchers.slurm import Slurm
 
@@ -251,19 +254,19 @@ def launch(
         raise InputError(f"--dry-run prints the script of --on slurm; --on {on} has none")
     with (
         database(storage) as found,
-        open_engine(on, home, insecure=insecure, sbatch=sbatch) as engine,
+        open_launcher(on, home, insecure=insecure, sbatch=sbatch) as launcher,
     ):
         size = Size(workers, gpus_per_worker, cpus_per_worker)
-        engine.check(size)
-        chosen = _launched_study(found, study, set_, artifacts, look=engine.has_our_files)
+        launcher.check(size)
+        chosen = _launched_study(found, study, set_, artifacts, look=launcher.has_our_files)
         target = Target(chosen.row.name, chosen.uuid)
-        order = Order(target, size, found.secret_url, home)
+        request = LaunchRequest(target, size, found.secret_url, home)
         if dry_run:
-            assert isinstance(engine, Slurm)
-            typer.echo(engine.script(order), nl=False)
+            assert isinstance(launcher, Slurm)
+            typer.echo(launcher.script(request), nl=False)
             return
-        _resume(chosen, engine, target)
-        _start(found, engine, order, on)
+        _resume(chosen, launcher, target)
+        _start(found, launcher, request, on)
 
 
 def _launched_study(
@@ -294,14 +297,14 @@ def _launched_study(
     return study
 
 
-def _resume(study: Study, engine: Engine, target: Target) -> None:
+def _resume(study: Study, launcher: Launcher, target: Target) -> None:
     """Lift a stop, once the workers that end because of it have ended: they would stay."""
     from hpo.search import study as studies
 
     if study.row.stop != "user":
         return
     deadline = time.monotonic() + NEWS_S
-    while left := engine.placed(target):
+    while left := launcher.launched(target):
         if time.monotonic() > deadline or all(one.state == "waiting" for one in left):
             names, hpo = ", ".join(one.name for one in left[:4]), program()
             raise Conflict(
@@ -314,25 +317,25 @@ def _resume(study: Study, engine: Engine, target: Target) -> None:
     typer.echo(f"study {study.row.name} was stopped; it goes on")
 
 
-def _start(found: Database, engine: Engine, order: Order, on: str) -> None:
+def _start(found: Database, launcher: Launcher, request: LaunchRequest, on: str) -> None:
     from hpo.cli.status import placed_table
     from hpo.formatting import count
     from hpo.storage.records import clock
 
-    name, began = order.target.study, clock(found)
-    engine.start(order)
-    some = count(order.size.workers, "worker")
+    name, began = request.target.study, clock(found)
+    launcher.start(request)
+    some = count(request.size.workers, "worker")
     typer.echo(f"{some} of {name} on {on}: waiting for their first news (Ctrl-C: they go on)")
-    placed = _news(found, engine, order, began)
+    placed = _news(found, launcher, request, began)
     if placed:
         console().print(placed_table(placed))
-    failed = _failed(found, order.target, began)
+    failed = _failed(found, request.target, began)
     for line in failed:
         typer.echo(line, err=True)
     if failed and not placed:
-        raise EngineError(f"no worker of {name} could work on {on}: see above")
+        raise LauncherError(f"no worker of {name} could work on {on}: see above")
     hpo, flag = program(), storage_flag(found)
-    logs = "" if engine.has_our_files else f" --on {on}"
+    logs = "" if launcher.has_our_files else f" --on {on}"
     typer.echo(
         f"watch it: {hpo} status {name} --watch{flag}\n"
         f"logs:     {hpo} logs {name} -f{logs}{flag}\n"
@@ -340,17 +343,19 @@ def _start(found: Database, engine: Engine, order: Order, on: str) -> None:
     )
 
 
-def _news(found: Database, engine: Engine, order: Order, began: float) -> list[Placed]:
+def _news(
+    found: Database, launcher: Launcher, request: LaunchRequest, began: float
+) -> list[LaunchedWorker]:
     """What is placed once as many workers have begun as were ordered, all have ended, or it takes
     too long: a queue may."""
     from hpo.storage.records import read_workers
 
     deadline = time.monotonic() + NEWS_S
     while True:
-        placed = engine.placed(order.target)
-        new = [w for w in read_workers(found, order.target.uuid) if w.started >= began]
+        placed = launcher.launched(request.target)
+        new = [w for w in read_workers(found, request.target.uuid) if w.started >= began]
         alive = sum(worker.ended is None for worker in new)
-        if alive >= order.size.workers or (new and not placed) or time.monotonic() > deadline:
+        if alive >= request.size.workers or (new and not placed) or time.monotonic() > deadline:
             return placed
         time.sleep(POLL_S)
 

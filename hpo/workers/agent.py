@@ -1,9 +1,9 @@
-"""A supervisor without a terminal: what every engine places.
+"""A supervisor without a terminal: what every launcher places.
 
 It stands where its workers stand, in front of them, and imports no torch: what kills a worker (out
 of memory, a CUDA error, `kill -9`) leaves it alive to set the trial free and to start the next one
 at once. What kills it makes its workers hand back and end (`hpo worker --supervised`), and is the
-engine's business.
+launcher's business.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from hpo.storage.database import (
 )
 from hpo.storage.leases import read_facts
 from hpo.workers.process import (
-    Launcher,
     LocalProcesses,
     Process,
+    ProcessSpawner,
 )
 from hpo.workers.supervisor import Supervisor
 
@@ -53,8 +53,8 @@ LARGEST_READ = 1 << 20
 
 
 @dataclass(frozen=True)
-class Duty:
-    """What a keeper is to do: one worker on each of `devices` of its host, always."""
+class AgentSpec:
+    """The task of an agent: to keep one worker on each of `devices` of its host alive."""
 
     study: str
     uuid: str
@@ -66,33 +66,35 @@ class Duty:
 
     @property
     def directory(self) -> StudyDir:
+        """Return the study's run directory."""
         return self.home.study(self.uuid)
 
 
 @dataclass
-class Keeper:
-    """Does its duty. Other threads may look at it meanwhile."""
+class Agent:
+    """Keeps the workers of its spec alive. Other threads may look at it meanwhile."""
 
-    duty: Duty
+    spec: AgentSpec
     note: str = ""
     """Why no worker can be started now, in words."""
     started: dict[str, Process] = field(default_factory=dict)
     """All workers so far, by id."""
-    launcher: Launcher | None = None
+    spawner: ProcessSpawner | None = None
 
     @property
     def running(self) -> list[str]:
-        """The workers of now."""
+        """Return the ids of the workers that run now."""
         return [worker for worker, process in list(self.started.items()) if process.poll() is None]
 
     def run(self, stop: threading.Event) -> bool:
-        """Until the study is over or stopped (True), or `stop` is set before that (False).
+        """Keep workers alive until the study is over or stopped (True), or `stop` is set before
+        that (False).
 
         A database that does not answer is waited for. Raises HpoError where no worker can work
         here; the reason stands in the database too, as that of a worker that has ended. Raises
         StorageGone where the database's file was removed.
         """
-        database = connect(self.duty.storage)
+        database = connect(self.spec.storage)
         try:
             while not stop.is_set():
                 try:
@@ -108,15 +110,15 @@ class Keeper:
             database.dispose()
 
     def _keep(self, database: Database, stop: threading.Event) -> bool:
-        duty = self.duty
-        row = records.get_study(database, duty.study)
-        if row.uuid != duty.uuid:
-            raise NotFound(f"study {duty.study!r} was deleted and made again: launch the new one")
+        spec = self.spec
+        row = records.get_study(database, spec.study)
+        if row.uuid != spec.uuid:
+            raise NotFound(f"study {spec.study!r} was deleted and made again: launch the new one")
         self.note = ""
         file = StudyFile.from_definition(row.definition)
-        self.launcher = LocalProcesses(database, duty.study, duty.directory, duty.threads)
+        self.spawner = LocalProcesses(database, spec.study, spec.directory, spec.threads)
         supervisor = Supervisor(
-            database, duty.uuid, duty.directory, self, duty.devices, file.study.stall_timeout_s
+            database, spec.uuid, spec.directory, self, spec.devices, file.study.stall_timeout_s
         )
         try:
             supervisor.run(stop)
@@ -125,33 +127,33 @@ class Keeper:
         except HpoError as error:
             self._leave_word(database, str(error))
             raise
-        facts = read_facts(database, duty.uuid, maximize=file.direction == "maximize")
+        facts = read_facts(database, spec.uuid, maximize=file.direction == "maximize")
         rule = facts.stop_reason if facts.stop == "rule" else None
         return isinstance(scheduling.decide(facts, rule), scheduling.Over)
 
     def start(self, worker: str, device: str) -> Process:
         """Start a worker for the supervisor, and remember it."""
-        assert self.launcher is not None
-        process = self.launcher.start(worker, device)
+        assert self.spawner is not None
+        process = self.spawner.start(worker, device)
         self.started[worker] = process
-        log.info("%s started on %s; log: %s", worker, device, self.duty.directory.log(worker))
+        log.info("%s started on %s; log: %s", worker, device, self.spec.directory.log(worker))
         return process
 
     def _leave_word(self, database: Database, reason: str) -> None:
         """Why nobody works here, where `hpo workers` shows it."""
         host = socket.gethostname()
-        name = f"{host[:32]}-keeper-{secrets.token_hex(3)}"
-        about: dict[str, Any] = {"host": host, "pid": os.getpid(), "device": self.duty.devices[0]}
+        name = f"{host[:32]}-agent-{secrets.token_hex(3)}"
+        about: dict[str, Any] = {"host": host, "pid": os.getpid(), "device": self.spec.devices[0]}
         with suppress(StorageError):
-            records.add_worker(database, name, self.duty.uuid, versions={}, process="", **about)
+            records.add_worker(database, name, self.spec.uuid, versions={}, process="", **about)
             records.end_worker(database, name, reason)
 
 
 def logs_after(
     directory: StudyDir, seen: Mapping[str, int], workers: Iterable[str] | None = None
 ) -> dict[str, bytes]:
-    """What stands in logs of this host after the first `seen` bytes, by worker, oldest log first;
-    of a long one the next part alone. None: of all workers of the study."""
+    """Return the logs of this host after the first `seen` bytes, by worker, oldest log first; of a
+    long one the next part alone. None: of all workers of the study."""
     paths = [directory.log(worker) for worker in workers or ()]
     if workers is None:
         paths = list(directory.logs.glob("*.log"))

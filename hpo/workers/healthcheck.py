@@ -1,4 +1,4 @@
-"""Whether the worker of this host goes on: the health check of a container.
+"""Health check of a container: is the worker of this host alive?
 
     python -m hpo.workers.healthcheck [SECONDS]
 
@@ -20,16 +20,18 @@ USUAL_S = 900.0
 
 
 def host() -> str:
-    """This host's name as the ids of its workers begin; in a container a name of its own."""
+    """Return this host's name as the ids of its workers begin; in a container its own name."""
     return re.sub(r"[^A-Za-z0-9]+", "-", socket.gethostname()[:32]).strip("-") or "host"
 
 
 def is_alive(home: Home, name: str, now: float, within_s: float) -> bool:
-    """Whether a worker of the host `name` left a sign in the `within_s` seconds before `now`."""
+    """Return whether a worker of the host `name` left a sign in the `within_s` seconds before
+    `now`."""
     return any(now - one.stat().st_mtime <= within_s for one in home.signs(name))
 
 
 def main(arguments: list[str]) -> int:
+    """Return the exit code: 0 where a worker is alive, else 1."""
     within_s = float(arguments[0]) if arguments else USUAL_S
     return 0 if is_alive(Home.default(), host(), time.time(), within_s) else 1
 

@@ -1,12 +1,13 @@
 """Worker processes: how they are started, identified, stopped and watched.
 
-The supervisor must not: it would cost its memory and seconds, and a CUDA context of its own.
+It imports no torch: in a supervisor that would cost memory, seconds, and a CUDA context of its own.
 
-A process id alone says nothing: ids are given out again, and in a container or on another host they
-are other processes. So it goes with the boot of the machine, the namespace of the ids, the user
-(whom the system may not let see others' processes), and when the process started. Linux tells all
-of them. Elsewhere nobody is ever known to be gone, and what the dead held is free when their lease
-runs out.
+A process id alone does not identify a worker: ids are given out again, and in a container or on
+another host they are other processes. So it goes with the boot of the machine, the namespace of the
+ids, the user (whom the system may not let see others' processes), and when the process started.
+Linux tells all of them. Elsewhere nobody is ever known to be gone, and what the dead held is free
+when their lease runs out. The start is in ticks since the boot. psutil's `create_time()` adds the
+time of the boot, which moves when the clock is set: a living worker would look gone.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def visible_gpus() -> list[str]:
-    """`cuda:0` ... of the NVIDIA devices that a torch process here would see."""
+    """Return `cuda:0`, ... of the NVIDIA devices that a torch process here would see."""
     limited = os.environ.get("CUDA_VISIBLE_DEVICES")
     if limited is not None:
         named = [name for name in limited.split(",") if name.strip() and name.strip() != "-1"]
@@ -64,7 +65,7 @@ def require_device(device: str | None) -> None:
 
 
 def spread(workers: int | None, per_device: int, device: str | None) -> list[str]:
-    """A device for each worker: all visible GPUs in turn, else the CPU.
+    """Return a device for each worker: all visible GPUs in turn, else the CPU.
 
     `workers` None: `per_device` on each device. Raises InputError for numbers below 1.
     """
@@ -77,7 +78,8 @@ def spread(workers: int | None, per_device: int, device: str | None) -> list[str
 
 
 def threads_for(workers: int) -> int:
-    """CPU threads of each of `workers` on this machine: its cores, shared; at least 1."""
+    """Return the CPU threads of each of `workers` on this machine: its cores, shared; at least
+    1."""
     return max(1, len(os.sched_getaffinity(0)) // max(1, workers))
 
 
@@ -86,7 +88,8 @@ HARD_EXIT = 130
 
 @contextmanager
 def stop_on_signal() -> Iterator[threading.Event]:
-    """An event that the first SIGTERM or SIGINT sets; a SIGINT after it ends the process at once.
+    """Yield an event that the first SIGTERM or SIGINT sets; a SIGINT after it ends the process at
+    once.
 
     A SIGTERM after it changes nothing: Slurm and others send one to every process of a job, and
     the supervisor, which got it too, passes it on.
@@ -105,8 +108,8 @@ def stop_on_signal() -> Iterator[threading.Event]:
 
 @contextmanager
 def event_on_signal(hear: Callable[[int], object]) -> Iterator[threading.Event]:
-    """An event that the first SIGTERM or SIGINT sets. `hear` is called within the handler, with the
-    number of each, and must take no lock."""
+    """Yield an event that the first SIGTERM or SIGINT sets. `hear` is called within the handler,
+    with the number of each, and must take no lock."""
     event, told = threading.Event(), False
     source, sink = os.pipe()
 
@@ -139,15 +142,16 @@ def event_on_signal(hear: Callable[[int], object]) -> Iterator[threading.Event]:
 PROC = Path("/proc")
 
 
-def identity() -> str:
-    """This process, for its worker's row; empty where the system does not say."""
+def process_identity() -> str:
+    """Return the identity of this process, for its worker's row; empty where the system does not
+    say."""
     place, started = _place(), _started(os.getpid())
     return f"{place} {os.getpid()} {started}" if place and started else ""
 
 
 def is_gone(process: str) -> bool:
-    """Whether the process of that identity lived on this boot of this machine, where we would see
-    it, and does not live any more."""
+    """Return whether the process of that identity lived on this boot of this machine, where we
+    would see it, and does not live any more."""
     found = process.rsplit(" ", 2)
     if len(found) != 3 or found[0] != _place():
         return False
@@ -156,7 +160,7 @@ def is_gone(process: str) -> bool:
 
 
 def _place() -> str | None:
-    """The boot of this machine, the namespace of process ids, and the user."""
+    """Return the boot of this machine, the namespace of process ids, and the user."""
     try:
         boot = (PROC / "sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {(PROC / 'self/ns/pid').readlink()} {os.getuid()}"
@@ -165,7 +169,7 @@ def _place() -> str | None:
 
 
 def _started(pid: int) -> str | None:
-    """When a living process started, in ticks since the boot; None for one that is gone."""
+    """Return the start of a living process in ticks since the boot; None for one that is gone."""
     try:
         text = (PROC / str(pid) / "stat").read_text()
     except OSError:
@@ -181,7 +185,7 @@ stopped, slept with the machine or waited itself, and cannot tell what others di
 
 
 @dataclass
-class Watch:
+class Watchdog:
     """How long the signs of life of somebody else have stopped changing.
 
     Signs are only compared with each other, and time is the watcher's own and monotonic: a clock
@@ -193,7 +197,7 @@ class Watch:
     looked: float | None = None
 
     def look(self, sign: object, now: float) -> float:
-        """Seconds without a new sign, at `now` of a monotonic clock."""
+        """Return the seconds without a new sign, at `now` of a monotonic clock."""
         since = 0.0 if self.looked is None else now - self.looked
         self.looked = now
         if sign != self.sign:
@@ -204,7 +208,7 @@ class Watch:
 
 
 def no_step(stall_timeout_s: float) -> str:
-    """Why an attempt was ended, in words."""
+    """Return the reason of an attempt that was ended, in words."""
     return f"made no step for {stall_timeout_s:g} s (study.stall_timeout_s)"
 
 
@@ -212,7 +216,7 @@ class Process(Protocol):
     """A started worker."""
 
     def poll(self) -> int | None:
-        """Its exit code (negative: the signal that ended it), None while it runs."""
+        """Return its exit code (negative: the signal that ended it), None while it runs."""
 
     def send_signal(self, sig: int) -> None:
         """Send a signal; nothing where it has ended."""
@@ -224,7 +228,7 @@ class Process(Protocol):
         """Wait for its end."""
 
 
-class Launcher(Protocol):
+class ProcessSpawner(Protocol):
     """Starts workers of one study."""
 
     def start(self, worker: str, device: str) -> Process:
@@ -232,7 +236,8 @@ class Launcher(Protocol):
 
 
 def new_worker_id() -> str:
-    """host-suffix: readable in status, and never seen twice (process ids are, in containers)."""
+    """Return host-suffix: readable in status, and never seen twice (process ids are, in
+    containers)."""
     return f"{host()}-{secrets.token_hex(3)}"
 
 
@@ -258,6 +263,7 @@ class LocalProcesses:
     """Whether workers join with other code or images too."""
 
     def start(self, worker: str, device: str) -> Process:
+        """Start `hpo worker` with the id `worker` on `device`."""
         path = self.directory.log(worker)
         path.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "hpo", "worker", self.name, "--device", device]

@@ -1,4 +1,4 @@
-"""Keeps the wanted number of workers alive: reap, start what is missing, look for stalls, sleep.
+"""Supervisor of a host's workers: reap, start what is missing, look for stalls, sleep.
 
 Imports neither torch nor Optuna. A worker that it saw die has no heartbeat left, so its trials are
 set free at once instead of when their lease runs out; so are those of workers of this machine that
@@ -36,9 +36,9 @@ from hpo.storage import (
 from hpo.storage.database import Database
 from hpo.storage.retry import Outage
 from hpo.workers.process import (
-    Launcher,
     Process,
-    Watch,
+    ProcessSpawner,
+    Watchdog,
     is_gone,
     new_worker_id,
     no_step,
@@ -57,12 +57,12 @@ GRACE_S = 60.0
 
 
 def back_off(deaths: int) -> float:
-    """Seconds to wait before the next start after `deaths` crashes in a row."""
+    """Return the seconds to wait before the next start after `deaths` crashes in a row."""
     return min(LARGEST_BACK_OFF_S, FIRST_BACK_OFF_S * 2.0 ** (deaths - 1)) if deaths else 0.0
 
 
 def last_sign(alive: Path) -> int | None:
-    """What a worker's last step left; None before its first one, and at its end."""
+    """Return the time (ns) of a worker's last step; None before its first one, and at its end."""
     try:
         return alive.stat().st_mtime_ns
     except FileNotFoundError:
@@ -82,7 +82,7 @@ class Slot:
     """Starts in a row at which the database was away."""
     not_before: float = 0.0
     done: bool = False
-    watch: Watch = field(default_factory=Watch)
+    watchdog: Watchdog = field(default_factory=Watchdog)
     killed: str = ""
     """Why we ended the process ourselves."""
 
@@ -94,7 +94,7 @@ class Supervisor:
     database: Database
     uuid: str
     directory: StudyDir
-    launcher: Launcher
+    spawner: ProcessSpawner
     devices: Sequence[str]
     stall_timeout_s: float
     slots: list[Slot] = field(init=False)
@@ -106,7 +106,8 @@ class Supervisor:
         self.outage = Outage("workers go on, what dead ones held waits")
 
     def run(self, stop: threading.Event, tick: Callable[[], object] = lambda: None) -> None:
-        """Until the study is over or `stop` is set; `tick` is called a few times a second.
+        """Keep workers alive until the study is over or `stop` is set; `tick` is called a few times
+        a second.
 
         Raises HpoError where workers cannot start, with the end of the last one's log; StorageGone
         where the database's file was removed: its workers have ended then, and no file of the study
@@ -145,7 +146,7 @@ class Supervisor:
         if code is not None:
             self._reap(slot, code, now)
         elif not slot.killed:
-            idle_s = slot.watch.look(last_sign(self.directory.alive(slot.worker)), now)
+            idle_s = slot.watchdog.look(last_sign(self.directory.alive(slot.worker)), now)
             if idle_s > self.stall_timeout_s:
                 slot.killed = no_step(self.stall_timeout_s)
                 slot.process.kill()
@@ -153,13 +154,13 @@ class Supervisor:
     def _start(self, slot: Slot) -> None:
         slot.worker, slot.started = new_worker_id(), time.monotonic()
         try:
-            slot.process = self.launcher.start(slot.worker, slot.device)
+            slot.process = self.spawner.start(slot.worker, slot.device)
         except OSError as error:
             if not is_full(error):
                 raise
             slot.not_before = slot.started + LARGEST_BACK_OFF_S
             log.warning("no worker can be started: %s", disk_full(self.directory.logs))
-        slot.watch, slot.killed = Watch(), ""
+        slot.watchdog, slot.killed = Watchdog(), ""
 
     def _reap(self, slot: Slot, code: int, now: float) -> None:
         assert slot.process is not None

@@ -1,4 +1,4 @@
-"""One process, one device: claim a trial, run it, finish it, again, until the study is over."""
+"""Worker: one process on one device that claims, runs and finishes trials until the study ends."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ from hpo.storage.optuna import (
 )
 from hpo.storage.retry import Outage
 from hpo.workers.process import (
-    Watch,
-    identity,
+    Watchdog,
     new_worker_id,
     no_step,
+    process_identity,
 )
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ ROOM_S = 5.0
 MISSED_BEAT_S = 1.0
 """After a beat that failed the next one comes so soon: others wait for it, for one lease."""
 MISSING = (FileNotFoundError, NotFound, Damaged)
-"""What a worker meets whose trial another one has finished: its files were removed under it."""
+"""Raised when another worker finished the trial and deleted its files."""
 DELETED = "the study was deleted"
 GONE = "the database is gone"
 LIBRARIES = ("torch", "torchvision", "optuna")
@@ -95,10 +95,12 @@ class Progress:
     touched: float = 0.0
 
     def take(self, lease: Lease | None) -> None:
+        """Note the trial in hand; None: none."""
         self.lease, self.fenced, self.images, self.epoch = lease, False, 0, 0
         self.touch(time.monotonic())
 
     def step(self, *, epoch: int, images: int) -> None:
+        """Count the images of a step; raises where the trial is lost or the worker is stopped."""
         now = time.monotonic()
         if epoch != self.epoch:
             self.epoch, self.images, self.began = epoch, 0, now
@@ -110,6 +112,7 @@ class Progress:
             raise Interrupted("stopped by a signal")
 
     def touch(self, now: float) -> None:
+        """Leave a sign of life, at most once a second."""
         if now - self.touched > 1.0:
             self.touched = now
             self.require()
@@ -124,12 +127,12 @@ class Progress:
             raise Interrupted("stopped by a signal while the database was away")
 
     def row(self) -> dict[str, Any] | None:
-        """What changed since the last epoch's row, for the worker's row in the database."""
+        """Return what changed since the last epoch's row, for the worker's row in the database."""
         spent = time.monotonic() - self.began
         return {"images_per_s": self.images / spent} if self.images and spent > 1 else {}
 
 
-class Trials(Protocol):
+class TrialRunner(Protocol):
     """What a worker does with a trial that it holds (`hpo.search.trial.Bench`)."""
 
     def run(self, taken: Taken, control: Progress) -> None:
@@ -146,13 +149,13 @@ class Worker:
         self,
         study: Study,
         storage: FencedStorage,
-        trials: Trials,
+        runner: TrialRunner,
         *,
         home: Home,
         device: str = "cpu",
         worker_id: str | None = None,
     ) -> None:
-        self.study, self.storage, self.trials = study, storage, trials
+        self.study, self.storage, self.runner = study, storage, runner
         self.database, self.home, self.device = study.database, home, device
         self.id = worker_id or new_worker_id()
         self.parent = os.getppid()
@@ -220,7 +223,7 @@ class Worker:
             "pid": os.getpid(),
             "device": self.device,
             "versions": versions,
-            "process": identity(),
+            "process": process_identity(),
         }
 
     def _loop(self, progress: Progress) -> str:
@@ -291,7 +294,7 @@ class Worker:
         records.update_worker(self.database, self.id, reason=reason, **idle)
 
     def _heard(self, now: float) -> None:
-        """The database answered, at `now` by its clock."""
+        """Note that the database answered, at `now` by its clock."""
         self.contact = self.contact.heard(now, self.study.row.lease_s)
 
     def _fill(self, facts: Any) -> None:
@@ -322,9 +325,9 @@ class Worker:
         try:
             with told_if_full(self.home.root):
                 if drained is None:
-                    self.trials.run(taken, progress)
+                    self.runner.run(taken, progress)
                 else:
-                    self.trials.drain(taken, drained, progress)
+                    self.runner.drain(taken, drained, progress)
         except (Fenced, StorageGone):
             raise
         except Exception as error:
@@ -356,11 +359,11 @@ class Worker:
     def _beat(self, progress: Progress, done: threading.Event, supervised: bool) -> None:
         """Renew the lease in hand; notice that it is lost, or that the supervisor is gone."""
         beat_s = min(self.study.row.lease_s / BEATS_PER_LEASE, LARGEST_BEAT_S)
-        watch, limit_s = Watch(), self.study.file.study.stall_timeout_s
+        watchdog, limit_s = Watchdog(), self.study.file.study.stall_timeout_s
         outage = Outage("the heartbeat goes on trying")
         while not done.wait(beat_s if outage.began is None else min(beat_s, MISSED_BEAT_S)):
             lease = progress.lease
-            stalled = watch.look(progress.touched, time.monotonic()) > limit_s
+            stalled = watchdog.look(progress.touched, time.monotonic()) > limit_s
             try:
                 with outage.noted():
                     if lease is not None and stalled:
@@ -382,7 +385,7 @@ class Worker:
                 progress.stop.set()
 
     def _give_up(self, lease: Lease, limit_s: float) -> None:
-        """A training hangs, and perhaps no supervisor is there to end it: let others go on. Should
-        it ever go on by itself, it is refused."""
+        """Release the trial of a training that hangs, perhaps with no supervisor to end it. Should
+        it continue, its writes are refused."""
         if leases.release(self.database, lease, "lost", no_step(limit_s)):
             log.warning("trial %d: lost (%s)", lease.number, no_step(limit_s))

@@ -1,8 +1,8 @@
-"""Engines at work, each scene in an interpreter of its own, with real workers and real training.
+"""Launchers at work, each scene in an interpreter of its own, with real workers and real training.
 
     python -m tests.harness.engine_scenes SCENE URL
 
-`contract` is what every engine keeps; it runs over the fake, this host, Ray and Slurm alike. A
+`contract` is what every launcher keeps; it runs over the fake, this host, Ray and Slurm alike. A
 scene prints one JSON object: the seconds that its steps took.
 """
 
@@ -34,15 +34,15 @@ from hpo.storage.database import (
 )
 from hpo.storage.records import WorkerRow
 from hpo.workers.launchers.base import (
-    Engine,
-    Order,
-    Placed,
+    LaunchedWorker,
+    Launcher,
+    LaunchRequest,
     Size,
     Target,
-    open_engine,
+    open_launcher,
 )
 from tests.harness.clusters import RayCluster, ray_cluster, slurm_cluster, until
-from tests.harness.fake_engine import FakeEngine
+from tests.harness.fake_engine import FakeLauncher
 from tests.harness.fakes import study_file
 from tests.harness.gate import LOSS, gate
 
@@ -63,10 +63,10 @@ RUNNING = "running"
 
 @dataclass
 class Scene:
-    """A study of six trials, and the engine that its workers are placed with."""
+    """A study of six trials, and the launcher that its workers are placed with."""
 
     database: Database
-    engine: Engine
+    launcher: Launcher
     seconds: dict[str, float] = field(default_factory=dict)
     study: studies.Study = field(init=False)
 
@@ -81,13 +81,13 @@ class Scene:
 
     def place(self, workers: int) -> None:
         size = Size(workers, gpus=0)
-        self.engine.check(size)
-        order = Order(self.target, size, self.database.secret_url, Home.default())
-        self.engine.start(order)
+        self.launcher.check(size)
+        request = LaunchRequest(self.target, size, self.database.secret_url, Home.default())
+        self.launcher.start(request)
 
     @property
-    def placed(self) -> list[Placed]:
-        return self.engine.placed(self.target)
+    def placed(self) -> list[LaunchedWorker]:
+        return self.launcher.launched(self.target)
 
     def states(self) -> list[str]:
         return [one.state for one in self.placed]
@@ -115,8 +115,8 @@ class Scene:
         return {one.id for one in self.training()} - old
 
     def kill(self, worker: WorkerRow) -> None:
-        if isinstance(self.engine, FakeEngine):
-            self.engine.kill(worker.id)
+        if isinstance(self.launcher, FakeLauncher):
+            self.launcher.kill(worker.id)
         else:
             os.kill(worker.pid, signal.SIGKILL)
 
@@ -138,7 +138,7 @@ class Scene:
 
 
 def contract(scene: Scene) -> None:
-    """What every engine keeps."""
+    """What every launcher keeps."""
     scene.begin("contract")
     scene.timed("placed", lambda: starts_and_lists(scene))
     scene.timed("replaced", lambda: replaces_a_killed_one(scene))
@@ -172,10 +172,10 @@ def replaces_a_killed_one(scene: Scene) -> None:
 
 
 def gives_logs_once(scene: Scene) -> None:
-    logs = scene.engine.logs(scene.target, {})
+    logs = scene.launcher.logs(scene.target, {})
     for worker in scene.training():
         assert b": attempt " in logs[worker.id]
-    rest = scene.engine.logs(scene.target, {name: len(text) for name, text in logs.items()})
+    rest = scene.launcher.logs(scene.target, {name: len(text) for name, text in logs.items()})
     assert not any(rest[worker.id] for worker in scene.training())
 
 
@@ -183,28 +183,28 @@ def stops_with_hand_back(scene: Scene) -> None:
     workers = scene.training()
     assert len(workers) == 3
     studies.stop(scene.study)
-    scene.engine.stop(scene.target)
+    scene.launcher.stop(scene.target)
     until(lambda: not scene.placed)
     assert not scene.training()
     assert [scene.outcomes(one.id)[-1] for one in workers] == ["handed_back"] * 3
 
 
 def over_fake(database: Database) -> dict[str, float]:
-    scene = Scene(database, FakeEngine(lambda: 0.0 if gate().exists() else 1.0))
+    scene = Scene(database, FakeLauncher(lambda: 0.0 if gate().exists() else 1.0))
     contract(scene)
     return scene.seconds
 
 
 def over_local(database: Database) -> dict[str, float]:
-    with open_engine("local", Home.default()) as engine:
-        scene = Scene(database, engine)
+    with open_launcher("local", Home.default()) as launcher:
+        scene = Scene(database, launcher)
         contract(scene)
     return scene.seconds
 
 
 def over_slurm(database: Database) -> dict[str, float]:
-    with slurm_cluster(), open_engine("slurm", Home.default()) as engine:
-        scene = Scene(database, engine)
+    with slurm_cluster(), open_launcher("slurm", Home.default()) as launcher:
+        scene = Scene(database, launcher)
         contract(scene)
         scene.timed("requeued", lambda: requeues_by_signal(scene))
     return scene.seconds
@@ -252,8 +252,8 @@ def ray_failures(database: Database) -> dict[str, float]:
 @contextmanager
 def joined(cluster: RayCluster, database: Database) -> Iterator[Scene]:
     os.environ["RAY_AUTH_TOKEN"] = cluster.token
-    with open_engine(cluster.address, Home.default()) as engine:
-        yield Scene(database, engine)
+    with open_launcher(cluster.address, Home.default()) as launcher:
+        yield Scene(database, launcher)
 
 
 def nodes_fail(cluster: RayCluster, scene: Scene) -> None:

@@ -1,4 +1,4 @@
-"""A fake engine: its workers are threads of this process, over the real database and leases."""
+"""A fake launcher: its workers are threads of this process, over the real database and leases."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from hpo.storage.database import connect
 from hpo.storage.leases import Taken
 from hpo.storage.optuna import FencedStorage
 from hpo.workers.launchers.base import (
-    Order,
-    Placed,
+    LaunchedWorker,
+    LaunchRequest,
     Size,
     Target,
 )
@@ -45,68 +45,68 @@ class Told(InstantTrials):
 class Hired:
     """One worker."""
 
-    order: Order
+    request: LaunchRequest
     thread: threading.Thread
     stop: threading.Event
     log: bytearray
 
 
 @dataclass
-class FakeEngine:
+class FakeLauncher:
     """Places up to ROOM workers; each epoch of theirs takes `pace()` seconds."""
 
     pace: Callable[[], float] = float
     has_our_files: bool = True
     hired: dict[str, Hired] = field(default_factory=dict)
-    orders: list[Order] = field(default_factory=list)
+    requests: list[LaunchRequest] = field(default_factory=list)
 
     def check(self, size: Size) -> None:
         if size.workers > ROOM:
             raise InputError(f"--workers {size.workers}: there is room for {ROOM}")
 
-    def start(self, order: Order) -> None:
-        self.orders.append(order)
-        for _ in range(order.size.workers):
-            self._hire(order)
+    def start(self, request: LaunchRequest) -> None:
+        self.requests.append(request)
+        for _ in range(request.size.workers):
+            self._hire(request)
 
-    def placed(self, target: Target) -> list[Placed]:
+    def launched(self, target: Target) -> list[LaunchedWorker]:
         return [
-            Placed(name, "ending" if one.stop.is_set() else "running", "here")
+            LaunchedWorker(name, "ending" if one.stop.is_set() else "running", "here")
             for name, one in self.hired.items()
-            if one.order.target == target and one.thread.is_alive()
+            if one.request.target == target and one.thread.is_alive()
         ]
 
     def stop(self, target: Target) -> None:
         for one in self.hired.values():
-            if one.order.target == target:
+            if one.request.target == target:
                 one.stop.set()
 
     def logs(self, target: Target, seen: Mapping[str, int]) -> dict[str, bytes]:
         return {
             name: bytes(one.log[seen.get(name, 0) :])
             for name, one in self.hired.items()
-            if one.order.target == target
+            if one.request.target == target
         }
 
     def kill(self, worker: str) -> None:
-        """End one without a word of its own, and do what an engine does about that."""
+        """End one without a word of its own, and do what a launcher does about that."""
         one = self.hired[worker]
         one.stop.set()
-        leases.abandon(connect(one.order.storage), worker, "killed")
-        self._hire(one.order)
+        leases.abandon(connect(one.request.storage), worker, "killed")
+        self._hire(one.request)
 
-    def _hire(self, order: Order) -> None:
+    def _hire(self, request: LaunchRequest) -> None:
         worker, stop, log = f"fake-{secrets.token_hex(3)}", threading.Event(), bytearray()
 
         def work() -> None:
-            database = connect(order.storage)
-            study = studies.load(database, order.target.study)
+            database = connect(request.storage)
+            study = studies.load(database, request.target.study)
             storage = FencedStorage(database)
             epochs = study.file.train["epochs"]
             trials = Told(study, storage, epochs=epochs, log=log, pace=self.pace)
-            Worker(study, storage, trials, home=order.home, worker_id=worker).run(stop)
+            Worker(study, storage, trials, home=request.home, worker_id=worker).run(stop)
             database.dispose()
 
         thread = threading.Thread(target=work, name=worker, daemon=True)
-        self.hired[worker] = Hired(order, thread, stop, log)
+        self.hired[worker] = Hired(request, thread, stop, log)
         thread.start()

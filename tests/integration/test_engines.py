@@ -1,4 +1,4 @@
-"""Every engine keeps the contract, with real processes and real training; see `engine_scenes`."""
+"""Every launcher keeps the contract, with real processes and real training; see `engine_scenes`."""
 
 from __future__ import annotations
 

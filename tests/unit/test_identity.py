@@ -10,12 +10,13 @@ import pytest
 from hpo.workers import process as identity
 from hpo.workers.process import is_gone
 
-ME = identity.identity()
+ME = identity.process_identity()
 pytestmark = pytest.mark.skipif(not ME, reason="this system does not tell processes apart")
 
 
 def of_a_child(code: str) -> tuple[subprocess.Popen[str], str]:
-    script = f"from hpo.workers.process import identity\nprint(identity(), flush=True)\n{code}"
+    me = "from hpo.workers.process import process_identity\nprint(process_identity(), flush=True)"
+    script = f"{me}\n{code}"
     child = subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

@@ -1,5 +1,5 @@
-"""`hpo launch`, `hpo workers`, `hpo stop --on`, `hpo logs --on`: over a fake engine; and what the
-engines decide without a cluster."""
+"""`hpo launch`, `hpo workers`, `hpo stop --on`, `hpo logs --on`: over a fake launcher; and what the
+launchers decide without a cluster."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ import pytest
 
 from hpo.cli import workers
 from hpo.errors import (
-    EngineError,
     HpoError,
     InputError,
+    LauncherError,
     NotFound,
 )
 from hpo.paths import Home
@@ -38,8 +38,8 @@ from hpo.storage.database import (
 )
 from hpo.workers import agent
 from hpo.workers.agent import (
-    Duty,
-    Keeper,
+    Agent,
+    AgentSpec,
 )
 from hpo.workers.launchers import (
     base,
@@ -47,17 +47,22 @@ from hpo.workers.launchers import (
     slurm,
 )
 from hpo.workers.launchers.base import (
-    Order,
+    LaunchRequest,
     Size,
     Target,
-    open_engine,
+    open_launcher,
 )
-from hpo.workers.launchers.local import Local
+from hpo.workers.launchers.local import (
+    Local,
+    _is_agent,
+    agent_command,
+)
 from hpo.workers.launchers.ray import check_room
 from hpo.workers.launchers.slurm import Slurm
 from hpo.workers.process import stop_on_signal
 from tests.harness.commands import Hpo, calls
-from tests.harness.fake_engine import FakeEngine
+from tests.harness.deployment import parse
+from tests.harness.fake_engine import FakeLauncher
 from tests.harness.fakes import study_file
 
 # The fake's trials begin again where real ones go on from a checkpoint.
@@ -72,16 +77,16 @@ def hpo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeEngine]:
-    """Stands for every engine; its workers end with the test."""
-    engine = FakeEngine(lambda: 0.2)
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeLauncher]:
+    """Stands for every launcher; its workers end with the test."""
+    launcher = FakeLauncher(lambda: 0.2)
 
-    def opened(*_args: object, **_options: object) -> AbstractContextManager[FakeEngine]:
-        return nullcontext(engine)
+    def opened(*_args: object, **_options: object) -> AbstractContextManager[FakeLauncher]:
+        return nullcontext(launcher)
 
-    monkeypatch.setattr(base, "open_engine", opened)
-    yield engine
-    for one in engine.hired.values():
+    monkeypatch.setattr(base, "open_launcher", opened)
+    yield launcher
+    for one in launcher.hired.values():
         one.stop.set()
         one.thread.join(timeout=60)
         assert not one.thread.is_alive()
@@ -94,13 +99,13 @@ def store() -> Database:
     return connect(Home.default().storage)
 
 
-def join(fake: FakeEngine) -> None:
+def join(fake: FakeLauncher) -> None:
     for one in fake.hired.values():
         one.thread.join(timeout=60)
 
 
 def test_launched_stopped_launched_again_and_finished(
-    hpo: Hpo, fake: FakeEngine, store: Database
+    hpo: Hpo, fake: FakeLauncher, store: Database
 ) -> None:
     Path("toy.toml").write_text(study_file(trials=6, train="epochs = 30").text)
     code, out, _ = hpo("launch", "toy.toml", "--workers", 2, "--on", "ray://head:1")
@@ -133,7 +138,7 @@ def test_launched_stopped_launched_again_and_finished(
 
 
 def test_what_was_stopped_is_not_begun_before_it_has_ended(
-    hpo: Hpo, fake: FakeEngine, store: Database, monkeypatch: pytest.MonkeyPatch
+    hpo: Hpo, fake: FakeLauncher, store: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, go = threading.Event(), threading.Event()
 
@@ -152,10 +157,10 @@ def test_what_was_stopped_is_not_begun_before_it_has_ended(
     assert code == 2
     go.set()
     assert "still there (fake-" in err
-    assert len(fake.orders) == 1
+    assert len(fake.requests) == 1
 
 
-def test_more_than_there_is_room_for_creates_nothing(hpo: Hpo, fake: FakeEngine) -> None:
+def test_more_than_there_is_room_for_creates_nothing(hpo: Hpo, fake: FakeLauncher) -> None:
     Path("toy.toml").write_text(study_file().text)
     code, _, err = hpo("launch", "toy.toml", "--workers", 9)
     assert code == 2
@@ -216,19 +221,23 @@ def test_a_password_in_argv_does_not_reach_ray(hpo: Hpo, monkeypatch: pytest.Mon
 
 
 def test_an_order_does_not_show_the_password() -> None:
-    order = Order(Target("toy", "0" * 32), Size(1), "postgresql://me:secret@db/x", Home(Path("x")))
-    duty = Duty("toy", "0" * 32, order.storage, order.home, ["cpu"], 1)
-    assert "secret" not in f"{order}{duty}{Keeper(duty)}"
+    request = LaunchRequest(
+        Target("toy", "0" * 32), Size(1), "postgresql://me:secret@db/x", Home(Path("x"))
+    )
+    spec = AgentSpec("toy", "0" * 32, request.storage, request.home, ["cpu"], 1)
+    assert "secret" not in f"{request}{spec}{Agent(spec)}"
 
 
-def order(**size: Any) -> Order:
+def request(**size: Any) -> LaunchRequest:
     target = Target("toy", "0123456789abcdef" * 2)
-    return Order(target, Size(**size), "postgresql://me:secret@db/x", Home(Path("/shared/runs")))
+    return LaunchRequest(
+        target, Size(**size), "postgresql://me:secret@db/x", Home(Path("/shared/runs"))
+    )
 
 
 def test_slurm_script() -> None:
     given = Slurm(Home(Path("/shared/runs")), ["--time=4:00:00", "exclusive", "signal=B:TERM@300"])
-    lines = given.script(order(workers=4, gpus=0.5, cpus=3)).splitlines()
+    lines = given.script(request(workers=4, gpus=0.5, cpus=3)).splitlines()
     assert lines[0] == "#!/bin/bash"
     for line in (
         *("#SBATCH --array=0-1", "#SBATCH --requeue", "#SBATCH --gres=gpu:1"),
@@ -240,7 +249,7 @@ def test_slurm_script() -> None:
         assert lines.count(line) == 1, line
     assert lines[-1].count("--device cuda:0") == 2
     assert "secret" not in "".join(lines)
-    assert "gres" not in given.script(order(workers=4, gpus=0))
+    assert "gres" not in given.script(request(workers=4, gpus=0))
 
 
 def test_slurm_gives_whole_gpus() -> None:
@@ -248,13 +257,13 @@ def test_slurm_gives_whole_gpus() -> None:
         Slurm(Home(Path("x"))).check(Size(3, gpus=0.5))
     for extra in ("-p gpu", "a b=c", "partition=a\nrm"):
         with pytest.raises(InputError, match="--sbatch"):
-            Slurm(Home(Path("x")), [extra]).script(order(workers=1, gpus=0))
+            Slurm(Home(Path("x")), [extra]).script(request(workers=1, gpus=0))
 
 
 def test_without_slurm_the_script_is_offered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(EngineError, match="--dry-run"):
-        Slurm(Home(Path("x"))).placed(Target("toy", "0" * 32))
+    with pytest.raises(LauncherError, match="--dry-run"):
+        Slurm(Home(Path("x"))).launched(Target("toy", "0" * 32))
 
 
 @pytest.mark.parametrize(
@@ -280,7 +289,7 @@ def test_a_task_is_requeued_where_its_time_ran_out(
         calls.append(command)
         return f"{state}\n"
 
-    class Kept(Keeper):
+    class Kept(Agent):
         def run(self, stop: threading.Event) -> bool:
             if sent is not None:
                 os.kill(os.getpid(), sent)
@@ -289,7 +298,7 @@ def test_a_task_is_requeued_where_its_time_ran_out(
 
     monkeypatch.setattr(slurm, "_call", call)
     monkeypatch.setenv("SLURM_JOB_ID", "17")
-    slurm.run_in_task(Kept(Duty("toy", "0" * 32, "", Home(Path("x")), ["cpu"], 1)))
+    slurm.run_in_task(Kept(AgentSpec("toy", "0" * 32, "", Home(Path("x")), ["cpu"], 1)))
     assert (["scontrol", "requeue", "17"] in calls) == requeued
 
 
@@ -341,13 +350,13 @@ def test_devices_of_this_host(
 
 def test_a_keeper_refuses_another_study_of_the_name(store: Database) -> None:
     study, _ = studies.create(store, study_file())
-    duty = Duty("toy", study.uuid, store.secret_url, Home.default(), ["cpu"], 1)
+    spec = AgentSpec("toy", study.uuid, store.secret_url, Home.default(), ["cpu"], 1)
     with pytest.raises(NotFound, match="made again"):
-        Keeper(replace(duty, uuid="0" * 32)).run(threading.Event())
+        Agent(replace(spec, uuid="0" * 32)).run(threading.Event())
     records.stop_study(store, study.uuid, "user", "stopped")
     stop = threading.Event()
-    assert Keeper(replace(duty, devices=[])).run(stop) is True  # stopped: over
-    assert Local(Home.default()).placed(Target("toy", study.uuid)) == []
+    assert Agent(replace(spec, devices=[])).run(stop) is True  # stopped: over
+    assert Local(Home.default()).launched(Target("toy", study.uuid)) == []
 
 
 def test_a_keeper_waits_for_the_database(store: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -360,7 +369,7 @@ def test_a_keeper_waits_for_the_database(store: Database, monkeypatch: pytest.Mo
     other = sqlite3.connect(away, isolation_level=None)
     other.execute("PRAGMA locking_mode = EXCLUSIVE")  # against readers, too
     other.execute("BEGIN EXCLUSIVE")
-    kept = Keeper(Duty("toy", study.uuid, store.secret_url, Home.default(), [], 1))
+    kept = Agent(AgentSpec("toy", study.uuid, store.secret_url, Home.default(), [], 1))
     over: list[bool] = []
     thread = threading.Thread(target=lambda: over.append(kept.run(threading.Event())))
     thread.start()
@@ -408,7 +417,7 @@ def test_ray_is_asked_at_the_address_that_was_given() -> None:
         taken.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{taken.getsockname()[1]}"  # nobody listens there
     grpc = pytest.importorskip("grpc", reason="needs Ray: pip install -e '.[ray]'")
-    with pytest.raises(EngineError, match=f"no Ray cluster answers at {address}") as told:
+    with pytest.raises(LauncherError, match=f"no Ray cluster answers at {address}") as told:
         ray._check_door(grpc, address, ray.PING, None)
     assert "ray start" in str(told.value)
 
@@ -490,7 +499,17 @@ def test_the_token_is_where_ray_looks_for_it(
 
 
 def test_an_engine_is_found_by_its_name(home: Home) -> None:
-    with open_engine("local", home) as engine:
-        assert isinstance(engine, Local)
-    with open_engine("slurm", home, sbatch=["partition=gpu"]) as engine:
-        assert isinstance(engine, Slurm)
+    with open_launcher("local", home) as launcher:
+        assert isinstance(launcher, Local)
+    with open_launcher("slurm", home, sbatch=["partition=gpu"]) as launcher:
+        assert isinstance(launcher, Slurm)
+
+
+def test_an_agent_is_known_by_its_old_name_too() -> None:
+    target = Target("toy", "0" * 32)
+    now = agent_command(target, "local")
+    before = ["keep", "toy", "--uuid", "0" * 32, "--engine", "local"]
+    for words in (now, before):
+        assert parse([*words, "--device", "cpu", "--threads", "1"]) == words[0]
+        assert _is_agent(words, now)
+    assert not _is_agent(before, agent_command(target, "slurm"))

@@ -25,7 +25,7 @@ from hpo.storage.optuna import (
     add_waiting,
 )
 from hpo.workers import supervisor as module
-from hpo.workers.process import identity
+from hpo.workers.process import process_identity
 from hpo.workers.supervisor import Supervisor
 from tests.harness.fakes import study_file
 
@@ -113,7 +113,7 @@ def test_what_a_dead_worker_held_is_set_free_once_the_database_is_back(
 
 
 def test_what_an_earlier_run_left_behind_is_free_at_once(study: Study, home: Home) -> None:
-    me = identity()
+    me = process_identity()
     if not me:
         pytest.skip("this system does not tell processes apart")
     dead = me.rsplit(" ", 1)[0] + " 1"

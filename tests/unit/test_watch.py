@@ -28,7 +28,7 @@ from hpo.storage.optuna import (
 from hpo.workers.process import (
     LONGEST_LOOK_S,
     Child,
-    Watch,
+    Watchdog,
 )
 from hpo.workers.supervisor import (
     Supervisor,
@@ -49,7 +49,7 @@ from tests.harness.fakes import study_file
     ],
 )
 def test_how_long_there_was_no_sign(looks: list[tuple[int | None, float]], idle_s: float) -> None:
-    watch = Watch()
+    watch = Watchdog()
     assert [watch.look(*one) for one in looks][-1] == idle_s
 
 

@@ -1,11 +1,11 @@
-"""Where workers are placed. An engine starts N of them, lists them, ends them, reads their logs.
+"""Launchers of workers: they start N of them, list them, end them, read their logs.
 
     local.py   in the background of this host
     ray.py     on the nodes of a Ray cluster, as detached actors; ray_door.py is the way in
     slurm.py   on the nodes of a Slurm cluster, as an array job
 
-An engine only places. Who runs which trial is settled in the database, by leases: whatever an
-engine does twice, late or not at all, the budget stays exact. What it places is a keeper
+A launcher only places. Who runs which trial is settled in the database, by leases: whatever a
+launcher does twice, late or not at all, the budget stays exact. What it places is an agent
 (`hpo.workers.agent`), and `hpo stop` reaches all of them through the database alone.
 """
 
@@ -27,14 +27,14 @@ NAMES = ("local", "slurm", "ray", "ray://HOST:PORT")
 
 @dataclass(frozen=True)
 class Target:
-    """The study whose workers an engine is asked about."""
+    """The study whose workers a launcher is asked about."""
 
     study: str
     uuid: str
 
     @property
     def label(self) -> str:
-        """What the engine's own tools call them: readable, and never another study's."""
+        """Return their name in the launcher's own tools: readable, and unique to the study."""
         return f"hpo-{self.study}-{self.uuid[:8]}"
 
 
@@ -46,7 +46,7 @@ class Size:
     gpus: float | None = None
     """1, a share of one, or 0 for the CPU. None: 1 where there are any."""
     cpus: int | None = None
-    """Which are its threads. None: what the engine finds right."""
+    """Which are its threads. None: what the launcher finds right."""
 
     def __post_init__(self) -> None:
         if self.gpus is not None and not 0 <= self.gpus <= 1:
@@ -57,36 +57,36 @@ class Size:
 
     @property
     def per_gpu(self) -> int:
-        """How many of them share a GPU; 1 on the CPU."""
+        """Return the number of workers that share a GPU; 1 on the CPU."""
         return int(1 / self.gpus + 1e-9) if self.gpus else 1
 
 
 @dataclass(frozen=True)
-class Order:
-    """What is to be placed."""
+class LaunchRequest:
+    """Workers to be placed."""
 
     target: Target
     size: Size
     storage: str = field(repr=False)
     """The database's URL, with its password: it may stand in an environment or an argument of a
-    call, never in argv, in a file, or in what an engine shows."""
+    call, never in argv, in a file, or in what a launcher shows."""
     home: Home
 
 
 @dataclass(frozen=True)
-class Placed:
-    """One thing that an engine has placed: a worker, or the keeper of some."""
+class LaunchedWorker:
+    """One thing that a launcher has placed: a worker, or the agent of some."""
 
     name: str
-    """The engine's own name: a worker's id, an actor's name, a job's id."""
+    """The launcher's own name: a worker's id, an actor's name, a job's id."""
     state: str
     """waiting (for a place), starting, running or ending."""
     host: str
-    """Where; empty while it waits."""
+    """Host name; empty while pending."""
     note: str = ""
 
 
-class Engine(Protocol):
+class Launcher(Protocol):
     """A way to place workers."""
 
     has_our_files: bool
@@ -95,28 +95,28 @@ class Engine(Protocol):
     def check(self, size: Size) -> None:
         """Raise InputError for what can never be placed here, however long it waits."""
 
-    def start(self, order: Order) -> None:
-        """Place more workers. Raises EngineError where that fails; then none of them is left."""
+    def start(self, request: LaunchRequest) -> None:
+        """Place more workers. Raises LauncherError where that fails; then none of them is left."""
 
-    def placed(self, target: Target) -> list[Placed]:
-        """What is placed for the study now."""
+    def launched(self, target: Target) -> list[LaunchedWorker]:
+        """Return what is placed for the study now."""
 
     def stop(self, target: Target) -> None:
         """Make all of them hand back and end, and take back what waits; returns at once."""
 
     def logs(self, target: Target, seen: Mapping[str, int]) -> dict[str, bytes]:
-        """What stands in each worker's log after its first `seen` bytes, of a long one the next
-        part alone."""
+        """Return each worker's log after its first `seen` bytes; of a long one the next part
+        alone."""
 
 
-def open_engine(
+def open_launcher(
     on: str, home: Home, *, insecure: bool = False, sbatch: Sequence[str] = ()
-) -> AbstractContextManager[Engine]:
-    """The engine that `--on` names. Raises InputError for another name, or for options of another
-    engine; EngineError where it cannot be reached."""
+) -> AbstractContextManager[Launcher]:
+    """Open the launcher that `--on` names. Raises InputError for another name, or for options of
+    another launcher; LauncherError where it cannot be reached."""
     kind = "ray" if on.startswith("ray://") else on
     if kind not in NAMES:
-        raise InputError(f"--on {on}: no such engine; {nearest(on, NAMES)}")
+        raise InputError(f"--on {on}: no such launcher; {nearest(on, NAMES)}")
     if insecure and kind != "ray":
         raise InputError(f"--insecure is about Ray clusters; it says nothing about --on {on}")
     if sbatch and kind != "slurm":

@@ -1,6 +1,6 @@
-"""Workers in the background of this host, under a keeper that outlives the shell.
+"""Workers in the background of this host, under an agent that outlives the shell.
 
-Nothing is written down about them: the process table tells which keepers there are, so there is no
+Nothing is written down about them: the process table tells which agents there are, so there is no
 file to be stale after a crash or a reboot.
 """
 
@@ -21,8 +21,8 @@ from hpo.errors import InputError
 from hpo.paths import Home
 from hpo.workers.agent import logs_after
 from hpo.workers.launchers.base import (
-    Order,
-    Placed,
+    LaunchedWorker,
+    LaunchRequest,
     Size,
     Target,
 )
@@ -33,7 +33,7 @@ from hpo.workers.process import (
 )
 
 
-class _Keeper(subprocess.Popen[bytes]):
+class _Agent(subprocess.Popen[bytes]):
     """A child that is to outlive us."""
 
     def __del__(self) -> None:
@@ -46,21 +46,23 @@ class Local:
 
     home: Home
     has_our_files: bool = True
-    children: list[_Keeper] = field(default_factory=list)
+    children: list[_Agent] = field(default_factory=list)
 
     def check(self, size: Size) -> None:
+        """Raise InputError for a size that can never be placed here."""
         _devices(size)
 
-    def start(self, order: Order) -> None:
-        target, directory = order.target, order.home.study(order.target.uuid)
-        log = directory.log(f"keeper-{secrets.token_hex(3)}")
+    def start(self, request: LaunchRequest) -> None:
+        """Start an agent in the background, with a log of its own."""
+        target, directory = request.target, request.home.study(request.target.uuid)
+        log = directory.log(f"agent-{secrets.token_hex(3)}")
         log.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "hpo", *keep(target, "local")]
-        command += ["--threads", str(order.size.cpus or threads_for(order.size.workers))]
-        command += [part for device in _devices(order.size) for part in ("--device", device)]
-        settings = {"HPO_STORAGE": order.storage, "HPO_HOME": str(order.home.root)}
+        command = [sys.executable, "-m", "hpo", *agent_command(target, "local")]
+        command += ["--threads", str(request.size.cpus or threads_for(request.size.workers))]
+        command += [part for device in _devices(request.size) for part in ("--device", device)]
+        settings = {"HPO_STORAGE": request.storage, "HPO_HOME": str(request.home.root)}
         with log.open("ab") as output:
-            child = _Keeper(
+            child = _Agent(
                 command,
                 env=os.environ | settings,
                 stdin=subprocess.DEVNULL,
@@ -70,42 +72,50 @@ class Local:
             )
         self.children.append(child)
 
-    def placed(self, target: Target) -> list[Placed]:
+    def launched(self, target: Target) -> list[LaunchedWorker]:
+        """Return what is placed for the study now."""
         found, host = [], socket.gethostname()
-        for keeper in self._keepers(target):
-            name, workers = f"keeper {keeper.pid}", []
+        for agent in self._agents(target):
+            name, workers = f"agent {agent.pid}", []
             with suppress(psutil.Error):
-                workers = [one for child in keeper.children() if (one := _worker_id(child))]
-            found += [Placed(worker, "running", host, name) for worker in workers]
+                workers = [one for child in agent.children() if (one := _worker_id(child))]
+            found += [LaunchedWorker(worker, "running", host, name) for worker in workers]
             if not workers:
-                found.append(Placed(name, "starting", host))
+                found.append(LaunchedWorker(name, "starting", host))
         return found
 
     def stop(self, target: Target) -> None:
-        for keeper in self._keepers(target):
+        """Ask the agents to end their workers and themselves."""
+        for agent in self._agents(target):
             with suppress(psutil.NoSuchProcess):
-                keeper.terminate()
+                agent.terminate()
 
     def logs(self, target: Target, seen: Mapping[str, int]) -> dict[str, bytes]:
+        """Return each worker's log after its first `seen` bytes."""
         return logs_after(self.home.study(target.uuid), seen)
 
-    def _keepers(self, target: Target) -> Iterator[psutil.Process]:
-        words = keep(target, "local")
+    def _agents(self, target: Target) -> Iterator[psutil.Process]:
+        words = agent_command(target, "local")
         for process in psutil.process_iter(["cmdline"]):
             line = process.info["cmdline"] or []
-            if any(line[i : i + len(words)] == words for i in range(len(line))):
+            if any(_is_agent(line[i : i + len(words)], words) for i in range(len(line))):
                 yield process
         for child in self.children:  # last: none that was not there any more is left unasked
             child.poll()
 
 
-def keep(target: Target, engine: str) -> list[str]:
-    """The arguments of `hpo` that begin a keeper's command line."""
-    return ["keep", target.study, "--uuid", target.uuid, "--engine", engine]
+def agent_command(target: Target, launcher: str) -> list[str]:
+    """Return the arguments of `hpo` that begin an agent's command line."""
+    return ["agent", target.study, "--uuid", target.uuid, "--launcher", launcher]
+
+
+def _is_agent(line: list[str], words: list[str]) -> bool:
+    """Compare with an agent's `words`, and with those of an earlier version that still runs."""
+    return line in (words, ["keep", *words[1:4], "--engine", words[5]])
 
 
 def _devices(size: Size) -> list[str]:
-    """A device for each worker; raises InputError where there is not room for all."""
+    """Return a device for each worker; raise InputError where there is not room for all."""
     if size.gpus is None:
         return spread(size.workers, 1, None)
     if size.gpus == 0:
@@ -122,7 +132,7 @@ def _devices(size: Size) -> list[str]:
 
 
 def _worker_id(process: psutil.Process) -> str | None:
-    """The id of a `hpo worker`; None of another process."""
+    """Return the id of a `hpo worker`; None of another process."""
     try:
         line = process.cmdline()
     except psutil.Error:

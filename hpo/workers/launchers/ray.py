@@ -1,9 +1,9 @@
 """Workers on a Ray cluster: a detached actor each, and the way into the cluster.
 
-The actor is a keeper, with the worker as its child process. A torch that crashes or runs out of
+The actor is an agent, with the worker as its child process. A torch that crashes or runs out of
 memory takes no Ray process with it; the worker can be asked to hand back (Ray knows no SIGTERM) and
 has a log of its own. Ray re-runs only `__init__` of an actor that it restarts, so that is where the
-keeper starts. Ray declares a node dead after a silence (about a minute by default) and starts its
+agent starts. Ray declares a node dead after a silence (about a minute by default) and starts its
 actors elsewhere; what still runs there meanwhile is kept apart by the leases.
 
 The database's URL travels as an argument of the actor. Environment variables of an actor are shown
@@ -28,19 +28,19 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from hpo.errors import (
-    EngineError,
     HpoError,
     InputError,
+    LauncherError,
 )
 from hpo.extras import install_command
 from hpo.workers.agent import (
-    Duty,
-    Keeper,
+    Agent,
+    AgentSpec,
     logs_after,
 )
 from hpo.workers.launchers.base import (
-    Order,
-    Placed,
+    LaunchedWorker,
+    LaunchRequest,
     Size,
     Target,
 )
@@ -54,23 +54,23 @@ PLACING_S = 30.0
 """How long `start` waits for the first word of its actors: one that cannot begin says why."""
 
 
-class KeeperActor:
-    """A keeper in a process of Ray's; `name` is the actor's."""
+class AgentActor:
+    """An agent in a process of Ray's; `name` is the actor's."""
 
-    def __init__(self, name: str, duty: Duty, folder: str) -> None:
-        self.name, self.keeper, self.stop = name, Keeper(duty), threading.Event()
+    def __init__(self, name: str, spec: AgentSpec, folder: str) -> None:
+        self.name, self.agent, self.stop = name, Agent(spec), threading.Event()
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
         if Path(folder).is_dir():
             os.chdir(folder)  # where relative paths and modules of one's own are looked for
-        threading.Thread(target=self._keep, name="keeper", daemon=True).start()
+        threading.Thread(target=self._keep, name="agent", daemon=True).start()
 
     def _keep(self) -> None:
         try:
-            self.keeper.run(self.stop)
+            self.agent.run(self.stop)
         except HpoError:
             pass  # said where `hpo workers` shows it
         except Exception:
-            log.exception("the keeper failed")
+            log.exception("the agent failed")
         import ray
 
         ray.kill(ray.get_actor(self.name, namespace=NAMESPACE), no_restart=True)
@@ -80,35 +80,37 @@ class KeeperActor:
         self.stop.set()
 
     def about(self) -> dict[str, str]:
-        """State, place and workers."""
+        """Return state, place and workers."""
         import ray
 
-        working = self.keeper.running
+        working = self.agent.running
         state = "ending" if self.stop.is_set() else "running" if working else "starting"
         address = ray.util.get_node_ip_address()
-        note = ", ".join(working) or self.keeper.note
+        note = ", ".join(working) or self.agent.note
         return {"state": state, "host": f"{socket.gethostname()} ({address})", "note": note}
 
     def logs(self, seen: Mapping[str, int]) -> dict[str, bytes]:
-        """Of the workers of this actor."""
-        return logs_after(self.keeper.duty.directory, seen, self.keeper.started)
+        """Return the logs of the workers of this actor."""
+        return logs_after(self.agent.spec.directory, seen, self.agent.started)
 
 
 @dataclass
-class RayEngine:
+class RayLauncher:
     """A Ray cluster that we are connected to."""
 
     ray: Any
     has_our_files: bool = False
 
     def check(self, size: Size) -> None:
+        """Raise InputError for a size that can never be placed here."""
         check_room(self._nodes(), self._filled(size))
 
-    def start(self, order: Order) -> None:
-        target, size = order.target, self._filled(order.size)
+    def start(self, request: LaunchRequest) -> None:
+        """Create an actor for each worker; raise LauncherError, leaving none, where one fails."""
+        target, size = request.target, self._filled(request.size)
         device, cpus = "cuda:0" if size.gpus else "cpu", size.cpus or 1
-        duty = Duty(target.study, target.uuid, order.storage, order.home, [device], cpus)
-        actor = self.ray.remote(KeeperActor)
+        spec = AgentSpec(target.study, target.uuid, request.storage, request.home, [device], cpus)
+        actor = self.ray.remote(AgentActor)
         settings = {
             "namespace": NAMESPACE,
             "lifetime": "detached",
@@ -121,19 +123,19 @@ class RayEngine:
         folder = str(Path.cwd())
         try:
             self._await_birth(
-                [actor.options(name=n, **settings).remote(n, duty, folder) for n in names]
+                [actor.options(name=n, **settings).remote(n, spec, folder) for n in names]
             )
         except Exception as error:
             for name in names:
                 self._kill(name)
-            raise EngineError(_words(error)) from None
+            raise LauncherError(_words(error)) from None
 
     def _nodes(self) -> list[Mapping[str, float]]:
-        """The resources of each node by Ray's names, CPU and GPU above all."""
+        """Return the resources of each node by Ray's names, CPU and GPU above all."""
         return [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
 
     def _filled(self, size: Size) -> Size:
-        """The size with what this cluster finds right where it left something open."""
+        """Return the size with this cluster's defaults for what it leaves open."""
         gpus = size.gpus
         if gpus is None:
             gpus = float(any(node.get("GPU") for node in self._nodes()))
@@ -145,12 +147,14 @@ class RayEngine:
         ready, _ = self.ray.wait(asked, num_returns=len(asked), timeout=PLACING_S)
         self.ray.get(ready)
 
-    def placed(self, target: Target) -> list[Placed]:
+    def launched(self, target: Target) -> list[LaunchedWorker]:
+        """Return what is placed for the study now."""
         answers = self._ask(target, "about")
         waiting = {"state": "waiting", "host": "", "note": "for a place, or for its node's answer"}
-        return [Placed(name, **(answer or waiting)) for name, answer in answers.items()]
+        return [LaunchedWorker(name, **(answer or waiting)) for name, answer in answers.items()]
 
     def stop(self, target: Target) -> None:
+        """Ask the actors to hand back and end; kill those that do not answer."""
         for name, answer in self._ask(target, "about").items():
             if answer is None:
                 self._kill(name)
@@ -159,11 +163,12 @@ class RayEngine:
                     self.ray.get_actor(name, namespace=NAMESPACE).leave.remote()
 
     def logs(self, target: Target, seen: Mapping[str, int]) -> dict[str, bytes]:
+        """Return each worker's log after its first `seen` bytes."""
         answers = self._ask(target, "logs", dict(seen))
         return {worker: text for part in answers.values() for worker, text in (part or {}).items()}
 
     def _ask(self, target: Target, method: str, *args: Any) -> dict[str, Any]:
-        """What each actor of the study answers, by name; None from one that does not."""
+        """Return the answer of each actor of the study by name; None from one that gives none."""
         names = [name for name in self.ray.util.list_named_actors()
                  if name.startswith(f"{target.label}-")]  # fmt: skip
         asked = {}
@@ -200,7 +205,7 @@ def check_room(nodes: Sequence[Mapping[str, float]], size: Size) -> None:
 
 
 def _words(error: Exception) -> str:
-    """What a user can do about a keeper that could not begin."""
+    """Return what a user can do about an agent that could not begin."""
     text = str(error)
     missing = re.search(r"No module named '[\w.]+'", text)
     if missing:
@@ -226,12 +231,12 @@ START_ONE = (
 
 
 @contextmanager
-def connected(on: str, *, insecure: bool) -> Iterator[RayEngine]:
-    """A connection: `ray` is the cluster that this host is a node of (or RAY_ADDRESS), `ray://...`
+def connected(on: str, *, insecure: bool) -> Iterator[RayLauncher]:
+    """Connect to a cluster: `ray` is the cluster that this host is a node of (or RAY_ADDRESS), `ray://...`
     one that is reached from anywhere, through Ray Client.
 
-    Raises EngineError where nothing answers or it does not let us in, and, unless `insecure`, for a
-    cluster that lets everybody in: whoever reaches such a port runs code there.
+    Raises LauncherError where nothing answers or it does not let us in, and, unless `insecure`, for
+    a cluster that lets everybody in: whoever reaches such a port runs code there.
     """
     _refuse_password_in_argv()
     address = _client_address(on) if on != "ray" else None
@@ -243,7 +248,7 @@ def connected(on: str, *, insecure: bool) -> Iterator[RayEngine]:
         import grpc
         import ray
     except ImportError as error:
-        raise EngineError(f"--on {on} needs Ray ({error}): {install_command('ray')}") from None
+        raise LauncherError(f"--on {on} needs Ray ({error}): {install_command('ray')}") from None
     if address is not None and token is None and not insecure:
         _check_door(grpc, address, PING, token)
     try:
@@ -252,14 +257,14 @@ def connected(on: str, *, insecure: bool) -> Iterator[RayEngine]:
         if address is not None:
             _check_door(grpc, address, PING, token, or_open=True)  # why Ray did not say
         words = str(error).strip().splitlines() or [repr(error)]
-        raise EngineError(f"--on {on}: no connection: {words[-1]}; {START_ONE}") from None
+        raise LauncherError(f"--on {on}: no connection: {words[-1]}; {START_ONE}") from None
     try:
         if not insecure:
             # Not before: Ray Client's server starts a process for each client by a fork, which may
             # hang where another call has just been answered.
             head = ray.get_runtime_context().gcs_address if address is None else address
             _check_door(grpc, head, PING if address else PING_HEAD, token)
-        yield RayEngine(ray)
+        yield RayLauncher(ray)
     finally:
         ray.shutdown()
 
@@ -298,7 +303,7 @@ def _refuse_password_in_argv() -> None:
 
 
 def _token() -> str | None:
-    """The cluster's token, from where Ray itself looks for it."""
+    """Return the cluster's token, from where Ray itself looks for it."""
     if os.environ.get("RAY_AUTH_TOKEN"):
         return os.environ["RAY_AUTH_TOKEN"].strip()
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
@@ -309,40 +314,40 @@ def _token() -> str | None:
 def _check_door(
     grpc: Any, address: str, method: str, token: str | None, *, or_open: bool = False
 ) -> None:
-    """Raise EngineError unless the cluster at `address` asks for a token, and takes this one; with
-    `or_open` it need not ask."""
+    """Raise LauncherError unless the cluster at `address` asks for a token, and takes this one;
+    with `or_open` it need not ask."""
     code, details = _ping(grpc, address, method, None)
     closed = grpc.StatusCode.UNAUTHENTICATED
     if code == grpc.StatusCode.OK:
         if or_open:
             return
-        raise EngineError(
+        raise LauncherError(
             f"the Ray cluster at {address} asks nobody for a token: whoever reaches it runs code "
             f"there and reads the database's password; {START_ONE}; or, where nobody else can "
             "reach it: --insecure"
         )
     if code == grpc.StatusCode.UNIMPLEMENTED:
-        raise EngineError(
+        raise LauncherError(
             f"what answers at {address} is not Ray Client, whose port is {CLIENT_PORT} unless ray "
             "start was given --ray-client-server-port"
         )
     if code != closed:
-        raise EngineError(f"no Ray cluster answers at {address}: {details}; {START_ONE}")
+        raise LauncherError(f"no Ray cluster answers at {address}: {details}; {START_ONE}")
     if token is None:
-        raise EngineError(
+        raise LauncherError(
             f"the Ray cluster at {address} asks for a token: put it into ~/.ray/auth_token, or "
             "name its file in RAY_AUTH_TOKEN_PATH"
         )
     code, details = _ping(grpc, address, method, token)
     if code == closed:
-        raise EngineError(
+        raise LauncherError(
             f"the Ray cluster at {address} refuses our token (RAY_AUTH_TOKEN, the file that "
             "RAY_AUTH_TOKEN_PATH names, or ~/.ray/auth_token): use the one of its nodes"
         )
 
 
 def _ping(grpc: Any, address: str, method: str, token: str | None) -> tuple[Any, str]:
-    """What a server says to an empty call, with a token or without."""
+    """Return a server's status code and words on an empty call, with a token or without."""
     headers = [("authorization", f"Bearer {token}")] if token else []
     with grpc.insecure_channel(address) as channel:
         call = channel.unary_unary(method)

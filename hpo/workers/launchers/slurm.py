@@ -1,8 +1,8 @@
-"""Workers as a Slurm array job: one keeper a task, one whole GPU (or none) a keeper.
+"""Workers as a Slurm array job: one agent a task, one whole GPU (or none) an agent.
 
 Slurm ends a task ahead of its time limit by a signal to its first process, and every process of it
 on preemption, `scancel` or `scontrol requeue`; it starts a task again only where a node has failed
-or it took the task away itself. So a keeper whose time runs out hands back, then has its own task
+or it took the task away itself. So an agent whose time runs out hands back, then has its own task
 requeued. It does not where the study is over, and not where Slurm ends the task anyway.
 """
 
@@ -20,21 +20,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpo.errors import (
-    EngineError,
     InputError,
+    LauncherError,
 )
 from hpo.paths import Home
 from hpo.workers.agent import (
-    Keeper,
+    Agent,
     logs_after,
 )
 from hpo.workers.launchers.base import (
-    Order,
-    Placed,
+    LaunchedWorker,
+    LaunchRequest,
     Size,
     Target,
 )
-from hpo.workers.launchers.local import keep
+from hpo.workers.launchers.local import agent_command
 from hpo.workers.process import event_on_signal
 
 log = logging.getLogger(__name__)
@@ -55,25 +55,27 @@ class Slurm:
     has_our_files: bool = True
 
     def check(self, size: Size) -> None:
+        """Raise InputError for a size that can never be placed here."""
         if size.workers % size.per_gpu:
             raise InputError(
                 f"--workers {size.workers} with {size.gpus:g} of a GPU each: Slurm gives whole "
                 f"GPUs, so {size.per_gpu} workers share one; give a multiple of {size.per_gpu}"
             )
 
-    def start(self, order: Order) -> None:
-        order.home.study(order.target.uuid).logs.mkdir(parents=True, exist_ok=True)
+    def start(self, request: LaunchRequest) -> None:
+        """Submit the array job."""
+        request.home.study(request.target.uuid).logs.mkdir(parents=True, exist_ok=True)
         # The script goes in through a pipe, the database's URL in the environment that sbatch
         # passes on: neither a file nor a command line holds a password.
-        settings = {"HPO_STORAGE": order.storage}
-        _call(["sbatch", "--parsable", "--export=ALL"], script=self.script(order), env=settings)
+        settings = {"HPO_STORAGE": request.storage}
+        _call(["sbatch", "--parsable", "--export=ALL"], script=self.script(request), env=settings)
 
-    def script(self, order: Order) -> str:
-        """The text that is submitted: an array job with a task for each GPU."""
-        size = order.size
+    def script(self, request: LaunchRequest) -> str:
+        """Return the text that is submitted: an array job with a task for each GPU."""
+        size = request.size
         gpus = _has_gpus() if size.gpus is None else size.gpus
         tasks, cpus = size.workers // size.per_gpu, size.cpus or 1
-        directory, label = order.home.study(order.target.uuid), order.target.label
+        directory, label = request.home.study(request.target.uuid), request.target.label
         options = {
             "job-name": label,
             "array": f"0-{tasks - 1}",
@@ -91,22 +93,23 @@ class Slurm:
                 raise InputError(f"--sbatch {extra!r}: a long option, such as partition=gpu")
             options[name] = value if equals else None
         device = "cuda:0" if gpus else "cpu"
-        command = [sys.executable, "-m", "hpo", *keep(order.target, "slurm")]
+        command = [sys.executable, "-m", "hpo", *agent_command(request.target, "slurm")]
         command += ["--threads", str(cpus), *(["--device", device] * size.per_gpu)]
         return "\n".join(
             [
                 "#!/bin/bash",
                 *(f"#SBATCH --{k}" + ("" if v is None else f"={v}") for k, v in options.items()),
                 "",
-                f"# Workers of the study {order.target.study!r}: {size.workers}. The database's",
+                f"# Workers of the study {request.target.study!r}: {size.workers}. The database's",
                 "# URL comes from HPO_STORAGE in the environment of sbatch.",
-                f"export HPO_HOME={shlex.quote(str(order.home.root))}",
+                f"export HPO_HOME={shlex.quote(str(request.home.root))}",
                 f"exec {shlex.join(command)}",
                 "",
             ]
         )
 
-    def placed(self, target: Target) -> list[Placed]:
+    def launched(self, target: Target) -> list[LaunchedWorker]:
+        """Return what is placed for the study now."""
         columns = "%i|%T|%N|%r"
         text = _call(["squeue", "--noheader", "--array", "--me", f"--name={target.label}",
                       f"--format={columns}"])  # fmt: skip
@@ -114,15 +117,17 @@ class Slurm:
         for line in text.splitlines():
             name, state, host, reason = line.split("|", 3)
             note = "" if reason == "None" else reason
-            found.append(Placed(name, STATES.get(state, state.lower()), host, note))
+            found.append(LaunchedWorker(name, STATES.get(state, state.lower()), host, note))
         return found
 
     def stop(self, target: Target) -> None:
+        """Cancel pending tasks, and interrupt running ones."""
         mine = ["--me", f"--name={target.label}"]
         _call(["scancel", *mine, "--state=PENDING"])
         _call(["scancel", *mine, "--state=RUNNING", "--batch", "--signal=INT"])
 
     def logs(self, target: Target, seen: Mapping[str, int]) -> dict[str, bytes]:
+        """Return each worker's log after its first `seen` bytes."""
         return logs_after(self.home.study(target.uuid), seen)
 
 
@@ -133,12 +138,12 @@ def _has_gpus() -> int:
     return int("gpu" in _call(["sinfo", "--noheader", "--format=%G"]))
 
 
-def run_in_task(keeper: Keeper) -> None:
-    """What the first process of a task does. SIGTERM: hand back, then begin again in another run
-    of the task; SIGINT: hand back and end."""
+def run_in_task(agent: Agent) -> None:
+    """Run the agent as the first process of a task. SIGTERM: hand back, then begin again in another
+    run of the task; SIGINT: hand back and end."""
     signals: list[int] = []
     with event_on_signal(signals.append) as stop:
-        over = keeper.run(stop)
+        over = agent.run(stop)
     if over or signal.SIGINT in signals:
         return
     job = os.environ["SLURM_JOB_ID"]
@@ -151,7 +156,7 @@ def run_in_task(keeper: Keeper) -> None:
 
 
 def _call(command: Sequence[str], *, script: str = "", env: Mapping[str, str] | None = None) -> str:
-    """The output of one of Slurm's commands; raises EngineError with its own words."""
+    """Return the output of one of Slurm's commands; raise LauncherError with its own words."""
     try:
         done = subprocess.run(
             command,
@@ -163,15 +168,15 @@ def _call(command: Sequence[str], *, script: str = "", env: Mapping[str, str] | 
             timeout=TIMEOUT_S,
         )
     except FileNotFoundError:
-        raise EngineError(
+        raise LauncherError(
             f"Slurm's {command[0]} is not on this host's PATH: run this on a login node of the "
             "cluster; to see the script alone: --dry-run"
         ) from None
     except subprocess.TimeoutExpired:
-        raise EngineError(
+        raise LauncherError(
             f"Slurm's {command[0]} gave no answer for {TIMEOUT_S} s: is slurmctld up? (sinfo)"
         ) from None
     if done.returncode:
         lines = [line.partition("error: ")[2] or line for line in done.stderr.splitlines()]
-        raise EngineError(f"{command[0]}: {'; '.join(lines) or f'exit code {done.returncode}'}")
+        raise LauncherError(f"{command[0]}: {'; '.join(lines) or f'exit code {done.returncode}'}")
     return done.stdout
