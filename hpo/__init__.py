@@ -9,11 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hpo.api import (
-        Study,
-        load_study,
-        train,
-    )
+    from hpo.api.study import Study, load_study
+    from hpo.api.trained import TrainedModel, train
     from hpo.config.space import Space
     from hpo.config.study import StudyFile
     from hpo.config.train import TrainConfig
@@ -24,6 +21,7 @@ __all__ = [
     "Study",
     "StudyFile",
     "TrainConfig",
+    "TrainedModel",
     "__version__",
     "load_study",
     "train",
@@ -31,11 +29,12 @@ __all__ = [
 
 _MODULES = {
     "Space": "hpo.config.space",
-    "Study": "hpo.api",
+    "Study": "hpo.api.study",
     "StudyFile": "hpo.config.study",
     "TrainConfig": "hpo.config.train",
-    "load_study": "hpo.api",
-    "train": "hpo.api",
+    "TrainedModel": "hpo.api.trained",
+    "load_study": "hpo.api.study",
+    "train": "hpo.api.trained",
 }
 
 

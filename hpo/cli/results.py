@@ -202,7 +202,7 @@ def _train(
     jobs: list[tuple[Path, TrainConfig, dict[str, Any]]], device: str, asked: dict[str, Any]
 ) -> None:
     """A run for each (folder, configuration, provenance), `asked` of all, then the table of all."""
-    from hpo import api
+    from hpo.api import trained
     from hpo.cli.tables import (
         networks_table,
         run_notes,
@@ -213,7 +213,7 @@ def _train(
     runs = []
     with _progress(out) as (tell, control):
         for folder, config, provenance in jobs:
-            run = api.train(
+            model = trained.train(
                 config,
                 provenance=provenance,
                 out=folder,
@@ -222,7 +222,7 @@ def _train(
                 control=control,
                 progress=tell,
             )
-            runs.append(run)
+            runs.append(model.run)
     out.print(runs_table(runs))
     for run in runs:
         networks = networks_table(run)

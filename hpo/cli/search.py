@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from hpo.api import Study
+    from hpo.api.study import Study
     from hpo.reports.progress import View
     from hpo.workers.supervisor import Supervisor
 
@@ -188,7 +188,7 @@ def run(
 
     Example: hpo run studies/digits.toml --workers 2
     """
-    from hpo.api import (
+    from hpo.api.study import (
         Study,
         open_study,
     )
@@ -320,7 +320,7 @@ def enqueue(
 
     Example: hpo enqueue digits optimizer.name=adamw optimizer.lr=0.003
     """
-    from hpo.api import Study
+    from hpo.api.study import Study
     from hpo.config.toml import assignments
 
     given = assignments(values)
@@ -360,7 +360,7 @@ def resume(study: StudyName, storage: Storage = None) -> None:
 
     Example: hpo resume digits
     """
-    from hpo.api import Study
+    from hpo.api.study import Study
 
     with database(storage) as found:
         Study(study, found).resume()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hpo.api import make_home
+from hpo.api.study import make_home
 from hpo.cli.options import (
     Storage,
     database,

@@ -123,7 +123,7 @@ def _study(found: Database, study: str, artifacts: str | None) -> Study:
 
     if not study.endswith(".toml"):
         return studies.load(found, study)
-    from hpo.api import open_study
+    from hpo.api.study import open_study
     from hpo.config.study import StudyFile
     from hpo.storage.records import find_study
 
@@ -274,7 +274,7 @@ def _launched_study(
 ) -> Study:
     """The study of that name; or of that file, made if it is new (with `look`, its images are
     looked for first). Raises InputError where nothing is left to do."""
-    from hpo.api import open_study
+    from hpo.api.study import open_study
     from hpo.config.study import StudyFile
     from hpo.config.toml import assignments
     from hpo.search import scheduling

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import unicodedata
 import warnings
 from collections import Counter
@@ -454,16 +455,30 @@ def _matched(paths: Sequence[Path]) -> Iterator[Path]:
             yield from map(Path, sorted(glob.glob(str(path), recursive=True)))  # noqa: PTH207
 
 
-def predict(run: Run, images: Sequence[Path], *, device: str, k: int = 5) -> list[Prediction]:
+def load_networks(run: Run, device: torch.device) -> list[nn.Module]:
+    """Return the network of each seed of `run`, in eval mode."""
+    return [load_network(run.config, run.about, one.files.weights, device) for one in run.seeds]
+
+
+def predict(
+    run: Run, images: Sequence[Path | Image.Image], *, device: str, k: int = 5
+) -> list[Prediction]:
     """All of `predictions`."""
     return list(predictions(run, images, device=device, k=k))
 
 
 def predictions(
-    run: Run, images: Sequence[Path], *, device: str, k: int = 5
+    run: Run,
+    images: Sequence[Path | Image.Image],
+    *,
+    device: str,
+    k: int = 5,
+    networks: Sequence[nn.Module] | None = None,
 ) -> Iterator[Prediction]:
-    """The `k` most likely classes (all, where there are fewer) of each image file, in the given
-    order; what is missing, no image, or has more pixels than data.max_pixels has an error instead.
+    """The `k` most likely classes (all, where there are fewer) of each image, a file or in memory,
+    in the given order; what is missing, no image, or has more pixels than data.max_pixels has an
+    error instead. Images in memory are called "image 0" and so on, by their place. `networks` are
+    those of `load_networks`, loaded if they are not given.
 
     Preprocessing is that of evaluation. Probabilities are the softmax of each seed's network,
     averaged over the seeds of `run`. However many files there are, few are in memory.
@@ -472,7 +487,7 @@ def predictions(
     """
     chosen = torch_device(device)
     chunks = read_images(run, images, k)
-    networks = [load_network(run.config, run.about, one.files.weights, chosen) for one in run.seeds]
+    networks = networks or load_networks(run, chosen)
     for chunk in chunks:
         found: dict[int, Prediction] = {}
         if len(chunk):
@@ -529,7 +544,7 @@ class Chunk(Images):
         return self._pixels[i]
 
 
-def read_images(run: Run, images: Sequence[Path], k: int) -> Iterator[Chunk]:
+def read_images(run: Run, images: Sequence[Path | Image.Image], k: int) -> Iterator[Chunk]:
     """`images` as `run` wants them, a few at a time. Raises InputError for k below 1."""
     if k < 1:
         raise InputError(f"{k} answers: at least 1")
@@ -537,11 +552,16 @@ def read_images(run: Run, images: Sequence[Path], k: int) -> Iterator[Chunk]:
     return _chunks(iter(images), sizing, trained)
 
 
-def _chunks(images: Iterator[Path], sizing: Sizing, trained: TrainedOn | None) -> Iterator[Chunk]:
-    while paths := list(islice(images, CHUNK)):
+def _chunks(
+    images: Iterator[Path | Image.Image], sizing: Sizing, trained: TrainedOn | None
+) -> Iterator[Chunk]:
+    numbered = enumerate(images)
+    while chunk := list(islice(numbered, CHUNK)):
+        given = {f"image {i}": one for i, one in chunk if isinstance(one, Image.Image)}
+        paths = [Path(f"image {i}") if isinstance(one, Image.Image) else one for i, one in chunk]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd metadata is of no interest here
-            look = partial(try_read, _read, _Anywhere(), sizing)
+            look = partial(try_read, _read, _Anywhere(given), sizing)
             read = list(threaded(look, map(str, paths)))
         yield Chunk(paths, read, trained)
 
@@ -550,16 +570,24 @@ def _chunks(images: Iterator[Path], sizing: Sizing, trained: TrainedOn | None) -
 class _Read:
     pixels: Pixels
     digest: str
-    """Of the file's content."""
+    """Of the file's content; of an image in memory, of its pixels."""
 
 
 def _read(source: ImageReader, name: str, sizing: Sizing) -> _Read:
-    return _Read(np.array(decode(source, name, sizing)), content_digest(Path(name)))
+    assert isinstance(source, _Anywhere)
+    return _Read(np.array(decode(source, name, sizing)), source.digest(name))
 
 
+@dataclass(frozen=True)
 class _Anywhere:
-    """Files by their paths."""
+    """Images in memory by their names, and files by their paths."""
 
-    @staticmethod
-    def open(name: str) -> Image.Image:
-        return open_file(name)
+    given: Mapping[str, Image.Image]
+
+    def open(self, name: str) -> Image.Image:
+        return self.given[name].copy() if name in self.given else open_file(name)
+
+    def digest(self, name: str) -> str:
+        if name not in self.given:
+            return content_digest(Path(name))
+        return hashlib.blake2b(self.given[name].tobytes(), digest_size=16).hexdigest()

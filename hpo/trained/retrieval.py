@@ -176,7 +176,9 @@ def look_up(run: Run, images: Sequence[Path], *, device: str, k: int = 5) -> lis
     return list(lookups(run, images, device=device, k=k))
 
 
-def lookups(run: Run, images: Sequence[Path], *, device: str, k: int = 5) -> Iterator[Lookup]:
+def lookups(
+    run: Run, images: Sequence[Path | Image.Image], *, device: str, k: int = 5
+) -> Iterator[Lookup]:
     """The `k` training images nearest to each image (all, where there are fewer), by the first
     seed of `run`; an image is never its own neighbour, and one that cannot be read has an error.
 

@@ -366,7 +366,7 @@ def test_hpo_run_asks_before_it_starts_anything(
         started.append(force)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hpo.api.Study.supervisor", started_with)
+    monkeypatch.setattr("hpo.api.study.Study.supervisor", started_with)
     hpo("run", "toy.toml", "--force")
     assert started == [True]
 

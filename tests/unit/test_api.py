@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import doctest
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +17,13 @@ from typing import Any
 import pytest
 
 import hpo
+from hpo.errors import (
+    Conflict,
+    HpoError,
+    InputError,
+    NotFound,
+)
+from tests.harness.filled import Trial, fill
 from tests.unit.test_imports import HEAVY, loaded_by
 
 ROOT = Path(__file__).parents[2]
@@ -50,3 +64,117 @@ def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Studdy'"):
         _ = hpo.Studdy  # type: ignore[attr-defined]
     assert set(hpo.__all__) <= set(dir(hpo))
+
+
+TINY: dict[str, Any] = {
+    "study": {"name": "tiny", "trials": 3, "sampler": "random"},
+    "train": {"epochs": 3, "batch_size": 64, "data.dataset": "digits", "model.cnn.filters": [4]},
+    "space": {"optimizer.lr": {"low": 0.01, "high": 0.1, "log": True}},
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with a run directory of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HPO_STORAGE", raising=False)
+    monkeypatch.setenv("HPO_HOME", str(tmp_path / "hpo_runs"))
+    return tmp_path
+
+
+def walk() -> str:
+    """The code of docs/python.md."""
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    return "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+
+
+@pytest.mark.slow
+def test_the_walk_of_the_page_runs_as_a_script(folder: Path) -> None:
+    """Without a main guard, its output not a terminal."""
+    (folder / "walk.py").write_text(walk())
+    done = subprocess.run(
+        [sys.executable, "-W", "error::ResourceWarning", "walk.py"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout
+    assert "walk is finished: best trial" in done.stdout
+    assert (folder / "walk-model" / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_the_walk_is_typed(folder: Path) -> None:
+    (folder / "walk.py").write_text(walk())
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "walk.py"],
+        env={**os.environ, "MYPYPATH": str(ROOT)},
+        capture_output=True, text=True, check=False, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.process
+def test_ctrl_c_hands_trials_back_and_the_same_call_goes_on(folder: Path) -> None:
+    study = hpo.Study.create({**TINY, "train": {**TINY["train"], "epochs": 300}})
+    lines: list[str] = []
+
+    def interrupt() -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not any(one.epochs for one in study.trials):
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt, match="handed back"):
+        study.run(workers=1, device="cpu", progress=lines.append)
+    thread.join()
+    status = study.status()
+    assert [one.state for one in status.trials if one.attempts] == ["interrupted"]
+    assert not status.live_workers
+    assert lines[-1].startswith("tiny: 0/3 trials; 1 worker on cpu")
+
+
+def test_a_study_is_opened_extended_and_stopped(folder: Path) -> None:
+    study = hpo.Study.create(TINY)
+    assert hpo.load_study("tiny").file == study.file
+    with pytest.raises(Conflict, match=r"study\.trials: 3 -> 4"):
+        hpo.Study.create({**TINY, "study": {**TINY["study"], "trials": 4}})
+    study.extend(trials=4)
+    study.enqueue({"optimizer.lr": 0.05})
+    study.stop()
+    assert (study.status().row.trials, study.status().state) == (4, "stopped")
+    study.resume()
+    assert study.trials == ()
+    with pytest.raises(NotFound, match="no complete trial yet"):
+        _ = study.best_trial
+    study.delete()
+    with pytest.raises(NotFound):
+        hpo.load_study("tiny")
+
+
+def test_workers_that_cannot_work_raise(folder: Path) -> None:
+    study = hpo.Study.create(TINY)
+    with pytest.raises(InputError, match="workers 0"):
+        study.run(workers=0)
+    with pytest.raises(HpoError, match="cuda:7"):
+        study.run(device="cuda:7")
+
+
+def test_trials_as_a_frame(folder: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    file = hpo.StudyFile.from_dict(TINY)
+    study = hpo.Study.create(file)
+    fill(study.database, file, [Trial("complete", (0.5, 0.75)), Trial("pruned", (0.25,))])
+    frame = study.trials_dataframe()
+    assert isinstance(frame, pandas.DataFrame)
+    assert list(frame["state"]) == ["complete", "pruned"]
+    assert list(frame["val_top1"]) == [0.75, 0.25]
+    assert frame["optimizer.lr"].between(0.01, 0.1).all()
+
+
+def test_without_pandas_one_command_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(InputError, match=r"install .*pandas"):
+        hpo.Study.create(TINY).trials_dataframe()

@@ -16,8 +16,8 @@ import pytest
 
 from hpo import (
     __version__,
-    api,
 )
+from hpo.api.study import Study as PublicStudy
 from hpo.cli import (
     options,
     storage,
@@ -403,7 +403,7 @@ def test_the_exit_code_says_whether_there_is_a_best_trial(
 def test_a_study_that_another_command_stops_ends_with_1(
     hpo: Hpo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stopped(study: api.Study, *_args: object, **_options: object) -> None:
+    def stopped(study: PublicStudy, *_args: object, **_options: object) -> None:
         study.stop()
 
     monkeypatch.setattr("hpo.cli.search._search", stopped)

@@ -1,4 +1,4 @@
-"""Studies and trainings: what the commands of `hpo` call, and `import hpo` gives."""
+"""A study in a database: create, run, follow, steer, export, retrain."""
 
 from __future__ import annotations
 
@@ -6,17 +6,14 @@ import os
 import signal
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpo.errors import (
-    InputError,
-    Interrupted,
-)
-from hpo.formatting import printable
+from hpo.api.trained import Progress, TrainedModel, print_line, train
+from hpo.errors import InputError, Interrupted
 from hpo.paths import Home
 
 if TYPE_CHECKING:
@@ -24,7 +21,6 @@ if TYPE_CHECKING:
 
     from hpo.config.study import StudyFile
     from hpo.config.train import TrainConfig
-    from hpo.control import Control
     from hpo.data.report import DataReport
     from hpo.search import study as studies
     from hpo.search.status import (
@@ -32,16 +28,7 @@ if TYPE_CHECKING:
         TrialStatus,
     )
     from hpo.storage.database import Database
-    from hpo.trained.run import Run
     from hpo.workers.supervisor import Supervisor
-
-Progress = Callable[[str], object]
-"""Takes each line of progress."""
-
-
-def print_line(line: str) -> None:
-    """Print a line at once; control codes in it are shown, not obeyed."""
-    print(printable(line), flush=True)
 
 
 @dataclass(frozen=True)
@@ -73,8 +60,8 @@ class Study:
     >>> config = study.export("best.toml")
     >>> config.epochs
     1
-    >>> run = study.retrain(seeds=1, out="best", progress=None)
-    >>> run.classes[:3]
+    >>> model = study.retrain(seeds=1, out="best", device="cpu", progress=None)
+    >>> model.classes[:3]
     ('0', '1', '2')
     """
 
@@ -319,7 +306,7 @@ class Study:
         trial: int | None = None,
         out: str | os.PathLike[str] | None = None,
         **options: Any,
-    ) -> Run:
+    ) -> TrainedModel:
         """Train the best trial's configuration, or that of `trial`, anew: `hpo.train` of its
         export, with the same `options`. `out` is by default hpo_runs/trained/STUDY."""
         from hpo.trained.export import export
@@ -354,65 +341,6 @@ def load_study(name: str, *, storage: str | None = None) -> Study:
     weakref.finalize(study, study.database.dispose)
     study._load()
     return study
-
-
-def train(
-    config: TrainConfig | Mapping[str, Any] | str | os.PathLike[str],
-    *,
-    provenance: Mapping[str, Any] | None = None,
-    out: str | os.PathLike[str],
-    seeds: int = 1,
-    keep_validation: bool = False,
-    onnx: bool = False,
-    quantize: Sequence[str] = (),
-    device: str | None = None,
-    control: Control | None = None,
-    progress: Progress | None = print_line,
-) -> Run:
-    """Train a configuration (or its file, or its fields as a dict) on training and validation
-    images over its full schedule, with `seeds` seeds, then open the test set, once per seed.
-
-    The folder `out` gets weights (safetensors), curves, metrics, the confusion matrix and
-    report.html; interrupted, the same call goes on. `keep_validation` trains on the training images
-    alone and chooses the best epoch by validation. `onnx` and `quantize` ("dynamic", "static") also
-    write ONNX. `device` is by default the first GPU, else the CPU. `provenance` is that of an
-    exported trial; a file has its own. `control` can stop the training between batches.
-
-    Raises ConfigError for a configuration that is wrong, Conflict where `out` holds the run of
-    another one, TrialFailed for a loss that is not finite.
-
-    >>> import hpo
-    >>> run = hpo.train({"epochs": 1, "batch_size": 64, "data": {"dataset": "digits"},
-    ...                  "model": {"cnn": {"filters": [4]}}}, out="small", progress=None)
-    >>> 0.0 <= run.summary["test"]["top1"]["mean"] <= 1.0
-    True
-    """
-    from hpo.config.study import load_config
-    from hpo.config.train import TrainConfig
-    from hpo.reports.page import write_report
-    from hpo.reports.training import as_page, training_report
-    from hpo.trained.retrain import retrain
-    from hpo.workers.process import first_device
-
-    if isinstance(config, Mapping):
-        config = TrainConfig.parse(config)
-    elif not isinstance(config, TrainConfig):
-        config, provenance = load_config(Path(config))
-    run = retrain(
-        config,
-        provenance or {},
-        seeds=seeds,
-        out=Path(out),
-        home=Home.default(),
-        device=first_device(device),
-        keep_validation=keep_validation,
-        onnx=onnx,
-        quantize=quantize,
-        control=control,
-        progress=progress or (lambda line: None),
-    )
-    write_report(run.files.root / "report.html", training_report(as_page(run)))
-    return run
 
 
 def ending(status: StudyStatus) -> str:

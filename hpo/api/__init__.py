@@ -1,0 +1,1 @@
+"""Objects that the commands of `hpo` call, and that `import hpo` gives."""
