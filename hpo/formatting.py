@@ -15,8 +15,21 @@ encoded."""
 
 
 def printable(text: str) -> str:
-    """`text` for a terminal: control characters, and those that turn its direction, as \\x1b."""
-    return UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], text)
+    """Return `text` for a terminal: control characters, and those that turn its direction, as
+    \\x1b."""
+    return UNPRINTABLE.sub(lambda match: repr(match[0])[1:-1], text)
+
+
+def spreadsheet_text(text: str) -> str:
+    """Return `text` for a cell of a spreadsheet: what it would run as a formula gets a leading
+    apostrophe; a number does not."""
+    if not text.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
 
 
 MISSING = "–"
@@ -40,12 +53,13 @@ class Table:
 
     @property
     def kinds(self) -> list[str]:
-        """Of each column, that of its first cell."""
+        """Return the class of each column: that of its first cell."""
         return [cell.kind for cell in self.rows[0]] if self.rows else ["" for _ in self.headers]
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A measured number: `digits` decimals where that says something, else significant ones."""
+    """Return a measured number: `digits` decimals where they tell something, else significant
+    ones."""
     if value is None:
         return MISSING
     if not math.isfinite(value):
@@ -56,7 +70,8 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def measured(name: str, value: float | None) -> str:
-    """The value of an objective or metric called `name`: counts whole, costs with four digits."""
+    """Return the value of an objective or metric called `name`: counts whole, costs with four
+    digits."""
     if value is None or name.startswith(("train_", "val_")) or not math.isfinite(value):
         return number(value)
     if name in ("parameters", "flops"):
@@ -65,7 +80,7 @@ def measured(name: str, value: float | None) -> str:
 
 
 def setting(value: Any) -> str:
-    """A value of a configuration as a person writes it: true, 0.003, [32, 64], none."""
+    """Return a value of a configuration as a person writes it: true, 0.003, [32, 64], none."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -78,7 +93,7 @@ def setting(value: Any) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as 8.4 s, 3 min 20 s, 2 h 05 min, 3 d 4 h."""
+    """Return seconds as 8.4 s, 3 min 20 s, 2 h 05 min, 3 d 4 h."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -91,33 +106,62 @@ def duration(seconds: float) -> str:
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
 
 
-def count(value: int, noun: str) -> str:
-    """`1 trial`, `2 trials`, `1,000 classes`."""
+def rough_duration(seconds: float) -> str:
+    """Return seconds as 0.4 s, 12 s, 3 min, 2.5 h."""
+    if seconds < 0.1:
+        return "under 0.1 s"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def approximately(seconds: float) -> str:
+    """Return a duration as an estimate: about 3 min, under 0.1 s."""
+    text = rough_duration(seconds)
+    return text if text.startswith("under") else f"about {text}"
+
+
+def file_size(size: float) -> str:
+    """Return bytes as 12.3 MB, of 10^6 bytes; from B to GB."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= factor:
+            return f"{size / factor:,.1f} {unit}"
+    return f"{size:.0f} B"
+
+
+def plural(value: int, noun: str) -> str:
+    """Return `1 trial`, `2 trials`, `1,000 classes`."""
     ending = "" if value == 1 else "es" if noun.endswith("s") else "s"
     return f"{value:,} {noun}{ending}"
 
 
 def number_cell(value: float | None, digits: int = 4) -> Cell:
+    """Return a cell with `number(value, digits)`."""
     key = value if value is not None and math.isfinite(value) else None
     return Cell(number(value, digits), key, "number")
 
 
 def measured_cell(name: str, value: float | None) -> Cell:
+    """Return a cell with `measured(name, value)`."""
     return Cell(measured(name, value), value, "number")
 
 
 def setting_cell(value: Any) -> Cell:
+    """Return a cell with `setting(value)`, sorted as a number where it is one."""
     numeric = isinstance(value, int | float) and not isinstance(value, bool)
     text = setting(value)
     return Cell(text, value if numeric else text, "number" if numeric else "")
 
 
 def text_cell(text: str | None, kind: str = "") -> Cell:
+    """Return a cell of text; empty for None."""
     return Cell(text or "", text or None, kind)
 
 
 def settings_table(values: Iterable[tuple[str, Any]]) -> Table:
-    """Names and values of settings."""
+    """Return a table of the names and values of settings."""
     return Table(
         ("setting", "value"),
         [(text_cell(name, "name"), text_cell(setting(value))) for name, value in values],

@@ -31,6 +31,7 @@ from typing import Protocol, Self
 import psutil
 
 from hpo.errors import DiskFull
+from hpo.formatting import file_size
 
 MARK = b"\nhpo crc32 "
 LENGTH = len(MARK) + 9
@@ -275,7 +276,7 @@ def told_if_full(path: Path) -> Iterator[None]:
 
 def disk_full(path: Path, needed: int = 0) -> DiskFull:
     """The error for `path`, of `needed` bytes where that is known, with what its disk has now."""
-    wanted = f", {size_text(needed)} are needed" if needed else ""
+    wanted = f", {file_size(needed)} are needed" if needed else ""
     message = (
         f"{path} does not fit: {disk_of(path)}{wanted}; free space there (or raise your quota), or "
         "use another disk (HPO_HOME, for what hpo keeps)"
@@ -288,8 +289,8 @@ def disk_of(path: Path) -> str:
     there = _existing(path)
     usage = shutil.disk_usage(there)
     return (
-        f"the disk mounted at {mount_of(there)} has {size_text(usage.free)} of "
-        f"{size_text(usage.total)} free"
+        f"the disk mounted at {mount_of(there)} has {file_size(usage.free)} of "
+        f"{file_size(usage.total)} free"
     )
 
 
@@ -317,14 +318,6 @@ def mount_of(path: Path) -> Path:
     """Where the disk of an existing `path` is mounted."""
     resolved = path.resolve()
     return next(one for one in (resolved, *resolved.parents) if one.is_mount())
-
-
-def size_text(size: int) -> str:
-    """`12.3 MB`, of 10^6 bytes; from B to GB."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= factor:
-            return f"{size / factor:,.1f} {unit}"
-    return f"{size} B"
 
 
 def _existing(path: Path) -> Path:

@@ -16,6 +16,7 @@ from rich.segment import Segment
 from hpo.formatting import (
     UNPRINTABLE,
     printable,
+    spreadsheet_text,
 )
 
 SPARKS = "▁▂▃▄▅▆▇█"
@@ -62,13 +63,14 @@ def bar(share: float, width: int) -> str:
 
 
 def cell(item: Any) -> str:
-    """A value for a spreadsheet: text that it would run as a formula gets a leading apostrophe."""
+    """Return a value for a spreadsheet, which must not run text as a formula."""
     if item is None:
         return ""
     if isinstance(item, bool | int | float):
         return json.dumps(item)
-    text = printable(item) if isinstance(item, str) else json.dumps(item, default=str)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    return spreadsheet_text(
+        printable(item) if isinstance(item, str) else json.dumps(item, default=str)
+    )
 
 
 class SafeConsole(Console):

@@ -25,9 +25,9 @@ from hpo.cli.tables import (
     state_text,
 )
 from hpo.formatting import (
-    count,
     duration,
     number,
+    plural,
 )
 from hpo.reports.groups import front_table
 from hpo.reports.progress import (
@@ -98,7 +98,7 @@ def _best_and_time(status: StudyStatus, age_s: float) -> list[Text]:
         shown = f"best {status.file.metric} {number(best.value)} (trial {best.number})"
         parts.insert(0, Text(shown, "green"))
     if len(status.file.objectives) > 1 and best is not None:
-        parts.insert(1, Text(f"front {count(len(status.front()), 'trial')}", "green"))
+        parts.insert(1, Text(f"front {plural(len(status.front()), 'trial')}", "green"))
     if status.state == "running" and eta is not None:
         parts.append(Text(f"~{duration(max(0.0, eta - age_s))} left"))
     return parts

@@ -27,7 +27,7 @@ from hpo.errors import (
     InputError,
     Interrupted,
 )
-from hpo.formatting import count as amount
+from hpo.formatting import plural
 from hpo.io import (
     Sink,
     write_whole,
@@ -419,7 +419,7 @@ def predict(
             console().print(answers_table(answers, columns))
     count.report()
     if csv_ not in (None, "-"):
-        typer.echo(f"{csv_}: {amount(len(found.files), 'image')}")
+        typer.echo(f"{csv_}: {plural(len(found.files), 'image')}")
 
 
 @dataclass

@@ -22,10 +22,10 @@ from hpo.cli.console import (
 from hpo.errors import NotFound
 from hpo.formatting import Table as Cells
 from hpo.formatting import (
-    count,
     duration,
     measured,
     number,
+    plural,
     setting,
 )
 from hpo.search.status import (
@@ -278,7 +278,7 @@ def counts(status: StudyStatus) -> str:
     """`30 trials: 18 complete, 11 pruned, 1 failed`, the finished ones."""
     kinds = ("complete", "pruned", "diverged", "infeasible", "failed")
     parts = [f"{found} {kind}" for kind in kinds if (found := status.count(kind))]
-    return f"{count(status.finished, 'trial')} finished" + (
+    return f"{plural(status.finished, 'trial')} finished" + (
         f": {', '.join(parts)}" if parts else ""
     )
 
@@ -371,8 +371,8 @@ def run_notes(runs: Sequence[Run]) -> Iterator[str]:
 def evaluation_page(found: RunEvaluation) -> Group:
     """Scores of a run on one set of images; of its seeds, and of their ensemble beside them; and of
     each class (means over seeds)."""
-    seeds = count(len(found.seeds), "seed")
-    title = Text(f"{found.data}: {count(found.images, 'image')}, {seeds}", "bold")
+    seeds = plural(len(found.seeds), "seed")
+    title = Text(f"{found.data}: {plural(found.images, 'image')}, {seeds}", "bold")
     scores = plain_table("score", "mean ± std" if len(found.seeds) > 1 else "value",
                          right=("value",))  # fmt: skip
     for name, spread in found.summary.items():

@@ -319,12 +319,12 @@ def _resume(study: Study, launcher: Launcher, target: Target) -> None:
 
 def _start(found: Database, launcher: Launcher, request: LaunchRequest, on: str) -> None:
     from hpo.cli.status import placed_table
-    from hpo.formatting import count
+    from hpo.formatting import plural
     from hpo.storage.records import clock
 
     name, began = request.target.study, clock(found)
     launcher.start(request)
-    some = count(request.size.workers, "worker")
+    some = plural(request.size.workers, "worker")
     typer.echo(f"{some} of {name} on {on}: waiting for their first news (Ctrl-C: they go on)")
     placed = _news(found, launcher, request, began)
     if placed:

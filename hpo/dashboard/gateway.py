@@ -28,6 +28,7 @@ from urllib.parse import parse_qs, quote
 
 from hpo.dashboard.auth import Attempts, Credentials, Sessions
 from hpo.errors import InputError, StorageError
+from hpo.formatting import spreadsheet_text
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -276,19 +277,10 @@ def harmless_csv(text: str) -> str:
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     out = io.StringIO()
     csv.writer(out).writerows(
-        [_harmless(cell) for cell in row] for row in csv.reader(io.StringIO(text, newline=""))
+        [spreadsheet_text(cell) for cell in row]
+        for row in csv.reader(io.StringIO(text, newline=""))
     )
     return out.getvalue()
-
-
-def _harmless(cell: str) -> str:
-    if not cell.startswith(("=", "+", "-", "@", "\t", "\r")):
-        return cell
-    try:
-        float(cell)
-    except ValueError:
-        return f"'{cell}"
-    return cell
 
 
 Headers = list[tuple[str, str]]

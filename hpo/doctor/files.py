@@ -34,16 +34,15 @@ from hpo.doctor.rules import (
     SURPLUS,
     UNREAD,
     Finding,
-    many,
 )
 from hpo.errors import (
     DataError,
     NotFound,
     StorageError,
 )
+from hpo.formatting import file_size, plural
 from hpo.io import (
     find_damage,
-    size_text,
     stamp_of,
 )
 from hpo.paths import (
@@ -103,12 +102,12 @@ class Place:
     def amount(self, uuid: str) -> str:
         """How much there is of a study, in words."""
         if self.store is not None:
-            return many(len(self.store.list(uuid)), "file")
+            return plural(len(self.store.list(uuid)), "file")
         files, size = files_in(self.home.study(uuid).root), 0
         for path in files:
             with suppress(FileNotFoundError):  # a worker has just removed it
                 size += path.stat().st_size
-        return f"{many(len(files), 'file')}, {size_text(size)}"
+        return f"{plural(len(files), 'file')}, {file_size(size)}"
 
     def remove(self, uuid: str, names: Sequence[str]) -> None:
         directory = self.home.study(uuid)
@@ -208,7 +207,7 @@ def is_busy(study: Study) -> bool:
 def _shown(names: Sequence[str]) -> str:
     """`5 files: a, b, c, ...`."""
     some = ", ".join(sorted(names)[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
-    return f"{many(len(names), 'file')}: {some}"
+    return f"{plural(len(names), 'file')}: {some}"
 
 
 CUT = "its end is missing"

@@ -16,6 +16,7 @@ from hpo.doctor.repair import (
     STATE_OF,
     Cure,
 )
+from hpo.formatting import plural
 from hpo.storage.leases import FINAL
 
 UNATTEMPTED = "trial without attempt"
@@ -128,11 +129,6 @@ class Rows:
     """Number of rows that belong to no study or trial, by table."""
 
 
-def many(count: int, noun: str) -> str:
-    """`1 row`, `2 rows`."""
-    return f"{count} {noun}{'s' * (count != 1)}"
-
-
 def judge(rows: Rows) -> Iterator[Finding]:
     """All findings, faults and notes."""
     for name in rows.foreign:
@@ -140,7 +136,7 @@ def judge(rows: Rows) -> Iterator[Finding]:
     for half in rows.halved:
         yield _half(half)
     for table, count in rows.nowhere.items():
-        means = f"{many(count, 'row')} of {table}: the study or trial is gone"
+        means = f"{plural(count, 'row')} of {table}: the study or trial is gone"
         yield Finding(NOWHERE, means, cure=repair.DropRows(table))
     for study in rows.studies:
         for trial in study.trials:
@@ -272,7 +268,7 @@ def _unowned(study: Known, trial: Trial) -> Iterator[Finding]:
         if k in ks:
             continue
         where = (study.name, trial.number, k)
-        means = f"it has no row, and finished {many(count, 'epoch')}"
+        means = f"it has no row, and finished {plural(count, 'epoch')}"
         if ks and ks[-1] > k:
             cure = repair.EnterAttempt(study.uuid, trial.trial_id, trial.number, k)
             yield Finding(UNOWNED, means, *where, cure=cure)

@@ -29,6 +29,7 @@ from hpo.doctor.rules import (
     Trial,
 )
 from hpo.errors import NotFound
+from hpo.formatting import plural
 from hpo.paths import Home
 from hpo.storage import (
     tables,
@@ -122,7 +123,7 @@ def _foreign_keys(database: Database) -> Iterator[Finding]:
         bad = Counter(row[0] for row in c.execute(sa.text("PRAGMA foreign_key_check")))
     for table, count in bad.items():
         if table not in ours:
-            rows = rules.many(count, "row")
+            rows = plural(count, "row")
             means = f"{rows} of Optuna's table {table}: what it is about is gone"
             yield Finding(rules.NOWHERE, means, left="they are Optuna's, and hurt nobody")
 

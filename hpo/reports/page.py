@@ -16,9 +16,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hpo.formatting import (
-    count,
     duration,
     number,
+    plural,
 )
 from hpo.reports import figures
 from hpo.trained.run import write_run_file
@@ -53,7 +53,7 @@ def render(template: str, figures_by_name: Mapping[str, Any], **values: Any) -> 
     environment.filters |= {
         "number": number,
         "duration": duration,
-        "count": count,
+        "plural": plural,
         "quoted": shlex.quote,
     }
     drawn = {name: figure for name, figure in figures_by_name.items() if figure is not None}

@@ -10,9 +10,9 @@ from hpo.errors import (
     StorageGone,
 )
 from hpo.formatting import (
-    count,
     duration,
     number,
+    plural,
 )
 from hpo.search.status import (
     StudyStatus,
@@ -28,7 +28,7 @@ def headline(status: StudyStatus, storage: str, devices: Sequence[str]) -> str:
     """What is about to run, for the first line of a log."""
     return (
         f"{status.row.name}: {status.finished}/{status.row.trials} trials; "
-        f"{count(len(devices), 'worker')} on {', '.join(dict.fromkeys(devices))}; {storage}"
+        f"{plural(len(devices), 'worker')} on {', '.join(dict.fromkeys(devices))}; {storage}"
     )
 
 
@@ -40,7 +40,7 @@ def trial_line(status: StudyStatus, trial: TrialStatus, finished: int) -> str:
     if trial.best_epoch:
         line += f" (epoch {trial.best_epoch})"
     if trial.epochs:
-        line += f"  {count(len(trial.epochs), 'epoch')}  {duration(trial.seconds)}"
+        line += f"  {plural(len(trial.epochs), 'epoch')}  {duration(trial.seconds)}"
     return line + (f": {trial.reason}" if trial.reason else "")
 
 

@@ -64,8 +64,8 @@ def is_maximized(status: StudyStatus) -> bool:
     return status.file.direction == "maximize"
 
 
-def measured(status: StudyStatus) -> list[TrialStatus]:
-    """Trials whose value was measured, by the best epoch that they reached."""
+def measured_trials(status: StudyStatus) -> list[TrialStatus]:
+    """Return the trials whose value was measured, by the best epoch that they reached."""
     return [t for t in status.trials if t.value is not None and t.state not in WITHOUT_VALUE]
 
 
@@ -86,14 +86,14 @@ def focus(values: Sequence[float], *, maximize: bool) -> list[float] | None:
 
 def value_range(status: StudyStatus) -> list[float] | None:
     """The range of the objective's axis in history and slices."""
-    values = [t.value for t in measured(status) if t.value is not None]
+    values = [t.value for t in measured_trials(status) if t.value is not None]
     return focus(values, maximize=is_maximized(status))
 
 
 def hidden(status: StudyStatus) -> int:
     """How many measured trials lie outside `value_range`."""
     bounds = value_range(status)
-    values = [t.value for t in measured(status) if t.value is not None]
+    values = [t.value for t in measured_trials(status) if t.value is not None]
     return 0 if bounds is None else sum(not bounds[0] <= value <= bounds[1] for value in values)
 
 
@@ -130,7 +130,7 @@ def _points(
 
 def history(status: StudyStatus) -> Figure | None:
     """The objective of every trial and the best so far; those without a value lie at the bottom."""
-    shown = [*measured(status), *(t for t in status.trials if t.state in WITHOUT_VALUE)]
+    shown = [*measured_trials(status), *(t for t in status.trials if t.state in WITHOUT_VALUE)]
     if not shown:
         return None
     by_state = {state: [t for t in shown if t.state == state] for state in STATE_COLORS}
@@ -236,7 +236,7 @@ def _pruned_ends(status: StudyStatus, trials: Sequence[TrialStatus]) -> Trace:
 
 def slice_of(status: StudyStatus, name: str) -> Figure | None:
     """The objective against one parameter, coloured by when; trials without it are left out."""
-    trials = [t for t in measured(status) if name in t.params]
+    trials = [t for t in measured_trials(status) if name in t.params]
     if not trials:
         return None
     parameter = status.file.space[name]

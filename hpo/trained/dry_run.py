@@ -33,6 +33,7 @@ from hpo.errors import (
     HpoError,
     InputError,
 )
+from hpo.formatting import approximately, file_size, rough_duration
 from hpo.paths import Home
 from hpo.training import (
     device as runtime,
@@ -85,13 +86,13 @@ class Kept:
         limit = f"data.cache_limit_gb = {self.limit_gb:g}"
         if not self.fits:
             return (
-                f"what its frozen layers give takes {size(self.size)}, more than {limit} allows: "
-                "it is computed in every epoch"
+                f"what its frozen layers give takes {file_size(self.size)}, more than {limit} "
+                "allows: it is computed in every epoch"
             )
-        later = duration(epochs * self.epoch_s) if self.epoch_s else "as long as their search"
-        first = duration(self.once_s + epochs * self.epoch_s)
+        later = rough_duration(epochs * self.epoch_s) if self.epoch_s else "as long as their search"
+        first = rough_duration(self.once_s + epochs * self.epoch_s)
         return (
-            f"frozen layers are computed once, {size(self.size)} on disk{each} ({limit}): the "
+            f"frozen layers are computed once, {file_size(self.size)} on disk{each} ({limit}): the "
             f"first trial {first}, later ones {later}"
         )
 
@@ -136,7 +137,7 @@ class Cost:
             )
         return (
             f"{name}: {text}, about {self.memory_mb:,.0f} MB at batch {self.batch_size}, "
-            f"{duration(self.epoch_s)} an epoch"
+            f"{rough_duration(self.epoch_s)} an epoch"
         )
 
 
@@ -286,29 +287,6 @@ def _built(config: TrainConfig, classes: int, cuts: dict[str, tuple[bool, str | 
 def is_file(weights: str) -> bool:
     """Whether `model.weights` names a file, not one of torchvision's."""
     return Path(weights).suffix in SUFFIXES or "/" in weights
-
-
-def size(count: float) -> str:
-    """Bytes for people: 0.3 MB, 12 MB, 3.4 GB."""
-    value, unit = (count / 1e9, "GB") if count >= 1e9 else (count / 1e6, "MB")
-    return f"{value:,.1f} {unit}" if value < 10 else f"{value:,.0f} {unit}"
-
-
-def approximately(seconds: float) -> str:
-    """Return a duration as an estimate: about 3 min, under 0.1 s."""
-    text = duration(seconds)
-    return text if text.startswith("under") else f"about {text}"
-
-
-def duration(seconds: float) -> str:
-    """Rough, for people: 0.4 s, 12 s, 3 min, 2.5 h."""
-    if seconds < 0.1:
-        return "under 0.1 s"
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 MOST_BUILT = 200

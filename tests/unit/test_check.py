@@ -19,13 +19,13 @@ from hpo.errors import (
     DataError,
     InputError,
 )
+from hpo.formatting import rough_duration
 from hpo.paths import Home
 from hpo.trained import dry_run as checks
 from hpo.trained.dry_run import (
     CheckResult,
     Cost,
     check,
-    duration,
 )
 from hpo.training import (
     device as runtime,
@@ -348,7 +348,7 @@ def test_without_a_test_split_it_says_so(tmp_path: Path, home: Home) -> None:
     ("seconds", "text"), [(0.44, "0.4 s"), (12.3, "12 s"), (240, "4 min"), (9000, "2.5 h")]
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+    assert rough_duration(seconds) == text
 
 
 def test_long_lists_of_classes_are_cut(home: Home) -> None:
