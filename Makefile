@@ -14,7 +14,7 @@ test:
 # The rest: servers, clusters, browsers, processes that are killed, chaos with a fixed seed.
 REST := server or process or cluster or browser or chaos or slow
 test-rest:
-	$(BIN)/pytest -m "$(REST)"
+	$(BIN)/pytest --databases=all -m "$(REST)"
 
 test-all: test test-rest
 

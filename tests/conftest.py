@@ -6,7 +6,6 @@ import errno
 import io
 import os
 import sys
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,14 +24,38 @@ from hpo.storage.database import (
     Database,
     connect,
 )
-from tests.harness.mariadb import MariaDB, mariadb
-from tests.harness.servers import new_database, postgres, s3, s3_server
+from tests.harness.databases import KINDS, Databases
+from tests.harness.mariadb import mariadb
+from tests.harness.servers import postgres, s3, s3_server
 
 __all__ = ["mariadb", "postgres", "s3", "s3_server"]
 
 
 SERVERS = {"postgres", "mariadb", "s3", "s3_server"}
 """Fixtures that start one."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--databases",
+        choices=["sqlite", "all"],
+        default="sqlite",
+        help="where tests marked `databases` run: on SQLite, or on every kind that they name",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what is marked `databases` once on each kind of database that it names and
+    `--databases` allows."""
+    marker = metafunc.definition.get_closest_marker("databases")
+    if marker is None or "kind" not in metafunc.fixturenames:
+        return
+    kinds = marker.args or KINDS
+    if metafunc.config.getoption("databases") == "sqlite":
+        needed = pytest.mark.skip(reason="needs --databases=all")
+        others = [pytest.param(kind, marks=needed) for kind in kinds]
+        kinds = [kind for kind in kinds if kind == "sqlite"] or others
+    metafunc.parametrize("kind", kinds)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -80,27 +103,29 @@ def home(tmp_path: Path) -> Home:
     return Home(tmp_path / "runs")
 
 
+@pytest.fixture(scope="session")
+def databases(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Databases:
+    return Databases(request, tmp_path_factory.mktemp("databases"))
+
+
 @pytest.fixture
 def kind() -> str:
-    """The kind of database; a module that runs on every kind overrides this."""
+    """The kind of database; the marker `databases` names others."""
     return "sqlite"
 
 
 @pytest.fixture
-def url(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of an empty database."""
-    if kind == "sqlite":
-        return f"sqlite:///{tmp_path / 'hpo.db'}"
-    name = f"t{uuid.uuid4().hex}"
-    if kind == "mysql":
-        server: MariaDB = request.getfixturevalue("mariadb")
-        return server.new_database(name)
-    return new_database(request.getfixturevalue("postgres"), name)
+def url(kind: str, databases: Databases, tmp_path: Path) -> str:
+    """The URL of a database without tables, unless the test also takes `database`."""
+    return databases.empty(kind, tmp_path)
 
 
 @pytest.fixture
-def database(url: str) -> Iterator[Database]:
-    """An empty database."""
+def database(url: str, databases: Databases) -> Iterator[Database]:
+    """A database with all tables, without a study."""
+    databases.add_tables(url)
     found = connect(url)
     yield found
     found.dispose()

@@ -51,18 +51,14 @@ from hpo.workers.worker import Worker
 from tests.harness.fakes import InstantTrials, study_file
 from tests.harness.filled import MIXED, Trial, fill
 
+pytestmark = pytest.mark.databases()
+
 ENDED = [
     Trial("complete", (0.5, 0.6)),
     Trial("pruned", (0.2,), "behind"),
     Trial("failed", (), "why"),
     Trial("diverged", (0.4, math.nan), "not finite"),
 ]
-
-
-@pytest.fixture(params=["sqlite", "postgresql", "mysql"])
-def kind(request: pytest.FixtureRequest) -> str:
-    found: str = request.param
-    return found
 
 
 @pytest.fixture

@@ -36,7 +36,6 @@ from hpo.storage.database import (
 from hpo.storage.optuna import (
     FencedStorage,
     add_waiting,
-    create_schema,
 )
 from hpo.storage.transfer import (
     copied_tables,
@@ -44,30 +43,22 @@ from hpo.storage.transfer import (
     refuse,
 )
 from hpo.workers.worker import Worker
+from tests.harness.databases import Databases
 from tests.harness.fakes import InstantTrials, study_file
 from tests.harness.filled import MIXED, RICH_SPACE, Trial, fill
-from tests.harness.mariadb import MariaDB
-from tests.harness.servers import new_database
 
 Make = Callable[[str], Database]
 
 
 @pytest.fixture
-def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
+def make(databases: Databases, tmp_path: Path) -> Iterator[Make]:
     """Makes a new database of a kind, with its tables."""
     made = []
 
     def new(kind: str) -> Database:
-        name = f"c{uuid.uuid4().hex}"
-        if kind == "sqlite":
-            url = f"sqlite:///{tmp_path / name}.db"
-        elif kind == "mysql":
-            server: MariaDB = request.getfixturevalue("mariadb")
-            url = server.new_database(name)
-        else:
-            url = new_database(request.getfixturevalue("postgres"), name)
+        url = databases.empty(kind, tmp_path, uuid.uuid4().hex)
+        databases.add_tables(url)
         made.append(connect(url))
-        create_schema(made[-1])
         return made[-1]
 
     yield new
@@ -191,7 +182,7 @@ def test_a_study_of_that_name_is_never_overwritten(make: Make) -> None:
     assert repr(seen(second)) == before
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgresql", "mysql"])
+@pytest.mark.databases
 def test_nothing_is_half_written(make: Make, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = make("sqlite"), make(kind)
     rich(first)

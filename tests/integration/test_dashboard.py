@@ -53,7 +53,7 @@ from tests.harness.filled import Trial, fill
 HERE = "127.0.0.1:8080"
 
 
-on_both = pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+on_both = pytest.mark.databases("sqlite", "postgresql")
 
 
 @pytest.fixture

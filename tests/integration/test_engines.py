@@ -50,7 +50,7 @@ def test_contract_over_slurm(url: str) -> None:
 @pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="needs Ray: pip install -e '.[ray]'"
 )
-@pytest.mark.parametrize("kind", ["postgresql"])
+@pytest.mark.databases("postgresql")
 def test_contract_over_ray_and_nodes_that_fail(url: str) -> None:
     steps = {"node killed", "raylet stopped", "training twice", "finished after failures"}
     url = url.replace("postgres@", f"postgres:{secrets.token_hex(8)}@")  # it trusts any

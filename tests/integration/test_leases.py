@@ -54,11 +54,7 @@ from hpo.workers.worker import (
 )
 from tests.harness.fakes import InstantTrials, study_file
 
-
-@pytest.fixture(params=["sqlite", "postgresql", "mysql"])
-def kind(request: pytest.FixtureRequest) -> str:
-    found: str = request.param
-    return found
+pytestmark = pytest.mark.databases()
 
 
 @pytest.fixture

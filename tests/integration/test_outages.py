@@ -53,11 +53,7 @@ from hpo.workers.worker import Worker
 from tests.harness.fakes import study_file
 from tests.harness.faulty import AFTER, BEFORE, breaking
 
-
-@pytest.fixture(params=["sqlite", "postgresql", "mysql"])
-def kind(request: pytest.FixtureRequest) -> str:
-    found: str = request.param
-    return found
+pytestmark = pytest.mark.databases()
 
 
 @pytest.fixture
@@ -278,7 +274,7 @@ def test_a_worker_in_a_storm(
     assert all(set(t.intermediate_values) == {1, 2, 3} for t in view.trials[:3])
 
 
-@pytest.mark.parametrize("kind", ["postgresql", "mysql"])
+@pytest.mark.databases("postgresql", "mysql")
 def test_a_session_that_stops_inside_a_transaction_loses_its_locks(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ from hpo.storage.database import connect
 from tests.harness.secrets import SECRET, traces_in, traces_in_files
 from tests.harness.servers import with_login
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.databases("postgresql", "mysql")]
 
 STUDY = """
 [study]
@@ -36,12 +36,6 @@ optimizer.lr = {low = 1e-4, high = 1e-1, log = true}
 """
 PAGES = ("/dashboard", "/api/meta", "/api/studies", "/api/studies/1", "/api/studies/1?after=0")
 DEADLINE_S = 300.0
-
-
-@pytest.fixture(params=["postgresql", "mysql"])
-def kind(request: pytest.FixtureRequest) -> str:
-    found: str = request.param
-    return found
 
 
 @pytest.fixture

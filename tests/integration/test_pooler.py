@@ -48,13 +48,9 @@ optimizer.lr = {{low = 1e-4, high = 1e-1, log = true}}
 
 pytestmark = [
     pytest.mark.process,
+    pytest.mark.databases("postgresql"),
     pytest.mark.skipif(BOUNCER is None, reason="needs PgBouncer: apt install pgbouncer"),
 ]
-
-
-@pytest.fixture
-def kind() -> str:
-    return "postgresql"
 
 
 @pytest.fixture

@@ -19,11 +19,7 @@ from hpo.storage.optuna import (
     create_schema,
 )
 
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def kind(request: pytest.FixtureRequest) -> str:
-    found: str = request.param
-    return found
+pytestmark = pytest.mark.databases("sqlite", "postgresql")
 
 
 def fill(storage: FencedStorage, directions: list[str]) -> optuna.Study:

@@ -38,7 +38,7 @@ def run(module: str, *arguments: str) -> dict[str, Any]:
     return found
 
 
-on_both = pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+on_both = pytest.mark.databases("sqlite", "postgresql")
 
 
 def computed_twice(status: StudyStatus) -> int:
@@ -63,7 +63,7 @@ def check_exact(database: Database, name: str, budget: int) -> StudyStatus:
     return status
 
 
-@pytest.mark.parametrize("kind", ["postgresql", "mysql", *["sqlite"] * 10])
+@pytest.mark.databases("postgresql", "mysql", *["sqlite"] * 10)
 def test_eight_workers_run_exactly_the_budget_of_a_grid(url: str, database: Database) -> None:
     space = "batch_size = [8, 16, 32, 64, 128]\nseed = [0, 1, 2, 3, 4, 5, 6, 7]"
     studies.create(database, study_file(trials=40, sampler="grid", space=space))
@@ -119,7 +119,7 @@ def test_sigterm_hands_the_trial_back_at_once(url: str, database: Database) -> N
     assert outcomes.count("handed_back") == 3
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgresql", "mysql"])
+@pytest.mark.databases
 def test_thirty_two_processes_make_one_study(url: str, database: Database) -> None:
     assert run("scenes", "created_by_many", url)["codes"] == [0] * 32
     assert read_status(database, "toy").row.trials == 6

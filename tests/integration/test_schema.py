@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from hpo.storage import (
     records,
     tables,
 )
-from hpo.storage.database import Database
+from hpo.storage.database import Database, connect
 from hpo.storage.optuna import (
     create_schema,
     upgrade_schema,
@@ -34,14 +34,18 @@ from hpo.storage.optuna import (
 from tests.harness.fakes import study_file
 from tests.harness.filled import MIXED, fill
 
+pytestmark = pytest.mark.databases()
+
 VERSION_1 = Path(__file__).parents[1] / "data" / "schema_1.sql"
 LONG_NAME = "a-host-with-a-name-as-kubernetes-" + "f" * 31
 
 
-@pytest.fixture(params=["sqlite", "postgresql", "mysql"])
-def kind(request: pytest.FixtureRequest) -> str:
-    found: str = request.param
-    return found
+@pytest.fixture
+def database(url: str) -> Iterator[Database]:
+    """An empty database: here tables are made, not copied."""
+    found = connect(url)
+    yield found
+    found.dispose()
 
 
 def make_version_1(database: Database) -> object:
