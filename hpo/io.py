@@ -30,7 +30,10 @@ from typing import Protocol, Self
 
 import psutil
 
-from hpo.errors import DiskFull
+from hpo.errors import (
+    DiskFull,
+    InputError,
+)
 from hpo.formatting import file_size
 
 MARK = b"\nhpo crc32 "
@@ -219,34 +222,54 @@ class Standing:
                     path.rmdir()
 
 
-def write_whole(path: Path, write: Callable[[Counting], object], *, sealed: bool = False) -> None:
-    """Let `write` make the file `path`: beside it, synced, then moved there, so that `path` is
-    complete or as it was; `sealed` with a checksum as its last line. Where its folder is removed
-    meanwhile it is made once more. Raises DiskFull."""
-    with told_if_full(path):
-        try:
-            sink = _write_beside(path, write, sealed=sealed)
-        except FileNotFoundError:
-            sink = _write_beside(path, write, sealed=sealed)
-    if sink.full is not None:  # told now that its own half is gone
-        raise disk_full(path, sink.size) from sink.full
-
-
-def _write_beside(path: Path, write: Callable[[Counting], object], *, sealed: bool) -> Counting:
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the folder of `path`, which is made. At the end the file there is
+    synced and moved to `path`, which is complete or as it was; after an error it is removed."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with FileIO(beside, "w") as file:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # some file systems tell only now that they are full
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def atomic_write(path: Path, write: Callable[[Counting], object], *, sealed: bool = False) -> None:
+    """Let `write` make the file `path`, which is complete or as it was; `sealed` with a checksum as
+    its last line. Where its folder is removed meanwhile it is made once more. Raises DiskFull."""
+    try:
+        _write(path, write, sealed=sealed)
+    except FileNotFoundError:
+        _write(path, write, sealed=sealed)
+
+
+def _write(path: Path, write: Callable[[Counting], object], *, sealed: bool) -> None:
+    size = 0
+    try:
+        with atomic_path(path) as temporary, FileIO(temporary, "w") as file:
             sink = Counting(file)
             write(sink)
             if sealed:
                 sink.seal()
-            sink.sync()
-        if sink.full is None:
-            beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-    return sink
+            size = sink.size
+            if sink.full is not None:
+                raise sink.full
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise disk_full(path, size) from error  # the temporary file is gone: its room counts
+
+
+def write_text(path: Path, text: str) -> None:
+    """Make the file `path` of `text`, complete or as it was. Raises InputError where it cannot be
+    written, DiskFull where it does not fit."""
+    try:
+        atomic_write(path, lambda file: file.write(text.encode()))
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}; choose another") from error
 
 
 def discard(path: Path) -> None:
@@ -264,7 +287,7 @@ def is_full(error: BaseException) -> bool:
 
 
 @contextmanager
-def told_if_full(path: Path) -> Iterator[None]:
+def raising_disk_full(path: Path) -> Iterator[None]:
     """A full disk under whatever is written inside as DiskFull; `path` where it names no file."""
     try:
         yield

@@ -30,7 +30,7 @@ from hpo.errors import (
 from hpo.formatting import plural
 from hpo.io import (
     Sink,
-    write_whole,
+    atomic_write,
 )
 from hpo.paths import Home
 from hpo.workers.process import first_device
@@ -486,7 +486,7 @@ def _write_csv(file: str, rows: Iterable[str]) -> None:
         for row in rows:
             sink.write(row.encode())
 
-    write_whole(Path(file), write)
+    atomic_write(Path(file), write)
 
 
 def compare(

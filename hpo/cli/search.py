@@ -31,7 +31,7 @@ from hpo.cli.options import (
     storage_flag,
 )
 from hpo.errors import Conflict, InputError, Interrupted
-from hpo.io import write_whole
+from hpo.io import atomic_write
 from hpo.paths import Home
 from hpo.workers.process import first_device
 
@@ -83,7 +83,7 @@ def init(
     path = output or Path(f"{file.name}.toml")
     if path.exists() and not force:
         raise Conflict(f"{path} exists: choose another name with -o, or --force to overwrite it")
-    write_whole(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
+    atomic_write(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
     hpo = program()
     config = file.config(file.baselines[0]).data
     report = examine_data(config, Home.default().cache, remember=False, looked=MOST_LOOKED)

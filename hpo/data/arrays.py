@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from hpo.errors import DataError
-from hpo.io import find_damage, write_whole
+from hpo.io import atomic_write, find_damage
 
 UNREADABLE = (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
 """What NumPy raises for damaged files, by where the damage is."""
@@ -23,7 +23,7 @@ def write_arrays(path: Path, *, compressed: bool = False, **arrays: Any) -> None
     """Make the NPZ file `path` of `arrays`. Raises DiskFull."""
     content = io.BytesIO()  # NumPy would go back in the file, to complete its headers
     (np.savez_compressed if compressed else np.savez)(content, **arrays)
-    write_whole(path, lambda file: file.write(content.getbuffer()), sealed=True)
+    atomic_write(path, lambda file: file.write(content.getbuffer()), sealed=True)
 
 
 def read_arrays(path: Path, advice: str) -> dict[str, Any]:

@@ -66,10 +66,10 @@ from hpo.errors import (
 from hpo.io import (
     Counting,
     Sink,
+    atomic_write,
     disk_full,
     is_sound,
-    told_if_full,
-    write_whole,
+    raising_disk_full,
 )
 
 log = logging.getLogger(__name__)
@@ -165,7 +165,7 @@ class ImageCache:
         Raises DiskFull where not even the index fits.
         """
         folder = self.root / _key(digests, sizing)
-        with told_if_full(folder), locked(folder, self.tick):
+        with raising_disk_full(folder), locked(folder, self.tick):
             index = self._ready(folder) or self._build(folder, reader, names, sizing)
             good_names = tuple(names[i] for i in index.good)
             good_labels = np.array([labels[i] for i in index.good], np.int64)
@@ -348,7 +348,7 @@ def file_digests(
             found[name] = [*stamps[name], digest]
     if memo and found != known:
         with suppress(DiskFull):  # they will be read again
-            write_whole(memo, lambda file: file.write(json.dumps(found).encode()))
+            atomic_write(memo, lambda file: file.write(json.dumps(found).encode()))
     # What cannot be read is named, with the reason, when it is to be decoded.
     return {name: found[name][2] if name in found else f"unreadable {name}" for name in names}
 
@@ -377,7 +377,7 @@ def inspect_images(
     seen = {at: one for name, at in names.items() if isinstance(one := result[name], ImageInfo)}
     if remember and seen != known:
         with suppress(DiskFull):  # they will be looked at again
-            write_whole(memo, lambda file: file.write(json.dumps(seen).encode()))
+            atomic_write(memo, lambda file: file.write(json.dumps(seen).encode()))
     return result
 
 

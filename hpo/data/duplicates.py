@@ -36,7 +36,7 @@ from hpo.data.images import (
     decode,
 )
 from hpo.errors import DiskFull
-from hpo.io import write_whole
+from hpo.io import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def image_hashes(
     if memo and fresh:
         text = json.dumps({"checksum": short_hash(hashes), "hashes": hashes})
         with suppress(DiskFull):  # they will be computed again
-            write_whole(memo, lambda file: file.write(text.encode()))
+            atomic_write(memo, lambda file: file.write(text.encode()))
     return {digest: hashes[digest] for digest in names}
 
 

@@ -21,7 +21,7 @@ from hpo.config.data import (
 from hpo.data.cache import short_hash
 from hpo.data.folders import Listing
 from hpo.errors import DataError, DiskFull
-from hpo.io import write_whole
+from hpo.io import atomic_write
 
 
 @dataclass(frozen=True)
@@ -375,7 +375,7 @@ def save_listing(
         for item in parts[part]
     }
     with suppress(DiskFull):  # it only serves a message
-        write_whole(file, lambda sink: sink.write(json.dumps(entries).encode()))
+        atomic_write(file, lambda sink: sink.write(json.dumps(entries).encode()))
 
 
 def listing_differences(cache: Path, began: str, here: str) -> list[str]:

@@ -20,8 +20,8 @@ from hpo.formatting import (
     number,
     plural,
 )
+from hpo.io import write_text
 from hpo.reports import figures
-from hpo.trained.run import write_run_file
 
 LOSSES = ("train_loss", "val_loss")
 ACCURACIES = (
@@ -36,7 +36,7 @@ ACCURACIES = (
 
 def write_report(path: Path, page: str) -> None:
     """Write `page`, never seen half written. Raises InputError where that cannot be."""
-    write_run_file(path, page)
+    write_text(path, page)
 
 
 def render(template: str, figures_by_name: Mapping[str, Any], **values: Any) -> str:

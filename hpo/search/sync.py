@@ -24,7 +24,10 @@ from hpo.errors import (
     NotFound,
     StorageError,
 )
-from hpo.io import discard
+from hpo.io import (
+    atomic_path,
+    discard,
+)
 from hpo.paths import (
     Home,
     StudyDir,
@@ -36,7 +39,6 @@ from hpo.storage.artifacts import (
     normal,
     nothing,
     open_store,
-    written_whole,
 )
 from hpo.storage.database import Database
 from hpo.storage.leases import Lease
@@ -135,9 +137,8 @@ def fetch_weights(database: Database, home: Home, uuid: str, last: AttemptRow, t
     """Copy those weights to the file `to`; False where none were kept. Raises StorageError."""
     path, mirror = home.study(uuid).weights(last.number, last.k), find(database, uuid, home)
     if path.exists():
-        to.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(to) as beside:
-            shutil.copyfile(path, beside)
+        with atomic_path(to) as temporary:
+            shutil.copyfile(path, temporary)
         return True
     try:
         if mirror is not None:

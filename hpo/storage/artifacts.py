@@ -29,7 +29,10 @@ from hpo.errors import (
     StorageError,
 )
 from hpo.extras import install_command
-from hpo.io import told_if_full
+from hpo.io import (
+    atomic_path,
+    raising_disk_full,
+)
 
 OBJECT_STORES = frozenset(
     ["s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss", "r2", "tos"]
@@ -66,13 +69,12 @@ class Store(ABC):
     def get(self, key: str, local: Path, moved: Moved = nothing) -> None:
         """Bring `key` to the file `local`, whole or not at all. Raises NotFound where there is no
         such key, DiskFull where it does not fit here."""
-        with self._told(f"{key} cannot be read"):
-            local.parent.mkdir(parents=True, exist_ok=True)
-            with told_if_full(local), written_whole(local) as beside:
-                try:
-                    self._get(checked(key), beside, moved)
-                except FileNotFoundError:
-                    raise NotFound(f"artifacts {self.url}: {key} is not there") from None
+        told = self._told(f"{key} cannot be read")
+        with told, raising_disk_full(local), atomic_path(local) as temporary:
+            try:
+                self._get(checked(key), temporary, moved)
+            except FileNotFoundError:
+                raise NotFound(f"artifacts {self.url}: {key} is not there") from None
 
     def remove(self, key: str) -> None:
         """Remove `key`; nothing where it is not there."""
@@ -157,9 +159,8 @@ class Folder(Store):
         if not self.root.is_dir():
             raise StorageError(f"artifacts {self.url}: no such folder on this host: mount it there")
         path = self.root / key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as beside:
-            _copy(local, beside, moved)
+        with atomic_path(path) as temporary:
+            _copy(local, temporary, moved)
 
     def _get(self, key: str, local: Path, moved: Moved) -> None:
         _copy(self.root / key, local, moved)
@@ -260,20 +261,6 @@ def checked(key: str) -> str:
     if not key.isprintable() or "\\" in key or any(part in ("", ".", "..") for part in parts):
         raise StorageError(f"{key[:80]!r} is no name of an artifact: refused")
     return key
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write; at the end it is synced and moved there, after an error it is
-    removed."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        yield beside
-        with beside.open("rb") as file:
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _copy(source: Path, target: Path, moved: Moved) -> None:

@@ -19,6 +19,7 @@ from hpo.errors import (
     InputError,
     NotFound,
 )
+from hpo.io import write_text
 from hpo.paths import Home
 from hpo.search import sync
 from hpo.search.fingerprints import (
@@ -36,7 +37,6 @@ from hpo.storage.leases import (
     FINAL,
     WORTHLESS,
 )
-from hpo.trained.run import write_run_file
 
 GIT_TIMEOUT_S = 10
 
@@ -170,7 +170,7 @@ def write_export(
     """Write a configuration as TOML that `load_config` takes back. Raises Conflict where the file
     exists, unless `force`."""
     _refuse([path], force)
-    write_run_file(path, dump_config(config, provenance, comments(provenance)))
+    write_text(path, dump_config(config, provenance, comments(provenance)))
 
 
 def write_weights(

@@ -24,8 +24,8 @@ from hpo.errors import (
 )
 from hpo.io import (
     Sink,
-    told_if_full,
-    write_whole,
+    atomic_write,
+    raising_disk_full,
 )
 from hpo.trained.inference import (
     eval_batches,
@@ -105,11 +105,14 @@ def write_files(
         return []
     network = load_network(config, about, files.weights, torch_device("cpu"))
     batches = _calibration(config, about, train, CALIBRATION)
-    with told_if_full(files.root), TemporaryDirectory(dir=files.root, prefix=".onnx-") as folder:
+    with (
+        raising_disk_full(files.root),
+        TemporaryDirectory(dir=files.root, prefix=".onnx-") as folder,
+    ):
         made = _make(network, config, _metadata(config, about), batches, Path(folder), wanted)
         for one in made:
             path = Path(folder, one["file"])
-            write_whole(files.root / path.name, partial(_copied, path))
+            atomic_write(files.root / path.name, partial(_copied, path))
     return made
 
 

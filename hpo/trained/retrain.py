@@ -50,7 +50,11 @@ from hpo.errors import (
     InputError,
     TrialFailed,
 )
-from hpo.io import discard, same_place
+from hpo.io import (
+    discard,
+    same_place,
+    write_text,
+)
 from hpo.paths import Home
 from hpo.trained.inference import (
     eval_batches,
@@ -79,7 +83,6 @@ from hpo.trained.run import (
     TrainedOn,
     as_json,
     read_run,
-    write_run_file,
 )
 from hpo.training.checkpoint import (
     Checkpoint,
@@ -273,7 +276,7 @@ def begin(
     )
     about.write(files.about)
     settled = config.model_copy(update={"runtime": runtime})
-    write_run_file(files.config, dump_config(settled, provenance))
+    write_text(files.config, dump_config(settled, provenance))
     return recipe.with_runtime(runtime)
 
 
@@ -322,7 +325,7 @@ def write_ensemble(files: RunDir, seeds: Sequence[int], classes: Sequence[str]) 
             found["test"] = scores(mean, classes)
         else:
             found["why"] = "No ensemble: the test images changed from one seed to another."
-    write_run_file(files.ensemble, as_json(found))
+    write_text(files.ensemble, as_json(found))
 
 
 def _kept_none(seeds: Sequence[int]) -> str:
@@ -410,7 +413,7 @@ def _summed_up(files: RunDir, about: About) -> Run:
     if classified and all(one.metrics["test"] is not None for one in run.seeds):
         write_ensemble(files, files.finished(), about.classes)
         run = read_run(files, files.finished())
-    write_run_file(files.summary, as_json(run.summary))
+    write_text(files.summary, as_json(run.summary))
     return run
 
 
@@ -449,7 +452,7 @@ class _Job:
         trained = self.train(seed, files, seen)
         save_weights(files.weights, best_weights(trained), {"seed": str(seed)})
         done = Checkpoint.load(trained)
-        write_run_file(files.curves, curves(done.metrics))
+        write_text(files.curves, curves(done.metrics))
         config, home = self.recipe.config, self.home
         if config.task == "retrieval":
             keep_index(config, self.about, files, seen.train, self.device, self.control, home.cache)
@@ -460,7 +463,7 @@ class _Job:
         report["trained_on"] = known
         if config.task == "retrieval" and not (test or report["val"]):
             report["train"] |= within_gallery(self.about, files, seen.train)
-        write_run_file(files.metrics, as_json(report))
+        write_text(files.metrics, as_json(report))
 
     def training_data(self) -> TrainingData:
         """Normalised by the training part alone, whatever is trained on."""
@@ -532,7 +535,7 @@ class _Job:
         kept = [one for one in there if one["file"] not in self.wanted.files]
         if self.about.has_test:
             self.progress(f"seed {seed}: new files are not tested, the test set was opened before")
-        write_run_file(files.metrics, as_json({**metrics, "onnx": [*made, *kept]}))
+        write_text(files.metrics, as_json({**metrics, "onnx": [*made, *kept]}))
 
     def test(
         self, seed: int, files: SeedDir, seen: TrainingData, made: list[dict[str, Any]]

@@ -18,6 +18,7 @@ from hpo.control import (
     Unattended,
 )
 from hpo.data.images import Images
+from hpo.io import write_text
 from hpo.trained.inference import (
     embed_images,
     eval_batches,
@@ -31,7 +32,6 @@ from hpo.trained.run import (
     Run,
     SeedDir,
     as_json,
-    write_run_file,
 )
 from hpo.training.device import torch_device
 from hpo.training.evaluation import embed
@@ -93,7 +93,7 @@ def keep_examples(
         "right": (found.votes == found.labels).tolist(),
         "examples": shown,
     }
-    write_run_file(files.neighbours, as_json(data))
+    write_text(files.neighbours, as_json(data))
 
 
 def _chosen(found: Found) -> list[int]:

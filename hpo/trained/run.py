@@ -39,8 +39,7 @@ from hpo.errors import (
     InputError,
     NotFound,
 )
-from hpo.io import write_whole
-from hpo.io import write_whole as write_file
+from hpo.io import atomic_write, write_text
 
 SIZE = 16
 """Bytes of a digest."""
@@ -82,7 +81,7 @@ class TrainedOn:
 
     def save(self, path: Path) -> None:
         """Complete or not there; a checksum first. Raises DiskFull."""
-        write_whole(path, lambda file: file.write(_checksum(self.digests) + self.digests))
+        atomic_write(path, lambda file: file.write(_checksum(self.digests) + self.digests))
 
     def __contains__(self, digest: str) -> bool:
         """Whether a digest of 32 hex digits is among them."""
@@ -239,7 +238,7 @@ class About:
             raise InputError(f"{path}: {where}: {first['msg']}; {REPAIR}") from None
 
     def write(self, path: Path) -> None:
-        write_run_file(path, as_json(asdict(self)))
+        write_text(path, as_json(asdict(self)))
 
 
 @dataclass(frozen=True)
@@ -411,12 +410,3 @@ def spread(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | 
 
 def as_json(value: Any) -> str:
     return json.dumps(value, indent=2) + "\n"
-
-
-def write_run_file(path: Path, text: str) -> None:
-    """Make the file `path` of `text`, whole or not at all. Raises InputError where it cannot be
-    written, DiskFull where it does not fit."""
-    try:
-        write_file(path, lambda file: file.write(text.encode()))
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}; choose another") from error

@@ -19,10 +19,10 @@ from hpo.errors import (
     DataError,
 )
 from hpo.io import (
+    atomic_write,
     blank,
     find_damage,
     with_checksum,
-    write_whole,
 )
 from hpo.training import (
     models,
@@ -100,7 +100,7 @@ class Checkpoint:
         """Raises DiskFull."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         # A file of ours: in one that torch opens itself, a full disk is an error without a cause.
-        write_whole(path, lambda file: torch.save(fields, file), sealed=True)  # type: ignore[arg-type]
+        atomic_write(path, lambda file: torch.save(fields, file), sealed=True)  # type: ignore[arg-type]
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:
@@ -138,7 +138,7 @@ def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str,
     """Write a state dict as safetensors, `metadata` in its header. Raises DiskFull."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     content = with_checksum(safetensors.torch.save(plain, {**metadata, **blank()}))
-    write_whole(path, lambda file: file.write(content))
+    atomic_write(path, lambda file: file.write(content))
 
 
 def load_trained(path: Path, config: ModelConfig, *, classes: int, image_size: int) -> nn.Module:

@@ -40,11 +40,11 @@ from hpo.data.images import Images
 from hpo.errors import DiskFull
 from hpo.io import (
     Counting,
+    atomic_write,
     discard,
     disk_full,
     is_sound,
-    told_if_full,
-    write_whole,
+    raising_disk_full,
 )
 from hpo.training.learner import (
     autocast,
@@ -266,7 +266,7 @@ class Extractor:
             control.step(epoch=epoch, images=0)
 
         try:
-            with told_if_full(file), locked(file, tick):
+            with raising_disk_full(file), locked(file, tick):
                 store = ImageCache(self._root, self._how.config.data.cache_limit_gb * 1e9)
                 if file.exists():
                     if file.stat().st_size > store.limit:
@@ -308,7 +308,7 @@ class Extractor:
 
         for left in file.parent.glob(f".{file.name}.*"):  # by a builder that was killed
             discard(left)
-        write_whole(file, write, sealed=True)
+        atomic_write(file, write, sealed=True)
 
     def _computed(self, images: Images, augment: AugmentConfig) -> Iterator[Tensor]:
         batches = TrainBatches(

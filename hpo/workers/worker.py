@@ -30,7 +30,7 @@ from hpo.errors import (
 from hpo.io import (
     Standing,
     has_room,
-    told_if_full,
+    raising_disk_full,
 )
 from hpo.paths import Home
 from hpo.search import (
@@ -116,7 +116,7 @@ class Progress:
         if now - self.touched > 1.0:
             self.touched = now
             self.require()
-            with suppress(DiskFull), told_if_full(self.alive):
+            with suppress(DiskFull), raising_disk_full(self.alive):
                 self.alive.parent.mkdir(parents=True, exist_ok=True)
                 self.alive.touch()
 
@@ -323,7 +323,7 @@ class Worker:
         """Run a trial, or end it because the study is over, for the reason `drained`."""
         log.info("trial %d: attempt %d", taken.lease.number, taken.lease.k)
         try:
-            with told_if_full(self.home.root):
+            with raising_disk_full(self.home.root):
                 if drained is None:
                     self.runner.run(taken, progress)
                 else:

@@ -278,7 +278,7 @@ def test_a_full_disk_after_the_training_names_the_file(
 ) -> None:
     """The test logits, or the index of a retrieval, do not fit."""
     small: list[Path] = []
-    real = arrays.write_whole
+    real = arrays.atomic_write
 
     def full(path: Path, write: object, *, sealed: bool) -> None:
         if path.name in ("test.npz", "index.npz") and path.parent.name == "seed-0":
@@ -286,7 +286,7 @@ def test_a_full_disk_after_the_training_names_the_file(
             raise DiskFull(f"{path} does not fit", path=path)
         real(path, write, sealed=sealed)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(arrays, "write_whole", full)
+    monkeypatch.setattr(arrays, "atomic_write", full)
     config = tiny_config(pictures(tmp_path), {"task": task})
     with pytest.raises(DiskFull, match=r"seed-0/(test|index)\.npz"):
         train_run(config, tmp_path / "run", home, seeds=1)

@@ -14,10 +14,10 @@ from hpo.errors import DiskFull
 from hpo.io import (
     Counting,
     Standing,
+    atomic_write,
     disk_full,
     has_room,
-    told_if_full,
-    write_whole,
+    raising_disk_full,
 )
 
 
@@ -29,7 +29,7 @@ def test_a_file_appears_whole(tmp_path: Path) -> None:
         assert not path.exists()
         file.write(memoryview(b" two"))  # type: ignore[attr-defined]
 
-    write_whole(path, write)
+    atomic_write(path, write)
     assert path.read_bytes() == b"one two"
     assert list(path.parent.iterdir()) == [path]
 
@@ -41,7 +41,7 @@ def test_the_whole_size_is_told_of_what_does_not_fit(
     path.write_bytes(b"before")
     small_files(10)
     with pytest.raises(DiskFull) as caught:
-        write_whole(path, lambda file: [file.write(b"x" * 400_000) for _ in range(3)])
+        atomic_write(path, lambda file: [file.write(b"x" * 400_000) for _ in range(3)])
     assert (caught.value.path, caught.value.needed) == (path, 1_200_000)
     told = str(caught.value)
     mount = next(one for one in path.parents if one.is_mount())
@@ -56,15 +56,15 @@ def test_other_faults_are_what_they_are(tmp_path: Path) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
     with pytest.raises(OSError, match="Input/output error"):
-        write_whole(tmp_path / "file", broken)
+        atomic_write(tmp_path / "file", broken)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_whatever_finds_the_disk_full_says_so(tmp_path: Path, code: int) -> None:
-    with pytest.raises(DiskFull, match=f"{tmp_path}/a does not fit"), told_if_full(tmp_path):
+    with pytest.raises(DiskFull, match=f"{tmp_path}/a does not fit"), raising_disk_full(tmp_path):
         raise OSError(code, os.strerror(code), str(tmp_path / "a"))
-    with pytest.raises(DiskFull, match=f"{tmp_path} does not fit"), told_if_full(tmp_path):
+    with pytest.raises(DiskFull, match=f"{tmp_path} does not fit"), raising_disk_full(tmp_path):
         raise OSError(code, os.strerror(code))
 
 
@@ -118,6 +118,6 @@ def test_a_file_whose_folder_is_removed_while_it_is_written_is_written_again(
         if len(tries) == 1:
             shutil.rmtree(path.parent)
 
-    write_whole(path, write)
+    atomic_write(path, write)
     assert path.read_bytes() == b"content"
     assert [one.name for one in path.parent.iterdir()] == [path.name]
