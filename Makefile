@@ -1,7 +1,7 @@
 # One command each; CONTRIBUTING.md says when.
 BIN := .venv/bin
 
-.PHONY: check test test-rest test-all docs soak
+.PHONY: check test test-rest test-all coverage docs soak
 
 check:
 	$(BIN)/ruff check .
@@ -17,6 +17,10 @@ test-rest:
 	$(BIN)/pytest --databases=all -m "$(REST)"
 
 test-all: test test-rest
+
+# Lines and branches of hpo that any test runs, processes that tests start included.
+coverage:
+	$(BIN)/pytest --databases=all -m "" --cov --cov-report=term
 
 docs:
 	$(BIN)/pytest -n 0 tests/unit/test_readme.py tests/unit/test_extras.py tests/integration/test_deployment.py

@@ -266,16 +266,16 @@ def test_which_images_differ(tmp_path: Path) -> None:
         "val": [kept[2]],
     }
     for name, parts in (("before", before), ("after", after)):
-        split.remember(tmp_path, name, ["cat"], parts)
-    assert split.differences(tmp_path, "before", "after") == [
+        split.save_listing(tmp_path, name, ["cat"], parts)
+    assert split.listing_differences(tmp_path, "before", "after") == [
         "1 image added: cat/new",
         "1 image gone: cat/gone",
         "1 image of other content: cat/x",
         "1 image in another part, since the split is by all contents: cat/2",
     ]
-    assert split.differences(tmp_path, "before", "unseen") == []
+    assert split.listing_differences(tmp_path, "before", "unseen") == []
     (tmp_path / "listings" / "after.json").write_text("{")
-    assert split.differences(tmp_path, "before", "after") == []
+    assert split.listing_differences(tmp_path, "before", "after") == []
 
 
 @pytest.fixture
