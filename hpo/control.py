@@ -1,4 +1,4 @@
-"""What a training asks at every step: go on, stop now, or not mine any more."""
+"""Controls that a training asks at every step: continue, stop, or the trial is lost."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Protocol
 
 ProgressCallback = Callable[[], None]
-"""Called now and then by what takes long outside of training, to show that it goes on; may raise to
-end it."""
+"""Called now and then by what takes long outside of training, as a sign of life; may raise to end
+it."""
 
 
 def no_progress() -> None:
-    """Nobody waits for a sign."""
+    """Do nothing: there is no watchdog."""
 
 
 class Control(Protocol):
@@ -23,11 +23,11 @@ class Control(Protocol):
     """
 
     def step(self, *, epoch: int, images: int) -> None:
-        """`epoch` counts from 1; `images` were processed since the last call."""
+        """Note that `images` were processed since the last call; `epoch` counts from 1."""
 
 
 class Unattended:
     """A control that never interferes."""
 
     def step(self, *, epoch: int, images: int) -> None:
-        """Go on."""
+        """Continue."""

@@ -53,12 +53,12 @@ class ConfigError(InputError):
         super().__init__(": ".join(part for part in (where, short, message) if part))
 
     def at(self, where: str) -> ConfigError:
-        """The same error, naming the file `where` unless it names one already."""
+        """Return the same error, naming the file `where` unless it names one already."""
         return ConfigError(self.message, key=self.key, where=self.where or where)
 
 
 class DataError(InputError):
-    """Images are missing, unreadable, too few, or a class stands where it must not."""
+    """Images are missing, unreadable or too few, or a class is where it must not be."""
 
 
 class NotFound(InputError):
@@ -83,8 +83,8 @@ class StorageAway(StorageError):
 
 
 class StorageGone(StorageError):
-    """The database's file is not there any more, or another one is: what was begun on it ends, and
-    writes nothing more."""
+    """The database's file was removed or replaced: whatever began on it ends, and writes nothing
+    more."""
 
 
 class DiskFull(HpoError):
@@ -108,7 +108,7 @@ class LauncherError(HpoError):
 
 
 class TrialFailed(HpoError):
-    """This configuration cannot be trained; the study goes on without it."""
+    """This configuration cannot be trained; the study continues without it."""
 
 
 class Fenced(HpoError):
@@ -122,7 +122,7 @@ class Interrupted(HpoError):
 
 
 def nearest(value: object, allowed: Iterable[str], *, most: int = 8) -> str:
-    """The end of a message about an unknown name: the nearest valid ones, else a list of them."""
+    """Return the end of a message about an unknown name: the nearest valid ones, else a list."""
     names = list(allowed)
     close = difflib.get_close_matches(str(value), names, n=3, cutoff=0.6)
     if close:

@@ -1,6 +1,4 @@
-"""Files that are written whole or not at all, with checksums; free space and full disks.
-
-when they are read.
+"""Atomic writes, checksums that tell damaged files when they are read, and full disks.
 
 CRC-32 finds every flipped bit and every burst of up to 32, and any other damage but one in four
 billion; zlib computes it at several GB/s, about four times as fast as BLAKE2b. ZIP archives (those
@@ -48,7 +46,7 @@ _BLANK = "0" * 8
 
 
 def last_line(crc: int) -> bytes:
-    """The last line of a file whose other bytes have this CRC-32."""
+    """Return the last line of a file whose other bytes have this CRC-32."""
     return MARK + f"{crc:08x}\n".encode()
 
 
@@ -77,8 +75,8 @@ def find_damage(
 
 
 def is_sound(path: Path, tick: Callable[[], None] = lambda: None) -> bool:
-    """Whether a cache is as it was written; read through only where its stamp is not of this start
-    of the host and this state of the file. The caller holds its lock."""
+    """Return whether a cache is as it was written; it is read through only where its stamp is not
+    of this start of the host and this state of the file. The caller holds its lock."""
     stamp, state = stamp_of(path), _state(path)
     with suppress(OSError):
         if stamp.read_text() == state:
@@ -91,22 +89,23 @@ def is_sound(path: Path, tick: Callable[[], None] = lambda: None) -> bool:
 
 
 def stamp_of(path: Path) -> Path:
+    """Return the path of the stamp that says when a cache was verified."""
     return path.with_name(f"{path.name}.verified")
 
 
 def _state(path: Path) -> str:
-    found = path.stat()
-    times = (found.st_mtime_ns, found.st_ctime_ns)  # the latter tells of every write
-    return json.dumps([psutil.boot_time(), found.st_ino, found.st_size, *times])
+    stat = path.stat()
+    times = (stat.st_mtime_ns, stat.st_ctime_ns)  # the latter changes with every write
+    return json.dumps([psutil.boot_time(), stat.st_ino, stat.st_size, *times])
 
 
 def with_checksum(content: bytes) -> bytes:
-    """The bytes of a safetensors file that has KEY = _BLANK in its metadata, that filled in."""
-    return _field(content).sub(lambda found: found[1] + _crc(content), content, count=1)
+    """Return the bytes of a safetensors file whose metadata has KEY = _BLANK, with its checksum."""
+    return _field(content).sub(lambda match: match[1] + _crc(content), content, count=1)
 
 
 def blank() -> dict[str, str]:
-    """Metadata that `with_checksum` fills in."""
+    """Return metadata that `with_checksum` fills in."""
     return {KEY: _BLANK}
 
 
@@ -120,10 +119,10 @@ def _crc(content: bytes) -> bytes:
 
 def _damage_of_safetensors(content: bytes) -> str | None:
     header = content[: 8 + int.from_bytes(content[:8], "little")]
-    found = _field(header).search(header)
-    if found is None:
+    field = _field(header).search(header)
+    if field is None:
         return None
-    start, end = found.end() - 8, found.end()
+    start, end = field.end() - 8, field.end()
     blanked = content[:start] + _BLANK.encode() + content[end:]
     return None if content[start:end] == _crc(blanked) else DIFFERS
 
@@ -134,23 +133,26 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 class Sink(Protocol):
     """Takes the content of a file, in parts."""
 
-    def write(self, data: bytes | memoryview, /) -> int: ...
+    def write(self, data: bytes | memoryview, /) -> int:
+        """Take the next part; return its length in bytes."""
 
-    def flush(self) -> None: ...
+    def flush(self) -> None:
+        """Pass on what is buffered."""
 
 
-class Counting:
-    """A file that, once its disk is full, goes on counting: how much room the whole of it takes is
-    what must be free before it is worth another try."""
+class CountingFile:
+    """A file that keeps counting once its disk is full: its whole size must be free before another
+    try is worth it."""
 
     def __init__(self, file: FileIO) -> None:
         self._file = file
         self._crc = 0
         self.size = 0
         self.full: OSError | None = None
-        """What the first write that did not fit gave."""
+        """The error of the first write that did not fit."""
 
     def write(self, data: bytes | memoryview, /) -> int:
+        """Write what fits; return the length of `data` in bytes."""
         rest = memoryview(data).cast("B")
         length = len(rest)
         self.size += length
@@ -161,14 +163,14 @@ class Counting:
         return length
 
     def flush(self) -> None:
-        """Nothing is buffered here."""
+        """Do nothing: there is no buffer."""
 
     def seal(self) -> None:
         """Write the checksum of what was written as the last line."""
         self.write(last_line(self._crc))
 
     def sync(self) -> None:
-        """To the disk; some file systems tell only now that they are full."""
+        """Sync to the disk; some file systems tell only now that they are full."""
         with self._noted():
             os.fsync(self._file.fileno())
 
@@ -183,7 +185,8 @@ class Counting:
 
 
 def same_place(one: object, other: object) -> bool:
-    """Whether two paths name the same file or folder: through `..`, links, and other mounts."""
+    """Return whether two paths name the same file or folder: through `..`, links, and other
+    mounts."""
     if not isinstance(one, str) or not isinstance(other, str):
         return one == other
     if os.path.realpath(one) == os.path.realpath(other):
@@ -194,27 +197,30 @@ def same_place(one: object, other: object) -> bool:
         return False
 
 
-class Standing:
-    """A folder and those `above` it as they stand now, made where they are not there. They are held
-    open, so that no other folder gets the inode number of one that is removed."""
+class HeldFolders:
+    """A folder, made if need be, and those `above` it. They are held open, so that no other folder
+    gets the inode number of one that is removed."""
 
     def __init__(self, path: Path, above: Iterable[Path] = ()) -> None:
         path.mkdir(parents=True, exist_ok=True)
-        self._held = {one: os.open(one, os.O_RDONLY) for one in (path, *above)}
+        self._held = {folder: os.open(folder, os.O_RDONLY) for folder in (path, *above)}
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        for held in self._held.values():
-            os.close(held)
+        for descriptor in self._held.values():
+            os.close(descriptor)
 
-    def clear_remade(self) -> None:
-        """Where the folder was removed or moved and stands there again, remove it with what was
-        written into it; and those above, likewise, that are empty. Everything else stays."""
-        remade = [path for path, held in self._held.items() if path.exists()
-                  and not os.path.samestat(path.stat(), os.fstat(held))]  # fmt: skip
-        for path in remade:
+    def remove_recreated(self) -> None:
+        """Remove the folder where it was removed or moved and then made again, with what was
+        written into it, and likewise those above that are empty. Everything else stays."""
+        recreated = [
+            path
+            for path, descriptor in self._held.items()
+            if path.exists() and not os.path.samestat(path.stat(), os.fstat(descriptor))
+        ]
+        for path in recreated:
             if path == next(iter(self._held)):
                 discard(path)
             else:
@@ -237,7 +243,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def atomic_write(path: Path, write: Callable[[Counting], object], *, sealed: bool = False) -> None:
+def atomic_write(
+    path: Path, write: Callable[[CountingFile], object], *, sealed: bool = False
+) -> None:
     """Let `write` make the file `path`, which is complete or as it was; `sealed` with a checksum as
     its last line. Where its folder is removed meanwhile it is made once more. Raises DiskFull."""
     try:
@@ -246,11 +254,11 @@ def atomic_write(path: Path, write: Callable[[Counting], object], *, sealed: boo
         _write(path, write, sealed=sealed)
 
 
-def _write(path: Path, write: Callable[[Counting], object], *, sealed: bool) -> None:
+def _write(path: Path, write: Callable[[CountingFile], object], *, sealed: bool) -> None:
     size = 0
     try:
         with atomic_path(path) as temporary, FileIO(temporary, "w") as file:
-            sink = Counting(file)
+            sink = CountingFile(file)
             write(sink)
             if sealed:
                 sink.seal()
@@ -273,7 +281,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def discard(path: Path) -> None:
-    """Remove what stands at `path`, be it a file or a folder; nothing where that is not allowed."""
+    """Remove the file or folder `path`; nothing where that is not allowed."""
     with suppress(OSError):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -282,13 +290,13 @@ def discard(path: Path) -> None:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether this is what a full disk, or a quota that is used up, gives."""
+    """Return whether this is the error of a full disk or of a quota that is used up."""
     return isinstance(error, OSError) and error.errno in FULL
 
 
 @contextmanager
 def raising_disk_full(path: Path) -> Iterator[None]:
-    """A full disk under whatever is written inside as DiskFull; `path` where it names no file."""
+    """Raise the OSError of a full disk as DiskFull; of `path` where the error names no file."""
     try:
         yield
     except OSError as error:
@@ -298,7 +306,7 @@ def raising_disk_full(path: Path) -> Iterator[None]:
 
 
 def disk_full(path: Path, needed: int = 0) -> DiskFull:
-    """The error for `path`, of `needed` bytes where that is known, with what its disk has now."""
+    """Return the error for `path`, of `needed` bytes if known, with the space that its disk has."""
     wanted = f", {file_size(needed)} are needed" if needed else ""
     message = (
         f"{path} does not fit: {disk_of(path)}{wanted}; free space there (or raise your quota), or "
@@ -308,7 +316,7 @@ def disk_full(path: Path, needed: int = 0) -> DiskFull:
 
 
 def disk_of(path: Path) -> str:
-    """Which disk `path` is on, or would be, and what it has now, in words."""
+    """Return the disk that `path` is on, or would be, and its free space, in words."""
     there = _existing(path)
     usage = shutil.disk_usage(there)
     return (
@@ -318,8 +326,8 @@ def disk_of(path: Path) -> str:
 
 
 def has_room(error: DiskFull) -> bool:
-    """Whether the file would fit now, found out by reserving as much beside it: a quota does not
-    show in what is free."""
+    """Return whether the file would fit now, found out by reserving as much in its folder: a quota
+    does not show in what is free."""
     folder = _existing(error.path)
     if shutil.disk_usage(folder).free < max(error.needed, 1):
         return False
@@ -338,10 +346,11 @@ def has_room(error: DiskFull) -> bool:
 
 
 def mount_of(path: Path) -> Path:
-    """Where the disk of an existing `path` is mounted."""
+    """Return where the disk of an existing `path` is mounted."""
     resolved = path.resolve()
-    return next(one for one in (resolved, *resolved.parents) if one.is_mount())
+    return next(folder for folder in (resolved, *resolved.parents) if folder.is_mount())
 
 
 def _existing(path: Path) -> Path:
-    return next(one for one in (path.absolute(), *path.absolute().parents) if one.exists())
+    absolute = path.absolute()
+    return next(place for place in (absolute, *absolute.parents) if place.exists())

@@ -1,4 +1,4 @@
-"""The only module that knows file names under a run directory.
+"""Layout of a run directory: the only module that knows its file names.
 
     hpo_runs/                     HPO_HOME, default under the working directory
     ├── hpo.db                    the default storage
@@ -44,36 +44,39 @@ class Home:
 
     @classmethod
     def default(cls) -> Home:
-        """HPO_HOME, or hpo_runs under the working directory."""
+        """Return HPO_HOME, or hpo_runs under the working directory."""
         return cls(Path(os.environ.get("HPO_HOME", "hpo_runs")).absolute())
 
     @property
     def database(self) -> Path:
+        """Return the file of the default storage."""
         return self.root / "hpo.db"
 
     @property
     def storage(self) -> str:
-        """URL of the default storage."""
+        """Return the URL of the default storage."""
         return f"sqlite:///{self.database}"
 
     @property
     def cache(self) -> Path:
+        """Return the folder of caches."""
         return self.root / "cache"
 
     def signs(self, host: str) -> Iterator[Path]:
-        """What the workers of `host` touch, in all studies."""
+        """Yield the files that the workers of `host` touch, in all studies."""
         return self.root.glob(f"studies/*/workers/{host}-*.alive")
 
     def study(self, uuid: str) -> StudyDir:
-        """Raises StorageError for what is no uuid of a study."""
+        """Return the files of a study; raise StorageError for what is no uuid of one."""
         return StudyDir(self.root / "studies" / _matching(UUID, uuid))
 
     def studies(self) -> list[StudyDir]:
-        """Of all studies that have files here."""
+        """Return the files of all studies that have some here."""
         found = sorted((self.root / "studies").glob("*/"))
         return [StudyDir(path) for path in found if is_uuid(path.name)]
 
     def trained(self, name: str) -> Path:
+        """Return the folder of a trained run."""
         return self.root / "trained" / name
 
 
@@ -85,45 +88,54 @@ class StudyDir:
 
     @property
     def uuid(self) -> str:
+        """Return the study's uuid."""
         return self.root.name
 
     @property
     def above(self) -> list[Path]:
-        """The folders of the run directory that it is in, the innermost first."""
+        """Return the folders of the run directory that it is in, the innermost first."""
         return list(self.root.parents[:2])
 
     def name_of(self, path: Path) -> str:
-        """Of a file or folder below, relative to the study."""
+        """Return the name of a file or folder below, relative to the study."""
         return path.relative_to(self.root).as_posix()
 
     def log(self, worker: str) -> Path:
+        """Return a worker's log."""
         return self.logs / f"{_matching(WORKER, worker)}.log"
 
     @property
     def logs(self) -> Path:
+        """Return the folder of logs."""
         return self.root / "logs"
 
     def alive(self, worker: str) -> Path:
+        """Return the file that a worker touches at every step."""
         return self.root / "workers" / f"{_matching(WORKER, worker)}.alive"
 
     @property
     def trials(self) -> Path:
+        """Return the folder of trials."""
         return self.root / "trials"
 
     def trial(self, number: int) -> Path:
+        """Return a trial's folder."""
         return self.trials / _number(number)
 
     def attempt(self, number: int, attempt: int) -> Path:
+        """Return an attempt's folder."""
         return self.trial(number) / f"attempt-{_number(attempt)}"
 
     def weights(self, number: int, attempt: int) -> Path:
+        """Return the file of an attempt's best weights."""
         return self.attempt(number, attempt) / "weights.safetensors"
 
     def checkpoint(self, number: int, attempt: int, epoch: int) -> Path:
+        """Return the file of an attempt's checkpoint after `epoch`."""
         return self.attempt(number, attempt) / f"epoch-{_number(epoch)}.ckpt"
 
     def checkpoints(self, number: int) -> list[tuple[int, int, Path]]:
-        """(epoch, attempt, file) of each checkpoint of a trial on this host."""
+        """Return (epoch, attempt, file) of each checkpoint of a trial on this host."""
         found = []
         for path in files_in(self.trial(number)):
             if name := CHECKPOINT.fullmatch(self.name_of(path)):
@@ -132,13 +144,13 @@ class StudyDir:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """All files below `folder`. Others remove theirs meanwhile: what is gone holds none, where
-    pathlib's own search would raise."""
+    """Return all files below `folder`. Others remove theirs meanwhile: what is gone holds none,
+    where pathlib's own search would raise."""
     return [Path(at, name) for at, _, names in os.walk(folder) for name in names]
 
 
 def folders_in(folder: Path) -> list[Path]:
-    """All folders below `folder`, the deepest first; likewise."""
+    """Return all folders below `folder`, the deepest first; likewise."""
     return [Path(at) for at, *_ in os.walk(folder, topdown=False) if at != str(folder)]
 
 
@@ -147,12 +159,12 @@ WORKER = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}"
 
 
 def is_uuid(name: str) -> bool:
-    """Whether a folder of that name can be a study's."""
+    """Return whether a folder of that name can be a study's."""
     return re.fullmatch(UUID, name) is not None
 
 
 def _matching(pattern: str, value: object) -> str:
-    """`value` as text, if that is wholly of this form."""
+    """Return `value` as text; raise StorageError where it is not wholly of this form."""
     text = str(value)
     if not re.fullmatch(pattern, text):
         raise StorageError(
@@ -163,5 +175,5 @@ def _matching(pattern: str, value: object) -> str:
 
 
 def _number(value: int) -> str:
-    """A number in a name; in a column of numbers SQLite takes text as well."""
+    """Return a number for a name; SQLite takes text in a column of numbers as well."""
     return _matching(r"\d+", value)

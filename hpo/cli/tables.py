@@ -286,14 +286,14 @@ def counts(status: StudyStatus) -> str:
 def runs_table(runs: Sequence[Run]) -> Table:
     """Trained runs, a line each: mean ± standard deviation over their seeds."""
     retrieval = any(run.config.task == "retrieval" for run in runs)
-    known = {name for run in runs for name in run.summary[measured_part(run)]}
+    known = {name for run in runs for name in run.summary[run.measured_part]}
     scores = [name for name in (SCORES if retrieval else PLAIN) if name in known]
     table = plain_table("run", "measured on", "seeds", *scores, right=("seeds", *scores))
     for run in runs:
-        part = measured_part(run)
+        part = run.measured_part
         found = run.summary[part]
         cells = [_spread(found.get(name)) for name in scores]
-        table.add_row(Text(str(run.path)), PARTS[part], str(len(run.seeds)), *cells)
+        table.add_row(Text(str(run.path)), PART_LABELS[part], str(len(run.seeds)), *cells)
     return table
 
 
@@ -329,12 +329,7 @@ def _add_members(
         table.add_row(f"ensemble of {len(seeds)}", *values, style="bold")
 
 
-PARTS = {"test": "test", "val": "validation", "train": "training only"}
-
-
-def measured_part(run: Run) -> str:
-    """The most honest images that a run was measured on: test, else val, else train."""
-    return next(part for part in PARTS if run.summary[part] is not None)
+PART_LABELS = {"test": "test", "val": "validation", "train": "training only"}
 
 
 def _spread(found: Mapping[str, float | None] | None) -> str:

@@ -64,7 +64,7 @@ from hpo.errors import (
     DiskFull,
 )
 from hpo.io import (
-    Counting,
+    CountingFile,
     Sink,
     atomic_write,
     disk_full,
@@ -225,7 +225,7 @@ class ImageCache:
             look = partial(try_read, _decoded, reader, sizing)
             decoded = threaded(look, [names[i] for i in todo], self.tick)
             with FileIO(folder / "pixels", "w") as file:
-                keep = Counting(file) if self.has_room(size) else None
+                keep = CountingFile(file) if self.has_room(size) else None
                 index = _collect(zip(todo, decoded, strict=True), bad, keep)
                 if keep:
                     keep.seal()

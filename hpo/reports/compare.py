@@ -52,7 +52,6 @@ from hpo.search.status import (
 )
 from hpo.storage.database import Database
 from hpo.trained.run import (
-    PARTS,
     Run,
     RunDir,
     load_run,
@@ -229,7 +228,7 @@ def _entry(
 
 
 def _run(run: Run, costs: _Costs) -> RunEntry:
-    part = next(part for part in PARTS if run.summary[part] is not None)
+    part = run.measured_part
     spread: Mapping[str, Mapping[str, float | None]] = run.summary[part]
     name = str(run.path)
     return RunEntry(

@@ -299,6 +299,11 @@ class Run:
             yield f"{told}. The test scores are too good: remove the duplicates and train anew."
 
     @property
+    def measured_part(self) -> str:
+        """Return the most honest images that it was measured on: test, else val, else train."""
+        return next(part for part in PARTS if self.summary[part] is not None)
+
+    @property
     def summary(self) -> dict[str, Any]:
         """Over all finished seeds: {"test": {"top1": {"mean": .., "std": ..}, ...} or None, "val":
         .., "train": .., "seeds": [..], "ensemble": test scores or None, "onnx": {file: {score: ..,

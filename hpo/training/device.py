@@ -166,14 +166,15 @@ def _times(
 ) -> Iterator[float]:
     spent = 0.0
     for _ in range(STEPS):
-        seconds = _seconds(work, device)
+        seconds = seconds_of(work, device)
         yield seconds
         spent += seconds
         if spent > enough or seconds > HOPELESS * best:
             return
 
 
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds that `work` takes, those of the device included."""
     _wait(device)
     began = time.perf_counter()
     work()
@@ -184,6 +185,8 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def _random_batch(config: TrainConfig, images: int, classes: int, device: torch.device) -> Batch:

@@ -39,7 +39,7 @@ from hpo.data.cache import (
 from hpo.data.images import Images
 from hpo.errors import DiskFull
 from hpo.io import (
-    Counting,
+    CountingFile,
     atomic_write,
     discard,
     disk_full,
@@ -298,7 +298,7 @@ class Extractor:
     ) -> None:
         shape = shown(augment), len(images), self._cut.packing.size
 
-        def write(out: Counting) -> None:
+        def write(out: CountingFile) -> None:
             out.write(json.dumps({"shape": shape}).encode().ljust(HEADER))
             for rows in self._computed(images, augment):
                 control.step(epoch=epoch, images=0)

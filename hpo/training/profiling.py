@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hpo.config.train import TrainConfig
 from hpo.training import models
 from hpo.training.checkpoint import Checkpoint
+from hpo.training.device import seconds_of
 from hpo.training.learner import (
     autocast,
     memory_format,
@@ -85,19 +87,9 @@ def latency_ms(model: nn.Module, image: Tensor, precision: str) -> float:
     with torch.inference_mode(), autocast(image.device, precision):
         began = time.perf_counter()
         for call in range(WARM_UP + REPEATS):
-            spent = _seconds(model, image)
+            spent = seconds_of(partial(model, image), image.device)
             if call >= WARM_UP or time.perf_counter() - began > ENOUGH_S:
                 times.append(spent)
             if len(times) >= LEAST_REPEATS and time.perf_counter() - began > ENOUGH_S:
                 break
     return 1000 * statistics.median(times)
-
-
-def _seconds(model: nn.Module, image: Tensor) -> float:
-    began = time.perf_counter()
-    model(image)
-    if image.device.type == "cuda":
-        torch.cuda.synchronize(image.device)
-    elif image.device.type == "mps":
-        torch.mps.synchronize()
-    return time.perf_counter() - began

@@ -24,7 +24,7 @@ from hpo.errors import (
     StorageGone,
 )
 from hpo.io import (
-    Standing,
+    HeldFolders,
     disk_full,
     is_full,
 )
@@ -113,11 +113,11 @@ class Supervisor:
         where the database's file was removed: its workers have ended then, and no file of the study
         is left that was written since.
         """
-        with Standing(self.directory.root, self.directory.above) as folders:
+        with HeldFolders(self.directory.root, self.directory.above) as folders:
             try:
                 self._run(stop, tick)
             except StorageGone:
-                folders.clear_remade()
+                folders.remove_recreated()
                 raise
 
     def _run(self, stop: threading.Event, tick: Callable[[], object]) -> None:

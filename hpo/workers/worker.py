@@ -28,7 +28,7 @@ from hpo.errors import (
     StorageGone,
 )
 from hpo.io import (
-    Standing,
+    HeldFolders,
     has_room,
     raising_disk_full,
 )
@@ -171,14 +171,14 @@ class Worker:
         is away it waits; raises StorageGone where it is gone, and leaves no file that was written
         after the others were removed."""
         directory = self.study.directory(self.home)
-        with Standing(directory.root, directory.above) as folders:
+        with HeldFolders(directory.root, directory.above) as folders:
             try:
                 reason = self._work(stop, directory.alive(self.id), supervised=supervised)
             except StorageGone:
-                folders.clear_remade()
+                folders.remove_recreated()
                 raise
             if reason == DELETED:
-                folders.clear_remade()
+                folders.remove_recreated()
         return reason
 
     def _work(self, stop: threading.Event, alive: Path, *, supervised: bool) -> str:

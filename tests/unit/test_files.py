@@ -12,8 +12,8 @@ import pytest
 
 from hpo.errors import DiskFull
 from hpo.io import (
-    Counting,
-    Standing,
+    CountingFile,
+    HeldFolders,
     atomic_write,
     disk_full,
     has_room,
@@ -86,23 +86,23 @@ def test_room_is_looked_for_where_the_file_was_to_be(
 
 def test_a_folder_that_was_made_again_is_cleared_and_what_others_made_stays(tmp_path: Path) -> None:
     study, other = tmp_path / "runs" / "studies" / "old", tmp_path / "runs" / "studies" / "new"
-    with Standing(study, study.parents[:2]) as standing:
+    with HeldFolders(study, study.parents[:2]) as standing:
         (study / "kept").touch()
-        standing.clear_remade()
+        standing.remove_recreated()
         assert (study / "kept").exists()  # it is the one that stood
 
         shutil.rmtree(study.parents[1])
-        standing.clear_remade()
+        standing.remove_recreated()
         assert not study.parents[1].exists()
 
         study.mkdir(parents=True)
         (study / "late").touch()
-        standing.clear_remade()
+        standing.remove_recreated()
         assert not study.parents[1].exists()
 
         study.mkdir(parents=True)
         other.mkdir()
-        standing.clear_remade()
+        standing.remove_recreated()
         assert not study.exists()
         assert other.exists()
 
@@ -112,7 +112,7 @@ def test_a_file_whose_folder_is_removed_while_it_is_written_is_written_again(
 ) -> None:
     path, tries = tmp_path / "study" / "epoch-1.ckpt", []
 
-    def write(file: Counting) -> None:
+    def write(file: CountingFile) -> None:
         tries.append(1)
         file.write(b"content")
         if len(tries) == 1:

@@ -94,7 +94,7 @@ def test_a_precision_that_is_imitated_is_not_tried(
 def test_the_cost_of_a_step_is_a_median(monkeypatch: pytest.MonkeyPatch) -> None:
     """One step that another program slows down changes nothing."""
     taken = iter([5.0, 0.2, 0.1, 0.3, 0.2, 0.2, 0.2])
-    monkeypatch.setattr(runtime, "_seconds", lambda work, device: next(taken))
+    monkeypatch.setattr(runtime, "seconds_of", lambda work, device: next(taken))
     monkeypatch.setattr(runtime, "LONG_S", 100.0)
     assert runtime.measure_step(config(), classes=3, device=CPU).seconds == 0.2
 
