@@ -9,10 +9,11 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
-from hpo.api.trained import Progress, TrainedModel, print_line, train
+from hpo.api.trained import Progress, TrainedModel, TrainOptions, print_line, train
 from hpo.errors import InputError, Interrupted
 from hpo.paths import Home
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         TrialStatus,
     )
     from hpo.storage.database import Database
+    from hpo.storage.records import StudyRow
     from hpo.workers.supervisor import Supervisor
 
 
@@ -101,6 +103,11 @@ class Study:
     def file(self) -> StudyFile:
         """The study file, as it is in the database."""
         return self._load().file
+
+    @property
+    def row(self) -> StudyRow:
+        """Its uuid and its limits, as they are in the database."""
+        return self._load().row
 
     @property
     def trials(self) -> tuple[TrialStatus, ...]:
@@ -183,8 +190,8 @@ class Study:
             for line in remarks(self.file):
                 say(line)
             view = PlainView(self.status, say)
-            with _interruptible(self) as stop:
-                supervisor.run(stop, view.tick)
+            with interruptible(self.name) as stop:
+                supervisor.run(stop, partial(view.follow, stop))
                 view.finish()
         say(ending(self.status()))
 
@@ -214,7 +221,7 @@ class Study:
         """What the data were like when the study was created; None where nobody looked then."""
         from hpo.search.fingerprints import read_report
 
-        return read_report(self.database, self._load().uuid)
+        return read_report(self.database, self.row.uuid)
 
     def enqueue(self, values: Mapping[str, Any]) -> None:
         """Let the next trial that starts try `values`, by dotted path; the rest is sampled.
@@ -239,7 +246,7 @@ class Study:
 
     def resume_stopped(self) -> bool:
         """Lift the stop of a user, if there is one; return whether there was."""
-        stopped = self._load().row.stop == "user"
+        stopped = self.row.stop == "user"
         if stopped:
             self.resume()
         return stopped
@@ -305,7 +312,7 @@ class Study:
         *,
         trial: int | None = None,
         out: str | os.PathLike[str] | None = None,
-        **options: Any,
+        **options: Unpack[TrainOptions],
     ) -> TrainedModel:
         """Train the best trial's configuration, or that of `trial`, anew: `hpo.train` of its
         export, with the same `options`. `out` is by default hpo_runs/trained/STUDY."""
@@ -359,7 +366,7 @@ def ending(status: StudyStatus) -> str:
 
 
 @contextmanager
-def _interruptible(study: Study) -> Iterator[threading.Event]:
+def interruptible(name: str) -> Iterator[threading.Event]:
     """An event that Ctrl-C and SIGTERM set, once the workers are to hand back; then raises
     KeyboardInterrupt or Interrupted. A second Ctrl-C raises at once. Signals reach the main thread
     alone: in another one nothing is caught."""
@@ -378,7 +385,7 @@ def _interruptible(study: Study) -> Iterator[threading.Event]:
     with event_on_signal(hear) as stop:
         yield stop
     if heard:
-        told = f"the running trials of {study.name} were handed back; run() goes on with them"
+        told = f"the running trials of {name} were handed back; run() goes on with them"
         raise KeyboardInterrupt(told) if signal.SIGINT in heard else Interrupted(told)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from hpo.errors import InputError
 from hpo.formatting import printable
@@ -33,7 +33,7 @@ def print_line(line: str) -> None:
     print(printable(line), flush=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainedModel:
     """What `hpo train` wrote: the networks of its seeds, with their configuration, preprocessing
     and classes. Its networks are loaded once, at the first prediction.
@@ -52,8 +52,12 @@ class TrainedModel:
     2
     """
 
-    run: Run = field(repr=False)
+    run: Run
     device: str
+
+    def __repr__(self) -> str:
+        seeds = [one.seed for one in self.run.seeds]
+        return f"TrainedModel({str(self.path)!r}, seeds={seeds}, device={self.device!r})"
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, device: str | None = None) -> TrainedModel:
@@ -143,6 +147,18 @@ def _as_image(image: str | os.PathLike[str] | Image | NDArray[Any]) -> Path | Im
             "uint8 and shape (H, W), (H, W, 3) or (H, W, 4)"
         )
     return Image.fromarray(image)
+
+
+class TrainOptions(TypedDict, total=False):
+    """Options of `train`, as `Study.retrain` takes them, too."""
+
+    seeds: int
+    keep_validation: bool
+    onnx: bool
+    quantize: Sequence[str]
+    device: str | None
+    control: Control | None
+    progress: Progress | None
 
 
 def train(

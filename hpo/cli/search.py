@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from hpo.api.study import Study
-    from hpo.reports.progress import View
     from hpo.workers.supervisor import Supervisor
 
 MOST_LOOKED = 2_000
@@ -259,17 +258,8 @@ def _search(
             out.print(line, markup=False, soft_wrap=True, style="yellow")
         view = stack.enter_context(live.opened(out, study.status, plain=plain, quiet=quiet))
         stack.enter_context(_logged(out))
-        supervisor.run(stop, partial(_tick, view, stop))
+        supervisor.run(stop, partial(view.follow, stop))
         view.finish()
-
-
-STOPPING = "stopping: running trials are handed back after their current step; again: stop now"
-
-
-def _tick(view: View, stop: threading.Event) -> None:
-    if stop.is_set() and view.note != STOPPING:
-        view.say(STOPPING)
-    view.tick()
 
 
 @contextmanager
@@ -339,18 +329,18 @@ def stop(
 
     Example: hpo stop digits
     """
-    from hpo.search import study as studies
+    from hpo.api.study import Study
     from hpo.workers.launchers.base import (
         Target,
         open_launcher,
     )
 
     with database(storage) as found:
-        chosen = studies.load(found, study)
-        studies.stop(chosen)
+        chosen = Study(study, found)
+        chosen.stop()
         if on is not None:
             with open_launcher(on, Home.default(), insecure=insecure) as launcher:
-                launcher.stop(Target(study, chosen.uuid))
+                launcher.stop(Target(study, chosen.row.uuid))
         flag = storage_flag(found)
     typer.echo(f"{study} stops; to go on: {program()} resume {study}{flag}")
 
@@ -396,21 +386,21 @@ def extend(
 
     Example: hpo extend digits --trials +20
     """
-    from hpo.search import study as studies
+    from hpo.api.study import Study
 
     if trials is None and timeout_s is None and target is None and not retry_failed:
         raise InputError(
             "nothing to extend: give --trials, --timeout-s, --target or --retry-failed"
         )
     with database(storage) as found:
-        old = studies.load(found, study)
-        budget = None if trials is None else _budget(trials, old.row.trials)
-        retried = studies.extend(
-            old, trials=budget, timeout_s=timeout_s, target=target, retry_failed=retry_failed
+        chosen = Study(study, found)
+        budget = None if trials is None else _budget(trials, chosen.row.trials)
+        retried = chosen.extend(
+            trials=budget, timeout_s=timeout_s, target=target, retry_failed=retry_failed
         )
-        row, flag = studies.load(found, study).row, storage_flag(found)
+        total, flag = chosen.row.trials, storage_flag(found)
     again = f", {retried} failed configurations come again" if retry_failed else ""
-    typer.echo(f"{study}: {row.trials} trials in all{again}")
+    typer.echo(f"{study}: {total} trials in all{again}")
     typer.echo(f"start workers: {program()} worker {study}{flag}")
 
 
@@ -443,13 +433,13 @@ def delete(
 
     Example: hpo delete digits
     """
-    from hpo.search import study as studies
+    from hpo.api.study import Study
 
     with database(storage) as found:
-        old = studies.load(found, study)
+        chosen = Study(study, found)
         if not yes:
-            _confirm(study, old.facts().finished)
-        studies.delete(old, Home.default(), force=force, keep_files=keep_files)
+            _confirm(study, chosen.status().finished)
+        chosen.delete(force=force, keep_files=keep_files)
     typer.echo(f"{study} was deleted")
 
 

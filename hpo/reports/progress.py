@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -44,6 +45,9 @@ def trial_line(status: StudyStatus, trial: TrialStatus, finished: int) -> str:
     return line + (f": {trial.reason}" if trial.reason else "")
 
 
+STOPPING = "stopping: running trials are handed back after their current step; again: stop now"
+
+
 class View:
     """Follows a study's progress and shows messages alone; `tick` may be called at any pace."""
 
@@ -68,6 +72,12 @@ class View:
             ended = self.clock()
             self.due = ended + max(READ_S, 10 * (ended - began))
         return self.status
+
+    def follow(self, stop: threading.Event) -> None:
+        """Tick; once `stop` is set, say that the workers hand back."""
+        if stop.is_set() and self.note != STOPPING:
+            self.say(STOPPING)
+        self.tick()
 
     def finish(self) -> None:
         """Read and show now; while the database is away, say so. That it is gone is said by whoever

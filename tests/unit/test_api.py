@@ -14,16 +14,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL.Image
 import pytest
 
 import hpo
-from hpo.errors import (
-    Conflict,
-    HpoError,
-    InputError,
-    NotFound,
-)
+from hpo.api.study import interruptible
+from hpo.errors import Conflict, HpoError, InputError, Interrupted, NotFound
+from hpo.trained.retrieval import Lookup
 from tests.harness.filled import Trial, fill
+from tests.harness.images import make_folder
 from tests.unit.test_imports import HEAVY, loaded_by
 
 ROOT = Path(__file__).parents[2]
@@ -133,7 +133,28 @@ def test_ctrl_c_hands_trials_back_and_the_same_call_goes_on(folder: Path) -> Non
     status = study.status()
     assert [one.state for one in status.trials if one.attempts] == ["interrupted"]
     assert not status.live_workers
-    assert lines[-1].startswith("tiny: 0/3 trials; 1 worker on cpu")
+    assert any(one.startswith("tiny: 0/3 trials; 1 worker on cpu") for one in lines)
+    assert lines[-1].startswith("stopping: running trials are handed back")
+
+
+def signalled(*numbers: int) -> None:
+    """Send this process signals while a search runs."""
+    with interruptible("tiny") as stop:
+        for number in numbers:
+            os.kill(os.getpid(), number)
+            assert stop.wait(10)
+
+
+def test_sigterm_hands_trials_back_too() -> None:
+    with pytest.raises(Interrupted, match="of tiny were handed back"):
+        signalled(signal.SIGTERM)
+
+
+def test_a_second_ctrl_c_raises_at_once() -> None:
+    with pytest.raises(KeyboardInterrupt) as end:
+        signalled(signal.SIGINT, signal.SIGINT)
+    assert not str(end.value)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_study_is_opened_extended_and_stopped(folder: Path) -> None:
@@ -178,3 +199,52 @@ def test_without_pandas_one_command_is_named(folder: Path, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(InputError, match=r"install .*pandas"):
         hpo.Study.create(TINY).trials_dataframe()
+
+
+@pytest.fixture
+def model(folder: Path) -> hpo.TrainedModel:
+    """A model of small images in folders, trained for a moment."""
+    root = make_folder(folder / "images", {"train": 4, "val": 2, "test": 3}, size=(20, 16))
+    return hpo.train(
+        {"epochs": 1, "batch_size": 12, "data": {"dataset": "folder", "root": str(root),
+         "image_size": 12}, "model": {"cnn": {"filters": [4]}}},
+        out="model", device="cpu", progress=None,
+    )  # fmt: skip
+
+
+def test_paths_images_and_arrays_are_predicted_alike(model: hpo.TrainedModel) -> None:
+    paths = sorted(Path("images/test").rglob("*.*"))
+    images = [PIL.Image.open(path) for path in paths]
+    by_path = model.predict(paths, k=3)
+    assert [one.top for one in model.predict(images, k=3)] == [one.top for one in by_path]
+    arrays = [np.asarray(one) for one in images]
+    assert [one.top for one in model.predict(arrays, k=3)] == [one.top for one in by_path]
+    trained = PIL.Image.open(next(Path("images/train").rglob("*.*")))
+    seen, missing, text = model.predict([trained, "nothing.png", str(paths[0])])
+    assert (seen.path, seen.trained_on) == (Path("image 0"), True)
+    assert missing.error == "No such file or directory"
+    assert text.path == paths[0]
+    assert images[0].getpixel((0, 0)) is not None  # it stays open
+    assert repr(model) == f"TrainedModel({str(model.path)!r}, seeds=[0], device='cpu')"
+    assert model.evaluate().images == len(paths)
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros((3, 8, 8), "uint8"), np.zeros((8, 8)), np.zeros(8, "uint8")]
+)
+def test_an_array_that_is_no_image_is_refused(model: hpo.TrainedModel, array: Any) -> None:
+    with pytest.raises(InputError, match="an image of"):
+        model.predict([array])
+
+
+def test_nearest_images_of_a_retrieval(folder: Path) -> None:
+    root = make_folder(folder / "images", {"train": 4, "val": 2, "test": 3}, size=(20, 16))
+    config = {"task": "retrieval", "epochs": 1, "batch_size": 12,
+              "data": {"dataset": "folder", "root": str(root), "image_size": 12},
+              "model": {"cnn": {"filters": [4]}}}  # fmt: skip
+    model = hpo.train(config, out="model", device="cpu", progress=None)
+    path = next((root / "test").rglob("*.*"))
+    by_path, by_image = model.predict([path, PIL.Image.open(path)], k=2)
+    assert isinstance(by_path, Lookup)
+    assert isinstance(by_image, Lookup)
+    assert by_path.neighbours == by_image.neighbours
