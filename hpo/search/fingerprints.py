@@ -1,7 +1,7 @@
 """Fingerprints of the code and the images that all workers of a study must share.
 
-The fingerprint is of what decides a result where the configuration and the images are the same: the
-modules of hpo's `engine` and `definition` that compute, the versions of torch and torchvision
+The code fingerprint is of what decides a result besides configuration and images: the modules of
+`hpo.training`, `hpo.data` and `hpo.config` that compute, the versions of torch and torchvision
 (major.minor: patch releases are not to change results), and the user's own modules that the study
 names as its loss, architecture or metric; not what those import. A module counts by its syntax
 tree, without comments, docstrings and layout: a reworded comment stops no running study. An own

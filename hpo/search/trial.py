@@ -1,4 +1,4 @@
-"""One trial, from its lease to its end: the only module where Optuna meets the engine.
+"""One trial, from its lease to its end: the only module where Optuna meets training.
 
 Order within an epoch: checkpoint file -> the same in the artifacts, where there are some -> one
 transaction {metrics, pointer to the checkpoint} -> report -> prune question. Whoever takes over

@@ -1,4 +1,4 @@
-"""What the files for many machines say, read as the engines would read it."""
+"""What the files for many machines say, read as Docker, Slurm, Ray and Kubernetes would."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ def test_the_image_installs_what_pyproject_asks_for() -> None:
     optional = project["optional-dependencies"]
     wanted = project["dependencies"] + [one for name in extras.split() for one in optional[name]]
     assert done.stdout.splitlines() == wanted
-    # Everything but the tests and the engines that place workers elsewhere.
+    # Everything but the tests and the launchers that place workers elsewhere.
     assert set(optional) - set(extras.split()) <= {"test", "ray"}
 
 

@@ -126,13 +126,13 @@ def test_the_run_directory_is_removed_under_plain_workers(start: Start) -> None:
     assert not home.root.exists()
 
 
-def test_the_run_directory_is_removed_under_a_keeper(start: Start) -> None:
+def test_the_run_directory_is_removed_under_an_agent(start: Start) -> None:
     home = Home.default()
     assert start("launch", "toy.toml", "--on", "local", "--workers", "1").wait(timeout=120) == 0
     workers = training(home, 1)
     remove(home)
     until(lambda: not any(map(is_running, workers)))
-    time.sleep(2.0)  # a keeper would start the next one
+    time.sleep(2.0)  # an agent would start the next one
     assert not home.root.exists()
 
 

@@ -1,4 +1,4 @@
-"""Epochs that end while the database is away, with the real engine on a few of the digits."""
+"""Epochs that end while the database is away, with real training on a few of the digits."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ from hpo.workers.launchers.slurm import Slurm
 from hpo.workers.process import stop_on_signal
 from tests.harness.commands import Hpo, calls
 from tests.harness.deployment import parse
-from tests.harness.fake_engine import FakeLauncher
+from tests.harness.fake_launcher import FakeLauncher
 from tests.harness.fakes import study_file
 
 # The fake's trials begin again where real ones go on from a checkpoint.
@@ -171,7 +171,7 @@ def test_more_than_there_is_room_for_creates_nothing(hpo: Hpo, fake: FakeLaunche
 def test_workers_that_cannot_work_say_why(
     hpo: Hpo, store: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the real engine of this host, and a GPU that torch does not find."""
+    """With the real launcher of this host, and a GPU that torch does not find."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "99")
     studies.create(store, study_file())
     code, out, err = hpo("launch", "toy", "--gpus-per-worker", 1)
@@ -348,7 +348,7 @@ def test_devices_of_this_host(
         assert _devices(size) == found
 
 
-def test_a_keeper_refuses_another_study_of_the_name(store: Database) -> None:
+def test_an_agent_refuses_another_study_of_the_name(store: Database) -> None:
     study, _ = studies.create(store, study_file())
     spec = AgentSpec("toy", study.uuid, store.secret_url, Home.default(), ["cpu"], 1)
     with pytest.raises(NotFound, match="made again"):
@@ -359,7 +359,7 @@ def test_a_keeper_refuses_another_study_of_the_name(store: Database) -> None:
     assert Local(Home.default()).launched(Target("toy", study.uuid)) == []
 
 
-def test_a_keeper_waits_for_the_database(store: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_agent_waits_for_the_database(store: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agent, "RETRY_S", 0.5)
     study, _ = studies.create(store, study_file())
     records.stop_study(store, study.uuid, "user", "stopped")

@@ -1,4 +1,4 @@
-"""One trial from its lease to its end, with the real engine on a small part of the digits."""
+"""One trial from its lease to its end, with real training on a small part of the digits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`hpo worker` from outside: a name or a file, and the exit codes that engines go by."""
+"""`hpo worker` from outside: a name or a file, and the exit codes that launchers go by."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Launchers at work, each scene in an interpreter of its own, with real workers and real training.
 
-    python -m tests.harness.engine_scenes SCENE URL
+    python -m tests.harness.launcher_scenes SCENE URL
 
 `contract` is what every launcher keeps; it runs over the fake, this host, Ray and Slurm alike. A
 scene prints one JSON object: the seconds that its steps took.
@@ -42,7 +42,7 @@ from hpo.workers.launchers.base import (
     open_launcher,
 )
 from tests.harness.clusters import RayCluster, ray_cluster, slurm_cluster, until
-from tests.harness.fake_engine import FakeLauncher
+from tests.harness.fake_launcher import FakeLauncher
 from tests.harness.fakes import study_file
 from tests.harness.gate import LOSS, gate
 

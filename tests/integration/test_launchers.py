@@ -1,4 +1,4 @@
-"""Every launcher keeps the contract, with real processes and real training; see `engine_scenes`."""
+"""Every launcher keeps the contract, with real processes and training; see `launcher_scenes`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STEPS = {"placed", "replaced", "stopped", "finished"}
 def play(scene: str, url: str) -> set[str]:
     """Play a scene in an interpreter of its own; the steps that it took."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.harness.engine_scenes", scene],
+        [sys.executable, "-m", "tests.harness.launcher_scenes", scene],
         cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1", "SCENE_URL": url},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
