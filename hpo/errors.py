@@ -12,8 +12,8 @@
     ├── LauncherError            2   what places workers cannot be reached, or refuses
     ├── DiskFull                 1   a file does not fit on its disk; what was there is as it was
     ├── Damaged                  1   a checkpoint is not what was written; training goes back
-    ├── TrialFailed              1   one trial cannot be trained; the study goes on
-    ├── Fenced                   1   this worker no longer owns its trial: drop it, go on
+    ├── TrialFailed              1   one trial cannot be trained; the study continues
+    ├── Fenced                   1   this worker no longer owns its trial: drop it, continue
     └── Interrupted            130   stopped by a signal, work handed back
 
 The number is the exit code of `hpo`. A message says the value, what is allowed, and the next step.

@@ -10,9 +10,9 @@
     │   └── trials/<number>/attempt-<k>/
     │       ├── epoch-<n>.ckpt       the last one; gone when the trial is over (keep_checkpoints)
     │       └── weights.safetensors  best epoch's, for the best three trials
-    └── trained/<name>/           what `hpo train` writes, unless told otherwise with -o
+    └── trained/<name>/           what `hpo train` writes, by default (-o)
 
-Where a study has artifacts (`--artifacts`), its trials/ lie there too, under the same names, beside
+Where a study has artifacts (`--artifacts`), its trials/ are there too, under the same names, with
 study.toml and report.html.
 
 Ids of the database are not used in paths: SQLite gives an id out again after a delete. What does

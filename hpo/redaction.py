@@ -20,7 +20,7 @@ _secrets: set[str] = set()
 
 
 def keep_secret(secret: str) -> None:
-    """From now on `redact` replaces `secret`, as it is and as it stands in URLs and in `repr`."""
+    """Let `redact` replace `secret` from now on, also in the forms of URLs and of `repr`."""
     forms = {secret, quote(secret), quote(secret, safe=""), quote(secret, safe=" +")}
     forms |= {quote_plus(secret), repr(secret)[1:-1]}
     _secrets.update(form for form in forms if len(form) >= SHORTEST)

@@ -112,7 +112,7 @@ On = Annotated[
 ]
 Insecure = Annotated[
     bool,
-    typer.Option("--insecure", help="Also a Ray cluster that asks nobody for a token."),
+    typer.Option("--insecure", help="Also a Ray cluster that asks for no token."),
 ]
 
 

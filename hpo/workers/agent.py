@@ -1,6 +1,6 @@
 """A supervisor without a terminal: what every launcher places.
 
-It stands where its workers stand, in front of them, and imports no torch: what kills a worker (out
+It runs on the host of its workers and imports no torch: what kills a worker (out
 of memory, a CUDA error, `kill -9`) leaves it alive to set the trial free and to start the next one
 at once. What kills it makes its workers hand back and end (`hpo worker --supervised`), and is the
 launcher's business.
@@ -91,7 +91,7 @@ class Agent:
         that (False).
 
         A database that does not answer is waited for. Raises HpoError where no worker can work
-        here; the reason stands in the database too, as that of a worker that has ended. Raises
+        here; the database has the reason too, as that of a worker that has ended. Raises
         StorageGone where the database's file was removed.
         """
         database = connect(self.spec.storage)
@@ -125,7 +125,7 @@ class Agent:
         except StorageError:
             raise
         except HpoError as error:
-            self._leave_word(database, str(error))
+            self._record_reason(database, str(error))
             raise
         facts = read_facts(database, spec.uuid, maximize=file.direction == "maximize")
         rule = facts.stop_reason if facts.stop == "rule" else None
@@ -139,8 +139,8 @@ class Agent:
         log.info("%s started on %s; log: %s", worker, device, self.spec.directory.log(worker))
         return process
 
-    def _leave_word(self, database: Database, reason: str) -> None:
-        """Why nobody works here, where `hpo workers` shows it."""
+    def _record_reason(self, database: Database, reason: str) -> None:
+        """Record why no worker can run here, where `hpo workers` shows it."""
         host = socket.gethostname()
         name = f"{host[:32]}-agent-{secrets.token_hex(3)}"
         about: dict[str, Any] = {"host": host, "pid": os.getpid(), "device": self.spec.devices[0]}
@@ -157,12 +157,12 @@ def logs_after(
     paths = [directory.log(worker) for worker in workers or ()]
     if workers is None:
         paths = list(directory.logs.glob("*.log"))
-    found = {}
+    logs = {}
     for path in sorted((path for path in paths if path.exists()), key=_written):
         with path.open("rb") as file:
             file.seek(seen.get(path.stem, 0))
-            found[path.stem] = file.read(LARGEST_READ)
-    return found
+            logs[path.stem] = file.read(LARGEST_READ)
+    return logs
 
 
 def _written(path: Path) -> float:

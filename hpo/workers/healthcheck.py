@@ -4,7 +4,7 @@
 
 Exit code 0 if a worker of this host has left a sign within SECONDS, else 1. Every step of a
 training leaves one, and so does every look for a trial. 900 unless given: more than a study's own
-`stall_timeout_s`, after which others may go on with the trial of a worker that hangs.
+`stall_timeout_s`, after which others may continue the trial of a worker that hangs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def host() -> str:
 def is_alive(home: Home, name: str, now: float, within_s: float) -> bool:
     """Return whether a worker of the host `name` left a sign in the `within_s` seconds before
     `now`."""
-    return any(now - one.stat().st_mtime <= within_s for one in home.signs(name))
+    return any(now - sign.stat().st_mtime <= within_s for sign in home.signs(name))
 
 
 def main(arguments: list[str]) -> int:

@@ -5,9 +5,9 @@ It imports no torch: in a supervisor that would cost memory, seconds, and a CUDA
 A process id alone does not identify a worker: ids are given out again, and in a container or on
 another host they are other processes. So it goes with the boot of the machine, the namespace of the
 ids, the user (whom the system may not let see others' processes), and when the process started.
-Linux tells all of them. Elsewhere nobody is ever known to be gone, and what the dead held is free
-when their lease runs out. The start is in ticks since the boot. psutil's `create_time()` adds the
-time of the boot, which moves when the clock is set: a living worker would look gone.
+Linux knows all of them. Elsewhere no process is ever known to be gone, and the trials of dead ones
+are free when their lease runs out. The start is in ticks since the boot. psutil's `create_time()`
+adds the time of the boot, which moves when the clock is set: a living worker would look gone.
 """
 
 from __future__ import annotations
@@ -110,14 +110,14 @@ def stop_on_signal() -> Iterator[threading.Event]:
 def event_on_signal(hear: Callable[[int], object]) -> Iterator[threading.Event]:
     """Yield an event that the first SIGTERM or SIGINT sets. `hear` is called within the handler,
     with the number of each, and must take no lock."""
-    event, told = threading.Event(), False
+    event, signalled = threading.Event(), False
     source, sink = os.pipe()
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        nonlocal told
+        nonlocal signalled
         hear(number)
-        if not told:
-            told = True
+        if not signalled:
+            signalled = True
             # The event's own lock may be held by the very code that this interrupts, so that
             # setting it here could wait for ever; a pipe takes none.
             os.write(sink, b"!")
@@ -152,10 +152,10 @@ def process_identity() -> str:
 def is_gone(process: str) -> bool:
     """Return whether the process of that identity lived on this boot of this machine, where we
     would see it, and does not live any more."""
-    found = process.rsplit(" ", 2)
-    if len(found) != 3 or found[0] != _place():
+    fields = process.rsplit(" ", 2)
+    if len(fields) != 3 or fields[0] != _place():
         return False
-    _, pid, started = found
+    _, pid, started = fields
     return _started(int(pid)) != started
 
 
@@ -180,8 +180,8 @@ def _started(pid: int) -> str | None:
 
 
 LONGEST_LOOK_S = 5.0
-"""Of the time between two looks no more than this counts: whoever did not look for longer was
-stopped, slept with the machine or waited itself, and cannot tell what others did meanwhile."""
+"""At most so much of the time between two looks counts: a watcher that did not look for longer was
+stopped, suspended with the machine or waiting itself, and cannot tell what others did meanwhile."""
 
 
 @dataclass

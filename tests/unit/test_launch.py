@@ -445,7 +445,7 @@ class Door:
 @pytest.mark.parametrize(
     ("codes", "token", "says"),
     [
-        (["OK"], "t", "asks nobody for a token"),
+        (["OK"], "t", "asks for no token"),
         (["UNAUTHENTICATED"], None, "asks for a token"),
         (["UNAUTHENTICATED", "UNAUTHENTICATED"], "t", "refuses our token"),
         (["UNAUTHENTICATED", "OK"], "t", None),

@@ -1,7 +1,7 @@
 """Launchers of workers: they start N of them, list them, end them, read their logs.
 
     local.py   in the background of this host
-    ray.py     on the nodes of a Ray cluster, as detached actors; ray_door.py is the way in
+    ray.py     on the nodes of a Ray cluster, as detached actors
     slurm.py   on the nodes of a Slurm cluster, as an array job
 
 A launcher only places. Who runs which trial is settled in the database, by leases: whatever a
@@ -40,13 +40,13 @@ class Target:
 
 @dataclass(frozen=True)
 class Size:
-    """How many workers, and what each of them gets."""
+    """Number of workers, and the GPUs and CPUs of each."""
 
     workers: int
     gpus: float | None = None
-    """1, a share of one, or 0 for the CPU. None: 1 where there are any."""
+    """1, a share of one, or 0 for the CPU. None: 1 if there are any."""
     cpus: int | None = None
-    """Which are its threads. None: what the launcher finds right."""
+    """CPU threads of each. None: the launcher's default."""
 
     def __post_init__(self) -> None:
         if self.gpus is not None and not 0 <= self.gpus <= 1:
@@ -68,8 +68,8 @@ class LaunchRequest:
     target: Target
     size: Size
     storage: str = field(repr=False)
-    """The database's URL, with its password: it may stand in an environment or an argument of a
-    call, never in argv, in a file, or in what a launcher shows."""
+    """The database's URL, with its password: it may be in an environment or an argument of a call,
+    never in argv, in a file, or in what a launcher shows."""
     home: Home
 
 

@@ -61,7 +61,7 @@ def manifests(options: Mapping[str, Any]) -> list[dict[str, Any]]:
         "gpus": options["gpus"] or None,
         "no_home_claim": options["home_claim"] is None,
     }
-    template = files("hpo.workers").joinpath("kubernetes.yaml").read_text(encoding="utf-8")
+    template = files(__package__).joinpath("kubernetes.yaml").read_text(encoding="utf-8")
     filled: list[dict[str, Any]] = _fill(yaml.safe_load(template), values)
     return filled
 

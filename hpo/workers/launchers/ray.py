@@ -7,7 +7,7 @@ agent starts. Ray declares a node dead after a silence (about a minute by defaul
 actors elsewhere; what still runs there meanwhile is kept apart by the leases.
 
 The database's URL travels as an argument of the actor. Environment variables of an actor are shown
-by Ray's state API, arguments are not; whoever may call the cluster at all, may run code there.
+by Ray's state API, arguments are not; every client of the cluster may run code there.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ def _words(error: Exception) -> str:
 CLIENT_PORT = 10001
 """Ray Client's, by default."""
 PING = "/ray.rpc.RayletDriver/ClusterInfo"
-"""A call of Ray Client's server that needs nothing, and answers nobody without a token."""
+"""A call of Ray Client's server that needs nothing, and gets no answer without a token."""
 PING_HEAD = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 """The same of the head itself."""
 START_ONE = (
@@ -236,7 +236,7 @@ def connected(on: str, *, insecure: bool) -> Iterator[RayLauncher]:
     one that is reached from anywhere, through Ray Client.
 
     Raises LauncherError where nothing answers or it does not let us in, and, unless `insecure`, for
-    a cluster that lets everybody in: whoever reaches such a port runs code there.
+    a cluster that asks for no token: everyone who reaches such a port can run code there.
     """
     _refuse_password_in_argv()
     address = _client_address(on) if on != "ray" else None
@@ -292,7 +292,7 @@ def _client_address(on: str) -> str:
 
 
 def _refuse_password_in_argv() -> None:
-    """Ray shows the command line of whoever connects in its dashboard."""
+    """Raise InputError for one: Ray shows the command lines of its clients in its dashboard."""
     for word in sys.argv:
         url = word.partition("=")[2] or word if word.startswith("--") else word
         if "://" in url and urlsplit(url).password:
@@ -322,8 +322,8 @@ def _check_door(
         if or_open:
             return
         raise LauncherError(
-            f"the Ray cluster at {address} asks nobody for a token: whoever reaches it runs code "
-            f"there and reads the database's password; {START_ONE}; or, where nobody else can "
+            f"the Ray cluster at {address} asks for no token: everyone who reaches it can run "
+            f"code there and read the database's password; {START_ONE}; or, where nobody else can "
             "reach it: --insecure"
         )
     if code == grpc.StatusCode.UNIMPLEMENTED:

@@ -40,7 +40,7 @@ from hpo.workers.process import event_on_signal
 log = logging.getLogger(__name__)
 
 AHEAD_S = 120
-"""How long before its time limit a task is told: a step, a checkpoint and a hand-back fit in."""
+"""Seconds from the warning to the time limit of a task: for a step, a checkpoint, a hand-back."""
 STATES = {"PENDING": "waiting", "CONFIGURING": "starting", "COMPLETING": "ending"}
 TIMEOUT_S = 60
 
@@ -113,12 +113,12 @@ class Slurm:
         columns = "%i|%T|%N|%r"
         text = _call(["squeue", "--noheader", "--array", "--me", f"--name={target.label}",
                       f"--format={columns}"])  # fmt: skip
-        found = []
+        tasks = []
         for line in text.splitlines():
             name, state, host, reason = line.split("|", 3)
             note = "" if reason == "None" else reason
-            found.append(LaunchedWorker(name, STATES.get(state, state.lower()), host, note))
-        return found
+            tasks.append(LaunchedWorker(name, STATES.get(state, state.lower()), host, note))
+        return tasks
 
     def stop(self, target: Target) -> None:
         """Cancel pending tasks, and interrupt running ones."""
@@ -139,7 +139,7 @@ def _has_gpus() -> int:
 
 
 def run_in_task(agent: Agent) -> None:
-    """Run the agent as the first process of a task. SIGTERM: hand back, then begin again in another
+    """Run the agent as the first process of a task. SIGTERM: hand back, then continue in another
     run of the task; SIGINT: hand back and end."""
     signals: list[int] = []
     with event_on_signal(signals.append) as stop:
