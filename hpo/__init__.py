@@ -1,12 +1,14 @@
 """Hyperparameter search for image classifiers; `docs/python.md` walks through this interface.
 
-Importing hpo loads nothing but this module: each name is imported when it is first asked for.
+Importing hpo loads this module and its errors: each name is imported when it is first asked for.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from hpo import errors
 
 if TYPE_CHECKING:
     from hpo.api.study import Study, load_study
@@ -23,6 +25,7 @@ __all__ = [
     "TrainConfig",
     "TrainedModel",
     "__version__",
+    "errors",
     "load_study",
     "train",
 ]

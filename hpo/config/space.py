@@ -274,6 +274,13 @@ def _range_text(low: float, high: float, step: float | None) -> str:
 class Space(Mapping[str, Parameter]):
     """Searched fields by dotted path; a parent of a `when` comes before its children.
 
+    >>> from hpo import StudyFile
+    >>> space = StudyFile.load("studies/digits.toml").space
+    >>> space["optimizer.lr"]
+    Float(when={}, low=0.0001, high=0.3, log=True, step=None)
+    >>> space.is_active("optimizer.momentum", {"optimizer.name": "adamw"})
+    False
+
     Raises ConfigError for a `when` that names no parameter, a value that its parent cannot take, or
     that leads back to itself.
     """

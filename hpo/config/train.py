@@ -175,7 +175,16 @@ class RuntimeConfig(Part):
 
 
 class TrainConfig(Part):
-    """Everything that decides one training. Same config, same conditions: the same numbers."""
+    """Everything that decides one training. Same config, same conditions: the same numbers.
+
+    >>> from hpo import TrainConfig
+    >>> config = TrainConfig.parse({"epochs": 5, "optimizer": {"name": "adamw", "lr": 0.003}})
+    >>> config.epochs, config.optimizer.lr, config.batch_size
+    (5, 0.003, 128)
+    >>> TrainConfig.parse({"epochs": 0})
+    Traceback (most recent call last):
+    hpo.errors.ConfigError: epochs: 0: ...
+    """
 
     task: Literal["classification", "retrieval"] = "classification"
     """classification, or retrieval: the nearest training images by the network's features."""

@@ -21,7 +21,6 @@ import pytest
 import hpo
 from hpo.api.study import interruptible
 from hpo.errors import Conflict, HpoError, InputError, Interrupted, NotFound
-from hpo.trained.retrieval import Lookup
 from tests.harness.filled import Trial, fill
 from tests.harness.images import make_folder
 from tests.unit.test_imports import HEAVY, loaded_by
@@ -229,12 +228,10 @@ def test_paths_images_and_arrays_are_predicted_alike(model: hpo.TrainedModel) ->
     assert model.evaluate().images == len(paths)
 
 
-@pytest.mark.parametrize(
-    "array", [np.zeros((3, 8, 8), "uint8"), np.zeros((8, 8)), np.zeros(8, "uint8")]
-)
-def test_an_array_that_is_no_image_is_refused(model: hpo.TrainedModel, array: Any) -> None:
-    with pytest.raises(InputError, match="an image of"):
-        model.predict([array])
+def test_an_array_that_is_no_image_is_refused(model: hpo.TrainedModel) -> None:
+    for array in (np.zeros((3, 8, 8), "uint8"), np.zeros((8, 8)), np.zeros(8, "uint8")):
+        with pytest.raises(InputError, match="an image of"):
+            model.predict([array])
 
 
 def test_nearest_images_of_a_retrieval(folder: Path) -> None:
@@ -245,6 +242,4 @@ def test_nearest_images_of_a_retrieval(folder: Path) -> None:
     model = hpo.train(config, out="model", device="cpu", progress=None)
     path = next((root / "test").rglob("*.*"))
     by_path, by_image = model.predict([path, PIL.Image.open(path)], k=2)
-    assert isinstance(by_path, Lookup)
-    assert isinstance(by_image, Lookup)
-    assert by_path.neighbours == by_image.neighbours
+    assert by_path.cells == by_image.cells
