@@ -69,6 +69,11 @@ def number(value: float | None, digits: int = 4) -> str:
     return f"{value:.{digits}f}"
 
 
+def plus_minus(mean: float | None, std: float | None) -> str:
+    """Return `0.9812 ± 0.0021`, or the mean alone without a standard deviation."""
+    return number(mean) + ("" if std is None else f" ± {number(std)}")
+
+
 def measured(name: str, value: float | None) -> str:
     """Return the value of an objective or metric called `name`: counts whole, costs with four
     digits."""

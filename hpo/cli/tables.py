@@ -26,6 +26,7 @@ from hpo.formatting import (
     measured,
     number,
     plural,
+    plus_minus,
     setting,
 )
 from hpo.search.status import (
@@ -334,10 +335,7 @@ PART_LABELS = {"test": "test", "val": "validation", "train": "training only"}
 
 def _spread(found: Mapping[str, float | None] | None) -> str:
     """`0.9812 ± 0.0021`; a dash where it was not measured."""
-    if found is None:
-        return number(None)
-    std = found["std"]
-    return number(found["mean"]) + ("" if std is None else f" ± {number(std)}")
+    return plus_minus(None, None) if found is None else plus_minus(found["mean"], found["std"])
 
 
 def run_notes(runs: Sequence[Run]) -> Iterator[str]:

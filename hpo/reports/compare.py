@@ -22,6 +22,7 @@ from hpo.formatting import (
     measured_cell,
     number,
     number_cell,
+    plus_minus,
     setting_cell,
     text_cell,
 )
@@ -320,8 +321,8 @@ def _cost_cells(one: Entry | RunEntry) -> list[Cell]:
 
 
 def _spread_cell(run: RunEntry, score: str) -> Cell:
-    mean, std = run.scores.get(score), run.std.get(score)
-    return Cell(number(mean) + ("" if std is None else f" ± {number(std)}"), mean, "number")
+    mean = run.scores.get(score)
+    return Cell(plus_minus(mean, run.std.get(score)), mean, "number")
 
 
 def figures_of(found: Comparison) -> dict[str, Figure | None]:

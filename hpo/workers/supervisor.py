@@ -2,7 +2,7 @@
 
 Imports neither torch nor Optuna. A worker that it saw die has no heartbeat left, so its trials are
 set free at once instead of when their lease runs out; so are those of workers of this machine that
-an earlier run has left behind dead. While the database is away this waits, and the rest goes on.
+died with an earlier run. While the database is unavailable this waits; the rest continues.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ TICK_S = 0.25
 FIRST_BACK_OFF_S = 1.0
 LARGEST_BACK_OFF_S = 30.0
 HEALTHY_S = 60.0
-"""A worker that lived this long starts its back-off anew."""
+"""A worker that lived this long resets its back-off."""
 QUICK_DEATHS = 5
 GRACE_S = 60.0
-"""Time for workers to hand back after SIGTERM, before they are killed."""
+"""Seconds for workers to hand back after SIGTERM, before they are killed."""
 
 
 def back_off(deaths: int) -> float:
@@ -79,7 +79,7 @@ class Slot:
     started: float = 0.0
     deaths: int = 0
     turned_away: int = 0
-    """Starts in a row at which the database was away."""
+    """Starts in a row at which the database was unavailable."""
     not_before: float = 0.0
     done: bool = False
     watchdog: Watchdog = field(default_factory=Watchdog)
@@ -103,7 +103,7 @@ class Supervisor:
 
     def __post_init__(self) -> None:
         self.slots = [Slot(device) for device in self.devices]
-        self.outage = Outage("workers go on, what dead ones held waits")
+        self.outage = Outage("workers continue, the trials of dead ones wait")
 
     def run(self, stop: threading.Event, tick: Callable[[], object] = lambda: None) -> None:
         """Keep workers alive until the study is over or `stop` is set; `tick` is called a few times
@@ -193,14 +193,14 @@ class Supervisor:
         slot.not_before = now + back_off(slot.deaths)
 
     def _find_left_behind(self) -> None:
-        """Workers of this machine that were killed together with their supervisor."""
+        """Note workers of this machine that were killed together with their supervisor."""
         with self.outage.noted():
             for row in records.read_workers(self.database, self.uuid):
                 if row.ended is None and is_gone(row.process):
                     self.dead[row.id] = "worker died with its run"
 
     def _set_free(self) -> None:
-        """End what the dead held, if the database lets us."""
+        """Release the trials of dead workers, if the database is available."""
         if not self.dead:
             return
         with self.outage.noted():
@@ -211,8 +211,7 @@ class Supervisor:
                 del self.dead[worker]
 
     def _has_epochs(self, worker: str) -> bool:
-        """Whether it has begun an epoch; where the database cannot say, that is not held against
-        it."""
+        """Return whether it has begun an epoch; True where the database is unavailable."""
         try:
             rows = records.read_attempts(self.database, self.uuid).values()
         except StorageAway:

@@ -65,9 +65,9 @@ POLL_S = 0.5
 BEATS_PER_LEASE = 4
 LARGEST_BEAT_S = 5.0
 ROOM_S = 5.0
-"""How long a worker whose disk was full waits at the least."""
+"""Shortest wait of a worker whose disk was full."""
 MISSED_BEAT_S = 1.0
-"""After a beat that failed the next one comes so soon: others wait for it, for one lease."""
+"""Interval after a failed beat: other workers wait for it, for one lease."""
 MISSING = (FileNotFoundError, NotFound, Damaged)
 """Raised when another worker finished the trial and deleted its files."""
 DELETED = "the study was deleted"
@@ -77,11 +77,11 @@ LIBRARIES = ("torch", "torchvision", "optuna")
 
 @dataclass
 class Progress:
-    """What the heartbeat tells of the trial in hand; and the control that training asks.
+    """Progress of the current trial, for the heartbeat; and the control that training asks.
 
-    Every step touches the file `alive`, and whatever takes long before the first one (images are
-    decoded) does so too: by it the supervisor tells a training that hangs from one that is only
-    slow to finish its epoch. Then it also asks `require`, which raises where all of it is in vain.
+    Every step touches the file `alive`, and so does whatever takes long before the first one
+    (decoding images): by it the supervisor tells a training that hangs from one that is only slow
+    to finish its epoch. A touch also calls `require`, which raises where the work is in vain.
     """
 
     stop: threading.Event
@@ -95,7 +95,7 @@ class Progress:
     touched: float = 0.0
 
     def take(self, lease: Lease | None) -> None:
-        """Note the trial in hand; None: none."""
+        """Note the lease of the current trial; None between trials."""
         self.lease, self.fenced, self.images, self.epoch = lease, False, 0, 0
         self.touch(time.monotonic())
 
@@ -121,7 +121,7 @@ class Progress:
                 self.alive.touch()
 
     def pause(self, seconds: float) -> None:
-        """Wait for a database that is away; a training that waits does not hang."""
+        """Wait for an unavailable database; a training that waits does not count as hanging."""
         self.touch(time.monotonic())
         if self.stop.wait(seconds):
             raise Interrupted("stopped by a signal while the database was away")
@@ -133,13 +133,13 @@ class Progress:
 
 
 class TrialRunner(Protocol):
-    """What a worker does with a trial that it holds (`hpo.search.trial.Bench`)."""
+    """Runs the trials that a worker holds (`hpo.search.trial`)."""
 
     def run(self, taken: Taken, control: Progress) -> None:
-        """Run it to its end; raises Interrupted or Fenced where that is not to be."""
+        """Run it to its end; raise Interrupted or Fenced where that is not possible."""
 
     def drain(self, taken: Taken, reason: str, control: Progress) -> None:
-        """End it as pruned, or complete where it has all its epochs, without training."""
+        """End it without training: complete if it has all its epochs, else pruned."""
 
 
 class Worker:
@@ -160,16 +160,16 @@ class Worker:
         self.id = worker_id or new_worker_id()
         self.parent = os.getppid()
         self.full: DiskFull | None = None
-        """Why this worker takes no trial now, and when it looks again."""
+        """The reason why this worker takes no trial now."""
         self.look_again = 0.0
         self.contact = NO_CONTACT
         self.still_held = False
-        """Whether a trial could not be handed back, because the database was away."""
+        """Whether a trial could not be handed back, because the database was unavailable."""
 
     def run(self, stop: threading.Event, *, supervised: bool = False) -> str:
-        """Work until the study is over or `stop` is set; returns why it ended. While the database
-        is away it waits; raises StorageGone where it is gone, and leaves no file that was written
-        after the others were removed."""
+        """Work until the study is over or `stop` is set; return the reason of the end. Waits while
+        the database is unavailable; raises StorageGone where it was removed, and leaves no file
+        that was written after that."""
         directory = self.study.directory(self.home)
         with HeldFolders(directory.root, directory.above) as folders:
             try:
@@ -248,7 +248,7 @@ class Worker:
         return "stopped by a signal"
 
     def _turn(self, progress: Progress) -> str | None:
-        """One decision and what follows from it; a reason where there is nothing left to do."""
+        """Decide what to do next and do it; return a reason where nothing is left to do."""
         facts = self.study.facts()
         self._heard(facts.now)
         facts = scheduling.within_reach(facts, self.contact, self.study.row.lease_s)
@@ -273,10 +273,10 @@ class Worker:
         return None
 
     def _wait_for_room(self, error: DiskFull) -> None:
-        """Take no trial until there is room; workers on other disks go on meanwhile."""
+        """Take no trial until there is room; workers on other disks continue."""
         log.warning("waiting for room: %s", error)
         self.full, self.look_again = error, time.monotonic() + ROOM_S
-        self._tell(f"waiting for room: {error}")
+        self._show_idle(f"waiting for room: {error}")
 
     def _has_room(self) -> bool:
         if self.full is None:
@@ -285,11 +285,11 @@ class Worker:
             return False
         log.info("there is room again")
         self.full = None
-        self._tell(None)
+        self._show_idle(None)
         return True
 
-    def _tell(self, reason: str | None) -> None:
-        """Between two trials, for whoever looks at the workers."""
+    def _show_idle(self, reason: str | None) -> None:
+        """Show in the worker's row that it is between trials, and why."""
         idle = {"number": None, "epoch": None, "epochs": None}
         records.update_worker(self.database, self.id, reason=reason, **idle)
 
@@ -298,7 +298,7 @@ class Worker:
         self.contact = self.contact.heard(now, self.study.row.lease_s)
 
     def _fill(self, facts: Any) -> None:
-        """Add waiting trials if some are missing; counted again while it is our turn."""
+        """Add waiting trials if some are missing; they are counted again while it is our turn."""
         if not scheduling.missing(facts):
             return
         if not leases.take_fill_turn(self.database, self.study.uuid, self.id):
@@ -331,19 +331,19 @@ class Worker:
         except (Fenced, StorageGone):
             raise
         except Exception as error:
-            # Whatever happened here is no result of the trial: somebody else may go on with it.
-            # What ends this process for a cause of its own counts against the trial.
+            # What happened here is no result of the trial: another worker may continue it.
+            # An unexpected error counts against the trial.
             meant = isinstance(error, Interrupted | InputError | DiskFull)
             reason = str(error) if meant else f"{type(error).__name__}: {error}"
             outcome = "handed_back" if meant else "lost"
             if not self._release(taken.lease, outcome, reason) and isinstance(error, MISSING):
                 raise taken.lease.lost() from error
             raise
-        self._tell(None)
+        self._show_idle(None)
 
     def _release(self, lease: Lease, outcome: str, reason: str) -> bool:
-        """Set the trial free; where the database is away and we were asked to stop, time does.
-        False where it was not ours any more."""
+        """Release the trial, and return whether it was still ours. Where the database is
+        unavailable and we were asked to stop, the lease runs out instead."""
         try:
             if not leases.release(self.database, lease, outcome, reason):
                 return False
@@ -357,10 +357,10 @@ class Worker:
         return True
 
     def _beat(self, progress: Progress, done: threading.Event, supervised: bool) -> None:
-        """Renew the lease in hand; notice that it is lost, or that the supervisor is gone."""
+        """Renew the current lease; notice that it is lost, or that the supervisor is gone."""
         beat_s = min(self.study.row.lease_s / BEATS_PER_LEASE, LARGEST_BEAT_S)
         watchdog, limit_s = Watchdog(), self.study.file.study.stall_timeout_s
-        outage = Outage("the heartbeat goes on trying")
+        outage = Outage("the heartbeat keeps trying")
         while not done.wait(beat_s if outage.began is None else min(beat_s, MISSED_BEAT_S)):
             lease = progress.lease
             stalled = watchdog.look(progress.touched, time.monotonic()) > limit_s
