@@ -27,7 +27,7 @@ from benchmarks.stock import BUDGET, PAUSE_S
 from hpo.search import study as studies
 from hpo.search.status import read_status
 from hpo.storage.database import connect
-from hpo.storage.leases import FINAL
+from hpo.storage.records import FINAL
 from tests.harness.scenes import WRITES, small_study
 from tests.harness.servers import Postgres
 

@@ -24,12 +24,9 @@ if TYPE_CHECKING:
     from hpo.config.train import TrainConfig
     from hpo.data.report import DataReport
     from hpo.search import study as studies
-    from hpo.search.status import (
-        StudyStatus,
-        TrialStatus,
-    )
+    from hpo.search.status import StudyStatus
     from hpo.storage.database import Database
-    from hpo.storage.records import StudyRow
+    from hpo.storage.records import StudyRow, Trial
     from hpo.workers.supervisor import Supervisor
 
 
@@ -110,12 +107,12 @@ class Study:
         return self._load().row
 
     @property
-    def trials(self) -> tuple[TrialStatus, ...]:
+    def trials(self) -> tuple[Trial, ...]:
         """All trials, in the order of their numbers."""
         return self.status().trials
 
     @property
-    def best_trial(self) -> TrialStatus:
+    def best_trial(self) -> Trial:
         """The best complete trial; raises NotFound where none is complete. Of several metrics by
         the first one; `status().front()` has the Pareto front."""
         from hpo.trained.export import best_trials

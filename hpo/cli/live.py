@@ -36,8 +36,10 @@ from hpo.reports.progress import (
 )
 from hpo.search.status import StudyStatus
 from hpo.storage.database import Database
-from hpo.storage.leases import FINAL
-from hpo.storage.records import WorkerRow
+from hpo.storage.records import (
+    FINAL,
+    WorkerRow,
+)
 
 REFRESHES_PER_S = 4
 NARROW = 76

@@ -28,9 +28,9 @@ from hpo.paths import Home
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from hpo.search.status import StudyStatus, TrialStatus
+    from hpo.search.status import StudyStatus
     from hpo.storage.database import Database
-    from hpo.storage.records import WorkerRow
+    from hpo.storage.records import Trial, WorkerRow
     from hpo.workers.launchers.base import LaunchedWorker
 
 POLL_S = 0.5
@@ -199,7 +199,7 @@ def trial(
         out.print(f"\nweights of its best epoch: {weights}", markup=False, soft_wrap=True)
 
 
-def _weights(found: Database, now: StudyStatus, trial: TrialStatus) -> str | None:
+def _weights(found: Database, now: StudyStatus, trial: Trial) -> str | None:
     """Where a complete trial's weights are, or why that cannot be told; None if none were kept."""
     from hpo.search.sync import find_weights
 

@@ -29,10 +29,8 @@ from hpo.formatting import (
     plus_minus,
     setting,
 )
-from hpo.search.status import (
-    StudyStatus,
-    TrialStatus,
-)
+from hpo.search.status import StudyStatus
+from hpo.storage.records import Trial
 
 if TYPE_CHECKING:
     from hpo.reports.importance import Importances
@@ -165,7 +163,7 @@ def _finite(data: Any) -> Any:
     return None if infinite else data
 
 
-def trial_page(status: StudyStatus, trial: TrialStatus, code: Code | None) -> Group:
+def trial_page(status: StudyStatus, trial: Trial, code: Code | None) -> Group:
     """Everything about one trial: parameters, curve, attempts, why it ended; and the `code` with
     which its study began."""
     shown = number(trial.value)
@@ -191,7 +189,7 @@ def trial_page(status: StudyStatus, trial: TrialStatus, code: Code | None) -> Gr
     return Group(*parts)
 
 
-def _code(status: StudyStatus, trial: TrialStatus, code: Code) -> Iterator[Text]:
+def _code(status: StudyStatus, trial: Trial, code: Code) -> Iterator[Text]:
     """What computed a trial, and which of its workers were forced to."""
     yield Text(f"code {code}")
     used = {one.worker: one.k for one in trial.attempts}
@@ -201,7 +199,7 @@ def _code(status: StudyStatus, trial: TrialStatus, code: Code) -> Iterator[Text]
             yield Text(attempt, "yellow")
 
 
-def sources(status: StudyStatus, trial: TrialStatus, code: Code | None) -> str:
+def sources(status: StudyStatus, trial: Trial, code: Code | None) -> str:
     """The user's own modules that a trial names, as the study's first worker had them. Raises
     NotFound where there is none."""
     config = status.file.config(trial.params)
@@ -216,7 +214,7 @@ def sources(status: StudyStatus, trial: TrialStatus, code: Code | None) -> str:
     return "".join(f"# {one}\n{text}" for one, text in texts.items())
 
 
-def _curve(status: StudyStatus, trial: TrialStatus) -> Group:
+def _curve(status: StudyStatus, trial: Trial) -> Group:
     target = status.file.metric
     names = list(dict.fromkeys(name for row in trial.epochs for name in row.metrics))
     table = plain_table("epoch", *names, right=("epoch", *names))
@@ -237,7 +235,7 @@ def _measured(name: str, measured: float | None) -> str:
     return setting(float(measured))
 
 
-def _attempts(status: StudyStatus, trial: TrialStatus) -> Table:
+def _attempts(status: StudyStatus, trial: Trial) -> Table:
     hosts = {worker.id: worker.host for worker in status.workers}
     table = plain_table("attempt", "worker", "host", "epochs", "time", "outcome", "reason",
                         right=("attempt", "time"))  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, WithJsonSchema
@@ -135,30 +135,6 @@ MOST_OBJECTIVES = 4
 def direction_of(objective: str) -> Literal["minimize", "maximize"]:
     """Costs are minimized, metrics go their own way."""
     return "minimize" if objective in COSTS else direction(objective)
-
-
-def losses(values: Mapping[str, float]) -> tuple[float, ...]:
-    """Values by objective with less being better in each: those that are maximized negated."""
-    return tuple(
-        value if direction_of(name) == "minimize" else -value for name, value in values.items()
-    )
-
-
-def dominates(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
-    """Whether `one` is at least as good in every objective and better in some; both have the same
-    objectives in the same order."""
-    mine, theirs = losses(one), losses(other)
-    return mine != theirs and all(a <= b for a, b in zip(mine, theirs, strict=True))
-
-
-def front_of(values: Mapping[int, Mapping[str, float]]) -> list[int]:
-    """The numbers of those that no other beats in all objectives, best first objective first."""
-    front: list[int] = []
-    # In this order a later one cannot beat an earlier one, so one pass will do.
-    for number in sorted(values, key=lambda number: (losses(values[number]), number)):
-        if not any(dominates(values[other], values[number]) for other in front):
-            front.append(number)
-    return front
 
 
 def worst(objective: str) -> float:

@@ -28,6 +28,7 @@ from hpo.config.data import (
 from hpo.config.metrics import (
     COSTS,
     direction,
+    direction_of,
     own_function,
 )
 from hpo.config.space import (
@@ -214,6 +215,11 @@ class StudyFile:
     def objectives(self) -> tuple[str, ...]:
         """What is optimized: `metric` alone, or several of which it is the first."""
         return self.study.objectives
+
+    @property
+    def directions(self) -> dict[str, Literal["minimize", "maximize"]]:
+        """The direction of each objective."""
+        return {name: direction_of(name) for name in self.objectives}
 
     @property
     def direction(self) -> Literal["minimize", "maximize"]:

@@ -7,10 +7,8 @@ is live is never touched. Nothing here removes a trial, an epoch's metrics or a 
 
 from __future__ import annotations
 
-import json
 import math
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,10 +17,16 @@ from sqlalchemy.exc import IntegrityError
 
 from hpo.storage import tables
 from hpo.storage.database import Database
-from hpo.storage.leases import WORTHLESS
 from hpo.storage.optuna import (
     end_trial,
     worst_values,
+)
+from hpo.storage.records import (
+    FINISHED_STATES,
+    UNFINISHED_STATES,
+    Attempt,
+    Outcome,
+    select_attempts,
 )
 from hpo.storage.tables import (
     attempts,
@@ -34,13 +38,6 @@ from hpo.storage.tables import (
 
 MENDER = "hpo storage check"
 """Stands as the worker of an attempt that is entered."""
-OVER = ("COMPLETE", "PRUNED", "FAIL")
-STATE_OF = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
-STATE_OF |= dict.fromkeys(WORTHLESS, "COMPLETE")
-"""Optuna's state of a trial that an attempt of ours ended so."""
-ENDED_BY_OTHERS = {"FAIL": "failed", "PRUNED": "pruned"}
-"""How an attempt ends whose trial another tool ended. A COMPLETE that hpo has not seen is no result
-of it, to be ranked beside its own: there the attempt is lost."""
 LONGEST = 2.0
 """A lease ends so many of its lengths from now at the latest."""
 
@@ -58,7 +55,7 @@ class EndAttempt:
 
     trial_id: int
     k: int
-    outcome: str
+    outcome: Outcome
     reason: str
 
     def __str__(self) -> str:
@@ -66,9 +63,9 @@ class EndAttempt:
 
     def apply(self, database: Database) -> bool:
         with database.write() as c:
-            rows, state = locked(c, self.trial_id)
-            over = ENDED_BY_OTHERS.get(state or "", "lost") if state in OVER else None
-            if self.outcome != ("lost" if rows and rows[0].k > self.k else over):
+            rows, state = locked(c, database, self.trial_id)
+            superseded = bool(rows) and rows[0].k > self.k
+            if self.outcome != (Outcome.LOST if superseded else outcome_of(state)):
                 return False
             a = attempts.c
             done = c.execute(
@@ -118,7 +115,7 @@ class HandBack:
 
     def apply(self, database: Database) -> bool:
         with database.write() as c:
-            rows, state = locked(c, self.trial_id)
+            rows, state = locked(c, database, self.trial_id)
             if rows or state != "RUNNING":
                 return False
             now = float(c.scalar(sa.select(database.now())) or 0.0)
@@ -126,7 +123,7 @@ class HandBack:
             times = {"started": now, "until": now, "ended": now}
             return _entered(c, about | times | {
                 "k": 1,
-                "outcome": "handed_back",
+                "outcome": Outcome.HANDED_BACK,
                 "reason": "another tool began it",
             })  # fmt: skip
 
@@ -137,25 +134,25 @@ class TellOptuna:
 
     trial_id: int
     k: int
-    outcome: str
+    outcome: Outcome
 
     def __str__(self) -> str:
-        return f"Optuna is told {STATE_OF[self.outcome]}, as the attempt ended"
+        return f"Optuna is told {self.outcome.optuna_state}, as the attempt ended"
 
     def apply(self, database: Database) -> bool:
         with database.write() as c:
-            rows, state = locked(c, self.trial_id)
+            rows, state = locked(c, database, self.trial_id)
             last = rows[0] if rows else None
             if last is None or (last.k, last.outcome) != (self.k, self.outcome):
                 return False
-            if state not in ("WAITING", "RUNNING"):
+            if state not in UNFINISHED_STATES:
                 return False
             values = told_values(last)
             if values is None:
                 return False
-            if self.outcome in WORTHLESS:
+            if self.outcome.is_worthless:
                 values = worst_values(c, self.trial_id)
-            end_trial(c, self.trial_id, STATE_OF[self.outcome], values, last.ended or last.until)
+            end_trial(c, self.trial_id, self.outcome.optuna_state, values, last.ended or last.until)
             return True
 
 
@@ -178,7 +175,7 @@ class EnterAttempt:
             sa.func.min(e.finished), sa.func.max(e.finished),
         ).where(e.trial_id == self.trial_id, e.attempt == self.k)  # fmt: skip
         with database.write() as c:
-            rows, _ = locked(c, self.trial_id)
+            rows, _ = locked(c, database, self.trial_id)
             first, last, started, ended = c.execute(spans).one()
             if first is None or not rows or rows[0].k < self.k or self.k in [r.k for r in rows]:
                 return False
@@ -186,7 +183,7 @@ class EnterAttempt:
             times = {"started": started, "until": ended, "ended": ended}
             return _entered(c, about | times | {
                 "k": self.k,
-                "outcome": "lost",
+                "outcome": Outcome.LOST,
                 "reason": "its row was gone",
                 "first_epoch": first,
                 "epoch": last,
@@ -243,24 +240,33 @@ def belongs_nowhere(database: Database, table: sa.Table) -> sa.ColumnElement[boo
     return nowhere
 
 
-def locked(c: sa.Connection, trial_id: int) -> tuple[Sequence[sa.Row[Any]], str | None]:
-    """The attempts of a trial, latest first, then its state in Optuna's tables; both locked."""
+def outcome_of(state: str | None) -> Outcome | None:
+    """Return how an attempt ends whose trial another tool ended in `state`; None if it is going on.
+    A COMPLETE that hpo has not seen is no result to rank beside its own: the attempt is lost."""
+    if state not in FINISHED_STATES:
+        return None
+    return {"FAIL": Outcome.FAILED, "PRUNED": Outcome.PRUNED}.get(state, Outcome.LOST)
+
+
+def locked(c: sa.Connection, database: Database, trial_id: int) -> tuple[list[Attempt], str | None]:
+    """Return the attempts of a trial, latest first, and its state in Optuna's tables; lock both."""
     a, t = attempts.c, optuna_trials.c
-    query = sa.select(attempts).where(a.trial_id == trial_id).order_by(a.k.desc())
-    c.execute(query.with_for_update()).all()
+    mine = a.trial_id == trial_id
+    c.execute(sa.select(attempts).where(mine).order_by(a.k.desc()).with_for_update()).all()
     state = c.scalar(sa.select(t.state).where(t.trial_id == trial_id).with_for_update())
     # Read again: a statement that had to wait for a lock has not seen what was added meanwhile.
-    return c.execute(query).all(), state
+    rows = sorted((row for *_, row in select_attempts(c, database, mine)), key=lambda row: -row.k)
+    return rows, state
 
 
-def told_values(row: Any) -> tuple[float, ...] | None:
-    """The values of an attempt that ended its trial, from its columns; None where they are not
-    known, () where it has none: then Optuna is told none, or of WORTHLESS `worst_values`."""
-    if row.outcome != "complete":
+def told_values(attempt: Attempt) -> tuple[float, ...] | None:
+    """Return what Optuna is told of an attempt that ended its trial: its values; () if it has none
+    (of a worthless one `worst_values`); None if they are not known."""
+    if attempt.outcome != Outcome.COMPLETE:
         return ()
-    values = json.loads(row.objectives) if row.objectives else [row.value]
-    known = all(value is not None and math.isfinite(value) for value in values)
-    return tuple(values) if known else None
+    scores = attempt.scores
+    known = scores and all(value is not None and math.isfinite(value) for value in scores)
+    return scores if known else None
 
 
 def _entered(c: sa.Connection, values: dict[str, Any]) -> bool:

@@ -11,13 +11,16 @@ from dataclasses import dataclass, field
 
 from hpo.doctor import repair
 from hpo.doctor.repair import (
-    ENDED_BY_OTHERS,
-    OVER,
-    STATE_OF,
     Cure,
+    outcome_of,
+    told_values,
 )
 from hpo.formatting import plural
-from hpo.storage.leases import FINAL
+from hpo.storage.records import (
+    FINISHED_STATES,
+    Attempt,
+    Outcome,
+)
 
 UNATTEMPTED = "trial without attempt"
 CONTRADICTION = "contradiction"
@@ -73,18 +76,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Attempt:
-    """What a check reads of an attempt; `told`: whether its values are known to tell Optuna."""
-
-    k: int
-    worker: str
-    until: float
-    outcome: str | None = None
-    told: bool = True
-
-
-@dataclass(frozen=True)
-class Trial:
+class StoredTrial:
     """A trial in Optuna's tables, with what ours have of it."""
 
     trial_id: int
@@ -104,7 +96,7 @@ class Known:
     name: str
     budget: int
     lease_s: float
-    trials: Sequence[Trial]
+    trials: Sequence[StoredTrial]
 
 
 @dataclass(frozen=True)
@@ -152,15 +144,15 @@ def _half(half: Halved) -> Finding:
     return Finding(HALVED, means, half.name, left=left)
 
 
-def _trial(study: Known, trial: Trial, now: float) -> Iterator[Finding]:
+def _trial(study: Known, trial: StoredTrial, now: float) -> Iterator[Finding]:
     yield from _earlier(study, trial, now)
     yield from _unowned(study, trial)
     last = trial.attempts[-1] if trial.attempts else None
     if last is None:
         yield from _without_attempt(study, trial)
-    elif trial.state in OVER:
+    elif trial.state in FINISHED_STATES:
         yield from _over(study, trial, last, now)
-    elif last.outcome in FINAL:
+    elif last.is_final:
         yield _not_told(study, trial, last)
     elif trial.number >= study.budget:
         yield _beyond(study, trial, UNATTEMPTED if last.outcome else ENDLESS)
@@ -168,9 +160,9 @@ def _trial(study: Known, trial: Trial, now: float) -> Iterator[Finding]:
         yield from _open(study, trial, last, now)
 
 
-def _without_attempt(study: Known, trial: Trial) -> Iterator[Finding]:
+def _without_attempt(study: Known, trial: StoredTrial) -> Iterator[Finding]:
     where = (study.name, trial.number)
-    if trial.state in OVER:
+    if trial.state in FINISHED_STATES:
         means = f"it is {trial.state} in Optuna's tables, and no worker of hpo had it: another tool"
         yield Finding(UNATTEMPTED, f"{means} made it", *where, left=_no_result(study))
     elif trial.state == "RUNNING" and trial.number >= study.budget:
@@ -188,13 +180,13 @@ def _no_result(study: Known) -> str:
     )
 
 
-def _beyond(study: Known, trial: Trial, kind: str) -> Finding:
+def _beyond(study: Known, trial: StoredTrial, kind: str) -> Finding:
     means = f"it is {trial.state} beyond the budget of {study.budget} trials: no worker may take it"
     left = f"hpo extend {study.name} --trials {trial.number + 1} lets one"
     return Finding(kind, means, study.name, trial.number, left=left)
 
 
-def _over(study: Known, trial: Trial, last: Attempt, now: float) -> Iterator[Finding]:
+def _over(study: Known, trial: StoredTrial, last: Attempt, now: float) -> Iterator[Finding]:
     """Of a trial that is over its last attempt has ended it."""
     where = (study.name, trial.number, last.k)
     if last.outcome is None:
@@ -203,31 +195,31 @@ def _over(study: Known, trial: Trial, last: Attempt, now: float) -> Iterator[Fin
             left = f"worker {last.worker} holds it: look again when its lease has run out"
             yield Finding(ENDLESS, means, *where, left=left)
         else:
-            outcome = ENDED_BY_OTHERS.get(trial.state, "lost")
+            outcome = outcome_of(trial.state) or Outcome.LOST
             reason = f"another tool ended its trial as {trial.state}"
             cure = repair.EndAttempt(trial.trial_id, last.k, outcome, reason)
             yield Finding(ENDLESS, means, *where, cure=cure)
-    elif last.outcome not in FINAL:
-        words = last.outcome.replace("_", " ")
-        means = f"it is {trial.state} in Optuna's tables, and its last attempt was {words}: another"
+    elif not last.outcome.is_final:
+        means = f"it is {trial.state} in Optuna's tables, and its last attempt was "
+        means += f"{last.outcome.words}: another"
         yield Finding(UNATTEMPTED, f"{means} tool ended it", *where, left=_no_result(study))
-    elif STATE_OF[last.outcome] != trial.state:
+    elif last.outcome.optuna_state != trial.state:
         means = f"it ended its trial as {last.outcome}; Optuna's tables have {trial.state}"
         left = "Optuna ends a trial once for all, so neither can follow the other: restore a backup"
         yield Finding(CONTRADICTION, means, *where, left=left)
 
 
-def _not_told(study: Known, trial: Trial, last: Attempt) -> Finding:
-    outcome = str(last.outcome)
-    means = f"it ended its trial as {outcome}; in Optuna's tables that is {trial.state} still"
+def _not_told(study: Known, trial: StoredTrial, last: Attempt) -> Finding:
+    assert last.outcome is not None
+    means = f"it ended its trial as {last.outcome}; in Optuna's tables that is {trial.state} still"
     where = (study.name, trial.number, last.k)
-    if last.told:
-        cure = repair.TellOptuna(trial.trial_id, last.k, outcome)
+    if told_values(last) is not None:
+        cure = repair.TellOptuna(trial.trial_id, last.k, last.outcome)
         return Finding(CONTRADICTION, means, *where, cure=cure)
     return Finding(CONTRADICTION, means, *where, left="its value is not known: restore a backup")
 
 
-def _open(study: Known, trial: Trial, last: Attempt, now: float) -> Iterator[Finding]:
+def _open(study: Known, trial: StoredTrial, last: Attempt, now: float) -> Iterator[Finding]:
     """Of a trial that goes on: somebody holds it, or the next worker takes it over."""
     where = (study.name, trial.number, last.k)
     if last.until > now + repair.LONGEST * study.lease_s:
@@ -243,11 +235,11 @@ def _open(study: Known, trial: Trial, last: Attempt, now: float) -> Iterator[Fin
         yield Finding(EXPECTED, means, *where, fault=False)
 
 
-def _earlier(study: Known, trial: Trial, now: float) -> Iterator[Finding]:
+def _earlier(study: Known, trial: StoredTrial, now: float) -> Iterator[Finding]:
     """Attempts that have a successor: they have ended, and have not ended the trial."""
     for row in trial.attempts[:-1]:
         where = (study.name, trial.number, row.k)
-        if row.outcome in FINAL:
+        if row.is_final:
             means = f"it ended its trial as {row.outcome}, and another attempt came after it"
             left = "the later one counts; two workers may have run it, its curve may be mixed"
             yield Finding(CONTRADICTION, means, *where, left=left)
@@ -257,11 +249,11 @@ def _earlier(study: Known, trial: Trial, now: float) -> Iterator[Finding]:
                 left = f"worker {row.worker} holds it: look again when its lease has run out"
                 yield Finding(ENDLESS, means, *where, left=left)
             else:
-                cure = repair.EndAttempt(trial.trial_id, row.k, "lost", "it was superseded")
+                cure = repair.EndAttempt(trial.trial_id, row.k, Outcome.LOST, "it was superseded")
                 yield Finding(ENDLESS, means, *where, cure=cure)
 
 
-def _unowned(study: Known, trial: Trial) -> Iterator[Finding]:
+def _unowned(study: Known, trial: StoredTrial) -> Iterator[Finding]:
     """Epochs of attempts that have no row."""
     ks = [row.k for row in trial.attempts]
     for k, count in trial.epochs.items():

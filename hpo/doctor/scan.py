@@ -16,17 +16,13 @@ from hpo.doctor import (
     files as leftovers,
 )
 from hpo.doctor import rules
-from hpo.doctor.repair import (
-    belongs_nowhere,
-    told_values,
-)
+from hpo.doctor.repair import belongs_nowhere
 from hpo.doctor.rules import (
-    Attempt,
     Finding,
     Halved,
     Known,
     Rows,
-    Trial,
+    StoredTrial,
 )
 from hpo.errors import NotFound
 from hpo.formatting import plural
@@ -38,9 +34,11 @@ from hpo.storage.database import (
     Database,
     exists,
 )
-from hpo.storage.leases import FINAL
+from hpo.storage.records import (
+    Attempt,
+    select_attempts,
+)
 from hpo.storage.tables import (
-    attempts,
     epochs,
     optuna_studies,
     optuna_trials,
@@ -135,7 +133,7 @@ def read_rows(database: Database) -> Rows:
         theirs = {row.study_id: row.study_name for row in c.execute(sa.select(optuna_studies))}
         ours = c.execute(sa.select(studies).order_by(studies.c.created)).all()
         whole = [row for row in ours if theirs.get(row.study_id) == row.name]
-        trials, ids = _trials(c), {row.study_id for row in ours}
+        trials, ids = _trials(c, database), {row.study_id for row in ours}
         return Rows(
             now=now,
             studies=[
@@ -152,32 +150,23 @@ def read_rows(database: Database) -> Rows:
         )
 
 
-def _trials(c: sa.Connection) -> dict[str, list[Trial]]:
+def _trials(c: sa.Connection, database: Database) -> dict[str, list[StoredTrial]]:
     """The trials of our studies in order, by the study's uuid."""
-    tried, finished = _attempts(c), _epochs(c)
+    finished = _epochs(c)
+    tried: dict[tuple[str, int], list[Attempt]] = defaultdict(list)
+    for study, trial_id, attempt in select_attempts(c, database):
+        tried[study, trial_id].append(attempt)
     t = optuna_trials.c
     query = (
         sa.select(studies.c.uuid, t.trial_id, t.number, t.state)
         .join_from(optuna_trials, studies, studies.c.study_id == t.study_id)
         .order_by(t.number, t.trial_id)
     )
-    found: dict[str, list[Trial]] = defaultdict(list)
+    found: dict[str, list[StoredTrial]] = defaultdict(list)
     for uuid, trial_id, number, state in c.execute(query):
         key = (uuid, trial_id)
-        one = Trial(trial_id, number, str(state), tried.get(key, ()), finished.get(key, {}))
+        one = StoredTrial(trial_id, number, str(state), tried.get(key, ()), finished.get(key, {}))
         found[uuid].append(one)
-    return found
-
-
-def _attempts(c: sa.Connection) -> dict[tuple[str, int], list[Attempt]]:
-    a = attempts.c
-    columns = (a.study, a.trial_id, a.k, a.worker, a.until, a.outcome, a.value, a.objectives)
-    found: dict[tuple[str, int], list[Attempt]] = defaultdict(list)
-    for row in c.execute(sa.select(*columns).order_by(a.k)):
-        told = row.outcome not in FINAL or told_values(row) is not None
-        found[row.study, row.trial_id].append(
-            Attempt(row.k, row.worker, row.until, row.outcome, told)
-        )
     return found
 
 

@@ -48,10 +48,10 @@ from hpo.reports.page import render
 from hpo.reports.training import as_page
 from hpo.search.status import (
     StudyStatus,
-    TrialStatus,
     read_status,
 )
 from hpo.storage.database import Database
+from hpo.storage.records import Trial
 from hpo.trained.run import (
     Run,
     RunDir,
@@ -187,21 +187,21 @@ class _Costs:
 
 def _entries(status: StudyStatus, top: int, costs: _Costs) -> list[Entry]:
     """One for each architecture that was tried, in the order in which they came."""
-    tried: dict[str, list[TrialStatus]] = {}
+    tried: dict[str, list[Trial]] = {}
     for trial in status.trials:
         if trial.attempts:
             tried.setdefault(_architecture(status, trial), []).append(trial)
     return [_entry(status, name, trials, top, costs) for name, trials in tried.items()]
 
 
-def _architecture(status: StudyStatus, trial: TrialStatus) -> str:
+def _architecture(status: StudyStatus, trial: Trial) -> str:
     fixed = status.file.train.get("model", {}).get("architecture")
     default = TrainConfig.model_validate({}).model.architecture
     return str(trial.params.get("model.architecture", fixed or default))
 
 
 def _entry(
-    status: StudyStatus, architecture: str, trials: Sequence[TrialStatus], top: int, costs: _Costs
+    status: StudyStatus, architecture: str, trials: Sequence[Trial], top: int, costs: _Costs
 ) -> Entry:
     ranked = [trial for trial in status.ranked() if trial in trials]
     values = [trial.value for trial in ranked[:top] if trial.value is not None]

@@ -41,10 +41,8 @@ from hpo.reports.figures import (
     figure,
     plain,
 )
-from hpo.search.status import (
-    StudyStatus,
-    TrialStatus,
-)
+from hpo.search.status import StudyStatus
+from hpo.storage.records import Trial
 
 SHOWN = ("val_top1", "val_loss", "train_top1", "train_loss")
 MOST_VALUES = 12
@@ -59,7 +57,7 @@ class Group:
 
     label: str
     key: float | str
-    complete: tuple[TrialStatus, ...]
+    complete: tuple[Trial, ...]
     pruned: int
     """Trials that were pruned: in no mean, since they ended early."""
 
@@ -69,7 +67,7 @@ class Group:
         return [value for value in found if value is not None and math.isfinite(value)]
 
 
-def _at_best(trial: TrialStatus, metric: str) -> float | None:
+def _at_best(trial: Trial, metric: str) -> float | None:
     if metric in COSTS:
         return trial.values.get(metric)
     row = next((row for row in trial.epochs if row.epoch == trial.best_epoch), None)
@@ -84,7 +82,7 @@ def group_by(status: StudyStatus, name: str) -> list[Group]:
     used = [t for t in status.trials if name in t.params and t.state in ("complete", "pruned")]
     parameter = status.file.space[name]
     sorted_into = _sorter(parameter, [t.params[name] for t in used])
-    groups: dict[tuple[Any, str], list[TrialStatus]] = {}
+    groups: dict[tuple[Any, str], list[Trial]] = {}
     for trial in used:
         groups.setdefault(sorted_into(trial.params[name]), []).append(trial)
     return [
@@ -227,7 +225,7 @@ def front_figure(status: StudyStatus, name: str) -> Figure | None:
 
 
 def _points(
-    status: StudyStatus, name: str, trials: list[TrialStatus], label: str, **trace: object
+    status: StudyStatus, name: str, trials: list[Trial], label: str, **trace: object
 ) -> Trace:
     return {
         "type": "scatter", "name": label, "x": [trial.values[name] for trial in trials],
@@ -237,7 +235,7 @@ def _points(
     }  # fmt: skip
 
 
-def _hover(trial: TrialStatus) -> str:
+def _hover(trial: Trial) -> str:
     values = [f"{name} {measured(name, value)}" for name, value in trial.values.items()]
     params = [f"{plain(name)} = {plain(setting(one))}" for name, one in trial.params.items()]
     return "<br>".join([f"<b>trial {trial.number}</b>", *values, *params])

@@ -19,8 +19,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.search.study import load
 from hpo.storage.database import Database
-from hpo.storage.leases import WORTHLESS
 from hpo.storage.optuna import FencedStorage
+from hpo.storage.records import WORTHLESS
 
 MIN_COMPLETE = 8
 """Complete trials below which importances would be noise: PED-ANOVA compares the best tenth, two

@@ -15,11 +15,11 @@ from hpo.formatting import (
     number,
     plural,
 )
-from hpo.search.status import (
-    StudyStatus,
-    TrialStatus,
+from hpo.search.status import StudyStatus
+from hpo.storage.records import (
+    FINAL,
+    Trial,
 )
-from hpo.storage.leases import FINAL
 
 READ_S = 1.0
 """The database is read at most this often, and never for more than a tenth of the time."""
@@ -33,7 +33,7 @@ def headline(status: StudyStatus, storage: str, devices: Sequence[str]) -> str:
     )
 
 
-def trial_line(status: StudyStatus, trial: TrialStatus, finished: int) -> str:
+def trial_line(status: StudyStatus, trial: Trial, finished: int) -> str:
     """A finished trial as one line of a log."""
     line = f"[{finished}/{status.row.trials}] trial {trial.number} {trial.state}"
     if trial.value is not None:
@@ -129,5 +129,5 @@ class PlainView(View):
             self.say(trial_line(self.status, trial, len(self.seen)))
 
 
-def _ended(trial: TrialStatus) -> float:
+def _ended(trial: Trial) -> float:
     return max((one.ended or 0.0 for one in trial.attempts), default=0.0)

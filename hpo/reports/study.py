@@ -39,12 +39,14 @@ from hpo.search import (
 )
 from hpo.search.status import (
     StudyStatus,
-    TrialStatus,
     read_status,
 )
 from hpo.storage import records
 from hpo.storage.database import Database
-from hpo.storage.leases import FINAL
+from hpo.storage.records import (
+    FINAL,
+    Trial,
+)
 from hpo.storage.url import option
 
 
@@ -114,13 +116,13 @@ def _study_figures(status: StudyStatus, found: Importances) -> dict[str, Any]:
     }
 
 
-def _fixed(status: StudyStatus, best: TrialStatus) -> list[tuple[str, Any]]:
+def _fixed(status: StudyStatus, best: Trial) -> list[tuple[str, Any]]:
     """All settings of the best trial that were not searched."""
     whole = flatten(status.file.config(best.params).to_dict())
     return [(name, value) for name, value in whole.items() if name not in best.params]
 
 
-def _commands(database: Database, status: StudyStatus, best: TrialStatus) -> list[str]:
+def _commands(database: Database, status: StudyStatus, best: Trial) -> list[str]:
     """What to type next, for this database."""
     study, file = shlex.quote(status.row.name), shlex.quote(f"{status.row.name}.best.toml")
     storage = option(database.url, Home.default().storage)
@@ -138,7 +140,7 @@ def _trials_table(status: StudyStatus) -> Table:
     return Table((*headers, *names, "reason"), rows)
 
 
-def _trial_row(trial: TrialStatus, names: Iterable[str], costs: Iterable[str]) -> list[Cell]:
+def _trial_row(trial: Trial, names: Iterable[str], costs: Iterable[str]) -> list[Cell]:
     return [
         Cell(str(trial.number), trial.number, "number"),
         text_cell(trial.state, f"state {trial.state}"),

@@ -37,11 +37,11 @@ from hpo.reports.figures import (
     plain,
     short,
 )
-from hpo.search.status import (
-    StudyStatus,
-    TrialStatus,
+from hpo.search.status import StudyStatus
+from hpo.storage.records import (
+    WORTHLESS,
+    Trial,
 )
-from hpo.storage.leases import WORTHLESS
 
 STATE_COLORS = {
     "complete": BLUE,
@@ -64,7 +64,7 @@ def is_maximized(status: StudyStatus) -> bool:
     return status.file.direction == "maximize"
 
 
-def measured_trials(status: StudyStatus) -> list[TrialStatus]:
+def measured_trials(status: StudyStatus) -> list[Trial]:
     """Return the trials whose value was measured, by the best epoch that they reached."""
     return [t for t in status.trials if t.value is not None and t.state not in WITHOUT_VALUE]
 
@@ -102,14 +102,14 @@ def _value_axis(status: StudyStatus, title: str) -> dict[str, Any]:
     return axis(title) | ({"range": bounds} if bounds else {})
 
 
-def _brief(status: StudyStatus, trial: TrialStatus, name: str) -> str:
+def _brief(status: StudyStatus, trial: Trial, name: str) -> str:
     """What hovering over a trial shows where `name` is looked at."""
     value = f"{plain(status.file.metric)} {number(trial.value)}"
     own = setting(trial.params[name]) if name in trial.params else "not used"
     return f"trial {trial.number} {trial.state}<br>{value}<br>{plain(name)} = {plain(own)}"
 
 
-def _full(status: StudyStatus, trial: TrialStatus) -> str:
+def _full(status: StudyStatus, trial: Trial) -> str:
     """What hovering over a trial shows where all of it is looked at."""
     head = f"<b>trial {trial.number}</b> {trial.state}"
     epoch = f" in epoch {trial.best_epoch}" if trial.best_epoch else ""
@@ -160,7 +160,7 @@ def _best_so_far(status: StudyStatus) -> Trace:
     }  # fmt: skip
 
 
-def _state_points(status: StudyStatus, state: str, trials: Sequence[TrialStatus]) -> Trace:
+def _state_points(status: StudyStatus, state: str, trials: Sequence[Trial]) -> Trace:
     color = STATE_COLORS[state]
     marker = {"color": color, "size": 8, "symbol": SYMBOLS.get(state, "circle")}
     numbers, text = [t.number for t in trials], [_full(status, t) for t in trials]
@@ -197,13 +197,13 @@ def intermediate(status: StudyStatus) -> Figure | None:
     )
 
 
-def _after(status: StudyStatus, trial: TrialStatus) -> float | None:
+def _after(status: StudyStatus, trial: Trial) -> float | None:
     """The metric after the last epoch of `trial`."""
     return finite(trial.epochs[-1].metrics.get(status.file.metric)) if trial.epochs else None
 
 
 def _lines(
-    status: StudyStatus, trials: Sequence[TrialStatus], name: str, color: str, width: float = 1.2
+    status: StudyStatus, trials: Sequence[Trial], name: str, color: str, width: float = 1.2
 ) -> Trace:
     """Many curves in one trace, a gap after each: a trace for each would be slow."""
     x: list[int | None] = []
@@ -227,7 +227,7 @@ def _lines(
     }  # fmt: skip
 
 
-def _pruned_ends(status: StudyStatus, trials: Sequence[TrialStatus]) -> Trace:
+def _pruned_ends(status: StudyStatus, trials: Sequence[Trial]) -> Trace:
     marker = {"color": GREY, "symbol": "x-thin-open", "size": 7}
     x, y = [t.epochs[-1].epoch for t in trials], [_after(status, t) for t in trials]
     text = [_full(status, t) for t in trials]
@@ -295,7 +295,7 @@ def parallel(status: StudyStatus) -> Figure | None:
     if not ranked:
         return None
     names = list(status.file.space)
-    groups: list[list[TrialStatus]] = [[] for _ in SCALE]
+    groups: list[list[Trial]] = [[] for _ in SCALE]
     for rank, trial in enumerate(reversed(ranked)):
         groups[rank * len(SCALE) // len(ranked)].append(trial)
     low, high = _ends([t.value for t in ranked if t.value is not None])
@@ -344,7 +344,7 @@ def _height(parameter: Parameter, value: Any) -> float:
 
 
 def _parallel_lines(
-    status: StudyStatus, trials: Sequence[TrialStatus], heights: Sequence[list[float]], index: int
+    status: StudyStatus, trials: Sequence[Trial], heights: Sequence[list[float]], index: int
 ) -> Trace:
     x: list[int | None] = []
     y: list[float | None] = []

@@ -28,7 +28,7 @@ from hpo.storage.artifacts import (
     Moved,
     nothing,
 )
-from hpo.storage.records import EpochRow
+from hpo.storage.records import Epoch
 from hpo.training.checkpoint import Checkpoint
 from hpo.training.train import EpochResult
 
@@ -40,9 +40,9 @@ class Epochs:
 
     def __init__(self, study: Study, checkpoints: Checkpoints) -> None:
         self.study, self.checkpoints, self.lease = study, checkpoints, checkpoints.lease
-        self.rows: list[EpochRow] = []
+        self.rows: list[Epoch] = []
         """All that are finished, in order, up to the checkpoint; then those computed since."""
-        self.recorded: list[EpochRow] = []
+        self.recorded: list[Epoch] = []
         """Those that the database had when this attempt began: more, where a checkpoint is damaged
         or not here, and they are computed again."""
         self.checkpoint: Path | None = None
@@ -63,7 +63,7 @@ class Epochs:
         return len(self.rows) < len(self.recorded)
 
     @property
-    def known(self) -> list[EpochRow]:
+    def known(self) -> list[Epoch]:
         """Each epoch that is finished, be it by this attempt or recorded before."""
         return self.rows + self.recorded[len(self.rows) :]
 
@@ -88,7 +88,7 @@ class Epochs:
             text = f"{path.name} is damaged: attempt {self.lease.k} {what}"
             leases.note_damage(self.study.database, self.lease, k, text)
 
-    def _find_later(self, rows: list[EpochRow], config: TrainConfig) -> None:
+    def _find_later(self, rows: list[Epoch], config: TrainConfig) -> None:
         """The furthest checkpoint on disk that goes on from what the database has: its worker died
         before it could deliver."""
         found = self.checkpoints.directory.checkpoints(self.lease.number)
@@ -103,7 +103,7 @@ class Epochs:
             if not continues(start.metrics, rows):
                 continue
             fresh = [
-                EpochRow(n, attempt, 0.0, metrics, attempt)
+                Epoch(n, attempt, 0.0, metrics, attempt)
                 for n, metrics in enumerate(start.metrics, 1)
                 if n > len(rows)
             ]
@@ -124,7 +124,7 @@ class Epochs:
                 *(self.lease.number, result.epoch),
             )
             self.recorded = self.recorded[: result.epoch - 1]
-        self.rows.append(EpochRow(result.epoch, self.lease.k, 0.0, dict(result.metrics), pointer))
+        self.rows.append(Epoch(result.epoch, self.lease.k, 0.0, dict(result.metrics), pointer))
         self.micro_batch = result.micro_batch
         before, self.checkpoint = self.checkpoint, result.checkpoint
         if before is not None and before != self.checkpoints.pointed:
@@ -147,7 +147,7 @@ class Epochs:
         return stop
 
 
-def continues(metrics: Sequence[dict[str, float]], rows: Sequence[EpochRow]) -> bool:
+def continues(metrics: Sequence[dict[str, float]], rows: Sequence[Epoch]) -> bool:
     """Whether a training with these metrics, epoch by epoch, began with exactly the epochs `rows`.
     They hold times in seconds, so that no other training has the same."""
     stored = [row.metrics for row in rows]
@@ -171,7 +171,7 @@ def _load(path: Path, config: TrainConfig) -> Checkpoint:
     return start
 
 
-def _fault(config: TrainConfig, path: Path, rows: Sequence[EpochRow]) -> str | None:
+def _fault(config: TrainConfig, path: Path, rows: Sequence[Epoch]) -> str | None:
     """Why the file is not the checkpoint of the last of `rows`; None where it is."""
     try:
         start = _load(path, config)

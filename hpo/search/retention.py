@@ -14,10 +14,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from hpo.config.metrics import (
-    dominates,
-    front_of,
-)
 from hpo.errors import StorageError
 from hpo.paths import (
     CHECKPOINT,
@@ -28,19 +24,19 @@ from hpo.paths import (
 )
 from hpo.search import sync
 from hpo.search.study import Study
-from hpo.storage import (
-    leases,
-    records,
-)
+from hpo.storage import records
 from hpo.storage.leases import Ending
-from hpo.storage.records import AttemptRow
+from hpo.storage.records import (
+    Attempt,
+    Ranking,
+)
 
 log = logging.getLogger(__name__)
 
 KEPT = 3
 """Weights of this many best trials are kept, where there is one metric."""
 
-Attempts = Mapping[int, Sequence[AttemptRow]]
+Attempts = Mapping[int, Sequence[Attempt]]
 
 
 @dataclass(frozen=True)
@@ -89,7 +85,7 @@ def surplus(names: Iterable[str], attempts: Attempts, best: Best) -> list[str]:
 def is_over(attempts: Attempts, name: str) -> bool:
     """Whether a file or folder belongs to a trial that is over; what belongs to none does not."""
     rows = attempts.get(trial_of(name))
-    return rows is not None and rows[-1].outcome in leases.FINAL
+    return rows is not None and rows[-1].is_final
 
 
 def trial_of(name: str) -> int:
@@ -110,49 +106,24 @@ def _staying(number: int, files: Iterable[str], k: int, best: Best) -> set[str]:
 
 
 def best_of_all(study: Study, attempts: Attempts) -> Best:
-    """The trials of which weights and checkpoints stay, of those that are complete."""
-    order = ranked(study, attempts)
-    weights = front_of(_objectives(study, attempts)) if _has_several(study) else order[:KEPT]
-    return Best(frozenset(weights), frozenset(order[: study.file.study.keep_checkpoints]))
-
-
-def ranked(study: Study, attempts: Attempts) -> list[int]:
-    """Complete trials, best first; of several metrics the front, then the others, both by the
-    first metric."""
-    sign = -1 if study.maximize else 1
-    values = {number: row.value for number, row in _complete(attempts) if row.value is not None}
-    order = sorted(values, key=lambda number: (sign * values[number], number))
-    if not _has_several(study):
-        return order
-    front = set(front_of(_objectives(study, attempts)))
-    return sorted(order, key=lambda number: number not in front)
+    """Return the complete trials of which weights and checkpoints stay."""
+    ranking, scores = Ranking(study.file.directions), _scores(attempts)
+    order, front = ranking.order(scores), ranking.front(scores)
+    weights = front if ranking.has_several else order[:KEPT]
+    checkpoints = [*front, *(number for number in order if number not in front)]
+    return Best(frozenset(weights), frozenset(checkpoints[: study.file.study.keep_checkpoints]))
 
 
 def is_kept(study: Study, ending: Ending) -> bool:
-    """Whether a trial that ends so is among the best so far."""
-    attempts = records.read_attempts(study.database, study.uuid)
-    if ending.objectives is not None:
-        mine = dict(zip(study.file.objectives, ending.objectives, strict=True))
-        return not any(dominates(one, mine) for one in _objectives(study, attempts).values())
-    value, others = ending.value, [row.value for _, row in _complete(attempts)]
-    assert value is not None  # it is complete
-    better = [x for x in others if x is not None and (x > value if study.maximize else x < value)]
-    return len(better) < KEPT
+    """Return True if a trial that ends so is among the best so far."""
+    ranking = Ranking(study.file.directions)
+    others = _scores(records.read_attempts(study.database, study.uuid)).values()
+    assert ending.value is not None  # it is complete
+    mine = ending.objectives or (ending.value,)
+    better = sum(ranking.beats(scores, mine) for scores in others)
+    return better < (1 if ranking.has_several else KEPT)
 
 
-def _complete(attempts: Attempts) -> list[tuple[int, AttemptRow]]:
-    return [(number, rows[-1]) for number, rows in attempts.items()
-            if rows[-1].outcome == "complete"]  # fmt: skip
-
-
-def _has_several(study: Study) -> bool:
-    return len(study.file.objectives) > 1
-
-
-def _objectives(study: Study, attempts: Attempts) -> dict[int, dict[str, float]]:
-    """Values of complete trials by number and objective, where there are several."""
-    return {
-        number: dict(zip(study.file.objectives, row.objectives, strict=True))
-        for number, row in _complete(attempts)
-        if row.objectives is not None
-    }
+def _scores(attempts: Attempts) -> dict[int, tuple[float, ...]]:
+    """Return the values of complete trials by number."""
+    return {number: rows[-1].scores for number, rows in attempts.items() if rows[-1].scores}

@@ -33,7 +33,10 @@ from hpo.config.strategies import (
 from hpo.config.study import StudyFile
 from hpo.storage import records
 from hpo.storage.optuna import FencedStorage, FirstObjective, sampling_view
-from hpo.storage.records import EpochRow
+from hpo.storage.records import (
+    FINISHED_STATES,
+    Epoch,
+)
 
 if TYPE_CHECKING:
     from hpo.search.study import Study
@@ -178,9 +181,6 @@ def draft_params(
     return params
 
 
-FINISHED = ("COMPLETE", "PRUNED", "FAIL")
-
-
 class FirstMetric:
     """The pruner of a study of several objectives, asked about its first metric."""
 
@@ -206,29 +206,28 @@ class FirstMetric:
         fresh = records.read_epochs(study.database, study.uuid, first=self._settled)
         kept = {number: one for number, one in self._curves.items() if number < self._settled}
         self._curves = kept | {number: _curve(rows, metric) for number, rows in fresh.items()}
-        over = [state in FINISHED for state in states]
+        over = [state in FINISHED_STATES for state in states]
         self._settled = over.index(False) if False in over else len(over)
 
 
-def _curve(rows: Iterable[EpochRow], metric: str) -> dict[int, float]:
+def _curve(rows: Iterable[Epoch], metric: str) -> dict[int, float]:
     return {row.epoch: row.metrics[metric] for row in rows if math.isfinite(row.metrics[metric])}
 
 
 def values_of(
     objectives: Sequence[str],
-    rows: Sequence[EpochRow],
-    best_epoch: int,
+    rows: Sequence[Epoch],
+    best: Epoch,
     network: Mapping[str, float],
     networks: int = 1,
 ) -> tuple[float, ...]:
-    """The values of a trial that ran: metrics of `best_epoch`, costs of its epochs `rows`, the
+    """The values of a trial that ran: metrics of its `best` epoch, costs of its epochs `rows`, the
     seconds of each of its `networks` (folds), and those of a network (`hpo.training.profiling`)."""
-    best = next(row.metrics for row in rows if row.epoch == best_epoch)
     costs = {**costs_of(rows, networks), **network}
-    return tuple(costs[name] if name in COSTS else best[name] for name in objectives)
+    return tuple(costs[name] if name in COSTS else best.metrics[name] for name in objectives)
 
 
-def costs_of(rows: Sequence[EpochRow], networks: int = 1) -> dict[str, float]:
+def costs_of(rows: Sequence[Epoch], networks: int = 1) -> dict[str, float]:
     """Costs that epochs `rows` tell: the mean of their seconds, of each of `networks` (folds), and
     the most memory."""
     seconds = [row.metrics["seconds"] for row in rows]

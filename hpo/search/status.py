@@ -5,15 +5,11 @@ Reads the database alone, without Optuna's storage: `hpo status` answers in a fr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from hpo.config.constraints import to_relax
-from hpo.config.metrics import (
-    direction_of,
-    front_of,
-)
 from hpo.config.study import StudyFile
 from hpo.search.fingerprints import (
     Forced,
@@ -21,14 +17,15 @@ from hpo.search.fingerprints import (
 )
 from hpo.storage import records
 from hpo.storage.database import Database
-from hpo.storage.leases import (
+from hpo.storage.records import (
     FINAL,
     WORTHLESS,
-)
-from hpo.storage.records import (
-    AttemptRow,
-    EpochRow,
+    Attempt,
+    Epoch,
+    Outcome,
+    Ranking,
     StudyRow,
+    Trial,
     WorkerRow,
     read_params,
 )
@@ -38,40 +35,13 @@ ALIVE_S = 30.0
 
 
 @dataclass(frozen=True)
-class TrialStatus:
-    """One trial: what it tried, how it went, why it ended."""
-
-    number: int
-    state: str
-    """waiting, running, interrupted (nobody holds it), or one of leases.FINAL."""
-    params: dict[str, Any]
-    """Searched fields by dotted path, as config values."""
-    value: float | None
-    """The objective: the best epoch's metric so far; None for one of WORTHLESS."""
-    best_epoch: int | None
-    epochs: tuple[EpochRow, ...]
-    attempts: tuple[AttemptRow, ...]
-    reason: str | None
-    values: dict[str, float] = field(default_factory=dict)
-    """All objectives of a trial that is over, by name, where there are several."""
-
-    @property
-    def seconds(self) -> float:
-        """Training time of its finished epochs."""
-        return sum(row.metrics.get("seconds", 0.0) for row in self.epochs)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"seconds": self.seconds}
-
-
-@dataclass(frozen=True)
 class StudyStatus:
     """A whole study at one moment."""
 
     row: StudyRow
     file: StudyFile
     now: float
-    trials: tuple[TrialStatus, ...]
+    trials: tuple[Trial, ...]
     workers: tuple[WorkerRow, ...]
     live_workers: tuple[WorkerRow, ...]
     forced: tuple[Forced, ...] = ()
@@ -85,18 +55,19 @@ class StudyStatus:
         return self.count(*FINAL)
 
     @property
-    def best(self) -> TrialStatus | None:
-        """The best complete trial; one of WORTHLESS is never best."""
-        ranked = self.ranked()
-        return ranked[0] if ranked else None
+    def best(self) -> Trial | None:
+        """The best complete trial."""
+        return next(iter(self.ranked()), None)
 
     @property
-    def best_pruned(self) -> TrialStatus | None:
+    def best_pruned(self) -> Trial | None:
         """The best pruned trial, where its best epoch beats every complete trial: pruning cost the
         study its best value. Of several metrics by the first one."""
-        pruned = [t for t in self.trials if t.state == "pruned" and t.value is not None]
-        beating = self._by_value([*pruned, *([self.best] if self.best else [])])
-        return beating[0] if beating and beating[0].state == "pruned" else None
+        pruned, best = next(iter(self.ranked(Outcome.PRUNED)), None), self.best
+        if pruned is None or best is None:
+            return pruned
+        first = Ranking({self.file.metric: self.file.direction})
+        return pruned if first.beats((pruned.value or 0.0,), (best.value or 0.0,)) else None
 
     @property
     def pruned_note(self) -> str | None:
@@ -121,7 +92,7 @@ class StudyStatus:
         return "; ".join(told) or "no trial was completed"
 
     def _why_infeasible(self) -> str | None:
-        reasons = [t.reason or "" for t in self.trials if t.state == "infeasible"]
+        reasons = [t.reason or "" for t in self.trials if t.state == Outcome.INFEASIBLE]
         if not reasons:
             return None
         advice = to_relax(self.file.study.limits, reasons)
@@ -131,7 +102,7 @@ class StudyStatus:
         )
 
     def _why_diverged(self) -> str | None:
-        diverged = self.count("diverged")
+        diverged = self.count(Outcome.DIVERGED)
         if not diverged:
             return None
         rates = [t.params["optimizer.lr"] for t in self.trials if "optimizer.lr" in t.params]
@@ -142,24 +113,25 @@ class StudyStatus:
             f"try a smaller optimizer.lr{tried}, or clip_grad_norm"
         )
 
-    def ranked(self) -> list[TrialStatus]:
-        """Complete trials, best first; of equals the earlier one."""
-        return self._by_value([t for t in self.trials if t.state == "complete"])
+    @property
+    def ranking(self) -> Ranking:
+        return Ranking(self.file.directions)
 
-    def _by_value(self, trials: Iterable[TrialStatus]) -> list[TrialStatus]:
-        """Those of `trials` that have a value, best first; of equals the earlier complete one."""
-        sign = -1.0 if self.file.direction == "maximize" else 1.0
-        known = [(sign * t.value, t.state == "pruned", t.number, t) for t in trials
-                 if t.value is not None]  # fmt: skip
-        return [trial for *_, trial in sorted(known, key=lambda one: one[:3])]
+    def ranked(self, outcome: Outcome = Outcome.COMPLETE) -> list[Trial]:
+        """Return trials of one outcome, best value first; of equals the earlier one."""
+        trials = {t.number: t for t in self.trials if t.state == outcome}
+        scores = {n: (t.value,) for n, t in trials.items() if t.value is not None}
+        return [trials[number] for number in self.ranking.order(scores)]
 
-    def front(self) -> list[TrialStatus]:
-        """Complete trials that no other beats in all objectives, best first metric first; of a
-        single objective the best."""
-        if len(self.file.objectives) == 1:
-            return self.ranked()[:1]
-        done = {trial.number: trial for trial in self.ranked()}
-        return [done[n] for n in front_of({n: trial.values for n, trial in done.items()})]
+    def front(self) -> list[Trial]:
+        """Return complete trials that no other beats in all objectives, best first objective first;
+        of a single objective the best."""
+        ranked = self.ranked()
+        if not self.ranking.has_several:
+            return ranked[:1]
+        done = {trial.number: trial for trial in ranked if trial.values}
+        scores = {number: tuple(trial.values.values()) for number, trial in done.items()}
+        return [done[number] for number in self.ranking.front(scores)]
 
     @property
     def state(self) -> str:
@@ -258,11 +230,10 @@ class StudyStatus:
         return [*head, "attempts", "reason", *names], rows
 
     def _front_dict(self) -> dict[str, Any]:
-        names = self.file.objectives
-        if len(names) == 1:
+        if not self.ranking.has_several:
             return {}
         front = [{"number": t.number, "values": t.values, "params": t.params} for t in self.front()]
-        return {"metrics": {name: direction_of(name) for name in names}, "front": front}
+        return {"metrics": self.file.directions, "front": front}
 
 
 def read_status(database: Database, name: str) -> StudyStatus:
@@ -298,45 +269,28 @@ def _trial(
     number: int,
     state: str,
     params: dict[str, Any],
-    epochs: Sequence[EpochRow],
-    attempts: Sequence[AttemptRow],
-) -> TrialStatus:
+    epochs: Sequence[Epoch],
+    attempts: Sequence[Attempt],
+) -> Trial:
     last = attempts[-1] if attempts else None
     shown = {"WAITING": "waiting", "COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
     if state == "RUNNING":
         name = "running" if last is not None and last.live else "interrupted"
-    elif last is not None and last.outcome in FINAL:
+    elif last is not None and last.outcome is not None and last.outcome.is_final:
         name = last.outcome
     else:
         name = shown[state]
-    value, epoch = best_of(epochs, file.metric, file.direction)
-    if name in WORTHLESS:
-        value, epoch = None, None
-    values = last.objectives if last and last.objectives and name not in WORTHLESS else ()
-    return TrialStatus(
+    worthless = name in WORTHLESS
+    best = None if worthless else Ranking(file.directions).best_epoch(epochs)
+    values = last.objectives if last and last.objectives and not worthless else ()
+    return Trial(
         number=number,
         state=name,
         params=file.space.decode(params),
-        value=value,
-        best_epoch=epoch,
+        value=best.metrics[file.metric] if best else None,
+        best_epoch=best.epoch if best else None,
         epochs=tuple(epochs),
         attempts=tuple(attempts),
         reason=last.reason if last else None,
         values=dict(zip(file.objectives, values, strict=False)),
     )
-
-
-def best_of(
-    epochs: Sequence[EpochRow], metric: str, direction: str
-) -> tuple[float | None, int | None]:
-    """The best epoch's metric and its number; the earlier one of equals."""
-    rows = [(row.metrics[metric], -row.epoch) for row in epochs if metric in row.metrics]
-    finite = [(value, epoch) for value, epoch in rows if value == value]
-    if not finite:
-        return None, None
-    if direction == "maximize":
-        value, epoch = max(finite)
-    else:
-        value, epoch = min((value, -epoch) for value, epoch in finite)
-        epoch = -epoch
-    return value, -epoch

@@ -11,7 +11,6 @@ from typing import Any
 
 import optuna
 
-from hpo.config.metrics import direction_of
 from hpo.config.study import (
     StudyFile,
     difference,
@@ -125,7 +124,7 @@ def _register(database: Database, file: StudyFile) -> None:
                 "made by hpo; choose another study.name"
             )
         if study_id is None:
-            ways = [direction_of(name).upper() for name in file.objectives]
+            ways = [direction.upper() for direction in file.directions.values()]
             directions = [optuna.study.StudyDirection[way] for way in ways]
             study_id = storage.create_new_study(directions, file.name)
         uuid = uuids.uuid4().hex

@@ -43,8 +43,8 @@ from hpo.storage.artifacts import (
 from hpo.storage.database import Database
 from hpo.storage.leases import Lease
 from hpo.storage.records import (
-    AttemptRow,
-    EpochRow,
+    Attempt,
+    Epoch,
     StudyRow,
 )
 
@@ -120,7 +120,7 @@ def find(database: Database, uuid: str, home: Home) -> Mirror | None:
     return None if url is None else Mirror(open_store(str(url)), home.study(uuid))
 
 
-def find_weights(database: Database, home: Home, uuid: str, last: AttemptRow) -> str | None:
+def find_weights(database: Database, home: Home, uuid: str, last: Attempt) -> str | None:
     """Where the weights are that a trial's `last` attempt left: a path, or a URL of the artifacts;
     None where none were kept. Raises StorageError."""
     path = home.study(uuid).weights(last.number, last.k)
@@ -133,7 +133,7 @@ def find_weights(database: Database, home: Home, uuid: str, last: AttemptRow) ->
     return f"{mirror.url}/{name}"
 
 
-def fetch_weights(database: Database, home: Home, uuid: str, last: AttemptRow, to: Path) -> bool:
+def fetch_weights(database: Database, home: Home, uuid: str, last: Attempt, to: Path) -> bool:
     """Copy those weights to the file `to`; False where none were kept. Raises StorageError."""
     path, mirror = home.study(uuid).weights(last.number, last.k), find(database, uuid, home)
     if path.exists():
@@ -200,10 +200,10 @@ class Checkpoints:
 
     def newest(
         self,
-        rows: Sequence[EpochRow],
-        fault: Callable[[Path, Sequence[EpochRow]], str | None],
+        rows: Sequence[Epoch],
+        fault: Callable[[Path, Sequence[Epoch]], str | None],
         moved: Moved = nothing,
-    ) -> tuple[list[EpochRow], Path | None]:
+    ) -> tuple[list[Epoch], Path | None]:
         """The finished epochs to go on from, and their checkpoint on this host; nothing of both
         where no checkpoint can be had. `fault(path, rows)` says why a file is none of these epochs,
         or None where it is."""

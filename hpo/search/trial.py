@@ -62,7 +62,6 @@ from hpo.search.sampling import (
     make_sampler,
     values_of,
 )
-from hpo.search.status import best_of
 from hpo.search.study import Study
 from hpo.search.sync import Checkpoints
 from hpo.storage import (
@@ -75,7 +74,11 @@ from hpo.storage.leases import (
     Taken,
 )
 from hpo.storage.optuna import FencedStorage
-from hpo.storage.records import EpochRow
+from hpo.storage.records import (
+    Epoch,
+    Outcome,
+    Ranking,
+)
 from hpo.storage.retry import Outage
 from hpo.training import device as runtime
 from hpo.training.checkpoint import (
@@ -141,13 +144,13 @@ class Bench:
             try:
                 ending = _Training(self, taken, trial, control).run()
             except (TrialFailed, ConfigError) as error:
-                ending = Ending("failed", reason=str(error))
+                ending = Ending(Outcome.FAILED, reason=str(error))
             except (ArithmeticError, LookupError, TypeError, ValueError, RuntimeError) as error:
                 if _is_device_fault(error):
                     raise  # the device is in an unknown state: only a new process helps
                 log.exception("trial %d failed", lease.number)
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
-                ending = Ending("failed", reason=reason)
+                ending = Ending(Outcome.FAILED, reason=reason)
             _tell(self, lease, trial, ending)
         retention.tidy(self.study, self.home)
 
@@ -164,7 +167,7 @@ class Bench:
                 self.run(taken, control)
                 return
         with self.storage.guarded(lease):
-            _tell(self, lease, trial, Ending("pruned", reason=reason))
+            _tell(self, lease, trial, Ending(Outcome.PRUNED, reason=reason))
 
 
 def _open(bench: Bench, taken: Taken) -> optuna.trial.Trial:
@@ -248,6 +251,7 @@ class _Training:
         self.bench, self.lease, self.trial, self.control = bench, taken.lease, trial, control
         self.metric = bench.study.file.metric
         self.objectives = bench.study.file.objectives
+        self.ranking = Ranking(bench.study.file.directions)
         self.limits = bench.study.file.study.limits
         config = _config(bench, taken.lease, trial)
         self.data = bench.data(config, taken.lease.worker, self._tick)
@@ -261,7 +265,7 @@ class _Training:
         self.outage = Outage(f"trial {self.lease.number} goes on, its results wait on disk")
 
     @property
-    def rows(self) -> list[EpochRow]:
+    def rows(self) -> list[Epoch]:
         return self.epochs.rows
 
     @property
@@ -320,12 +324,12 @@ class _Training:
         for wanted in (names & {"parameters", "flops"}, names & {"latency_ms"}):
             self._tick()
             if reason := unmet(self.limits, self._network_costs(wanted)):
-                return Ending("infeasible", reason=reason)
+                return Ending(Outcome.INFEASIBLE, reason=reason)
         return None
 
     def _complete(self, reason: str | None = None) -> Ending:
         """The ending of a trial that has all that it is to have, its weights kept."""
-        ending = Ending("complete", self._best(), reason, self._values())
+        ending = Ending(Outcome.COMPLETE, self._best(), reason, self._values())
         self._keep_weights(ending)
         return ending
 
@@ -358,9 +362,9 @@ class _Training:
         self._report()
         if self._diverged:
             reason = f"loss not finite in epoch {self.rows[-1].epoch}"
-            return Ending("diverged", reason=reason)
+            return Ending(Outcome.DIVERGED, reason=reason)
         if missed := self._over_limits():
-            return Ending("infeasible", reason=f"{missed}; after epoch {self.rows[-1].epoch}")
+            return Ending(Outcome.INFEASIBLE, reason=f"{missed}; after epoch {self.rows[-1].epoch}")
         if is_last(self.config, [row.metrics for row in self.rows]):
             return None
         if self.rows and not self.epochs.is_behind and self._falls_behind():
@@ -368,7 +372,7 @@ class _Training:
         if stop == "user":
             raise Interrupted("the study was stopped")
         if stop == "rule":
-            return Ending("pruned", self._best(), "the study is over: a stop rule fired")
+            return Ending(Outcome.PRUNED, self._best(), "the study is over: a stop rule fired")
         return None
 
     def _remember(self) -> None:
@@ -392,7 +396,7 @@ class _Training:
     def _report(self) -> None:
         """Report the epochs that Optuna does not have yet, but those of a loss that is not finite;
         of several objectives it has none."""
-        if self._has_several or self._diverged:
+        if self.ranking.has_several or self._diverged:
             return
         known = self.bench.storage.get_trial(self.lease.trial_id).intermediate_values
         for row in self.rows:
@@ -401,7 +405,7 @@ class _Training:
 
     def _falls_behind(self) -> bool:
         """What the pruner says, once Optuna has every epoch."""
-        if self._has_several:
+        if self.ranking.has_several:
             return self.bench.first_metric.falls_behind(self.lease.trial_id)
         return self.trial.should_prune()
 
@@ -411,19 +415,15 @@ class _Training:
         pruner, epoch = self.bench.study.file.study.pruner, self.rows[-1].epoch
         if is_early_stopping(pruner):
             return self._complete(f"{pruner.name}: stopped improving, ended after epoch {epoch}")
-        return Ending("pruned", self._best(), f"{pruner.name} pruned it after epoch {epoch}")
-
-    @property
-    def _has_several(self) -> bool:
-        return len(self.objectives) > 1
+        return Ending(Outcome.PRUNED, self._best(), f"{pruner.name} pruned it after epoch {epoch}")
 
     def _values(self) -> tuple[float, ...] | None:
         """The values of several objectives, costs measured now; None where there is one."""
-        if not self._has_several:
+        if not self.ranking.has_several:
             return None
-        best = best_of(self.rows, self.metric, self.bench.study.file.direction)[1]
+        best = self.ranking.best_epoch(self.rows)
         network = self._network_costs(self.objectives, self.checkpoint)
-        return values_of(self.objectives, self.rows, best or len(self.rows), network,
+        return values_of(self.objectives, self.rows, best or self.rows[-1], network,
                          self._networks)  # fmt: skip
 
     @property
@@ -443,9 +443,9 @@ class _Training:
         )
 
     def _best(self) -> float:
-        """The objective: the best epoch's metric."""
-        values = [row.metrics[self.metric] for row in self.epochs.known]
-        return max(values) if self.bench.study.maximize else min(values)
+        """Return the objective: the best epoch's metric."""
+        known = self.epochs.known
+        return (self.ranking.best_epoch(known) or known[-1]).metrics[self.metric]
 
     def _progress(self) -> dict[str, Any]:
         last = self.rows[-1].metrics if self.rows else {}
@@ -477,14 +477,13 @@ class _Training:
 def _tell(bench: Bench, lease: Lease, trial: optuna.trial.Trial, ending: Ending) -> None:
     """End the trial in Optuna and our attempt in one transaction. Attributes go in before: a
     finished trial is immutable."""
-    states = {"failed": TrialState.FAIL, "pruned": TrialState.PRUNED}
-    state = states.get(ending.outcome, TrialState.COMPLETE)
+    state = TrialState[ending.outcome.optuna_state]
     trial.set_user_attr("outcome", ending.outcome)
     if ending.reason:
         trial.set_user_attr("reason", ending.reason)
     with bench.storage.guarded(lease, ending):
         values = ending.objectives or ending.value
-        if ending.outcome in leases.WORTHLESS:
+        if ending.outcome.is_worthless:
             values = tuple(worst(name) for name in bench.study.file.objectives)
         bench.optuna_study.tell(
             trial, values if state == TrialState.COMPLETE else None, state=state

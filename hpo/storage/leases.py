@@ -29,7 +29,11 @@ from hpo.errors import Fenced, NotFound
 from hpo.redaction import redact
 from hpo.storage.database import Database
 from hpo.storage.records import (
-    EpochRow,
+    FINAL,
+    FINISHED_STATES,
+    UNFINISHED_STATES,
+    Epoch,
+    Outcome,
     assign_enqueued,
     enqueued_for,
     finite,
@@ -69,10 +73,6 @@ class Contact:
 NO_CONTACT = Contact()
 
 
-WORTHLESS = ("diverged", "infeasible")
-"""Outcomes of which Optuna is told the worst values, as complete: samplers learn from them."""
-FINAL = ("complete", "pruned", "failed", *WORTHLESS)
-"""Outcomes that end a trial; handed_back and lost permit a successor."""
 MAX_FRUITLESS = 5
 """Attempts in a row that died without one more epoch, after which a trial fails."""
 RAN_OUT = "its lease ran out"
@@ -106,9 +106,9 @@ class Lease:
 
 @dataclass(frozen=True)
 class Ending:
-    """How an attempt ends its trial: one of FINAL, the objective's value, a reason in words."""
+    """How an attempt ends its trial: a final outcome, the objective's value, a reason in words."""
 
-    outcome: str
+    outcome: Outcome
     value: float | None = None
     reason: str | None = None
     objectives: tuple[float, ...] | None = None
@@ -206,7 +206,7 @@ def _taken(c: sa.Connection, database: Database, claim: _Claim) -> Taken | None:
         .where(t.trial_id == free.trial_id, t.study_id == study.study_id, t.number == free.number)
         .with_for_update()
     ).one_or_none()
-    if trial is None or trial.state not in ("WAITING", "RUNNING"):
+    if trial is None or trial.state not in UNFINISHED_STATES:
         return None
     now = float(c.scalar(sa.select(database.now())) or 0)
     is_open = bool(history) and history[0].outcome is None
@@ -264,7 +264,7 @@ def _end_lost(c: sa.Connection, database: Database, last: sa.Row[Any]) -> bool:
             attempts.c.outcome.is_(None),
             attempts.c.until < database.now(),
         )
-        .values(outcome="lost", ended=attempts.c.until, reason=RAN_OUT)
+        .values(outcome=Outcome.LOST, ended=attempts.c.until, reason=RAN_OUT)
     )
     return ended.rowcount == 1
 
@@ -278,7 +278,7 @@ def _fruitless(c: sa.Connection, trial_id: int, history: Sequence[sa.Row[Any]]) 
     for row in history:
         if row.k in fruitful:
             break
-        if row.outcome == "lost":
+        if row.outcome == Outcome.LOST:
             reasons.append(row.reason or "")
         if row.outcome is None:  # when it was read; it has just been ended
             reasons.append(RAN_OUT)
@@ -324,7 +324,7 @@ def begin_epoch(database: Database, lease: Lease, epoch: int, progress: dict[str
 def record_epochs(
     database: Database,
     lease: Lease,
-    rows: Sequence[EpochRow],
+    rows: Sequence[Epoch],
     *,
     progress: dict[str, Any],
     keep: int = 0,
@@ -366,7 +366,7 @@ def _begun(first: int, last: int) -> dict[str, Any]:
     return {"epoch": last, "first_epoch": sa.func.coalesce(attempts.c.first_epoch, first)}
 
 
-def _note_begun(c: sa.Connection, trial_id: int, row: EpochRow) -> None:
+def _note_begun(c: sa.Connection, trial_id: int, row: Epoch) -> None:
     """A dead predecessor computed this epoch while the database was away and it could not say so:
     its attempt is no less its own."""
     a = attempts.c
@@ -393,7 +393,7 @@ def note_damage(database: Database, lease: Lease, k: int, text: str) -> None:
 
 
 @storage_call
-def release(database: Database, lease: Lease, outcome: str, reason: str) -> bool:
+def release(database: Database, lease: Lease, outcome: Outcome, reason: str) -> bool:
     """Give the trial up so that it can be taken at once: `handed_back` on purpose, or `lost` with
     a process that cannot go on. False where it was lost already."""
     with database.write() as c:
@@ -411,7 +411,7 @@ def abandon(database: Database, worker: str, reason: str) -> int:
         done = c.execute(
             sa.update(attempts)
             .where(attempts.c.worker == worker, attempts.c.outcome.is_(None))
-            .values(outcome="lost", reason=reason, ended=database.now())
+            .values(outcome=Outcome.LOST, reason=reason, ended=database.now())
         )
         c.execute(sa.update(studies).where(studies.c.filler == worker).values(filler=None))
         c.execute(
@@ -515,7 +515,7 @@ def read_facts(database: Database, uuid: str, *, maximize: bool) -> Facts:
             stop=study.stop,
             stop_reason=study.stop_reason,
             created=sum(int(total) for _, total in counts.values()),
-            finished=inside("COMPLETE", "PRUNED", "FAIL"),
+            finished=inside(*FINISHED_STATES),
             running=inside("RUNNING"),
             waiting=inside("WAITING"),
             free=_free(c, database, study.study_id, study.trials),
@@ -534,7 +534,7 @@ def _free(c: sa.Connection, database: Database, study_id: int, trials: int) -> t
     expired = sa.exists().where(owned).label("expired")
     query = (
         sa.select(t.trial_id, t.number, t.state, expired)
-        .where(t.study_id == study_id, t.number < trials, t.state.in_(["WAITING", "RUNNING"]))
+        .where(t.study_id == study_id, t.number < trials, t.state.in_(UNFINISHED_STATES))
         .where(~leased)
         .order_by(t.number)
         .limit(32)
@@ -554,7 +554,7 @@ def _active_s(c: sa.Connection, database: Database, uuid: str) -> float:
 
 def _best(c: sa.Connection, uuid: str, maximize: bool) -> tuple[float | None, int]:
     a = attempts.c
-    complete = sa.and_(a.study == uuid, a.outcome == "complete")
+    complete = sa.and_(a.study == uuid, a.outcome == Outcome.COMPLETE)
     order = a.value.desc() if maximize else a.value.asc()
     best = c.execute(
         sa.select(a.value, a.ended).where(complete).order_by(order, a.ended).limit(1)
@@ -577,7 +577,7 @@ def _failures(c: sa.Connection, uuid: str, resumed: float) -> tuple[str, ...]:
     )
     reasons: list[str] = []
     for row in rows:
-        if row.outcome != "failed":
+        if row.outcome != Outcome.FAILED:
             break
         reasons.append(row.reason or "")
     return tuple(reasons)

@@ -352,7 +352,7 @@ def add_waiting(storage: FencedStorage, study_id: int) -> None:
 
 
 def worst_values(c: sa.Connection, trial_id: int) -> tuple[float, ...]:
-    """What Optuna is told of leases.WORTHLESS: the worst in each direction of its study."""
+    """What Optuna is told of records.WORTHLESS: the worst in each direction of its study."""
     way = models.StudyDirectionModel.__table__.c
     query = (
         sa.select(way.direction)

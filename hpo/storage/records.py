@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from typing import Any
 
 import sqlalchemy as sa
@@ -67,6 +68,45 @@ def finite(value: object) -> object:
 
 _PROCESS = "process"
 
+UNFINISHED_STATES = ("WAITING", "RUNNING")
+FINISHED_STATES = ("COMPLETE", "PRUNED", "FAIL")
+"""Optuna's states of a trial."""
+
+
+class Outcome(StrEnum):
+    """How an attempt ended; an attempt without one owns its trial."""
+
+    COMPLETE = "complete"
+    PRUNED = "pruned"
+    FAILED = "failed"
+    DIVERGED = "diverged"
+    INFEASIBLE = "infeasible"
+    HANDED_BACK = "handed_back"
+    LOST = "lost"
+
+    @property
+    def is_final(self) -> bool:
+        """True if it ends the trial, False if it permits a successor."""
+        return self not in (Outcome.HANDED_BACK, Outcome.LOST)
+
+    @property
+    def is_worthless(self) -> bool:
+        """True if Optuna is told a complete trial of the worst values: samplers learn from it."""
+        return self in (Outcome.DIVERGED, Outcome.INFEASIBLE)
+
+    @property
+    def optuna_state(self) -> str:
+        """Optuna's state of a trial that ends so."""
+        return {Outcome.PRUNED: "PRUNED", Outcome.FAILED: "FAIL"}.get(self, "COMPLETE")
+
+    @property
+    def words(self) -> str:
+        return self.replace("_", " ")
+
+
+FINAL = tuple(outcome for outcome in Outcome if outcome.is_final)
+WORTHLESS = tuple(outcome for outcome in Outcome if outcome.is_worthless)
+
 
 @dataclass(frozen=True)
 class StudyRow:
@@ -88,7 +128,7 @@ class StudyRow:
 
 
 @dataclass(frozen=True)
-class EpochRow:
+class Epoch:
     """One finished epoch of a trial."""
 
     epoch: int
@@ -99,7 +139,7 @@ class EpochRow:
 
 
 @dataclass(frozen=True)
-class AttemptRow:
+class Attempt:
     """One worker's try at a trial."""
 
     number: int
@@ -107,7 +147,7 @@ class AttemptRow:
     worker: str
     started: float
     ended: float | None
-    outcome: str | None
+    outcome: Outcome | None
     reason: str | None
     value: float | None
     first_epoch: int | None
@@ -115,7 +155,97 @@ class AttemptRow:
     runtime: dict[str, Any] | None
     live: bool
     objectives: tuple[float, ...] | None = None
-    """The values of all objectives, where there are several."""
+    """Values of all objectives if the study has several; `value` is the first."""
+    until: float = 0.0
+    """End of its lease, by the database's clock."""
+
+    @property
+    def is_final(self) -> bool:
+        """True if it ended its trial."""
+        return self.outcome is not None and self.outcome.is_final
+
+    @property
+    def scores(self) -> tuple[float, ...]:
+        """Values to rank it by; empty unless it completed its trial."""
+        if self.outcome != Outcome.COMPLETE:
+            return ()
+        return self.objectives or (() if self.value is None else (self.value,))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial: its parameters, curve, attempts and result."""
+
+    number: int
+    state: str
+    """waiting, running, interrupted (no worker holds it), or its final outcome."""
+    params: dict[str, Any]
+    """Searched fields by dotted path, as config values."""
+    value: float | None
+    """The objective: the best epoch's metric so far; None if it diverged or is infeasible."""
+    best_epoch: int | None
+    epochs: tuple[Epoch, ...]
+    attempts: tuple[Attempt, ...]
+    reason: str | None
+    values: dict[str, float] = field(default_factory=dict)
+    """All objectives of a finished trial by name, if the study has several."""
+
+    @property
+    def seconds(self) -> float:
+        """Training time of its finished epochs."""
+        return sum(row.metrics.get("seconds", 0.0) for row in self.epochs)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"seconds": self.seconds}
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Order of a study's trials by its objectives, each "minimize" or "maximize".
+
+    Scores are a trial's values in the order of the objectives. Diverged and infeasible trials have
+    none, so they are never best.
+    """
+
+    directions: Mapping[str, str]
+
+    @property
+    def has_several(self) -> bool:
+        return len(self.directions) > 1
+
+    def order(self, scores: Mapping[int, Sequence[float]]) -> list[int]:
+        """Return trial numbers, best first objective first; of equals the smaller number."""
+        return sorted(scores, key=lambda number: (self._losses(scores[number])[0], number))
+
+    def front(self, scores: Mapping[int, Sequence[float]]) -> list[int]:
+        """Return the Pareto front, best first objective first; of one objective the best trial."""
+        if not self.has_several:
+            return self.order(scores)[:1]
+        front: list[int] = []
+        # In this order a later one cannot beat an earlier one, so one pass will do.
+        for number in sorted(scores, key=lambda number: (self._losses(scores[number]), number)):
+            if not any(self.beats(scores[other], scores[number]) for other in front):
+                front.append(number)
+        return front
+
+    def beats(self, scores: Sequence[float], others: Sequence[float]) -> bool:
+        """Return True if `scores` are no worse in any objective and better in one."""
+        mine, theirs = self._losses(scores), self._losses(others)
+        return mine != theirs and all(a <= b for a, b in zip(mine, theirs, strict=True))
+
+    def best_epoch(self, rows: Iterable[Epoch]) -> Epoch | None:
+        """Return the epoch of the best first objective, the earlier one of equals; NaN is none."""
+        metric = next(iter(self.directions))
+        known = {
+            row.epoch: row for row in rows if not math.isnan(row.metrics.get(metric, math.nan))
+        }
+        order = self.order({epoch: (row.metrics[metric],) for epoch, row in known.items()})
+        return known[order[0]] if order else None
+
+    def _losses(self, scores: Sequence[float]) -> tuple[float, ...]:
+        """Return scores of which less is better; those that are maximized negated."""
+        ways = self.directions.values()
+        return tuple(x if way == "minimize" else -x for x, way in zip(scores, ways, strict=False))
 
 
 @dataclass(frozen=True)
@@ -294,7 +424,7 @@ def read_resolved(database: Database, uuid: str, prefix: str = "") -> dict[str, 
 @storage_call
 def read_epochs(
     database: Database, uuid: str, trial_id: int | None = None, *, first: int = 0
-) -> dict[int, list[EpochRow]]:
+) -> dict[int, list[Epoch]]:
     """Finished epochs in order, by trial number; of trial `first` and those after it."""
     t = optuna_trials
     query = (
@@ -305,32 +435,44 @@ def read_epochs(
     )
     if trial_id is not None:
         query = query.where(epochs.c.trial_id == trial_id)
-    rows: dict[int, list[EpochRow]] = defaultdict(list)
+    rows: dict[int, list[Epoch]] = defaultdict(list)
     with database.read() as c:
         for row in c.execute(query):
             metrics = json.loads(row.metrics)
             rows[row.number].append(
-                EpochRow(row.epoch, row.attempt, row.finished, metrics, row.checkpoint)
+                Epoch(row.epoch, row.attempt, row.finished, metrics, row.checkpoint)
             )
     return dict(rows)
 
 
 @storage_call
-def read_attempts(database: Database, uuid: str) -> dict[int, list[AttemptRow]]:
-    """All attempts in order, by trial number."""
-    a = attempts.c
-    live = sa.and_(a.outcome.is_(None), a.until >= database.now())
-    columns = [live if name == "live" else a[name] for name in AttemptRow.__dataclass_fields__]
-    query = sa.select(*columns).where(a.study == uuid).order_by(a.number, a.k)
-    rows: dict[int, list[AttemptRow]] = defaultdict(list)
+def read_attempts(database: Database, uuid: str) -> dict[int, list[Attempt]]:
+    """Return all attempts in order, by trial number."""
+    rows: dict[int, list[Attempt]] = defaultdict(list)
     with database.read() as c:
-        for found in c.execute(query):
-            # Of a large study there are thousands: the columns stand in the order of the fields.
-            *plain, runtime, is_live, objectives = found
-            parsed = json.loads(runtime) if runtime else None
-            values = tuple(json.loads(objectives)) if objectives else None
-            rows[found.number].append(AttemptRow(*plain, parsed, bool(is_live), values))  # type: ignore[call-arg]
+        for _, _, attempt in select_attempts(c, database, attempts.c.study == uuid):
+            rows[attempt.number].append(attempt)
     return dict(rows)
+
+
+def select_attempts(
+    c: sa.Connection, database: Database, *where: sa.ColumnElement[bool]
+) -> Iterator[tuple[str, int, Attempt]]:
+    """Yield attempts in order of trials, each with the uuid of its study and Optuna's trial id."""
+    a = attempts.c
+    live = sa.and_(a.outcome.is_(None), a.until >= database.now()).label("live")
+    query = sa.select(a.study, a.trial_id, *(
+        live if name == "live" else a[name] for name in Attempt.__dataclass_fields__
+    )).where(*where).order_by(a.study, a.number, a.k)  # fmt: skip
+    for study, trial_id, *values in c.execute(query):
+        # A large study has thousands: the columns are in the order of the fields.
+        number, k, worker, started, ended, outcome, reason, value, first, last, *rest = values
+        runtime, is_live, objectives, until = rest
+        yield study, trial_id, Attempt(
+            number, k, worker, started, ended, Outcome(outcome) if outcome else None, reason, value,
+            first, last, json.loads(runtime) if runtime else None, bool(is_live),
+            tuple(json.loads(objectives)) if objectives else None, until,
+        )  # fmt: skip
 
 
 @storage_call

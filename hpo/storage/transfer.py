@@ -22,7 +22,10 @@ from hpo.storage import (
 )
 from hpo.storage.database import Database
 from hpo.storage.optuna import optuna_tables
-from hpo.storage.records import StudyRow
+from hpo.storage.records import (
+    Outcome,
+    StudyRow,
+)
 
 CHUNK = 1000
 NOT_COPIED = {"version_info", tables.schema.name}
@@ -131,6 +134,6 @@ def _renewed(table: sa.Table, row: Mapping[str, Any], ids: Ids, now: float) -> d
     if table is tables.studies:
         values |= {"filler": None, "filler_until": None}
     if table is tables.attempts and values["outcome"] is None:
-        values |= {"outcome": "lost", "ended": min(values["until"], now)}
+        values |= {"outcome": Outcome.LOST, "ended": min(values["until"], now)}
         values["reason"] = "its study was copied"
     return values

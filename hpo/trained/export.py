@@ -28,21 +28,21 @@ from hpo.search.fingerprints import (
 )
 from hpo.search.status import (
     StudyStatus,
-    TrialStatus,
     read_status,
 )
 from hpo.storage import records
 from hpo.storage.database import Database
-from hpo.storage.leases import (
+from hpo.storage.records import (
     FINAL,
     WORTHLESS,
+    Trial,
 )
 
 GIT_TIMEOUT_S = 10
 
 
 def describe_trial(
-    database: Database, status: StudyStatus, trial: TrialStatus, config: TrainConfig
+    database: Database, status: StudyStatus, trial: Trial, config: TrainConfig
 ) -> dict[str, Any]:
     """The [provenance] table of a trial's configuration; what is unknown is None.
 
@@ -86,7 +86,7 @@ def comments(provenance: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _notes(status: StudyStatus, trial: TrialStatus) -> list[str]:
+def _notes(status: StudyStatus, trial: Trial) -> list[str]:
     """What makes the value uncertain."""
     notes = [
         f"The value is the best of {len(trial.epochs)} epochs, from one seed and a study of "
@@ -209,7 +209,7 @@ def _refuse(paths: Sequence[Path], force: bool) -> None:
         raise Conflict(f"{', '.join(there)} exists; choose another name, or --force replaces it")
 
 
-def best_trials(status: StudyStatus, k: int) -> list[TrialStatus]:
+def best_trials(status: StudyStatus, k: int) -> list[Trial]:
     """Return the `k` best complete trials, best first. Raises NotFound where there is none."""
     ranked = status.ranked()
     if not ranked:
@@ -224,7 +224,7 @@ def best_trials(status: StudyStatus, k: int) -> list[TrialStatus]:
     return ranked[:k]
 
 
-def _numbered(status: StudyStatus, number: int) -> TrialStatus:
+def _numbered(status: StudyStatus, number: int) -> Trial:
     name = status.row.name
     found = next((trial for trial in status.trials if trial.number == number), None)
     if found is None:
@@ -244,7 +244,7 @@ def _numbered(status: StudyStatus, number: int) -> TrialStatus:
     return found
 
 
-def _exported(database: Database, status: StudyStatus, trial: TrialStatus) -> Export:
+def _exported(database: Database, status: StudyStatus, trial: Trial) -> Export:
     config = status.file.config(trial.params)
     runtimes = [one.runtime for one in trial.attempts if one.runtime is not None]
     if runtimes:

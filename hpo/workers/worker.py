@@ -51,6 +51,7 @@ from hpo.storage.optuna import (
     FencedStorage,
     add_waiting,
 )
+from hpo.storage.records import Outcome
 from hpo.storage.retry import Outage
 from hpo.workers.process import (
     Watchdog,
@@ -335,13 +336,13 @@ class Worker:
             # An unexpected error counts against the trial.
             meant = isinstance(error, Interrupted | InputError | DiskFull)
             reason = str(error) if meant else f"{type(error).__name__}: {error}"
-            outcome = "handed_back" if meant else "lost"
+            outcome = Outcome.HANDED_BACK if meant else Outcome.LOST
             if not self._release(taken.lease, outcome, reason) and isinstance(error, MISSING):
                 raise taken.lease.lost() from error
             raise
         self._show_idle(None)
 
-    def _release(self, lease: Lease, outcome: str, reason: str) -> bool:
+    def _release(self, lease: Lease, outcome: Outcome, reason: str) -> bool:
         """Release the trial, and return whether it was still ours. Where the database is
         unavailable and we were asked to stop, the lease runs out instead."""
         try:
@@ -353,7 +354,7 @@ class Worker:
             log.warning("trial %d is held until its lease ends: %s", lease.number, error)
             self.still_held = True
             return True
-        log.info("trial %d: %s (%s)", lease.number, outcome.replace("_", " "), reason)
+        log.info("trial %d: %s (%s)", lease.number, outcome.words, reason)
         return True
 
     def _beat(self, progress: Progress, done: threading.Event, supervised: bool) -> None:
@@ -387,5 +388,5 @@ class Worker:
     def _give_up(self, lease: Lease, limit_s: float) -> None:
         """Release the trial of a training that hangs, perhaps with no supervisor to end it. Should
         it continue, its writes are refused."""
-        if leases.release(self.database, lease, "lost", no_step(limit_s)):
+        if leases.release(self.database, lease, Outcome.LOST, no_step(limit_s)):
             log.warning("trial %d: lost (%s)", lease.number, no_step(limit_s))

@@ -24,7 +24,10 @@ from hpo.storage.leases import (
     Taken,
 )
 from hpo.storage.optuna import FencedStorage
-from hpo.storage.records import EpochRow
+from hpo.storage.records import (
+    Epoch,
+    Outcome,
+)
 from hpo.workers.worker import Progress
 
 STUDY = """
@@ -103,15 +106,15 @@ class InstantTrials:
                 leases.begin_epoch(self.study.database, lease, epoch, {})
                 time.sleep(self.seconds)
                 control.step(epoch=epoch, images=1)
-                row = EpochRow(epoch, lease.k, 0.0, {"val_top1": value}, None)
+                row = Epoch(epoch, lease.k, 0.0, {"val_top1": value}, None)
                 leases.record_epochs(self.study.database, lease, [row], progress={})
                 trial.report(value, epoch)
-            self._tell(trial, taken, Ending("complete", value))
+            self._tell(trial, taken, Ending(Outcome.COMPLETE, value))
 
     def drain(self, taken: Taken, reason: str, control: object) -> None:
         with self.storage.guarded(taken.lease):
             trial = optuna.trial.Trial(self.optuna_study, taken.lease.trial_id)
-            self._tell(trial, taken, Ending("pruned", reason=reason))
+            self._tell(trial, taken, Ending(Outcome.PRUNED, reason=reason))
 
     def _tell(self, trial: optuna.Trial, taken: Taken, ending: Ending) -> None:
         state = TrialState.PRUNED if ending.outcome == "pruned" else TrialState.COMPLETE

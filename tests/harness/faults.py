@@ -37,7 +37,7 @@ from hpo.storage.optuna import (
     FencedStorage,
     add_waiting,
 )
-from hpo.storage.records import AttemptRow
+from hpo.storage.records import Attempt
 from hpo.workers.supervisor import Supervisor
 from hpo.workers.worker import Progress
 from tests.harness.fakes import study_file
@@ -68,7 +68,7 @@ def supervise(study: Study, tick: Callable[[], None] = lambda: None) -> None:
     )
 
 
-def attempts_of(study: Study, number: int = 0) -> list[AttemptRow]:
+def attempts_of(study: Study, number: int = 0) -> list[Attempt]:
     return records.read_attempts(study.database, study.uuid).get(number, [])
 
 
@@ -264,11 +264,11 @@ def stopped_at_random(url: str, times: int = 3) -> dict[str, Any]:
     return {"codes": codes, "refused": len(text), **after_takeovers(study)}
 
 
-def is_open(attempts: list[AttemptRow]) -> bool:
+def is_open(attempts: list[Attempt]) -> bool:
     return any(one.outcome is None for one in attempts)
 
 
-def attempts_by(study: Study, worker: str) -> list[AttemptRow]:
+def attempts_by(study: Study, worker: str) -> list[Attempt]:
     rows = records.read_attempts(study.database, study.uuid).values()
     return [one for attempts in rows for one in attempts if one.worker == worker]
 

@@ -23,7 +23,10 @@ from hpo.storage.optuna import (
     FencedStorage,
     add_waiting,
 )
-from hpo.storage.records import EpochRow
+from hpo.storage.records import (
+    Epoch,
+    Outcome,
+)
 
 STATES = {"pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
@@ -40,7 +43,7 @@ class Trial:
     def ending(self) -> Ending:
         value = max(self.curve, default=0.0) if self.outcome == "complete" else None
         several = (value, *self.costs) if value is not None and self.costs else None
-        return Ending(self.outcome, value, self.reason, several)
+        return Ending(Outcome(self.outcome), value, self.reason, several)
 
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
@@ -97,7 +100,7 @@ def _epoch(study: Study, lease: leases.Lease, epoch: int, value: float) -> None:
     metrics = {"train_loss": 1.1 - value, "val_loss": 1.2 - value, "val_top1": value,
                "val_top5": min(1.0, value + 0.1), "lr": 0.1 / epoch, "seconds": 2.0}  # fmt: skip
     leases.begin_epoch(study.database, lease, epoch, {})
-    row = EpochRow(epoch, lease.k, 0.0, metrics, None)
+    row = Epoch(epoch, lease.k, 0.0, metrics, None)
     leases.record_epochs(study.database, lease, [row], progress={})
 
 

@@ -39,7 +39,7 @@ from hpo.storage import (
     retry,
 )
 from hpo.storage.database import connect
-from hpo.storage.leases import FINAL
+from hpo.storage.records import FINAL
 from hpo.workers.supervisor import Supervisor
 from hpo.workers.worker import Progress
 from tests.harness.fakes import study_file

@@ -23,6 +23,7 @@ from hpo.storage.optuna import (
     FencedStorage,
     add_waiting,
 )
+from hpo.storage.records import Outcome
 from tests.harness.fakes import study_file
 from tests.harness.scene import Scene, run_scene, together
 
@@ -119,7 +120,7 @@ class Finishes:
         study = studies.load(connect(self.url), "toy")
         storage = FencedStorage(study.database)
         try:
-            with storage.guarded(self.lease, Ending("complete", float(i))):
+            with storage.guarded(self.lease, Ending(Outcome.COMPLETE, float(i))):
                 study.optuna_study(storage).tell(self.lease.number, float(i))
         except (Fenced, ValueError, optuna.exceptions.UpdateFinishedTrialError):
             return False

@@ -15,15 +15,15 @@ from hpo.search import retention
 from hpo.search import study as studies
 from hpo.search.status import (
     StudyStatus,
-    TrialStatus,
     read_status,
 )
 from hpo.storage.database import Database
-from hpo.storage.leases import (
-    FINAL,
-    MAX_FRUITLESS,
-)
+from hpo.storage.leases import MAX_FRUITLESS
 from hpo.storage.optuna import FencedStorage
+from hpo.storage.records import (
+    FINAL,
+    Trial,
+)
 from hpo.storage.tables import attempts
 
 METRICS = ("train_loss", "train_top1", "val_loss", "val_top1")
@@ -52,7 +52,7 @@ def curves(database: Database, name: str) -> dict[str, list[tuple[float, ...]]]:
     return {canonical(trial.params): _curve(trial) for trial in read_status(database, name).trials}
 
 
-def _curve(trial: TrialStatus) -> list[tuple[float, ...]]:
+def _curve(trial: Trial) -> list[tuple[float, ...]]:
     return [tuple(row.metrics[name] for name in METRICS) for row in trial.epochs]
 
 

@@ -14,12 +14,10 @@ import pytest
 from hpo.paths import Home
 from hpo.search import study as studies
 from hpo.search import sync
-from hpo.search.status import (
-    TrialStatus,
-    read_status,
-)
+from hpo.search.status import read_status
 from hpo.storage.artifacts import open_store
 from hpo.storage.database import Database
+from hpo.storage.records import Trial
 from tests.harness.scenes import small_study
 from tests.harness.searches import search
 
@@ -56,13 +54,13 @@ def hosts(url: str, tmp_path: Path) -> tuple[Host, Host]:
 
 
 @pytest.fixture
-def whole(database: Database, home: Home) -> TrialStatus:
+def whole(database: Database, home: Home) -> Trial:
     """The same trial, undisturbed."""
     search(database, home, small_study("whole", trials=1, epochs=EPOCHS))
     return read_status(database, "whole").trials[0]
 
 
-def check_equal(trial: TrialStatus, whole: TrialStatus) -> None:
+def check_equal(trial: Trial, whole: Trial) -> None:
     """Bit for bit."""
     assert trial.params == whole.params
     assert [row.epoch for row in trial.epochs] == list(range(1, EPOCHS + 1))
@@ -89,7 +87,7 @@ def begun(database: Database, place: str | None, home: Home) -> str:
     ],
 )
 def test_another_host_goes_on_where_the_first_one_died(
-    database: Database, home: Home, hosts: tuple[Host, Host], whole: TrialStatus, tmp_path: Path,
+    database: Database, home: Home, hosts: tuple[Host, Host], whole: Trial, tmp_path: Path,
     kind: str, point: str, attempts: list[int], request: pytest.FixtureRequest,
 ) -> None:  # fmt: skip
     """There, and back again to the first one, which has an old checkpoint of its own."""
@@ -108,7 +106,7 @@ def test_another_host_goes_on_where_the_first_one_died(
 
 
 def test_without_artifacts_it_begins_again_and_says_so(
-    database: Database, home: Home, hosts: tuple[Host, Host], whole: TrialStatus
+    database: Database, home: Home, hosts: tuple[Host, Host], whole: Trial
 ) -> None:
     begun(database, None, home)
     first, second = hosts

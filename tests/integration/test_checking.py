@@ -40,7 +40,10 @@ from hpo.storage.optuna import (
     FencedStorage,
     add_waiting,
 )
-from hpo.storage.records import EpochRow
+from hpo.storage.records import (
+    Epoch,
+    Outcome,
+)
 from hpo.storage.tables import (
     attempts,
     epochs,
@@ -221,7 +224,7 @@ def test_an_open_attempt_of_a_trial_that_is_over(
 
 def test_an_open_attempt_with_a_successor(database: Database, study: Study) -> None:
     first = taken(study)
-    leases.release(database, first, "handed_back", "for the test")
+    leases.release(database, first, Outcome.HANDED_BACK, "for the test")
     second = taken(study, "w-2")
     change(database, sa.update(attempts).where(of(first)).values(outcome=None, ended=None))
     left(database, "w-1 holds it")
@@ -235,7 +238,7 @@ def test_an_open_attempt_with_a_successor(database: Database, study: Study) -> N
 
 def test_an_attempt_that_ended_its_trial_is_the_last(database: Database, study: Study) -> None:
     lease = taken(study)
-    leases.release(database, lease, "handed_back", "for the test")
+    leases.release(database, lease, Outcome.HANDED_BACK, "for the test")
     taken(study, "w-2")
     change(database, sa.update(attempts).where(of(lease)).values(outcome="failed"))
     assert only(database).kind == rules.CONTRADICTION
@@ -313,9 +316,9 @@ def test_epochs_of_an_attempt_that_has_no_row(database: Database, study: Study) 
     for worker in ("w-1", "w-2"):
         lease = taken(study, worker)
         leases.begin_epoch(database, lease, lease.k, {})
-        row = EpochRow(lease.k, lease.k, 0.0, {"val_top1": 0.5}, None)
+        row = Epoch(lease.k, lease.k, 0.0, {"val_top1": 0.5}, None)
         leases.record_epochs(database, lease, [row], progress={})
-        leases.release(database, lease, "handed_back", "for the test")
+        leases.release(database, lease, Outcome.HANDED_BACK, "for the test")
     change(database, sa.delete(attempts).where(attempts.c.number == 4, attempts.c.k == 1))
     found = only(database)
     assert (found.kind, found.where) == (rules.UNOWNED, "toy, trial 4, attempt 1")
@@ -412,13 +415,13 @@ Case = Callable[[Study], repair.Cure]
 def _renewed(study: Study) -> repair.Cure:
     lease = taken(study)
     ended_by_others(study, lease, TrialState.FAIL)
-    return repair.EndAttempt(lease.trial_id, lease.k, "failed", "")
+    return repair.EndAttempt(lease.trial_id, lease.k, Outcome.FAILED, "")
 
 
 def _goes_on(study: Study) -> repair.Cure:
     lease = taken(study)
     expire(study.database, lease)
-    return repair.EndAttempt(lease.trial_id, lease.k, "lost", "")
+    return repair.EndAttempt(lease.trial_id, lease.k, Outcome.LOST, "")
 
 
 def _usual_lease(study: Study) -> repair.Cure:
@@ -436,14 +439,14 @@ def _not_begun(study: Study) -> repair.Cure:
 
 
 def _told_meanwhile(study: Study) -> repair.Cure:
-    return repair.TellOptuna(trial_id(study, 0), 1, "complete")
+    return repair.TellOptuna(trial_id(study, 0), 1, Outcome.COMPLETE)
 
 
 def _taken_again(study: Study) -> repair.Cure:
     first = taken(study)
-    leases.release(study.database, first, "handed_back", "")
+    leases.release(study.database, first, Outcome.HANDED_BACK, "")
     taken(study)
-    return repair.TellOptuna(first.trial_id, 1, "failed")
+    return repair.TellOptuna(first.trial_id, 1, Outcome.FAILED)
 
 
 def _entered_meanwhile(study: Study) -> repair.Cure:
@@ -473,15 +476,15 @@ def test_a_cure_looks_again(database: Database, study: Study, case: Case) -> Non
 def test_a_cure_sees_who_was_quicker(url: str, database: Database, study: Study) -> None:
     """A worker takes the trial while the cure waits for its lock."""
     first = taken(study)
-    leases.release(database, first, "lost", "for the test")
+    leases.release(database, first, Outcome.LOST, "for the test")
     change(database, sa.update(attempts).where(of(first)).values(outcome="failed"))
-    cure = repair.TellOptuna(first.trial_id, 1, "failed")
+    cure = repair.TellOptuna(first.trial_id, 1, Outcome.FAILED)
     asks, answers, mine = threading.Event(), [], connect(url)
     sa.event.listen(mine.engine, "before_cursor_execute", lambda *_: asks.set())
     thread = threading.Thread(target=lambda: answers.append(cure.apply(mine)))
     row = {"trial_id": first.trial_id, "k": 2, "study": study.uuid, "number": first.number}
     with database.write() as c:
-        repair.locked(c, first.trial_id)
+        repair.locked(c, database, first.trial_id)
         c.execute(attempts.insert().values(**row, token="t", worker="w", started=1.0, until=2e9))
         thread.start()
         assert asks.wait(30)

@@ -149,7 +149,7 @@ def test_the_copy_goes_on(make: Make, home: Home, target: str) -> None:
     open_one = leases.take(first, study.uuid, study.facts().free[0], "w-old")
     assert open_one is not None
     storage.set_trial_state_values(open_one.lease.trial_id, TrialState.RUNNING)
-    row = records.EpochRow(1, 1, 0.0, {"val_top1": 0.3}, 1)
+    row = records.Epoch(1, 1, 0.0, {"val_top1": 0.3}, 1)
     leases.record_epochs(first, open_one.lease, [row], progress={})
     with pytest.raises(Conflict, match=r"worked on by w-old; hpo stop toy first, or --force"):
         refuse(first, second, [study.row])

@@ -47,7 +47,10 @@ from hpo.storage.optuna import (
     FencedStorage,
     add_waiting,
 )
-from hpo.storage.records import EpochRow
+from hpo.storage.records import (
+    Epoch,
+    Outcome,
+)
 from hpo.workers.worker import (
     Progress,
     Worker,
@@ -148,7 +151,7 @@ def test_every_write_of_a_superseded_owner_is_refused(study: Study, storage: Fen
         "renew": lambda: leases.renew(database, lease),
         "begin": lambda: leases.begin_epoch(database, lease, 1, {}),
         "record": lambda: leases.record_epochs(
-            database, lease, [EpochRow(1, 1, 0.0, {"val_top1": 0.1}, None)], progress={}
+            database, lease, [Epoch(1, 1, 0.0, {"val_top1": 0.1}, None)], progress={}
         ),
         "runtime": lambda: leases.keep_runtime(database, lease, {}),
         "suggest": lambda: stale.suggest_float("optimizer.lr", 1e-4, 1e-1, log=True),
@@ -158,16 +161,16 @@ def test_every_write_of_a_superseded_owner_is_refused(study: Study, storage: Fen
     }
     refused: list[str] = []
     for name, write in writes.items():
-        with storage.guarded(lease, Ending("complete", 0.1)), pytest.raises(Fenced):
+        with storage.guarded(lease, Ending(Outcome.COMPLETE, 0.1)), pytest.raises(Fenced):
             write()
         refused.append(name)
     assert refused == list(writes)
-    assert not leases.release(database, lease, "handed_back", "late")
+    assert not leases.release(database, lease, Outcome.HANDED_BACK, "late")
     frozen = storage.get_trial(lease.trial_id)
     assert (frozen.params, frozen.intermediate_values, frozen.user_attrs) == ({}, {}, {})
     assert records.read_epochs(database, study.uuid) == {}
 
-    with storage.guarded(new.lease, Ending("complete", 0.7)):
+    with storage.guarded(new.lease, Ending(Outcome.COMPLETE, 0.7)):
         owner = Trial(study_view, new.lease.trial_id)
         value = owner.suggest_float("optimizer.lr", 1e-4, 1e-1, log=True)
         owner.report(0.7, 1)
@@ -213,7 +216,7 @@ def test_told_once_however_many_tell(study: Study) -> None:
         view = study.optuna_study(storage)
         start.wait()
         try:
-            with storage.guarded(taken.lease, Ending("complete", value)):
+            with storage.guarded(taken.lease, Ending(Outcome.COMPLETE, value)):
                 view.tell(0, value)
         except (Fenced, ValueError, optuna.exceptions.UpdateFinishedTrialError):
             return False
@@ -235,7 +238,7 @@ def test_dead_attempts_count_until_an_epoch_and_hand_backs_do_not(
         taken = take(study)
         fruitless.append(len(taken.fruitless))
         if end == "epoch":
-            row = EpochRow(1, taken.lease.k, 0.0, {"val_top1": 0.1}, taken.lease.k)
+            row = Epoch(1, taken.lease.k, 0.0, {"val_top1": 0.1}, taken.lease.k)
             leases.record_epochs(study.database, taken.lease, [row], progress={})
             end = "lost"
         if end == "expired":
@@ -344,7 +347,7 @@ def test_a_stop_rule_drains_what_is_abandoned(database: Database, home: Home) ->
     storage.set_trial_state_values(orphan.lease.trial_id, TrialState.RUNNING)
     worker = Worker(study, storage, InstantTrials(study, storage), home=home)
     done = take(study, worker.id)
-    worker.trials.run(done, control(home))
+    worker.runner.run(done, control(home))
     expire(study, orphan)
     worker.contact = long_contact()
     reason = worker.run(threading.Event())
@@ -411,7 +414,7 @@ def test_several_failures_in_a_row_stop_a_study(study: Study, storage: FencedSto
     for _ in range(3):
         taken = take(study)
         storage.set_trial_state_values(taken.lease.trial_id, TrialState.RUNNING)
-        with storage.guarded(taken.lease, Ending("failed", reason="no such layer")):
+        with storage.guarded(taken.lease, Ending(Outcome.FAILED, reason="no such layer")):
             study.optuna_study(storage).tell(taken.lease.number, state=TrialState.FAIL)
     rule = study.rule(study.facts())
     assert rule == "3 trials in a row failed for the same reason: no such layer"
@@ -525,7 +528,7 @@ def test_a_metric_that_is_no_number_is_recorded(study: Study, storage: FencedSto
     lease = take(study).lease
     about = {"host": "h", "pid": 1, "device": "cpu"}
     records.add_worker(study.database, "w", study.uuid, versions={}, process="p", **about)
-    row = EpochRow(1, lease.k, 0.0, {"val_loss": math.nan, "train_loss": math.inf}, None)
+    row = Epoch(1, lease.k, 0.0, {"val_loss": math.nan, "train_loss": math.inf}, None)
     progress = {"value": math.nan, "images_per_s": math.inf, "epoch": 1}
     leases.record_epochs(study.database, lease, [row], progress=progress)
     found = records.read_epochs(study.database, study.uuid)[0][0].metrics

@@ -39,7 +39,6 @@ from hpo.storage.database import (
     connect,
 )
 from hpo.storage.leases import (
-    FINAL,
     Ending,
     Lease,
     Taken,
@@ -48,7 +47,11 @@ from hpo.storage.optuna import (
     FencedStorage,
     add_waiting,
 )
-from hpo.storage.records import EpochRow
+from hpo.storage.records import (
+    FINAL,
+    Epoch,
+    Outcome,
+)
 from hpo.workers.worker import Worker
 from tests.harness.fakes import study_file
 from tests.harness.faulty import AFTER, BEFORE, breaking
@@ -135,7 +138,7 @@ class Life:
         leases.begin_epoch(self.database, self.lease, 1, {"epoch": 1})
 
     def record(self) -> None:
-        rows = [EpochRow(n, 1, 0.0, {"val_top1": n / 10}, 1) for n in (1, 2)]
+        rows = [Epoch(n, 1, 0.0, {"val_top1": n / 10}, 1) for n in (1, 2)]
         leases.record_epochs(self.database, self.lease, rows, progress={"epoch": 2})
 
     def renew(self) -> None:
@@ -148,7 +151,7 @@ class Life:
         self.trial.set_user_attr("outcome", "complete")
 
     def tell(self) -> None:
-        with self.storage.guarded(self.lease, Ending("complete", 0.2)):
+        with self.storage.guarded(self.lease, Ending(Outcome.COMPLETE, 0.2)):
             self.view.tell(self.trial, 0.2)
 
     def end_worker(self) -> None:
@@ -207,7 +210,7 @@ def test_a_trial_is_handed_back_once(study: Study, when: str) -> None:
     taken = leases.take(study.database, study.uuid, study.facts().free[0], "w")
     assert taken is not None
     with breaking(study.database, iter([when])) as found, patient(study, no_pause):
-        leases.release(study.database, taken.lease, "handed_back", "test")
+        leases.release(study.database, taken.lease, Outcome.HANDED_BACK, "test")
     assert found.struck == 1
     (attempt,) = records.read_attempts(study.database, study.uuid)[0]
     assert (attempt.outcome, attempt.reason) == ("handed_back", "test")
@@ -230,7 +233,7 @@ def test_a_late_write_is_refused_as_ever(study: Study) -> None:
         leases.abandon(study.database, "old", "test")
         assert leases.take(study.database, study.uuid, study.facts().free[0], "new") is not None
 
-    row = EpochRow(1, 1, 0.0, {"val_top1": 0.1}, None)
+    row = Epoch(1, 1, 0.0, {"val_top1": 0.1}, None)
     broken = breaking(study.database, iter([BEFORE]))
     with broken, patient(study, taken_over), pytest.raises(Fenced):
         leases.record_epochs(study.database, taken.lease, [row], progress={})

@@ -17,7 +17,7 @@ from hpo.search.status import (
     read_status,
 )
 from hpo.storage.database import Database
-from hpo.storage.leases import FINAL
+from hpo.storage.records import FINAL
 from tests.harness.fakes import study_file
 from tests.harness.scenes import WRITES, small_study
 

@@ -24,10 +24,7 @@ from hpo.search.journal import (
     _is_same,
     continues,
 )
-from hpo.search.status import (
-    TrialStatus,
-    read_status,
-)
+from hpo.search.status import read_status
 from hpo.search.study import Study
 from hpo.search.trial import Bench
 from hpo.storage import (
@@ -37,7 +34,10 @@ from hpo.storage import (
 from hpo.storage.database import Database
 from hpo.storage.leases import Lease
 from hpo.storage.optuna import FencedStorage
-from hpo.storage.records import EpochRow
+from hpo.storage.records import (
+    Epoch,
+    Trial,
+)
 from hpo.training.checkpoint import Checkpoint
 from hpo.workers.worker import Worker
 from tests.harness.fakes import study_file
@@ -63,7 +63,7 @@ def directory(study: Study, home: Home) -> StudyDir:
     return study.directory(home)
 
 
-def work(study: Study, home: Home) -> TrialStatus:
+def work(study: Study, home: Home) -> Trial:
     storage = FencedStorage(study.database)
     view = study.optuna_study(storage)
     bench = Bench(study, storage, view, home, torch.device("cpu"), threads=1)
@@ -89,7 +89,7 @@ def away_in(
     return recorded
 
 
-def check_whole(trial: TrialStatus, *attempts: str) -> None:
+def check_whole(trial: Trial, *attempts: str) -> None:
     assert trial.state == "complete"
     assert [a.outcome for a in trial.attempts] == list(attempts)
     assert [row.epoch for row in trial.epochs] == [1, 2, 3, 4, 5, 6]
@@ -197,8 +197,8 @@ def test_what_was_taken_over_meanwhile_is_dropped_and_counted(
     check_whole(trial, "lost", "complete")
 
 
-def row(epoch: int, **metrics: float) -> EpochRow:
-    return EpochRow(epoch, 1, 0.0, metrics, None)
+def row(epoch: int, **metrics: float) -> Epoch:
+    return Epoch(epoch, 1, 0.0, metrics, None)
 
 
 NAN = float("nan")
@@ -217,7 +217,7 @@ NAN = float("nan")
         ([{"a": 0.3}], [row(1, a=0.1 + 0.2)], False),
     ],
 )
-def test_continues(metrics: Any, rows: list[EpochRow], expected: bool) -> None:
+def test_continues(metrics: Any, rows: list[Epoch], expected: bool) -> None:
     assert continues(metrics, rows) is expected
 
 

@@ -28,14 +28,13 @@ from hpo.reports.progress import (
     View,
     headline,
 )
-from hpo.search.status import (
-    StudyStatus,
-    TrialStatus,
-)
+from hpo.search.status import StudyStatus
 from hpo.storage.records import (
-    AttemptRow,
-    EpochRow,
+    Attempt,
+    Epoch,
+    Outcome,
     StudyRow,
+    Trial,
     WorkerRow,
 )
 from tests.harness.fakes import study_file
@@ -43,22 +42,22 @@ from tests.harness.fakes import study_file
 WIDTHS = (60, 100, 140)
 
 
-def trial(number: int, state: str, values: list[float], reason: str | None = None) -> TrialStatus:
+def trial(number: int, state: str, values: list[float], reason: str | None = None) -> Trial:
     """A trial that began at 10 x its number seconds and took 10."""
     live = state == "running"
     epochs = tuple(
-        EpochRow(i, 1, 0.0, {"val_top1": value, "seconds": 2.0}, 1)
+        Epoch(i, 1, 0.0, {"val_top1": value, "seconds": 2.0}, 1)
         for i, value in enumerate(values, 1)
     )
-    attempt = AttemptRow(
+    attempt = Attempt(
         number=number, k=1, worker="w1", started=10.0 * number,
-        ended=None if live else 10.0 * number + 10, outcome=None if live else state,
+        ended=None if live else 10.0 * number + 10, outcome=None if live else Outcome(state),
         reason=reason, value=None, first_epoch=1, epoch=len(values), runtime=None, live=live,
     )  # fmt: skip
     best = max(values, default=None)
     where = values.index(best) + 1 if best is not None else None
     params = {"optimizer.lr": 0.003 * (number + 1)}
-    return TrialStatus(number, state, params, best, where, epochs, (attempt,), reason)
+    return Trial(number, state, params, best, where, epochs, (attempt,), reason)
 
 
 def worker(name: str, number: int | None = 3, host: str = "box", value: float = 0.91) -> WorkerRow:
@@ -78,7 +77,7 @@ TRIALS = (
 
 
 def status(
-    trials: tuple[TrialStatus, ...] = TRIALS,
+    trials: tuple[Trial, ...] = TRIALS,
     workers: tuple[WorkerRow, ...] = (worker("w1"), worker("w2", None)),
     **changes: object,
 ) -> StudyStatus:

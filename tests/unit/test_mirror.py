@@ -45,8 +45,9 @@ from hpo.storage.artifacts import (
 from hpo.storage.database import Database
 from hpo.storage.leases import Lease
 from hpo.storage.records import (
-    AttemptRow,
-    EpochRow,
+    Attempt,
+    Epoch,
+    Outcome,
 )
 from hpo.training.checkpoint import Checkpoint
 from tests.harness.fakes import study_file
@@ -343,10 +344,21 @@ class TestTheUrl:
         assert files(place) == ["study.toml"]
 
 
-def attempt(number: int, k: int, outcome: str | None, value: float | None = None) -> AttemptRow:
+def attempt(number: int, k: int, outcome: str | None, value: float | None = None) -> Attempt:
     ended = None if outcome is None else 1.0
-    return AttemptRow(
-        number, k, "w", 0.0, ended, outcome, None, value, 1, 3, None, live=outcome is None
+    return Attempt(
+        number,
+        k,
+        "w",
+        0.0,
+        ended,
+        Outcome(outcome) if outcome else None,
+        None,
+        value,
+        1,
+        3,
+        None,
+        live=outcome is None,
     )
 
 
@@ -419,9 +431,8 @@ class TestWhatStays:
         best = retention.best_of_all(study, attempts)
         assert best.weights == {1, 2, 3, 4, 5}
         assert best.checkpoints == {5, 4}
-        assert retention.ranked(study, attempts) == [5, 4, 3, 2, 1, 0]
         for values, kept in (((0.4, 50.0), True), ((0.5, 100.0), True), ((0.5, 101.0), False)):
-            ending = objective.Ending("complete", values[0], objectives=values)
+            ending = objective.Ending(Outcome.COMPLETE, values[0], objectives=values)
             assert retention.is_kept(study, ending) is kept
 
     def test_weights_of_the_front_of_a_real_search(self, database: Database, home: Home) -> None:
@@ -474,7 +485,7 @@ def test_an_attempt_removes_what_its_predecessors_left_once_its_own_is_recorded(
     store = Remembering(left)
     directory = home.study(UUID)
     checkpoints = Checkpoints(directory, Mirror(store, directory), LEASE)
-    rows = [EpochRow(1, 1, 0.0, {}, 1), EpochRow(2, 2, 0.0, {}, 2)]
+    rows = [Epoch(1, 1, 0.0, {}, 1), Epoch(2, 2, 0.0, {}, 2)]
     found, path = checkpoints.newest(rows, sound)
     assert (found, path) == (rows, directory.checkpoint(0, 2, 2))
     assert store.calls == [f"get /{left[2]}"]
@@ -519,7 +530,7 @@ def test_a_full_disk_here_does_not_begin_the_trial_again(home: Home) -> None:
         directory, Mirror(Full(["trials/0/attempt-1/epoch-1.ckpt"]), directory), LEASE
     )
     with pytest.raises(DiskFull, match=r"epoch-1\.ckpt does not fit"):
-        checkpoints.newest([EpochRow(1, 1, 0.0, {}, 1)], sound)
+        checkpoints.newest([Epoch(1, 1, 0.0, {}, 1)], sound)
 
 
 @pytest.mark.parametrize("bad", ["../../x", "1/../../../x", -1, 2.5, None, "1\n"])
@@ -544,7 +555,7 @@ def test_a_checkpoint_that_the_rows_do_not_name_is_not_used(home: Home) -> None:
     store = Remembering(["trials/0/attempt-1/epoch-2.ckpt"])
     directory = home.study(UUID)
     checkpoints = Checkpoints(directory, Mirror(store, directory), LEASE)
-    row = EpochRow(2, 2, 0.0, {}, 2)
+    row = Epoch(2, 2, 0.0, {}, 2)
     assert checkpoints.newest([row], sound) == ([], None)
     assert checkpoints.newest([dataclasses.replace(row, checkpoint=None)], sound) == ([], None)
     assert store.calls == []

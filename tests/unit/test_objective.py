@@ -34,7 +34,6 @@ from hpo.search.sampling import (
 )
 from hpo.search.status import (
     StudyStatus,
-    TrialStatus,
     read_status,
 )
 from hpo.search.study import Study
@@ -45,10 +44,12 @@ from hpo.storage.database import (
     connect,
 )
 from hpo.storage.optuna import FencedStorage
+from hpo.storage.records import Trial
 from hpo.training import learner
 from hpo.workers.worker import Worker
 from tests.harness.fakes import study_file
-from tests.harness.filled import Trial, fill
+from tests.harness.filled import Trial as Filled
+from tests.harness.filled import fill
 
 TRAIN = """epochs = 2
 [train.data]
@@ -77,7 +78,7 @@ def search(
     return read_status(database, study.row.name)
 
 
-def only(status: StudyStatus) -> TrialStatus:
+def only(status: StudyStatus) -> Trial:
     assert len(status.trials) == 1
     return status.trials[0]
 
@@ -138,8 +139,8 @@ def test_a_trial_that_diverged_is_never_optuna_s_best(
 def test_samplers_learn_from_trials_that_diverged(database: Database, sampler: str) -> None:
     space = "optimizer.lr = {low = 0.1, high = 0.9}\nmodel.dropout = {low = 0.0, high = 0.5}"
     study = fill(database, study_file(trials=9, space=space), [
-        Trial("diverged", (0.4, math.nan)), Trial("complete", (0.02,)),
-        Trial("diverged", (math.nan,)), Trial("complete", (0.5,)),
+        Filled("diverged", (0.4, math.nan)), Filled("complete", (0.02,)),
+        Filled("diverged", (math.nan,)), Filled("complete", (0.5,)),
     ])  # fmt: skip
     view = study.optuna_study(FencedStorage(database))
     assert view.best_trial.number == 3

@@ -13,7 +13,6 @@ import pytest
 import torch
 from optuna.trial import TrialState
 
-from hpo.config.metrics import dominates
 from hpo.config.strategies import StudyConfig
 from hpo.config.study import (
     StudyFile,
@@ -34,7 +33,7 @@ from hpo.search.study import Study
 from hpo.search.trial import Bench
 from hpo.storage.database import Database
 from hpo.storage.optuna import FencedStorage
-from hpo.storage.records import EpochRow
+from hpo.storage.records import Epoch, Ranking
 from hpo.training.models import build
 from hpo.training.profiling import (
     latency_ms,
@@ -191,7 +190,7 @@ def _verdicts(database: Database, study: Study, curves: Sequence[tuple[float, ..
         assert taken is not None
         storage.set_trial_state_values(taken.lease.trial_id, TrialState.RUNNING)
         for epoch, value in enumerate(curve, 1):
-            row = EpochRow(epoch, taken.lease.k, 0.0, {"val_top1": value}, None)
+            row = Epoch(epoch, taken.lease.k, 0.0, {"val_top1": value}, None)
             leases.record_epochs(database, taken.lease, [row], progress={})
         trial = optuna.trial.Trial(view, taken.lease.trial_id)
         if len(study.file.objectives) == 1:
@@ -219,13 +218,13 @@ def test_a_diverged_trial_is_never_on_the_front(database: Database, home: Home) 
 
 def test_values_are_those_of_the_best_epoch_and_costs_of_all() -> None:
     rows = [
-        EpochRow(n, 1, 0.0, {"val_top1": top1, "val_loss": loss, "seconds": s,
+        Epoch(n, 1, 0.0, {"val_top1": top1, "val_loss": loss, "seconds": s,
                              "peak_memory_mb": mb}, None)
         for n, top1, loss, s, mb in ((1, 0.5, 0.9, 3.0, 10.0), (2, 0.7, 0.8, 1.0, 30.0),
                                      (3, 0.6, 0.7, 2.0, 20.0))
     ]  # fmt: skip
     names = ("val_top1", "val_loss", "epoch_seconds", "peak_memory_mb", "parameters")
-    assert values_of(names, rows, 2, {"parameters": 5.0}) == (0.7, 0.8, 2.0, 30.0, 5.0)
+    assert values_of(names, rows, rows[1], {"parameters": 5.0}) == (0.7, 0.8, 2.0, 30.0, 5.0)
 
 
 @pytest.mark.parametrize(
@@ -241,9 +240,8 @@ def test_values_are_those_of_the_best_epoch_and_costs_of_all() -> None:
 def test_to_dominate_is_better_in_some_and_worse_in_none(
     one: tuple[float, float], other: tuple[float, float], expected: bool
 ) -> None:
-    names = ("val_top1", "latency_ms")
-    found = dominates(dict(zip(names, one, strict=True)), dict(zip(names, other, strict=True)))
-    assert found is expected
+    ranking = Ranking({"val_top1": "maximize", "latency_ms": "minimize"})
+    assert ranking.beats(one, other) is expected
 
 
 def test_the_front_is_what_no_trial_dominates(database: Database) -> None:
@@ -255,7 +253,13 @@ def test_the_front_is_what_no_trial_dominates(database: Database) -> None:
     fill(database, study_file(trials=30, study='metrics = ["val_top1", "flops"]'), trials)
     status = read_status(database, "toy")
     done = status.ranked()
-    expected = {t.number for t in done if not any(dominates(o.values, t.values) for o in done)}
+    scores = [tuple(trial.values.values()) for trial in done]
+    beats = status.ranking.beats
+    expected = {
+        trial.number
+        for trial, mine in zip(done, scores, strict=True)
+        if not any(beats(other, mine) for other in scores)
+    }
     front = status.front()
     assert {trial.number for trial in front} == expected
     firsts = [trial.values["val_top1"] for trial in front]

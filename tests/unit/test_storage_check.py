@@ -15,17 +15,12 @@ import pytest
 import sqlalchemy as sa
 
 from hpo.doctor import files, rules
-from hpo.doctor.repair import (
-    ENDED_BY_OTHERS,
-    OVER,
-    STATE_OF,
-)
+from hpo.doctor.repair import outcome_of
 from hpo.doctor.rules import (
-    Attempt,
     Finding,
     Known,
     Rows,
-    Trial,
+    StoredTrial,
     judge,
 )
 from hpo.doctor.scan import (
@@ -46,8 +41,13 @@ from hpo.storage.database import (
     Database,
     connect,
 )
-from hpo.storage.leases import FINAL
 from hpo.storage.optuna import FencedStorage
+from hpo.storage.records import (
+    FINAL,
+    FINISHED_STATES,
+    Attempt,
+    Outcome,
+)
 from tests.harness.fakes import study_file
 from tests.harness.filled import Trial as Filled
 from tests.harness.filled import fill
@@ -352,10 +352,18 @@ def test_ten_thousand_trials_take_a_few_queries(database: Database) -> None:
 NOW, LEASE = 1000.0, 30.0
 
 
+def attempt(k: int, until: float, outcome: str | None = None) -> Attempt:
+    ended = None if outcome is None else until
+    return Attempt(
+        0, k, "w", 0.0, ended, Outcome(outcome) if outcome else None, None, 0.5, None, None, None,
+        live=outcome is None and until >= NOW, until=until,
+    )  # fmt: skip
+
+
 def judged(
     state: str, *rows: Attempt, number: int = 0, epochs: dict[int, int] | None = None
 ) -> list[Finding]:
-    trial = Trial(7, number, state, rows, epochs or {})
+    trial = StoredTrial(7, number, state, rows, epochs or {})
     return list(judge(Rows(NOW, [Known(UUID, "toy", 5, LEASE, [trial])])))
 
 
@@ -363,12 +371,12 @@ def judged(
     ("state", "rows"),
     [
         ("WAITING", []),
-        ("WAITING", [Attempt(1, "w", NOW + 9)]),
-        ("RUNNING", [Attempt(1, "w", NOW + 9)]),
-        ("RUNNING", [Attempt(1, "w", NOW, "handed_back")]),
-        ("RUNNING", [Attempt(1, "w", NOW, "lost"), Attempt(2, "w", NOW + 9)]),
-        *((state, [Attempt(1, "w", NOW, "lost"), Attempt(2, "w", NOW, outcome)])
-          for outcome, state in STATE_OF.items()),
+        ("WAITING", [attempt(1, NOW + 9)]),
+        ("RUNNING", [attempt(1, NOW + 9)]),
+        ("RUNNING", [attempt(1, NOW, "handed_back")]),
+        ("RUNNING", [attempt(1, NOW, "lost"), attempt(2, NOW + 9)]),
+        *((outcome.optuna_state, [attempt(1, NOW, "lost"), attempt(2, NOW, outcome)])
+          for outcome in FINAL),
     ],
 )  # fmt: skip
 def test_what_a_search_may_look_like(state: str, rows: list[Attempt]) -> None:
@@ -377,25 +385,26 @@ def test_what_a_search_may_look_like(state: str, rows: list[Attempt]) -> None:
 
 @pytest.mark.parametrize("ago", [0.1, 10.0, 1e6])
 def test_an_expired_lease_is_a_note(ago: float) -> None:
-    (one,) = judged("RUNNING", Attempt(1, "w", NOW - ago))
+    (one,) = judged("RUNNING", attempt(1, NOW - ago))
     assert (one.kind, one.fault) == (rules.EXPECTED, False)
 
 
 @pytest.mark.parametrize("outcome", [None, "lost"])
 def test_nobody_takes_a_trial_beyond_the_budget(outcome: str | None) -> None:
-    (one,) = judged("RUNNING", Attempt(1, "w", NOW - 9, outcome), number=5)
+    (one,) = judged("RUNNING", attempt(1, NOW - 9, outcome), number=5)
     assert (one.fault, one.cure) == (True, None)
     assert "--trials 6" in one.left
 
 
-@pytest.mark.parametrize("state", [*OVER, "RUNNING", "WAITING"])
+@pytest.mark.parametrize("state", [*FINISHED_STATES, "RUNNING", "WAITING"])
 @pytest.mark.parametrize("outcome", [None, "lost", "handed_back", *FINAL])
 def test_every_fault_is_mended_or_left_with_a_reason(state: str, outcome: str | None) -> None:
     for until in (NOW - 9, NOW + 9, NOW + 1e6):
-        for found in judged(state, Attempt(1, "w", until, outcome), epochs={2: 1}):
+        for found in judged(state, attempt(1, until, outcome), epochs={2: 1}):
             assert not found.fault or (found.cure is None) == bool(found.left)
 
 
 def test_the_tables_of_outcomes_are_whole() -> None:
-    assert set(STATE_OF) == set(FINAL)
-    assert all(STATE_OF[outcome] == state for state, outcome in ENDED_BY_OTHERS.items())
+    assert {outcome.optuna_state for outcome in FINAL} == set(FINISHED_STATES)
+    ended = {state: outcome_of(state) for state in ("FAIL", "PRUNED")}
+    assert all(outcome and outcome.optuna_state == state for state, outcome in ended.items())
