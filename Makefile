@@ -23,7 +23,8 @@ coverage:
 	$(BIN)/pytest --databases=all -m "" --cov --cov-report=term
 
 docs:
-	$(BIN)/pytest -n 0 tests/unit/test_readme.py tests/unit/test_extras.py tests/integration/test_deployment.py
+	$(BIN)/pytest -n 0 -m "" tests/unit/test_readme.py tests/unit/test_extras.py tests/unit/test_api.py \
+		tests/integration/test_deployment.py
 
 soak:
 	$(BIN)/python -m benchmarks.chaos --minutes 60 --seed $$(date +%s)
