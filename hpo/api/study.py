@@ -79,8 +79,8 @@ class Study:
         name and definition exists, open that one.
 
         `storage` is a URL, by default HPO_STORAGE or hpo_runs/hpo.db under the working directory;
-        `artifacts` a folder or URL where checkpoints and weights also go. Every image is decoded
-        first: bad data create nothing.
+        `artifacts` a folder or URL where checkpoints and weights also go, by default HPO_ARTIFACTS.
+        Every image is decoded first: bad data create nothing.
 
         Raises ConfigError for a file that is wrong, DataError for data that cannot be used, and
         Conflict where a study of that name has another definition.
@@ -93,7 +93,7 @@ class Study:
             file = StudyFile.load(Path(file))
         study = cls(file.name, _connect(storage))
         weakref.finalize(study, study.database.dispose)
-        open_study(study.database, file, artifacts)
+        open_study(study.database, file, artifacts or os.environ.get("HPO_ARTIFACTS"))
         return study
 
     @property
@@ -364,9 +364,9 @@ def ending(status: StudyStatus) -> str:
 
 @contextmanager
 def interruptible(name: str) -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set, once the workers are to hand back; then raises
-    KeyboardInterrupt or Interrupted. A second Ctrl-C raises at once. Signals reach the main thread
-    alone: in another one nothing is caught."""
+    """Yield an event that Ctrl-C and SIGTERM set, and raise KeyboardInterrupt or Interrupted
+    afterwards. A second Ctrl-C raises at once. Signals reach the main thread alone: in another one
+    nothing is caught."""
     from hpo.workers.process import event_on_signal
 
     if threading.current_thread() is not threading.main_thread():
@@ -401,7 +401,7 @@ def _connect(storage: str | None) -> Database:
 
 @contextmanager
 def _quiet_optuna() -> Iterator[None]:
-    """No messages of Optuna's own inside: we say what happens."""
+    """Silence Optuna's own messages inside: we say what happens."""
     import optuna
 
     before = optuna.logging.get_verbosity()
