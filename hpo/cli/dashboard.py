@@ -1,4 +1,4 @@
-"""`hpo dashboard`: optuna-dashboard behind a door."""
+"""`hpo dashboard`: optuna-dashboard behind a gateway."""
 
 from __future__ import annotations
 

@@ -246,9 +246,9 @@ def _search(
 
     with ExitStack() as stack:
         if dashboard:
-            from hpo.dashboard.server import start_beside
+            from hpo.dashboard.server import start_subprocess
 
-            address, end = start_beside(study.database)
+            address, end = start_subprocess(study.database)
             stack.callback(end)
             out.print(f"dashboard: {address}", markup=False)
         if not quiet and (plain or not out.is_terminal):

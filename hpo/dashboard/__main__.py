@@ -1,4 +1,4 @@
-"""`python -m hpo.dashboard PORT`: what a search starts beside itself."""
+"""`python -m hpo.dashboard PORT`: the subprocess of `hpo run --dashboard`."""
 
 import sys
 

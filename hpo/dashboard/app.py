@@ -1,8 +1,8 @@
-"""optuna-dashboard over a database of ours: what stands behind the door.
+"""optuna-dashboard over a database of hpo's: the app behind the gateway.
 
-Its caches go by the ids of studies and trials. Tables that hpo made never give an id out twice;
-those of others do on SQLite, once the newest study is deleted. So every request looks which study
-an id is, and where that has changed optuna-dashboard is made anew, with nothing in memory.
+Its caches go by the ids of studies and trials. Tables that hpo made never give out an id twice;
+those of others do on SQLite, once the newest study is deleted. So every request reads which study
+an id belongs to, and if that has changed, optuna-dashboard is made anew, with empty caches.
 """
 
 from __future__ import annotations
@@ -13,12 +13,9 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from hpo.dashboard import gateway
-from hpo.dashboard.gateway import (
-    Answer,
-    Request,
-    refusal,
-)
+from werkzeug.wrappers import Response
+
+from hpo.dashboard.gateway import Request, json_response, refusal
 from hpo.errors import (
     InputError,
     StorageError,
@@ -37,40 +34,37 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 STUDY = re.compile(r"/api/studies/(\d+)")
-LOOK_S = 2.0
+HEALTH_S = 2.0
 
 
-class House:
-    """The WSGI app of `database`, whose tables are made if they are missing."""
+class DashboardApp:
+    """The WSGI app of `database`, whose tables are created if they are missing."""
 
     def __init__(self, database: Database) -> None:
         create_schema(database)
         self.database = database
         self._lock = threading.Lock()
-        self._known = records.study_identities(database)
+        self._identities = records.study_identities(database)
         self._app = _optuna_dashboard(database)
 
     def __call__(self, environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
-        request = Request.of(environ)
-        answer = self._answer(request, environ)
-        start(answer.status_line, answer.headers)
-        return answer.body
+        return self._respond(Request(environ))(environ, start)
 
-    def _answer(self, request: Request, environ: WSGIEnvironment) -> Answer:
+    def _respond(self, request: Request) -> Response:
         if not request.path.startswith(("/api/", "/csv/")):
-            return gateway.ask(self._app, environ)
+            return Response.from_app(self._app, request.environ)
         app = self._current()
-        named = STUDY.fullmatch(request.path)
-        if request.method == "DELETE" and named is not None:
-            done = self._deleted(int(named[1]))
-            if done is not None:
-                return done
-        answer = gateway.ask(app, environ)
-        # The pages read JSON out of every answer, and take one without for a failure.
-        return gateway.from_json(200, {}) if answer.status == 204 else answer
+        match = STUDY.fullmatch(request.path)
+        if request.method == "DELETE" and match is not None:
+            response = self._delete(int(match[1]))
+            if response is not None:
+                return response
+        response = Response.from_app(app, request.environ)
+        # The pages read JSON out of every response, and take one without for a failure.
+        return json_response(200, {}) if response.status_code == 204 else response
 
-    def _deleted(self, study_id: int) -> Answer | None:
-        """Delete as `hpo delete` does, files included; None where the study is not ours."""
+    def _delete(self, study_id: int) -> Response | None:
+        """Delete as `hpo delete` does, files included; return None if the study is not hpo's."""
         rows = records.list_studies(self.database)
         name = next((row.name for row in rows if row.study_id == study_id), None)
         if name is None:
@@ -79,15 +73,16 @@ class House:
             studies.delete(studies.load(self.database, name), Home.default())
         except InputError as error:
             return refusal(409, str(error))
-        return gateway.from_json(200, {})
+        return json_response(200, {})
 
     def _current(self) -> WSGIApplication:
-        """The app, made anew if an id that it knows is another study's by now, or nobody's."""
-        seen = records.study_identities(self.database)
+        """Return the app, made anew if an id that it knows now belongs to another study, or to
+        none."""
+        current = records.study_identities(self.database)
         with self._lock:
-            if any(seen.get(key) != known for key, known in self._known.items()):
+            if any(current.get(key) != known for key, known in self._identities.items()):
                 self._app = _optuna_dashboard(self.database)
-            self._known = seen
+            self._identities = current
             return self._app
 
 
@@ -101,26 +96,27 @@ def _optuna_dashboard(database: Database) -> WSGIApplication:
 
 
 class Health:
-    """Whether the database answers: asked at most every LOOK_S, by one thread at a time, so that
-    questions of strangers cost nothing and a database that hangs holds up one thread alone."""
+    """Whether the database answers. One thread at a time asks it, every HEALTH_S at most, so that
+    requests of strangers cost nothing and a database that hangs blocks one thread alone."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
         self._lock = threading.Lock()
-        self._well, self._began = True, -LOOK_S
+        self._healthy, self._asked = True, -HEALTH_S
 
     def __call__(self) -> bool:
+        """Return whether the database answered when it was last asked."""
         if not self._lock.acquire(blocking=False):
-            return self._well and time.monotonic() - self._began < LOOK_S
+            return self._healthy and time.monotonic() - self._asked < HEALTH_S
         try:
-            if time.monotonic() - self._began >= LOOK_S:
-                self._began = time.monotonic()
-                self._well = self._look()
+            if time.monotonic() - self._asked >= HEALTH_S:
+                self._asked = time.monotonic()
+                self._healthy = self._ask()
         finally:
             self._lock.release()
-        return self._well
+        return self._healthy
 
-    def _look(self) -> bool:
+    def _ask(self) -> bool:
         try:
             records.clock(self.database)
         except StorageError:

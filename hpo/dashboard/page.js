@@ -1,22 +1,22 @@
-// Beside optuna-dashboard's own script, and before it: what its pages do not say of our refusals.
+// Runs before optuna-dashboard's own script: shows why a request was refused where its pages do not.
 (() => {
-  const ask = window.fetch;
-  const silent = /^\/api\/studies(\/\d+(\/rename)?)?$/; // of these it shows no reason
+  const fetchAsIs = window.fetch;
+  const silent = /^\/api\/studies(\/\d+(\/rename)?)?$/; // its pages show no reason for these
 
   const show = (reason) => {
-    const place = document.getElementById("hpo-refusal");
-    place.textContent = reason;
-    place.hidden = false;
-    setTimeout(() => { place.hidden = true; }, 10000);
+    const element = document.getElementById("hpo-refusal");
+    element.textContent = reason;
+    element.hidden = false;
+    setTimeout(() => { element.hidden = true; }, 10000);
   };
 
   window.fetch = async (address, options) => {
-    const answer = await ask(address, options);
-    if (answer.status === 401) {
+    const response = await fetchAsIs(address, options);
+    if (response.status === 401) {
       location.assign(`/login?next=${encodeURIComponent(location.pathname)}`);
-    } else if (!answer.ok && options?.method && silent.test(address)) {
-      answer.clone().json().then(({ reason }) => show(reason), () => {});
+    } else if (!response.ok && options?.method && silent.test(address)) {
+      response.clone().json().then(({ reason }) => show(reason), () => {});
     }
-    return answer;
+    return response;
   };
 })();

@@ -1,6 +1,6 @@
-"""The dashboard's server: waitress, its limits, and the process that a search starts.
+"""The dashboard's server: waitress, its limits, and the subprocess of a search.
 
-Without the deadline a client that sends one byte now and then keeps its connection for ever, and a
+Without the deadline a client that sends a byte now and then keeps its connection for ever, and a
 few hundred of those keep everybody else out (slowloris).
 """
 
@@ -25,23 +25,15 @@ from waitress.channel import HTTPChannel
 from waitress.server import TcpWSGIServer
 from waitress.task import ErrorTask
 
-from hpo.dashboard.app import (
-    Health,
-    House,
-)
+from hpo.dashboard.app import DashboardApp, Health
 from hpo.dashboard.auth import (
     PASSWORD_FILE,
     TOKEN_FILE,
-    Attempts,
+    LoginThrottle,
     Sessions,
     from_environment,
 )
-from hpo.dashboard.gateway import (
-    ALWAYS,
-    LOOPBACK,
-    Door,
-    Settings,
-)
+from hpo.dashboard.gateway import LOOPBACK, SECURITY_HEADERS, Gateway, Settings
 from hpo.errors import (
     HpoError,
     InputError,
@@ -62,30 +54,31 @@ LIMITS: dict[str, Any] = {
     "channel_timeout": 30,  # seconds without a byte
     "cleanup_interval": 5,
     "max_request_header_size": 16 * 1024,
-    "max_request_body_size": 1024 * 1024,  # a note; waitress reads a body before we are asked
+    "max_request_body_size": 1024 * 1024,  # a note; read before the gateway is called
     "asyncore_use_poll": True,
     "ident": "",
 }
 
 
-class _Refusal(ErrorTask):  # type: ignore[misc]
+class _ErrorTask(ErrorTask):  # type: ignore[misc]
     def execute(self) -> None:
-        self.response_headers = list(ALWAYS)
+        self.response_headers = list(SECURITY_HEADERS.items())
         super().execute()
 
 
 class _Channel(HTTPChannel):  # type: ignore[misc]
-    error_task_class = _Refusal
+    error_task_class = _ErrorTask
 
 
 class Server(TcpWSGIServer):  # type: ignore[misc]
-    """One socket's server; `run` serves until Ctrl-C."""
+    """A server of one socket; `run` serves until Ctrl-C."""
 
     channel_class = _Channel
     _began: Mapping[Any, float] = {}
-    """When each request was first seen that is not whole yet."""
+    """When each incomplete request was first seen."""
 
     def maintenance(self, now: float) -> None:
+        """Close connections whose request is not complete after REQUEST_S."""
         super().maintenance(now)
         began = {}
         for channel in self.active_channels.values():
@@ -99,7 +92,7 @@ class Server(TcpWSGIServer):  # type: ignore[misc]
 def make_server(
     app: WSGIApplication, bound: socket.socket, trusted_proxy: str | None = None
 ) -> Server:
-    """A server of `app` on the socket `bound`."""
+    """Return a server of `app` on the socket `bound`."""
     options = dict(LIMITS)
     if trusted_proxy is not None:
         options["trusted_proxy"] = trusted_proxy
@@ -118,8 +111,9 @@ PORTS_TRIED = 50
 
 
 def make_app(database: Database, settings: Settings | None = None) -> WSGIApplication:
-    """The dashboard over `database`, whose tables are made if they are missing."""
-    return Door(House(database), settings or Settings(), Health(database), Sessions(), Attempts())
+    """Return the dashboard over `database`, whose tables are created if they are missing."""
+    app, health = DashboardApp(database), Health(database)
+    return Gateway(app, settings or Settings(), health, Sessions(), LoginThrottle())
 
 
 def serve(
@@ -134,21 +128,21 @@ def serve(
     """Serve until interrupted; `ready` is called with the address once it answers.
 
     Port 0 is any free one. `trusted_proxy` is the address whose X-Forwarded-For and -Proto count.
-    Raises InputError for an address other than loopback where nobody is asked for a password, and
-    for a port that is taken.
+    Raises InputError for an address other than loopback without a password, and for a port that is
+    taken.
     """
-
     settings = settings or Settings()
     _check_proxy(trusted_proxy)
     family, address = _resolved(host, port)
-    if not is_loopback(address) and not settings.credentials.asked:
+    if not is_loopback(address) and not settings.credentials.required:
         raise InputError(
             f"--host {host}: others can reach that address, so it needs a password: put one into a "
-            f"file and name it in {PASSWORD_FILE} (or a token's in {TOKEN_FILE}). Without one: "
+            f"file and name the file in {PASSWORD_FILE} (or a token's in {TOKEN_FILE}). Without "
+            "one: "
             f"ssh -L {port}:127.0.0.1:{port} HOST"
         )
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a busy moment is no warning
-    app = make_app(database, settings)  # before the port is taken: the database may be away
+    app = make_app(database, settings)  # before the port is taken: the database may be unavailable
     bound = _bind(family, address, port, host)
     server = make_server(app, bound, trusted_proxy)
     try:
@@ -159,38 +153,40 @@ def serve(
 
 
 def _check_proxy(address: str | None) -> None:
-    """waitress compares it with the sender's address as text, so a name would match nothing."""
+    """Raise InputError for a name: waitress compares the sender's address with it as text."""
     if address in (None, "*"):
         return
     try:
         ipaddress.ip_address(str(address))
     except ValueError:
         raise InputError(
-            f"--trusted-proxy {address}: the proxy's address, such as 127.0.0.1; or * where "
+            f"--trusted-proxy {address}: the proxy's IP address, such as 127.0.0.1; or * if "
             "nothing but the proxy can reach this port"
         ) from None
 
 
 def is_loopback(address: str) -> bool:
+    """Return whether only this machine can reach `address`."""
     return ipaddress.ip_address(address.split("%")[0]).is_loopback
 
 
 def own_hosts(host: str) -> frozenset[str]:
-    """What a browser may call a dashboard that listens on `host`: loopback, which ssh forwards,
-    and that address; where it is every address of the machine, all of them and its name."""
+    """Return the names by which a browser may call a dashboard that listens on `host`: loopback,
+    which ssh forwards, and that address; for 0.0.0.0 all addresses of the machine, and its name.
+    """
     try:
         everywhere = ipaddress.ip_address(host).is_unspecified
     except ValueError:
         return LOOPBACK | {host.lower()}
     if not everywhere:
         return LOOPBACK | {_bracketed(host)}
-    found = {
-        _bracketed(one.address.split("%")[0])
-        for of_card in psutil.net_if_addrs().values()
-        for one in of_card
-        if one.family in (socket.AF_INET, socket.AF_INET6)
+    addresses = {
+        _bracketed(entry.address.split("%")[0])
+        for interface in psutil.net_if_addrs().values()
+        for entry in interface
+        if entry.family in (socket.AF_INET, socket.AF_INET6)
     }
-    return LOOPBACK | found | {socket.gethostname().lower()}
+    return LOOPBACK | addresses | {socket.gethostname().lower()}
 
 
 def _bracketed(address: str) -> str:
@@ -203,40 +199,40 @@ def _shown(host: str, address: str) -> str:
 
 
 def _resolved(host: str, port: int) -> tuple[socket.AddressFamily, str]:
-    """The first address of `host`; raises InputError for a name without one."""
+    """Return the first address of `host`; raise InputError for a name without one."""
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         raise InputError(
-            f"--host {host}: no address of that name; such as 127.0.0.1, or 0.0.0.0 for all"
+            f"--host {host}: no address of that name; for example 127.0.0.1, or 0.0.0.0 for all"
         ) from None
     # localhost may be ::1 first, which a browser would find as well, but an ssh tunnel would not.
-    family, *_, address = sorted(found, key=lambda one: one[0] != socket.AF_INET)[0]
+    family, *_, address = min(addresses, key=lambda entry: entry[0] != socket.AF_INET)
     return family, str(address[0])
 
 
 def _bind(family: socket.AddressFamily, address: str, port: int, host: str) -> socket.socket:
-    """A socket on `port`; raises InputError naming the next free one."""
+    """Return a socket on `port`; raise InputError naming the next free one."""
     try:
         return _open(family, address, port)
     except PermissionError:
-        raise InputError(f"--port {port}: needs root; use one above 1023") from None
+        raise InputError(f"--port {port}: needs root; choose one above 1023") from None
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise InputError(f"--host {host} --port {port}: {error.strerror}") from None
         advice = _next_free(family, address, port)
-        raise InputError(f"--port {port}: another program has it; {advice}") from None
+        raise InputError(f"--port {port}: in use by another program; {advice}") from None
 
 
 def _open(family: socket.AddressFamily, address: str, port: int) -> socket.socket:
-    found = socket.socket(family, socket.SOCK_STREAM)
+    bound = socket.socket(family, socket.SOCK_STREAM)
     try:
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind((address, port))
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((address, port))
     except BaseException:
-        found.close()
+        bound.close()
         raise
-    return found
+    return bound
 
 
 def _next_free(family: socket.AddressFamily, address: str, port: int) -> str:
@@ -245,19 +241,19 @@ def _next_free(family: socket.AddressFamily, address: str, port: int) -> str:
             _open(family, address, other).close()
         except OSError:
             continue
-        return f"free is --port {other}, and --port 0 takes any"
+        return f"--port {other} is free, and --port 0 takes any"
     return "--port 0 takes any free one"
 
 
 STOP_S = 10.0
 
 
-def start_beside(database: Database, port: int = 0) -> tuple[str, Callable[[], None]]:
-    """Serve from a process of its own, on loopback; returns the address and what ends it.
+def start_subprocess(database: Database, port: int = 0) -> tuple[str, Callable[[], None]]:
+    """Serve from a subprocess, on loopback; return the address and a function that ends it.
 
-    The process ends with this one, however that dies: it reads a pipe that closes then. The storage
-    URL goes there by its environment, since it may hold a password; so do the dashboard's own
-    password and token. Raises InputError as `serve` and `from_environment`.
+    The subprocess ends with this process, however that dies: it reads a pipe that closes then. It
+    gets the storage URL, which may hold a password, in its environment, and so the dashboard's own
+    password and token. Raises InputError as `serve` and `from_environment` do.
     """
     create_schema(database)
     log = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the process
@@ -272,7 +268,7 @@ def start_beside(database: Database, port: int = 0) -> tuple[str, Callable[[], N
     assert child.stdout is not None
     line = child.stdout.readline()
     if not line:
-        reason = _last_line(log) or "it ended without a word"
+        reason = _last_line(log) or "it ended without a message"
         _end(child, log)
         raise HpoError(f"the dashboard did not start: {reason}")
     answer = json.loads(line)
@@ -289,7 +285,7 @@ def _last_line(log: IO[bytes]) -> str:
 
 
 def _end(child: subprocess.Popen[bytes], log: IO[bytes]) -> None:
-    """Close the pipe that it waits on; kill it if it does not heed that."""
+    """Close the pipe that it waits on; kill it if that is not enough."""
     for pipe in (child.stdin, child.stdout):
         assert pipe is not None
         pipe.close()
@@ -302,7 +298,7 @@ def _end(child: subprocess.Popen[bytes], log: IO[bytes]) -> None:
 
 
 def main(port: int) -> None:
-    """The process of `start_beside`: one line of JSON says the address or the error."""
+    """Serve as `start_subprocess` expects: print the address or the error as a line of JSON."""
 
     def say(**answer: Any) -> None:
         print(json.dumps(answer), flush=True)

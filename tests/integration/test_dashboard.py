@@ -1,4 +1,4 @@
-"""The optuna-dashboard behind the door, its address, and the process beside a search."""
+"""The optuna-dashboard behind the gateway, its address, and the process beside a search."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,15 @@ import pytest
 import sqlalchemy as sa
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from optuna.storages import RDBStorage
+from werkzeug.test import Client, TestResponse
 
-from hpo.dashboard import gateway
 from hpo.dashboard.app import Health
-from hpo.dashboard.auth import Attempts, Sessions
-from hpo.dashboard.gateway import Answer, Door, Settings
+from hpo.dashboard.auth import LoginThrottle, Sessions
+from hpo.dashboard.gateway import Gateway, Settings
 from hpo.dashboard.server import (
     make_app,
     serve,
-    start_beside,
+    start_subprocess,
 )
 from hpo.errors import InputError
 from hpo.paths import Home
@@ -68,23 +67,17 @@ def busy() -> Iterator[int]:
         yield other.getsockname()[1]
 
 
-def ask(app: Any, method: str, path: str, body: Any = None, **headers: str) -> Answer:
-    """The answer of `app` to one request."""
-    raw = json.dumps(body).encode()
-    environ = {
-        "REQUEST_METHOD": method, "PATH_INFO": path, "HTTP_HOST": HERE, "SERVER_PORT": "8080",
-        "CONTENT_TYPE": "application/json", "CONTENT_LENGTH": str(len(raw)),
-        "wsgi.input": BytesIO(raw), "wsgi.errors": BytesIO(), **headers,
-    }  # fmt: skip
-    found = gateway.ask(app, environ)
-    return Answer(found.status, found.headers, [found.whole()])
+def ask(app: Any, method: str, path: str, body: Any = None, **headers: str) -> TestResponse:
+    """The response of `app` to one request."""
+    headers = {"Host": HERE, **headers}
+    return Client(app).open(path, method=method, json=body, headers=headers, buffered=True)
 
 
-def read(answer: Answer) -> Any:
-    return json.loads(answer.whole())
+def read(response: TestResponse) -> Any:
+    return json.loads(response.get_data())
 
 
-# optuna-dashboard behind the door
+# optuna-dashboard behind the gateway
 
 
 @on_both
@@ -103,7 +96,7 @@ def test_a_study_deleted_there_takes_our_rows_and_its_files_with_it(study: Study
     log.touch()
     app = make_app(study.database)
     answer = ask(app, "DELETE", f"/api/studies/{study.row.study_id}")
-    assert (answer.status, read(answer)) == (200, {})
+    assert (answer.status_code, read(answer)) == (200, {})
     assert not log.exists()
     with study.database.read() as c:
         for table in (tables.studies, tables.attempts, tables.epochs):
@@ -116,16 +109,16 @@ def test_a_study_that_is_worked_on_is_not_deleted(study: Study) -> None:
     assert leases.take(study.database, study.uuid, study.facts().free[0], "w1") is not None
     app = make_app(study.database)
     answer = ask(app, "DELETE", f"/api/studies/{study.row.study_id}")
-    assert answer.status == 409
+    assert answer.status_code == 409
     assert "is being worked on by w1" in read(answer)["reason"]
-    assert ask(app, "GET", f"/api/studies/{study.row.study_id}").status == 200
+    assert ask(app, "GET", f"/api/studies/{study.row.study_id}").status_code == 200
 
 
 def test_a_study_of_others_is_deleted_as_they_do(database: Database, study: Study) -> None:
     storage = FencedStorage(database)
     other = optuna.create_study(storage=storage, study_name="other")
     app = make_app(database)
-    assert ask(app, "DELETE", f"/api/studies/{other._study_id}").status == 200
+    assert ask(app, "DELETE", f"/api/studies/{other._study_id}").status_code == 200
     assert [one.study_name for one in storage.get_all_studies()] == ["toy"]
 
 
@@ -133,8 +126,8 @@ def test_a_note_is_saved_and_its_answer_is_one_that_the_page_can_read(study: Stu
     app = make_app(study.database)
     path = f"/api/studies/{study.row.study_id}"
     note = {"body": "looks good", "version": 1}
-    answer = ask(app, "PUT", f"{path}/note", note, HTTP_ORIGIN=f"http://{HERE}")
-    assert (answer.status, read(answer)) == (200, {})
+    answer = ask(app, "PUT", f"{path}/note", note, Origin=f"http://{HERE}")
+    assert (answer.status_code, read(answer)) == (200, {})
     assert read(ask(app, "GET", path))["note"]["body"] == "looks good"
 
 
@@ -151,13 +144,14 @@ def values(app: Any, study_id: int) -> list[float]:
     return found
 
 
-def test_an_id_given_out_again_shows_the_new_study(database: Database, home: Home) -> None:
+def test_an_id_given_out_again_shows_the_new_study(url: str, home: Home) -> None:
+    database = connect(url)
     stock(database)
     study = fill(database, study_file(), [Trial("complete", (v,)) for v in (0.2, 0.3, 0.1)])
     app = make_app(database)
     importances = f"/api/studies/{study.row.study_id}/param_importances"
     assert values(app, study.row.study_id) == [0.2, 0.3, 0.1]
-    before = ask(app, "GET", importances).whole()
+    before = ask(app, "GET", importances).get_data()
     elsewhere = connect(database.secret_url)
     studies.delete(studies.load(elsewhere, "toy"), home)
     space = "optimizer.momentum = {low = 0.1, high = 0.9}"
@@ -167,7 +161,8 @@ def test_an_id_given_out_again_shows_the_new_study(database: Database, home: Hom
     elsewhere.dispose()
     assert again.row.study_id == study.row.study_id
     assert values(app, study.row.study_id) == [0.8, 0.7, 0.9]
-    assert ask(app, "GET", importances).whole() != before
+    assert ask(app, "GET", importances).get_data() != before
+    database.dispose()
 
 
 @on_both
@@ -178,7 +173,7 @@ def test_an_id_of_our_tables_is_never_given_out_again(database: Database, home: 
     studies.delete(study, home)
     again = fill(database, study_file(), [Trial("complete", (0.9,))])
     assert again.row.study_id > study.row.study_id
-    assert ask(app, "GET", f"/api/studies/{study.row.study_id}").status == 404
+    assert ask(app, "GET", f"/api/studies/{study.row.study_id}").status_code == 404
     assert values(app, again.row.study_id) == [0.9]
 
 
@@ -186,7 +181,7 @@ def test_its_memory_lasts_while_nothing_is_deleted(study: Study) -> None:
     app = make_app(study.database)
     behind = app.app._app  # type: ignore[attr-defined]
     fill(study.database, study_file(name="second"), [Trial("complete", (0.2,))])
-    assert ask(app, "GET", "/api/studies").status == 200
+    assert ask(app, "GET", "/api/studies").status_code == 200
     assert app.app._app is behind  # type: ignore[attr-defined]
 
 
@@ -196,9 +191,9 @@ def test_files_that_people_upload_are_no_pages(tmp_path: Path, study: Study) -> 
     (tmp_path / "store").mkdir()
     store = FileSystemArtifactStore(tmp_path / "store")
     storage = cached(FencedStorage(study.database))
-    app = Door(
+    app = Gateway(
         optuna_dashboard.wsgi(storage, artifact_store=store), Settings(), lambda: True,
-        Sessions(), Attempts(),
+        Sessions(), LoginThrottle(),
     )  # fmt: skip
     shown = {}
     optuna_study = optuna.load_study(study_name="toy", storage=storage)
@@ -212,19 +207,19 @@ def test_files_that_people_upload_are_no_pages(tmp_path: Path, study: Study) -> 
     page = {"file": "data:text/html;base64,PGI+aGk8L2I+", "filename": "up.html"}
     up = read(ask(app, "POST", f"/api/artifacts/{study.row.study_id}", page))
     shown["up.html"] = ask(app, "GET", f"/artifacts/{study.row.study_id}/{up['artifact_id']}")
-    assert shown["up.html"].whole() == b"<b>hi</b>"
+    assert shown["up.html"].get_data() == b"<b>hi</b>"
     for name, answer in shown.items():
-        assert answer.status == 200
-        assert "sandbox" in answer.header("content-security-policy")
-        assert answer.header("access-control-allow-origin") == ""
-        assert answer.header("x-content-type-options") == "nosniff"
+        assert answer.status_code == 200
+        assert "sandbox" in answer.headers["content-security-policy"]
+        assert answer.headers.get("access-control-allow-origin") is None
+        assert answer.headers["x-content-type-options"] == "nosniff"
         wanted = "inline" if name == "fine.png" else "attachment"
-        assert answer.header("content-disposition") == wanted
+        assert answer.headers["content-disposition"] == wanted
         active = ("text/html", "text/javascript", "application/javascript")
-        assert answer.kind not in active
-    shut = Door(app.app, Settings(read_only=True), lambda: True, Sessions(), Attempts())
+        assert answer.mimetype not in active
+    shut = Gateway(app.app, Settings(read_only=True), lambda: True, Sessions(), LoginThrottle())
     answer = ask(shut, "POST", f"/api/artifacts/{study.row.study_id}", page)
-    assert (answer.status, read(answer)["reason"]) == (403, "this dashboard is read-only")
+    assert (answer.status_code, read(answer)["reason"]) == (403, "this dashboard is read-only")
 
 
 def test_a_database_that_is_away_is_said_and_not_more(study: Study) -> None:
@@ -232,7 +227,7 @@ def test_a_database_that_is_away_is_said_and_not_more(study: Study) -> None:
     with study.database.engine.begin() as c:
         c.exec_driver_sql("DROP TABLE hpo_studies")
     answer = ask(app, "GET", "/api/studies")
-    assert answer.status == 503
+    assert answer.status_code == 503
     assert "hpo_studies" not in read(answer)["reason"]
 
 
@@ -244,7 +239,7 @@ def test_health_asks_the_database_now_and_then(
     assert health()
     monkeypatch.setattr(health, "database", connect("sqlite:////no/such/folder/x.db"))
     assert health()  # asked a moment ago
-    monkeypatch.setattr(health, "_began", -100.0)
+    monkeypatch.setattr(health, "_asked", -100.0)
     assert not health()
 
 
@@ -260,17 +255,17 @@ def test_other_addresses_need_a_password(database: Database, host: str) -> None:
 def test_an_address_that_is_none_is_an_error(database: Database) -> None:
     with pytest.raises(InputError, match="no address of that name"):
         serve(database, host="no such host", ready=lambda _: None)
-    with pytest.raises(InputError, match="--trusted-proxy nginx: the proxy's address"):
+    with pytest.raises(InputError, match="--trusted-proxy nginx: the proxy's IP address"):
         serve(database, trusted_proxy="nginx", ready=lambda _: None)
 
 
 def test_a_busy_port_names_the_next_free_one(database: Database, busy: int) -> None:
-    with pytest.raises(InputError, match=f"--port {busy}: another program has it; free is --port"):
+    with pytest.raises(InputError, match=f"--port {busy}: in use by another program; --port"):
         serve(database, port=busy, ready=lambda _: None)
 
 
 def test_beside_a_search_it_answers_and_ends_with_it(study: Study) -> None:
-    address, stop = start_beside(study.database)
+    address, stop = start_subprocess(study.database)
     try:
         with urllib.request.urlopen(address) as page:
             assert page.status == 200
@@ -287,7 +282,7 @@ def test_beside_a_search_a_password_is_asked_as_well(
     password.write_text("correct horse")
     password.chmod(0o600)
     monkeypatch.setenv("HPO_DASHBOARD_PASSWORD_FILE", str(password))
-    address, stop = start_beside(study.database)
+    address, stop = start_subprocess(study.database)
     try:
         with pytest.raises(urllib.error.HTTPError, match="401"):
             urllib.request.urlopen(address.replace("/dashboard", "/api/studies"))
@@ -295,19 +290,19 @@ def test_beside_a_search_a_password_is_asked_as_well(
         stop()
     password.chmod(0o644)
     with pytest.raises(InputError, match="chmod 600"):
-        start_beside(study.database)
+        start_subprocess(study.database)
 
 
 def test_beside_a_search_a_busy_port_is_an_error(study: Study, busy: int) -> None:
     with pytest.raises(InputError, match=f"--port {busy}"):
-        start_beside(study.database, busy)
+        start_subprocess(study.database, busy)
 
 
 def test_it_ends_with_a_search_that_was_killed(study: Study) -> None:
     search = (
-        "import os, sys; from hpo.dashboard.server import start_beside; "
+        "import os, sys; from hpo.dashboard.server import start_subprocess; "
         "from hpo.storage.database import connect; "
-        "print(start_beside(connect(sys.argv[1]))[0], flush=True); os.kill(os.getpid(), 9)"
+        "print(start_subprocess(connect(sys.argv[1]))[0], flush=True); os.kill(os.getpid(), 9)"
     )
     command = [sys.executable, "-c", search, study.database.secret_url]
     found = subprocess.run(command, capture_output=True, text=True, timeout=120)

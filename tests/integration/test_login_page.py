@@ -1,4 +1,4 @@
-"""The dashboard behind its door, as a person uses it."""
+"""The dashboard behind its gateway, as a person uses it."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_log_in_look_write_a_note_log_out(chromium: Browser, tmp_path: Path, stu
         assert one(chromium, "input[type=password]") == chromium.driver.switch_to.active_element
         assert chromium.complaints() == []
         log_in(chromium, "a guess")
-        reads(chromium, "That is not the password.")
+        reads(chromium, "Wrong password.")
         (complaint,) = chromium.complaints()
         assert "401" in complaint
         log_in(chromium, PASSWORD)

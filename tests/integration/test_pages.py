@@ -144,7 +144,7 @@ def test_a_training_report_draws_every_figure(offline: Browser, tmp_path: Path) 
 @pytest.mark.browser
 def test_the_dashboard_shows_the_study_and_its_trials(tmp_path: Path, database: Database) -> None:
     study = fill(database, study_file(trials=20), MIXED)
-    address, stop = server.start_beside(database)
+    address, stop = server.start_subprocess(database)
     try:
         with browser(tmp_path / "profile") as found:
             text = "document.body.innerText"

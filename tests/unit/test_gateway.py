@@ -1,29 +1,32 @@
-"""What the dashboard's door decides, by table and by a clock of the test's own."""
+"""The dashboard's gateway: its decisions, by table and by a clock of the test's own."""
 
 from __future__ import annotations
 
 import base64
 import gzip
 import json
+import random
 import socket
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from werkzeug.test import Client, TestResponse
+from werkzeug.wrappers import Response
 
 from hpo.dashboard import (
     auth,
     gateway,
 )
 from hpo.dashboard.auth import (
-    Attempts,
     Credentials,
+    LoginThrottle,
     Sessions,
     from_environment,
     read_credentials,
 )
-from hpo.dashboard.gateway import Answer, Door, Request, Settings
+from hpo.dashboard.gateway import Gateway, Request, Settings
 from hpo.dashboard.server import own_hosts
 from hpo.errors import InputError
 
@@ -45,15 +48,19 @@ def clock() -> Clock:
     return Clock()
 
 
-def environ(**headers: str) -> dict[str, Any]:
-    """What a server hands to the door for a page of the API."""
-    return {
-        "REQUEST_METHOD": "GET", "PATH_INFO": "/api/studies", "HTTP_HOST": HERE,
-        "SERVER_PORT": "8080", "wsgi.input": BytesIO(), **headers,
+def request(method: str = "GET", path: str = "/", **headers: str) -> Request:
+    """A request as the server hands it to the gateway; `fetch_site` is a header `Fetch-Site`."""
+    environ: dict[str, Any] = {
+        "REQUEST_METHOD": method, "PATH_INFO": path, "SERVER_NAME": "localhost",
+        "SERVER_PORT": "8080", "wsgi.url_scheme": "http", "wsgi.input": BytesIO(),
     }  # fmt: skip
+    for name in ("REQUEST_URI", "QUERY_STRING"):
+        if name in headers:
+            environ[name] = headers.pop(name)
+    return Request(environ | {f"HTTP_{name.upper()}": value for name, value in headers.items()})
 
 
-# Rules: a request's text, and what comes of it
+# The policy: a request's text, and what comes of it
 
 
 @pytest.mark.parametrize(
@@ -114,51 +121,51 @@ def test_a_host_is_known_in_any_case() -> None:
         (HERE, {"origin": "null"}, False),
         (HERE, {"origin": ""}, False),
         (HERE, {"origin": "file://"}, False),
-        (HERE, {"origin": f"http://{HERE}", "fetch_site": "cross-site"}, True),
-        (HERE, {"fetch_site": "same-origin"}, True),
-        (HERE, {"fetch_site": "same-site"}, False),
-        (HERE, {"fetch_site": "cross-site", "referer": f"http://{HERE}/"}, False),
+        (HERE, {"origin": f"http://{HERE}", "sec_fetch_site": "cross-site"}, True),
+        (HERE, {"sec_fetch_site": "same-origin"}, True),
+        (HERE, {"sec_fetch_site": "same-site"}, False),
+        (HERE, {"sec_fetch_site": "cross-site", "referer": f"http://{HERE}/"}, False),
         (HERE, {"referer": f"http://{HERE}/dashboard"}, True),
         (HERE, {"referer": "http://evil.example/"}, False),
         (HERE, {"referer": f"http://evil.example/http://{HERE}/"}, False),
     ],
 )
 def test_only_pages_of_ours_may_write(host: str, headers: dict[str, str], own: bool) -> None:
-    request = Request(method="POST", host=host, **headers)
-    for silent in (True, False):
-        assert (gateway.foreign(request, NAMED, may_be_silent=silent) is None) is own
-    read_only = Request(method="GET", host=host, **headers)
-    assert gateway.foreign(read_only, NAMED, may_be_silent=False) is None
+    write, read = (request(method, host=host, **headers) for method in ("POST", "GET"))
+    for scripts in (True, False):
+        assert (gateway.cross_site(write, NAMED, scripts=scripts) is None) is own
+    assert gateway.cross_site(read, NAMED, scripts=False) is None
 
 
 def test_a_write_that_does_not_say_where_it_comes_from_is_a_script() -> None:
-    request = Request(method="POST", host=HERE)
-    assert gateway.foreign(request, NAMED, may_be_silent=True) is None
-    assert "Bearer" in str(gateway.foreign(request, NAMED, may_be_silent=False))
+    silent = request("POST", host=HERE)
+    assert gateway.cross_site(silent, NAMED, scripts=True) is None
+    assert "Bearer" in str(gateway.cross_site(silent, NAMED, scripts=False))
 
 
 @pytest.mark.parametrize(
-    ("request_", "status"),
+    ("asked", "status"),
     [
-        (Request(path="/api/studies/1"), None),
-        (Request(path="/static/bundle.js"), None),
-        (Request(path="/dashboard/studies/1/trialTable"), None),
-        (Request(path="/a//b"), 400),
-        (Request(path="/static/../secret"), 400),
-        (Request(path="/static/./secret"), 400),
-        (Request(path="/a\x00b"), 400),
-        (Request(path="/a\\b"), 400),
-        (Request(path="/api/trials/\xd9\xa3/tell"), 400),  # a digit of another script
-        (Request(path="/" + "a" * 2000), 400),
-        (Request(path="*"), 400),
-        (Request(path="/x", target="http://evil.example/x"), 400),
-        (Request(transfer="chunked"), 400),
-        (Request(method="TRACE"), 405),
-        (Request(method="PATCH"), 405),
+        (request(path="/api/studies/1"), None),
+        (request(path="/static/bundle.js"), None),
+        (request(path="/dashboard/studies/1/trialTable"), None),
+        (request(path="/a//b"), 400),
+        (request(path="/static/../secret"), 400),
+        (request(path="/static/./secret"), 400),
+        (request(path="/a\x00b"), 400),
+        (request(path="/a\\b"), 400),
+        (request(path="/api/trials/\xd9\xa3/tell"), 400),  # a digit of another script
+        (request(path="/" + "a" * 2000), 400),
+        (request(path="*"), 400),
+        (request(path="/x", REQUEST_URI="http://evil.example/x"), 400),
+        (request(path="/login", QUERY_STRING="next=\xff"), 400),
+        (request(transfer_encoding="chunked"), 400),
+        (request("TRACE"), 405),
+        (request("PATCH"), 405),
     ],
 )
-def test_what_no_honest_client_asks(request_: Request, status: int | None) -> None:
-    found = gateway.malformed(request_)
+def test_what_no_honest_client_asks(asked: Request, status: int | None) -> None:
+    found = gateway.malformed(asked)
     assert (found and found[0]) == status
 
 
@@ -181,10 +188,10 @@ def test_what_no_honest_client_asks(request_: Request, status: int | None) -> No
     ],
 )
 def test_what_may_be_changed(method: str, path: str, why: str | None) -> None:
-    found = gateway.write_refused(Request(method=method, path=path), Settings())
+    found = gateway.write_refused(request(method, path), Settings())
     assert found is None if why is None else why in str(found)
     if method != "GET":
-        shut = gateway.write_refused(Request(method=method, path=path), Settings(read_only=True))
+        shut = gateway.write_refused(request(method, path), Settings(read_only=True))
         assert shut == "this dashboard is read-only"
 
 
@@ -221,7 +228,7 @@ def test_a_login_leads_to_the_dashboard_alone(text: str, place: str) -> None:
     ],
 )
 def test_an_uploaded_file_is_no_page(kind: str, served: str, disposition: str) -> None:
-    found = dict(gateway.artifact_headers(kind))
+    found = gateway.artifact_headers(kind)
     assert found["Content-Type"] == served
     assert found["Content-Disposition"] == disposition
     assert "sandbox" in found["Content-Security-Policy"]
@@ -236,15 +243,25 @@ def test_a_table_computes_nothing() -> None:
 
 def test_what_a_request_brings_along() -> None:
     def basic(text: str) -> Request:
-        return Request(authorization="Basic " + base64.b64encode(text.encode()).decode())
+        return request(authorization="Basic " + base64.b64encode(text.encode()).decode())
 
     assert basic("me:a:b").basic_password == "a:b"
-    assert basic("nocolon").basic_password is None
-    assert Request(authorization="Basic !!").basic_password is None
-    assert Request(authorization="bearer  t ").bearer == "t"
-    assert Request(authorization="Basic x").bearer is None
-    assert Request(cookies="a=1; hpo_80=t; hpo_8080=u", port="8080").session == "u"
-    assert Request(cookies="\x00;;=", port="8080").session is None
+    assert basic("nocolon").basic_password == ""
+    assert request(authorization="Basic !!").basic_password == ""
+    assert request(authorization="Digest password=x").basic_password == ""
+    assert request(authorization="bearer  t ").bearer == "t"
+    assert request(authorization="Bearer a=b=").bearer == "a=b="
+    assert request(authorization="Basic x").bearer is None
+    assert request(cookie="a=1; hpo_80=t; hpo_8080=u").session == "u"
+    assert request(cookie="\x00;;=").session is None
+
+
+def test_only_the_host_header_names_the_host() -> None:
+    assert request().host == ""
+    assert request(x_forwarded_host=HERE, forwarded=f"host={HERE}").host == ""
+    assert request(host="localhost:80", x_forwarded_host="evil.example").host == "localhost:80"
+    assert not request(x_forwarded_proto="https").is_secure
+    assert request(x_forwarded_for="10.0.0.1").remote_addr is None
 
 
 @pytest.mark.parametrize(
@@ -252,11 +269,15 @@ def test_what_a_request_brings_along() -> None:
     [
         ("gzip", True), ("br, GZIP;q=0.5", True), ("*", True), ("deflate, gzip , br", True),
         ("", False), ("identity", False), ("gzip;q=0", False), ("gzip; q=0.0, br", False),
-        ("notgzip", False), ("xgzip;q=1", False),
+        ("notgzip", False), ("xgzip;q=1", False), ("gzip;q=0, *", False),
     ],
 )  # fmt: skip
 def test_who_takes_gzip(accepts: str, takes: bool) -> None:
-    assert Request(accepts=accepts).takes_gzip is takes
+    long = gateway.json_response(200, "x" * 5000)
+    app = Gateway(long, Settings(), lambda: True, Sessions(), LoginThrottle())
+    client = Client(app)
+    response = client.get("/api", headers={"Accept-Encoding": accepts, "Host": HERE})
+    assert (response.headers.get("Content-Encoding") == "gzip") is takes
 
 
 # The password and the token
@@ -271,7 +292,7 @@ def secret(path: Path, text: str | bytes, mode: int = 0o600) -> Path:
 @pytest.mark.parametrize("text", ["correct horse", "correct horse\n", "correct horse\r\n"])
 def test_a_password_is_the_line_of_its_file(tmp_path: Path, text: str) -> None:
     found = read_credentials(secret(tmp_path / "p", text), None, {})
-    assert found.asked
+    assert found.required
     assert found.is_password("correct horse")
     for wrong in ("", "correct hors", "correct horse\n", "correct horse ", "Correct horse"):
         assert not found.is_password(wrong)
@@ -288,7 +309,7 @@ def test_a_token_is_taken_in_the_form_as_well() -> None:
     assert found.is_token(token)
     assert found.is_password(token)
     assert not found.is_token("")
-    assert not Credentials().asked
+    assert not Credentials().required
     assert not Credentials().is_password("")
 
 
@@ -303,7 +324,7 @@ def test_a_token_is_taken_in_the_form_as_well() -> None:
         ("seven77\n", 0o600, "7 characters; allowed: 8 and more"),
         ("correct horse\nbattery\n", 0o600, "more than one line"),
         ("x" * 10_000, 0o600, "more than one line"),
-        (b"\xff\xfe12345678", 0o600, "not text"),
+        (b"\xff\xfe12345678", 0o600, "not UTF-8 text"),
     ],
 )
 def test_a_bad_password_file_is_an_error(
@@ -334,45 +355,50 @@ def test_credentials_come_from_the_environment(tmp_path: Path) -> None:
     found = from_environment({"HPO_DASHBOARD_TOKEN_FILE": str(token)})
     assert found.is_token("0123456789" * 2)
     assert from_environment({"HPO_DASHBOARD_TOKEN": "9876543210" * 2}).is_token("9876543210" * 2)
-    assert not from_environment({"HPO_DASHBOARD_TOKEN": ""}).asked
+    assert not from_environment({"HPO_DASHBOARD_TOKEN": ""}).required
     found = from_environment({"HPO_DASHBOARD_PASSWORD": "from the environment"})
     assert found.is_password("from the environment")
     assert not found.is_password("from a file")
 
 
-# Sessions and attempts
+# Sessions and the login throttle
 
 
 def test_a_session_ends_by_logout_by_idleness_and_after_a_week(clock: Clock) -> None:
     open_ = Sessions(clock)
     first, second = open_.open(), open_.open()
     assert first != second
-    assert open_.knows(first)
+    assert open_.is_open(first)
     open_.close(first)
-    assert not open_.knows(first)
-    assert not open_.knows("")
-    for _ in range(int(auth.SESSION_S / auth.IDLE_S * 2) - 1):
+    assert not open_.is_open(first)
+    assert not open_.is_open("")
+    for _ in range(int(auth.MAX_SESSION_S / auth.IDLE_S * 2) - 1):
         clock.now += auth.IDLE_S / 2
-        assert open_.knows(second)
+        assert open_.is_open(second)
     clock.now += auth.IDLE_S / 2
-    assert not open_.knows(second)
+    assert not open_.is_open(second)
     third = open_.open()
     clock.now += auth.IDLE_S
-    assert not open_.knows(third)
+    assert not open_.is_open(third)
 
 
 def test_many_sessions_push_out_the_idlest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auth, "MOST_SESSIONS", 3)
+    monkeypatch.setattr(auth, "MAX_SESSIONS", 3)
     open_ = Sessions(Clock())
     first, second, third = (open_.open() for _ in range(3))
-    assert open_.knows(first)
+    assert open_.is_open(first)
     fourth = open_.open()
-    assert [open_.knows(one) for one in (first, second, third, fourth)] == [True, False, True, True]
+    assert [open_.is_open(one) for one in (first, second, third, fourth)] == [
+        True,
+        False,
+        True,
+        True,
+    ]
 
 
 def test_wrong_passwords_cost_a_client_more_and_more_time(clock: Clock) -> None:
-    tries = Attempts(clock)
-    for _ in range(auth.FREE):
+    tries = LoginThrottle(clock)
+    for _ in range(auth.FREE_ATTEMPTS):
         assert tries.begin("1.1.1.1") == 0
     pauses = []
     for _ in range(12):
@@ -383,38 +409,38 @@ def test_wrong_passwords_cost_a_client_more_and_more_time(clock: Clock) -> None:
         clock.now += wait_s
         assert tries.begin("1.1.1.1") == 0
     assert pauses[:4] == [1, 2, 4, 8]
-    assert pauses[-1] == auth.LONGEST_S
+    assert pauses[-1] == auth.MAX_WAIT_S
 
 
 def test_a_right_password_or_an_hour_forgives(clock: Clock) -> None:
-    tries = Attempts(clock)
-    for _ in range(auth.FREE + 1):
+    tries = LoginThrottle(clock)
+    for _ in range(auth.FREE_ATTEMPTS + 1):
         clock.now += 10
         assert tries.begin("1.1.1.1") == 0
     assert tries.begin("1.1.1.1") > 0
     tries.succeeded("1.1.1.1")
     assert tries.begin("1.1.1.1") == 0
-    for _ in range(auth.FREE):
+    for _ in range(auth.FREE_ATTEMPTS):
         tries.begin("1.1.1.1")
-    clock.now += auth.FORGOTTEN_S + 1
-    assert [tries.begin("1.1.1.1") for _ in range(auth.FREE)] == [0] * auth.FREE
+    clock.now += auth.FORGET_S + 1
+    assert [tries.begin("1.1.1.1") for _ in range(auth.FREE_ATTEMPTS)] == [0] * auth.FREE_ATTEMPTS
 
 
 def test_guesses_from_many_addresses_are_slow_together(clock: Clock) -> None:
-    tries = Attempts(clock)
-    for i in range(auth.TOGETHER):
+    tries = LoginThrottle(clock)
+    for i in range(auth.ALL_ATTEMPTS):
         assert tries.begin(f"1.1.{i}.1") == 0
-    assert 0 < tries.begin("9.9.9.9") <= auth.TOGETHER_S
-    clock.now += auth.TOGETHER_S
+    assert 0 < tries.begin("9.9.9.9") <= auth.REFILL_S
+    clock.now += auth.REFILL_S
     assert tries.begin("9.9.9.9") == 0
     assert tries.begin("8.8.8.8") > 0
 
 
 def test_memory_for_clients_is_bounded(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
-    monkeypatch.setattr(auth, "MOST", 5)
-    tries = Attempts(clock)
+    monkeypatch.setattr(auth, "MAX_CLIENTS", 5)
+    tries = LoginThrottle(clock)
     for i in range(50):
-        clock.now += auth.TOGETHER_S
+        clock.now += auth.REFILL_S
         tries.begin(f"1.1.{i}.1")
     assert len(tries._clients) == 5
 
@@ -430,77 +456,161 @@ def test_a_client_is_an_address_or_a_network_of_ipv6() -> None:
 def test_while_a_client_waits_its_right_password_does_too(clock: Clock) -> None:
     token = "0123456789" * 2
     credentials = Credentials.of(password="correct horse", token=token)
-    door = Door(
-        lambda _environ, start: [start("200 OK", []) or b"in"], Settings(credentials),
-        lambda: True, Sessions(clock), Attempts(clock),
-    )  # fmt: skip
+    app = Gateway(Response("in"), Settings(credentials), lambda: True, Sessions(clock),
+                  LoginThrottle(clock))  # fmt: skip
 
-    def knock(kind: str, value: str, client: str = "10.0.0.1") -> Answer:
-        return gateway.ask(door, environ(HTTP_AUTHORIZATION=f"{kind} {value}", REMOTE_ADDR=client))
+    def knock(kind: str, value: str, client: str = "10.0.0.1") -> TestResponse:
+        headers = {"Host": HERE, "Authorization": f"{kind} {value}"}
+        return Client(app).get("/api", headers=headers, environ_base={"REMOTE_ADDR": client})
 
     def basic(password: str) -> str:
         return base64.b64encode(f"me:{password}".encode()).decode()
 
-    statuses = [knock("Basic", basic(f"guess {i}")).status for i in range(auth.FREE + 1)]
-    assert statuses == [401] * auth.FREE + [429]
-    assert knock("Basic", basic("correct horse")).header("retry-after") == "1"
-    assert knock("Bearer", "guess").status == 429
-    assert knock("Bearer", token).status == 200
-    assert knock("Basic", basic("correct horse"), client="10.0.0.2").status == 200
+    statuses = [
+        knock("Basic", basic(f"guess {i}")).status_code for i in range(auth.FREE_ATTEMPTS + 1)
+    ]
+    assert statuses == [401] * auth.FREE_ATTEMPTS + [429]
+    assert knock("Basic", basic("correct horse")).headers["Retry-After"] == "1"
+    assert knock("Bearer", "guess").status_code == 429
+    assert knock("Bearer", token).status_code == 200
+    assert knock("Basic", basic("correct horse"), client="10.0.0.2").status_code == 200
     clock.now += 1.0
-    assert knock("Basic", basic("correct horse")).status == 200
-    assert knock("Basic", basic("guess")).status == 401
+    assert knock("Basic", basic("correct horse")).status_code == 200
+    assert knock("Basic", basic("guess")).status_code == 401
 
 
-# Answers
+# Responses
 
 
-def finished(answer: Answer, path: str = "/api/studies", *, gzipped: bool = True) -> Answer:
-    return gateway.finished(answer, path=path, gzipped=gzipped)
+def harden(response: Response, path: str = "/api/studies", *, gzipped: bool = True) -> Response:
+    return gateway.harden(response, path=path, gzipped=gzipped)
 
 
 def test_long_texts_are_packed_for_who_takes_it() -> None:
     value = {"trials": ["x" * 100] * 100}
-    packed = finished(gateway.from_json(200, value))
-    body = packed.whole()
-    assert packed.header("content-encoding") == "gzip"
-    assert packed.header("vary") == "Accept-Encoding"
-    assert int(packed.header("content-length")) == len(body) < 1000
+    packed = harden(gateway.json_response(200, value))
+    body = packed.get_data()
+    assert packed.headers["Content-Encoding"] == "gzip"
+    assert packed.headers["Vary"] == "Accept-Encoding"
+    assert packed.content_length == len(body) < 1000
     assert json.loads(gzip.decompress(body)) == value
-    plain = finished(gateway.from_json(200, value), gzipped=False)
-    assert plain.header("content-encoding") == ""
-    assert plain.header("vary") == "Accept-Encoding"
-    assert json.loads(plain.whole()) == value
+    plain = harden(gateway.json_response(200, value), gzipped=False)
+    assert "Content-Encoding" not in plain.headers
+    assert plain.headers["Vary"] == "Accept-Encoding"
+    assert json.loads(plain.get_data()) == value
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "response",
     [
-        gateway.from_json(200, "short"),
-        Answer(200, [("Content-Type", "image/png")]).saying(b"x" * 5000),
-        Answer(200, [("Content-Type", "text/javascript"), ("Content-Encoding", "gzip")]).saying(
-            b"x" * 5000
-        ),
-        Answer(200, [("Content-Type", "application/json")], []),
+        gateway.json_response(200, "short"),
+        Response(b"x" * 5000, mimetype="image/png"),
+        Response(b"x" * 5000, headers={"Content-Encoding": "gzip"}, mimetype="text/javascript"),
+        Response(mimetype="application/json"),
     ],
 )
-def test_what_is_short_or_packed_already_is_left(answer: Answer) -> None:
-    before = b"".join(answer.body)
-    after = finished(answer)
-    assert after.whole() == before
-    assert after.header("content-encoding") == answer.header("content-encoding")
+def test_what_is_short_or_packed_already_is_left(response: Response) -> None:
+    body, encoding = response.get_data(), response.headers.get("Content-Encoding")
+    assert harden(response).get_data() == body
+    assert response.headers.get("Content-Encoding") == encoding
 
 
 def test_every_answer_is_guarded() -> None:
-    loose = Answer(200, [("Access-Control-Allow-Origin", "*"), ("X-Frame-Options", "ALLOWALL")])
-    found = finished(loose)
-    assert found.header("access-control-allow-origin") == ""
-    assert found.header("x-frame-options") == "DENY"
-    assert found.header("x-content-type-options") == "nosniff"
-    assert found.header("content-security-policy") == gateway.NOTHING
-    assert found.header("cache-control") == "no-store"
-    assert finished(loose, "/static/bundle.js").header("cache-control") == "private, no-cache"
-    page = [("Content-Type", "text/html"), ("Content-Security-Policy", "default-src 'self'")]
-    policy = finished(Answer(200, page)).header("content-security-policy")
+    def loose() -> Response:
+        headers = {"Access-Control-Allow-Origin": "*", "X-Frame-Options": "ALLOWALL", "Server": "x"}
+        return Response(headers=headers)
+
+    found = harden(loose()).headers
+    assert "Access-Control-Allow-Origin" not in found
+    assert "Server" not in found
+    assert found.getlist("X-Frame-Options") == ["DENY"]
+    assert found["X-Content-Type-Options"] == "nosniff"
+    assert found["Content-Security-Policy"] == gateway.DEFAULT_POLICY
+    assert found["Cache-Control"] == "no-store"
+    static = harden(loose(), "/static/bundle.js").headers
+    assert static["Cache-Control"] == "private, no-cache"
+    page = Response(headers={"Content-Security-Policy": "default-src 'self'"}, mimetype="text/html")
+    policy = harden(page).headers["Content-Security-Policy"]
     assert policy.startswith("default-src 'self'; ")
     assert "frame-ancestors 'none'" in policy
+
+
+# Requests whole: what werkzeug parses, and what the gateway makes of it
+
+
+@pytest.fixture
+def client(clock: Clock) -> Client:
+    """A client of a gateway with a password, before an app that anybody would be shown."""
+    credentials = Credentials.of(password="correct horse")
+    app = Gateway(Response("in"), Settings(credentials), lambda: True, Sessions(clock),
+                  LoginThrottle(clock))  # fmt: skip
+    return Client(app)
+
+
+def log_in(client: Client, data: Any, **headers: str) -> TestResponse:
+    return client.post("/login", data=data, headers={"Origin": "http://localhost", **headers})
+
+
+def test_no_odd_request_is_an_error_of_ours(client: Client) -> None:
+    """Whatever an attacker writes into headers, query and form is refused, never a traceback."""
+    draw = random.Random(0)
+    alphabet = "ab=;\",*'% \t/:.\xff\xc3\u00e9()<>@\\?{}[]gzip;q=utf-8''hpo_80"
+
+    def text(*starts: str) -> str:
+        return draw.choice(starts or ("",)) + "".join(draw.choices(alphabet, k=draw.randint(0, 30)))
+
+    for _ in range(3000):
+        environ = {
+            "REQUEST_METHOD": draw.choice(["GET", "POST"]), "SERVER_NAME": "x",
+            "PATH_INFO": draw.choice(["/login", "/api", "/dashboard"]), "SERVER_PORT": "80",
+            "HTTP_HOST": "localhost", "HTTP_ORIGIN": "http://localhost", "wsgi.url_scheme": "http",
+            "HTTP_COOKIE": text("", "hpo_80="), "HTTP_ACCEPT_ENCODING": text("", "gzip;q="),
+            "QUERY_STRING": text("", "next=%ff"), "wsgi.input": BytesIO(text("password=").encode()),
+            "CONTENT_TYPE": draw.choice([gateway.FORM_TYPE, text("multipart/form-data;")]),
+            "CONTENT_LENGTH": draw.choice(["", "30", "-1", "x"]),
+        }  # fmt: skip
+        if draw.random() < 0.5:
+            environ["HTTP_AUTHORIZATION"] = text("Basic ", "Bearer ", "Digest ", "")
+        response = Response.from_app(client.application, environ)
+        assert response.status_code in (200, 303, 400, 401, 429)
+        assert response.get_data() != b"in"
+
+
+@pytest.mark.parametrize("debug", ["/console", "/?__debugger__=yes&cmd=resource&f=debugger.js"])
+def test_werkzeug_offers_no_debugger(client: Client, debug: str) -> None:
+    assert client.get(debug).status_code in (303, 401)
+
+
+def test_a_session_is_a_cookie_of_this_host_and_its_pages(client: Client) -> None:
+    response = log_in(client, {"password": "correct horse", "next": "//evil.example"})
+    assert (response.status_code, response.headers["Location"]) == (303, "/dashboard")
+    _token, *attributes = response.headers["Set-Cookie"].split("; ")
+    assert sorted(attributes) == ["HttpOnly", "Path=/", "SameSite=Strict"]
+    assert client.get("/api").get_data() == b"in"
+    session = client.get_cookie("hpo_80")
+    assert session is not None
+    for cookie in (f"x=1; =;;hpo_80={session.value}", f'hpo_80="{session.value}"; hpo_80=x'):
+        other = Client(client.application, use_cookies=False)
+        assert other.get("/api", headers={"Cookie": cookie}).status_code == 200
+    bad = {"Authorization": "Bearer nonsense"}  # what says who it is, is no longer a browser
+    assert client.get("/api", headers=bad).status_code == 401
+    out = client.post("/logout", headers={"Origin": "http://localhost"})
+    assert out.headers["Location"] == "/login"
+    assert client.get("/api").status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("data", "headers"),
+    [
+        (b"password=correct+horse", {"Content-Type": "text/plain"}),
+        (b"password=correct+horse&x=" + b"x" * 5000, {}),
+        (b"password=correct+horse\xff", {}),
+        ({"password": (BytesIO(b"correct horse"), "x.txt")}, {}),  # multipart
+    ],
+)
+def test_a_login_is_a_short_form(client: Client, data: Any, headers: dict[str, str]) -> None:
+    if isinstance(data, bytes):
+        headers = {"Content-Type": gateway.FORM_TYPE, **headers}
+    response = log_in(client, data, **headers)
+    assert response.status_code == 400
+    assert "Set-Cookie" not in response.headers
