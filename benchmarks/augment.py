@@ -161,7 +161,7 @@ def measure(calls: list[Callable[[int], object]], runs: int) -> list[list[float]
     return [kept[1:] for kept in times]
 
 
-def shown(times: list[float]) -> str:
+def num_views(times: list[float]) -> str:
     return f"{statistics.median(times):8.1f} ({min(times):.1f} to {max(times):.1f})"
 
 
@@ -179,7 +179,7 @@ def main() -> None:
             calls = [ours(fields, pictures), theirs(transforms(size), pictures)]
             mine, other = measure(calls, runs)
             ratio = statistics.median(other) / statistics.median(mine)
-            print(f"{name:20} {shown(mine):>30} {shown(other):>30} {ratio:7.1f}")
+            print(f"{name:20} {num_views(mine):>30} {num_views(other):>30} {ratio:7.1f}")
 
 
 if __name__ == "__main__":

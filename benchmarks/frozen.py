@@ -31,7 +31,7 @@ from torchvision import models as zoo
 from benchmarks.host import machine, versions
 from hpo.config.model import ModelConfig
 from hpo.config.train import TrainConfig
-from hpo.control import Unattended
+from hpo.control import NullControl
 from hpo.data.dataset import open_data
 from hpo.extras import DISTRIBUTION
 from hpo.paths import Home
@@ -119,7 +119,7 @@ def trial(config: TrainConfig, home: Home, cache: Path | None) -> list[EpochResu
         train(
             config,
             seen,
-            Unattended(),
+            NullControl(),
             device=CPU,
             checkpoint=lambda epoch: files / f"{epoch}.ckpt",
             cache=cache,

@@ -258,7 +258,7 @@ def fill(server: Server, name: str, finished: int) -> None:
     server.copy_trials(name, finished // SEEDS - 1)
 
 
-def shown(values: list[float], digits: int) -> str:
+def num_views(values: list[float], digits: int) -> str:
     """Median, least and most."""
     low, middle, high = min(values), statistics.median(values), max(values)
     return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
@@ -270,15 +270,15 @@ def row(runs: list[Measured]) -> str:
     cuts = [statistics.quantiles(run.overheads_ms, n=20) for run in runs]
     cells = [
         f"{first.workers} | {first.seconds:g} | {first.finished}",
-        shown([run.trials_per_s for run in runs], 1),
-        shown([cut[9] for cut in cuts], 0),
-        shown([cut[18] for cut in cuts], 0),
+        num_views([run.trials_per_s for run in runs], 1),
+        num_views([cut[9] for cut in cuts], 0),
+        num_views([cut[18] for cut in cuts], 0),
         str(max(run.sessions for run in runs)),
-        shown([run.database_cores for run in runs], 2),
-        shown([run.worker_cores for run in runs], 2),
-        shown([1000 * run.database_cores / run.trials_per_s for run in runs], 0),
-        shown([1000 * run.worker_cores / run.trials_per_s for run in runs], 0),
-        shown([run.load for run in runs], 0),
+        num_views([run.database_cores for run in runs], 2),
+        num_views([run.worker_cores for run in runs], 2),
+        num_views([1000 * run.database_cores / run.trials_per_s for run in runs], 0),
+        num_views([1000 * run.worker_cores / run.trials_per_s for run in runs], 0),
+        num_views([run.load for run in runs], 0),
     ]
     return f"| {' | '.join(cells)} |"
 

@@ -1,4 +1,4 @@
-"""Controls that a training asks at every step: continue, stop, or the trial is lost."""
+"""Control of a training in progress: continue, stop, or give it up to another worker."""
 
 from __future__ import annotations
 
@@ -6,27 +6,28 @@ from collections.abc import Callable
 from typing import Protocol
 
 ProgressCallback = Callable[[], None]
-"""Called now and then by what takes long outside of training, as a sign of life; may raise to end
+"""Called repeatedly by long-running work outside of training to signal progress; may raise to stop
 it."""
 
 
 def no_progress() -> None:
-    """Do nothing: there is no watchdog."""
+    """Ignore progress."""
 
 
 class Control(Protocol):
-    """Asked by `train` before every optimizer step and every evaluation batch.
+    """Called by `train` before every optimizer step and every evaluation batch.
 
-    `step` must be cheap and must not synchronise with the device. It raises to end the training:
+    `step` must be cheap and must not synchronise with the device. To end the training it raises
     `Interrupted` (stop and hand back; the unfinished epoch is dropped) or `Fenced` (another worker
     owns the trial).
     """
 
     def step(self, *, epoch: int, images: int) -> None:
-        """Note that `images` were processed since the last call; `epoch` counts from 1."""
+        """Return to continue, or raise to end the training. `epoch` counts from 1; `images` is the
+        number processed since the last call."""
 
 
-class Unattended:
+class NullControl:
     """A control that never interferes."""
 
     def step(self, *, epoch: int, images: int) -> None:

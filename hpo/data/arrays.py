@@ -1,4 +1,4 @@
-"""Arrays in NPZ files: written whole with a checksum, read without running code."""
+"""NPZ files of arrays: written atomically with a checksum, read without running code."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from hpo.errors import DataError
 from hpo.io import atomic_write, find_damage
 
 UNREADABLE = (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
-"""What NumPy raises for damaged files, by where the damage is."""
+"""Exceptions that NumPy raises for damaged files, depending on where the damage is."""
 HEADER = 4096
-"""Bytes before the outputs of frozen layers in a file: their shape, as JSON."""
+"""Bytes before the data in a file of cached features: their shape, as JSON."""
 
 
 def write_arrays(path: Path, *, compressed: bool = False, **arrays: Any) -> None:
-    """Make the NPZ file `path` of `arrays`. Raises DiskFull."""
+    """Write `arrays` to the NPZ file `path`, atomically. Raises DiskFull."""
     content = io.BytesIO()  # NumPy would go back in the file, to complete its headers
     (np.savez_compressed if compressed else np.savez)(content, **arrays)
     atomic_write(path, lambda file: file.write(content.getbuffer()), sealed=True)
 
 
 def read_arrays(path: Path, advice: str) -> dict[str, Any]:
-    """All arrays of an NPZ file. Raises DataError with `advice` where it is missing or damaged."""
+    """Return all arrays of an NPZ file by name. Raises DataError, ending with `advice`, if it is
+    missing or damaged."""
     try:
         damage = find_damage(path)
         if damage is None:

@@ -1,16 +1,17 @@
-"""Pictures decoded once: each part of a data set becomes one file that all workers of a host map.
+"""The cache of decoded images: each part of a data set becomes one file that all workers of a host
+map.
 
     cache/
-    ├── digests/<root>.json   content digests of a folder's files, by size and time of change
-    ├── inspect_images/<set>.json      what stands in its files that can be read, by content
-    ├── <key>.lock            one builder; others wait
+    ├── digests/<root>.json   content digests of a folder's files, by size and modification time
+    ├── looks/<set>.json      format and size of each readable file, by content
+    ├── <key>.lock            one builder at a time; others wait
     └── <key>/                one part (train, val or test) at one size
-        ├── index.npz         sizes, identities, sums of channels, what stood in each file, and
+        ├── index.npz         sizes, pixel digests, channel sums, formats of the files, and
         │                     which cannot be read
-        └── pixels            uint8, picture after picture (H, W, 3); absent where streamed
+        └── pixels            uint8, image after image (H, W, 3); absent if streamed
 
-The key is made of the contents of the files, so a changed file is a new part. A part that would not
-fit is streamed: the same pictures, decoded again whenever they are asked for.
+The key depends on the contents of the files, so a changed file makes a new part. A part that would
+not fit is streamed: the same images, decoded again at every access.
 """
 
 from __future__ import annotations
@@ -84,27 +85,28 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Index:
-    """What is known of a part once every picture of it was decoded."""
+    """Metadata of a part, complete once every image of it was decoded."""
 
     good: Numbers
-    """(G,): positions of the pictures that could be read."""
+    """(G,): positions of the readable images."""
     sizes: Numbers
     """(G, 2): height and width after resizing."""
     moments: Numbers
     """(2, 3): sums of each channel's values 0..255, and of their squares."""
     identities: tuple[str, ...]
-    """Of each picture that could be read, as `Images.identities`."""
+    """Digest of the pixels of each readable image, as `Images.identities`."""
     bad: dict[int, str]
-    """Position of each file that could not be read, and why."""
+    """Position of each unreadable file, and the reason."""
     forms: tuple[Form, ...] = ()
-    """What stood in the file of each picture that could be read."""
+    """Format of the file of each readable image."""
 
     @property
     def size(self) -> int:
-        """Bytes of all pixels."""
+        """Size of all pixels in bytes."""
         return int(self.sizes.prod(1).sum()) * 3
 
     def save(self, file: Path) -> None:
+        """Write the index to `file`, atomically. Raises DiskFull."""
         write_arrays(
             file,
             good=self.good,
@@ -117,7 +119,7 @@ class Index:
 
     @classmethod
     def load(cls, file: Path) -> Index:
-        """Raises DataError for a file that is damaged."""
+        """Read the index that `save` wrote. Raises DataError if the file is damaged."""
         arrays = read_arrays(file, "it is made anew")
         bad = {int(k): str(v) for k, v in json.loads(str(arrays["bad"]))}
         identities = tuple(one.decode() for one in arrays["identities"].tolist())
@@ -127,13 +129,13 @@ class Index:
 
 
 def _in_runs(forms: Iterable[Form]) -> list[tuple[Form, int]]:
-    """Each with how often it stands there in a row: most data sets have one form."""
+    """Run-length encode `forms`: most data sets have a single one."""
     return [(form, len(list(same))) for form, same in groupby(forms)]
 
 
 def mean_std(*parts: Index) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Of each channel of all `parts`, in 0..1. A constant channel gets the deviation of one grey
-    level."""
+    """Return the mean and standard deviation of each channel over all `parts`, in 0..1. The
+    deviation of a constant channel is that of one grey level."""
     moments = np.sum([one.moments for one in parts], axis=0)
     first, second = moments / (sum(one.size for one in parts) / 3)
     std = np.sqrt(np.maximum(second - first**2, 1.0))
@@ -142,14 +144,15 @@ def mean_std(*parts: Index) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 @dataclass(frozen=True)
 class ImageCache:
-    """The cache of one host; at most `limit` bytes a part are kept, more are streamed. `tick` is
-    called while pictures are decoded, or another process is waited for that does so."""
+    """The image cache of one host. A part of more than `limit` bytes is streamed instead. `tick` is
+    called while images are decoded, or while another process does so."""
 
     root: Path
     limit: float
     tick: ProgressCallback = no_progress
 
     def has_room(self, size: int) -> bool:
+        """Return whether `size` bytes are within the limit and fit on the disk."""
         return size <= self.limit and size <= shutil.disk_usage(self.root).free
 
     def open(
@@ -160,9 +163,10 @@ class ImageCache:
         digests: Sequence[str],
         sizing: Sizing,
     ) -> tuple[Images, Index]:
-        """The pictures that can be read, built first if need be; `index.bad` has the others.
+        """Open the readable images among `names`, building the part if necessary; `index.bad` lists
+        the others.
 
-        Raises DiskFull where not even the index fits.
+        Raises DiskFull if not even the index fits.
         """
         folder = self.root / _key(digests, sizing)
         with raising_disk_full(folder), locked(folder, self.tick):
@@ -178,7 +182,8 @@ class ImageCache:
         return images, index
 
     def _ready(self, folder: Path) -> Index | None:
-        """The index of a part that needs no building: pixels are there, or there is no room."""
+        """Return the index of a part that need not be built: its pixels exist, or there is no room
+        for them."""
         if not (folder / "index.npz").exists():
             return None
         try:
@@ -260,7 +265,8 @@ def _collect(
 
 
 def try_read(function: Callable[[ImageReader, str, Sizing], R], *args: Any) -> R | str:
-    """What `function` gives, or why this file cannot be read."""
+    """Call `function` on one file and return its result, or the reason why the file cannot be
+    read."""
     reader, sizing, name = args
     try:
         return function(reader, name, sizing)
@@ -272,14 +278,15 @@ def try_read(function: Callable[[ImageReader, str, Sizing], R], *args: Any) -> R
 
 
 def _target(reader: ImageReader, name: str, sizing: Sizing) -> tuple[int, int]:
-    """(width, height) after resizing, from the header alone."""
+    """Return (width, height) after resizing, from the header alone."""
     with reader.open(name) as image:
         require_size(image, sizing)
         return sizing.target(*upright_size(image, sizing.orientation))
 
 
 class _Decoded(NamedTuple):
-    """A picture, (H, W, 3), its moments, (2, 3), its identity, and what stood in the file."""
+    """A decoded image: pixels (H, W, 3), moments (2, 3), digest of the pixels, and format of its
+    file."""
 
     pixels: Pixels
     moments: Numbers
@@ -299,7 +306,8 @@ def _decoded(reader: ImageReader, name: str, sizing: Sizing) -> _Decoded:
 def threaded(
     function: Callable[[T], R], items: Iterable[T], tick: ProgressCallback = no_progress
 ) -> Iterator[R]:
-    """`function` of each item, in order, a few at a time: Pillow lets other threads run."""
+    """Map `function` over `items` in a thread pool, preserving the order; `tick` is called between
+    chunks. Pillow releases the GIL while it decodes."""
     rest = iter(items)
     with ThreadPoolExecutor(_THREADS) as pool:
         while chunk := list(islice(rest, 8 * _THREADS)):
@@ -309,7 +317,8 @@ def threaded(
 
 @contextmanager
 def locked(file: Path, tick: ProgressCallback = no_progress) -> Iterator[None]:
-    """Hold the lock of `file`; while another holds it, `tick` can end the wait."""
+    """Hold the lock of `file`. While another process holds it, `tick` is called every second, and
+    may raise to stop waiting."""
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{file}.lock")
     while not lock.is_locked:
@@ -329,15 +338,15 @@ def _key(digests: Sequence[str], sizing: Sizing) -> str:
 
 
 def short_hash(value: object) -> str:
-    """32 hex digits from anything that JSON can write."""
+    """Return 32 hex digits that identify any JSON-serialisable value."""
     return hashlib.blake2b(json.dumps(value).encode(), digest_size=16).hexdigest()
 
 
 def file_digests(
     root: Path, names: Sequence[str], cache: Path | None, tick: ProgressCallback = no_progress
 ) -> dict[str, str]:
-    """Digest of the content of each file; those whose size and time of change are as they were
-    the last time are not read again. Without `cache` nothing is remembered."""
+    """Return {name: content digest} of files below `root`. With `cache`, a file whose size and
+    modification time have not changed is not read again."""
     memo = cache / "digests" / f"{short_hash(str(root.resolve()))}.json" if cache else None
     known: dict[str, list[Any]] = json.loads(memo.read_text()) if memo and memo.exists() else {}
     stamps = {name: _stamp(root, name) for name in names}
@@ -362,9 +371,10 @@ def inspect_images(
     remember: bool,
     tick: ProgressCallback = no_progress,
 ) -> dict[str, ImageInfo | str]:
-    """{name: what is in it, or why it cannot be read} of `names`, {name: digest of its content}.
+    """Return {name: format and size, or the reason why it cannot be read}, given {name: content
+    digest}.
 
-    What could be read before is known from the file `memo`, which is written with `remember`.
+    Readable images are looked up in the file `memo`, which is updated if `remember`.
     """
     stored = json.loads(memo.read_text()) if memo.exists() else {}
     known = {key: ImageInfo(Form(*form), *size) for key, (form, *size) in stored.items()}
@@ -388,12 +398,12 @@ def _try_inspect(reader: ImageReader, max_pixels: int, name: str) -> ImageInfo |
 
 
 def inspection_file(cache: Path, *what: object) -> Path:
-    """Return where `inspect_images` remembers those at the data set that `what` names."""
-    return cache / "inspect_images" / f"{short_hash([_FORMAT, PIL.__version__, *what])}.json"
+    """Return the file in which `inspect_images` remembers the data set identified by `what`."""
+    return cache / "looks" / f"{short_hash([_FORMAT, PIL.__version__, *what])}.json"
 
 
 def _stamp(root: Path, name: str) -> list[int]:
-    """[size, time of change in ns] of a file; two zeros where it is not known."""
+    """Return [size, modification time in ns] of a file; two zeros if it cannot be found."""
     try:
         stat = (root / name).stat()
     except OSError:
@@ -402,7 +412,7 @@ def _stamp(root: Path, name: str) -> list[int]:
 
 
 def _digest(root: Path, name: str) -> str | None:
-    """Of a file's content; None where it cannot be read."""
+    """Return the content digest of a file; None if it cannot be read."""
     try:
         return content_digest(root / name)
     except OSError:
@@ -410,6 +420,6 @@ def _digest(root: Path, name: str) -> str | None:
 
 
 def content_digest(path: Path) -> str:
-    """32 hex digits of a file's content. Raises OSError."""
+    """Return 32 hex digits of a file's content. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).hexdigest()

@@ -1,4 +1,5 @@
-"""Images whose labels stand in a CSV file: columns file, label, and maybe split and group."""
+"""Image data sets labelled by a CSV file with the columns file, label, and optionally split and
+group."""
 
 from __future__ import annotations
 
@@ -34,15 +35,15 @@ COLUMNS = ("file", "label", "split", "group")
 NEEDED = COLUMNS[:2]
 DELIMITERS = ",;\t"
 SHOWN = 5
-"""Lines that are named for each thing that is wrong."""
+"""Lines that are named for each kind of error."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """An image as the file lists it."""
+    """An image as listed in the file."""
 
     line: int
-    """From 1; the header is 1 as a rule."""
+    """Line number from 1; usually the header is line 1."""
     file: str
     """Path below the root, with / between folders."""
     label: str
@@ -59,18 +60,20 @@ class CsvSource(DatasetSource):
         self.reader = FolderReader(root)
 
     def listing(self, *, test: bool) -> Listing:
+        """Return names and labels by part (see `list_csv`)."""
         return list_csv(self.labels, self.root, skip_missing=self.skip_missing)
 
     def digests(self, names: Sequence[str], cache: Path | None) -> dict[str, str]:
+        """Return the content digest of each file."""
         return file_digests(self.root, names, cache, self.tick)
 
 
 def list_csv(labels: Path, root: Path, *, skip_missing: bool = False) -> Listing:
-    """What the CSV file `labels` lists, by split: "all" where no row has one; else those without
-    one are of train. With `skip_missing`, files that are not there are left out.
+    """Return the images that the CSV file `labels` lists, by split: "all" if no row has a split,
+    otherwise rows without one belong to train. With `skip_missing`, missing files are left out.
 
-    Classes are in the order of their names, of numbers where all are such. Raises DataError where
-    the file cannot be used, with the lines at fault.
+    Classes are sorted by name, or numerically if all are numbers. Raises DataError, naming the
+    lines at fault, if the file cannot be used.
     """
     rows, warnings = _existing_rows(read_rows(labels), labels, root, skip_missing)
     rows, twice = _unique_rows(rows, labels)
@@ -109,7 +112,8 @@ def list_csv(labels: Path, root: Path, *, skip_missing: bool = False) -> Listing
 
 
 def summarize_csv(labels: Path) -> Folder:
-    """What a first study file says of the images that `labels` lists. Raises as `list_csv`."""
+    """Return the facts about the images of `labels` that a starter study file needs. Raises as
+    `list_csv`."""
     listing = list_csv(labels, labels.parent)
     first = listing.parts.get("train") or listing.parts["all"]
     files = [labels.parent / name for name, _ in first]
@@ -118,8 +122,8 @@ def summarize_csv(labels: Path) -> Folder:
 
 
 def csv_test_rows(labels: Path, *, skip_missing: bool = False) -> list[Row]:
-    """The rows of test, or all where none has a split; paths are below the folder of the file.
-    Raises DataError as `list_csv`, and where there are splits and none of them is test."""
+    """Return the rows of the test split, or all rows if none has a split; paths are below the
+    folder of the file. Raises DataError as `list_csv`, and if there are splits but no test rows."""
     rows, _ = _existing_rows(read_rows(labels), labels, labels.parent, skip_missing)
     rows, _ = _unique_rows(rows, labels)
     wanted = [row for row in rows if row.split == "test"]
@@ -131,8 +135,8 @@ def csv_test_rows(labels: Path, *, skip_missing: bool = False) -> list[Row]:
 
 
 def read_rows(labels: Path) -> list[Row]:
-    """The rows of the CSV file `labels`, in their order. Raises DataError, naming the lines, for a
-    file that cannot be read, columns that are missing, and rows that say nothing or cannot be."""
+    """Return the rows of the CSV file `labels`, in order. Raises DataError, naming the lines at
+    fault, if the file cannot be read, columns are missing, or rows are empty or invalid."""
     text = _text(labels)
     try:
         delimiter, header = _header(labels, text)
@@ -158,7 +162,7 @@ def read_rows(labels: Path) -> list[Row]:
 
 
 def _text(labels: Path) -> str:
-    """The content of the file: UTF-8, or UTF-16 with a byte order mark."""
+    """Return the content of the file: UTF-8, or UTF-16 with a byte order mark."""
     try:
         data = labels.read_bytes()
     except OSError as error:
@@ -182,8 +186,8 @@ def _text(labels: Path) -> str:
 
 
 def _header(labels: Path, text: str) -> tuple[str, dict[str, int]]:
-    """The delimiter, and {column: its place}, names in lower case: those in which file and label
-    are."""
+    """Return the delimiter and {column: index} with names in lower case, for the delimiter that
+    yields the columns file and label."""
     found: dict[str, list[str]] = {}
     for delimiter in DELIMITERS:
         cells = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
@@ -209,7 +213,8 @@ def _column(cell: str) -> str:
 
 
 def _validated_rows(labels: Path, rows: Sequence[Row]) -> Iterator[Row]:
-    """Each row with its path and split in one form. Raises DataError naming all that is wrong."""
+    """Yield each row with its path and split normalised. Raises DataError listing everything that
+    is wrong."""
     wrong: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for row in rows:
         split = parse_part(row.split) or ""
@@ -239,7 +244,7 @@ def _validated_rows(labels: Path, rows: Sequence[Row]) -> Iterator[Row]:
 def _existing_rows(
     rows: Sequence[Row], labels: Path, root: Path, skip_missing: bool
 ) -> tuple[list[Row], list[str]]:
-    """The rows whose file is there, and a warning about the others."""
+    """Return the rows whose file exists, and a warning about the others."""
     there, missing = [], []
     for row in rows:
         name = _on_disk(root, row.file)
@@ -265,14 +270,15 @@ def _existing_rows(
 
 
 def _on_disk(root: Path, name: str) -> str | None:
-    """The file `name`, as it is written there or in the other form of Unicode; None where it is not
-    there."""
+    """Return the file `name` as it is spelled on disk, possibly in another Unicode normalisation;
+    None if it is missing."""
     forms = name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)
     return next((one for one in forms if os.path.isfile(root / one)), None)  # noqa: PTH113
 
 
 def _unique_rows(rows: Sequence[Row], labels: Path) -> tuple[list[Row], list[str]]:
-    """Each file once. Raises DataError for one that is listed with different values."""
+    """Return each file once, and a warning about repeated rows. Raises DataError if a file is
+    listed with different values."""
     first: dict[str, Row] = {}
     twice: list[tuple[int, str]] = []
     against: list[tuple[int, str]] = []

@@ -1,8 +1,8 @@
-"""Data sets: which pictures there are, which part each belongs to, and the doors to them.
+"""Data sets: which images there are, which part each belongs to, and the functions that open them.
 
-`open_data` gives training and validation; `open_test` is the only door to the test split. Where the
-folders do not say which part a picture belongs to, a hash of its content and `data.split_seed`
-does, class by class, and identical files stay together.
+`open_data` opens training and validation images; `open_test` is the only way to the test split. If
+the folders do not say which part an image belongs to, a hash of its content and `data.split_seed`
+decides, class by class, and identical files stay together.
 """
 
 from __future__ import annotations
@@ -79,55 +79,56 @@ __all__ = [
 ]
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Mean and standard deviation of ImageNet's training pictures, as torchvision's weights use it."""
+"""Mean and standard deviation of ImageNet's training images, as used by torchvision's weights."""
 
 
 Opened = tuple[list[Item], Index]
-"""Pictures, and what is known of their files."""
+"""Images, and what is known of their files."""
 
 
 @dataclass(frozen=True)
 class Fold:
-    """What a network of a cross-validation learns from, and what it is validated on."""
+    """Training and validation images of one network of a cross-validation."""
 
     train: Images
     val: Images
     mean: tuple[float, ...]
-    """Of `train`, as that of `Data`."""
+    """Mean of `train`, as in `Data`."""
     std: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Data:
-    """What a search may see: training and validation."""
+    """Everything that a search may see: training and validation images."""
 
     classes: tuple[str, ...]
     train: Images
     val: Images
     mean: tuple[float, ...]
-    """Of red, green and blue in 0..1: of the whole training pictures, or ImageNet's."""
+    """Mean of red, green and blue in 0..1: of all training images, or ImageNet's."""
     std: tuple[float, ...]
     fingerprint: str
-    """Of the contents of the pictures for training and validation, and their classes."""
+    """Digest of the contents of the training and validation images, and of their classes."""
     unreadable: tuple[str, ...]
     """Names of files that were left out, each with the reason."""
     has_test: bool
-    """Whether there is a test split; a data set of the user's own is only asked when it is opened,
-    and may have none after all."""
+    """Whether there is a test split. A user's data set is only asked for it when it is opened, and
+    may then have none."""
     warnings: tuple[str, ...]
     folds: tuple[Fold, ...] = ()
-    """Of a cross-validation; `train`, `val`, `mean` and `std` are then those of the first."""
+    """Folds of a cross-validation; `train`, `val`, `mean` and `std` are then those of the first
+    one."""
 
 
 def open_data(
     config: DataConfig, cache: Path, tick: ProgressCallback = no_progress, *, folded: bool = False
 ) -> Data:
-    """Training and validation pictures, decoded into `cache` if they are not there yet, which
-    `tick` follows; with `folded` in the folds of `data.folds`, where there are some.
+    """Open the training and validation images, decoding them into `cache` if necessary, with
+    progress reported to `tick`; with `folded`, in the folds of `data.folds` if that is set.
 
-    Raises DataError for a folder that cannot be used and for unreadable pictures (left out with
-    `data.skip_unreadable`), DiskFull. No test picture is decoded, but for its hash where
-    `data.near_duplicates` asks for one.
+    Raises DataError for a folder that cannot be used and for unreadable images (left out with
+    `data.skip_unreadable`), DiskFull. No test image is decoded, except for its hash if
+    `data.near_duplicates` is set.
     """
     source = _open_source(config, download=config.download)
     source.tick = tick
@@ -155,7 +156,8 @@ def open_data(
 
 
 def open_test(config: DataConfig, cache: Path) -> Images | None:
-    """The test pictures, decoded into a file of their own; None where there is no test split.
+    """Open the test images, decoded into a file of their own; return None if there is no test
+    split.
 
     Only retraining and evaluation may call this. Raises as `open_data` does.
     """
@@ -178,11 +180,11 @@ def examine_data(
     looked: int | None = None,
     tick: ProgressCallback = no_progress,
 ) -> DataReport:
-    """Return what is known of every part, test included, once every file was decoded: names and
-    reasons come out, no pixels. What was seen is remembered in `cache` by content; without
-    `remember` nothing is written. Of more than `looked` images none is decoded.
+    """Return a report on every part, test included, after decoding every file: it contains names
+    and reasons, no pixels. Results are remembered in `cache` by content; without `remember` nothing
+    is written. If there are more than `looked` images, none is decoded.
 
-    Raises DataError for what cannot be used, and for files that cannot be read unless
+    Raises DataError for data that cannot be used, and for unreadable files unless
     `data.skip_unreadable`.
     """
     source = _open_source(config, download=download and config.download)
@@ -227,7 +229,7 @@ def examine_data(
 
 
 def _require_some(config: DataConfig, found: _Parts, unreadable: Collection[str]) -> None:
-    """Raise DataError where nothing of a class is left to learn from, or nothing of a part."""
+    """Raise DataError if no readable training image of a class is left, or none of a part."""
     for part, items in found.parts.items():
         left = {item.label for item in items if item.name not in unreadable}
         for label in sorted({item.label for item in items} - left):
@@ -238,9 +240,9 @@ def _require_some(config: DataConfig, found: _Parts, unreadable: Collection[str]
 
 
 def describe(config: DataConfig, *, download: bool = False) -> dict[str, dict[str, int]]:
-    """Pictures per part and class, test included, of folds those of the first; nothing is decoded
-    and nothing is written, unless `download` and `data.download` bring a data set that is not
-    there."""
+    """Return the number of images per part and class, test included, of the first fold in a
+    cross-validation. Nothing is decoded or written, unless `download` and `data.download` bring a
+    missing data set."""
     source = _open_source(config, download=download and config.download)
     return _counted(config, _parts(config, source, None, test=True))
 
@@ -277,7 +279,7 @@ def _open_source(config: DataConfig, *, download: bool) -> DatasetSource:
 def _open_parts(
     config: DataConfig, source: DatasetSource, cache: Path, classes: tuple[str, ...], parts: Parts
 ) -> tuple[Fold, list[Opened]]:
-    """Training and validation pictures as they are split; and what is known of their files."""
+    """Return the training and validation images as split, and what is known of their files."""
     train, seen = _open(config, source, cache, parts["train"])
     val, seen_val = _open(config, source, cache, parts["val"])
     _check_labels(classes, parts["train"], train, "train")
@@ -290,7 +292,8 @@ def _open_parts(
 def _open_folds(
     config: DataConfig, source: DatasetSource, cache: Path, found: _Parts
 ) -> tuple[list[Fold], list[Opened]]:
-    """Each fold; and what is known of its files. A picture is decoded once, whatever it is for."""
+    """Return each fold, and what is known of its files. An image is decoded once, whatever its role
+    in each fold."""
     opened = [_open(config, source, cache, items) for items in found.folds]
     folds = []
     for number, (val, _) in enumerate(opened):
@@ -306,7 +309,7 @@ def _open_folds(
 
 
 def _training(config: DataConfig, folds: Sequence[Sequence[Item]]) -> list[Item]:
-    """What a network learns from that is validated on none of `folds`."""
+    """Return the training items of the network that is validated on none of `folds`."""
     items = [item for items in folds for item in items]
     limit = config.limit_train
     return items if limit is None else limit_items(_in_order(items), limit, config.split_seed)
@@ -351,13 +354,13 @@ def _check_labels(
 
 @dataclass(frozen=True)
 class _Parts:
-    """Every picture's part, in an order that depends on contents alone."""
+    """The part of every image, in an order that depends on contents alone."""
 
     listing: Listing
     parts: Parts
     folds: list[list[Item]]
-    """Of a cross-validation: all that is for training and validation, without `data.limit_train`;
-    none without `data.folds`."""
+    """The folds of a cross-validation: all training and validation images, without
+    `data.limit_train`; empty without `data.folds`."""
     warnings: list[str]
 
 
@@ -369,7 +372,8 @@ def _parts(
     test: bool,
     digested: bool = False,
 ) -> _Parts:
-    """With `digested`, contents are compared even where that decides no image's part."""
+    """Assign every image to a part. With `digested`, contents are compared even if they decide no
+    image's part."""
     listing = source.listing(test=test)
     names = [name for items in listing.parts.values() for name, _ in items]
     near = config.near_duplicates is not None
@@ -403,7 +407,7 @@ def _parts(
 def _grouped(
     config: DataConfig, source: DatasetSource, listing: Listing, given: Parts, cache: Path | None
 ) -> tuple[Parts, list[str]]:
-    """What was given, with `Item.group`; and what is to be told of groups on two sides of it."""
+    """Return the given parts with `Item.group` set, and warnings about groups across them."""
     groups = name_groups(config, listing)
     near: dict[str, str] = {}
     if config.near_duplicates is not None:
@@ -429,7 +433,7 @@ def _in_order(items: Sequence[Item]) -> list[Item]:
 
 
 def _folds(config: DataConfig, listing: Listing, parts: Parts) -> list[list[Item]]:
-    """Training and validation pictures together, divided into `data.folds`."""
+    """Divide the training and validation images together into `data.folds`."""
     assert config.folds is not None
     where = f"{config.title}: data.folds = {config.folds}"
     if "val" in listing.parts:
@@ -461,8 +465,8 @@ def _folds(config: DataConfig, listing: Listing, parts: Parts) -> list[list[Item
 
 
 def _shares(config: DataConfig, given: Parts) -> dict[str, float]:
-    """The parts that we make, with their fractions: everything, or validation off the training
-    pictures; none where all are given."""
+    """Return the parts that we split off, with their fractions: of everything, or validation from
+    the training images; empty if all parts are given."""
     if "all" in given:
         made = {"val": config.val_fraction}
         made |= {"test": config.test_fraction} if config.test_fraction else {}
@@ -472,7 +476,7 @@ def _shares(config: DataConfig, given: Parts) -> dict[str, float]:
 
 
 def _completed(config: DataConfig, given: Parts) -> Parts:
-    """Split what the folders leave open."""
+    """Return all parts, after splitting what the data set leaves open."""
     shares = _shares(config, given)
     if not shares:
         return dict(given)
@@ -486,7 +490,7 @@ def _completed(config: DataConfig, given: Parts) -> Parts:
 
 
 def _check_split(config: DataConfig, classes: tuple[str, ...], part: str, parts: Parts) -> None:
-    """Every class must stand in a part that we made."""
+    """Raise DataError unless every class occurs in a part that we split off."""
     have = {item.label for item in parts[part]}
     for label, name in enumerate(classes):
         if label not in have:
@@ -502,7 +506,8 @@ def _check_split(config: DataConfig, classes: tuple[str, ...], part: str, parts:
 
 
 def _treatments(opened: Iterable[Opened], background: str) -> dict[str, str]:
-    """{name: what was done to its pixels beyond the usual}; nothing of most images."""
+    """Return {name: conversions of its pixels beyond the usual}, without the images that had
+    none."""
     found: dict[str, str] = {}
     for items, index in opened:
         forms = zip(index.good.tolist(), index.forms, strict=True)
@@ -512,9 +517,9 @@ def _treatments(opened: Iterable[Opened], background: str) -> dict[str, str]:
 
 
 def _fingerprint(classes: tuple[str, ...], found: _Parts, treatments: Mapping[str, str]) -> str:
-    """Of contents, labels and parts; a file whose pixels depend on settings counts with what was
-    done to it, so that others keep the fingerprint that they had before there were such settings.
-    """
+    """Return the digest of contents, labels and parts. A file whose pixels depend on settings
+    counts together with its conversions, so that other files keep the fingerprint that they had
+    before there were such settings."""
 
     def facts(items: Sequence[Item]) -> list[tuple[int, str]]:
         return sorted((item.label, item.digest + treatments.get(item.name, "")) for item in items)

@@ -1,6 +1,6 @@
-"""Images that look alike: a perceptual hash of each, and which are near to one another.
+"""Near-duplicate images: a perceptual hash of each, and groups of similar hashes.
 
-The hash is that of pHash: signs of the low frequencies of a small grey image against their median
+The hash is pHash: the signs of the low frequencies of a small grey image relative to their median
 (Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions, 2010, section 3.2.1).
 Copies that were encoded again, resized, or made a little brighter differ in few of its 64 bits.
 """
@@ -43,11 +43,11 @@ log = logging.getLogger(__name__)
 Hashes = NDArray[np.uint64]
 
 SIDE, LOW = 32, 8
-"""Side of the grey image in pixels; frequencies of each axis that count, from the second."""
+"""Side of the grey image in pixels; frequencies used on each axis, from the second one."""
 FLAT = 2.0
-"""Standard deviation, in grey levels, below which an image has no shapes to compare."""
+"""Standard deviation, in grey levels, below which an image has no structure to compare."""
 ROWS = 1024
-"""Hashes that are compared with a bucket at once."""
+"""Hashes compared with a bucket at once."""
 _FORMAT = 1
 
 
@@ -60,11 +60,12 @@ def find_near_duplicates(
     cache: Path | None,
     tick: ProgressCallback = no_progress,
 ) -> dict[str, str]:
-    """{name: its group} of the images of `digests` ({name: digest of its content}) that are near to
-    another one: whose hashes differ in at most `most` bits, directly or over others between them.
+    """Return {name: group} of the images in `digests` ({name: content digest}) that are
+    near-duplicates: their hashes differ in at most `most` bits, directly or through a chain of
+    other images.
 
-    `sizing` says which way up they are, and on what background. Hashes are remembered under
-    `cache`. What cannot be read, or is flat, is near to nothing.
+    `sizing` gives orientation and background. Hashes are remembered below `cache`. Images that are
+    unreadable or flat have no near-duplicates.
     """
     hashes = image_hashes(reader, digests, sizing=sizing, cache=cache, tick=tick)
     names = [name for name, digest in digests.items() if hashes[digest] is not None]
@@ -83,8 +84,8 @@ def image_hashes(
     cache: Path | None,
     tick: ProgressCallback = no_progress,
 ) -> dict[str, int | None]:
-    """{digest: hash} of the images of `digests`, {name: digest}; None of what cannot be read, or is
-    flat. Those that `cache` remembers are not decoded again."""
+    """Return {content digest: hash} of the images in `digests`, {name: content digest}; None for an
+    image that is unreadable or flat. Images remembered in `cache` are not decoded again."""
     names = {digest: name for name, digest in digests.items()}
     small = replace(sizing, squash=True, image_size=SIDE, resize_size=SIDE)
     memo = cache / "near" / f"{short_hash([_FORMAT, repr(small)])}.json" if cache else None
@@ -105,7 +106,7 @@ def image_hashes(
 
 
 def _remembered(memo: Path) -> dict[str, int | None]:
-    """What `image_hashes` wrote; nothing where the file is damaged."""
+    """Return the hashes that `image_hashes` wrote; empty if the file is damaged."""
     try:
         stored = json.loads(memo.read_bytes())
         hashes: dict[str, int | None] = stored["hashes"]
@@ -121,11 +122,12 @@ def _remembered(memo: Path) -> dict[str, int | None]:
 
 @dataclass(frozen=True)
 class _Drafts:
-    """A reader whose JPEGs are decoded at the least of their scales that is large enough."""
+    """A reader that decodes JPEGs at the smallest sufficient scale."""
 
     reader: ImageReader
 
     def open(self, name: str) -> Image.Image:
+        """Return the image, not decoded yet."""
         image = self.reader.open(name)
         image.draft(None, (2 * SIDE, 2 * SIDE))
         return image
@@ -137,7 +139,7 @@ def _hash_of(reader: ImageReader, name: str, sizing: Sizing) -> int | None:
 
 
 def perceptual_hash(grey: NDArray[np.float64]) -> int | None:
-    """64 bits of a grey image, (32, 32) of 0..255; None where it is flat."""
+    """Return the 64-bit hash of a grey image, (32, 32) of 0..255; None if it is flat."""
     if grey.std() < FLAT:
         return None
     low = (_COSINES @ grey @ _COSINES.T).ravel()
@@ -146,7 +148,7 @@ def perceptual_hash(grey: NDArray[np.float64]) -> int | None:
 
 
 def _cosines() -> NDArray[np.float64]:
-    """Rows 1 to LOW of the discrete cosine transform (type II) of SIDE values."""
+    """Return rows 1 to LOW of the discrete cosine transform (type II) of SIDE values."""
     frequency, place = np.arange(1, LOW + 1)[:, None], np.arange(SIDE)
     return np.cos(math.pi * frequency * (2 * place + 1) / (2 * SIDE))
 
@@ -155,11 +157,11 @@ _COSINES = _cosines()
 
 
 def cluster_hashes(hashes: Hashes, most: int, tick: ProgressCallback = no_progress) -> Numbers:
-    """(N,) labels, the same for `hashes` (N,) that are connected by pairs which differ in at most
-    `most` bits.
+    """Return (N,) labels, equal for `hashes` (N,) that are connected by pairs which differ in at
+    most `most` bits.
 
-    Of `most` + 1 bands of bits such a pair has one in common, so only hashes with an equal band are
-    compared, each with all others at once.
+    Of `most` + 1 bands of bits such a pair has at least one in common, so only hashes with an equal
+    band are compared, each with all others at once.
     """
     different, back = np.unique(hashes, return_inverse=True)
     labels = np.arange(len(different))
@@ -177,7 +179,8 @@ def cluster_hashes(hashes: Hashes, most: int, tick: ProgressCallback = no_progre
 
 
 def _connect(labels: Numbers, hashes: Hashes, bucket: Numbers, most: int) -> None:
-    """Give those of `bucket`, places of `hashes`, that are near to one another one label."""
+    """Give the hashes of `bucket` (indices into `hashes`) that are near to one another the same
+    label."""
     values = hashes[bucket]
     for start in range(0, len(bucket), ROWS):
         rows = values[start : start + ROWS, None]
@@ -189,7 +192,7 @@ def _connect(labels: Numbers, hashes: Hashes, bucket: Numbers, most: int) -> Non
 
 
 def _bits(words: Hashes) -> Hashes:
-    """How many bits are set in each, by halves, quarters and so on (numpy 1 has no popcount)."""
+    """Count the set bits of each word by halves, quarters and so on (numpy 1 has no popcount)."""
     words = words - ((words >> np.uint64(1)) & np.uint64(0x5555555555555555))
     fours = np.uint64(0x3333333333333333)
     words = (words & fours) + ((words >> np.uint64(2)) & fours)

@@ -1,4 +1,4 @@
-"""The pictures of a folder: which parts and classes it has, by the names of its folders alone."""
+"""Image folders: the parts and classes of a data set, by the names of its folders alone."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ EXTENSIONS = frozenset([
     "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "avif", "avifs", "jp2", "j2k", "jpf", "jpx", "j2c",
     "jpc",
 ])  # fmt: skip
-"""Files of other extensions are not looked at; upper and lower case are alike."""
+"""Extensions of images, in lower case; files with any other extension are ignored."""
 
 TO_CONVERT = frozenset([
     "heic", "heif", "hif", "jxl", "tga", "psd", "dng", "cr2", "cr3", "nef", "arw", "orf", "raf",
     "rw2", "dcm", "svg",
 ])  # fmt: skip
-"""Extensions of images that are not read."""
+"""Extensions of image formats that are not supported."""
 
 _PARTS = {
     "train": "train", "training": "train",
@@ -41,32 +41,36 @@ RUBBISH = frozenset([
     "__macosx", "lost+found", "system volume information", "thumbs.db", "ehthumbs.db",
     "desktop.ini", "icon\r",
 ])  # fmt: skip
-"""What file managers, NAS and archives leave; left out as what begins with a dot is."""
+"""Files and folders left by file managers, NAS and archives; ignored, as is everything that begins
+with a dot."""
 
 SHOWN = 3
-"""Folders that are named in a line."""
+"""Folders named in a line."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The pictures by part as their folders have them; "all" where nobody has split them yet."""
+    """The images of a data set by part, as given; the part "all" means that they are not split
+    yet."""
 
     classes: tuple[str, ...]
     parts: dict[str, list[tuple[str, int]]]
     warnings: list[str] = field(default_factory=list)
     sealed: bool = False
-    """There is a test part, and it was not looked at."""
+    """Whether there is a test part that was not looked at."""
     groups: dict[str, str] = field(default_factory=dict)
-    """Of images that were given one, by name; a split keeps those of a group together."""
+    """Group of an image, by name, if the data set gives one; a split keeps the images of a group
+    together."""
     left_out: dict[str, int] = field(default_factory=dict)
-    """Files that are not looked at, by extension."""
+    """Files that are ignored, by extension."""
 
 
 def list_folder(root: Path, *, grouped: bool = False) -> Listing:
-    """Return the images of a folder with train/ [val/] [test/] by class, or one folder per class.
+    """Return the images of a folder with train/ [val/] [test/] by class, or with one folder per
+    class.
 
-    With `grouped`, folders inside class folders may be groups. Raises DataError for what cannot be
-    used.
+    With `grouped`, folders inside class folders may be groups. Raises DataError for a folder that
+    cannot be used.
     """
     _require_folder(root)
     folders = _parts_of(root)
@@ -99,7 +103,8 @@ def list_folder(root: Path, *, grouped: bool = False) -> Listing:
 
 
 def summarize_folder(root: Path) -> Folder:
-    """Return what a first study file says of the images under `root`. Raises as `list_folder`."""
+    """Return the facts about the images under `root` that a starter study file needs. Raises as
+    `list_folder`."""
     listing = list_folder(root)
     first = listing.parts.get("train") or listing.parts["all"]
     files = [root / name for name, _ in first]
@@ -108,8 +113,8 @@ def summarize_folder(root: Path) -> Folder:
 
 
 def images_below(folder: Path) -> tuple[list[str], list[str]]:
-    """Return paths of the images below `folder`, and of files that are none by their extension;
-    hidden ones in neither."""
+    """Return the paths of the images below `folder`, and of the other files; hidden files are in
+    neither."""
     files: list[str] = []
     _collect(str(folder), str(folder), frozenset(), files)
     images = [name for name in files if _is_image(name)]
@@ -117,13 +122,14 @@ def images_below(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def parse_part(name: str) -> str | None:
-    """Return the part that a name is for: "Test", "testing", "test_set", ...; None for others."""
+    """Return the part that a folder name stands for ("Test", "testing", "test_set", ...); None for
+    any other name."""
     plain = re.sub(r"[\s_-]", "", name.lower())
     return _PARTS.get(re.sub(r"(?<=.)(set|split|data|images)$", "", plain))
 
 
 def folder_to_test(root: Path) -> Path:
-    """Return the test part inside `root`, else `root`."""
+    """Return the test folder inside `root`, or `root` itself."""
     return (_parts_of(root) if root.is_dir() else {}).get("test", root)
 
 
@@ -135,13 +141,13 @@ def _require_folder(root: Path) -> None:
 
 
 def _normal(name: str) -> str:
-    """A name in one form of Unicode: Macs write another one than Linux."""
+    """Return a name in Unicode form NFC: macOS decomposes names, Linux does not."""
     return unicodedata.normalize("NFC", name)
 
 
 def _parts_of(root: Path) -> dict[str, Path]:
-    """The folder of each part; none where these are folders of classes, of which one may be called
-    like a part: one that holds no folders is a class where there are others beside it."""
+    """Return the folder of each part; none if these are class folders. A class may be named like a
+    part: such a folder without subfolders is a class if there are other folders."""
     folders = _folders(root)
     named = [one for one in folders if parse_part(one.name)]
     if len(named) < len(folders) and not any(_folders(one) for one in named):
@@ -168,7 +174,7 @@ def _without_train(root: Path, folders: Mapping[str, Path]) -> str:
 
 
 def _beside(root: Path, folders: Mapping[str, Path]) -> list[str]:
-    """What is to be told of folders whose name or place leaves open what they are."""
+    """Return warnings about folders whose name or place is ambiguous."""
     others = [one for one in _folders(root) if one not in folders.values()]
     if not folders:
         return [
@@ -185,7 +191,8 @@ def _beside(root: Path, folders: Mapping[str, Path]) -> list[str]:
 
 
 def _refuse_parts(root: Path, folders: Mapping[str, list[str]], *, grouped: bool) -> None:
-    """Raise DataError where folders are no classes: they hold parts, or the same folders."""
+    """Raise DataError for folders that are not classes because they contain parts, or all the same
+    subfolders."""
     inner = {
         name: {_normal(one).casefold(): one for one in held}
         for name, held in folders.items()
@@ -212,7 +219,7 @@ def _refuse_parts(root: Path, folders: Mapping[str, list[str]], *, grouped: bool
 
 
 def _nested(folders: Mapping[str, list[str]]) -> list[str]:
-    """What is to be told of class folders that hold folders with images."""
+    """Return warnings about class folders with images in subfolders."""
     nested = {name: inner for name, held in folders.items() if (inner := [*filter(None, held)])}
     lines = [
         f"{name}/ holds {_shown(inner)}: their images count as {name}"
@@ -223,7 +230,7 @@ def _nested(folders: Mapping[str, list[str]]) -> list[str]:
 
 
 def _shown(names: Sequence[str]) -> str:
-    """`a/, b/ and c/`, or the first of many."""
+    """Return `a/, b/ and c/`, or the first of many."""
     folders = [f"{name}/" for name in names]
     if len(folders) > SHOWN:
         return f"{', '.join(folders[:SHOWN])} and {len(folders) - SHOWN} more"
@@ -240,14 +247,15 @@ def _is_rubbish(name: str) -> bool:
 
 @dataclass
 class _Classes:
-    """What a folder with one folder per class holds."""
+    """The contents of a folder that has one subfolder per class."""
 
     images: dict[str, list[str]] = field(default_factory=dict)
     """Paths relative to the root, by class."""
     inner: dict[str, list[str]] = field(default_factory=dict)
-    """The folders in a class folder that hold images; an empty name where some lie in itself."""
+    """Subfolders of each class folder that contain images; an empty name if some lie in the class
+    folder itself."""
     left_out_of: dict[str, Counter[str]] = field(default_factory=dict)
-    """Files that are not looked at, by class and extension."""
+    """Files that are ignored, by class and extension."""
     loose: list[str] = field(default_factory=list)
 
 
@@ -279,13 +287,13 @@ def _list_classes(root: Path, at: Path) -> _Classes:
 
 
 def _below(name: str, depth: int) -> str:
-    """The folder in which `name` lies below `depth` others; empty where there is none."""
+    """Return the folder that contains `name` below `depth` others; empty if there is none."""
     parts = name.split("/", depth + 1)
     return parts[depth] if len(parts) > depth + 1 else ""
 
 
 def _require_images(root: Path, at: Path, found: _Classes, *, learnt: bool) -> None:
-    """Raise DataError for folders without images, and for one class only where it is `learnt`."""
+    """Raise DataError for folders without images, and for a single class if it is `learnt`."""
     full = [name for name, images in found.images.items() if images]
     if learnt and len(full) == 1 and (deep := _deeper(at / full[0])):
         inner = _shown([one.name for one in _folders(deep)])
@@ -309,15 +317,16 @@ def _require_images(root: Path, at: Path, found: _Classes, *, learnt: bool) -> N
 
 
 def _deeper(at: Path) -> Path | None:
-    """The folder, `at` or below it, that holds several folders of images; None without one."""
+    """Return the folder, `at` or one below it, that holds several folders of images; None if there
+    is none."""
     while len(full := [one for one in _folders(at) if images_below(one)[0]]) == 1:
         at = full[0]
     return at if full else None
 
 
 def left_out_summary(left_out: Mapping[str, int]) -> str:
-    """Return in words which files are not looked at: `8 files left out: 5 .heic (convert them to
-    JPEG or PNG), 3 .txt`; empty for none."""
+    """Return in words which files are ignored: `8 files left out: 5 .heic (convert them to JPEG or
+    PNG), 3 .txt`; empty if there are none."""
     if not left_out:
         return ""
     each = [
@@ -335,9 +344,9 @@ def _count(number: int, noun: str) -> str:
 def _files(folder: Path, root: Path) -> list[str]:
     """Return paths relative to `root` of all files below `folder` that are not hidden.
 
-    Links are followed, wherever they lead: many data sets are made of them. One to a folder that it
-    lies in is not, nor is what is no file (a pipe would never end). Plain text, because a data set
-    has too many files for a Path each.
+    Links are followed wherever they lead, since many data sets consist of them, except a link to a
+    folder that contains it; special files are skipped (a pipe would never end). Plain strings,
+    because a data set has too many files for a Path each.
     """
     found: list[str] = []
     above = frozenset(map(os.path.realpath, (root, folder.parent)))
@@ -346,7 +355,8 @@ def _files(folder: Path, root: Path) -> list[str]:
 
 
 def _collect(at: str, below: str, above: frozenset[str], found: list[str]) -> None:
-    """Add the files in the folder `at`, which is `below` the root, inside the folders `above`."""
+    """Add to `found` the files of the folder `at`, whose path from the root is `below`, except in
+    folders that are in `above`."""
     here = os.path.realpath(at)
     if here in above:
         return
@@ -365,11 +375,11 @@ def _name(entry: os.DirEntry[str]) -> str:
 
 
 def _is_image(name: str) -> bool:
-    """By the extension of a name or path."""
+    """Return whether a name or path has the extension of an image."""
     return _extension(name) in EXTENSIONS
 
 
 def _extension(name: str) -> str:
-    """In lower case, without the dot; empty where there is none."""
+    """Return the extension in lower case, without the dot; empty if there is none."""
     stem, _, extension = name.rpartition("/")[2].rpartition(".")
     return extension.lower() if stem else ""

@@ -1,6 +1,6 @@
-"""Labelled pictures: how one is decoded, and the forms in which a data set holds them.
+"""Labelled images: decoding, and the ways in which a data set holds them.
 
-Mapped from a file, streamed from the original files, or sets joined: the same pixels.
+Mapped from a file, streamed from the original files, or concatenated sets: the same pixels.
 """
 
 from __future__ import annotations
@@ -25,22 +25,23 @@ from hpo.errors import DataError
 Image.MAX_IMAGE_PIXELS = None
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-"""What is opened, by content and not by name: of Pillow's other formats some run programs (EPS)."""
+"""Formats that are opened, by content and not by name; some of Pillow's other formats run programs
+(EPS)."""
 
 Pixels = NDArray[np.uint8]
 Numbers = NDArray[np.int64]
 
 
 class ImageReader(Protocol):
-    """Where pictures come from, by name; must pickle, because streaming opens it elsewhere."""
+    """Opens images by name; must be picklable, because streaming opens them in other processes."""
 
     def open(self, name: str) -> Image.Image:
-        """The picture, not decoded yet; a context manager."""
+        """Return the image as a context manager, not decoded yet."""
 
 
 @dataclass(frozen=True)
 class Sizing:
-    """How an image becomes RGB pixels: which way up, on what background, at which size."""
+    """How an image becomes RGB pixels: orientation, background, and size."""
 
     squash: bool
     image_size: int
@@ -51,6 +52,7 @@ class Sizing:
 
     @classmethod
     def of(cls, config: DataConfig) -> Sizing:
+        """Return the sizing that `config` asks for."""
         squash = config.resize == "squash"
         side = config.image_size if squash else config.resize_size
         return cls(
@@ -63,7 +65,7 @@ class Sizing:
         )
 
     def target(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) after resizing, rounded as torchvision's Resize rounds."""
+        """Return (width, height) after resizing, rounded as torchvision's Resize does."""
         side = self.resize_size
         if self.squash:
             return side, side
@@ -72,7 +74,7 @@ class Sizing:
         return int(side * width / height), side
 
     def refuse(self, width: int, height: int) -> str | None:
-        """Why a picture of this size is not decoded; None if it may be."""
+        """Return the reason why an image of this size is not decoded; None if it may be."""
         target = self.target(width, height)
         return too_large((width, height), self.max_pixels) or too_large(
             target, self.max_pixels, " after resizing"
@@ -80,7 +82,7 @@ class Sizing:
 
 
 def too_large(size: tuple[int, int], max_pixels: int, what: str = "") -> str | None:
-    """Why a picture of this width and height is not decoded; None if it may be."""
+    """Return the reason why an image of this width and height is not decoded; None if it may be."""
     width, height = size
     if width * height <= max_pixels:
         return None
@@ -88,29 +90,31 @@ def too_large(size: tuple[int, int], max_pixels: int, what: str = "") -> str | N
 
 
 def open_file(path: Path | str) -> Image.Image:
-    """The picture in a file, not decoded yet. Raises whatever Pillow raises on a broken file."""
+    """Open the image in a file without decoding it. Raises whatever Pillow raises for a broken
+    file."""
     return Image.open(path, formats=_formats())
 
 
 @once
 def _formats() -> tuple[str, ...]:
-    """Those of FORMATS that this Pillow was built with."""
+    """Return the FORMATS that this build of Pillow supports."""
     Image.init()
     return tuple(one for one in FORMATS if one in Image.OPEN)
 
 
 class Form(NamedTuple):
-    """What stood in a file, before it became RGB pixels."""
+    """Format of an image file, before its conversion to RGB pixels."""
 
     mode: str
     """Pillow's name of the pixel format."""
     orientation: int = 1
-    """Of EXIF, 1 to 8, where the image was turned by it; 1: as it was stored."""
+    """EXIF orientation, 1 to 8, if the image was turned by it; 1: used as stored."""
     transparent: bool = False
-    """Whether some of it is not opaque."""
+    """Whether it is not fully opaque."""
 
     def treatment(self, background: str) -> str:
-        """Return what was done beyond what torchvision's ImageFolder does; empty for most."""
+        """Return the conversions beyond what torchvision's ImageFolder does; empty for most
+        images."""
         done = [f"exif {self.orientation}"] * (self.orientation != 1)
         done += [f"on {background}"] * (self.transparent and background != "ignore")
         done += ["16 bit"] * self.mode.startswith("I")
@@ -118,12 +122,12 @@ class Form(NamedTuple):
 
 
 _PLAIN = frozenset(["1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"])
-"""Modes of 8 bits and fewer that are converted to RGB as they are."""
+"""Modes of at most 8 bits that are converted to RGB directly."""
 _ALPHA = frozenset(["RGBA", "LA", "PA", "RGBa", "La"])
 _DEEP = frozenset(["I", "I;16", "I;16L", "I;16B", "I;16N"])
 _TOLD = {"F": "floating point, without a defined range", "LAB": "CIE L*a*b*"}
 REFUSED = "pixel format"
-"""How the reason begins for which an image of an odd mode is not read."""
+"""Prefix of the reason why an image with an unsupported mode is not read."""
 OPAQUE = 255
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -134,21 +138,20 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""By EXIF orientation: what brings the image upright."""
+"""The transposition that makes the image upright, by EXIF orientation."""
 ON_ITS_SIDE = 5
-"""From this EXIF orientation on width and height change places."""
+"""EXIF orientations from this one on swap width and height."""
 
 
 def decode(reader: ImageReader, name: str, sizing: Sizing) -> Image.Image:
     """Return one image as RGB, upright, on its background, resized as torchvision's Resize does
-    (bilinear). Raises ValueError for one that is too large or of a pixel format without a defined
-    range, whatever Pillow raises on a broken file.
-    """
+    (bilinear). Raises ValueError if it is too large or its pixel format has no defined range, and
+    whatever Pillow raises for a broken file."""
     return decode_with_form(reader, name, sizing)[0]
 
 
 def decode_with_form(reader: ImageReader, name: str, sizing: Sizing) -> tuple[Image.Image, Form]:
-    """Return what `decode` does, and what stood in the file."""
+    """Return the image as `decode` does, and the format of its file."""
     with reader.open(name) as image:
         require_size(image, sizing)
         image.load()
@@ -164,8 +167,8 @@ def decode_with_form(reader: ImageReader, name: str, sizing: Sizing) -> tuple[Im
 
 
 class ImageInfo(NamedTuple):
-    """What was found in a file that can be read: `form`, its orientation as it stands there, and
-    the width and height of the upright image in pixels."""
+    """A readable image file: `form` with the orientation as stored, and the width and height of the
+    upright image in pixels."""
 
     form: Form
     width: int
@@ -173,7 +176,8 @@ class ImageInfo(NamedTuple):
 
 
 def inspect_image(reader: ImageReader, name: str, max_pixels: int) -> ImageInfo:
-    """Return what is in a file, all of it decoded. Raises as `decode` does."""
+    """Return the format and size of an image after decoding it completely. Raises as `decode`
+    does."""
     with reader.open(name) as image:
         if reason := too_large(image.size, max_pixels):
             raise ValueError(reason)
@@ -183,13 +187,13 @@ def inspect_image(reader: ImageReader, name: str, max_pixels: int) -> ImageInfo:
 
 
 def require_size(image: Image.Image, sizing: Sizing) -> None:
-    """Raise ValueError for an image that `sizing` refuses to decode; the header is enough."""
+    """Raise ValueError for an image that `sizing` refuses to decode; reads only the header."""
     if sizing.refuse(*image.size):
         raise ValueError(sizing.refuse(*upright_size(image, sizing.orientation)))
 
 
 def upright_size(image: Image.Image, orientation: str) -> tuple[int, int]:
-    """Return (width, height) of an image that may not be decoded yet, as it will be shown."""
+    """Return (width, height) of the upright image, which may not be decoded yet."""
     width, height = image.size
     # Pillow turns a TIFF itself, and its size is that afterwards. Of a PNG it would decode all for
     # an EXIF block that may stand behind the pixels.
@@ -199,7 +203,7 @@ def upright_size(image: Image.Image, orientation: str) -> tuple[int, int]:
 
 
 def exif_orientation(image: Image.Image) -> int:
-    """Return the orientation in an image's EXIF or XMP data, 1 to 8; 1 where there is none, or it
+    """Return the orientation in an image's EXIF or XMP data, 1 to 8; 1 if there is none or it
     cannot be read: an image with broken metadata is still an image."""
     try:
         found = image.getexif().get(ExifTags.Base.Orientation)
@@ -211,7 +215,7 @@ def exif_orientation(image: Image.Image) -> int:
 
 
 def to_rgb(image: Image.Image, background: str) -> tuple[Image.Image, bool]:
-    """Return an image as RGB on `background` (see `data.background`), and whether some of it is
+    """Return an image as RGB on `background` (see `data.background`), and whether it is partly
     transparent. Raises ValueError for a pixel format without a defined range of values."""
     if image.mode not in _PLAIN | _ALPHA | _DEEP:
         raise ValueError(
@@ -228,7 +232,7 @@ def to_rgb(image: Image.Image, background: str) -> tuple[Image.Image, bool]:
 
 
 def _alpha(image: Image.Image) -> Image.Image | None:
-    """The alpha channel of an image, mode L; None where it can have none."""
+    """Return the alpha channel of an image in mode L; None if it has none."""
     if image.mode in _DEEP:
         hidden = image.info.get("transparency")
         if not isinstance(hidden, int):
@@ -244,7 +248,7 @@ def _alpha(image: Image.Image) -> Image.Image | None:
 
 
 def _colours(image: Image.Image) -> Image.Image:
-    """An image of 8 bits a channel as RGB, without regard to transparency."""
+    """Return an image of 8 bits a channel as RGB, ignoring transparency."""
     if image.mode in ("RGBa", "La"):
         image = image.convert(image.mode.upper())
     if "transparency" in image.info:
@@ -254,7 +258,7 @@ def _colours(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """The high bytes of 16-bit grey values, as Pillow gives them of 16-bit RGB."""
+    """Return the high bytes of 16-bit grey values, as Pillow does for 16-bit RGB."""
     values = np.asarray(image)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 0xFFFF:
@@ -266,7 +270,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def image_digest(image: Image.Image) -> str:
-    """Return 32 hex digits of all that decides the pixels of an image in memory."""
+    """Return 32 hex digits of everything that decides the pixels of an image in memory."""
     image.load()  # a TIFF is turned by that
     if image.mode in _PLAIN and "transparency" not in image.info and exif_orientation(image) == 1:
         return array_digest(np.asarray(image.convert("RGB")))
@@ -277,13 +281,14 @@ def image_digest(image: Image.Image) -> str:
 
 
 def array_digest(pixels: Pixels) -> str:
-    """32 hex digits of a picture's shape and values."""
+    """Return 32 hex digits of the shape and values of an image."""
     data = repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 class Images(ABC):
-    """Labelled pictures, uint8 RGB. `labels`: (N,); `sizes`: (N, 2), height and width of each."""
+    """A set of labelled images, uint8 RGB. `labels`: (N,); `sizes`: (N, 2), height and width of
+    each."""
 
     names: tuple[str, ...]
     labels: Numbers
@@ -291,40 +296,41 @@ class Images(ABC):
     streamed = False
     """Whether `pixels` decodes a file at every call."""
     content = ""
-    """Digest of the pictures and their size; empty where it is not known."""
+    """Digest of the images and their size; empty if unknown."""
     files: tuple[str, ...] = ()
-    """A digest of the content of each image's file, 32 hex digits; empty where it is not known."""
+    """Content digest of each image's file, 32 hex digits; empty if unknown."""
 
     @property
     def parts(self) -> tuple[Images, ...]:
-        """The sets of which this one is joined, in their order."""
+        """The sets that were concatenated into this one, in order."""
         return (self,)
 
     def __len__(self) -> int:
+        """Return the number of images."""
         return len(self.names)
 
     @cached_property
     def identities(self) -> tuple[str, ...]:
-        """A digest of the pixels of each picture: pictures that agree in it are one. Looks at all
-        of them, unless it was known when they were opened."""
+        """Digest of the pixels of each image: images with equal digests are identical. Reads all of
+        them, unless the digests were known on opening."""
         return tuple(array_digest(self.pixels(i)) for i in range(len(self)))
 
     @abstractmethod
     def pixels(self, i: int) -> Pixels:
-        """Picture `i`, (H, W, 3)."""
+        """Return image `i`, (H, W, 3)."""
 
     @property
     def uniform(self) -> bool:
-        """Whether all pictures are squares of one size, and `stacked` has them."""
+        """Whether all images are squares of one size, so that `stacked` works."""
         return not self.streamed and bool((self.sizes == self.sizes[0, 0]).all())
 
     def stacked(self) -> Pixels:
-        """All pictures, (N, S, S, 3). Raises ValueError unless `uniform`."""
+        """Return all images as one array, (N, S, S, 3). Raises ValueError unless `uniform`."""
         raise ValueError("pictures of several sizes, or streamed ones, have no single array")
 
 
 class MemmapImages(Images):
-    """Pictures in a file that is mapped into memory: one copy per host."""
+    """Images in a memory-mapped file: one copy per host."""
 
     def __init__(self, file: Path, sizes: Numbers, labels: Numbers, names: tuple[str, ...]) -> None:
         self.file, self.sizes, self.labels, self.names = file, sizes, labels, names
@@ -334,14 +340,17 @@ class MemmapImages(Images):
         self._data: Pixels = np.asarray(np.memmap(file, np.uint8, "c", shape=(size,)))
 
     def __reduce__(self) -> tuple[Any, ...]:
+        """Map the file again in the other process."""
         return MemmapImages, (self.file, self.sizes, self.labels, self.names)
 
     def pixels(self, i: int) -> Pixels:
+        """Return image `i`, (H, W, 3), without copying it."""
         height, width = self.sizes[i]
         end = self._ends[i]
         return self._data[end - height * width * 3 : end].reshape(height, width, 3)
 
     def stacked(self) -> Pixels:
+        """Return all images as one array, (N, S, S, 3), without copying them."""
         if not self.uniform:
             return super().stacked()
         side = int(self.sizes[0, 0])
@@ -349,7 +358,7 @@ class MemmapImages(Images):
 
 
 class StreamedImages(Images):
-    """Pictures that are decoded whenever they are asked for."""
+    """Images that are decoded at every access."""
 
     streamed = True
 
@@ -365,6 +374,7 @@ class StreamedImages(Images):
         self.sizes, self.labels, self.names = sizes, labels, names
 
     def pixels(self, i: int) -> Pixels:
+        """Decode image `i`, (H, W, 3). Raises DataError if its file has become unreadable."""
         # A copy, because torch wants writable memory.
         try:
             return np.array(decode(self.reader, self.names[i], self.sizing))
@@ -376,7 +386,7 @@ class StreamedImages(Images):
 
 
 class ConcatImages(Images):
-    """Sets of pictures, one after the other."""
+    """Sets of images, one after the other."""
 
     def __init__(self, *sets: Images) -> None:
         self._sets = sets
@@ -389,22 +399,26 @@ class ConcatImages(Images):
 
     @property
     def parts(self) -> tuple[Images, ...]:
+        """The sets that were concatenated, nested ones flattened."""
         return tuple(one for part in self._sets for one in part.parts)
 
     @cached_property
     def identities(self) -> tuple[str, ...]:
+        """Digest of the pixels of each image, set after set."""
         return tuple(identity for one in self._sets for identity in one.identities)
 
     def pixels(self, i: int) -> Pixels:
+        """Return image `i`, (H, W, 3), counted through all sets."""
         place = int(np.searchsorted(self._ends, i, side="right"))
         return self._sets[place].pixels(i - int(self._ends[place - 1]) if place else i)
 
     def stacked(self) -> Pixels:
+        """Return all images as one new array, (N, S, S, 3)."""
         if not self.uniform:
             return super().stacked()
         return np.concatenate([part.stacked() for part in self._sets])
 
 
 def concat(*sets: Images) -> Images:
-    """All sets as one, in this order."""
+    """Concatenate sets of images in this order; a single set is returned as it is."""
     return sets[0] if len(sets) == 1 else ConcatImages(*sets)

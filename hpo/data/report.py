@@ -1,4 +1,4 @@
-"""What is known of a data set when it is opened: its parts, classes and files, and what is odd."""
+"""The report on a data set: its parts, classes and files, and anything unusual about them."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from hpo.data.folders import left_out_summary
 from hpo.errors import DataError
 
 SHOWN = 10
-"""Files, or classes, that are named in a list."""
+"""Files, or classes, named in a list."""
 
 
 @dataclass(frozen=True)
 class DataReport:
-    """A data set in numbers and names, without a pixel of it; `lines` is what is shown of it."""
+    """A data set in numbers and names, without any pixels; `lines` is the text shown to users."""
 
     title: str
     parts: dict[str, dict[str, int]]
-    """{part: {class: images}}, of folds those of the first; files that cannot be read included."""
+    """{part: {class: images}}, of the first fold in a cross-validation; unreadable files
+    included."""
     left_out: dict[str, int] = field(default_factory=dict)
-    """Files that are not looked at, by extension."""
+    """Files that are ignored, by extension."""
     unreadable: tuple[str, ...] = ()
-    """Names of files that cannot be read, each with the reason."""
+    """Names of unreadable files, each with the reason."""
     modes: dict[str, int] = field(default_factory=dict)
-    """Images by Pillow's name of their pixel format; empty where none was opened."""
+    """Number of images by Pillow's name of their pixel format; empty if none was opened."""
     turned: int = 0
     """Images with an EXIF orientation other than upright."""
     transparent: int = 0
-    """Images that are not opaque everywhere."""
+    """Images that are not fully opaque."""
     orientation: str = "exif"
     background: str = "white"
     warnings: tuple[str, ...] = ()
@@ -37,11 +38,12 @@ class DataReport:
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """Class names, in the order of their labels."""
         return tuple(self.parts["train"])
 
     @property
     def missing(self) -> list[str]:
-        """A line for each part that was given without some of the classes."""
+        """One line for each part that lacks some of the classes."""
         lines = []
         for part, counts in self.parts.items():
             if absent := [name for name, count in counts.items() if not count]:
@@ -54,7 +56,7 @@ class DataReport:
         return lines
 
     def lines(self) -> list[str]:
-        """Return the report as it is shown everywhere, a fact a line."""
+        """Return the report as it is shown everywhere, one fact a line."""
         return [
             *(f"{part}: {_counts(count)}" for part, count in self.parts.items()),
             *["no test split: nothing will be called a test result"] * ("test" not in self.parts),
@@ -62,7 +64,7 @@ class DataReport:
         ]
 
     def oddities(self) -> Iterator[str]:
-        """Yield the lines beyond the counts: what one would want to know, where there is some."""
+        """Yield the lines after the counts: anything unusual that a user should know."""
         yield from self.missing
         if self.unreadable:
             yield f"{unreadable_summary(self.unreadable)}, left out:"
@@ -90,23 +92,23 @@ class DataReport:
         yield from self.warnings
 
     def require_readable(self, *, skip: bool) -> None:
-        """Raise DataError naming the files that cannot be read, unless they are to be skipped."""
+        """Raise DataError naming the unreadable files, unless `skip`."""
         if self.unreadable and not skip:
             raise unreadable_error(self.title, self.unreadable)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it in a form that JSON can write."""
+        """Return the report as a JSON-serialisable dictionary."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> DataReport:
-        """Return the report of `to_dict`, through JSON."""
+        """Return the report that `to_dict` wrote, also after a round trip through JSON."""
         tuples = {name: tuple(found[name]) for name in ("unreadable", "warnings")}
         return cls(**{**found, **tuples})
 
 
 def unreadable_error(title: str, unreadable: Sequence[str]) -> DataError:
-    """Return the error for files that cannot be read, by name and with the reason."""
+    """Return the error that names the unreadable files, each with the reason."""
     lines = "".join(f"\n{line}" for line in first_lines(unreadable))
     return DataError(
         f"{title}: {unreadable_summary(unreadable)}; repair or remove them, or set "
@@ -115,12 +117,12 @@ def unreadable_error(title: str, unreadable: Sequence[str]) -> DataError:
 
 
 def unreadable_summary(unreadable: Sequence[str]) -> str:
-    """Return how many files cannot be read."""
+    """Return the number of unreadable files in words."""
     return f"{len(unreadable)} file{'s' * (len(unreadable) != 1)} cannot be read as images"
 
 
 def first_lines(names: Sequence[str]) -> list[str]:
-    """Return the first of `names`, a line each, and how many more there are."""
+    """Return the first of `names`, one a line, and the number of the others."""
     more = [f"  and {len(names) - SHOWN} more"] if len(names) > SHOWN else []
     return [*(f"  {name}" for name in names[:SHOWN]), *more]
 

@@ -1,7 +1,7 @@
 """Data set sources: folders, digits, and functions of the user's.
 
-Folders and scikit-learn's digits are here; torchvision's data sets, Stanford Cars and data sets of
-the user's own each have a module.
+Folders and scikit-learn's digits are defined here; torchvision's data sets, Stanford Cars, CSV
+files and user data sets each have a module.
 """
 
 from __future__ import annotations
@@ -45,27 +45,27 @@ from hpo.errors import (
 
 
 class DatasetSource(ABC):
-    """A data set that was not opened yet."""
+    """A data set that is not opened yet."""
 
     reader: ImageReader
-    """Opens the pictures by the names that `listing` gives."""
+    """Opens the images by the names in `listing`."""
     tick: ProgressCallback = staticmethod(no_progress)
-    """Called while many pictures are looked at."""
+    """Called repeatedly while many images are read."""
 
     @abstractmethod
     def listing(self, *, test: bool) -> Listing:
-        """Names and labels by part; nothing is decoded that can be told apart without. Where the
-        test part is kept apart, it is looked at with `test` alone (see `Listing.sealed`).
+        """Return names and labels by part, decoding only what cannot be told otherwise. A separate
+        test part is looked at only if `test` (see `Listing.sealed`).
 
-        Raises DataError for what cannot be used.
+        Raises DataError for a data set that cannot be used.
         """
 
     @abstractmethod
     def digests(self, names: Sequence[str], cache: Path | None) -> dict[str, str]:
-        """Digest of the content of each picture, which decides its part where we split."""
+        """Return the content digest of each image, which decides its part if we split."""
 
     def variant(self, name: str) -> str:
-        """What else decides the pixels of a picture; part of the key of its cache."""
+        """Return anything else that decides the pixels of an image; part of its cache key."""
         return ""
 
 
@@ -74,24 +74,27 @@ class DatasetSource(ABC):
 
 @dataclass(frozen=True)
 class FolderReader:
-    """Pictures of a folder, by relative path."""
+    """Images of a folder, by relative path."""
 
     root: Path
 
     def open(self, name: str) -> Image.Image:
+        """Return the image, not decoded yet."""
         return open_file(self.root / name)
 
 
 class FolderSource(DatasetSource):
-    """Images by class under a folder."""
+    """Images in class folders below a root folder."""
 
     def __init__(self, root: Path, *, grouped: bool = False) -> None:
         self.root, self.grouped, self.reader = root, grouped, FolderReader(root)
 
     def listing(self, *, test: bool) -> Listing:
+        """Return names and labels by part (see `list_folder`)."""
         return list_folder(self.root, grouped=self.grouped)
 
     def digests(self, names: Sequence[str], cache: Path | None) -> dict[str, str]:
+        """Return the content digest of each file."""
         return file_digests(self.root, names, cache, self.tick)
 
 
@@ -104,26 +107,30 @@ class DigitsReader:
 
     @staticmethod
     def pixels(name: str) -> Pixels:
+        """Return one digit, (8, 8) uint8."""
         images, _ = _digits()
         picture: Pixels = images[int(name.removeprefix("digits/"))]
         return picture
 
     def open(self, name: str) -> Image.Image:
+        """Return one digit as an image."""
         return Image.fromarray(self.pixels(name))
 
 
 class DigitsSource(DatasetSource):
-    """All of the digits, not split yet."""
+    """All digits, not split yet."""
 
     def __init__(self) -> None:
         self.reader = DigitsReader()
 
     def listing(self, *, test: bool) -> Listing:
+        """Return all digits in one part."""
         _, labels = _digits()
         items = [(f"digits/{i}", label) for i, label in enumerate(labels)]
         return Listing(tuple("0123456789"), {"all": items})
 
     def digests(self, names: Sequence[str], cache: Path | None) -> dict[str, str]:
+        """Return the digest of the pixels of each digit."""
         return {name: short_hash(DigitsReader.pixels(name).tolist()) for name in names}
 
 
@@ -139,22 +146,23 @@ Label = str | int
 Split = Sequence[tuple[Any, Any]]
 
 _ITEM = re.compile(r"(train|val|test)\[(\d+)\]")
-"""Name of a picture that is no file: its place in what the function returned."""
+"""Name of an image that is not a file: its index in what the function returned."""
 
 
 @dataclass
 class UserReader:
-    """Pictures by path, or by their place; another process asks the function again."""
+    """Images by path, or by index; another process calls the function again."""
 
     function: str
     root: Path
     splits: dict[str, Split] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
+        """Leave out the images: the other process calls the function itself."""
         return {"function": self.function, "root": self.root, "splits": {}}
 
     def split(self, part: str) -> Split | None:
-        """What the function returns for `part`; None where it has no such part."""
+        """Return what the function returns for `part`; None if it has no such part."""
         if part not in self.splits:
             found = _asked(self.function, self.root, part)
             if found is None:
@@ -163,6 +171,7 @@ class UserReader:
         return self.splits[part]
 
     def open(self, name: str) -> Image.Image:
+        """Return one image."""
         if not (match := _ITEM.fullmatch(name)):
             return open_file(self.root / name)
         split = self.split(match[1])
@@ -172,7 +181,7 @@ class UserReader:
 
 
 class UserSource(DatasetSource):
-    """What the function `module:function` returns for `root`."""
+    """The data set that the function `module:function` returns for `root`."""
 
     def __init__(self, function: str, root: Path, *, max_pixels: int) -> None:
         self.function, self.root, self.max_pixels = function, root.absolute(), max_pixels
@@ -181,6 +190,8 @@ class UserSource(DatasetSource):
         self._digests: dict[str, str] = {}
 
     def listing(self, *, test: bool) -> Listing:
+        """Return names and labels by part, after reading every item. Raises DataError for items
+        that cannot be used."""
         found: dict[str, list[tuple[str, Label]]] = {}
         for part in ("train", "val", "test") if test else ("train", "val"):
             split = self._own.split(part)
@@ -203,11 +214,12 @@ class UserSource(DatasetSource):
         return Listing(tuple(map(str, classes)), parts, sealed=not test)
 
     def digests(self, names: Sequence[str], cache: Path | None) -> dict[str, str]:
+        """Return the digest of each image in memory, and of the content of each file."""
         files = [name for name in names if name not in self._digests]
         return {**self._digests, **file_digests(self.root, files, cache, self.tick)}
 
     def _items(self, part: str, split: Split) -> Iterator[tuple[str, Label]]:
-        """Name and label of each; the content of those in memory is seen here."""
+        """Yield name and label of each image; the digests of those in memory are computed here."""
         for i in range(len(split)):
             self.tick()
             picture, label = _item(self.function, split, part, i)
@@ -266,7 +278,7 @@ def _asked(name: str, root: Path, part: str) -> Split | None:
 
 
 def _item(function: str, split: Split, part: str, i: int) -> tuple[Any, Label]:
-    """Picture and label at one place, judged."""
+    """Return image and label at one index, validated."""
     where = f"{function}: {part}[{i}]"
     try:
         item = split[i]

@@ -1,5 +1,7 @@
 """Splits: which part an image belongs to, by a hash of its content, its group and a seed.
 
+across parts.
+
 changed.
 """
 
@@ -26,17 +28,17 @@ from hpo.io import atomic_write
 
 @dataclass(frozen=True)
 class Item:
-    """A picture before it is decoded."""
+    """An image before it is decoded."""
 
     name: str
     label: int
     digest: str
     group: str = ""
-    """What it must never be parted from; empty: nothing but files of the same content."""
+    """Group that a split must not divide; empty: only files with the same content stay together."""
 
     @property
     def key(self) -> str:
-        """The same for what stays together."""
+        """Equal for items that stay together."""
         return self.group or self.digest
 
 
@@ -44,10 +46,11 @@ Parts = dict[str, list[Item]]
 
 
 def split(items: Sequence[Item], fractions: Mapping[str, float], seed: int) -> Parts:
-    """{"train": rest, part: its fraction of every class...}, by a hash of content and `seed`.
+    """Return {"train": rest, part: its fraction of every class...}, by a hash of content and
+    `seed`.
 
-    Identical files share a part, also when they stand in two classes: they count for the first.
-    A part gets the rounded fraction of a class, at least 1 while the class has pictures to give.
+    Identical files share a part, even if they are in two classes: they count for the first. A part
+    gets the rounded fraction of a class, but at least 1 as long as the class has enough images.
     """
     groups: dict[str, list[Item]] = defaultdict(list)
     for item in items:
@@ -71,8 +74,8 @@ def split(items: Sequence[Item], fractions: Mapping[str, float], seed: int) -> P
 
 
 def _fill(sizes: Sequence[int], quota: int) -> list[int]:
-    """Positions of groups that together have at most `quota` pictures, or of the smallest group
-    where none is that small; never all of them."""
+    """Return indices of groups that together have at most `quota` images, or of the smallest group
+    if none is that small; never all of them."""
     taken: list[int] = []
     left = quota
     for position, size in enumerate(sizes):
@@ -89,15 +92,15 @@ def _ranked(digests: Iterable[str], purpose: str, seed: int) -> list[str]:
 
 
 ORDERS = 50
-"""Orders that `deal` tries until every class is in every part."""
+"""Orders that `split_groups` tries until every class is in every part."""
 
 
 def split_groups(items: Sequence[Item], shares: Mapping[str, float], seed: int) -> Parts:
-    """{part: its share of every class}, groups undivided, in an order that depends on the contents
-    of the groups and `seed` alone. `shares` add up to 1.
+    """Return {part: its share of every class} without dividing groups, in an order that depends on
+    the contents of the groups and `seed` alone. `shares` add up to 1.
 
-    Every part gets every class that has a group for each, if one of ORDERS orders finds how: groups
-    may have several classes.
+    Every part gets every class with a group for each part, provided one of ORDERS orders achieves
+    it: groups may contain several classes.
     """
     groups: dict[str, list[Item]] = defaultdict(list)
     for item in items:
@@ -129,11 +132,11 @@ Count = list[tuple[int, int]]
 
 
 def _dealt(groups: Sequence[tuple[str, Count]], shares: Mapping[str, float]) -> dict[str, str]:
-    """{key of a group: its part}, for `groups` one after another.
+    """Return {group key: part}, assigning `groups` one after another.
 
-    Each goes where it leaves the least deviation (chi-square) of the images of its classes from
-    what every part should have of them, at least 1; where a class has only as many groups left as
-    parts lack it, to one of those.
+    Each goes to the part where it leaves the least deviation (chi-square) of the images of its
+    classes from what every part should have of them, at least 1; if a class has only as many groups
+    left as there are parts without it, to one of those.
     """
     left, totals = Counter[int](), Counter[int]()
     for _, group in groups:
@@ -165,8 +168,8 @@ def _dealt(groups: Sequence[tuple[str, Count]], shares: Mapping[str, float]) -> 
 def _lacking(
     labels: Sequence[int], have: Mapping[str, Counter[int]], left: Mapping[int, int]
 ) -> Sequence[str]:
-    """The parts to which a group of these `labels` may go: those that lack one of which too few
-    groups are left to wait."""
+    """Return the parts that may get a group of these `labels`: those without a class of which too
+    few groups are left."""
     allowed = list(have)
     for label in sorted(labels, key=lambda label: (left[label], label)):
         lacking = [part for part in have if not have[part][label]]
@@ -176,15 +179,15 @@ def _lacking(
 
 
 def make_folds(items: Sequence[Item], folds: int, seed: int) -> list[list[Item]]:
-    """The items of each fold, by `deal`."""
+    """Return the items of each fold, assigned by `split_groups`."""
     parts = split_groups(items, {str(number): 1 / folds for number in range(folds)}, seed)
     return list(parts.values())
 
 
 def limit_items(items: Sequence[Item], limit: int, seed: int) -> list[Item]:
-    """`limit` of the pictures in their order: every class in its proportion (largest remainders),
-    at least 1, chosen by a hash of content and `seed`. `limit` is at least the number of classes.
-    """
+    """Return `limit` of the items in their order: every class in proportion (largest remainders),
+    at least 1, chosen by a hash of content and `seed`. `limit` is at least the number of
+    classes."""
     total, counts = len(items), Counter(item.label for item in items)
     if limit >= total:
         return list(items)
@@ -199,7 +202,7 @@ def limit_items(items: Sequence[Item], limit: int, seed: int) -> list[Item]:
 
 
 def _first(items: Sequence[Item], quotas: Mapping[int, int], seed: int) -> list[Item]:
-    """The first of each class in the order of a seeded hash; the result keeps the given order."""
+    """Return the first items of each class in the order of a seeded hash, in the given order."""
     order = sorted(items, key=lambda item: (short_hash(["limit", seed, item.digest]), item.name))
     left, kept = dict(quotas), set()
     for item in order:
@@ -210,8 +213,8 @@ def _first(items: Sequence[Item], quotas: Mapping[int, int], seed: int) -> list[
 
 
 def duplicate_warnings(parts: Parts) -> list[str]:
-    """Warnings about identical files on two sides, or in two classes; digests that are empty are
-    not known."""
+    """Return warnings about identical files in two parts, or in two classes; empty digests are
+    unknown."""
     found = []
     digests = {part: {item.digest for item in items} - {""} for part, items in parts.items()}
     for part, of in (("val", "train"), ("test", "train"), ("test", "val")):
@@ -233,9 +236,9 @@ SHOWN = 3
 
 
 def name_groups(config: DataConfig, listing: Listing) -> dict[str, str]:
-    """{name of an image: its group} by `data.group_by`; empty without.
+    """Return {image name: group} according to `data.group_by`; empty if that is not set.
 
-    Raises DataError where images have no group.
+    Raises DataError if images have no group.
     """
     if config.group_by is None:
         return {}
@@ -260,8 +263,8 @@ def name_groups(config: DataConfig, listing: Listing) -> dict[str, str]:
 
 
 def _group(config: DataConfig, name: str, whole: bool) -> str:
-    """The group of the image at the path `name` below the root; empty where it has none. `whole`:
-    its first folder is its class, not a part."""
+    """Return the group of the image at the path `name` below the root; empty if it has none. With
+    `whole`, its first folder is its class rather than a part."""
     assert config.group_by is not None
     if config.group_by == "folder":
         *folders, _ = PurePosixPath(name).parts
@@ -276,9 +279,9 @@ def _group(config: DataConfig, name: str, whole: bool) -> str:
 
 
 def merge_groups(parts: Parts, relations: Sequence[Mapping[str, str]]) -> Parts:
-    """The items of `parts` with `Item.group` set: the same for all that are connected by the same
-    content or by the same group in one of `relations`, {name: group}. Unchanged where these are
-    empty."""
+    """Return the items of `parts` with `Item.group` set: equal for all items that are connected by
+    the same content or by the same group in one of `relations`, {name: group}. Unchanged if these
+    are empty."""
     if not any(relations):
         return parts
     above: dict[str, str] = {}
@@ -298,7 +301,7 @@ def _unite(above: dict[str, str], one: str, other: str) -> None:
 
 
 def _top(above: dict[str, str], one: str) -> str:
-    """The representative of the set of `one`, with the way there halved (union-find)."""
+    """Return the representative of the set of `one` (union-find with path halving)."""
     while (up := above.get(one, one)) != one:
         above[one] = above.get(up, up)
         one = above[one]
@@ -306,7 +309,7 @@ def _top(above: dict[str, str], one: str) -> str:
 
 
 def shared_group_warnings(parts: Parts, groups: Mapping[str, str]) -> Iterable[str]:
-    """Warnings about groups that stand on two sides of parts that were given."""
+    """Yield warnings about groups that are in two of the given parts."""
     here = {
         part: {groups[item.name] for item in items if item.name in groups}
         for part, items in parts.items()
@@ -322,8 +325,8 @@ def shared_group_warnings(parts: Parts, groups: Mapping[str, str]) -> Iterable[s
 
 
 def near_duplicate_warnings(parts: Parts, near: Mapping[str, str]) -> Iterable[str]:
-    """What there is to tell of near-duplicates, `near` ({name: group}): how many there are, and
-    which stand on two sides of parts that were given; identical files apart."""
+    """Yield warnings about near-duplicates, `near` ({name: group}): their number, and which are in
+    two of the given parts. Identical files are not counted."""
     if near:
         yield f"{len(near)} images are near-duplicates, in {len({*near.values()})} groups"
     for part, of in (("val", "train"), ("test", "train"), ("test", "val")):
@@ -340,8 +343,8 @@ def near_duplicate_warnings(parts: Parts, near: Mapping[str, str]) -> Iterable[s
 
 
 def imbalance_warnings(parts: Parts, shares: Mapping[str, float]) -> Iterable[str]:
-    """Warnings about parts that groups leave far from their share of the images; `shares` as for
-    `split.deal`."""
+    """Yield warnings about parts whose size is far from their share of the images because groups
+    are not divided; `shares` as for `split_groups`."""
     if not any(item.group for part in shares for item in parts[part]):
         return
     total = sum(len(parts[part]) for part in shares)
@@ -365,7 +368,8 @@ Entries = dict[str, list[str]]
 def save_listing(
     cache: Path, fingerprint: str, classes: Sequence[str], parts: Mapping[str, Sequence[Item]]
 ) -> None:
-    """Keep the images of `fingerprint` under `cache`, unless they are there or the disk is full."""
+    """Write the images of `fingerprint` below `cache`, unless they are there or the disk is
+    full."""
     file = _listing_file(cache, fingerprint)
     if file.exists():
         return
@@ -379,8 +383,8 @@ def save_listing(
 
 
 def listing_differences(cache: Path, began: str, here: str) -> list[str]:
-    """Return a line for each kind of difference between the images of two fingerprints, with names;
-    none where one of them was not seen on this host."""
+    """Return one line, with names, for each kind of difference between the images of two
+    fingerprints; empty if one of them was not seen on this host."""
     before, now = _read_listing(cache, began), _read_listing(cache, here)
     if before is None or now is None:
         return []

@@ -37,14 +37,16 @@ FIELDS = (*CORNERS, "class", "fname")
 
 @dataclass(frozen=True)
 class BoxReader:
-    """Pictures of a folder, by relative path; those in `boxes` are cropped."""
+    """Images of a folder, by relative path; those in `boxes` are cropped."""
 
     root: Path
     max_pixels: int
     boxes: dict[str, tuple[Box, str]] = field(default_factory=dict)
-    """Box and the file that says so, by name."""
+    """Box of an image, and the file it comes from, by name."""
 
     def open(self, name: str) -> Image.Image:
+        """Return one image, cropped to its box if it has one. Raises ValueError if the image is too
+        large or its box is outside it."""
         image = open_file(self.root / name)
         if name not in self.boxes:
             return image
@@ -63,7 +65,7 @@ class BoxReader:
 
 
 class StanfordCarsSource(DatasetSource):
-    """The folder stanford_cars under `root`; with `crop` pictures are cropped to their boxes."""
+    """The folder stanford_cars under `root`; with `crop`, images are cropped to their boxes."""
 
     def __init__(self, root: Path, *, crop: bool, max_pixels: int) -> None:
         self.root, self.crop = root, crop
@@ -71,6 +73,8 @@ class StanfordCarsSource(DatasetSource):
         self.reader: ImageReader = BoxReader(root, max_pixels, self.boxes)
 
     def listing(self, *, test: bool) -> Listing:
+        """Return names and labels by part. Raises DataError for files that are missing or cannot be
+        used."""
         parts = ("train", "test") if test else ("train",)
         self._require(parts)
         classes = _class_names(self.root / BASE / META)
@@ -84,9 +88,11 @@ class StanfordCarsSource(DatasetSource):
         return Listing(classes, found, self._unused(parts, found), sealed=not test)
 
     def digests(self, names: Sequence[str], cache: Path | None) -> dict[str, str]:
+        """Return the content digest of each file."""
         return file_digests(self.root, names, cache, self.tick)
 
     def variant(self, name: str) -> str:
+        """Return the box to which an image is cropped."""
         return _shown(self.boxes[name][0]) if name in self.boxes else ""
 
     def _require(self, parts: Sequence[str]) -> None:
@@ -122,7 +128,7 @@ class StanfordCarsSource(DatasetSource):
 
 
 def layout(root: Path) -> str:
-    """What must lie where, for a message."""
+    """Return the expected layout of the files, for a message."""
     return (
         "torchvision cannot download Stanford Cars any more; get it elsewhere and lay it out as\n"
         f"  {root / BASE}/\n"
@@ -140,7 +146,7 @@ def _pictures(folder: Path) -> list[str]:
 
 
 def _loaded(file: Path, key: str) -> Any:
-    """The array `key` of a MATLAB file, of one dimension."""
+    """Return the array `key` of a MATLAB file with one dimension."""
     from scipy.io import loadmat
 
     try:
@@ -174,7 +180,7 @@ def _annotations(file: Path) -> Any:
 
 
 def _parsed(row: Any, file: Path, number: int, classes: int) -> tuple[str, int, Box]:
-    """Picture, label from 0 and box of one annotation."""
+    """Return file name, label from 0, and box of one annotation."""
     try:
         x1, y1, x2, y2 = (int(row[name]) for name in CORNERS)
         label = int(row["class"])

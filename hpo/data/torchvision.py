@@ -1,4 +1,4 @@
-"""torchvision's classification data sets, opened by torchvision's own classes."""
+"""torchvision's classification data sets, read by torchvision's own classes."""
 
 from __future__ import annotations
 
@@ -44,16 +44,17 @@ _VAL: dict[str, Options] = {**_SPLIT, "val": {"split": "val"}}
 
 @dataclass(frozen=True)
 class Kind:
-    """How one of torchvision's classes is opened."""
+    """How one of torchvision's data set classes is opened."""
 
     name: str
-    """Of the class."""
+    """Name of the class."""
     splits: Mapping[str, Options]
-    """What the class is told for each part that it has."""
+    """Arguments of the class for each part that it has."""
     files: str
-    """What it wants to find under `data.root`."""
+    """The files it expects under `data.root`."""
 
     def open(self, root: Path, part: str, *, download: bool = False) -> Any:
+        """Return torchvision's data set object of one part."""
         from torchvision import datasets  # brings torch, which a supervisor has no use for
 
         made = getattr(datasets, self.name)
@@ -103,19 +104,20 @@ KINDS: Mapping[str, Kind] = {
     "svhn": Kind("SVHN", _SPLIT, "train_32x32.mat, test_32x32.mat"),
     "usps": Kind("USPS", _TRAIN, "usps.bz2, usps.t.bz2"),
 }  # fmt: skip
-"""By the name in `data.dataset`. A given validation part is used, else we split one off. Left out
-are those without test labels (CLEVR, ImageNet, Places365, Imagenette), and PCAM, which needs h5py.
-Of EMNIST it is the balanced part with 47 classes."""
+"""torchvision's classes, by the name in `data.dataset`. A given validation part is used, otherwise
+we split one off. Left out are those without test labels (CLEVR, ImageNet, Places365, Imagenette),
+and PCAM, which needs h5py. EMNIST is the balanced variant with 47 classes."""
 
 
 class TorchvisionSource(DatasetSource):
-    """One of `KINDS` under `root`, downloaded there if need be and allowed."""
+    """One of `KINDS` under `root`, downloaded if necessary and allowed."""
 
     def __init__(self, name: str, root: Path, *, download: bool) -> None:
         self.name, self.root, self._download = name, root, download
         self.reader: ImageReader = FolderReader(root)
 
     def listing(self, *, test: bool) -> Listing:
+        """Return names and labels by part, downloading the data set if necessary and allowed."""
         parts = [part for part in KINDS[self.name].splits if test or part != "test"]
         opened = {
             part: _opened(self.name, self.root, part, self._download, self.tick) for part in parts
@@ -142,6 +144,7 @@ class TorchvisionSource(DatasetSource):
         return list(zip(names, labels, strict=True))
 
     def digests(self, names: Sequence[str], cache: Path | None) -> dict[str, str]:
+        """Return the digest of each image in an array, or of the content of each file."""
         if isinstance(self.reader, ArrayReader):
             return {name: array_digest(self.reader.pixels(name)) for name in names}
         return file_digests(self.root, names, cache, self.tick)
@@ -149,7 +152,7 @@ class TorchvisionSource(DatasetSource):
 
 @dataclass
 class ArrayReader:
-    """Pictures of a data set that is one array; another process reads it again."""
+    """Images of a data set that is one array; another process reads it again."""
 
     name: str
     root: Path
@@ -157,9 +160,11 @@ class ArrayReader:
     """(N, H, W) or (N, H, W, 3) uint8 by part."""
 
     def __getstate__(self) -> dict[str, Any]:
+        """Leave out the arrays: the other process reads them itself."""
         return {"name": self.name, "root": self.root, "arrays": {}}
 
     def pixels(self, name: str) -> Pixels:
+        """Return one image, (H, W) or (H, W, 3) uint8."""
         part, _, number = name.partition("/")
         if part not in self.arrays:
             opened = _opened(self.name, self.root, part, download=False)
@@ -170,12 +175,13 @@ class ArrayReader:
         return picture
 
     def open(self, name: str) -> Image.Image:
+        """Return one image."""
         return Image.fromarray(self.pixels(name))
 
 
 def _contents(opened: Any, name: str, part: str) -> tuple[Pixels | list[Path], list[int]]:
-    """Pictures, as one array or as files, and their labels. torchvision's classes have no common
-    attribute for them; a test asks every one of `KINDS`."""
+    """Return the images, as one array or as files, and their labels. torchvision's classes have no
+    common attribute for them; a test covers every one of `KINDS`."""
     for files in ("_image_files", "_images"):
         if hasattr(opened, files):
             return getattr(opened, files), list(opened._labels)
@@ -198,8 +204,8 @@ def _contents(opened: Any, name: str, part: str) -> tuple[Pixels | list[Path], l
 def _opened(
     name: str, root: Path, part: str, download: bool, tick: ProgressCallback = no_progress
 ) -> Any:
-    """torchvision's object of one part; `tick` is called while another process downloads it. Raises
-    DataError where it is missing, or not whole."""
+    """Return torchvision's object of one part; `tick` is called while another process downloads it.
+    Raises DataError if it is missing or incomplete."""
     kind = KINDS[name]
     try:
         return kind.open(root, part)
@@ -221,7 +227,8 @@ def _opened(
 
 
 def _brought(name: str, root: Path, part: str) -> Any:
-    """Download beside and move in place, so that what is visible is complete; under the lock."""
+    """Download into a hidden folder and move into place, so that what is visible is complete; call
+    under the lock."""
     kind = KINDS[name]
     with suppress(Exception):  # it may be there by now: another worker held the lock before
         return kind.open(root, part)

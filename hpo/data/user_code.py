@@ -1,4 +1,4 @@
-"""What users bring as `module:function`: code of theirs, from their own folders alone."""
+"""User code named as `module:function`, imported from the user's own folders alone."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from hpo.errors import ConfigError
 
 
 def load(name: str, key: str) -> Callable[..., Any]:
-    """The function called `module:function` (see `find`). Raises ConfigError for the field
-    `key` where there is none."""
+    """Return the function called `module:function` (see `find`). Raises ConfigError for the field
+    `key` if it cannot be imported."""
     try:
         return find(name)
     except Exception as error:  # whatever the user's module raises
@@ -25,10 +25,11 @@ def load(name: str, key: str) -> Callable[..., Any]:
 
 
 def find(name: str) -> Callable[..., Any]:
-    """The function called `module:function`, from the working directory or PYTHONPATH: what is
-    written in a file must not name a function of Python's own, or of an installed package.
+    """Return the function called `module:function`, from the working directory or PYTHONPATH: a
+    configuration file must not name a function of the standard library or of an installed package.
 
-    Raises ImportError and TypeError in words, and whatever the module raises when it is imported.
+    Raises ImportError and TypeError with a message for users, and whatever the module raises while
+    it is imported.
     """
     module, _, function = name.partition(":")
     _require_own(module.partition(".")[0])
@@ -39,8 +40,8 @@ def find(name: str) -> Callable[..., Any]:
 
 
 def module_file(module: str) -> Path | None:
-    """Where the module `module` of the user's own stands, found as `find` does and not run (but for
-    the packages that it is in); None for a package without a file. Raises as `find` does."""
+    """Return the file of the user's `module`, found as by `find` without running it (except for the
+    packages that contain it); None for a package without a file. Raises as `find` does."""
     _require_own(module.partition(".")[0])
     spec = importlib.util.find_spec(module)
     if spec is None:
@@ -63,13 +64,13 @@ def _require_own(top: str) -> None:
 
 
 def describe_error(error: Exception) -> str:
-    """What code of theirs raised, in one line."""
+    """Return an exception raised by user code as one line."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def search_hint() -> str:
-    """Where `find` looks, for messages."""
+    """Return in words where `find` searches."""
     return f"looked for in the working directory {Path.cwd()} and on PYTHONPATH"
 
 
@@ -79,6 +80,6 @@ def _folders() -> list[str]:
 
 
 def _places(spec: ModuleSpec) -> set[str]:
-    """The files that a module comes from; the folders of a package without a file."""
+    """Return the files of a module; the folders of a package without a file."""
     found = [spec.origin] if spec.has_location else [*(spec.submodule_search_locations or ())]
     return {os.path.realpath(one) for one in found if one}

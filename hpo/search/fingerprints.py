@@ -1,17 +1,14 @@
 """Fingerprints of the code and the images that all workers of a study must share.
 
-The code fingerprint is of what decides a result besides configuration and images: the modules of
-`hpo.training`, `hpo.data` and `hpo.config` that compute, the versions of torch and torchvision
-(major.minor: patch releases are not to change results), and the user's own modules that the study
-names as its loss, architecture or metric; not what those import. A module counts by its syntax
-tree, without comments, docstrings and layout: a reworded comment stops no running study. An own
-data set counts by its images, which have a fingerprint of their own. Devices do not count: a study
-may run on GPUs of many kinds.
+The code fingerprint covers everything that decides a result given the same configuration and
+images: the modules of `hpo.training`, `hpo.data` and `hpo.config` that compute, the versions of
+torch and torchvision (major.minor, as patch releases should not change results), and the user's own
+modules that the study names as its loss, architecture or metric, but not their imports. A module
+counts by its syntax tree, without comments, docstrings and layout: a reworded comment stops no
+running study. A user's data set counts by its images, which have a fingerprint of their own.
+Devices do not count: a study may run on GPUs of many kinds.
 
 Imports no torch.
-
-The first worker writes down what it has; whoever has something else is refused, naming both
-fingerprints, unless it is forced: then that is written down too, and shown wherever its trials are.
 """
 
 from __future__ import annotations
@@ -42,7 +39,7 @@ TELLING = (
     "data/report",
     "training/onnx",
 )
-"""Modules of those that only tell, measure or convert."""
+"""Modules of those that only report, measure or convert."""
 LIBRARIES = ("torch", "torchvision")
 DECISIVE = (
     "loss",
@@ -51,31 +48,33 @@ DECISIVE = (
     "early_stopping.metric",
     "study.metric",
 )
-"""Fields whose own functions decide results; that of `data.dataset` is shown alone."""
+"""Fields whose user functions decide results; the source of `data.dataset` is recorded but does not
+count."""
 LONGEST_SOURCE = 500_000
-"""Bytes of an own module's file, above which its text is not kept."""
+"""Size in bytes above which the source of a user's module is not recorded."""
 
 
 @dataclass(frozen=True)
 class Code:
-    """The code of one process."""
+    """The code that one process runs."""
 
     parts: Mapping[str, str]
-    """What counts: {"hpo sources": digest, "torch": "2.15", "own nets": digest, ...}."""
+    """Everything that counts: {"hpo sources": digest, "torch": "2.15", "own nets": digest, ...}."""
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
-    """Texts of the user's own modules, by module."""
+    """Source of the user's modules, by module name."""
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits."""
+        """Fingerprint of 16 hex digits."""
         return short_hash(sorted(self.parts.items()))[:16]
 
     def __str__(self) -> str:
+        """Return the fingerprint and its parts in words."""
         parts = ", ".join(f"{name} {value}" for name, value in self.parts.items())
         return f"{self.fingerprint}: {parts}"
 
     def differences(self, other: Code) -> list[str]:
-        """What differs from `other`, a few words each: `torch 2.14 -> 2.15`."""
+        """Return what differs from `other`, one short string per part: `torch 2.14 -> 2.15`."""
         names = sorted(self.parts.keys() | other.parts.keys())
         return [
             f"{name} {other.parts.get(name, '(none)')} -> {self.parts.get(name, '(none)')}"
@@ -85,8 +84,8 @@ class Code:
 
 
 def code_of(file: StudyFile) -> Code:
-    """The code that would compute the trials of `file` here. Raises ConfigError for a module of the
-    user's own that is not there."""
+    """Return the code that would run the trials of `file` in this process. Raises ConfigError if a
+    module of the user's cannot be found."""
     parts = {"hpo sources": _sources_digest()}
     parts |= {name: ".".join(version(name).split(".")[:2]) for name in LIBRARIES}
     parts |= {f"own {one}": _digest(_file_of(one)) for one in file.own_modules(*DECISIVE)}
@@ -136,7 +135,7 @@ def _plain(node: object) -> str:
 
 
 def _is_text(node: object) -> bool:
-    """Tell whether a statement is a string alone: a docstring, of a field too."""
+    """Return whether a statement is a string alone: a docstring, also of a field."""
     return (
         isinstance(node, ast.Expr)
         and isinstance(node.value, ast.Constant)

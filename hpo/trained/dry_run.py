@@ -226,10 +226,10 @@ def _kept(
     counts: Mapping[str, int],
     device: torch.device,
 ) -> Kept | None:
-    cost = runtime.measure_kept(config, classes=classes, device=device)
+    cost = runtime.measure_feature_cache(config, classes=classes, device=device)
     if cost is None:
         return None
-    views = 1 if config.frozen else feature_cache.shown(config.augment)
+    views = 1 if config.frozen else feature_cache.num_views(config.augment)
     train = counts["train"] * views
     again = counts["train"] if config.task == "retrieval" and views > 1 else 0
     images = train + again + counts["val"]
@@ -277,9 +277,9 @@ def _built(config: TrainConfig, classes: int, cuts: dict[str, tuple[bool, str | 
         raise InputError(f"{error} (with {shown(chosen)})" if chosen else str(error)) from error
     parameters = list(model.parameters())
     learning = sum(one.numel() for one in parameters if one.requires_grad)
-    beginning = f"{_beginning(config)} {feature_cache.lasting(config)}"
+    beginning = f"{_beginning(config)} {feature_cache.is_cacheable(config)}"
     if beginning not in cuts:
-        cut, why = feature_cache.cut_or_obstacle(model, frozen, config, torch.device("cpu"))
+        cut, why = feature_cache.find_cut_or_obstacle(model, frozen, config, torch.device("cpu"))
         cuts[beginning] = cut is not None, why
     return _Built(learning, sum(one.numel() for one in parameters), cuts[beginning][0])
 

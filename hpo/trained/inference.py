@@ -23,7 +23,7 @@ from hpo.config.data import DataConfig
 from hpo.config.train import TrainConfig
 from hpo.control import (
     Control,
-    Unattended,
+    NullControl,
 )
 from hpo.data.cache import (
     ImageCache,
@@ -77,11 +77,11 @@ from hpo.training.evaluation import (
     mean_evaluation,
 )
 from hpo.training.feature_cache import (
-    PLAIN,
+    NO_AUGMENT,
     Features,
-    Preparation,
-    found_cut,
-    keep,
+    Preprocessing,
+    build_cache,
+    find_cut_or_warn,
 )
 from hpo.training.learner import (
     Evaluation,
@@ -232,7 +232,7 @@ def evaluate_run(
         )
     if run.config.runtime.threads:
         torch.set_num_threads(run.config.runtime.threads)  # as it was tested: it decides last bits
-    work = images, chosen, control or Unattended()
+    work = images, chosen, control or NullControl()
     found: dict[int, Evaluation | Found] = {}
     if run.config.task == "retrieval":
         found |= {
@@ -299,10 +299,10 @@ def embed_images(
     judged, kept = None, None
     if config.frozen and cache is not None:
         frozen = models.set_trainable(model, config.model.trainable_blocks)
-        cut = found_cut(model, frozen, config, device)
-        how = Preparation(about.mean, about.std, config, device)
-        found = keep(model, cut, how, [(images, PLAIN)], cache, control, epoch=0)
-        kept = found.get((images, PLAIN))
+        cut = find_cut_or_warn(model, frozen, config, device)
+        how = Preprocessing(about.mean, about.std, config, device)
+        found = build_cache(model, cut, how, [(images, NO_AUGMENT)], cache, control, epoch=0)
+        kept = found.get((images, NO_AUGMENT))
         judged = cut.suffix(model) if cut and kept else None
     return embed(
         model,

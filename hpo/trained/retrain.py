@@ -34,7 +34,7 @@ from hpo.config.train import (
 )
 from hpo.control import (
     Control,
-    Unattended,
+    NullControl,
 )
 from hpo.data import dataset
 from hpo.data.dataset import (
@@ -397,7 +397,7 @@ def retrain(
             home=home,
             device=chosen,
             wanted=wanted,
-            control=control or Unattended(),
+            control=control or NullControl(),
             progress=progress,
         )
         job.keep_digests()

@@ -15,7 +15,7 @@ from PIL import Image
 from hpo.config.train import TrainConfig
 from hpo.control import (
     Control,
-    Unattended,
+    NullControl,
 )
 from hpo.data.images import Images
 from hpo.io import write_text
@@ -200,7 +200,7 @@ def lookups(
                 classes=len(run.classes),
                 device=chosen,
                 precision=config.runtime.precision,
-                control=Unattended(),
+                control=NullControl(),
             )[0]
             found = index.search(queries, k)
             for place, (i, known) in enumerate(zip(chunk.good, chunk.trained_on, strict=True)):

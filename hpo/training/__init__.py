@@ -1,1 +1,2 @@
-"""Training: images, models, optimizers, one generator. Knows neither Optuna nor the database."""
+"""Data sets, training and evaluation: images, models, optimizers, one generator of epochs. Knows
+neither Optuna nor the database."""

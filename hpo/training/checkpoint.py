@@ -1,4 +1,4 @@
-"""Checkpoints and weights: written whole or not at all, read without running code."""
+"""Checkpoints and weights: written atomically, read without running code."""
 
 from __future__ import annotations
 
@@ -28,65 +28,69 @@ from hpo.training import (
     models,
     pretrained,
 )
-from hpo.training.pretrained import load_plain
+from hpo.training.pretrained import safe_load
 
 State = dict[str, Tensor]
 
 FREE = ("data.root", "data.labels", "data.download", "data.cache_limit_gb", "data.loader_workers",
         "runtime.micro_batch")  # fmt: skip
-"""Fields that another host may set differently and still go on with a checkpoint."""
+"""Fields that may differ on another host that resumes from a checkpoint."""
 
 
 PER_NETWORK = "model", "best", "optimizer", "average", "averaged"
-"""Fields of a checkpoint that each network of a training has."""
+"""Fields that a checkpoint has once per network."""
 
 
 def best_of(network: Mapping[str, Any]) -> State:
-    """The weights of the best epoch: `best`, else the current ones, `average`, else `model`."""
+    """Return the weights of the best epoch: `best` if stored, otherwise the current ones (the EMA
+    `average` if enabled, otherwise `model`)."""
     current: State = network["model"] if network["average"] is None else network["average"]
     return current if network["best"] is None else network["best"]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A training after one of its epochs: all that the next epoch depends on."""
+    """A training at the end of an epoch: everything the next epoch depends on."""
 
     config: dict[str, Any]
-    """TrainConfig.to_dict(), to refuse another configuration."""
+    """TrainConfig.to_dict(), so that another configuration is refused."""
     metrics: list[dict[str, float]]
-    """Of each epoch so far; their number is the epoch."""
+    """Metrics of each epoch so far; their number is the current epoch."""
     best_epoch: int
     """From 1."""
     micro_batch: int
     """Images computed at once."""
     model: State
     best: State | None
-    """Weights of the best epoch; None where they are the current ones: `average`, else `model`."""
+    """Weights of the best epoch; None if they are the current ones: `average` if there is one,
+    otherwise `model`."""
     optimizer: dict[str, Any]
     average: State | None = None
-    """The moving average of the weights, where there is one."""
+    """Exponential moving average of the weights, if enabled."""
     averaged: int = 0
-    """Steps that went into it."""
+    """Updates of the average so far."""
     others: list[dict[str, Any]] = field(default_factory=list)
-    """The same five of each further network, where there is one for each fold."""
+    """The five fields above for the network of each further fold of a cross-validation."""
 
     @property
     def epoch(self) -> int:
+        """Number of finished epochs."""
         return len(self.metrics)
 
     @property
     def networks(self) -> list[dict[str, Any]]:
-        """PER_NETWORK of each network."""
+        """The fields PER_NETWORK of each network."""
         return [{name: getattr(self, name) for name in PER_NETWORK}, *self.others]
 
     @property
     def best_states(self) -> list[State]:
-        """The weights of the best epoch, of each network."""
+        """Weights of the best epoch, one state dict per network."""
         return [best_of(network) for network in self.networks]
 
     @property
     def best_weights(self) -> State:
-        """Those of the best epoch; of folds all, `fold0.`, `fold1.`, ... before each name."""
+        """Weights of the best epoch as one state dict; with several folds, each name is prefixed
+        with `fold0.`, `fold1.`, ..."""
         states = self.best_states
         if len(states) == 1:
             return states[0]
@@ -97,21 +101,21 @@ class Checkpoint:
         }
 
     def save(self, path: Path) -> None:
-        """Raises DiskFull."""
+        """Write the checkpoint to `path`, atomically. Raises DiskFull."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         # A file of ours: in one that torch opens itself, a full disk is an error without a cause.
         atomic_write(path, lambda file: torch.save(fields, file), sealed=True)  # type: ignore[arg-type]
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:
-        """Raises Damaged for a file that is missing, or is not whole and as it was written."""
+        """Read a checkpoint. Raises Damaged if the file is missing, incomplete or altered."""
         if not path.exists():
             raise Damaged(f"checkpoint {path} is not on this host; share the run directory")
         try:
             damage = find_damage(path)
             if damage is not None:
                 raise Damaged(f"checkpoint {path}: damaged: {damage}")
-            return cls(**load_plain(path))
+            return cls(**safe_load(path))
         except OSError as error:
             raise Damaged(f"checkpoint {path}: cannot be read: {error}") from error
         except (DataError, TypeError) as error:
@@ -130,21 +134,21 @@ class Checkpoint:
 
 
 def best_weights(checkpoint: Path) -> State:
-    """The state dict of the best epoch, on the CPU (see `Checkpoint.best_weights`)."""
+    """Return the weights of the best epoch, on the CPU (see `Checkpoint.best_weights`)."""
     return Checkpoint.load(checkpoint).best_weights
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a state dict as safetensors, `metadata` in its header. Raises DiskFull."""
+    """Write a state dict as safetensors with `metadata` in its header. Raises DiskFull."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     content = with_checksum(safetensors.torch.save(plain, {**metadata, **blank()}))
     atomic_write(path, lambda file: file.write(content))
 
 
 def load_trained(path: Path, config: ModelConfig, *, classes: int, image_size: int) -> nn.Module:
-    """The network of `config` with the weights that `save_weights` wrote, in eval mode.
+    """Return the network of `config` in eval mode with weights that `save_weights` wrote.
 
-    Raises DataError where the file is missing or damaged, or is not of this network.
+    Raises DataError if the file is missing, damaged, or belongs to another network.
     """
     if path.is_file() and (damage := find_damage(path)):
         raise DataError(

@@ -25,8 +25,8 @@ from hpo.control import (
 from hpo.errors import InputError
 from hpo.training.feature_cache import (
     Extractor,
-    Preparation,
-    cut_or_obstacle,
+    Preprocessing,
+    find_cut_or_obstacle,
 )
 from hpo.training.learner import (
     Batch,
@@ -238,7 +238,7 @@ def measure_step(config: TrainConfig, *, classes: int, device: torch.device) -> 
         )
         batch = _random_batch(config, config.batch_size, classes, device)
         learner.train_mode()
-        with _Kept(learner) as kept:
+        with _SavedTensors(learner) as kept:
             learner.step(
                 (batch[0][: learner.micro_batch], batch[1][: learner.micro_batch]), lr=1e-6
             )
@@ -252,7 +252,7 @@ def measure_step(config: TrainConfig, *, classes: int, device: torch.device) -> 
 
 
 @dataclass(frozen=True)
-class KeptCost:
+class FeatureCacheCost:
     """Frozen layers whose outputs are kept (see `hpo.training.feature_cache`), by measurement."""
 
     bytes: int
@@ -265,7 +265,9 @@ class KeptCost:
     """In that step."""
 
 
-def measure_kept(config: TrainConfig, *, classes: int, device: torch.device) -> KeptCost | None:
+def measure_feature_cache(
+    config: TrainConfig, *, classes: int, device: torch.device
+) -> FeatureCacheCost | None:
     """What keeping the outputs of frozen layers costs on `device`, on random images and in the last
     phase; None where they would not be kept for any limit of the cache. Raises as `measure_step`.
     """
@@ -273,20 +275,22 @@ def measure_kept(config: TrainConfig, *, classes: int, device: torch.device) -> 
         learner = Learner(
             config, classes=classes, device=device, pretrained=False, epoch=config.epochs
         )
-        cut, _ = cut_or_obstacle(learner.model, learner.frozen, config, device)
+        cut, _ = find_cut_or_obstacle(learner.model, learner.frozen, config, device)
         if cut is None:
             return None
-        black = Preparation((0.0,) * 3, (1.0,) * 3, config, device)
+        black = Preprocessing((0.0,) * 3, (1.0,) * 3, config, device)
         extractor = Extractor(learner.model, cut, black, Path())
         pixels, _ = _random_batch(config, extractor.batch, classes, device)
         extractor.run(pixels)
         compute = _median(lambda: extractor.run(pixels), device) / len(pixels)
-        learner.skip(cut)
-        step = 0.0 if config.frozen else _kept_step(learner, extractor.run(pixels), classes)
-    return KeptCost(cut.packing.size, compute, step, config.batch_size)
+        learner.use_features(cut)
+        step = (
+            0.0 if config.frozen else _cached_step_seconds(learner, extractor.run(pixels), classes)
+        )
+    return FeatureCacheCost(cut.packing.size, compute, step, config.batch_size)
 
 
-def _kept_step(learner: Learner, rows: Tensor, classes: int) -> float:
+def _cached_step_seconds(learner: Learner, rows: Tensor, classes: int) -> float:
     """Seconds of a step on a batch of outputs, made of the few in `rows`."""
     index = torch.arange(learner.config.batch_size, device=learner.device)
     batch = rows[index % len(rows)], index % classes
@@ -300,7 +304,7 @@ def _median(work: Callable[[], object], device: torch.device) -> float:
     return statistics.median(_times(work, device, math.inf, LONG_S))
 
 
-class _Kept:
+class _SavedTensors:
     """Counts the bytes that autograd keeps for a backward pass, weights apart."""
 
     def __init__(self, learner: Learner) -> None:
@@ -315,7 +319,7 @@ class _Kept:
             self.bytes += storage.nbytes()
         return tensor
 
-    def __enter__(self) -> _Kept:
+    def __enter__(self) -> _SavedTensors:
         self._hooks.__enter__()
         return self
 

@@ -145,14 +145,15 @@ class _Listening:
 
 
 def need_probabilities(asked: Sequence[str]) -> bool:
+    """Return whether any of the `asked` metrics needs class probabilities."""
     return any(name == AUC or own_function(name) for name in asked)
 
 
 def measure(found: Evaluation, asked: Sequence[str], names: Sequence[str]) -> dict[str, float]:
-    """The metrics of validation, classes called `names`. Where probabilities are not finite, the
-    training having diverged, what needs them is not either.
+    """Return the validation metrics, given the class `names`. If probabilities are not finite
+    because training diverged, metrics that need them are not either.
 
-    Raises ConfigError where a function of the user's own gives no finite number.
+    Raises ConfigError if a user function does not return a finite number.
     """
     report = classification_report(found.confusion)
     values = {"val_loss": found.loss, "val_top1": found.top1}
@@ -180,7 +181,8 @@ def _of_probabilities(name: str, found: Evaluation) -> float:
 
 
 def _number(value: Any, name: str) -> float:
-    """What a function of the user's own gave, if it is one finite number."""
+    """Return the result of a user function as a float. Raises ConfigError unless it is one finite
+    number."""
     try:
         array = np.asarray(value)
         number = float(array) if array.shape == () and array.dtype.kind in "biuf" else None
@@ -194,8 +196,8 @@ def _number(value: Any, name: str) -> float:
 
 
 def require_measurable(asked: Sequence[str], data: TrainingData) -> None:
-    """Raise ConfigError where validation of `data` cannot measure what is `asked`, or a function of
-    the user's own is not there."""
+    """Raise ConfigError if the `asked` metrics cannot be measured on the validation images of
+    `data`, or a user function cannot be found."""
     if data.val is None or not asked:
         return
     support = np.bincount(np.asarray(data.val.labels), minlength=data.classes)
@@ -205,7 +207,7 @@ def require_measurable(asked: Sequence[str], data: TrainingData) -> None:
 
 
 def require_functions(asked: Sequence[str]) -> None:
-    """Raise ConfigError where a function of the user's own among `asked` is not there."""
+    """Raise ConfigError if a user function among the `asked` metrics cannot be found."""
     for name in asked:
         if function := own_function(name):
             user_code.load(function, KEY)

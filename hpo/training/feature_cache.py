@@ -1,15 +1,15 @@
-"""What the frozen beginning of a network makes of a data set, computed once and kept.
+"""The feature cache: outputs of the frozen layers of a network, computed once per data set.
 
     cache/features/
-    ├── <key>.lock   one builder; others wait
-    └── <key>        their shape (JSON, padded to a page), then the outputs of one part (train,
-                     val), a row of bytes for each image, of each cached view
+    ├── <key>.lock   one builder at a time; others wait
+    └── <key>        shape (JSON, padded to a page), then the outputs for one part (train, val),
+                     one row of bytes per image, for each cached view
 
-The key is made of all that decides the bits: the images' contents and size, the weights and steps,
-what they give for some noise, the arithmetic. A file is complete or not there, and all trainings of
-a host map it: one that finds its files runs frozen layers on that noise alone. Images go through in
-batches of one size, whatever a training's own, so that the rounding, which on some devices depends
-on that size, does not depend on who came first.
+The key covers everything that decides the bits: contents and size of the images, weights and steps
+of the network, its outputs for some noise, and the arithmetic. A file is complete or absent, and
+all trainings on a host map it: a training that finds its files runs the frozen layers on that noise
+alone. Images are processed in batches of a fixed size, whatever the training's own, because on some
+devices rounding depends on it, and outputs must not depend on who computed them.
 """
 
 from __future__ import annotations
@@ -57,30 +57,31 @@ from hpo.training.partition import (
 )
 from hpo.training.tracing import (
     MORE,
-    Uncut,
+    CannotPartition,
 )
 
 log = logging.getLogger(__name__)
 
 BATCH, SIDE = 64, 224
-"""Pictures computed at once, and up to which side: of larger ones fewer, in as much memory."""
+"""Images computed at once, and the side up to which that holds; of larger images fewer, in about as
+much memory."""
 WORTH, SMALL = 6, 16_384
-"""Largest output of a picture that is kept: this many times its bytes as decoded pixels, or this
-many bytes. `benchmarks/frozen.py --cuts` measures reading against computing: on CPUs, up to the
-third layer of ResNet-50 (5.3 times the pixels at 224), reading takes a thousandth of the time; more
-would mostly fill disk and memory."""
+"""Largest output per image that is cached: this many times its bytes as decoded pixels, or this
+many bytes. `benchmarks/frozen.py --cuts` compares reading with computing: on CPUs, up to the third
+layer of ResNet-50 (5.3 times the pixels at 224), reading takes a thousandth of the time; more would
+mostly fill disk and memory."""
 _SHAPELESS = "weights", "trainable_blocks", "head", "dropout"
-"""Fields of the model that decide nothing in its beginning but what the weights tell."""
-PLAIN = AugmentConfig()
+"""Model fields that decide nothing in the frozen layers except what the weights determine."""
+NO_AUGMENT = AugmentConfig()
 _FORMAT = 3
 
 View = tuple[Images, AugmentConfig]
-"""Pictures, and how they are shown."""
+"""Images, and the augmentation with which they are shown."""
 
 
 @dataclass(frozen=True)
-class Preparation:
-    """How pictures become the input of a network."""
+class Preprocessing:
+    """How images become the input of a network."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -90,17 +91,17 @@ class Preparation:
 
 @dataclass(frozen=True)
 class Features:
-    """Outputs of a frozen beginning for a set of pictures.
+    """Cached outputs of frozen layers for a set of images.
 
-    `parts`: (views, N, bytes) uint8, mapped from files; a set that was joined from two has two.
+    `parts`: (views, N, bytes) uint8, mapped from files; a set concatenated from two has two.
     """
 
     parts: tuple[Tensor, ...]
     device: torch.device
 
     def rows(self, order: Tensor, view: int, slices: Sequence[slice]) -> Iterator[Tensor]:
-        """The outputs (B, bytes) for each slice of `order`, (N,) positions of images; on the
-        device, and nobody else's to change."""
+        """Yield the outputs (B, bytes) for each slice of `order`, (N,) indices of images, as fresh
+        tensors on the device."""
         parts = [part[view % len(part)] for part in self.parts]
         index = order.to(parts[0].device)
         for part in slices:
@@ -110,7 +111,8 @@ class Features:
             yield rows.to(self.device, non_blocking=True)
 
     def resident(self) -> Features:
-        """The same on the device, where that is a GPU with twice the room."""
+        """Return the features on the device, if that is a GPU with twice the memory; otherwise
+        these."""
         if self.device.type != "cuda":
             return self
         if sum(part.nbytes for part in self.parts) > torch.cuda.mem_get_info(self.device)[0] // 2:
@@ -119,7 +121,7 @@ class Features:
         return Features((joined.to(self.device),), self.device)
 
 
-Kept = Mapping[View, Features]
+FeatureSets = Mapping[View, Features]
 
 
 def _gathered(parts: Sequence[Tensor], index: Tensor) -> Tensor:
@@ -134,15 +136,15 @@ def _gathered(parts: Sequence[Tensor], index: Tensor) -> Tensor:
     return out
 
 
-def frozen_cut(
+def find_cut(
     model: nn.Module, frozen: Sequence[nn.Module], config: TrainConfig, device: torch.device
 ) -> Partition | None:
-    """Where `model` can be cut so that what is before gives the same for an image in every epoch,
-    and is worth its bytes; None where that is nothing with weights. `frozen` as from
-    `models.set_trainable`. Raises Uncut with the reason where frozen layers cannot be told apart.
-    """
+    """Return the latest point at which `model` can be cut so that the part before it gives the same
+    output for an image in every epoch, small enough to be cached; None if that part has no weights.
+    `frozen` as returned by `models.set_trainable`. Raises CannotPartition, with the reason, if
+    frozen layers cannot be separated."""
     weighted = any(True for module in frozen for _ in module.parameters())
-    if not (weighted and lasting(config)):
+    if not (weighted and is_cacheable(config)):
         return None
     side, precision = config.data.image_size, config.runtime.precision
     return partition(
@@ -156,52 +158,55 @@ def frozen_cut(
     )
 
 
-def cut_or_obstacle(
+def find_cut_or_obstacle(
     model: nn.Module, frozen: Sequence[nn.Module], config: TrainConfig, device: torch.device
 ) -> tuple[Partition | None, str | None]:
-    """The same, and in a line why frozen layers are computed in every epoch that need not be."""
+    """Return the cut (see `find_cut`), and the reason in one line if frozen layers have to be
+    computed in every epoch although they would not need to."""
     try:
-        cut = frozen_cut(model, frozen, config, device)
-    except Uncut as obstacle:
+        cut = find_cut(model, frozen, config, device)
+    except CannotPartition as obstacle:
         return None, f"frozen layers are computed in every epoch: {obstacle}"
     if cut and cut.obstacle:
         return cut, f"some frozen layers are computed in every epoch: {cut.obstacle}"
     return cut, None
 
 
-def found_cut(
+def find_cut_or_warn(
     model: nn.Module, frozen: Sequence[nn.Module], config: TrainConfig, device: torch.device
 ) -> Partition | None:
-    """The same; what stands against it goes to the log."""
-    cut, obstacle = cut_or_obstacle(model, frozen, config, device)
+    """Return the cut (see `find_cut`), logging the reason if frozen layers have to be computed in
+    every epoch."""
+    cut, obstacle = find_cut_or_obstacle(model, frozen, config, device)
     if obstacle:
         log.warning("%s", obstacle)
     return cut
 
 
 def _noise(side: int) -> Tensor:
-    """Images (MORE, 3, side, side), of different contrast and brightness: always the same."""
+    """Return noise images (MORE, 3, side, side) of different contrast and brightness, always the
+    same."""
     noise = torch.randn(MORE, 3, side, side, generator=torch.Generator().manual_seed(0))
     strength = torch.arange(1.0, MORE + 1).view(-1, 1, 1, 1)
     return noise * strength + strength - 1
 
 
-def keep(
+def build_cache(
     model: nn.Module,
     cut: Partition | None,
-    how: Preparation,
+    how: Preprocessing,
     views: Iterable[View],
     root: Path,
     control: Control,
     *,
     epoch: int,
-) -> Kept:
-    """What the network before its `cut` makes of each of `views`, computed under `root` unless it
-    is there already.
+) -> FeatureSets:
+    """Return the outputs of the layers before `cut` for each of `views`, computed below `root`
+    unless they exist.
 
-    Nothing where there is no cut, where one of them has contents that are not known, or where there
-    is no room: more than `data.cache_limit_gb`, or more than is free. `control.step` is asked,
-    without images, while this computes or waits for another who does.
+    Empty if there is no cut, if the contents of any images are unknown, or if there is no room:
+    more than `data.cache_limit_gb`, or more than the free space. `control.step` is called, without
+    images, while this computes or waits for another process that does.
     """
     wanted = list(dict.fromkeys(views))
     if cut is None or not wanted:
@@ -216,38 +221,40 @@ def keep(
     return kept
 
 
-def lasting(config: TrainConfig) -> bool:
-    """Whether frozen layers give in every epoch what they gave in the first."""
+def is_cacheable(config: TrainConfig) -> bool:
+    """Return whether frozen layers give the same outputs in every epoch."""
     # What an earlier phase trained differs between the network and its average.
     apart = config.ema_decay is not None and config.phases
-    still = config.frozen or config.augment == PLAIN or _fixed(config.augment) > 0
+    still = config.frozen or config.augment == NO_AUGMENT or _fixed(config.augment) > 0
     return still and not apart
 
 
-def shown(augment: AugmentConfig) -> int:
-    """How many times each picture is kept."""
+def num_views(augment: AugmentConfig) -> int:
+    """Return how many views of each image are cached."""
     return max(1, _fixed(augment))
 
 
 def _fixed(augment: AugmentConfig) -> int:
-    """How many fixed views of each picture; 0: it has none. Mixing is new in every epoch."""
+    """Return the number of fixed views of each image; 0 if it has none. Mixing differs in every
+    epoch."""
     return 0 if augment.mixup or augment.cutmix else augment.cached_views
 
 
 class Extractor:
-    """What a network computes before it is cut, and where its outputs are kept."""
+    """Computes the layers of a network before a cut, and stores their outputs."""
 
-    def __init__(self, model: nn.Module, cut: Partition, how: Preparation, root: Path) -> None:
+    def __init__(self, model: nn.Module, cut: Partition, how: Preprocessing, root: Path) -> None:
         self._how, self._root = how, root / "features"
         self._layout = memory_format(how.config.runtime.memory_format)
         self._prefix, self._cut = cut.prefix(model).eval(), cut
         self._side = how.config.data.image_size
-        self.batch = at_once(self._side)
+        self.batch = images_at_once(self._side)
 
     def open(
         self, images: Images, augment: AugmentConfig, control: Control, epoch: int
     ) -> Features | None:
-        """The outputs for `images`, computed first if need be; None where they are not kept."""
+        """Return the outputs for `images`, computed first if necessary; None if they cannot be
+        cached."""
         found = []
         for part in images.parts:
             rows = self._part(part, augment, control, epoch) if part.content else None
@@ -260,7 +267,7 @@ class Extractor:
         self, images: Images, augment: AugmentConfig, control: Control, epoch: int
     ) -> Tensor | None:
         file = self._root / self._key(images.content, augment)
-        size = HEADER + len(images) * shown(augment) * self._cut.packing.size
+        size = HEADER + len(images) * num_views(augment) * self._cut.packing.size
 
         def tick() -> None:
             control.step(epoch=epoch, images=0)
@@ -289,14 +296,14 @@ class Extractor:
         return _digest(self._prefix)
 
     def run(self, pixels: Tensor) -> Tensor:
-        """The outputs (B, bytes) for a batch, (B, 3, S, S) on the device."""
+        """Return the outputs (B, bytes) for a batch (B, 3, S, S) on the device."""
         with torch.no_grad(), autocast(self._how.device, self._how.config.runtime.precision):
             return self._prefix(pixels)  # type: ignore[no-any-return]
 
     def _build(
         self, file: Path, images: Images, augment: AugmentConfig, control: Control, epoch: int
     ) -> None:
-        shape = shown(augment), len(images), self._cut.packing.size
+        shape = num_views(augment), len(images), self._cut.packing.size
 
         def write(out: CountingFile) -> None:
             out.write(json.dumps({"shape": shape}).encode().ljust(HEADER))
@@ -322,7 +329,7 @@ class Extractor:
             memory_format=self._layout,
             loader_workers=self._how.config.data.loader_workers,
         )
-        for view in range(shown(augment)):
+        for view in range(num_views(augment)):
             for pixels, _ in batches.in_order(view):
                 yield self.run(pixels)
 
@@ -338,13 +345,13 @@ class Extractor:
         return short_hash([_FORMAT, arithmetic, pictures, views, network])
 
 
-def at_once(side: int) -> int:
-    """How many images of `side` pixels are computed together."""
+def images_at_once(side: int) -> int:
+    """Return how many images of `side` pixels are computed together."""
     return max(1, int(BATCH * min(1.0, (SIDE / side) ** 2)))
 
 
 def _mapped(file: Path) -> Tensor:
-    """The outputs in `file`, (views, N, bytes) uint8."""
+    """Return the outputs in `file`, (views, N, bytes) uint8, memory-mapped."""
     # Copy on write: torch wants writable memory, and nobody writes.
     data = np.asarray(np.memmap(file, np.uint8, "c"))
     shape = json.loads(data[:HEADER].tobytes())["shape"]
@@ -352,7 +359,7 @@ def _mapped(file: Path) -> Tensor:
 
 
 def _digest(prefix: nn.Module) -> str:
-    """Of all weights and buffers of `prefix`."""
+    """Return the digest of all weights and buffers of `prefix`."""
     found = hashlib.blake2b(digest_size=16)
     for name, value in [*prefix.named_parameters(), *prefix.named_buffers()]:
         found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

@@ -1,4 +1,4 @@
-"""What a training sees, and the batches that are made of it."""
+"""The data of a training, and its batches."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from hpo.config.train import TrainConfig
 from hpo.data.images import Images
 from hpo.training.feature_cache import (
-    PLAIN,
+    NO_AUGMENT,
     Features,
-    Kept,
+    FeatureSets,
     View,
 )
 from hpo.training.learner import memory_format
@@ -23,46 +23,50 @@ from hpo.training.loader import (
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a training may see: never the test images."""
+    """Everything that a training may see, which is never the test images."""
 
     classes: int
     train: Images
     val: Images | None
     """None: train on everything; there are no val_ metrics, and the best epoch is the last."""
     mean: tuple[float, ...]
-    """Per channel, of pixels scaled to 0..1."""
+    """Mean of each channel, of pixels scaled to 0..1."""
     std: tuple[float, ...]
     names: tuple[str, ...] = ()
-    """Of the classes; only metrics of a single class need them."""
+    """Class names; needed only by metrics of a single class."""
 
 
 @dataclass(frozen=True)
 class Batches:
-    """What an epoch goes through."""
+    """The batches of an epoch."""
 
     train: TrainBatches | None
-    """None where nothing learns."""
+    """None if nothing is trained."""
     val: EvalBatches | None
     gallery: EvalBatches | None
-    """Training images as they are, among which a retrieval looks the validation images up."""
+    """Training images without augmentation, as the gallery of a retrieval."""
 
 
 def views(config: TrainConfig, data: TrainingData) -> list[View]:
-    """All that an epoch goes through."""
+    """Return all images of an epoch with their augmentation."""
     learnt = [] if config.frozen else [(data.train, config.augment)]
     if data.val is None:
         return learnt
-    gallery = [(data.train, PLAIN)] if config.task == "retrieval" else []
-    return [*learnt, *gallery, (data.val, PLAIN)]
+    gallery = [(data.train, NO_AUGMENT)] if config.task == "retrieval" else []
+    return [*learnt, *gallery, (data.val, NO_AUGMENT)]
 
 
 def make_batches(
-    config: TrainConfig, data: TrainingData, device: torch.device, micro_batch: int, kept: Kept
+    config: TrainConfig,
+    data: TrainingData,
+    device: torch.device,
+    micro_batch: int,
+    kept: FeatureSets,
 ) -> Batches:
-    """The batches of all `views`; of features where `kept` has them."""
+    """Return the batches of all `views`, with cached features for those in `kept`."""
 
     def plain(images: Images) -> EvalBatches:
-        features = kept.get((images, PLAIN))
+        features = kept.get((images, NO_AUGMENT))
         return eval_batches(images, config, data.mean, data.std, device, micro_batch, features)
 
     looked_up = config.task == "retrieval" and data.val is not None
@@ -74,7 +78,7 @@ def make_batches(
 
 
 def _train_batches(
-    config: TrainConfig, data: TrainingData, device: torch.device, kept: Kept
+    config: TrainConfig, data: TrainingData, device: torch.device, kept: FeatureSets
 ) -> TrainBatches:
     return TrainBatches(
         data.train,
@@ -101,7 +105,8 @@ def eval_batches(
     micro_batch: int,
     features: Features | None = None,
 ) -> EvalBatches:
-    """`images` as they are, in their order, in batches that fit where those of training do."""
+    """Return batches of `images` without augmentation, in order, no larger than those of
+    training."""
     return EvalBatches(
         images,
         mean=mean,

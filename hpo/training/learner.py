@@ -27,7 +27,7 @@ from hpo.training.augment import ops
 from hpo.training.losses import make_loss
 from hpo.training.optim import (
     make_optimizer,
-    set_rate,
+    set_lr,
 )
 from hpo.training.partition import Partition
 
@@ -137,15 +137,15 @@ class Learner:
         )
         layout = memory_format(config.runtime.memory_format)
         self.model: nn.Module = model.to(device, memory_format=layout)  # type: ignore[call-overload]
-        self.normed = any(isinstance(part, _BatchNorm) for part in self.model.modules())
+        self.has_batch_norm = any(isinstance(part, _BatchNorm) for part in self.model.modules())
         decay = config.ema_decay
         self.average = None if decay is None else Average(self.model, decay)
-        self.skip(None)
+        self.use_features(None)
         for phase in config.all_phases():  # too many blocks are found now, not at its start
             models.set_trainable(self.model, phase.trainable_blocks)
-        self.begin(config.phase_of(epoch))
+        self.start_phase(config.phase_of(epoch))
 
-    def begin(self, phase: Phase) -> None:
+    def start_phase(self, phase: Phase) -> None:
         """Let the blocks of `phase` learn, with a new optimizer."""
         self.phase = phase
         self.model.zero_grad(set_to_none=True)
@@ -154,22 +154,22 @@ class Learner:
         self.optimizer = make_optimizer(self.model, self.config.optimizer, head)
         self._learning = [part for group in self.optimizer.param_groups for part in group["params"]]
 
-    def weigh(self, class_weights: Tensor) -> None:
+    def set_class_weights(self, class_weights: Tensor) -> None:
         """Count each class by its weight, (C,) float32 on the device, in the training loss."""
         self._loss_of = make_loss(self.config, class_weights)
 
     @property
-    def kept(self) -> nn.Module:
+    def eval_model(self) -> nn.Module:
         """The network that is evaluated and kept: the average where there is one."""
         return self.average.model if self.average else self.model
 
-    def skip(self, cut: Partition | None) -> None:
+    def use_features(self, cut: Partition | None) -> None:
         """From now on batches hold what the network before `cut` makes of images; None: images."""
-        self._network, self.judged = self.model, self.kept
+        self._train_forward, self.eval_forward = self.model, self.eval_model
         """What learns from batches, and what is evaluated on them."""
         if cut:
-            self._network = cut.suffix(self.model)
-            self.judged = cut.suffix(self.kept) if self.average else self._network
+            self._train_forward = cut.suffix(self.model)
+            self.eval_forward = cut.suffix(self.eval_model) if self.average else self._train_forward
 
     def train_mode(self) -> None:
         """Dropout and batch norm as in training, but for what is frozen."""
@@ -181,7 +181,7 @@ class Learner:
         """One optimizer step on the mean loss of `batch`, summed over micro-batches. Of mixed
         labels the one of the larger weight counts as a hit."""
         images, labels = batch
-        set_rate(self.optimizer, lr)
+        set_lr(self.optimizer, lr)
         self.optimizer.zero_grad(set_to_none=True)
         count = self._parts(len(labels))
         truths: Sequence[Tensor | ops.Mixed] = labels.tensor_split(count)
@@ -200,12 +200,12 @@ class Learner:
     def _parts(self, images: int) -> int:
         """How many micro-batches; batch norm cannot learn from a part of one image."""
         parts = math.ceil(images / self.micro_batch)
-        return max(1, min(parts, images // 2)) if self.normed else parts
+        return max(1, min(parts, images // 2)) if self.has_batch_norm else parts
 
     def _loss(self, images: Tensor, labels: Tensor | ops.Mixed) -> tuple[Tensor, Tensor]:
         try:
             with autocast(self.device, self.config.runtime.precision):
-                logits = self._network(images).float()
+                logits = self._train_forward(images).float()
         except ValueError as error:
             raise TrialFailed(
                 f"a batch of {len(labels)} cannot be learned from: {error}; "

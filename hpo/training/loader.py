@@ -1,9 +1,9 @@
 """Batches of normalized images on the device.
 
-Pictures of one size live on the device as one uint8 tensor where they fit; others are cropped and
-resized one by one on the host, as uint8 with antialiasing, ahead of their use where a GPU would
-wait, and by processes of their own where they must be decoded as well. Either way a batch has the
-same bits. Nothing inside an epoch waits for the device.
+Images of one size are kept on the device as one uint8 tensor if they fit; others are cropped and
+resized one by one on the host, as uint8 with antialiasing, ahead of use if a GPU would wait, and in
+worker processes if they must be decoded as well. Either way a batch has the same bits. Nothing
+inside an epoch synchronises with the device.
 """
 
 from __future__ import annotations
@@ -28,15 +28,17 @@ from hpo.training.augment.ops import moved
 
 
 def class_weights(labels: Numbers, classes: int) -> Tensor:
-    """(C,) float64: N / (C n_c), scikit-learn's `balanced`, whose mean over the images is 1; C are
-    the classes that `labels` (N,) has. A class without images has weight 1."""
+    """Return (C,) float64 class weights N / (C n_c), scikit-learn's `balanced`, whose mean over the
+    images is 1; C counts the classes that occur in `labels` (N,). A class without images has weight
+    1."""
     counts = np.bincount(labels, minlength=classes)
     weights = len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1))
     return torch.from_numpy(np.where(counts > 0, weights, 1.0))
 
 
 def balanced_order(labels: Tensor, generator: torch.Generator) -> Tensor:
-    """(N,) places drawn with replacement, each class of `labels` (N,) with equal probability."""
+    """Return (N,) indices drawn with replacement, each class of `labels` (N,) with equal
+    probability."""
     counts = torch.bincount(labels)
     present = counts.nonzero()[:, 0]
     drawn = present[torch.randint(len(present), (len(labels),), generator=generator)]
@@ -52,25 +54,25 @@ T = TypeVar("T")
 Batch = tuple[Tensor, Tensor]
 """((B, 3, S, S) float32 normalised, (B,) int64 labels), both on the device."""
 MixedBatch = tuple[Tensor, Tensor | ops.Mixed]
-"""The same where mixup or cutmix may have mixed the labels."""
+"""A batch whose labels may be mixed by mixup or cutmix."""
 
 
-class Rows(Protocol):
-    """Stands in for the pictures: what the frozen beginning of a network makes of them."""
+class FeatureRows(Protocol):
+    """Cached outputs of frozen layers, used instead of images."""
 
     def rows(self, order: Tensor, view: int, slices: Sequence[slice]) -> Iterator[Tensor]:
-        """(B, ...) on the device for each slice of `order`, (N,), as epoch `view` shows them."""
+        """Yield (B, ...) on the device for each slice of `order`, (N,), as in view `view`."""
 
 
 _MOST_COPIED = 500_000_000
 
 
 class TrainBatches:
-    """Shuffled and augmented batches. What epoch n shows depends on (seed, n) alone; with cached
-    views the seed only orders the pictures, and epoch n shows view n modulo their number.
+    """Shuffled and augmented batches. Epoch n depends on (seed, n) alone; with cached views the
+    seed only shuffles the images, and epoch n shows view n modulo their number.
 
-    The last batch may be short; of a single picture it is dropped, unless it is the only one: batch
-    norm cannot learn from one value. With `balanced` every class is drawn equally often, with
+    The last batch may be short; a single leftover image is dropped, unless it is the only one:
+    batch norm cannot train on one value. With `balanced`, every class is drawn equally often, with
     replacement.
     """
 
@@ -88,7 +90,7 @@ class TrainBatches:
         seed: int = 0,
         loader_workers: int = 0,
         balanced: bool = False,
-        features: Rows | None = None,
+        features: FeatureRows | None = None,
     ) -> None:
         self._balanced = torch.from_numpy(images.labels) if balanced else None
         self._features = features
@@ -107,30 +109,33 @@ class TrainBatches:
             del self._slices[-1]
 
     def __len__(self) -> int:
-        """Steps of an epoch."""
+        """Return the number of steps per epoch."""
         return len(self._slices)
 
     def epoch(self, n: int) -> Generator[MixedBatch, None, None]:
-        """The batches of epoch `n`; close the iterator (or exhaust it) to end its helpers."""
+        """Yield the batches of epoch `n`; close or exhaust the generator to end its helper
+        threads."""
         order = self._order(n)
         if self._features is not None:
             labels = self._labels[moved(order, self._labels.device)]
-            return _given(self._features.rows(order, n, self._slices), labels, self._slices)
-        mixes = ops.draw(self._augment, self._size, len(self), self._seed, n)
+            return _feature_batches(
+                self._features.rows(order, n, self._slices), labels, self._slices
+            )
+        mixes = ops.draw_mixes(self._augment, self._size, len(self), self._seed, n)
         return self._mixed(self._shown(order, n, self._slices), mixes)
 
     def in_order(self, n: int) -> Generator[Batch, None, None]:
-        """All pictures in their order, also a single last one, as epoch `n` shows them."""
+        """Yield all images in order, a single last one included, as augmented in epoch `n`."""
         count = len(self._sizes)
         return self._shown(torch.arange(count), n, _slices(count, self._batch_size))
 
     def _shown(
         self, order: Tensor, n: int, slices: Sequence[slice]
     ) -> Generator[Batch, None, None]:
-        draws = self._draws(order, n)
+        params = self._params(order, n)
         labels = self._labels[moved(order, self._labels.device)]
-        there = draws.to(self._labels.device)
-        feed = self._feed.batches(order, draws.boxes, slices)
+        there = params.to(self._labels.device)
+        feed = self._feed.batches(order, params.boxes, slices)
         with closing(feed):
             for part, pixels in zip(slices, feed, strict=True):
                 yield self._finish(pixels, there[part]), labels[part]
@@ -140,7 +145,7 @@ class TrainBatches:
     ) -> Generator[MixedBatch, None, None]:
         with closing(batches):
             for (images, labels), mix in zip(batches, mixes, strict=True):
-                yield ops.apply(images, labels, mix) if mix else (images, labels)
+                yield ops.mix_batch(images, labels, mix) if mix else (images, labels)
 
     def _order(self, n: int) -> Tensor:
         source = aug.generator(self._seed, n, "order")
@@ -148,14 +153,14 @@ class TrainBatches:
             return balanced_order(self._balanced, source)
         return torch.randperm(len(self._sizes), generator=source)
 
-    def _draws(self, order: Tensor, n: int) -> aug.Draws:
+    def _params(self, order: Tensor, n: int) -> aug.AugmentParams:
         if views := self._augment.cached_views:
-            return aug.draw(self._augment, self._sizes, self._size, view=n % views)[order]
-        return aug.draw(self._augment, self._sizes[order], self._size, self._seed, n)
+            return aug.draw_params(self._augment, self._sizes, self._size, view=n % views)[order]
+        return aug.draw_params(self._augment, self._sizes[order], self._size, self._seed, n)
 
 
 class EvalBatches:
-    """All pictures in their order, centre crops without augmentation."""
+    """All images in order, centre crops without augmentation."""
 
     def __init__(
         self,
@@ -168,7 +173,7 @@ class EvalBatches:
         device: torch.device,
         memory_format: torch.memory_format = torch.contiguous_format,
         loader_workers: int = 0,
-        features: Rows | None = None,
+        features: FeatureRows | None = None,
     ) -> None:
         self._features = features
         if features is None:
@@ -178,21 +183,23 @@ class EvalBatches:
         self._slices = _slices(len(images), batch_size)
 
     def __len__(self) -> int:
+        """Return the number of batches."""
         return len(self._slices)
 
     def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches in order."""
         order = torch.arange(len(self._labels))
         if self._features is not None:
             rows = self._features.rows(order, 0, self._slices)
-            yield from _given(rows, self._labels, self._slices)
+            yield from _feature_batches(rows, self._labels, self._slices)
             return
         feed = self._feed.batches(order, None, self._slices)
         with closing(feed):
             for part, pixels in zip(self._slices, feed, strict=True):
-                yield self._finish(pixels, aug.Draws()), self._labels[part]
+                yield self._finish(pixels, aug.AugmentParams()), self._labels[part]
 
 
-def _given(
+def _feature_batches(
     rows: Iterator[Tensor], labels: Tensor, slices: Sequence[slice]
 ) -> Generator[Batch, None, None]:
     for part, row in zip(slices, rows, strict=True):
@@ -204,7 +211,7 @@ def _slices(count: int, batch_size: int) -> list[slice]:
 
 
 class _Finish:
-    """From (B, S, S, 3) uint8 on the device to the model's input."""
+    """Turns (B, S, S, 3) uint8 on the device into the model's input."""
 
     def __init__(
         self,
@@ -219,13 +226,13 @@ class _Finish:
         self._shift = (-centre * scale).float().view(1, 3, 1, 1).to(device)
         self._format = memory_format
 
-    def __call__(self, pixels: Tensor, draws: aug.Draws) -> Tensor:
-        pixels = aug.prepare(pixels, draws)
+    def __call__(self, pixels: Tensor, params: aug.AugmentParams) -> Tensor:
+        pixels = aug.apply_uint8(pixels, params)
         batch = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=self._format)
-        batch = aug.apply(batch.mul_(1 / 255), draws)
+        batch = aug.apply_float(batch.mul_(1 / 255), params)
         batch.mul_(self._scale).add_(self._shift)
-        if draws.erased is not None:
-            aug.erase(batch, draws.erased)
+        if params.erased is not None:
+            aug.erase(batch, params.erased)
         return batch.contiguous(memory_format=self._format)
 
 
@@ -237,25 +244,26 @@ def _feed(
     workers: int,
     *,
     resized: bool,
-) -> _Resident | _OneByOne:
+) -> _DeviceImages | _HostCrops:
     if images.uniform and not resized:
         side = int(images.sizes[0, 0]) + 2 * padding
         copied = padding > 0 or len(images.parts) > 1
         if _fits(len(images) * side * side * 3, copied, device):
-            return _Resident(images, size, padding, device)
-    return _OneByOne(images, size, device, workers)
+            return _DeviceImages(images, size, padding, device)
+    return _HostCrops(images, size, device, workers)
 
 
 def _fits(size: int, copied: bool, device: torch.device) -> bool:
-    """On a GPU half of the free memory is left to the model. The host maps a file that is there
-    anyway, but padding and joining make a copy, and each worker, and each fold, has its own."""
+    """Return whether `size` bytes fit on the device. On a GPU, half of the free memory is left to
+    the model. The host maps an existing file, but padding and concatenation make a copy, and each
+    worker, and each fold, has its own."""
     if device.type == "cuda":
         return size <= torch.cuda.mem_get_info(device)[0] // 2
     return not copied or size <= _MOST_COPIED
 
 
-class _Resident:
-    """Pictures of one size as one tensor on the device, black padding included."""
+class _DeviceImages:
+    """Images of one size as one tensor on the device, black padding included."""
 
     def __init__(self, images: Images, size: int, padding: int, device: torch.device) -> None:
         data = torch.from_numpy(images.stacked()).to(device)
@@ -282,7 +290,7 @@ class _Resident:
         return self._data[:, top : top + size, top : top + size]
 
     def _windows(self) -> Tensor:
-        """(N, tops, lefts, S, S, 3): every possible crop, as a view."""
+        """Return (N, tops, lefts, S, S, 3): every possible crop, as a view."""
         count, side, _, _ = self._data.shape
         places = side - self._size + 1
         picture, row, column, channel = self._data.stride()
@@ -311,8 +319,8 @@ class _Crops(Dataset[Tensor]):
 
 
 def crop(picture: Tensor, box: Sequence[int], out: Tensor) -> None:
-    """Write the part of `picture`, (H, W, 3) uint8, inside `box` to `out`, (S, S, 3) uint8: as it
-    is, black outside the picture, where the box has that size; else resized with antialiasing."""
+    """Write the part of `picture`, (H, W, 3) uint8, inside `box` to `out`, (S, S, 3) uint8: copied,
+    black outside the image, if the box has that size; otherwise resized with antialiasing."""
     top, left, height, width = box
     size = out.shape[0]
     if (height, width) != (size, size):
@@ -331,8 +339,8 @@ def crop(picture: Tensor, box: Sequence[int], out: Tensor) -> None:
     out[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = inside
 
 
-class _OneByOne:
-    """Pictures of any size, each cropped by itself on the host."""
+class _HostCrops:
+    """Images of any size, each cropped by itself on the host."""
 
     def __init__(self, images: Images, size: int, device: torch.device, workers: int) -> None:
         self._sizes, self._size = torch.from_numpy(images.sizes), size
@@ -364,13 +372,14 @@ class _OneByOne:
         if self._device.type != "cuda":
             yield from (batch.to(self._device) for batch in made)
             return
-        with closing(_ahead(batch.pin_memory() for batch in made)) as ready:
+        with closing(_prefetch(batch.pin_memory() for batch in made)) as ready:
             for batch in ready:
                 yield batch.to(self._device, non_blocking=True)
 
 
-def _ahead(items: Iterator[T], most: int = 2) -> Generator[T, None, None]:
-    """The same items, made by a thread up to `most` ahead of their use. Closing ends the thread."""
+def _prefetch(items: Iterator[T], most: int = 2) -> Generator[T, None, None]:
+    """Yield the same items, produced by a thread up to `most` ahead of use. Closing ends the
+    thread."""
     ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(most)
     over = threading.Event()
 

@@ -1,4 +1,4 @@
-"""What training minimizes, by the name in the configuration."""
+"""Training losses by name: cross-entropy, focal loss, or a user function."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from hpo.errors import ConfigError
 from hpo.training import models
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""Logits (B, C) float32 and labels (B,) int64 -> their mean loss ()."""
+"""Maps logits (B, C) float32 and labels (B,) int64 to their mean loss ()."""
 
 
 def make_loss(config: TrainConfig, class_weights: Tensor | None = None) -> Loss:
-    """The loss that `config` names, each image counted by its class's weight, (C,) float32.
+    """Return the loss that `config` names, each image weighted by its class's weight, (C,) float32.
 
-    Raises ConfigError where one of the user's cannot be found, and when it is called, where it
-    raises or returns something else than a loss.
+    Raises ConfigError if a user function cannot be found and, when called, if it raises or returns
+    anything but a loss.
     """
     smoothing = config.label_smoothing
     if config.loss not in ("cross_entropy", "focal"):
@@ -41,8 +41,9 @@ def make_loss(config: TrainConfig, class_weights: Tensor | None = None) -> Loss:
 
 
 def focal(logits: Tensor, labels: Tensor, gamma: float, label_smoothing: float = 0.0) -> Tensor:
-    """(B,): (1 - p)^gamma times each image's cross-entropy, p being the probability of its true
-    class (Lin et al. 2017, equation 4); with gamma = 0 the cross-entropy itself."""
+    """Return (B,) focal losses: (1 - p)^gamma times each image's cross-entropy, with p the
+    probability of its true class (Lin et al. 2017, equation 4); gamma = 0 is the cross-entropy
+    itself."""
     losses = functional.cross_entropy(
         logits, labels, reduction="none", label_smoothing=label_smoothing
     )

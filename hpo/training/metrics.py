@@ -1,6 +1,6 @@
 """Metrics of a classifier: counts, scores, and what each needs.
 
-Imports no torch: a supervisor judges a study, too.
+Imports no torch: a supervisor checks studies as well.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from hpo.config.train import TrainConfig
 from hpo.errors import ConfigError
 
 KEY = "metric"
-"""Of the field at fault, for messages: of a study, a schedule or early stopping."""
+"""Name of the field at fault in messages: it belongs to a study, a schedule or early stopping."""
 MOST_NAMED = 20
-"""Classes that a message names."""
+"""Classes named in a message."""
 
 
 def asked(config: TrainConfig, *metrics: str) -> tuple[str, ...]:
-    """Those of `metrics`, and of what `config` watches, that are more than counts of every epoch,
-    or cannot be measured on all data."""
+    """Return the names among `metrics`, and among those that `config` watches, that are not
+    measured in every epoch anyway, or not on all data."""
     watched = [*metrics]
     if config.schedule.name == "plateau":
         watched.append(config.schedule.metric)
@@ -48,7 +48,8 @@ def _is_special(name: str) -> bool:
 
 
 def require_supported(asked: Sequence[str], validation: Mapping[str, int]) -> None:
-    """Raise ConfigError where `validation`, {class: images}, cannot measure what is `asked`."""
+    """Raise ConfigError if the `asked` metrics cannot be measured on `validation`, {class:
+    images}."""
     for name in asked:
         if name == TOP5 and len(validation) <= 5:
             raise ConfigError(
@@ -65,7 +66,8 @@ def require_supported(asked: Sequence[str], validation: Mapping[str, int]) -> No
 
 
 def class_named(name: str, classes: Sequence[str], metric: str) -> int:
-    """The place of the class `name`; the Unicode forms of a name are alike."""
+    """Return the index of the class `name`, whatever its Unicode form. Raises ConfigError if there
+    is none."""
     for form in (str, _composed):
         places = [i for i, one in enumerate(classes) if form(one) == form(name)]
         if len(places) == 1:
@@ -84,7 +86,7 @@ Scores = NDArray[np.float64]
 
 
 def top_k_correct(logits: Tensor, labels: Tensor, k: int) -> Tensor:
-    """How many labels are among the k largest logits; () int64 on the device of `logits`.
+    """Count the labels among the k largest logits; () int64 on the device of `logits`.
 
     `logits` (N, C), `labels` (N,) int64. With fewer than k classes every label counts.
     """
@@ -93,16 +95,17 @@ def top_k_correct(logits: Tensor, labels: Tensor, k: int) -> Tensor:
 
 
 def confusion_matrix(labels: Counts, predictions: Counts, classes: int) -> Counts:
-    """(classes, classes) int64: rows are true classes, columns predicted ones."""
+    """Return the confusion matrix, (classes, classes) int64: true classes in rows, predicted ones
+    in columns."""
     pairs = np.asarray(labels) * classes + np.asarray(predictions)
     return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
 
 
 @dataclass(frozen=True)
 class ClassificationReport:
-    """Precision, recall and F1 of each class, (C,) fractions, and their plain means over the
-    classes that occur, as true ones or among the predictions; the balanced accuracy is the mean
-    recall over those that have images. `support` counts the images of each class."""
+    """Precision, recall and F1 of each class, (C,) fractions, and their unweighted means over the
+    classes that occur as true or predicted class; balanced accuracy is the mean recall over classes
+    that have images. `support` counts the images of each class."""
 
     precision: Scores
     recall: Scores
@@ -116,9 +119,10 @@ class ClassificationReport:
 
 
 def classification_report(confusion: Counts) -> ClassificationReport:
-    """Scores from a confusion matrix (C, C), true classes in rows; 0 where a score is undefined.
+    """Compute scores from a confusion matrix (C, C) with true classes in rows; 0 if a score is
+    undefined.
 
-    As scikit-learn's precision_recall_fscore_support with zero_division = 0: of each class with all
+    As scikit-learn's precision_recall_fscore_support with zero_division = 0: per class with all
     labels, the means with its default ones.
     """
     hits = np.diagonal(confusion)
@@ -139,10 +143,11 @@ def classification_report(confusion: Counts) -> ClassificationReport:
 
 
 def macro_auc(probabilities: NDArray[np.float32], labels: Counts) -> float:
-    """The area under the ROC curve of each class against the rest, (N, C) and (N,) -> the mean
-    over the classes that have images and are not those of all; NaN where there is none.
+    """Return the mean, over the classes that have some but not all images, of the area under the
+    ROC curve of the class against the rest, from probabilities (N, C) and labels (N,); NaN if there
+    is no such class.
 
-    By ranks (Mann and Whitney's U), equal ones sharing theirs.
+    By ranks (Mann and Whitney's U); ties share their mean rank.
     """
     found = []
     for number in np.unique(labels):
@@ -158,7 +163,7 @@ def macro_auc(probabilities: NDArray[np.float32], labels: Counts) -> float:
 
 
 def _mean(values: Scores, counts: Counts) -> float:
-    """The mean of `values` where `counts` are not 0; 0 where all are."""
+    """Return the mean of `values` with non-zero `counts`; 0 if there are none."""
     there = counts > 0
     return float(values[there].mean()) if there.any() else 0.0
 

@@ -1,7 +1,7 @@
 """Networks by name: their head, their stem, the small CNN, networks of the user's.
 
-What the architectures do not have in common is one table, `FAMILIES`: where the blocks are, where
-the head is, and what makes the stem suit images of 32 pixels.
+The differences between architectures are in one table, `FAMILIES`: where the blocks are, where the
+head is, and what adapts the stem to images of 32 pixels.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from hpo.training import pretrained as weights
 def call_user_function(
     function: Callable[..., Any], what: str, key: str, *args: Any, **options: Any
 ) -> Any:
-    """What `function` returns; whatever it raises becomes a ConfigError for the field `key` that
-    says `what` raised."""
+    """Return the result of `function`; anything that it raises becomes a ConfigError for the field
+    `key`, saying that `what` raised."""
     try:
         return function(*args, **options)
     except torch.OutOfMemoryError:  # training goes on with smaller parts of the batch
@@ -46,9 +46,9 @@ def call_user_function(
 def build_user_model(
     name: str, options: Mapping[str, Any], *, classes: int, image_size: int
 ) -> nn.Module:
-    """The network that the user's function `name` returns for these sizes and `options`, run once
-    on two black pictures. Raises ConfigError where that fails or gives anything but (2, classes)
-    logits."""
+    """Return the network that the user's function `name` builds for these sizes and `options`,
+    after a trial run on two black images. Raises ConfigError if that fails or yields anything but
+    (2, classes) logits."""
     key = "model.architecture"
     function = user_code.load(name, key)
     model = call_user_function(
@@ -74,10 +74,10 @@ def build_user_model(
 
 
 def user_model_parts(model: nn.Module, name: str) -> tuple[list[str], str]:
-    """Module names of the blocks and of the head in a network of the user's: the items of its
+    """Return the module names of the blocks and of the head in a user's network: the items of its
     attribute `blocks`, or else the children of its `features`; and its last linear layer.
 
-    Raises ConfigError where there is no linear layer, or where `blocks` is not of its modules.
+    Raises ConfigError if there is no linear layer, or if `blocks` are not modules of the network.
     """
     linear = [path for path, part in model.named_modules() if isinstance(part, nn.Linear)]
     if not linear:
@@ -184,11 +184,11 @@ def _cnn_classifier(sizes: Sequence[int], classes: int, dropout: float) -> nn.Se
 
 @dataclass(frozen=True)
 class Family:
-    """Where the parts of a kind of network are, as module names.
+    """Module names of the parts of a family of networks.
 
-    `blocks` is a pattern that the names of its blocks match in full. `stem` holds the first
-    convolution and, where there is one, the max-pool behind it; empty: the stem suits small images
-    as it is; None: it cannot be made small.
+    `blocks` is a pattern that matches the full names of its blocks. `stem` holds the first
+    convolution and, if any, the max-pool after it; empty: the stem suits small images as it is;
+    None: it cannot be adapted.
     """
 
     blocks: str
@@ -221,7 +221,7 @@ FAMILIES: dict[type[nn.Module], Family] = {
 NOTHING = r"(?!)"
 """A pattern that no name matches."""
 _OWN = "_hpo_family"
-"""Attribute of a network of the user's that holds its Family."""
+"""Attribute of a user's network that holds its Family."""
 
 
 class DropoutLinear(nn.Linear):
@@ -232,18 +232,19 @@ class DropoutLinear(nn.Linear):
         self.dropout = dropout
 
     def forward(self, input: Tensor) -> Tensor:
+        """Apply dropout and the linear layer."""
         return super().forward(functional.dropout(input, self.dropout, self.training))
 
 
 def build(
     config: ModelConfig, *, classes: int, image_size: int, pretrained: bool = True
 ) -> nn.Module:
-    """The network that `config` describes; maps (B, 3, image_size, image_size) float32 to
-    (B, classes) logits. What is random in it comes from torch's global generator.
+    """Build the network that `config` describes; it maps (B, 3, image_size, image_size) float32 to
+    (B, classes) logits. Random values come from torch's global generator.
 
-    `pretrained = False` leaves `config.weights` out: for a state dict that is loaded right after.
-    Raises ConfigError where the parts do not fit each other or `image_size`, DataError where
-    `config.weights` cannot be had or does not fit.
+    `pretrained = False` skips `config.weights`, for a state dict that is loaded right after. Raises
+    ConfigError if the parts do not fit each other or `image_size`, DataError if `config.weights`
+    cannot be loaded or do not fit.
     """
     model = _bare(config, classes, image_size)
     if config.stem == "small":
@@ -258,7 +259,7 @@ def build(
 
 
 def family(model: nn.Module) -> Family:
-    """Where the parts of `model` are; `model` must come from `build`."""
+    """Return the Family of `model`, which must come from `build`."""
     if _OWN in vars(model):
         found: Family = vars(model)[_OWN]
         return found
@@ -266,20 +267,20 @@ def family(model: nn.Module) -> Family:
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """The blocks of `model`, first to last, as `ModelConfig.trainable_blocks` counts them."""
+    """Return the blocks of `model`, first to last, as counted by `ModelConfig.trainable_blocks`."""
     pattern = re.compile(family(model).blocks)
     named = [module for name, module in model.named_modules() if pattern.fullmatch(name)]
     return [module for module in named if any(True for _ in module.parameters())]
 
 
 def set_trainable(model: nn.Module, trainable_blocks: Any) -> list[nn.Module]:
-    """Let only the chosen blocks and the head learn; returns the frozen modules, which have to be
-    in eval mode also while the rest trains.
+    """Make only the chosen blocks and the head trainable; return the frozen modules, which have to
+    be in eval mode even while the rest trains.
 
-    `trainable_blocks` as in ModelConfig. What stands before the first block (the stem) learns with
-    "all" only; what stands after the last one (a final norm) learns when that block does. Because
-    nothing in it requires a gradient, the frozen prefix is not recorded by autograd. Raises
-    ConfigError where `trainable_blocks` asks for more blocks than there are.
+    `trainable_blocks` as in ModelConfig. Modules before the first block (the stem) train only with
+    "all"; modules after the last block (a final norm) train together with it. Because nothing in it
+    requires a gradient, autograd does not record the frozen prefix. Raises ConfigError if
+    `trainable_blocks` asks for more blocks than there are.
     """
     model.requires_grad_(trainable_blocks == "all")
     if trainable_blocks == "all":
@@ -315,9 +316,9 @@ def _chosen(trainable_blocks: Any, count: int) -> range:
 def _around(
     model: nn.Module, parts: list[nn.Module], head: nn.Module
 ) -> tuple[list[nn.Module], list[nn.Module]]:
-    """Modules before the first block, and those with parameters after the last one.
+    """Return the modules before the first block, and those with parameters after the last one.
 
-    A pool or dropout behind the blocks belongs to the head and is never frozen.
+    A pool or dropout after the blocks belongs to the head and is never frozen.
     """
     stem: list[nn.Module] = []
     tail: list[nn.Module] = []
@@ -334,7 +335,7 @@ def _around(
 
 
 def _outermost(module: nn.Module, wanted: set[int]) -> Iterator[nn.Module]:
-    """The largest modules, in order, that are wanted or hold nothing that is."""
+    """Yield the largest modules, in order, that are wanted or contain none that is."""
     for child in module.children():
         holds = any(id(inner) in wanted for inner in child.modules())
         if holds and id(child) not in wanted:
@@ -344,7 +345,7 @@ def _outermost(module: nn.Module, wanted: set[int]) -> Iterator[nn.Module]:
 
 
 def _bare(config: ModelConfig, classes: int, image_size: int) -> nn.Module:
-    """The architecture as torchvision has it, with its own 1,000 classes; or the user's."""
+    """Return torchvision's architecture with its own 1,000 classes; or the user's."""
     name = config.architecture
     if name == "small_cnn":
         return SmallCnn(config.cnn, classes, image_size)
@@ -387,8 +388,8 @@ def _wrong_size(architecture: str, image_size: int, allowed: str) -> ConfigError
 
 
 def _shrink_stem(model: nn.Module, architecture: str) -> None:
-    """A first convolution of 3 x 3 with stride 1, and no max-pool behind it (He et al. 2016,
-    section 4.2: ResNets for CIFAR)."""
+    """Replace the first convolution by one of 3 x 3 with stride 1, and the max-pool after it by
+    nothing (He et al. 2016, section 4.2: ResNets for CIFAR)."""
     parts = family(model).stem
     if parts is None:
         have = sorted(kind.__name__ for kind, one in FAMILIES.items() if one.stem is not None)
@@ -406,7 +407,7 @@ def _shrink_stem(model: nn.Module, architecture: str) -> None:
 
 
 def _replace_head(model: nn.Module, config: ModelConfig, classes: int) -> str:
-    """Give `model` its classifier; returns the name of the new part in it."""
+    """Replace the classifier of `model`; return the module name of the new part."""
     name = family(model).head
     head = model.get_submodule(name)
     layers = list(head) if isinstance(head, nn.Sequential) else [head]
@@ -426,7 +427,8 @@ def _replace_head(model: nn.Module, config: ModelConfig, classes: int) -> str:
 
 
 def _before_classifier(layers: list[nn.Module]) -> tuple[list[nn.Module], int]:
-    """The layers that only prepare the features (norm, pool, flatten), and how many features."""
+    """Return the layers that only prepare the features (norm, pool, flatten), and the number of
+    features."""
     kept: list[nn.Module] = []
     for layer in layers:
         if isinstance(layer, nn.Linear):
@@ -453,7 +455,7 @@ def _own_head(config: HeadConfig, inputs: int, classes: int) -> nn.Sequential:
 
 
 def _set_dropout(model: nn.Module, rate: float) -> bool:
-    """Set every dropout of the classifier; False where it has none."""
+    """Set every dropout of the classifier; return False if it has none."""
     places = [model.get_submodule(family(model).head)]
     if isinstance(model, zoo.GoogLeNet | zoo.Inception3):
         places.append(model.dropout)
@@ -469,8 +471,9 @@ def _is_classifier(path: str, part: nn.Module, head: str) -> bool:
 
 
 def _classifier(old: nn.Module, classes: int, dropout: float | None) -> nn.Module:
-    """A layer like `old` with `classes` outputs, and with `dropout` before it where that is given;
-    initialised as the architecture does: a convolution (squeezenet) narrowly, else torch's way."""
+    """Return a layer like `old` with `classes` outputs, and with `dropout` before it if given;
+    initialised as in the architecture: a convolution (squeezenet) with small values, otherwise
+    torch's default."""
     if isinstance(old, nn.Conv2d):
         new = nn.Conv2d(old.in_channels, classes, kernel_size=1)
         nn.init.normal_(new.weight, std=0.01)
@@ -485,7 +488,7 @@ def _classifier(old: nn.Module, classes: int, dropout: float | None) -> nn.Modul
 
 
 def _check_forward(model: nn.Module, config: ModelConfig, image_size: int) -> None:
-    """Run shapes alone through `model`, which costs milliseconds at any size."""
+    """Run shapes alone through `model`, which takes milliseconds at any size."""
     tensors = dict(model.state_dict(keep_vars=True))
     shapes = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
     images = torch.empty(2, 3, image_size, image_size, device="meta")

@@ -34,7 +34,7 @@ def make_optimizer(
     model: nn.Module, config: OptimizerConfig, head: nn.Module | None = None
 ) -> Optimizer:
     """An optimizer over the parameters of `model` that require a gradient; where the backbone has
-    a rate of its own, in two groups: those of `head`, and the others (see `set_rate`)."""
+    a rate of its own, in two groups: those of `head`, and the others (see `set_lr`)."""
     learning = _groups(model, config.backbone_lr_factor, head)
     lr, decay = config.lr, config.weight_decay
     if config.name == "sgd":
@@ -58,7 +58,7 @@ def _groups(model: nn.Module, factor: float, head: nn.Module | None) -> Any:
     return [group for group in groups if group["params"]]
 
 
-def set_rate(optimizer: Optimizer, lr: float) -> None:
+def set_lr(optimizer: Optimizer, lr: float) -> None:
     """The learning rate of the next step: that of the head, the backbone's follows."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get(FACTOR, 1.0)

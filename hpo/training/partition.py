@@ -25,19 +25,19 @@ from torch.nn import functional
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
 from hpo.training.tracing import (
-    AMBIENT,
     FEW,
+    MODES,
     MORE,
-    Chance,
+    CannotPartition,
+    RngState,
     Runner,
     Trace,
-    Uncut,
-    Whole,
+    Wrapper,
     asks_shape,
-    attributes_kept,
-    buffers_kept,
+    error_line,
+    restore_attributes,
+    restore_buffers,
     tensors,
-    told,
     trace,
 )
 
@@ -47,12 +47,12 @@ EXACT, ROUGH = 1e-3, 2e-2
 """Largest difference, as part of the largest value, that is rounding: in float32, and in less."""
 
 
-class Unfit(Exception):
+class CannotPack(Exception):
     """Values cannot be kept for each image apart; the reason in a few words."""
 
 
 @dataclass(frozen=True)
-class Piece:
+class PackedTensor:
     """A tensor in the rows of B images, whose number is one of its dimensions."""
 
     start: int
@@ -89,7 +89,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Same:
+class Constant:
     """Something that does not depend on the images."""
 
     value: Any
@@ -99,7 +99,7 @@ class Same:
 
 
 @dataclass(frozen=True)
-class Count:
+class BatchSize:
     """How many images there are."""
 
     def __call__(self, rows: Tensor) -> int:
@@ -110,13 +110,13 @@ class Count:
 class Shape:
     """The shape of a tensor."""
 
-    sizes: tuple[Same | Count, ...]
+    sizes: tuple[Constant | BatchSize, ...]
 
     def __call__(self, rows: Tensor) -> torch.Size:
         return torch.Size([size(rows) for size in self.sizes])
 
 
-Leaf = Piece | Same | Count | Shape
+Leaf = PackedTensor | Constant | BatchSize | Shape
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Packing:
         found = [
             functional.pad(rows, (0, _padded(leaf.size) - leaf.size)) if self._several else rows
             for leaf, value in zip(self.leaves, tree_flatten(tuple(values))[0], strict=True)
-            if isinstance(leaf, Piece)
+            if isinstance(leaf, PackedTensor)
             for rows in [leaf.pack(value)]
         ]
         return torch.cat(found, 1) if self._several else found[0]
@@ -145,28 +145,28 @@ class Packing:
 
     @property
     def _several(self) -> bool:
-        return sum(isinstance(leaf, Piece) for leaf in self.leaves) > 1
+        return sum(isinstance(leaf, PackedTensor) for leaf in self.leaves) > 1
 
 
-def packing(few: Sequence[Any], more: Sequence[Any], counts: tuple[int, int]) -> Packing:
+def plan_packing(few: Sequence[Any], more: Sequence[Any], counts: tuple[int, int]) -> Packing:
     """How `few` can be packed, values for some images; `more` are the same for these and others
-    after them, `counts` says how many. Raises Unfit."""
+    after them, `counts` says how many. Raises CannotPack."""
     flat, tree = tree_flatten(tuple(few))
     again, other = tree_flatten(tuple(more))
     if tree != other:
-        raise Unfit("how many values there are depends on the images")
+        raise CannotPack("how many values there are depends on the images")
     stored = [one.untyped_storage().data_ptr() for one in flat if isinstance(one, Tensor)]
     if not stored:
-        raise Unfit("no tensor is left of an image")
+        raise CannotPack("no tensor is left of an image")
     if len(stored) > len(set(stored)):
-        raise Unfit("two of its tensors share their memory")
+        raise CannotPack("two of its tensors share their memory")
     leaves: list[Leaf] = []
     size = 0
     for one, also in zip(flat, again, strict=True):
         leaf = _leaf(one, also, counts, size)
         leaves.append(leaf)
-        size += _padded(leaf.size) if isinstance(leaf, Piece) else 0
-    found = [leaf for leaf in leaves if isinstance(leaf, Piece)]
+        size += _padded(leaf.size) if isinstance(leaf, PackedTensor) else 0
+    found = [leaf for leaf in leaves if isinstance(leaf, PackedTensor)]
     return Packing(tuple(leaves), found[0].size if len(found) == 1 else size, tree)
 
 
@@ -182,15 +182,15 @@ def _leaf(few: Any, more: Any, counts: tuple[int, int], start: int) -> Leaf:
     return _number(few, more, counts)
 
 
-def _number(few: Any, more: Any, counts: tuple[int, int]) -> Same | Count:
+def _number(few: Any, more: Any, counts: tuple[int, int]) -> Constant | BatchSize:
     if (few, more) == counts:
-        return Count()
+        return BatchSize()
     if type(few) is not type(more) or few != more:
-        raise Unfit("a number depends on how many images there are")
-    return Same(few)
+        raise CannotPack("a number depends on how many images there are")
+    return Constant(few)
 
 
-def _piece(few: Tensor, more: Tensor, counts: tuple[int, int], start: int) -> Piece:
+def _piece(few: Tensor, more: Tensor, counts: tuple[int, int], start: int) -> PackedTensor:
     sizes = enumerate(zip(few.shape, more.shape, strict=False))
     differing = [dim for dim, (one, other) in sizes if one != other]
     if (
@@ -198,17 +198,19 @@ def _piece(few: Tensor, more: Tensor, counts: tuple[int, int], start: int) -> Pi
         or len(differing) != 1
         or (few.shape[differing[0]], more.shape[differing[0]]) != counts
     ):
-        raise Unfit("the images are not a dimension of a tensor")
+        raise CannotPack("the images are not a dimension of a tensor")
     (images,) = differing
-    if few.layout != torch.strided or not close(few, more.narrow(images, 0, counts[0])):
-        raise Unfit("what it gives for an image depends on the others of the batch")
+    if few.layout != torch.strided or not equal_up_to_rounding(
+        few, more.narrow(images, 0, counts[0])
+    ):
+        raise CannotPack("what it gives for an image depends on the others of the batch")
     strides = few.stride()
     order = sorted(range(few.ndim), key=lambda dim: (-strides[dim], dim != images))
     shape = (*few.shape[:images], *few.shape[images + 1 :])
-    return Piece(start, few.dtype, shape, images, tuple(order))
+    return PackedTensor(start, few.dtype, shape, images, tuple(order))
 
 
-def close(one: Tensor, other: Tensor) -> bool:
+def equal_up_to_rounding(one: Tensor, other: Tensor) -> bool:
     """Whether they are equal but for rounding."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
@@ -305,20 +307,20 @@ def partition(
     `most` bytes for an image cross; None where nothing with weights stands before a frontier.
     `images`: MORE of noise that differ, shaped as those that it will see.
 
-    The attributes and buffers of `model` and all random numbers stay as they are. Raises Uncut with
-    the reason where frozen modules cannot be told apart.
+    The attributes and buffers of `model` and all random numbers stay as they are. Raises
+    CannotPartition with the reason where frozen modules cannot be told apart.
     """
-    chance = Chance(images.device)
+    chance = RngState(images.device)
     try:
-        with attributes_kept(model) as changed:
+        with restore_attributes(model) as changed:
             found = _partition(model, frozen, images, most, running)
         if found and changed:
-            raise Uncut(f"its forward changes {changed[0]}")
+            raise CannotPartition(f"its forward changes {changed[0]}")
         return found
-    except (Uncut, torch.OutOfMemoryError):
+    except (CannotPartition, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever code of the user's does here and not in training
-        raise Uncut(told(error)) from error
+        raise CannotPartition(error_line(error)) from error
     finally:
         chance.restore()
 
@@ -338,12 +340,12 @@ def _partition(
             return None
         model.eval()
         prefix, suffix = found.prefix(model), found.suffix(model)
-        with buffers_kept(model):
+        with restore_buffers(model):
             whole = model(images[:FEW].clone())
-        with buffers_kept(model):
+        with restore_buffers(model):
             parts = suffix(prefix(images[:FEW].clone()))
-    if not close(parts, whole):
-        raise Uncut("cut in two it does not give what it gives whole")
+    if not equal_up_to_rounding(parts, whole):
+        raise CannotPartition("cut in two it does not give what it gives whole")
     return found
 
 
@@ -355,7 +357,7 @@ class _Search:
     ) -> None:
         self._model, self._training, self._evaluation = model, training, evaluation
         self._nodes = training.nodes
-        self._run = Runner(Whole(model, training.constants), training.graph)
+        self._run = Runner(Wrapper(model, training.constants), training.graph)
         self._device = images.device
         self._of_images: set[fx.Node] = set()
         self._learning: set[fx.Node] = set()
@@ -382,7 +384,7 @@ class _Search:
             last = first
         obstacle = self._training.obstacle or (self._unfit if weighted else self._stopped)
         if obstacle:
-            raise Uncut(obstacle)
+            raise CannotPartition(obstacle)
         return None
 
     def _fitting(self, place: int, most: int) -> tuple[int, tuple[int, ...], Packing] | None:
@@ -390,7 +392,7 @@ class _Search:
         crossing = self._crossing(place)
         try:
             packed = self._packing(place, crossing)
-        except Unfit as unfit:
+        except CannotPack as unfit:
             self._unfit = self._unfit or str(unfit)
             return None
         if packed.size > most:
@@ -435,12 +437,12 @@ class _Search:
 
     def _packing(self, place: int, crossing: tuple[int, ...]) -> Packing:
         for nodes in (self._nodes, self._evaluation.nodes):
-            if any(node.meta[AMBIENT] != nodes[0].meta[AMBIENT] for node in nodes[place:]):
-                raise Unfit("torch.no_grad or autocast is around what learns")
+            if any(node.meta[MODES] != nodes[0].meta[MODES] for node in nodes[place:]):
+                raise CannotPack("torch.no_grad or autocast is around what learns")
         few, more = (
             [values[self._nodes[one]] for one in crossing] for values in (self._few, self._more)
         )
-        return packing(few, more, (FEW, MORE))
+        return plan_packing(few, more, (FEW, MORE))
 
     # Where the prefix ends
 
@@ -496,12 +498,12 @@ class _Search:
 
     def _obstacle(self, node: fx.Node) -> str:
         """Run `node`; why it cannot be in the prefix, empty where it can."""
-        if node.meta[AMBIENT][1:] != self._nodes[0].meta[AMBIENT][1:]:
+        if node.meta[MODES][1:] != self._nodes[0].meta[MODES][1:]:
             return "autocast is around what is frozen"
         module = self._module(node)
         fixed = None if module is None else self._in_evaluation(node, module)
-        chance = Chance(self._device)
-        with buffers_kept(module) as changed:
+        chance = RngState(self._device)
+        with restore_buffers(module) as changed:
             value = self._few[node] = self._run.run_node(node)
         name = node.name if module is None else f"{node.target} ({type(module).__name__})"
         if chance.drawn():
@@ -532,7 +534,7 @@ class _Search:
         if not any(part.training for part in module.modules()):
             return None
         args, kwargs = self._run.fetch_args_kwargs_from_env(node)
-        with attributes_kept(module):
+        with restore_attributes(module):
             return module.eval()(*_cloned(args), **_cloned(kwargs))
 
     def _again(self, images: Tensor) -> None:
@@ -545,7 +547,7 @@ class _Search:
         """What `node` calls, if that is a module."""
         if node.op != "call_module":
             return None
-        return Whole(self._model).get_submodule(str(node.target))
+        return Wrapper(self._model).get_submodule(str(node.target))
 
 
 def _cloned(values: Any) -> Any:

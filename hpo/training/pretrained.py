@@ -34,7 +34,7 @@ UNREADABLE = (
 """What the readers raise for damaged files, by where the damage is."""
 
 
-def load_plain(path: Path) -> Any:
+def safe_load(path: Path) -> Any:
     """What torch.save wrote to `path`: tensors in plain containers, on the CPU. Raises DataError
     for anything else."""
     try:
@@ -110,7 +110,7 @@ def read_file(path: Path) -> dict[str, Tensor]:
         raise DataError(f"model.weights: {path}: no such file; give a .safetensors or .pth file")
     if path.suffix != ".safetensors":
         try:
-            return _unwrapped(load_plain(path), path)
+            return _unwrapped(safe_load(path), path)
         except DataError as error:
             advice = "save model.state_dict() alone, or a .safetensors file"
             raise DataError(f"model.weights: {error}; {advice}") from error

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten
 
-AMBIENT = "ambient"
+MODES = "ambient"
 """Key of a node's `meta`: the modes of torch under which it was recorded (see `ambient`)."""
 _ATTRIBUTES = {"shape", "dtype", "device", "ndim", "layout", "is_cuda", "itemsize"}
 _METHODS = {"size", "dim", "numel", "ndimension", "nelement", "is_floating_point", "get_device"}
@@ -39,10 +39,10 @@ class Trace:
 
     def module(self, model: nn.Module, part: fx.Graph) -> nn.Module:
         """What computes `part` of the graph with the modules of `model`."""
-        return fx.GraphModule(Whole(model, self.constants), part)
+        return fx.GraphModule(Wrapper(model, self.constants), part)
 
 
-class Whole(nn.Module):
+class Wrapper(nn.Module):
     """A network one level down, so that its own hooks are among what is recorded."""
 
     def __init__(self, network: nn.Module, constants: Mapping[str, Tensor] | None = None) -> None:
@@ -55,7 +55,7 @@ class Whole(nn.Module):
         return self.network(images)
 
 
-class Uncut(Exception):
+class CannotPartition(Exception):
     """A network cannot be cut; the reason in a line."""
 
 
@@ -64,31 +64,31 @@ def trace(model: nn.Module, frozen: Iterable[nn.Module], images: Tensor) -> Trac
 
     Modules all of whose parts are `frozen` stay whole, and all that comes after the first weight
     that learns. Where `forward` asks for a shape to decide something, it is that of `images`, MORE
-    of them. Consumes no random numbers. Raises Uncut.
+    of them. Consumes no random numbers. Raises CannotPartition.
     """
     try:
         found = _recorded(model, _Tracer(frozen, images, numbers=False))
         if found.obstacle is None:
             return found
-    except Uncut:
+    except CannotPartition:
         pass  # what is given to torch.zeros, for one, has to be a number
     return _recorded(model, _Tracer(frozen, images, numbers=True))
 
 
 def _recorded(model: nn.Module, tracer: _Tracer) -> Trace:
-    root, chance = Whole(model), Chance(tracer.device)
+    root, chance = Wrapper(model), RngState(tracer.device)
     try:
         with torch.enable_grad():
             graph = tracer.trace(root)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever code of the user's makes of proxies
-        raise Uncut(told(error)) from error
+        raise CannotPartition(error_line(error)) from error
     finally:
         drawn = chance.drawn()
         chance.restore()
     if drawn:
-        raise Uncut("it draws random numbers that do not depend on the images")
+        raise CannotPartition("it draws random numbers that do not depend on the images")
     constants = {
         name: value
         for name, value in vars(root).items()
@@ -156,13 +156,13 @@ class _Tracer(fx.Tracer):
         self._past |= leaf and learns
         try:
             if not leaf and (m._backward_hooks or m._backward_pre_hooks):
-                raise Uncut(f"{type(m).__name__} has a hook on its gradients")
+                raise CannotPartition(f"{type(m).__name__} has a hook on its gradients")
             return super().call_module(m, forward, args, kwargs)
         except Exception as error:
             if leaf or name == "network":
                 raise  # nothing around it to go on with
             if self._mixed(m):
-                self.obstacle = f"{type(m).__name__} cannot be traced ({told(error)})"
+                self.obstacle = f"{type(m).__name__} cannot be traced ({error_line(error)})"
             self._forget(nodes)
             self.module_stack.clear()
             self.module_stack.update(stack)
@@ -188,7 +188,7 @@ class _Tracer(fx.Tracer):
         self._sizes.add(node)
         try:
             value = self.known(node)
-        except Uncut:
+        except CannotPartition:
             return proxy
         if isinstance(value, int | float):
             self.graph.erase_node(node)
@@ -196,8 +196,8 @@ class _Tracer(fx.Tracer):
         return proxy
 
     def known(self, node: fx.Node) -> Any:
-        """The value of `node`, a shape or what was made of shapes. Raises Uncut for another,
-        and for one that depends on how many images there are."""
+        """The value of `node`, a shape or what was made of shapes. Raises CannotPartition
+        for another, and for one that depends on how many images there are."""
         return self._shapes.known(node, self.root)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
@@ -219,7 +219,7 @@ class _Tracer(fx.Tracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
-        node.meta[AMBIENT] = ambient()
+        node.meta[MODES] = torch_modes()
         return node
 
 
@@ -285,25 +285,25 @@ class _Shapes:
                 continue
             of_tensor = any(tensors(few[argument]) for argument in one.all_input_nodes)
             if value != more[one] or (of_tensor and not asks_shape(one)):
-                raise Uncut(NOT_KNOWN)
+                raise CannotPartition(NOT_KNOWN)
         if tensors(few[node]):
-            raise Uncut(NOT_KNOWN)
+            raise CannotPartition(NOT_KNOWN)
         return few[node]
 
     def length(self, node: fx.Node, root: nn.Module) -> int:
-        """How many parts the value of `node` has, which is no tensor. Raises Uncut."""
+        """How many parts the value of `node` has, which is no tensor. Raises CannotPartition."""
         few, more = (values[node] for values in self._run(node, root))
         if isinstance(few, Tensor) or not hasattr(few, "__len__") or len(few) != len(more):
-            raise Uncut(NOT_KNOWN)
+            raise CannotPartition(NOT_KNOWN)
         return len(few)
 
     def _run(self, node: fx.Node, root: nn.Module) -> tuple[dict[fx.Node, Any], ...]:
         """The values of `node` and of all that it depends on."""
         wanted = _ancestors(node)
-        chance = Chance(self._images[0].device)
+        chance = RngState(self._images[0].device)
         self.busy = True
         try:
-            with torch.no_grad(), buffers_kept(root):
+            with torch.no_grad(), restore_buffers(root):
                 for images, values in zip(self._images, self._values, strict=True):
                     runner = Runner(root, node.graph)
                     runner.env = values
@@ -337,7 +337,7 @@ def tensors(value: Any) -> list[Tensor]:
     return [one for one in tree_flatten(listed)[0] if isinstance(one, Tensor)]
 
 
-def ambient() -> tuple[object, ...]:
+def torch_modes() -> tuple[object, ...]:
     """Modes of torch that `forward` may change for a while, which no graph records: whether
     gradients are recorded, then mixed precision by kind of device."""
     kinds = [(torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
@@ -345,15 +345,15 @@ def ambient() -> tuple[object, ...]:
     return torch.is_grad_enabled(), *kinds
 
 
-def told(error: Exception) -> str:
+def error_line(error: Exception) -> str:
     """The reason in a line."""
-    if isinstance(error, Uncut):
+    if isinstance(error, CannotPartition):
         return str(error)
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-class Chance:
+class RngState:
     """The states of all generators that a network may draw from."""
 
     def __init__(self, device: torch.device) -> None:
@@ -394,7 +394,7 @@ def _comparable(state: Any) -> object:
 
 
 @contextmanager
-def attributes_kept(model: nn.Module) -> Iterator[list[str]]:
+def restore_attributes(model: nn.Module) -> Iterator[list[str]]:
     """Give all modules of `model` their attributes back, the mode among them; yields a list that
     then names the numbers and texts that changed, but for the mode."""
     before = [(module, dict(vars(module))) for module in model.modules()]
@@ -415,7 +415,7 @@ def attributes_kept(model: nn.Module) -> Iterator[list[str]]:
 
 
 @contextmanager
-def buffers_kept(module: nn.Module | None) -> Iterator[list[str]]:
+def restore_buffers(module: nn.Module | None) -> Iterator[list[str]]:
     """Give the buffers of `module` back their values; yields a list that then names the changed."""
     changed: list[str] = []
     before = {} if module is None else dict(module.named_buffers())

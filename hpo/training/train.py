@@ -1,7 +1,8 @@
 """train(): one training as a generator of epochs.
 
-A training has one, or one for each fold of a cross-validation. Those share the configuration but
-for the seed, and the history of their mean metrics, by which learning rates and early stopping go.
+A training has one network, or one for each fold of a cross-validation. Those share the
+configuration except for the seed, and the history of their mean metrics, which drives learning
+rates and early stopping.
 
 Search, retraining and tests drive the same generator; pruning is leaving the loop. Interrupted and
 resumed from a checkpoint it gives the same numbers: what is random in an epoch depends on the seed
@@ -40,10 +41,10 @@ from hpo.training import (
 from hpo.training.checkpoint import Checkpoint, best_of
 from hpo.training.evaluation import require_measurable
 from hpo.training.feature_cache import (
-    Kept,
-    Preparation,
-    found_cut,
-    keep,
+    FeatureSets,
+    Preprocessing,
+    build_cache,
+    find_cut_or_warn,
 )
 from hpo.training.inputs import (
     Batches,
@@ -64,18 +65,19 @@ from hpo.training.retrieval import Validation
 Metrics = dict[str, float]
 
 
-def of_fold(config: TrainConfig, fold: int, folds: int) -> TrainConfig:
-    """The configuration of one of several networks: a seed of its own, derived from `config.seed`
-    and `fold` (from 0)."""
+def fold_config(config: TrainConfig, fold: int, folds: int) -> TrainConfig:
+    """Return the configuration of one network of several: with a seed of its own, derived from
+    `config.seed` and `fold` (from 0)."""
     if folds == 1:
         return config
     mixed = np.random.SeedSequence((config.seed, fold)).generate_state(1, np.uint64)
     return config.model_copy(update={"seed": int(mixed[0]) >> 1})
 
 
-def combined(found: Sequence[Metrics], metric: str) -> Metrics:
-    """An epoch of all networks as one: means, but the sum of `seconds` and the most of
-    `peak_memory_mb`; and the standard deviation (n - 1) of `metric` over them as `<metric>_std`."""
+def mean_over_folds(found: Sequence[Metrics], metric: str) -> Metrics:
+    """Combine the metrics of all networks in an epoch: means, except the sum of `seconds` and the
+    maximum of `peak_memory_mb`; plus the standard deviation (n - 1) of `metric` over them as
+    `<metric>_std`."""
     if len(found) == 1:
         return found[0]
     means = {name: sum(one[name] for one in found) / len(found) for name in found[0]}
@@ -88,7 +90,7 @@ def combined(found: Sequence[Metrics], metric: str) -> Metrics:
 
 
 class Network:
-    """A network, the images of `data`, and how far it has learned from them."""
+    """A network with its data and its training state."""
 
     def __init__(
         self,
@@ -104,11 +106,11 @@ class Network:
         self.config, self.data, self.control, self.device = config, data, control, device
         self.micro_batch, self.cache, self.classes = micro_batch, cache, data.classes
         self.best: dict[str, Tensor] = {}
-        self.opened: tuple[Any, Batches] | None = None
+        self._batches: tuple[Any, Batches] | None = None
 
     def build(self, state: Mapping[str, Any] | None, epoch: int) -> None:
-        """Make the network for `epoch` (from 1): as `state` has it (see `Network.state`), else
-        with its first weights."""
+        """Build the network for `epoch` (from 1): from `state` (see `Network.state`), or with
+        initial weights."""
         self.prepare(0)
         self.learner = Learner(
             self.config,
@@ -120,16 +122,17 @@ class Network:
         )
         if self.config.data.balance == "loss":
             weights = class_weights(self.data.train.labels, self.classes)
-            self.learner.weigh(weights.float().to(self.device))
+            self.learner.set_class_weights(weights.float().to(self.device))
         if state:
             self.restore(state)
 
     @property
-    def least(self) -> int:
-        """The least micro-batch with which this network can learn."""
-        return 2 if self.learner.normed else 1
+    def min_micro_batch(self) -> int:
+        """Smallest micro-batch on which this network can train."""
+        return 2 if self.learner.has_batch_norm else 1
 
     def restore(self, state: Mapping[str, Any]) -> None:
+        """Load weights, optimizer, EMA and best weights from `state`."""
         average = self.learner.average
         self.learner.model.load_state_dict(state["model"])
         self.learner.optimizer.load_state_dict(state["optimizer"])
@@ -137,20 +140,22 @@ class Network:
             average.load(state["average"], state["averaged"])
         self.best = best_of(state)
 
-    def keep(self, *, copied: bool) -> None:
-        """Take the weights of this epoch as the best."""
-        kept = self.learner.kept.state_dict() if copied else {}
+    def keep_as_best(self, *, copied: bool) -> None:
+        """Keep the weights of this epoch as the best; they are copied only if `copied`."""
+        kept = self.learner.eval_model.state_dict() if copied else {}
         self.best = {name: value.detach().to("cpu", copy=True) for name, value in kept.items()}
 
-    def rest(self) -> None:
-        """End the processes that decode images, until the next epoch: another network's turn."""
+    def release_workers(self) -> None:
+        """End the processes that decode images until the next epoch, for the sake of another
+        network."""
         if any(
             images is not None and images.streamed for images in (self.data.train, self.data.val)
         ):
-            self.opened = None
+            self._batches = None
 
     def state(self, *, best: bool) -> dict[str, Any]:
-        """Its part of a checkpoint; with the best epoch's weights where those are not its own."""
+        """Return this network's part of a checkpoint; with `best`, the stored weights of the best
+        epoch as well."""
         average = self.learner.average
         return {
             "model": self.learner.model.state_dict(),
@@ -161,7 +166,8 @@ class Network:
         }
 
     def prepare(self, epoch: int) -> None:
-        """The same arithmetic and the same random numbers, whatever ran before in this process."""
+        """Reset the arithmetic settings and the random generators, independent of what ran before
+        in this process."""
         if self.config.runtime.threads:
             torch.set_num_threads(self.config.runtime.threads)
         torch.backends.cudnn.benchmark = False
@@ -170,21 +176,21 @@ class Network:
         torch.manual_seed(int(mixed[0]))
 
     def epoch(self, epoch: int, history: Sequence[Metrics]) -> Metrics:
-        """Train and evaluate once, after the epochs of `history`; returns the metrics."""
+        """Train and evaluate for one epoch, after those in `history`; return the metrics."""
         phase = self.config.phase_of(epoch)
         if phase != self.learner.phase:
-            self.learner.begin(phase)
+            self.learner.start_phase(phase)
         self.prepare(epoch)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         began = time.perf_counter()
-        batches = self.open(epoch)
+        batches = self.make_batches(epoch)
         if batches.train is None:
-            return self.look(epoch, batches, began)
+            return self.evaluate_only(epoch, batches, began)
         rates = optim.learning_rates(
             self.config, epoch=epoch, steps=len(batches.train), history=history
         )
-        tally = self.pass_over(epoch, batches.train, rates)
+        tally = self.train_epoch(epoch, batches.train, rates)
         loss, top1 = tally.means()
         trained = time.perf_counter() - began
         found = {"train_loss": loss, "train_top1": top1}
@@ -196,8 +202,8 @@ class Network:
             "peak_memory_mb": peak_memory_mb(self.device),
         }
 
-    def look(self, epoch: int, batches: Batches, began: float) -> Metrics:
-        """The one epoch of a network that does not learn."""
+    def evaluate_only(self, epoch: int, batches: Batches, began: float) -> Metrics:
+        """Evaluate a network that does not train; return the metrics of its only epoch."""
         found = self.validate(epoch, batches)
         seconds = time.perf_counter() - began
         images = len(self.data.train) + len(self.data.val) if self.data.val else 0
@@ -207,27 +213,29 @@ class Network:
             "peak_memory_mb": peak_memory_mb(self.device),
         }
 
-    def open(self, epoch: int) -> Batches:
-        """The batches, of features where the beginning of the network need not be computed again;
-        made anew only when another part of it is frozen."""
+    def make_batches(self, epoch: int) -> Batches:
+        """Return the batches, of cached features if the frozen layers need not be computed again;
+        made anew only when the trainable blocks change."""
         blocks = self.learner.phase.trainable_blocks
-        if self.opened and self.opened[0] == blocks:
-            return self.opened[1]
+        if self._batches and self._batches[0] == blocks:
+            return self._batches[1]
         data, model = self.data, self.learner.model
         cut: Partition | None = None
-        kept: Kept = {}
-        if self.cache and (cut := found_cut(model, self.learner.frozen, self.config, self.device)):
-            how = Preparation(data.mean, data.std, self.config, self.device)
+        kept: FeatureSets = {}
+        if self.cache and (
+            cut := find_cut_or_warn(model, self.learner.frozen, self.config, self.device)
+        ):
+            how = Preprocessing(data.mean, data.std, self.config, self.device)
             shown = views(self.config, data)
-            kept = keep(model, cut, how, shown, self.cache, self.control, epoch=epoch)
-        self.learner.skip(cut if kept else None)
+            kept = build_cache(model, cut, how, shown, self.cache, self.control, epoch=epoch)
+        self.learner.use_features(cut if kept else None)
         micro_batch = self.learner.micro_batch
         batches = make_batches(self.config, data, self.device, micro_batch, kept)
-        self.opened = blocks, batches
+        self._batches = blocks, batches
         return batches
 
-    def pass_over(self, epoch: int, shown: TrainBatches, rates: list[float]) -> Tally:
-        """One pass over the training images, without waiting for the device."""
+    def train_epoch(self, epoch: int, shown: TrainBatches, rates: list[float]) -> Tally:
+        """Train once over the training images, without synchronising with the device."""
         self.learner.train_mode()
         tally = Tally(self.device)
         images = 0
@@ -240,14 +248,15 @@ class Network:
         return tally
 
     def validate(self, epoch: int, batches: Batches) -> Metrics:
+        """Return the validation metrics; empty without validation images."""
         data = self.data
         if data.val is None or batches.val is None:
             return {}
         if batches.gallery is not None:
             validation = Validation(data.train, batches.gallery, data.val, batches.val)
             return validation.measure(
-                self.learner.kept,
-                self.learner.judged,
+                self.learner.eval_model,
+                self.learner.eval_forward,
                 self.config,
                 classes=self.classes,
                 device=self.device,
@@ -255,7 +264,7 @@ class Network:
                 epoch=epoch,
             )
         found = evaluate(
-            self.learner.judged,
+            self.learner.eval_forward,
             batches.val,
             classes=self.classes,
             device=self.device,
@@ -268,8 +277,8 @@ class Network:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Most memory in use, in MB (10^6 bytes): CUDA: tensors since the counter was reset; else this
-    process's resident memory, on Linux and macOS the largest so far."""
+    """Return the peak memory in MB (10^6 bytes): on CUDA, of tensors since the counter was reset;
+    otherwise the resident memory of this process, on Linux and macOS its maximum so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     if sys.platform == "win32":
@@ -330,7 +339,7 @@ def train(
     of a frozen beginning are kept, and shared with other trainings, where images do not change.
 
     Of several `data`, the folds of a cross-validation, each has a network: an epoch is that epoch
-    of each of them, one after another, and its metrics are means (see `networks.combined`).
+    of each of them, one after another, and its metrics are means (see `networks.mean_over_folds`).
 
     Raises what `control.step` raises; ConfigError, DataError or TrialFailed for a configuration
     that cannot be trained; Damaged for a checkpoint that cannot be gone on with.
@@ -352,16 +361,16 @@ def train(
         except torch.OutOfMemoryError as error:
             reason = str(error)
         # Only here, behind the `except`, is the traceback gone that holds the tensors.
-        done, least = run.done, run.least
+        done, min_micro_batch = run.done, run.min_micro_batch
         del run
         _free(device)
-        if micro_batch <= least:
+        if micro_batch <= min_micro_batch:
             raise TrialFailed(f"out of memory even with {micro_batch} images at once: {reason}")
         if done and resume is None:
             raise TrialFailed(
                 f"out of memory in epoch {done + 1}, without a checkpoint to go back to: {reason}"
             )
-        micro_batch = max(least, micro_batch // 2)
+        micro_batch = max(min_micro_batch, micro_batch // 2)
         start = Checkpoint.load(resume) if resume else None
 
 
@@ -387,7 +396,7 @@ class _Run:
             require_measurable(asked, fold)
         self.networks = [
             Network(
-                of_fold(config, i, len(folds)), fold, control, device, micro_batch, cache, asked
+                fold_config(config, i, len(folds)), fold, control, device, micro_batch, cache, asked
             )
             for i, fold in enumerate(folds)
         ]
@@ -411,18 +420,18 @@ class _Run:
         return len(self.history)
 
     @property
-    def least(self) -> int:
-        """The least micro-batch with which all networks can learn."""
-        return max(network.least for network in self.networks)
+    def min_micro_batch(self) -> int:
+        """The min_micro_batch micro-batch with which all networks can learn."""
+        return max(network.min_micro_batch for network in self.networks)
 
     def epochs(self, checkpoint: Callable[[int], Path] | None) -> Iterator[EpochResult]:
         while not self.ended():
             epoch = self.done + 1
-            self.history.append(combined(list(self.each(epoch)), self.metric))
+            self.history.append(mean_over_folds(list(self.each(epoch)), self.metric))
             if self.improved():
                 self.best_epoch = epoch
                 for network in self.networks:
-                    network.keep(copied=checkpoint is not None)
+                    network.keep_as_best(copied=checkpoint is not None)
             path = checkpoint(epoch) if checkpoint else None
             if path:
                 self.save(path)
@@ -441,7 +450,7 @@ class _Run:
         for network in self.networks:
             yield network.epoch(epoch, self.history)
             if len(self.networks) > 1:
-                network.rest()
+                network.release_workers()
 
     def improved(self) -> bool:
         """Whether the epoch just finished is the best; of equal ones the first is."""

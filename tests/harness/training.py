@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from hpo.config.train import TrainConfig
-from hpo.control import Unattended
+from hpo.control import NullControl
 from hpo.data.images import Images
 from hpo.training import train
 from hpo.training.checkpoint import Checkpoint
@@ -67,7 +67,7 @@ def files(folder: Path) -> Callable[[int], Path]:
 
 
 def run(settings: TrainConfig, data: TrainingData = DATA, **options: Any) -> list[EpochResult]:
-    control = options.pop("control", Unattended())
+    control = options.pop("control", NullControl())
     return list(train.train(settings, data, control, device=CPU, **options))
 
 

@@ -240,7 +240,7 @@ def test_perspective_has_torchvisions_distribution(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(ops, "perspective", recorded)
     config = AugmentConfig(perspective=0.4, perspective_probability=1.0)
-    aug.draw(config, _sizes(count, size, size), size, seed=1, epoch=1)
+    aug.draw_params(config, _sizes(count, size, size), size, seed=1, epoch=1)
     params = _drawn_by(v2.RandomPerspective(distortion_scale=0.4, p=1.0), size, count)
     theirs = torch.tensor([p["coefficients"] for p in params])
     identity = torch.tensor([1.0, 0, 0, 0, 1, 0, 0, 0])
@@ -254,7 +254,7 @@ def test_perspective_has_torchvisions_distribution(monkeypatch: pytest.MonkeyPat
 
 def test_perspective_touches_the_chosen_part_alone() -> None:
     config = AugmentConfig(perspective=0.4, perspective_probability=0.25)
-    matrix = aug.draw(config, _sizes(4_000, 9, 9), 32, seed=1, epoch=1).matrix
+    matrix = aug.draw_params(config, _sizes(4_000, 9, 9), 32, seed=1, epoch=1).matrix
     assert matrix is not None
     moved = (matrix - torch.eye(3)).abs().amax((1, 2)) > 1e-5
     assert abs(moved.float().mean() - 0.25) < 4 * math.sqrt(0.1875 / 4_000)
@@ -263,7 +263,7 @@ def test_perspective_touches_the_chosen_part_alone() -> None:
 def test_affine_has_torchvisions_distribution() -> None:
     count, size = 4_000, 32
     config = AugmentConfig(translate=0.2, scale=(0.5, 1.5), shear=30.0)
-    matrix = aug.draw(config, _sizes(count, 9, 9), size, seed=1, epoch=1).matrix
+    matrix = aug.draw_params(config, _sizes(count, 9, 9), size, seed=1, epoch=1).matrix
     assert matrix is not None
     forward = torch.cat([matrix, torch.tensor([0.0, 0, 1]).expand(count, 1, 3)], 1).inverse()
     scale = forward[:, 1, 1]
@@ -280,10 +280,10 @@ def test_affine_has_torchvisions_distribution() -> None:
 def test_a_view_depends_on_its_number_and_the_picture_alone() -> None:
     config = AugmentConfig(preset="heavy", policy="randaugment", erasing=0.5, vertical_flip=0.5)
     sizes = _sizes(30, 20, 25)
-    first = aug.draw(config, sizes, 16, seed=1, epoch=1, view=3)
-    again = aug.draw(config, sizes, 16, seed=2, epoch=9, view=3)
-    other = aug.draw(config, sizes, 16, view=4)
-    for field in dataclasses.fields(aug.Draws):
+    first = aug.draw_params(config, sizes, 16, seed=1, epoch=1, view=3)
+    again = aug.draw_params(config, sizes, 16, seed=2, epoch=9, view=3)
+    other = aug.draw_params(config, sizes, 16, view=4)
+    for field in dataclasses.fields(aug.AugmentParams):
         values = getattr(first, field.name)
         assert values is not None, field.name
         assert torch.equal(values, getattr(again, field.name)), field.name
@@ -294,7 +294,7 @@ def test_draws_stay_in_range_and_fill_it() -> None:
     config = AugmentConfig(
         horizontal_flip=0.3, rotation=20.0, brightness=0.4, contrast=1.0, saturation=0.2, hue=0.1
     )
-    draws = aug.draw(config, _sizes(5_000, 9, 9), 9, seed=3, epoch=2)
+    draws = aug.draw_params(config, _sizes(5_000, 9, 9), 9, seed=3, epoch=2)
     assert draws.flip is not None
     assert draws.matrix is not None
     assert abs(draws.flip.float().mean() - 0.3) < 4 * math.sqrt(0.21 / 5_000)
@@ -318,7 +318,7 @@ def test_draws_depend_on_seed_epoch_and_nothing_else() -> None:
     both = AugmentConfig(horizontal_flip=0.5, crop_padding=2, hue=0.1)
 
     def flips(config: AugmentConfig, seed: int, epoch: int) -> list[bool]:
-        flip = aug.draw(config, sizes, 9, seed, epoch).flip
+        flip = aug.draw_params(config, sizes, 9, seed, epoch).flip
         assert flip is not None
         return flip.tolist()
 
@@ -330,16 +330,16 @@ def test_draws_depend_on_seed_epoch_and_nothing_else() -> None:
 
 
 def test_nothing_is_drawn_when_all_is_off() -> None:
-    draws = aug.draw(AugmentConfig(), _sizes(3, 9, 9), 9, 0, 1)
-    assert draws == aug.Draws()
+    draws = aug.draw_params(AugmentConfig(), _sizes(3, 9, 9), 9, 0, 1)
+    assert draws == aug.AugmentParams()
     batch = _batch()
-    assert aug.apply(batch, draws) is batch
+    assert aug.apply_float(batch, draws) is batch
 
 
 def test_apply_resamples_first_and_colours_in_order() -> None:
     batch, angle = _batch(2, 300), torch.tensor([90.0, 90.0])
     half = torch.tensor([0.5, 0.5])
-    draws = aug.Draws(
+    draws = aug.AugmentParams(
         matrix=ops.rotation(angle),
         brightness=half + 1,
         contrast=half,
@@ -349,5 +349,5 @@ def test_apply_resamples_first_and_colours_in_order() -> None:
     wanted = tv.adjust_brightness(tv.rotate(batch, 90.0), 1.5)
     wanted = tv.adjust_saturation(tv.adjust_contrast(wanted, 0.5), 0.5)
     torch.testing.assert_close(
-        aug.apply(batch, draws), tv.adjust_hue(wanted, 0.5), atol=1e-4, rtol=0
+        aug.apply_float(batch, draws), tv.adjust_hue(wanted, 0.5), atol=1e-4, rtol=0
     )

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from hpo.config.augment import AugmentConfig
 from hpo.config.train import TrainConfig
-from hpo.control import Unattended
+from hpo.control import NullControl
 from hpo.data.dataset import open_data
 from hpo.errors import ConfigError
 from hpo.paths import Home
@@ -96,7 +96,7 @@ def test_parts_of_a_batch_add_up(unequal: Path) -> None:
         whole = config(unequal, balance="loss")
         learner = Learner(whole, classes=3, device=CPU, micro_batch=micro_batch)
         learner.model.eval()  # batch norm sees one part at a time
-        learner.weigh(torch.tensor([0.5, 1.0, 4.0]))
+        learner.set_class_weights(torch.tensor([0.5, 1.0, 4.0]))
         learner.step(batch, 0.1)
         states.append(torch.cat([one.detach().flatten() for one in learner.model.parameters()]))
     torch.testing.assert_close(states[0], states[1])
@@ -140,7 +140,7 @@ def test_a_balanced_epoch_depends_on_seed_and_epoch_alone(unequal: Path, home: H
 @pytest.mark.parametrize("balance", ["none", "loss", "sampling"])
 def test_training_reads_the_field(unequal: Path, home: Home, balance: str) -> None:
     results = {
-        one: list(train(config(unequal, balance=one), opened(unequal, home), Unattended(),
+        one: list(train(config(unequal, balance=one), opened(unequal, home), NullControl(),
                         device=CPU))[-1].metrics
         for one in ("none", balance)
     }  # fmt: skip

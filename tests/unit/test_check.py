@@ -11,7 +11,7 @@ import torch
 
 from hpo import io
 from hpo.config.study import StudyFile
-from hpo.control import Unattended
+from hpo.control import NullControl
 from hpo.data.dataset import open_data
 from hpo.data.report import DataReport
 from hpo.errors import (
@@ -36,7 +36,7 @@ from hpo.training import (
 )
 from hpo.training.checkpoint import save_weights
 from hpo.training.device import (
-    KeptCost,
+    FeatureCacheCost,
     StepCost,
 )
 from hpo.training.train import (
@@ -62,11 +62,11 @@ def instant(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         timed.append(config)
         return StepCost(0.5, 100.0, config.batch_size)
 
-    def kept(config: Any, *, classes: int, device: torch.device) -> KeptCost:
-        return KeptCost(1_000_000, 0.1, 0.0 if config.frozen else 0.01, config.batch_size)
+    def kept(config: Any, *, classes: int, device: torch.device) -> FeatureCacheCost:
+        return FeatureCacheCost(1_000_000, 0.1, 0.0 if config.frozen else 0.01, config.batch_size)
 
     monkeypatch.setattr(runtime, "measure_step", step)
-    monkeypatch.setattr(runtime, "measure_kept", kept)
+    monkeypatch.setattr(runtime, "measure_feature_cache", kept)
     return timed
 
 
@@ -216,7 +216,7 @@ def test_the_estimated_size_is_what_a_training_keeps(home: Home, fields: str) ->
     config = file.config({"seed": 0})
     data = open_data(config.data, home.cache)
     seen = TrainingData(10, data.train, data.val, data.mean, data.std)
-    next(train(config, seen, Unattended(), device=torch.device("cpu"), cache=home.cache))
+    next(train(config, seen, NullControl(), device=torch.device("cpu"), cache=home.cache))
     there = [one for one in (home.cache / "features").iterdir() if one.suffix != ".lock"]
     assert cost.kept is not None
     sizes = [one.stat().st_size - feature_cache.HEADER - io.LENGTH for one in there]

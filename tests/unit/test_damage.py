@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from hpo.config.train import TrainConfig
-from hpo.control import Unattended
+from hpo.control import NullControl
 from hpo.data import arrays
 from hpo.data.dataset import open_data
 from hpo.doctor import files, rules
@@ -192,7 +192,7 @@ def frozen(home: Home) -> list[EpochResult]:
     data = open_data(config.data, home.cache)
     seen = TrainingData(10, data.train, data.val, data.mean, data.std)
     device = torch.device("cpu")
-    return list(train(config, seen, Unattended(), device=device, cache=home.cache))
+    return list(train(config, seen, NullControl(), device=device, cache=home.cache))
 
 
 def losses(results: list[EpochResult]) -> list[tuple[float, float]]:

@@ -14,7 +14,7 @@ from filelock import FileLock
 
 import hpo.data.cache
 from hpo.config.train import TrainConfig
-from hpo.control import Unattended
+from hpo.control import NullControl
 from hpo.data.dataset import (
     concat,
     open_data,
@@ -76,7 +76,7 @@ def seen(settings: TrainConfig, cache: Path) -> TrainingData:
 def run(
     settings: TrainConfig, cache: Path, *, kept: bool = True, data: Any = None, **options: Any
 ) -> list[EpochResult]:
-    control = options.pop("control", Unattended())
+    control = options.pop("control", NullControl())
     data = data or seen(settings, cache)
     given = cache if kept else None
     return list(train(settings, data, control, device=CPU, cache=given, **options))
@@ -200,11 +200,11 @@ def test_what_is_kept_is_what_the_layers_give(folder: Path, tmp_path: Path) -> N
     cache, settings = tmp_path / "cache", config(folder)
     data = seen(settings, cache)
     learner = Learner(settings, classes=3, device=CPU)
-    how = feature_cache.Preparation(data.mean, data.std, settings, CPU)
-    cut = feature_cache.frozen_cut(learner.model, learner.frozen, settings, CPU)
+    how = feature_cache.Preprocessing(data.mean, data.std, settings, CPU)
+    cut = feature_cache.find_cut(learner.model, learner.frozen, settings, CPU)
     assert cut is not None
     views = inputs.views(settings, data)
-    kept = feature_cache.keep(learner.model, cut, how, views, cache, Unattended(), epoch=1)
+    kept = feature_cache.build_cache(learner.model, cut, how, views, cache, NullControl(), epoch=1)
     assert [images for images, _ in kept] == [data.train, data.val]
     begun = cut.prefix(learner.model).eval()
     for (images, _), found in kept.items():
@@ -240,7 +240,7 @@ def test_the_weights_are_the_whole_network(folder: Path, tmp_path: Path) -> None
         data.val, mean=data.mean, std=data.std, image_size=16, batch_size=16, device=CPU
     )
     found = evaluate(
-        model, batches, classes=3, device=CPU, precision="float32", control=Unattended()
+        model, batches, classes=3, device=CPU, precision="float32", control=NullControl()
     )
     assert found.top1 == results[best - 1].metrics["val_top1"]
     assert found.loss == pytest.approx(results[best - 1].metrics["val_loss"], rel=1e-5)
@@ -355,7 +355,7 @@ def test_a_full_disk_ends_no_training(
     assert "does not fit: the disk mounted at" in caplog.text
 
 
-class Asked(Unattended):
+class Asked(NullControl):
     """Ends the training at the n-th question, and keeps what it was told."""
 
     def __init__(self, end: int) -> None:
@@ -401,7 +401,7 @@ def test_waiting_for_another_can_be_stopped(
     assert len(run(settings, cache)) == 3
 
 
-class Dies(Unattended):
+class Dies(NullControl):
     """Ends its process, as kill -9 would, at the n-th question."""
 
     def __init__(self, end: int) -> None:

@@ -58,8 +58,8 @@ from hpo.training.checkpoint import Checkpoint
 from hpo.training.train import (
     EpochResult,
     TrainingData,
-    combined,
-    of_fold,
+    fold_config,
+    mean_over_folds,
 )
 from tests.harness.fakes import study_file
 from tests.harness.images import make_folder
@@ -100,7 +100,7 @@ def test_an_epoch_is_the_mean_of_networks_that_were_trained_alone() -> None:
     made = folded(schedule={"name": "cosine"}, epochs=3)
     together = run(made)
     alone = [
-        numbers(list(train.train(of_fold(made, i, 3), one, StopsAt(10**9), device=CPU)))
+        numbers(list(train.train(fold_config(made, i, 3), one, StopsAt(10**9), device=CPU)))
         for i, one in enumerate(FOLDS)
     ]
     for epoch, found in enumerate(together):
@@ -110,16 +110,18 @@ def test_an_epoch_is_the_mean_of_networks_that_were_trained_alone() -> None:
         assert found.metrics["val_top1_std"] == pytest.approx(
             statistics.stdev(x["val_top1"] for x in each)
         )
-    assert len({of_fold(made, i, 3).seed for i in range(3)} | {made.seed}) == 4
-    assert of_fold(made, 0, 1) is made
+    assert len({fold_config(made, i, 3).seed for i in range(3)} | {made.seed}) == 4
+    assert fold_config(made, 0, 1) is made
 
 
 def test_seconds_add_up_and_memory_is_the_most() -> None:
     base = {"seconds": 2.0, "peak_memory_mb": 5.0, "val_loss": 1.0}
-    found = combined([base, base | {"peak_memory_mb": 7.0, "val_loss": math.nan}], "val_loss")
+    found = mean_over_folds(
+        [base, base | {"peak_memory_mb": 7.0, "val_loss": math.nan}], "val_loss"
+    )
     assert (found["seconds"], found["peak_memory_mb"]) == (4.0, 7.0)
     assert math.isnan(found["val_loss"])
-    assert combined([base], "val_loss") == base
+    assert mean_over_folds([base], "val_loss") == base
 
 
 WAYS: dict[str, dict[str, Any]] = {

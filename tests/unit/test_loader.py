@@ -242,8 +242,8 @@ def _helpers() -> list[threading.Thread]:
 
 
 def test_items_made_ahead_keep_order_and_errors() -> None:
-    assert list(loader._ahead(_numbers())) == list(range(1, 100))
-    failing = loader._ahead(_numbers(fail_at=3))
+    assert list(loader._prefetch(_numbers())) == list(range(1, 100))
+    failing = loader._prefetch(_numbers(fail_at=3))
     assert [next(failing), next(failing)] == [1, 2]
     with pytest.raises(ValueError, match="at 3"):
         next(failing)
@@ -251,7 +251,7 @@ def test_items_made_ahead_keep_order_and_errors() -> None:
 
 
 def test_closing_ends_the_thread_that_works_ahead() -> None:
-    ahead = loader._ahead(_numbers())
+    ahead = loader._prefetch(_numbers())
     assert next(ahead) == 1
     assert _helpers()
     ahead.close()

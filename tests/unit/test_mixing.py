@@ -43,7 +43,7 @@ def _soft(labels: Mixed, classes: int = 4) -> torch.Tensor:
 
 
 def test_mixup_equals_torchvision() -> None:
-    pictures, labels = ops.apply(*_batch(), Mix(0.7))
+    pictures, labels = ops.mix_batch(*_batch(), Mix(0.7))
     wanted, soft = _theirs(v2.MixUp(num_classes=4), {"lam": 0.7})
     torch.testing.assert_close(pictures, wanted)
     torch.testing.assert_close(_soft(labels), soft)
@@ -51,7 +51,7 @@ def test_mixup_equals_torchvision() -> None:
 
 def test_cutmix_equals_torchvision() -> None:
     weight = 1 - 4 * 7 / 144
-    pictures, labels = ops.apply(*_batch(), Mix(weight, (2, 3, 6, 10)))
+    pictures, labels = ops.mix_batch(*_batch(), Mix(weight, (2, 3, 6, 10)))
     params = {"box": (3, 2, 10, 6), "lam_adjusted": weight}
     wanted, soft = _theirs(v2.CutMix(num_classes=4), params)
     assert torch.equal(pictures, wanted)
@@ -60,7 +60,7 @@ def test_cutmix_equals_torchvision() -> None:
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
 def test_weights_of_mixup_are_betas(alpha: float) -> None:
-    drawn = ops.draw(AugmentConfig(mixup=alpha), 32, STEPS, 0, 1)
+    drawn = ops.draw_mixes(AugmentConfig(mixup=alpha), 32, STEPS, 0, 1)
     weights = torch.tensor([mix.weight for mix in drawn if mix and mix.box is None])
     assert len(weights) == STEPS
     variance = 1 / (4 * (2 * alpha + 1))
@@ -69,7 +69,7 @@ def test_weights_of_mixup_are_betas(alpha: float) -> None:
 
 
 def test_boxes_of_cutmix_have_torchvisions_distribution() -> None:
-    drawn = ops.draw(AugmentConfig(cutmix=1.0), 32, STEPS, 0, 1)
+    drawn = ops.draw_mixes(AugmentConfig(cutmix=1.0), 32, STEPS, 0, 1)
     ours = torch.tensor([[*mix.box, mix.weight] for mix in drawn if mix and mix.box])
     assert len(ours) == STEPS
     with torch.random.fork_rng():
@@ -89,13 +89,13 @@ def test_boxes_of_cutmix_have_torchvisions_distribution() -> None:
 
 def test_both_share_the_batches_evenly_and_depend_on_seed_and_epoch() -> None:
     config = AugmentConfig(mixup=0.4, cutmix=1.0)
-    drawn = ops.draw(config, 32, STEPS, 3, 2)
+    drawn = ops.draw_mixes(config, 32, STEPS, 3, 2)
     cuts = sum(mix is not None and mix.box is not None for mix in drawn)
     assert abs(cuts - STEPS / 2) < 4 * math.sqrt(STEPS / 4)
-    assert drawn == ops.draw(config, 32, STEPS, 3, 2)
-    assert drawn != ops.draw(config, 32, STEPS, 3, 3)
-    assert drawn != ops.draw(config, 32, STEPS, 4, 2)
-    assert ops.draw(AugmentConfig(), 32, 3, 0, 1) == [None] * 3
+    assert drawn == ops.draw_mixes(config, 32, STEPS, 3, 2)
+    assert drawn != ops.draw_mixes(config, 32, STEPS, 3, 3)
+    assert drawn != ops.draw_mixes(config, 32, STEPS, 4, 2)
+    assert ops.draw_mixes(AugmentConfig(), 32, 3, 0, 1) == [None] * 3
 
 
 def _learner(micro_batch: int) -> Learner:
@@ -124,8 +124,8 @@ def test_the_loss_gets_both_labels_and_the_larger_weight_counts(
 ) -> None:
     learner, tally = _learner(micro_batch), Tally(torch.device("cpu"))
     learner.model = Reader()
-    learner.skip(None)
-    _, labels = ops.apply(*_batch(), Mix(weight))
+    learner.use_features(None)
+    _, labels = ops.mix_batch(*_batch(), Mix(weight))
     pictures = labels.labels.float()[:, None, None, None].expand(5, 3, 12, 12)
     learner.step((pictures, labels), 1e-3, tally)
     logits = learner.model(pictures)
@@ -138,7 +138,7 @@ def test_the_loss_gets_both_labels_and_the_larger_weight_counts(
 
 
 def test_parts_of_mixed_labels_stay_together() -> None:
-    _, labels = ops.apply(*_batch(), Mix(0.6))
+    _, labels = ops.mix_batch(*_batch(), Mix(0.6))
     parts = labels.tensor_split(2)
     assert [len(part) for part in parts] == [3, 2]
     assert torch.equal(torch.cat([part.labels for part in parts]), labels.labels)

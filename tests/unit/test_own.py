@@ -437,7 +437,7 @@ class TestRatesOfTheBackbone:
             {"epochs": 1, "trainable_blocks": 0}, {"epochs": 1}]}  # fmt: skip
         made = Learner(config(**fields), classes=3, device=CPU)
         assert len(made.optimizer.param_groups) == 1
-        made.begin(made.config.phase_of(2))
+        made.start_phase(made.config.phase_of(2))
         assert len(made.optimizer.param_groups) == 2
 
     @pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop"])

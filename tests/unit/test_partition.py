@@ -20,13 +20,13 @@ from hpo.training.models import (
     Family,
 )
 from hpo.training.partition import (
+    PackedTensor,
     Partition,
-    Piece,
     partition,
 )
 from hpo.training.tracing import (
     MORE,
-    Uncut,
+    CannotPartition,
 )
 from tests.harness import networks
 
@@ -61,7 +61,7 @@ def build(architecture: str, **fields: Any) -> nn.Module:
 def users(make: Callable[[], nn.Module]) -> nn.Module:
     """As `models.build` gives a network of the user's."""
     model = make()
-    places, head = models.parts(model, "nets:build")
+    places, head = models.user_model_parts(model, "nets:build")
     vars(model)[models._OWN] = Family("|".join(map(models.re.escape, places)), head)
     return model
 
@@ -117,7 +117,7 @@ def assert_same(found: Partition, model: nn.Module, frozen: list[nn.Module], siz
 
 
 def shapes(found: Partition) -> list[tuple[int, ...]]:
-    return [leaf.shape for leaf in found.packing.leaves if isinstance(leaf, Piece)]
+    return [leaf.shape for leaf in found.packing.leaves if isinstance(leaf, PackedTensor)]
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_ones_own(make: Any, trainable_blocks: int, crossing: list[tuple[int, ..
     ],
 )
 def test_what_cannot_be_cut_is_said(make: Any, trainable_blocks: int, reason: str) -> None:
-    with pytest.raises(Uncut) as told:
+    with pytest.raises(CannotPartition) as told:
         cut(users(make), trainable_blocks, 8)
     assert str(told.value).startswith(reason)
     assert "\n" not in str(told.value)
@@ -253,7 +253,9 @@ def test_the_cut_moves_back_to_what_is_worth_its_bytes(
     found, frozen = cut(users(lambda: model), 0, 8, most)
     assert shapes(found) == crossing
     assert_same(found, model, frozen, 8)
-    with pytest.raises(Uncut, match="2,048 bytes for an image are more than is worth keeping"):
+    with pytest.raises(
+        CannotPartition, match="2,048 bytes for an image are more than is worth keeping"
+    ):
         cut(model, 0, 8, 1023)
 
 

@@ -259,7 +259,7 @@ def test_features_frozen_then_the_first_ten_blocks_of_mobilenet() -> None:
         }
 
     assert {name.split(".")[0] for name in learning()} == {"classifier"}
-    made.begin(made.config.phase_of(6))
+    made.start_phase(made.config.phase_of(6))
     features = {name for name in learning() if name.startswith("features")}
     assert features == {f"features.{number}" for number in range(10)}
     made.train_mode()

@@ -49,7 +49,7 @@ def _pictures(count: int, size: int = 24) -> torch.Tensor:
 
 def _applied(pixels: torch.Tensor, kinds: torch.Tensor, amounts: torch.Tensor) -> torch.Tensor:
     warps = policies.matrices(kinds, amounts, pixels.shape[1])
-    return policies.apply(pixels.clone(), kinds, amounts, warps)
+    return policies.apply_operations(pixels.clone(), kinds, amounts, warps)
 
 
 def _theirs(policy: str, picture: torch.Tensor, name: str, amount: float) -> torch.Tensor:
@@ -106,7 +106,9 @@ def test_each_operation_equals_torchvisions(policy: Any, name: str) -> None:
 
 def test_rounds_follow_each_other_on_each_picture() -> None:
     pixels = _pictures(40)
-    kinds, amounts = policies.draw("randaugment", 40, 3, 9, 24, torch.Generator().manual_seed(5))
+    kinds, amounts = policies.draw_operations(
+        "randaugment", 40, 3, 9, 24, torch.Generator().manual_seed(5)
+    )
     found = _applied(pixels, kinds, amounts)
     wanted = []
     for picture, column, values in zip(pixels, kinds, amounts, strict=True):
@@ -122,7 +124,9 @@ def test_rounds_follow_each_other_on_each_picture() -> None:
 @pytest.mark.parametrize(("policy", "magnitude"), [("randaugment", 9), ("trivialaugment", 30)])
 def test_operations_bins_and_signs_are_even(policy: Any, magnitude: int) -> None:
     count = 28_000
-    kinds, amounts = policies.draw(policy, count, 1, magnitude, 32, aug.generator(0, 1, "policy"))
+    kinds, amounts = policies.draw_operations(
+        policy, count, 1, magnitude, 32, aug.generator(0, 1, "policy")
+    )
     found = kinds.flatten().bincount(minlength=14)
     assert (found - count / 14).abs().max() < 4 * math.sqrt(count / 14)
     turns = amounts[kinds == policies.OPERATIONS.index("rotate")]
@@ -136,7 +140,9 @@ def test_operations_bins_and_signs_are_even(policy: Any, magnitude: int) -> None
 
 
 def test_a_smaller_magnitude_narrows_trivialaugment() -> None:
-    kinds, amounts = policies.draw("trivialaugment", 5_000, 1, 10, 32, aug.generator(0, 1, "p"))
+    kinds, amounts = policies.draw_operations(
+        "trivialaugment", 5_000, 1, 10, 32, aug.generator(0, 1, "p")
+    )
     turns = amounts[kinds == policies.OPERATIONS.index("rotate")].abs()
     assert turns.max() == 45.0
     assert len(turns.unique()) == 11

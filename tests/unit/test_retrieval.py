@@ -21,7 +21,7 @@ from hpo.config.retrieval import (
 )
 from hpo.config.study import parse_study
 from hpo.config.train import TrainConfig
-from hpo.control import Unattended
+from hpo.control import NullControl
 from hpo.errors import (
     ConfigError,
     DataError,
@@ -290,7 +290,7 @@ def test_features_are_what_the_classifier_gets() -> None:
     batch = torch.rand(5, 3, 8, 8)
     images = Pictures(5, 0)
     told, _ = embed(network, images, [(batch, torch.from_numpy(images.labels))], classes=3,
-                    device=CPU, precision="float32", control=Unattended())  # fmt: skip
+                    device=CPU, precision="float32", control=NullControl())  # fmt: skip
     with torch.no_grad():
         expected = network.eval().features(batch).mean((2, 3))  # type: ignore[operator]
     np.testing.assert_allclose(told.features, expected.numpy(), rtol=1e-5)
@@ -308,7 +308,7 @@ def test_equal_pixels_are_one_picture() -> None:
 
 
 def run(settings: TrainConfig, **options: Any) -> list[EpochResult]:
-    return list(train(settings, DATA, Unattended(), device=CPU, **options))
+    return list(train(settings, DATA, NullControl(), device=CPU, **options))
 
 
 def test_a_frozen_network_is_one_epoch_and_does_not_learn() -> None:

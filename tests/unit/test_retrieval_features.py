@@ -157,7 +157,7 @@ def test_retraining_takes_the_features_of_the_search(
     home = Home(tmp_path / "home")
     with_kept = retrained(folder, home.cache, tmp_path / "one", home)
     assert counted.parts == 2
-    monkeypatch.setattr(feature_cache, "frozen_cut", lambda *_: None)
+    monkeypatch.setattr(feature_cache, "find_cut", lambda *_: None)
     without = retrained(folder, home.cache, tmp_path / "two", home)
     one, other = (Index.load(run.seeds[0].files.index) for run in (with_kept, without))
     assert one.gallery.identities == other.gallery.identities
@@ -168,4 +168,4 @@ def test_retraining_takes_the_features_of_the_search(
 
 @pytest.mark.parametrize(("side", "most"), [(16, 64), (224, 64), (448, 16), (600, 8), (1024, 3)])
 def test_of_large_pictures_fewer_are_computed_at_once(side: int, most: int) -> None:
-    assert feature_cache.at_once(side) == most
+    assert feature_cache.images_at_once(side) == most

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from hpo.config.train import TrainConfig
-from hpo.control import Unattended
+from hpo.control import NullControl
 from hpo.data.dataset import open_data
 from hpo.errors import (
     Damaged,
@@ -81,7 +81,7 @@ def test_real_digits_are_learned(tmp_path: Path) -> None:
     assert run(settings, seen)[-1].metrics["val_top1"] > 0.9
 
 
-class StopsAt(Unattended):
+class StopsAt(NullControl):
     """Interrupts before the n-th step."""
 
     def __init__(self, steps: int) -> None:
@@ -204,7 +204,7 @@ def test_another_configuration_cannot_resume(tmp_path: Path) -> None:
         run(config(epochs=2, optimizer={"lr": 0.1}), resume=results[0].checkpoint)
 
 
-class Counts(Unattended):
+class Counts(NullControl):
     def __init__(self) -> None:
         self.seen: list[tuple[int, int]] = []
 
@@ -285,7 +285,7 @@ def test_evaluation_of_known_logits() -> None:
     labels = torch.tensor([0, 1, 2])
     batches = [(logits[:2], labels[:2]), (logits[2:], labels[2:])]
     found = evaluate(
-        nn.Identity(), batches, classes=3, device=CPU, precision="float32", control=Unattended()
+        nn.Identity(), batches, classes=3, device=CPU, precision="float32", control=NullControl()
     )
     assert found.loss == pytest.approx(nn.functional.cross_entropy(logits, labels).item())
     assert (found.top1, found.top5) == (pytest.approx(2 / 3), 1.0)

@@ -1,8 +1,8 @@
-"""Random changes of training pictures, a batch at a time, with an explicit generator.
+"""Random changes of training images, a batch at a time, with an explicit generator.
 
-All draws of an epoch are made beforehand, on the CPU, from (seed, epoch, what is drawn): they are
-the same on every device, and one augmentation does not shift the draws of another. The order is
-fixed: crop, flips, policy, one resampling by a matrix per picture, colour, erasing, mixing.
+All parameters of an epoch are drawn beforehand, on the CPU, from (seed, epoch, purpose): they are
+the same on every device, and one augmentation does not shift the parameters of another. The order
+is fixed: crop, flips, policy, one resampling by a matrix per image, colour, erasing, mixing.
 """
 
 from hpo.training.augment.ops import (
@@ -11,10 +11,18 @@ from hpo.training.augment.ops import (
     generator,
 )
 from hpo.training.augment.params import (
-    Draws,
-    apply,
-    draw,
-    prepare,
+    AugmentParams,
+    apply_float,
+    apply_uint8,
+    draw_params,
 )
 
-__all__ = ["Draws", "apply", "centre", "draw", "erase", "generator", "prepare"]
+__all__ = [
+    "AugmentParams",
+    "apply_float",
+    "apply_uint8",
+    "centre",
+    "draw_params",
+    "erase",
+    "generator",
+]

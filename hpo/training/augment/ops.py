@@ -1,12 +1,12 @@
 """Augmentation operations on batches of images: crops, flips, colour, warps, erasing, mixing.
 
-A box is (top, left, height, width) in the pixels of the picture; a crop may reach outside, where
-the picture is black.
+A box is (top, left, height, width) in pixels of the image; a crop may extend beyond the image,
+which is black there.
 
-A matrix, (B, 3, 3), takes homogeneous (x, y, 1) of the result to the picture, both in -1..1 with
-the centre at 0. What happens to the picture first stands first in a product.
+A matrix, (B, 3, 3), maps homogeneous (x, y, 1) of the result to the input image, both in -1..1 with
+the centre at 0. The transformation that is applied first comes first in a product.
 
-mixed with itself, shifted by one picture, and one weight holds for the whole batch.
+itself shifted by one image, with one weight for the whole batch.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from hpo.config.augment import AugmentConfig
 
 
 def seed_of(seed: int, epoch: int, purpose: str) -> int:
-    """A number of 63 bits that depends on nothing but its arguments."""
+    """Return a 63-bit seed that depends on nothing but the arguments."""
     digest = hashlib.blake2b(f"{seed}/{epoch}/{purpose}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def generator(seed: int, epoch: int, purpose: str) -> torch.Generator:
-    """A CPU generator that depends on nothing but its arguments."""
+    """Return a CPU generator that depends on nothing but the arguments."""
     return torch.Generator().manual_seed(seed_of(seed, epoch, purpose))
 
 
@@ -39,12 +39,13 @@ _CACHED = 200_000  # floats
 
 
 def at_once(batch: Tensor) -> int:
-    """A CPU is quickest with what fits its cache, a GPU with everything at once."""
+    """Return how many images to process at once: as many as fit the cache of a CPU, all on a
+    GPU."""
     return len(batch) if batch.is_cuda else max(1, _CACHED // batch[0].numel())
 
 
 def moved(values: Tensor, device: torch.device) -> Tensor:
-    """`values` of the host on `device`, without waiting for the copy."""
+    """Copy `values` from the host to `device` without waiting for the copy."""
     if device.type != "cuda":
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)
@@ -56,13 +57,14 @@ _ERASED_ASPECTS = 1 / 3.3, 1 / 0.3  # width by height; torchvision has it the ot
 
 
 def centre(sizes: Tensor, size: int) -> Tensor:
-    """(N, 4) boxes of torchvision's CenterCrop, which rounds halves to even."""
+    """Return (N, 4) boxes of torchvision's CenterCrop, which rounds halves to even."""
     corner = ((sizes - size) / 2).round().long()
     return torch.cat([corner, torch.full_like(corner, size)], 1)
 
 
 def padded_crop(sizes: Tensor, padding: int, size: int, source: torch.Generator) -> Tensor:
-    """(N, 4) boxes of `size` x `size` anywhere in pictures with `padding` black pixels around."""
+    """Draw (N, 4) boxes of `size` x `size` anywhere in images padded with `padding` black
+    pixels."""
     room = sizes + 2 * padding - size + 1
     corner = below(room, source) - padding
     return torch.cat([corner, torch.full_like(corner, size)], 1)
@@ -71,15 +73,15 @@ def padded_crop(sizes: Tensor, padding: int, size: int, source: torch.Generator)
 def random_resized_crop(
     sizes: Tensor, scale: tuple[float, float], source: torch.Generator
 ) -> Tensor:
-    """(N, 4) boxes as torchvision's RandomResizedCrop draws them: part of the area uniform in
-    `scale`, aspect ratio log-uniform in 3/4..4/3, ten tries, else the largest centred box."""
+    """Draw (N, 4) boxes as torchvision's RandomResizedCrop does: area fraction uniform in `scale`,
+    aspect ratio log-uniform in 3/4..4/3, ten attempts, otherwise the largest centred box."""
     whole = _largest_centred(*sizes.double().unbind(1))
     return _ten_tries(sizes, sizes, scale, _ASPECTS, source, otherwise=whole)
 
 
 def erased(count: int, probability: float, size: int, source: torch.Generator) -> Tensor:
-    """(N, 4) boxes as torchvision's RandomErasing draws them in pictures of `size` pixels: smaller
-    than the picture, else after ten tries nothing. Nothing is a box of zeros."""
+    """Draw (N, 4) boxes as torchvision's RandomErasing does in images of `size` pixels: smaller
+    than the image, or after ten attempts nothing, which is a box of zeros."""
     nothing = torch.zeros(count, 4, dtype=torch.int64)
     chosen = torch.rand(count, generator=source, dtype=torch.float64) < probability
     sizes = torch.full((count, 2), size)
@@ -96,7 +98,8 @@ def _ten_tries(
     *,
     otherwise: Tensor,
 ) -> Tensor:
-    """Boxes of a part of the area uniform in `scale`, of log-uniform aspect, at most `largest`."""
+    """Draw boxes with an area fraction uniform in `scale` and log-uniform aspect ratio, at most
+    `largest`."""
     areas = sizes.double().prod(1)
     low, high = map(math.log, aspects)
     boxes, waiting = otherwise, torch.ones(len(sizes), dtype=torch.bool)
@@ -121,19 +124,20 @@ def _largest_centred(heights: Tensor, widths: Tensor) -> Tensor:
 
 
 def below(room: Tensor, source: torch.Generator) -> Tensor:
-    """Uniform integers from 0 to below `room`."""
+    """Draw uniform integers from 0 to below `room`."""
     values = torch.rand(room.shape, generator=source, dtype=torch.float64)
     return torch.minimum((values * room).long(), room - 1)
 
 
 def horizontal_flip(batch: Tensor, flip: Tensor) -> Tensor:
-    """Mirror those pictures of a (B, S, S, C) batch left to right for which `flip`, (B,), holds.
+    """Mirror left to right the images of a (B, S, S, C) batch for which `flip`, (B,) bool, is true.
     The batch may be overwritten."""
     return _mirrored(batch, flip, axis=2)
 
 
 def vertical_flip(batch: Tensor, flip: Tensor) -> Tensor:
-    """The same from top to bottom."""
+    """Mirror top to bottom the images of a (B, S, S, C) batch for which `flip`, (B,) bool, is true.
+    The batch may be overwritten."""
     return _mirrored(batch, flip, axis=1)
 
 
@@ -146,7 +150,7 @@ def _mirrored(batch: Tensor, flip: Tensor, axis: int) -> Tensor:
 
 
 def erase(batch: Tensor, boxes: Tensor) -> Tensor:
-    """Set what is inside (B, 4) boxes of (B, C, S, S) to 0, in place."""
+    """Set the pixels inside (B, 4) boxes of a (B, C, S, S) batch to 0, in place."""
     if not batch.is_cuda:
         for picture, (top, left, height, width) in zip(batch, boxes.tolist(), strict=True):
             picture[:, top : top + height, left : left + width] = 0
@@ -162,22 +166,23 @@ _GREY = 0.2989, 0.587, 0.114  # ITU-R BT.601, rounded as torchvision has it
 
 
 def brightness(batch: Tensor, factors: Tensor) -> Tensor:
-    """(B, 3, S, S) in 0..1 times (B,) factors."""
+    """Multiply a batch (B, 3, S, S) in 0..1 by factors (B,)."""
     return batch.mul_(per_picture(factors)).clamp_(0, 1)
 
 
 def contrast(batch: Tensor, factors: Tensor) -> Tensor:
-    """Blend with the mean grey of each picture."""
+    """Blend each image with its mean grey by factors (B,)."""
     return _blend(batch, grey(batch).mean((1, 2, 3), keepdim=True), factors)
 
 
 def saturation(batch: Tensor, factors: Tensor) -> Tensor:
-    """Blend with each pixel's grey."""
+    """Blend each image with its grey version by factors (B,)."""
     return _blend(batch, grey(batch), factors)
 
 
 def hue(batch: Tensor, shifts: Tensor) -> Tensor:
-    """Turn the hue by (B,) turns, value and saturation kept (HSV, Smith 1978).
+    """Shift the hue by (B,) turns of the colour circle, keeping value and saturation (HSV, Smith
+    1978).
 
     A channel is value - chroma * clamp(min(k, 4 - k), 0, 1), where k is the hue in sixths of a
     turn, plus 5 for red, 3 for green and 1 for blue, modulo 6.
@@ -200,7 +205,7 @@ def hue(batch: Tensor, shifts: Tensor) -> Tensor:
 
 
 def grayscale(batch: Tensor, chosen: Tensor) -> Tensor:
-    """Take the colour from those pictures for which `chosen`, (B,) bool, holds."""
+    """Convert to grey the images for which `chosen`, (B,) bool, is true."""
     if batch.is_cuda:  # without asking the device which ones
         return torch.where(per_picture(chosen), grey(batch), batch, out=batch)
     for i in chosen.nonzero().flatten().tolist():
@@ -209,13 +214,13 @@ def grayscale(batch: Tensor, chosen: Tensor) -> Tensor:
 
 
 def grey(batch: Tensor) -> Tensor:
-    """(B, 1, S, S) of (B, 3, S, S)."""
+    """Return the (B, 1, S, S) luminance of a (B, 3, S, S) batch."""
     red, green, blue = batch.unbind(1)
     return (_GREY[0] * red + _GREY[1] * green + _GREY[2] * blue)[:, None]
 
 
 def per_picture(values: Tensor) -> Tensor:
-    """(B,) as (B, 1, 1, 1)."""
+    """Reshape (B,) values to (B, 1, 1, 1)."""
     return values[:, None, None, None]
 
 
@@ -225,7 +230,7 @@ def _blend(batch: Tensor, other: Tensor, factors: Tensor) -> Tensor:
 
 
 def rotation(degrees: Tensor) -> Tensor:
-    """(B, 3, 3) matrices that turn pictures counter-clockwise about their centre."""
+    """Return (B, 3, 3) matrices that rotate images counter-clockwise about their centre."""
     angle = torch.deg2rad(degrees.double())
     zero, one = torch.zeros_like(angle), torch.ones_like(angle)
     cos, sin = angle.cos(), angle.sin()
@@ -233,8 +238,9 @@ def rotation(degrees: Tensor) -> Tensor:
 
 
 def affine(shift: Tensor, scale: Tensor, shear: Tensor, size: int) -> Tensor:
-    """(B, 3, 3) matrices of torchvision's affine without a turn: shear by (B,) degrees along the
-    horizontal, enlarge by (B,) factors, then move by (B, 2) pixels of `size`, right and down."""
+    """Return (B, 3, 3) matrices of torchvision's affine without rotation: shear by (B,) degrees
+    horizontally, scale by (B,) factors, then translate by (B, 2) pixels of `size`, right and
+    down."""
     slope, inverse = torch.deg2rad(shear.double()).tan(), 1 / scale.double()
     right, down = (shift.double() * (2 / size)).unbind(1)
     zero, one = torch.zeros_like(slope), torch.ones_like(slope)
@@ -245,9 +251,9 @@ def affine(shift: Tensor, scale: Tensor, shear: Tensor, size: int) -> Tensor:
 
 
 def perspective(corners: Tensor, size: int) -> Tensor:
-    """(B, 3, 3) matrices of torchvision's perspective: the centres of the corner pixels of pictures
-    of `size` move to `corners`, (B, 4, 2) x and y in pixels: top left, top right, bottom right,
-    bottom left, no three of them on a line."""
+    """Return (B, 3, 3) matrices of torchvision's perspective: the centres of the corner pixels of
+    images of `size` move to `corners`, (B, 4, 2) x and y in pixels: top left, top right, bottom
+    right, bottom left, no three of them on a line."""
     start = corner_pixels(size).expand_as(corners)
     x, y = corners.double().unbind(2)
     zero, one = torch.zeros_like(x), torch.ones_like(x)
@@ -263,15 +269,15 @@ def perspective(corners: Tensor, size: int) -> Tensor:
 
 
 def corner_pixels(size: int) -> Tensor:
-    """(4, 2) x and y of the corner pixels, clockwise from the top left."""
+    """Return (4, 2) x and y of the corner pixels, clockwise from the top left."""
     end = size - 1
     return torch.tensor([[0, 0], [end, 0], [end, end], [0, end]], dtype=torch.float64)
 
 
 def warp(batch: Tensor, matrix: Tensor) -> Tensor:
-    """Resample square pictures (B, C, S, S) once, bilinearly, black outside.
+    """Resample square images (B, C, S, S) once, bilinearly, black outside.
 
-    `matrix` is (B, 3, 3), or (B, 2, 3) where the last row is 0, 0, 1: that is quicker.
+    `matrix` is (B, 3, 3), or (B, 2, 3) if the last row is 0, 0, 1, which is faster.
     """
     grid = _places(matrix, batch.shape[2])
     if matrix.shape[1] == 3:
@@ -280,8 +286,8 @@ def warp(batch: Tensor, matrix: Tensor) -> Tensor:
 
 
 def _places(matrix: Tensor, size: int) -> Tensor:
-    """(B, S, S, R) products of (B, R, 3) matrices with the centre (x, y, 1) of each pixel: a sum of
-    a row and a column, and so far quicker than a product for each."""
+    """Return (B, S, S, R) products of (B, R, 3) matrices with the centre (x, y, 1) of each pixel,
+    as the sum of a row and a column: far faster than one product per pixel."""
     centres = torch.arange(1 - size, size, 2, device=matrix.device) / size
     across = (matrix[:, :, 0, None] * centres).mT
     down = (matrix[:, :, 1, None] * centres + matrix[:, :, 2, None]).mT
@@ -297,12 +303,12 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Mix:
-    """What happens to one batch."""
+    """How one batch is mixed."""
 
     weight: float
-    """Of a picture's own label, 0..1; the shifted one has the rest."""
+    """Weight of an image's own label, 0..1; the shifted image has the rest."""
     box: Box | None = None
-    """(top, left, bottom, right), cut from the shifted batch; None: a blend by weight."""
+    """(top, left, bottom, right), copied from the shifted batch; None: blend by weight."""
 
 
 @dataclass(frozen=True)
@@ -312,21 +318,24 @@ class Mixed:
     labels: Tensor
     """(B,) int64."""
     others: Tensor
-    """(B,) int64, of what was mixed in."""
+    """(B,) int64 labels of the images mixed in."""
     weight: float
-    """Of `labels`, 0..1; `others` have the rest."""
+    """Weight of `labels`, 0..1; `others` have the rest."""
 
     def __len__(self) -> int:
+        """Return the number of images."""
         return len(self.labels)
 
     def tensor_split(self, parts: int) -> list[Mixed]:
-        """The same for each part of the batch, as `Tensor.tensor_split`."""
+        """Split the batch as `Tensor.tensor_split` does."""
         pairs = zip(self.labels.tensor_split(parts), self.others.tensor_split(parts), strict=True)
         return [Mixed(labels, others, self.weight) for labels, others in pairs]
 
 
-def draw(config: AugmentConfig, size: int, steps: int, seed: int, epoch: int) -> list[Mix | None]:
-    """One Mix for each batch of an epoch, of pictures of `size` pixels; None: not mixed."""
+def draw_mixes(
+    config: AugmentConfig, size: int, steps: int, seed: int, epoch: int
+) -> list[Mix | None]:
+    """Draw one Mix for each batch of an epoch, for images of `size` pixels; None: not mixed."""
     if not config.mixup and not config.cutmix:
         return [None] * steps
     source = np.random.default_rng(seed_of(seed, epoch, "mix"))
@@ -340,7 +349,8 @@ def draw(config: AugmentConfig, size: int, steps: int, seed: int, epoch: int) ->
 
 
 def _cut(weight: float, size: int, source: np.random.Generator) -> Mix:
-    """A square of 1 - weight of the area around any pixel; what lies outside does not count."""
+    """Draw a square of 1 - weight of the area centred on any pixel; the part outside the image does
+    not count."""
     y, x = source.integers(size, size=2).tolist()
     half = int(0.5 * math.sqrt(1 - weight) * size)
     top, left = max(y - half, 0), max(x - half, 0)
@@ -348,8 +358,8 @@ def _cut(weight: float, size: int, source: np.random.Generator) -> Mix:
     return Mix(1 - (bottom - top) * (right - left) / size**2, (top, left, bottom, right))
 
 
-def apply(pictures: Tensor, labels: Tensor, mix: Mix) -> tuple[Tensor, Mixed]:
-    """Mix (B, C, S, S) pictures, in place, and their (B,) labels."""
+def mix_batch(pictures: Tensor, labels: Tensor, mix: Mix) -> tuple[Tensor, Mixed]:
+    """Mix (B, C, S, S) images, in place, and their (B,) labels."""
     shifted = pictures.roll(1, 0)
     if mix.box is None:
         pictures.mul_(mix.weight).add_(shifted, alpha=1 - mix.weight)
@@ -361,14 +371,14 @@ def apply(pictures: Tensor, labels: Tensor, mix: Mix) -> tuple[Tensor, Mixed]:
 
 
 def mean_loss(labels: Tensor | Mixed, loss: Callable[[Tensor], Tensor]) -> Tensor:
-    """`loss` of the labels; of mixed ones both losses by their weights."""
+    """Return `loss` of the labels; for mixed labels, both losses weighted."""
     if isinstance(labels, Tensor):
         return loss(labels)
     return labels.weight * loss(labels.labels) + (1 - labels.weight) * loss(labels.others)
 
 
 def dominant(labels: Tensor | Mixed) -> Tensor:
-    """(B,) int64: of mixed labels those of the larger weight."""
+    """Return (B,) int64 labels; for mixed labels, those with the larger weight."""
     if isinstance(labels, Tensor):
         return labels
     return labels.labels if labels.weight >= 0.5 else labels.others

@@ -1,4 +1,4 @@
-"""What happens to each picture of an epoch: drawn beforehand, applied batch by batch."""
+"""Augmentation parameters of an epoch: drawn beforehand, applied batch by batch."""
 
 from __future__ import annotations
 
@@ -17,29 +17,30 @@ from hpo.training.augment import (
 from hpo.training.augment.ops import at_once, generator, moved
 
 _VIEWS = -1
-"""The seed of cached views, which no training has."""
+"""Seed of cached views, which no training can have."""
 
 
 @dataclass(frozen=True)
-class Draws:
-    """What happens to each of N pictures, in the order in which they are shown; None: nothing."""
+class AugmentParams:
+    """Augmentation parameters of N images, in the order of the epoch; None: this augmentation is
+    off."""
 
     boxes: Tensor | None = None
-    """(N, 4) int64; None: the centre."""
+    """(N, 4) int64 crop boxes; None: centre crops."""
     flip: Tensor | None = None
-    """(N,) bool: left to right."""
+    """(N,) bool: mirror left to right."""
     vertical_flip: Tensor | None = None
     """(N,) bool."""
     operations: Tensor | None = None
-    """(N, rounds) int64, on the host: see `policies`."""
+    """(N, rounds) int64, on the host: indices of `policies.OPERATIONS`."""
     amounts: Tensor | None = None
     """(N, rounds): magnitudes of the operations."""
     warps: Tensor | None = None
-    """(N, rounds, 2, 3): matrices of those that are geometric."""
+    """(N, rounds, 2, 3): matrices of the geometric operations."""
     matrix: Tensor | None = None
     """(N, 3, 3), or (N, 2, 3) without perspective: see `geometry.warp`."""
     brightness: Tensor | None = None
-    """(N,) factors; contrast and saturation likewise."""
+    """(N,) factors, as for contrast and saturation."""
     contrast: Tensor | None = None
     saturation: Tensor | None = None
     hue: Tensor | None = None
@@ -47,29 +48,32 @@ class Draws:
     grayscale: Tensor | None = None
     """(N,) bool."""
     erased: Tensor | None = None
-    """(N, 4) int64: boxes."""
+    """(N, 4) int64: erased boxes."""
 
     @property
     def colours(self) -> list[tuple[Callable[[Tensor, Tensor], Tensor], Tensor]]:
-        """The changes of colour that are on, in their order."""
+        """The enabled colour changes with their values, in order."""
         names = ("brightness", "contrast", "saturation", "hue", "grayscale")
         drawn = [(getattr(ops, name), getattr(self, name)) for name in names]
         return [(change, amounts) for change, amounts in drawn if amounts is not None]
 
-    def __getitem__(self, part: slice | Tensor) -> Draws:
+    def __getitem__(self, part: slice | Tensor) -> AugmentParams:
+        """Return the parameters of some of the images."""
         return self._each(lambda values: values[part])
 
-    def to(self, device: torch.device) -> Draws:
-        """On `device`, without waiting for the copy, but for `operations`."""
+    def to(self, device: torch.device) -> AugmentParams:
+        """Copy to `device` without waiting, except `operations`, which stay on the host."""
         there = self._each(lambda values: moved(values, device))
         return replace(there, operations=self.operations)
 
-    def _each(self, function: Callable[[Tensor], Tensor]) -> Draws:
+    def _each(self, function: Callable[[Tensor], Tensor]) -> AugmentParams:
         values = {one.name: getattr(self, one.name) for one in fields(self)}
-        return Draws(**{name: None if v is None else function(v) for name, v in values.items()})
+        return AugmentParams(
+            **{name: None if v is None else function(v) for name, v in values.items()}
+        )
 
 
-def draw(
+def draw_params(
     config: AugmentConfig,
     sizes: Tensor,
     size: int,
@@ -77,21 +81,21 @@ def draw(
     epoch: int = 0,
     *,
     view: int | None = None,
-) -> Draws:
-    """All draws of an epoch for pictures of `sizes`, (N, 2) heights and widths, that end up as
+) -> AugmentParams:
+    """Draw all parameters of an epoch for images of `sizes`, (N, 2) heights and widths, that become
     squares of `size` pixels.
 
-    With `view`, those of that view of the N pictures, whatever the seed and the epoch; the order of
-    `sizes` must then be that of the data set.
+    With `view`, return those of that cached view of the N images, independent of seed and epoch;
+    `sizes` must then be in the order of the data set.
     """
     if view is not None:
         seed, epoch = _VIEWS, view
-    return _Drawer(config.scaled(), sizes, size, seed, epoch).all()
+    return _ParamSampler(config.scaled(), sizes, size, seed, epoch).all()
 
 
 @dataclass(frozen=True)
-class _Drawer:
-    """Each kind of draw has a generator of its own, so that none shifts another."""
+class _ParamSampler:
+    """Draws each kind of parameter with a generator of its own, so that none shifts another."""
 
     config: AugmentConfig
     sizes: Tensor
@@ -99,10 +103,10 @@ class _Drawer:
     seed: int
     epoch: int
 
-    def all(self) -> Draws:
+    def all(self) -> AugmentParams:
         config = self.config
         operations, amounts, warps = self.policy()
-        return Draws(
+        return AugmentParams(
             boxes=self.crops(),
             flip=self.chosen("flip", config.horizontal_flip),
             vertical_flip=self.chosen("vertical_flip", config.vertical_flip),
@@ -146,13 +150,13 @@ class _Drawer:
             return None, None, None
         rounds = self.config.policy_ops if policy == "randaugment" else 1
         source, magnitude = self.source("policy"), self.config.magnitude
-        kinds, amounts = policies.draw(
+        kinds, amounts = policies.draw_operations(
             policy, len(self.sizes), rounds, magnitude, self.size, source
         )
         return kinds, amounts, policies.matrices(kinds, amounts, self.size)
 
     def matrix(self) -> Tensor | None:
-        """Rotation, affine and perspective as one matrix for each picture."""
+        """Combine rotation, affine and perspective into one matrix per image."""
         config = self.config
         parts = []
         if config.rotation:
@@ -166,7 +170,7 @@ class _Drawer:
         return reduce(torch.matmul, parts)[:, :2] if parts else None
 
     def affine(self) -> Tensor:
-        """Shifts are whole pixels, as torchvision's RandomAffine draws them."""
+        """Draw affine matrices; shifts are whole pixels, as in torchvision's RandomAffine."""
         most = self.config.translate * self.size
         shift = [self.uniform(f"translate {axis}", -most, most) for axis in "xy"]
         scale = self.uniform("scale", *(self.config.scale or (1.0, 1.0)))
@@ -174,7 +178,8 @@ class _Drawer:
         return ops.affine(torch.stack(shift, 1).round(), scale, shear, self.size)
 
     def perspective(self) -> Tensor:
-        """Each corner moves inwards by whole pixels, as torchvision's RandomPerspective has it."""
+        """Draw perspective matrices; each corner moves inwards by whole pixels, as in torchvision's
+        RandomPerspective."""
         count, source = len(self.sizes), self.source("perspective")
         most = int(self.config.perspective * (self.size // 2))
         moves = ops.below(torch.full((count, 4, 2), most + 1), source)
@@ -191,28 +196,28 @@ class _Drawer:
         return ops.erased(len(self.sizes), probability, self.size, self.source("erasing"))
 
 
-def prepare(pixels: Tensor, draws: Draws) -> Tensor:
-    """Flip (B, S, S, 3) uint8 pictures and apply the policy. The batch may be overwritten."""
-    if draws.flip is not None:
-        pixels = ops.horizontal_flip(pixels, draws.flip)
-    if draws.vertical_flip is not None:
-        pixels = ops.vertical_flip(pixels, draws.vertical_flip)
-    if draws.operations is None or draws.amounts is None or draws.warps is None:
+def apply_uint8(pixels: Tensor, params: AugmentParams) -> Tensor:
+    """Flip (B, S, S, 3) uint8 images and apply the policy. The batch may be overwritten."""
+    if params.flip is not None:
+        pixels = ops.horizontal_flip(pixels, params.flip)
+    if params.vertical_flip is not None:
+        pixels = ops.vertical_flip(pixels, params.vertical_flip)
+    if params.operations is None or params.amounts is None or params.warps is None:
         return pixels
-    return policies.apply(pixels, draws.operations, draws.amounts, draws.warps)
+    return policies.apply_operations(pixels, params.operations, params.amounts, params.warps)
 
 
-def apply(batch: Tensor, draws: Draws) -> Tensor:
-    """Resample and colour (B, 3, S, S) float32 pictures in 0..1, in place."""
-    colours = draws.colours
-    if draws.matrix is None and not colours:
+def apply_float(batch: Tensor, params: AugmentParams) -> Tensor:
+    """Resample (B, 3, S, S) float32 images in 0..1 and change their colours, in place."""
+    colours = params.colours
+    if params.matrix is None and not colours:
         return batch
     count = at_once(batch)
     for at in range(0, len(batch), count):
         part = slice(at, at + count)
         pictures = batch[part]
-        if draws.matrix is not None:
-            pictures.copy_(ops.warp(pictures, draws.matrix[part]))
+        if params.matrix is not None:
+            pictures.copy_(ops.warp(pictures, params.matrix[part]))
         for change, amounts in colours:
             change(pictures, amounts[part])
     return batch

@@ -1,8 +1,9 @@
-"""RandAugment (Cubuk et al. 2019) and TrivialAugment (Mueller and Hutter 2021).
+"""Augmentation policies: RandAugment (Cubuk et al. 2019) and TrivialAugment (Mueller and Hutter
+2021).
 
 Operations and magnitudes are those of torchvision's RandAugment and TrivialAugmentWide; resampling
-is bilinear, outside is black. Which picture gets which operation is known on the host, so that the
-pictures of one operation are changed together and a device is never asked.
+is bilinear, black outside. The operation of each image is known on the host, so that images with
+the same operation are processed together and the device is never synchronised.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from hpo.training.augment.ops import (
 Policy = Literal["randaugment", "trivialaugment"]
 
 BINS = 31
-"""Magnitudes of each operation, from nothing to the largest."""
+"""Magnitudes of each operation, from none to the largest."""
 OPERATIONS = (
     *("identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate"),
     *("brightness", "color", "contrast", "sharpness"),
@@ -35,10 +36,10 @@ _SIGNED = OPERATIONS[1:10]
 
 
 def magnitudes(policy: Policy, size: int) -> Tensor:
-    """(14, 31) magnitudes of `OPERATIONS` for pictures of `size` pixels, without sign.
+    """Return (14, 31) magnitudes of `OPERATIONS` for images of `size` pixels, without sign.
 
     Shear: tangent; translate: pixels; rotate: degrees; colours and sharpness: distance of the
-    factor from 1; posterize: bits; solarize: threshold in 0..255; else 0.
+    factor from 1; posterize: bits; solarize: threshold in 0..255; otherwise 0.
     """
     wide = policy == "trivialaugment"
     shift, blend = (32.0, 0.99) if wide else (150 / 331 * size, 0.9)
@@ -53,11 +54,11 @@ def magnitudes(policy: Policy, size: int) -> Tensor:
     return table
 
 
-def draw(
+def draw_operations(
     policy: Policy, count: int, rounds: int, magnitude: int, size: int, source: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """(N, rounds) int64 numbers in `OPERATIONS`, and their (N, rounds) float32 magnitudes with
-    sign: of bin `magnitude` for randaugment, of any up to it for trivialaugment."""
+    """Draw (N, rounds) int64 indices of `OPERATIONS` and their (N, rounds) float32 signed
+    magnitudes: of bin `magnitude` for randaugment, of any bin up to it for trivialaugment."""
     shape = (count, rounds)
     kinds = torch.randint(len(OPERATIONS), shape, generator=source)
     bins = torch.randint(magnitude + 1, shape, generator=source)
@@ -70,7 +71,8 @@ def draw(
 
 
 def matrices(kinds: Tensor, amounts: Tensor, size: int) -> Tensor:
-    """(..., 2, 3) float32 matrices for `geometry.warp`, of what is not geometric the identity."""
+    """Return (..., 2, 3) float32 matrices for `geometry.warp`; the identity for operations that are
+    not geometric."""
     chosen = {name: kinds == OPERATIONS.index(name) for name in _GEOMETRIC}
     turns = ops.rotation(torch.where(chosen["rotate"], amounts, 0).flatten())[:, :2]
     result = turns.reshape(*kinds.shape, 2, 3)
@@ -84,10 +86,10 @@ def matrices(kinds: Tensor, amounts: Tensor, size: int) -> Tensor:
     return result
 
 
-def apply(pixels: Tensor, kinds: Tensor, amounts: Tensor, warps: Tensor) -> Tensor:
-    """Change (B, S, S, 3) uint8 pictures, in place, by (B, rounds) operations one after another.
+def apply_operations(pixels: Tensor, kinds: Tensor, amounts: Tensor, warps: Tensor) -> Tensor:
+    """Apply (B, rounds) operations one after another to (B, S, S, 3) uint8 images, in place.
 
-    `kinds` lies on the host, `amounts` and `warps` (see `matrices`) with the pictures.
+    `kinds` is on the host, `amounts` and `warps` (see `matrices`) are on the device of the images.
     """
     for turn, column in enumerate(kinds.unbind(1)):
         order = moved(column.argsort(), pixels.device)
@@ -103,7 +105,7 @@ def apply(pixels: Tensor, kinds: Tensor, amounts: Tensor, warps: Tensor) -> Tens
 def _change(
     pixels: Tensor, chosen: Tensor, values: Tensor, change: Callable[[Tensor, Tensor], Tensor]
 ) -> None:
-    """Change the pictures whose numbers are `chosen`."""
+    """Apply `change` to the images at the indices `chosen`."""
     if not len(chosen):
         return
     for index in torch.split(chosen, at_once(pixels)):
@@ -140,7 +142,7 @@ def _contrast(pictures: Tensor, amounts: Tensor) -> Tensor:
 
 
 def _sharpness(pictures: Tensor, amounts: Tensor) -> Tensor:
-    """Blend with a 3 x 3 mean in which the middle counts five times; the edge stays."""
+    """Blend with a 3 x 3 mean in which the middle counts five times; the border stays."""
     pictures = pictures.contiguous()
     values = pictures.float()
     inside = values[:, :, 1:-1, 1:-1]
@@ -178,7 +180,7 @@ def _autocontrast(pictures: Tensor, _: Tensor) -> Tensor:
 
 
 def _equalize(pictures: Tensor, _: Tensor) -> Tensor:
-    """Spread each channel's histogram evenly, in whole numbers as Pillow does."""
+    """Equalise each channel's histogram, in integers as Pillow does."""
     flat = pictures.contiguous().flatten(2).long()
     counts = torch.zeros(*flat.shape[:2], 256, dtype=torch.int32, device=flat.device)
     counts.scatter_add_(2, flat, counts.new_ones(1).expand_as(flat))
