@@ -1,4 +1,4 @@
-"""How the arithmetic is done: devices by name, what is fastest here, what a step costs."""
+"""Devices by name, the fastest arithmetic on them, and the measured cost of a training step."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ from hpo.training.learner import (
 PRECISIONS = ("float32", "bfloat16")
 FORMATS = ("contiguous", "channels_last")
 CLEARLY = 1.1
-"""How much faster something less simple has to be."""
+"""Factor by which a less simple choice has to be faster."""
 FIRST, SHORT_S = 8, 0.1
-"""Images of a first look, and how long a timed step should take."""
+"""Images of a first trial, and how long a timed step should take."""
 STEPS, ENOUGH_S, HOPELESS = 6, 0.4, 4.0
-"""Steps of each choice; seconds after which fewer do; how much slower than the best so far a choice
-may be before it is dropped. The quickest step counts: others may use the same cores."""
+"""Steps of each choice; seconds after which fewer are enough; slowdown relative to the best so far
+at which a choice is dropped. The fastest step counts: other processes may use the same cores."""
 LONG_S = 2.0
-"""Seconds after which fewer than STEPS do where a cost is told: the median of them."""
+"""Seconds after which fewer than STEPS are enough when a cost is reported, the median of them."""
 
 
 def torch_device(name: str) -> torch.device:
-    """The device called `name`: cpu, cuda, cuda:1, mps. Raises InputError naming those there are
-    when it is unknown or not there."""
+    """Return the device called `name`: cpu, cuda, cuda:1, mps. Raises InputError naming the
+    available devices if it is not one of them."""
     there = available_devices()
     wanted = "cuda:0" if name == "cuda" else name
     if wanted not in there:
@@ -60,7 +60,7 @@ def torch_device(name: str) -> torch.device:
 
 
 def available_devices() -> list[str]:
-    """The devices of this machine on which training works, by name."""
+    """Return the names of the devices of this machine on which training works."""
     found = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     return [*found, "mps"] if torch.backends.mps.is_available() else found
 
@@ -73,11 +73,11 @@ def resolve(
     threads: int,
     tick: ProgressCallback = no_progress,
 ) -> RuntimeConfig:
-    """`config.runtime` without `auto`: what trains this network fastest here, measured on random
-    images; the simpler choice unless another is clearly faster. A precision that this device only
-    imitates is not tried. `threads` stands in for 0; `tick` is called for each choice.
+    """Return `config.runtime` with `auto` replaced by what trains this network fastest on `device`,
+    measured on random images; the simpler choice unless another is clearly faster. A precision that
+    the device only emulates is not tried. `threads` replaces 0; `tick` is called for each choice.
 
-    Costs about a second for a small network.
+    Takes about a second for a small network.
     """
     runtime = config.runtime.model_copy(update={"threads": config.runtime.threads or threads})
     with _threads(runtime.threads):
@@ -101,8 +101,8 @@ def resolve(
 
 
 def hopeless(precision: str, device: torch.device) -> bool:
-    """Whether a few small layers take HOPELESS times as long in `precision` as in float32; takes
-    milliseconds."""
+    """Return whether a few small layers take HOPELESS times as long in `precision` as in float32;
+    takes milliseconds."""
     if precision == "float32":
         return False
     images = torch.zeros(4, 32, 28, 28, device=device)
@@ -116,12 +116,12 @@ def hopeless(precision: str, device: torch.device) -> bool:
 
 
 def fastest(seconds: list[float]) -> int:
-    """The first of `seconds`, simplest first, that no other beats clearly."""
+    """Return the index of the first of `seconds`, simplest first, that no other beats clearly."""
     return next(i for i, own in enumerate(seconds) if own <= CLEARLY * min(seconds))
 
 
 def _few(config: TrainConfig, runtime: RuntimeConfig, classes: int, device: torch.device) -> int:
-    """Images that keep a CPU busy for no longer than a short step, a GPU filled."""
+    """Return how many images keep a CPU busy for no longer than a short step, or fill a GPU."""
     if device.type == "cuda":
         return min(config.batch_size, 64)
     learner = _learner(config, runtime, classes, device)
@@ -138,7 +138,7 @@ def _timed(
     device: torch.device,
     best: float,
 ) -> float:
-    """Seconds of one training step; infinite where it does not fit in memory."""
+    """Return the seconds of one training step; infinity if it does not fit in memory."""
     try:
         learner = _learner(config, runtime, classes, device)
         batch = _random_batch(learner.config, images, classes, device)
@@ -156,7 +156,8 @@ def _learner(
 
 
 def _step_times(learner: Learner, batch: Batch, best: float) -> Iterator[float]:
-    """Seconds of a few steps, the first of which also prepares; no more where it is hopeless."""
+    """Yield the seconds of a few steps, including the first one, which also prepares; stops early
+    if the choice is hopeless."""
     learner.train_mode()
     return _times(lambda: learner.step(batch, lr=1e-6), learner.device, best)
 
@@ -209,18 +210,18 @@ def _threads(count: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class StepCost:
-    """One training step, by measurement."""
+    """The measured cost of one training step."""
 
     seconds: float
-    """The median of a few steps behind the first one, which also prepares."""
+    """Median of a few steps after the first one, which also prepares."""
     peak_memory_mb: float
-    """In MB (10^6 bytes). CUDA: measured. Else: weights, gradients, the optimizer's state, the
-    batch, and what autograd keeps of it. With those of the networks of all folds."""
+    """In MB (10^6 bytes). CUDA: measured. Otherwise: weights, gradients, the optimizer's state, the
+    batch, and the tensors saved by autograd. Includes the networks of all folds."""
     images: int
 
 
 def measure_step(config: TrainConfig, *, classes: int, device: torch.device) -> StepCost:
-    """What a training step of `config` at its batch size costs on `device`, on random images.
+    """Measure a training step of `config` at its batch size on `device`, on random images.
 
     Takes two steps, or a few more in LONG_S. Raises what building the network raises, and
     torch.OutOfMemoryError.
@@ -253,24 +254,24 @@ def measure_step(config: TrainConfig, *, classes: int, device: torch.device) -> 
 
 @dataclass(frozen=True)
 class FeatureCacheCost:
-    """Frozen layers whose outputs are kept (see `hpo.training.feature_cache`), by measurement."""
+    """The measured cost of frozen layers with cached outputs (see `hpo.training.feature_cache`)."""
 
     bytes: int
-    """Of the outputs for one picture."""
+    """Size of the outputs for one image."""
     compute_s: float
-    """Seconds to compute those."""
+    """Seconds to compute them."""
     step_s: float
-    """Seconds of a training step on them; 0 where nothing learns."""
+    """Seconds of a training step on cached outputs; 0 if nothing is trained."""
     images: int
-    """In that step."""
+    """Images in that step."""
 
 
 def measure_feature_cache(
     config: TrainConfig, *, classes: int, device: torch.device
 ) -> FeatureCacheCost | None:
-    """What keeping the outputs of frozen layers costs on `device`, on random images and in the last
-    phase; None where they would not be kept for any limit of the cache. Raises as `measure_step`.
-    """
+    """Measure the cost of caching the outputs of frozen layers on `device`, on random images and in
+    the last phase; return None if they would not be cached whatever the limit of the cache. Raises
+    as `measure_step`."""
     with _threads(config.runtime.threads):
         learner = Learner(
             config, classes=classes, device=device, pretrained=False, epoch=config.epochs
@@ -291,7 +292,8 @@ def measure_feature_cache(
 
 
 def _cached_step_seconds(learner: Learner, rows: Tensor, classes: int) -> float:
-    """Seconds of a step on a batch of outputs, made of the few in `rows`."""
+    """Return the seconds of a step on a batch of cached outputs, repeated from the few in
+    `rows`."""
     index = torch.arange(learner.config.batch_size, device=learner.device)
     batch = rows[index % len(rows)], index % classes
     learner.train_mode()
@@ -300,12 +302,12 @@ def _cached_step_seconds(learner: Learner, rows: Tensor, classes: int) -> float:
 
 
 def _median(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds that `work` takes, by some runs of it."""
+    """Return the median seconds of `work` over a few runs."""
     return statistics.median(_times(work, device, math.inf, LONG_S))
 
 
 class _SavedTensors:
-    """Counts the bytes that autograd keeps for a backward pass, weights apart."""
+    """Counts the bytes that autograd saves for the backward pass, without weights."""
 
     def __init__(self, learner: Learner) -> None:
         self.bytes = 0
@@ -328,7 +330,7 @@ class _SavedTensors:
 
 
 def _held(learner: Learner) -> int:
-    """Bytes of weights, gradients and the optimizer's state."""
+    """Return the bytes of weights, gradients and the optimizer's state."""
     state = [
         value
         for values in learner.optimizer.state.values()

@@ -1,4 +1,5 @@
-"""A network that learns: one optimizer step, micro-batches, an average of its weights."""
+"""A network in training: optimizer steps, micro-batches, and the exponential moving average of its
+weights."""
 
 from __future__ import annotations
 
@@ -33,11 +34,13 @@ from hpo.training.partition import Partition
 
 
 class Average:
-    """A copy of a network, in eval mode, that follows it: after every step each of its tensors
-    moves by 1 - decay towards the network's (Polyak & Juditsky 1992), batch norm's statistics too.
+    """Exponential moving average of a network: a copy in eval mode whose tensors move by 1 - decay
+    towards the network's after every step (Polyak & Juditsky 1992), including batch norm
+    statistics.
 
-    The first steps average over a tenth of what was so far, so that the random start is forgotten:
-    decay is at most (1 + n) / (10 + n) in step n, as in TensorFlow's ExponentialMovingAverage.
+    The first steps average over only a tenth of the steps so far, so that the random initialisation
+    is forgotten: decay is at most (1 + n) / (10 + n) in step n, as in TensorFlow's
+    ExponentialMovingAverage.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -46,7 +49,7 @@ class Average:
         self.updates = 0
 
     def update(self, model: nn.Module) -> None:
-        """Follow `model` after one of its steps."""
+        """Update the average after a step of `model`."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         pairs = list(zip(_tensors(self.model), _tensors(model), strict=True))
@@ -59,31 +62,31 @@ class Average:
                     mine.copy_(theirs)
 
     def load(self, state: Mapping[str, Tensor], updates: int) -> None:
-        """Go on from where another average was."""
+        """Restore the average from a checkpoint."""
         self.model.load_state_dict(state)
         self.updates = updates
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:
-    """Parameters and buffers; what is shared comes once."""
+    """Return parameters and buffers, shared ones once."""
     return [*model.parameters(), *model.buffers()]
 
 
 Batch = tuple[Tensor, Tensor]
 """Images (B, 3, S, S) float32, or features of them, and labels (B,) int64, on one device."""
 MixedBatch = tuple[Tensor, Tensor | ops.Mixed]
-"""The same where mixup or cutmix may have mixed the labels."""
+"""A batch whose labels may be mixed by mixup or cutmix."""
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
 def memory_format(name: str) -> torch.memory_format:
-    """torch's layout for `runtime.memory_format`; auto means contiguous until it is resolved."""
+    """Return torch's layout for `runtime.memory_format`; an unresolved `auto` means contiguous."""
     return FORMATS.get(name, torch.contiguous_format)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Mixed precision where `runtime.precision` asks for it."""
+    """Return the context of mixed precision, if `runtime.precision` asks for it."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
@@ -112,8 +115,8 @@ class Learner:
     """The network and the optimizer of one configuration.
 
     `micro_batch` is the largest number of images computed at once; `epoch` (from 1) decides the
-    phase that it is in. Raises what `models.build` raises, and ConfigError for a loss that cannot
-    be found.
+    initial phase. Raises what `models.build` raises, and ConfigError for a loss that cannot be
+    found.
     """
 
     def __init__(
@@ -146,7 +149,7 @@ class Learner:
         self.start_phase(config.phase_of(epoch))
 
     def start_phase(self, phase: Phase) -> None:
-        """Let the blocks of `phase` learn, with a new optimizer."""
+        """Make the blocks of `phase` trainable, with a new optimizer."""
         self.phase = phase
         self.model.zero_grad(set_to_none=True)
         self.frozen = models.set_trainable(self.model, phase.trainable_blocks)
@@ -155,16 +158,17 @@ class Learner:
         self._learning = [part for group in self.optimizer.param_groups for part in group["params"]]
 
     def set_class_weights(self, class_weights: Tensor) -> None:
-        """Count each class by its weight, (C,) float32 on the device, in the training loss."""
+        """Weight each class in the training loss, (C,) float32 on the device."""
         self._loss_of = make_loss(self.config, class_weights)
 
     @property
     def eval_model(self) -> nn.Module:
-        """The network that is evaluated and kept: the average where there is one."""
+        """Model to evaluate and save: the EMA model if enabled."""
         return self.average.model if self.average else self.model
 
     def use_features(self, cut: Partition | None) -> None:
-        """From now on batches hold what the network before `cut` makes of images; None: images."""
+        """Expect batches of cached features, the outputs before `cut`; with None, batches of
+        images."""
         self._train_forward, self.eval_forward = self.model, self.eval_model
         """What learns from batches, and what is evaluated on them."""
         if cut:
@@ -172,14 +176,14 @@ class Learner:
             self.eval_forward = cut.suffix(self.eval_model) if self.average else self._train_forward
 
     def train_mode(self) -> None:
-        """Dropout and batch norm as in training, but for what is frozen."""
+        """Set training mode, except for frozen modules."""
         self.model.train()
         for part in self.frozen:
             part.eval()
 
     def step(self, batch: MixedBatch, lr: float, tally: Tally | None = None) -> None:
-        """One optimizer step on the mean loss of `batch`, summed over micro-batches. Of mixed
-        labels the one of the larger weight counts as a hit."""
+        """Take one optimizer step on the mean loss of `batch`, accumulated over micro-batches. For
+        mixed labels, the label with the larger weight counts for the accuracy."""
         images, labels = batch
         set_lr(self.optimizer, lr)
         self.optimizer.zero_grad(set_to_none=True)
@@ -198,7 +202,7 @@ class Learner:
             self.average.update(self.model)
 
     def _parts(self, images: int) -> int:
-        """How many micro-batches; batch norm cannot learn from a part of one image."""
+        """Return the number of micro-batches; batch norm cannot train on a single image."""
         parts = math.ceil(images / self.micro_batch)
         return max(1, min(parts, images // 2)) if self.has_batch_norm else parts
 

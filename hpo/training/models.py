@@ -101,7 +101,7 @@ def user_model_parts(model: nn.Module, name: str) -> tuple[list[str], str]:
 
 class SmallCnn(nn.Module):
     """The convolutions of `config`, a pool to a fixed size or none, fully connected layers with
-    dropout before the last. Maps (B, 3, S, S) to (B, classes) logits, S being `image_size`."""
+    dropout before the last. Maps (B, 3, S, S) to (B, classes) logits, with S = `image_size`."""
 
     def __init__(self, config: CnnConfig, classes: int, image_size: int) -> None:
         super().__init__()
@@ -114,12 +114,13 @@ class SmallCnn(nn.Module):
         self.classifier = _cnn_classifier(sizes, classes, config.dropout)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Map (B, 3, S, S) to (B, classes) logits."""
         logits: Tensor = self.classifier(self.flatten(self.avgpool(self.features(images))))
         return logits
 
 
 class Block(nn.Module):
-    """One convolution with what follows it: batch norm, its input added, ReLU, pool."""
+    """One convolution followed by batch norm, residual connection, ReLU and pool."""
 
     def __init__(self, conv: nn.Conv2d, norm: bool, residual: bool, pool: nn.Module) -> None:
         super().__init__()
@@ -130,6 +131,7 @@ class Block(nn.Module):
         self.pool = pool
 
     def forward(self, images: Tensor) -> Tensor:
+        """Apply the block to (B, C, H, W)."""
         out = self.norm(self.conv(images))
         if self.residual:
             out = out + images
@@ -165,8 +167,8 @@ def _pool(kind: str, size: int) -> nn.Module:
 
 
 def _last_side(config: CnnConfig, side: int) -> int:
-    """Side of the last picture: an odd kernel with its padding, and a pool that rounds up, leave
-    the quotient by their stride, rounded up."""
+    """Return the side of the last feature map: an odd kernel with its padding, and a pool that
+    rounds up, divide it by their stride, rounded up."""
     count = len(config.filters)
     steps = zip(repeated(config.strides, count), repeated(config.pool_sizes, count), strict=True)
     for stride, pool in steps:

@@ -1,10 +1,11 @@
-"""A trained network as ONNX files: written, checked against torch, quantised to int8, and run.
+"""ONNX export of a trained network: writing, comparison with torch, quantisation to int8, and
+inference.
 
 onnxruntime quantises the exported file: what is measured is what is shipped, and every architecture
-of torchvision goes through. torch.ao.quantization is deprecated, and its successors want a backend
-chosen for each kind of machine.
+of torchvision works. torch.ao.quantization is deprecated, and its successors require choosing a
+backend for each kind of machine.
 
-Needs the extra `onnx`, which is imported when it is used.
+Needs the extra `onnx`, which is imported on use.
 """
 
 from __future__ import annotations
@@ -30,25 +31,25 @@ from hpo.extras import install_command
 INPUT, OUTPUT = "images", "logits"
 """Names in the file: (batch, 3, S, S) float32 normalised, and (batch, classes) float32."""
 TOLERANCE = 1e-3
-"""The largest difference of a logit between onnxruntime and torch, both in float32 on the CPU, as a
-share of the largest logit, which counts as 1 at the least."""
+"""Largest difference of a logit between onnxruntime and torch, both in float32 on the CPU, relative
+to the largest logit, but at least to 1."""
 LINEAR = ("MatMul", "Gemm")
 COMPUTING = ("Conv", *LINEAR)
-"""Operators that static quantisation turns to int8; sums, norms and softmax stay float32."""
+"""Operators that static quantisation converts to int8; sums, norms and softmax stay float32."""
 WARM_UPS, TIMED = 3, 20
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 
 def require_packages() -> None:
-    """Raise InputError where the extra is not installed."""
+    """Raise InputError if the extra is not installed."""
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise InputError(f"ONNX needs {', '.join(missing)}: {install_command('onnx')}")
 
 
 def export(network: nn.Module, path: Path, *, image_size: int, metadata: Mapping[str, str]) -> None:
-    """Write `network`, on the CPU in eval mode, for batches of any size; `metadata` goes into the
-    file's properties. Raises InputError where it cannot be expressed as ONNX."""
+    """Write `network`, on the CPU in eval mode, for any batch size; `metadata` is stored in the
+    file's properties. Raises InputError if it cannot be expressed as ONNX."""
     import onnx
 
     sample = torch.zeros(2, 3, image_size, image_size)
@@ -75,8 +76,8 @@ def export(network: nn.Module, path: Path, *, image_size: int, metadata: Mapping
 
 
 def _strip(graph: Any) -> None:
-    """Leave out source paths of this machine, and shapes of constants, which quantisation
-    contradicts when it turns them."""
+    """Remove source paths of this machine, and shapes of constants, which quantisation contradicts
+    when it transposes them."""
     for part in (graph, *graph.node, *graph.input, *graph.output):
         del part.metadata_props[:]
         part.doc_string = ""
@@ -84,10 +85,10 @@ def _strip(graph: Any) -> None:
 
 
 class OnnxNetwork:
-    """An ONNX file on the CPU, called as a network is."""
+    """An ONNX file on the CPU, called like a network."""
 
     def __init__(self, path: Path, *, threads: int = 0) -> None:
-        """`threads` of one operator; 0: as many as there are cores."""
+        """Load the file; `threads` per operator, 0: one for each core."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -98,12 +99,12 @@ class OnnxNetwork:
         )
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) float32 to logits (B, C) float32, on the device of `images`."""
+        """Map (B, 3, S, S) float32 to logits (B, C) float32, on the device of `images`."""
         (logits,) = self._session.run([OUTPUT], {INPUT: images.cpu().contiguous().numpy()})
         return torch.from_numpy(logits).to(images.device)
 
     def latency_ms(self, images: Tensor) -> float:
-        """Median milliseconds of the first of `images` alone."""
+        """Return the median milliseconds for the first of `images` alone."""
         seconds = []
         for _ in range(WARM_UPS + TIMED):
             start = time.perf_counter()
@@ -113,8 +114,8 @@ class OnnxNetwork:
 
 
 def difference(network: nn.Module, written: OnnxNetwork, images: Tensor) -> float:
-    """The largest difference of a logit between `network` and what was `written`, on `images` as
-    one batch and on the first alone. Raises HpoError beyond TOLERANCE."""
+    """Return the largest difference of a logit between `network` and the exported file, on `images`
+    as one batch and on the first alone. Raises HpoError above TOLERANCE."""
     batches = (images, images[:1])
     with torch.inference_mode():
         expected = torch.cat([network(batch) for batch in batches])
@@ -132,9 +133,9 @@ def difference(network: nn.Module, written: OnnxNetwork, images: Tensor) -> floa
 def quantize(path: Path, target: Path, kind: str, calibration: Sequence[Tensor]) -> None:
     """Write the network in `path` with int8 weights, per channel, to `target`.
 
-    `dynamic`: of linear layers alone; ranges of their inputs are taken from each batch. `static`:
-    of convolutions too; ranges are the least and the largest values that `calibration`, batches of
-    normalised images, gives. Raises InputError where nothing is to be quantised.
+    `dynamic`: linear layers only; the ranges of their inputs are taken from each batch. `static`:
+    convolutions too; the ranges are the minimum and maximum over `calibration`, batches of
+    normalised images. Raises InputError if nothing can be quantised.
     """
     import onnx
     from onnxruntime import quantization as ort
@@ -162,11 +163,12 @@ def quantize(path: Path, target: Path, kind: str, calibration: Sequence[Tensor])
 
 
 class _Reader:
-    """Batches in the form in which onnxruntime's calibration asks for them."""
+    """Batches in the form that onnxruntime's calibration expects."""
 
     def __init__(self, batches: Sequence[Tensor]) -> None:
         self._batches: Iterator[Tensor] = iter(batches)
 
     def get_next(self) -> dict[str, Any] | None:
+        """Return the next batch; None at the end."""
         batch = next(self._batches, None)
         return None if batch is None else {INPUT: batch.numpy()}

@@ -24,17 +24,18 @@ from hpo.config.train import (
 from hpo.errors import TrialFailed
 
 FACTOR = "lr_factor"
-"""Key of a group of parameters: how many times the learning rate it learns at."""
+"""Key of a parameter group: the multiple of the learning rate that it uses."""
 
 History = Sequence[Mapping[str, float]]
-"""The metrics of the epochs so far, first to last."""
+"""Metrics of the epochs so far, in order."""
 
 
 def make_optimizer(
     model: nn.Module, config: OptimizerConfig, head: nn.Module | None = None
 ) -> Optimizer:
-    """An optimizer over the parameters of `model` that require a gradient; where the backbone has
-    a rate of its own, in two groups: those of `head`, and the others (see `set_lr`)."""
+    """Return an optimizer over the parameters of `model` that require a gradient. If the backbone
+    has its own learning rate, there are two groups: the parameters of `head`, and the others (see
+    `set_lr`)."""
     learning = _groups(model, config.backbone_lr_factor, head)
     lr, decay = config.lr, config.weight_decay
     if config.name == "sgd":
@@ -59,7 +60,8 @@ def _groups(model: nn.Module, factor: float, head: nn.Module | None) -> Any:
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:
-    """The learning rate of the next step: that of the head, the backbone's follows."""
+    """Set the learning rate of the next step: `lr` for the head, a multiple of it for the
+    backbone."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get(FACTOR, 1.0)
 
@@ -67,11 +69,11 @@ def set_lr(optimizer: Optimizer, lr: float) -> None:
 def learning_rates(
     config: TrainConfig, *, epoch: int, steps: int, history: History = ()
 ) -> list[float]:
-    """The learning rate of each of the `steps` steps of `epoch` (from 1).
+    """Return the learning rate of each of the `steps` steps of `epoch` (from 1).
 
     `history` holds the metrics of the epochs before this one. A schedule runs within each phase.
-    Cosine and onecycle begin where the warm-up ends; the other schedules count epochs from the
-    start. Replay keeps below the warm-up of the training that it repeats.
+    Cosine and onecycle begin after the warm-up; the other schedules count epochs from the start.
+    Replay stays below the warm-up of the training that it repeats.
     """
     phase = config.phase_of(epoch)
     warmup = round(config.schedule.warmup_epochs * steps)
@@ -87,7 +89,8 @@ def learning_rates(
 def _rate(
     schedule: ScheduleConfig, highest: float, level: float, step: int, warmup: int, total: int
 ) -> float:
-    """The rate of one step (from 0) out of `total`; `level` is the rate of its epoch."""
+    """Return the learning rate of one step (from 0) out of `total`; `level` is the rate of its
+    epoch."""
     rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
     done, of = max(0, step - warmup), total - warmup
     if schedule.name == "replay":
@@ -100,7 +103,8 @@ def _rate(
 
 
 def _level(schedule: ScheduleConfig, phase: Phase, epoch: int, history: History) -> float:
-    """The rate of a schedule that changes between epochs only; else the largest rate."""
+    """Return the rate of a schedule that changes only between epochs; otherwise the largest
+    rate."""
     if schedule.name == "step":
         drops = (epoch - 1 - phase.start) // schedule.step_size
         return float(phase.lr * schedule.gamma**drops)
@@ -113,14 +117,15 @@ def _level(schedule: ScheduleConfig, phase: Phase, epoch: int, history: History)
 
 
 def _between(start: float, end: float, part: float) -> float:
-    """From start to end along half a cosine (Loshchilov & Hutter 2017, equation 5)."""
+    """Interpolate from start to end along half a cosine (Loshchilov & Hutter 2017, equation 5)."""
     return end + (start - end) * (1 + math.cos(math.pi * part)) / 2
 
 
 def onecycle(step: int, steps: int, pct_start: float) -> float:
-    """Factor of the largest rate: from 1/25 up to 1, then down to 1/250,000, both along a cosine.
+    """Return the multiple of the largest rate: from 1/25 up to 1, then down to 1/250,000, both
+    along a cosine.
 
-    Smith & Topin 2018 with the numbers and the rounding of torch's OneCycleLR.
+    Smith & Topin 2018 with the constants and the rounding of torch's OneCycleLR.
     """
     start, end = 1 / 25, 1 / 25 / 1e4
     top, last = pct_start * steps - 1, steps - 1
@@ -130,8 +135,8 @@ def onecycle(step: int, steps: int, pct_start: float) -> float:
 
 
 def plateau(schedule: ScheduleConfig, lr: float, values: Sequence[float]) -> float:
-    """The rate after epochs of these values of `schedule.metric`, by the rule of torch's
-    ReduceLROnPlateau: a value is better when it beats the best by one part in 10,000."""
+    """Return the rate after epochs with these values of `schedule.metric`, as torch's
+    ReduceLROnPlateau does: a value is better if it beats the best by one part in 10,000."""
     lower = direction(schedule.metric) == "minimize"
     best = math.inf if lower else -math.inf
     bad = 0
@@ -146,7 +151,7 @@ def plateau(schedule: ScheduleConfig, lr: float, values: Sequence[float]) -> flo
 
 
 def should_stop(config: EarlyStoppingConfig, history: History) -> bool:
-    """Whether the last `patience` epochs all failed to improve on the best before them."""
+    """Return whether the last `patience` epochs all failed to improve on the best before them."""
     if config.patience is None:
         return False
     sign = -1.0 if direction(config.metric) == "minimize" else 1.0

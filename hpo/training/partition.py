@@ -1,12 +1,11 @@
-"""A network in two parts, frozen prefix and suffix, and what crosses between them.
+"""A network in two parts: its frozen prefix, which gives the same output for an image in every
+epoch, and the suffix, which is trained or random.
 
-the suffix, which learns or is random.
-
-The network is recorded with torch.fx in training and in evaluation. The prefix is what `forward`
-does, in its order, until a weight learns, the two modes differ, or a step that is tried on noise
-draws random numbers or changes a buffer; the suffix is the rest. What crosses, one or several
-tensors, is packed into a row of bytes for each image. All parts share their modules with the
-network, whose own names of weights stay.
+The network is recorded with torch.fx in training and in evaluation mode. The prefix is what
+`forward` does, in order, until a weight is trainable, the two modes differ, or a step, when tried
+on noise, draws random numbers or changes a buffer; the suffix is the rest. The values that cross,
+one or several tensors, are packed into a row of bytes per image. All parts share their modules with
+the network, which keeps its own names of weights.
 """
 
 from __future__ import annotations
@@ -42,13 +41,14 @@ from hpo.training.tracing import (
 )
 
 ALIGNED = 16
-"""Bytes on which each of several tensors begins in a row."""
+"""Alignment in bytes of each of several tensors in a row."""
 EXACT, ROUGH = 1e-3, 2e-2
-"""Largest difference, as part of the largest value, that is rounding: in float32, and in less."""
+"""Largest difference, relative to the largest value, that counts as rounding: in float32, and in
+lower precision."""
 
 
 class CannotPack(Exception):
-    """Values cannot be kept for each image apart; the reason in a few words."""
+    """Raised, with the reason in a few words, for values that cannot be stored per image."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,12 @@ class PackedTensor:
     start: int
     dtype: torch.dtype
     shape: tuple[int, ...]
-    """For one image."""
+    """Shape for one image."""
     images: int
-    """Which dimension is that of the images."""
+    """Index of the dimension of the images."""
     order: tuple[int, ...]
-    """All dimensions as they follow one another in memory: what computes with the tensor finds the
-    same layout."""
+    """All dimensions in their order in memory, so that the tensor is restored with the same
+    layout."""
 
     @property
     def size(self) -> int:
@@ -72,15 +72,16 @@ class PackedTensor:
 
     @property
     def _stored(self) -> list[int]:
-        """All dimensions as they follow one another in the rows."""
+        """All dimensions in their order in the rows."""
         return [self.images, *(dim for dim in self.order if dim != self.images)]
 
     def pack(self, value: Tensor) -> Tensor:
-        """(B, size) uint8."""
+        """Return (B, size) uint8."""
         stored = value.permute(self._stored)
         return stored.reshape(len(stored), -1).contiguous().view(torch.uint8)
 
     def __call__(self, rows: Tensor) -> Tensor:
+        """Return the tensor from the rows of B images."""
         own = rows[:, self.start : self.start + self.size].contiguous().view(self.dtype)
         sizes = [*self.shape[: self.images], len(rows), *self.shape[self.images :]]
         stored = own.view([sizes[dim] for dim in self._stored])
@@ -90,19 +91,21 @@ class PackedTensor:
 
 @dataclass(frozen=True)
 class Constant:
-    """Something that does not depend on the images."""
+    """A value that does not depend on the images."""
 
     value: Any
 
     def __call__(self, rows: Tensor) -> Any:
+        """Return the value."""
         return self.value
 
 
 @dataclass(frozen=True)
 class BatchSize:
-    """How many images there are."""
+    """The number of images."""
 
     def __call__(self, rows: Tensor) -> int:
+        """Return the number of rows."""
         return len(rows)
 
 
@@ -113,6 +116,7 @@ class Shape:
     sizes: tuple[Constant | BatchSize, ...]
 
     def __call__(self, rows: Tensor) -> torch.Size:
+        """Return the shape for these rows."""
         return torch.Size([size(rows) for size in self.sizes])
 
 
@@ -121,7 +125,7 @@ Leaf = PackedTensor | Constant | BatchSize | Shape
 
 @dataclass(frozen=True)
 class Packing:
-    """How some values are packed."""
+    """How the values that cross are packed."""
 
     leaves: tuple[Leaf, ...]
     size: int
@@ -129,7 +133,7 @@ class Packing:
     _tree: TreeSpec
 
     def pack(self, values: Sequence[Any]) -> Tensor:
-        """(B, size) uint8."""
+        """Return (B, size) uint8."""
         found = [
             functional.pad(rows, (0, _padded(leaf.size) - leaf.size)) if self._several else rows
             for leaf, value in zip(self.leaves, tree_flatten(tuple(values))[0], strict=True)
@@ -139,7 +143,7 @@ class Packing:
         return torch.cat(found, 1) if self._several else found[0]
 
     def unpack(self, rows: Tensor) -> Sequence[Any]:
-        """The values for B images, from (B, size) uint8."""
+        """Return the values for B images, from (B, size) uint8."""
         values: Sequence[Any] = tree_unflatten([leaf(rows) for leaf in self.leaves], self._tree)
         return values
 
@@ -149,8 +153,8 @@ class Packing:
 
 
 def plan_packing(few: Sequence[Any], more: Sequence[Any], counts: tuple[int, int]) -> Packing:
-    """How `few` can be packed, values for some images; `more` are the same for these and others
-    after them, `counts` says how many. Raises CannotPack."""
+    """Return how to pack `few`, the values for some images; `more` are the same for these and
+    further images, `counts` are the two numbers of images. Raises CannotPack."""
     flat, tree = tree_flatten(tuple(few))
     again, other = tree_flatten(tuple(more))
     if tree != other:
@@ -211,7 +215,7 @@ def _piece(few: Tensor, more: Tensor, counts: tuple[int, int], start: int) -> Pa
 
 
 def equal_up_to_rounding(one: Tensor, other: Tensor) -> bool:
-    """Whether they are equal but for rounding."""
+    """Return whether two tensors are equal except for rounding."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     if not one.is_floating_point():
@@ -223,37 +227,38 @@ def equal_up_to_rounding(one: Tensor, other: Tensor) -> bool:
 
 
 Running = Callable[[], AbstractContextManager[object]]
-"""Opens the context in which the network computes: mixed precision."""
+"""Opens the context in which the network runs: mixed precision."""
 
 
 @dataclass(frozen=True)
 class Partition:
-    """Where a network is cut."""
+    """A network cut in two."""
 
     packing: Packing
-    """What crosses, as a row of bytes for each image."""
+    """How the crossing values are packed into a row of bytes per image."""
     obstacle: str | None
-    """Why some of the frozen modules are in the suffix, where that need not be."""
+    """Reason why some of the frozen modules are in the suffix although they need not be."""
     digest: str
-    """Of what the prefix does: its steps, and what it gives for some noise."""
+    """Digest of what the prefix does: its steps, and its output for some noise."""
     _training: Trace
     _evaluation: Trace
     _place: int
     _crossing: tuple[int, ...]
 
     def prefix(self, model: nn.Module) -> nn.Module:
-        """Images (B, 3, S, S) to rows (B, bytes) uint8, as `model` computes them."""
+        """Return the module that maps images (B, 3, S, S) to rows (B, bytes) uint8, as `model`
+        computes them."""
         return _Prefix(self._part(self._training, model, behind=False), self.packing)
 
     def suffix(self, model: nn.Module) -> nn.Module:
-        """Rows (B, bytes) uint8 to what `model`, the network or its average, gives; in its mode,
-        training or evaluation, which is that of `model` within it."""
+        """Return the module that maps rows (B, bytes) uint8 to the output of `model`, the network
+        or its average; it follows the mode of `model`, training or evaluation."""
         both = self._training, self._evaluation
         learning, fixed = (self._part(one, model, behind=True) for one in both)
         return _Suffix(model, learning, fixed, self.packing)
 
     def _part(self, trace: Trace, model: nn.Module, *, behind: bool) -> nn.Module:
-        """What `trace` does before the cut, or behind it."""
+        """Return what `trace` does before the cut, or `behind` it."""
         graph, nodes = fx.Graph(), trace.nodes
         crossing = [nodes[place] for place in self._crossing]
         copies: dict[fx.Node, fx.Node] = {}
@@ -303,12 +308,12 @@ def partition(
     most: int,
     running: Running = nullcontext,
 ) -> Partition | None:
-    """Cut `model`, whose modules `frozen` are in eval mode in training too, as late as at most
-    `most` bytes for an image cross; None where nothing with weights stands before a frontier.
-    `images`: MORE of noise that differ, shaped as those that it will see.
+    """Cut `model`, whose modules `frozen` are in eval mode even in training, as late as possible
+    such that at most `most` bytes per image cross; return None if nothing with weights can be
+    separated. `images`: MORE different noise images, shaped like real ones.
 
-    The attributes and buffers of `model` and all random numbers stay as they are. Raises
-    CannotPartition with the reason where frozen modules cannot be told apart.
+    The attributes and buffers of `model` and all random states are preserved. Raises
+    CannotPartition with the reason if frozen modules cannot be separated.
     """
     chance = RngState(images.device)
     try:
@@ -350,7 +355,7 @@ def _partition(
 
 
 class _Search:
-    """Looks for the latest place at which a network can be cut."""
+    """Searches for the latest point at which a network can be cut."""
 
     def __init__(
         self, model: nn.Module, training: Trace, evaluation: Trace, images: Tensor
@@ -373,7 +378,7 @@ class _Search:
         self._again(images.clone())
 
     def cut(self, most: int) -> Partition | None:
-        """The partition; see `partition`."""
+        """Return the partition; see `partition`."""
         weighted = [place for place, node in enumerate(self._prefix) if self._has_weights(node)]
         last = len(self._prefix)
         for first in reversed(weighted):
@@ -388,7 +393,7 @@ class _Search:
         return None
 
     def _fitting(self, place: int, most: int) -> tuple[int, tuple[int, ...], Packing] | None:
-        """What crosses at `place`, and how it is packed; None where it cannot be kept."""
+        """Return what crosses at `place`, and how to pack it; None if it cannot be stored."""
         crossing = self._crossing(place)
         try:
             packed = self._packing(place, crossing)
@@ -414,7 +419,7 @@ class _Search:
         )
 
     def _has_weights(self, node: fx.Node) -> bool:
-        """Whether `node` computes something of the images with weights."""
+        """Return whether `node` computes something from the images with weights."""
         if node not in self._of_images:
             return False
         module = self._module(node)
@@ -423,7 +428,8 @@ class _Search:
         return any(isinstance(self._more[one], nn.Parameter) for one in node.all_input_nodes)
 
     def _crossing(self, place: int) -> tuple[int, ...]:
-        """Places before `place` whose values of the images are used behind it."""
+        """Return the places before `place` whose values depend on the images and are used after
+        it."""
         found = set()
         for nodes in (self._nodes, self._evaluation.nodes):
             at = {node: number for number, node in enumerate(nodes)}
@@ -447,7 +453,8 @@ class _Search:
     # Where the prefix ends
 
     def _try(self, images: Tensor) -> int:
-        """How many nodes at the beginning give the same for the same image in every epoch."""
+        """Return the number of nodes at the beginning that give the same output for the same image
+        in every epoch."""
         twins: dict[fx.Node, fx.Node] = {}
         pairs = zip(self._nodes, self._evaluation.nodes, strict=False)
         self._run.env = self._few
@@ -469,7 +476,7 @@ class _Search:
         return len(self._nodes)
 
     def _same(self, node: fx.Node, twin: fx.Node, twins: dict[fx.Node, fx.Node]) -> bool:
-        """Whether `node` does in training what `twin` does in evaluation."""
+        """Return whether `node` does the same in training as `twin` in evaluation."""
         if node.op != twin.op or not all(one in twins for one in twin.all_input_nodes):
             return False
         one, other = self._training.constants, self._evaluation.constants
@@ -485,7 +492,7 @@ class _Search:
         return module is not None and any(one.requires_grad for one in module.parameters())
 
     def _take(self, node: fx.Node) -> None:
-        """A copy of a weight or buffer: what writes into it is noticed and does no harm."""
+        """Copy a weight or buffer, so that writing into it is noticed and does no harm."""
         value = self._run.run_node(node)
         if getattr(value, "requires_grad", False):
             self._learning.add(node)
@@ -497,7 +504,7 @@ class _Search:
             self._versions[node] = value._version
 
     def _obstacle(self, node: fx.Node) -> str:
-        """Run `node`; why it cannot be in the prefix, empty where it can."""
+        """Run `node`; return the reason why it cannot be in the prefix, empty if it can."""
         if node.meta[MODES][1:] != self._nodes[0].meta[MODES][1:]:
             return "autocast is around what is frozen"
         module = self._module(node)
@@ -521,7 +528,8 @@ class _Search:
         return ""
 
     def _of_shape(self, node: fx.Node) -> bool:
-        """Whether what `node` gives beside tensors says nothing of the images' contents."""
+        """Return whether values of `node` other than tensors are independent of the contents of the
+        images."""
         value = self._few[node]
         if value is None or tensors(value):
             return True
@@ -530,7 +538,7 @@ class _Search:
         return asks_shape(node)
 
     def _in_evaluation(self, node: fx.Node, module: nn.Module) -> Any:
-        """What `module` gives in eval mode, where it is in training mode."""
+        """Return the output of `module` in eval mode, if it is in training mode."""
         if not any(part.training for part in module.modules()):
             return None
         args, kwargs = self._run.fetch_args_kwargs_from_env(node)
@@ -544,7 +552,7 @@ class _Search:
             self._more[node] = images if node.op == "placeholder" else self._run.run_node(node)
 
     def _module(self, node: fx.Node) -> nn.Module | None:
-        """What `node` calls, if that is a module."""
+        """Return the module that `node` calls, if any."""
         if node.op != "call_module":
             return None
         return Wrapper(self._model).get_submodule(str(node.target))

@@ -31,12 +31,12 @@ UNREADABLE = (
     *(RuntimeError, ValueError, TypeError, LookupError, AttributeError),
     *(AssertionError, ArithmeticError),
 )
-"""What the readers raise for damaged files, by where the damage is."""
+"""Exceptions that readers raise for damaged files, depending on where the damage is."""
 
 
 def safe_load(path: Path) -> Any:
-    """What torch.save wrote to `path`: tensors in plain containers, on the CPU. Raises DataError
-    for anything else."""
+    """Return what torch.save wrote to `path`, tensors in plain containers, on the CPU. Raises
+    DataError for any other file, without running code from it."""
     try:
         _refuse_packed(path)
         with warnings.catch_warnings():
@@ -51,7 +51,8 @@ def safe_load(path: Path) -> Any:
 
 
 def _refuse_packed(path: Path) -> None:
-    """torch.save never compresses; a file that somebody packed may grow a thousand times."""
+    """Raise DataError for a compressed file: torch.save never compresses, and it may expand a
+    thousandfold."""
     if not zipfile.is_zipfile(path):
         return  # of the older format, a pickle
     with zipfile.ZipFile(path) as archive:
@@ -61,12 +62,13 @@ def _refuse_packed(path: Path) -> None:
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
-"""Second classifiers of googlenet and inception_v3, used in their own training only."""
+"""Auxiliary classifiers of googlenet and inception_v3, used only in their own training."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What need not match: unknown tensors under `head`, and all under `replaced` as a whole."""
+    """What need not match: unknown tensors under `head`, and all tensors under `replaced`
+    together."""
 
     head: str
     replaced: str
@@ -76,8 +78,8 @@ class Fit:
 def load_into(model: nn.Module, source: str, architecture: str, fit: Fit) -> None:
     """Load `source`, a torchvision weights name or a file, into `model`.
 
-    The new part of the head keeps its random values unless `source` fits it in full. Raises
-    ConfigError for an unknown name; DataError for a file that is missing or unreadable or does not
+    The new part of the head keeps its random values unless `source` fits it completely. Raises
+    ConfigError for an unknown name; DataError for a file that is missing, unreadable or does not
     fit, and for weights that cannot be downloaded.
     """
     state = fetch(source, architecture)
@@ -94,17 +96,17 @@ def load_into(model: nn.Module, source: str, architecture: str, fit: Fit) -> Non
 
 
 def fetch(source: str, architecture: str) -> dict[str, Tensor]:
-    """The state dict that `source` names, on the CPU."""
+    """Return the state dict that `source` names, on the CPU."""
     if Path(source).suffix in SUFFIXES or "/" in source:
         return read_file(Path(source))
     return _download(source, architecture)
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
-    """The state dict in a .safetensors or torch file; never runs code from the file.
+    """Return the state dict in a .safetensors or torch file; never runs code from the file.
 
-    A dict under `state_dict`, `model_state_dict` or `model`, and the prefix `module.` of parallel
-    training, are looked through.
+    Unwraps a dict under `state_dict`, `model_state_dict` or `model`, and removes the prefix
+    `module.` of parallel training. Raises DataError if the file cannot be used.
     """
     if not path.is_file():
         raise DataError(f"model.weights: {path}: no such file; give a .safetensors or .pth file")
@@ -132,7 +134,7 @@ def _unwrapped(state: Any, path: Path) -> dict[str, Tensor]:
 
 
 def require_name(name: str, architecture: str) -> None:
-    """Raise ConfigError where torchvision has no weights of this name for the architecture."""
+    """Raise ConfigError unless torchvision has weights of this name for the architecture."""
     if architecture not in TORCHVISION_ARCHITECTURES:
         message = f"{name!r}: {architecture} has none by name; give a file"
         raise ConfigError(message, key="model.weights")
@@ -159,7 +161,8 @@ def _download(name: str, architecture: str) -> dict[str, Tensor]:
 
 
 def _modern(name: str) -> str:
-    """DenseNet's files still say `denselayer1.norm.1`, the module `denselayer1.norm1`."""
+    """Rename DenseNet's tensors: its files still say `denselayer1.norm.1`, the module
+    `denselayer1.norm1`."""
     return re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", name)
 
 
@@ -179,7 +182,7 @@ def _under(name: str, prefix: str) -> bool:
 
 
 def _agree(state: Mapping[str, Tensor], own: Mapping[str, Tensor], prefix: str) -> bool:
-    """Whether `state` has exactly the tensors of `own` under `prefix`."""
+    """Return whether `state` has exactly the tensors of `own` under `prefix`."""
 
     def shapes(of: Mapping[str, Tensor]) -> dict[str, torch.Size]:
         return {name: value.shape for name, value in of.items() if _under(name, prefix)}
@@ -194,7 +197,8 @@ def _check(
     source: str,
     architecture: str,
 ) -> None:
-    """Raise DataError naming what differs, unless all but the new head is there and fits."""
+    """Raise DataError naming the differences, unless everything but the new head is there and
+    fits."""
     # Files from before PyTorch 0.4.1 have no count of batches; batch norm starts it at 0.
     optional = {name for name in own if name.endswith("num_batches_tracked")}
     optional |= {name for name in own if _under(name, replaced)}

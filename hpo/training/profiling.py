@@ -1,4 +1,4 @@
-"""What a network costs once it is trained: parameters, multiply-adds, and the time of one image."""
+"""Costs of a trained network: parameters, multiply-adds, and latency for one image."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from hpo.training.learner import (
 )
 
 WARM_UP, REPEATS, ENOUGH_S = 10, 50, 10.0
-"""Calls before those that are timed; timed calls; seconds after which fewer do."""
+"""Calls before the timed ones; timed calls; seconds after which fewer are enough."""
 LEAST_REPEATS = 5
 MEASURED = ("parameters", "flops", "latency_ms")
 
@@ -36,13 +36,14 @@ def network_costs(
     device: torch.device,
     checkpoint: Path | None = None,
 ) -> dict[str, float]:
-    """Those of MEASURED that are `wanted`, of the network of `config` on `device`, in eval mode.
+    """Return the costs among MEASURED that are `wanted`, of the network of `config` in eval mode on
+    `device`.
 
-    `parameters` counts frozen ones too; `flops` are multiply-adds of one image in convolutions,
+    `parameters` includes frozen ones; `flops` are the multiply-adds for one image in convolutions,
     matrix products and attention; `latency_ms` is the median over REPEATS calls with one random
-    image that lies on the device already, in the precision and layout of `config.runtime`.
-    `checkpoint` holds the trained weights, of folds those of the first count; None: random ones,
-    which cost the same.
+    image already on the device, in the precision and layout of `config.runtime`. `checkpoint` holds
+    the trained weights, of the first fold in a cross-validation; None: random ones, which cost the
+    same.
     """
     if not set(wanted) & set(MEASURED):
         return {}
@@ -64,7 +65,8 @@ def network_costs(
 
 
 def multiply_adds(model: nn.Module, image: Tensor) -> int:
-    """Of one pass of `image` (1, 3, S, S); torch counts two operations for each."""
+    """Return the multiply-adds of one forward pass of `image` (1, 3, S, S): half of torch's FLOP
+    count."""
     with torch.no_grad(), _plain_attention(), FlopCounterMode(display=False) as counter:
         model(image)
     return int(counter.get_total_flops()) // 2
@@ -72,7 +74,8 @@ def multiply_adds(model: nn.Module, image: Tensor) -> int:
 
 @contextmanager
 def _plain_attention() -> Iterator[None]:
-    """The fused attention of eval mode is one operation that the counter does not know."""
+    """Disable the fused attention of eval mode, a single operation that the counter does not
+    know."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -82,7 +85,8 @@ def _plain_attention() -> Iterator[None]:
 
 
 def latency_ms(model: nn.Module, image: Tensor, precision: str) -> float:
-    """Median milliseconds of one pass of `image` (1, 3, S, S), the device's work included."""
+    """Return the median milliseconds of one pass of `image` (1, 3, S, S), synchronised with the
+    device."""
     times: list[float] = []
     with torch.inference_mode(), autocast(image.device, precision):
         began = time.perf_counter()

@@ -53,24 +53,24 @@ from hpo.training.metrics import (
 
 Matrix = NDArray[np.float64]
 Ranked = tuple[Numbers, Matrix]
-"""Places in the gallery and their distances, best first."""
+"""Indices in the gallery and their distances, nearest first."""
 Distance = Literal["euclidean", "cosine"]
 
 QUICK: dict[Distance, str] = {"euclidean": "sqeuclidean", "cosine": "cosine"}
 SPARE = 8
-"""Candidates beyond those that are needed."""
+"""Candidates in addition to those needed."""
 BLOCK = 1024
-"""Queries that are looked up at once."""
+"""Queries searched at once."""
 
 
 def nearest(
     gallery: Matrix, queries: Matrix, k: int, distance: Distance, without: Sequence[Numbers]
 ) -> tuple[Numbers, Matrix]:
-    """The `k` rows of `gallery` (N, D) nearest to each row of `queries` (Q, D), and their
-    distances: (Q, k) each, nearest first, of equally near rows the earlier one.
+    """Return the `k` rows of `gallery` (N, D) nearest to each row of `queries` (Q, D), and their
+    distances: (Q, k) each, nearest first, ties by index.
 
-    `without` holds for each query the rows that do not count. Where fewer than k rows are left,
-    all of them come, then -1 at distance infinity. Raises DataError where none is left.
+    `without` holds for each query the rows to exclude. If fewer than k rows are left, the rest is
+    -1 at infinite distance. Raises DataError if none is left.
     """
     if distance == "cosine":
         gallery, queries = unit(gallery), unit(queries)
@@ -95,7 +95,8 @@ def nearest(
 def _quick(
     gallery: Matrix, queries: Matrix, count: int, distance: Distance
 ) -> Iterator[tuple[Numbers, float]]:
-    """For each query the `count` rows that seem nearest, and the largest distance among them."""
+    """Yield for each query the `count` rows that seem nearest, and the largest distance among
+    them."""
     from sklearn.neighbors import NearestNeighbors
 
     finder = NearestNeighbors(n_neighbors=count, algorithm="brute", metric=QUICK[distance])
@@ -106,14 +107,14 @@ def _quick(
 
 
 class _Rows:
-    """The gallery, its k best by squared or cosine distance, then by place."""
+    """The gallery, ranked by squared or cosine distance, then by index."""
 
     def __init__(self, gallery: Matrix, k: int, distance: Distance) -> None:
         self.gallery, self.k, self.distance = gallery, k, distance
         self._last: tuple[bytes, Ranked] = (b"", (np.empty(0, np.int64), np.empty(0)))
 
     def ranked(self, rows: Numbers, query: Matrix, without: Numbers) -> Ranked:
-        """The first k of `rows`, and their distances."""
+        """Return the first k of `rows`, and their distances."""
         if len(without):
             rows = rows[~np.isin(rows, without)]
         if self.distance == "euclidean":
@@ -124,8 +125,8 @@ class _Rows:
         return rows[order], exact[order]
 
     def all_ranked(self, query: Matrix, without: Numbers) -> Ranked:
-        """The first k of all rows. To a network that has collapsed all pictures are alike: the
-        answer to the query before is kept."""
+        """Return the first k of all rows. The result for the previous query is reused, because all
+        images are alike to a network that has collapsed."""
         key = query.tobytes() + without.tobytes()
         if key != self._last[0]:
             self._last = key, self.ranked(np.arange(len(self.gallery)), query, without)
@@ -133,22 +134,21 @@ class _Rows:
 
 
 def unit(vectors: Matrix) -> Matrix:
-    """Each row divided by its length; a row of zeros stays, at cosine distance 1 from all."""
+    """Scale each row to length 1; a row of zeros stays, at cosine distance 1 from all."""
     lengths = np.sqrt(np.square(vectors).sum(axis=1, keepdims=True))
     scaled: Matrix = vectors / np.where(lengths == 0, 1.0, lengths)
     return scaled
 
 
 def _doubt(gallery: Matrix, queries: Matrix) -> float:
-    """More than a quick squared or cosine distance can be wrong: the rounding of a sum of D
-    products (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1), several
-    times over."""
+    """Bound the error of a quick squared or cosine distance: several times the rounding of a sum of
+    D products (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1)."""
     longest = sum(np.sqrt(np.square(rows).sum(axis=1).max()) for rows in (gallery, queries))
     return float(8 * (gallery.shape[1] + 8) * np.finfo(np.float64).eps * longest**2)
 
 
 LEAST = 5
-"""Neighbours that are looked up also for a smaller k: precision at 5 is always told."""
+"""Neighbours searched even for a smaller k, because precision at 5 is always reported."""
 
 
 @dataclass(frozen=True)
@@ -163,23 +163,24 @@ class Affine:
     """(P, D); None: P = D, no rotation."""
 
     def __call__(self, vectors: Matrix) -> Matrix:
+        """Transform (N, D) vectors to (N, P)."""
         moved = vectors - self.shift
         return (moved if self.turn is None else moved @ self.turn.T) / self.scale
 
 
 @dataclass(frozen=True)
 class Index:
-    """The gallery, and what brings a vector to where distances are measured."""
+    """The gallery, and the transformation of feature vectors before distances are measured."""
 
     gallery: Embedded
     config: RetrievalConfig
     steps: tuple[Affine, ...]
-    """Standardisation and PCA, where asked for, in this order."""
+    """Standardisation and PCA, if enabled, in this order."""
 
     @classmethod
     def fit(cls, gallery: Embedded, config: RetrievalConfig) -> Index:
-        """Raises ConfigError for more components than `gallery` allows, TrialFailed for features
-        that are not finite."""
+        """Build the index of `gallery`. Raises ConfigError for more components than `gallery`
+        allows, TrialFailed for features that are not finite."""
         if not np.isfinite(gallery.features).all():
             raise TrialFailed("the network's features are not finite; check its weights")
         vectors, steps = gallery.features.astype(np.float64), []
@@ -191,7 +192,8 @@ class Index:
         return cls(gallery, config, tuple(steps))
 
     def place(self, features: Vectors) -> Matrix:
-        """(N, D) features to where distances are measured, (N, P) float64."""
+        """Transform (N, D) features to the space in which distances are measured, (N, P)
+        float64."""
         placed = features.astype(np.float64)
         for step in self.steps:
             placed = step(placed)
@@ -199,11 +201,12 @@ class Index:
 
     @cached_property
     def placed(self) -> Matrix:
+        """The transformed features of the gallery."""
         return self.place(self.gallery.features)
 
     def search(self, queries: Embedded, k: int | None = None, classes: int = 0) -> Found:
-        """The max(k, 5) nearest gallery pictures of each query, never the query itself; `k` is
-        the index's own unless given. Raises DataError where there is nothing else."""
+        """Return the max(k, 5) nearest gallery images of each query, excluding the query itself;
+        `k` defaults to the index's own. Raises DataError if there are no others."""
         k = k or self.config.k
         places: dict[str, list[int]] = {}
         for place, identity in enumerate(self.gallery.identities):
@@ -215,8 +218,8 @@ class Index:
         return Found(indices, distances, labels, queries.labels, k, classes)
 
     def save(self, path: Path) -> None:
-        """As .npz, without pickle: `features`, `labels`, `names`, `identities`, `config` (JSON),
-        and `shift`, `scale` and `turn` of each step. Complete or not there."""
+        """Write the index as .npz, without pickle and atomically: `features`, `labels`, `names`,
+        `identities`, `config` (JSON), and `shift`, `scale` and `turn` of each step."""
         arrays: dict[str, Any] = {
             "features": self.gallery.features,
             "labels": self.gallery.labels,
@@ -231,7 +234,8 @@ class Index:
 
     @classmethod
     def load(cls, path: Path) -> Index:
-        """Raises DataError where `path` is missing or damaged, or is no index."""
+        """Read the index that `save` wrote. Raises DataError if `path` is missing, damaged, or not
+        an index."""
         advice = "`hpo train` writes it anew into another folder"
         known = read_arrays(path, advice)
         try:
@@ -283,10 +287,10 @@ def _pca(vectors: Matrix, components: int) -> Affine:
 
 @dataclass(frozen=True)
 class Found:
-    """The neighbours of Q queries, nearest first; columns beyond the last neighbour hold -1."""
+    """The neighbours of Q queries, nearest first; columns after the last neighbour hold -1."""
 
     indices: Numbers
-    """(Q, K) places in the gallery."""
+    """(Q, K) indices in the gallery."""
     distances: Matrix
     """(Q, K)."""
     neighbours: Numbers
@@ -294,12 +298,12 @@ class Found:
     labels: Numbers
     """(Q,) classes of the queries."""
     k: int
-    """How many of them count."""
+    """Number of neighbours that vote."""
     classes: int
 
     def precision(self, k: int) -> Matrix:
-        """(Q,) the share of right classes among the k nearest, or among all where there are
-        fewer."""
+        """Return (Q,) the fraction of neighbours with the right class among the k nearest, or among
+        all if there are fewer."""
         near = self.neighbours[:, :k]
         right = (near == self.labels[:, None]).sum(axis=1)
         shares: Matrix = right / (near >= 0).sum(axis=1)
@@ -307,8 +311,8 @@ class Found:
 
     @cached_property
     def votes(self) -> Numbers:
-        """(Q,) the most frequent class of the k nearest; of equally frequent ones, that with the
-        nearest neighbour."""
+        """(Q,) most frequent class among the k nearest; ties go to the class of the nearest
+        neighbour."""
         found = np.empty(len(self.labels), np.int64)
         for query, row in enumerate(self.neighbours[:, : self.k]):
             near = row[row >= 0]
@@ -325,16 +329,16 @@ class Found:
 
     @cached_property
     def confusion(self) -> Numbers:
-        """(C, C): rows are true classes, columns the neighbours' votes."""
+        """(C, C): true classes in rows, the neighbours' votes in columns."""
         return confusion_matrix(self.labels, self.votes, self.classes)
 
     @cached_property
     def report(self) -> ClassificationReport:
-        """Of the votes."""
+        """Scores of the votes."""
         return classification_report(self.confusion)
 
     def metrics(self) -> dict[str, float]:
-        """By the names of RETRIEVED."""
+        """Return the metrics, by the names of RETRIEVED."""
         return {
             "val_precision_at_5": float(self.precision(5).mean()),
             "val_precision_at_k": float(self.precision(self.k).mean()),

@@ -1,4 +1,5 @@
-"""The computation of a network as a graph, opened no further than its frozen part asks for."""
+"""Tracing of a network as a graph, opening modules only as far as necessary to separate frozen
+layers."""
 
 from __future__ import annotations
 
@@ -15,35 +16,37 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten
 
 MODES = "ambient"
-"""Key of a node's `meta`: the modes of torch under which it was recorded (see `ambient`)."""
+"""Key of a node's `meta`: the modes of torch under which it was recorded (see `torch_modes`)."""
 _ATTRIBUTES = {"shape", "dtype", "device", "ndim", "layout", "is_cuda", "itemsize"}
 _METHODS = {"size", "dim", "numel", "ndimension", "nelement", "is_floating_point", "get_device"}
-"""What a tensor tells that says nothing of its values."""
+"""Attributes and methods of a tensor that do not depend on its values."""
 FEW, MORE = 2, 3
-"""Images of noise on which a network is tried: what depends on their number shows."""
+"""Numbers of noise images on which a network is tried, to reveal what depends on their number."""
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What `forward` does in one mode, node by node in its order."""
+    """The computation of `forward` in one mode, node by node in order."""
 
     graph: fx.Graph
     constants: Mapping[str, Tensor]
-    """Tensors that `forward` makes without its images, by the names that nodes have for them."""
+    """Tensors that `forward` creates independently of the images, by the names that nodes have for
+    them."""
     obstacle: str | None
-    """Why a module with frozen layers was not opened, where one could not be."""
+    """Reason why a module with frozen layers could not be opened, if any."""
 
     @property
     def nodes(self) -> list[fx.Node]:
+        """All nodes in order."""
         return list(self.graph.nodes)
 
     def module(self, model: nn.Module, part: fx.Graph) -> nn.Module:
-        """What computes `part` of the graph with the modules of `model`."""
+        """Return a module that computes `part` of the graph with the modules of `model`."""
         return fx.GraphModule(Wrapper(model, self.constants), part)
 
 
 class Wrapper(nn.Module):
-    """A network one level down, so that its own hooks are among what is recorded."""
+    """A network one level down, so that its own hooks are recorded as well."""
 
     def __init__(self, network: nn.Module, constants: Mapping[str, Tensor] | None = None) -> None:
         super().__init__()
@@ -52,19 +55,20 @@ class Wrapper(nn.Module):
             setattr(self, name, value)
 
     def forward(self, images: Tensor) -> Any:
+        """Run the network."""
         return self.network(images)
 
 
 class CannotPartition(Exception):
-    """A network cannot be cut; the reason in a line."""
+    """Raised, with the reason in one line, for a network that cannot be cut."""
 
 
 def trace(model: nn.Module, frozen: Iterable[nn.Module], images: Tensor) -> Trace:
-    """Record what `model` does in the modes that its modules are in.
+    """Record what `model` does in the current modes of its modules.
 
-    Modules all of whose parts are `frozen` stay whole, and all that comes after the first weight
-    that learns. Where `forward` asks for a shape to decide something, it is that of `images`, MORE
-    of them. Consumes no random numbers. Raises CannotPartition.
+    Modules that are entirely `frozen` stay whole, as does everything after the first trainable
+    weight. If `forward` branches on a shape, it is that of `images`, MORE of them. Consumes no
+    random numbers. Raises CannotPartition.
     """
     try:
         found = _recorded(model, _Tracer(frozen, images, numbers=False))
@@ -101,15 +105,15 @@ def _recorded(model: nn.Module, tracer: _Tracer) -> Trace:
 
 
 def asks_shape(node: fx.Node) -> bool:
-    """Whether `node` asks a tensor for something that does not depend on its values."""
+    """Return whether `node` asks a tensor for something that does not depend on its values."""
     if node.target is getattr:
         return node.args[1] in _ATTRIBUTES
     return node.op == "call_method" and node.target in _METHODS
 
 
 class _Tracer(fx.Tracer):
-    """Records modules whole, but for those through which the frontier may run. With `numbers`,
-    sizes that do not depend on how many images there are become numbers at once."""
+    """Records modules whole, except those that may contain the boundary of the frozen part. With
+    `numbers`, sizes that do not depend on the number of images become numbers at once."""
 
     proxy_buffer_attributes = True
     trace_asserts = True
@@ -128,7 +132,7 @@ class _Tracer(fx.Tracer):
         return self._past or not self._opened(m)
 
     def _opened(self, module: nn.Module) -> bool:
-        """Whether there is something to be found in `module`."""
+        """Return whether `module` may contain the boundary."""
         parts = list(module.modules())
         builtin = type(module).__module__.startswith("torch.nn.")
         if builtin and not isinstance(module, nn.Sequential) and not self._mixed(module):
@@ -136,7 +140,7 @@ class _Tracer(fx.Tracer):
         return len(parts) > 1 and not all(id(part) in self._frozen for part in parts)
 
     def _mixed(self, module: nn.Module) -> bool:
-        """Whether some of `module` is frozen and some learns."""
+        """Return whether a part of `module` is frozen and another is trainable."""
         learns = any(weight.requires_grad for weight in module.parameters())
         return learns and any(id(part) in self._frozen for part in module.modules())
 
@@ -196,8 +200,8 @@ class _Tracer(fx.Tracer):
         return proxy
 
     def known(self, node: fx.Node) -> Any:
-        """The value of `node`, a shape or what was made of shapes. Raises CannotPartition
-        for another, and for one that depends on how many images there are."""
+        """Return the value of `node`, a shape or something computed from shapes. Raises
+        CannotPartition for any other node, and if the value depends on the number of images."""
         return self._shapes.known(node, self.root)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
@@ -209,7 +213,7 @@ class _Tracer(fx.Tracer):
         return iter([listed[place] for place in range(length)])
 
     def _forget(self, count: int) -> None:
-        """Remove all nodes but the first `count`."""
+        """Remove all nodes except the first `count`."""
         gone = list(self.graph.nodes)[count:]
         for node in reversed(gone):
             self.graph.erase_node(node)
@@ -224,7 +228,7 @@ class _Tracer(fx.Tracer):
 
 
 class _Value(fx.Proxy):
-    """A value in `forward`; a number that is made of shapes can be used as one."""
+    """A value in `forward`; a number computed from shapes can be used as one."""
 
     tracer: _Tracer
 
@@ -249,18 +253,19 @@ class _Value(fx.Proxy):
 
 
 class Runner(fx.Interpreter):
-    """Runs nodes one by one; what they give is in `env`."""
+    """Runs nodes one by one; their values are in `env`."""
 
     def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
         super().__init__(root, garbage_collect_values=False, graph=graph)
 
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments of a node, in containers that it may change."""
         args, kwargs = super().fetch_args_kwargs_from_env(n)
         return tuple(map(_own, args)), {name: _own(value) for name, value in kwargs.items()}
 
 
 def _own(value: Any) -> Any:
-    """Lists and dictionaries as `forward` makes them: ones that may be changed."""
+    """Return lists and dictionaries as `forward` makes them, which may be changed."""
     if isinstance(value, list):
         return [_own(one) for one in value]
     if isinstance(value, dict):
@@ -269,7 +274,7 @@ def _own(value: Any) -> Any:
 
 
 class _Shapes:
-    """Shapes of what is recorded, from FEW and from MORE images."""
+    """Shapes of recorded values, for FEW and for MORE images."""
 
     def __init__(self, images: Tensor) -> None:
         self._images = images[:FEW], images
@@ -291,14 +296,15 @@ class _Shapes:
         return few[node]
 
     def length(self, node: fx.Node, root: nn.Module) -> int:
-        """How many parts the value of `node` has, which is no tensor. Raises CannotPartition."""
+        """Return the length of the value of `node`, which is not a tensor. Raises
+        CannotPartition."""
         few, more = (values[node] for values in self._run(node, root))
         if isinstance(few, Tensor) or not hasattr(few, "__len__") or len(few) != len(more):
             raise CannotPartition(NOT_KNOWN)
         return len(few)
 
     def _run(self, node: fx.Node, root: nn.Module) -> tuple[dict[fx.Node, Any], ...]:
-        """The values of `node` and of all that it depends on."""
+        """Return the values of `node` and of everything that it depends on."""
         wanted = _ancestors(node)
         chance = RngState(self._images[0].device)
         self.busy = True
@@ -322,7 +328,7 @@ NOT_KNOWN = "its forward decides by what is in the images, or by how many they a
 
 
 def _ancestors(node: fx.Node) -> list[fx.Node]:
-    """`node` and all that it depends on, in order."""
+    """Return `node` and everything that it depends on, in order."""
     found, open_ = {node}, [node]
     while open_:
         new = [one for one in open_.pop().all_input_nodes if one not in found]
@@ -332,21 +338,21 @@ def _ancestors(node: fx.Node) -> list[fx.Node]:
 
 
 def tensors(value: Any) -> list[Tensor]:
-    """All tensors in `value`, a structure of them."""
+    """Return all tensors in a nested structure."""
     listed = list(value) if isinstance(value, ValuesView | ItemsView) else value
     return [one for one in tree_flatten(listed)[0] if isinstance(one, Tensor)]
 
 
 def torch_modes() -> tuple[object, ...]:
-    """Modes of torch that `forward` may change for a while, which no graph records: whether
-    gradients are recorded, then mixed precision by kind of device."""
+    """Return the modes of torch that `forward` may change temporarily, which no graph records:
+    whether gradients are recorded, then mixed precision by kind of device."""
     kinds = [(torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
              for kind in ("cpu", "cuda")]  # fmt: skip
     return torch.is_grad_enabled(), *kinds
 
 
 def error_line(error: Exception) -> str:
-    """The reason in a line."""
+    """Return the reason in one line."""
     if isinstance(error, CannotPartition):
         return str(error)
     text = " ".join(str(error).split())
@@ -354,7 +360,7 @@ def error_line(error: Exception) -> str:
 
 
 class RngState:
-    """The states of all generators that a network may draw from."""
+    """The states of all random generators that a network may draw from."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -369,11 +375,11 @@ class RngState:
         return states
 
     def drawn(self) -> bool:
-        """Whether anything was drawn since."""
+        """Return whether anything was drawn since."""
         return _comparable(self._states) != _comparable(self._now())
 
     def restore(self) -> None:
-        """Go back to those states."""
+        """Restore those states."""
         random.setstate(self._states[0])
         np.random.set_state(self._states[1])
         torch.set_rng_state(self._states[2])
@@ -395,8 +401,8 @@ def _comparable(state: Any) -> object:
 
 @contextmanager
 def restore_attributes(model: nn.Module) -> Iterator[list[str]]:
-    """Give all modules of `model` their attributes back, the mode among them; yields a list that
-    then names the numbers and texts that changed, but for the mode."""
+    """Restore the attributes of all modules of `model`, their mode included, on exit; yield a list
+    that then names the numbers and strings that changed, apart from the mode."""
     before = [(module, dict(vars(module))) for module in model.modules()]
     changed: list[str] = []
     try:
@@ -416,7 +422,7 @@ def restore_attributes(model: nn.Module) -> Iterator[list[str]]:
 
 @contextmanager
 def restore_buffers(module: nn.Module | None) -> Iterator[list[str]]:
-    """Give the buffers of `module` back their values; yields a list that then names the changed."""
+    """Restore the buffers of `module` on exit; yield a list that then names those that changed."""
     changed: list[str] = []
     before = {} if module is None else dict(module.named_buffers())
     copies = {name: value.clone() for name, value in before.items()}

@@ -297,7 +297,7 @@ class EpochResult:
     """One finished epoch."""
 
     epoch: int
-    """From 1."""
+    """Number of the epoch, from 1."""
     metrics: dict[str, float]
     """train_loss, train_top1, val_loss, val_top1, val_top5 (of more than five classes),
     val_macro_f1, val_balanced_accuracy (fractions), further ones that were asked for (see
@@ -308,13 +308,13 @@ class EpochResult:
     `seconds` their sum, and there is the deviation of the metric, such as val_top1_std."""
     best_epoch: int
     checkpoint: Path | None
-    """Complete on disk; its weights of the best epoch: `checkpoint.best_weights`."""
+    """Complete on disk; its best weights: `checkpoint.best_weights`."""
     last: bool
-    """No epoch follows: the last one, early stopping, or a loss that is not finite."""
+    """Whether training is over: the last epoch, early stopping, or a loss that is not finite."""
     diverged: bool
-    """A loss is not finite."""
+    """Whether a loss is not finite."""
     micro_batch: int
-    """Images computed at once; below batch_size after the device ran out of memory."""
+    """Images computed at once; less than batch_size after the device ran out of memory."""
 
 
 def train(
@@ -331,18 +331,19 @@ def train(
 ) -> Generator[EpochResult, None, None]:
     """Train as `config` says, yielding each epoch after its checkpoint is on disk.
 
-    `checkpoint` names the file of an epoch; without it nothing is kept. `resume` is a checkpoint of
-    the same configuration: training goes on with the epoch after it. `metric` decides which epoch
-    is best; metrics that cost more than a few counts are measured where it is one, `also` has it,
-    or the configuration watches it. Where the device runs out of memory, training goes back to the
-    last checkpoint and halves the micro-batch; the effective batch stays. Under `cache` the outputs
-    of a frozen beginning are kept, and shared with other trainings, where images do not change.
+    `checkpoint` names the file of an epoch; without it nothing is saved. `resume` is a checkpoint
+    of the same configuration: training continues with the epoch after it. `metric` decides which
+    epoch is best; metrics that cost more than a few counts are measured if `metric` or `also` names
+    them, or the configuration watches them. If the device runs out of memory, training returns to
+    the last checkpoint and halves the micro-batch; the effective batch stays the same. Below
+    `cache`, outputs of frozen layers are cached, and shared with other trainings, if the images do
+    not change.
 
-    Of several `data`, the folds of a cross-validation, each has a network: an epoch is that epoch
-    of each of them, one after another, and its metrics are means (see `networks.mean_over_folds`).
+    With several `data`, the folds of a cross-validation, each has a network: an epoch trains each
+    of them for one epoch, one after another, and its metrics are means (see `mean_over_folds`).
 
     Raises what `control.step` raises; ConfigError, DataError or TrialFailed for a configuration
-    that cannot be trained; Damaged for a checkpoint that cannot be gone on with.
+    that cannot be trained; Damaged for a checkpoint that cannot be resumed.
     """
     folds = [data] if isinstance(data, TrainingData) else data
     micro_batch = min(config.runtime.micro_batch or config.batch_size, config.batch_size)
@@ -416,12 +417,12 @@ class _Run:
 
     @property
     def done(self) -> int:
-        """Epochs finished so far."""
+        """Number of finished epochs."""
         return len(self.history)
 
     @property
     def min_micro_batch(self) -> int:
-        """The min_micro_batch micro-batch with which all networks can learn."""
+        """Smallest micro-batch on which all networks can train."""
         return max(network.min_micro_batch for network in self.networks)
 
     def epochs(self, checkpoint: Callable[[int], Path] | None) -> Iterator[EpochResult]:
@@ -446,14 +447,14 @@ class _Run:
             )
 
     def each(self, epoch: int) -> Iterator[dict[str, float]]:
-        """The epoch of every network."""
+        """Run the epoch on each network; yield its metrics."""
         for network in self.networks:
             yield network.epoch(epoch, self.history)
             if len(self.networks) > 1:
                 network.release_workers()
 
     def improved(self) -> bool:
-        """Whether the epoch just finished is the best; of equal ones the first is."""
+        """Return whether the last epoch is the best; ties go to the first one."""
         if not self.validated or not self.best_epoch:
             return True
         if _diverged(self.history[-1]):
@@ -478,8 +479,8 @@ class _Run:
 
 
 def is_last(config: TrainConfig, history: Sequence[Mapping[str, float]]) -> bool:
-    """Whether no epoch follows those of `history`, their metrics: it has all of them, early
-    stopping ends it, or a loss is not finite."""
+    """Return whether training is over after the epochs in `history`: all are done, early stopping
+    applies, or a loss is not finite."""
     if len(history) >= config.epochs:
         return True
     counted = history[config.all_phases()[-1].start :]
