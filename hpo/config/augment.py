@@ -71,8 +71,8 @@ class AugmentConfig(Part):
     crop_padding: int = Field(default=0, ge=0, le=256)
     """Pixels of black padding on each side before a random crop back to image_size; 0: off."""
     random_resized_crop: Range | None = None
-    """[least, most] part of the picture's area in a random resized crop (aspect 3/4 to 4/3), taken
-    from the whole picture; None: off."""
+    """[least, most] part of the image's area in a random resized crop (aspect 3/4 to 4/3), taken
+    from the whole image; None: off."""
     policy: Literal["none", "randaugment", "trivialaugment"] = "none"
     """Random operations of torchvision's set: randaugment: policy_ops of them with one magnitude;
     trivialaugment: one of any magnitude (TrivialAugmentWide)."""

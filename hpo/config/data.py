@@ -37,7 +37,7 @@ TORCHVISION: dict[str, int | None] = {
     "svhn": 32,
     "usps": 16,
 }
-"""torchvision's classification data sets with a test part, and the side of their pictures in
+"""torchvision's classification data sets with a test part, and the side of their images in
 pixels; None for photographs of many sizes. How each is opened: `hpo.data.torchvision`."""
 
 BUILT_IN = ("digits", "folder", "csv", "stanford_cars", *TORCHVISION)
@@ -46,7 +46,7 @@ FOLDERS = ("folder", "csv")
 """Those whose images are files in folders of the user's."""
 
 NATIVE = {"digits": 8} | {name: side for name, side in TORCHVISION.items() if side}
-"""Side of the pictures, in pixels, where all have the same."""
+"""Side of the images, in pixels, where all have the same."""
 
 DEFAULT_ROOT = "data"
 """Where named data sets lie unless `data.root` says otherwise."""

@@ -44,7 +44,7 @@ ARCHITECTURES = ("small_cnn", *TORCHVISION_ARCHITECTURES)
 _Item = TypeVar("_Item")
 
 COLOURS = 3
-"""Channels of a picture."""
+"""Channels of a image."""
 
 
 def _odd(value: Any) -> Any:
@@ -64,7 +64,7 @@ def repeated(values: Sequence[_Item], count: int) -> tuple[_Item, ...]:
 
 class CnnConfig(Part):
     """The network `small_cnn`: per item of `filters` a convolution (padded, so that stride 1 keeps
-    the picture's size; with bias), maybe batch norm, ReLU, maybe a pool; then fully connected
+    the image's size; with bias), maybe batch norm, ReLU, maybe a pool; then fully connected
     layers. The other lists speak of the same convolutions; shorter ones repeat their last item."""
 
     filters: Annotated[Sizes, Field(min_length=1)] = (32, 64, 128)
@@ -84,7 +84,7 @@ class CnnConfig(Part):
     """Whether the input of each convolution is added to its output (after batch norm, before ReLU):
     only with stride 1 and as many filters as the input has channels."""
     adaptive_pool: int = Field(default=1, ge=0, le=64)
-    """Average the last picture to this side, whatever its own; 0: take all of its pixels."""
+    """Average the last image to this side, whatever its own; 0: take all of its pixels."""
     hidden: Sizes = ()
     """Units of each fully connected layer with ReLU before the last layer."""
     dropout: float = Field(default=0.0, ge=0, lt=1)

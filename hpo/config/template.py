@@ -12,7 +12,7 @@ import tomli_w
 
 from hpo.errors import DataError
 
-SAMPLED = 60  # pictures whose size is read; enough for a median
+SAMPLED = 60  # images whose size is read; enough for a median
 
 TEMPLATE = """\
 # {name}: search for a classifier of the images in
@@ -78,13 +78,13 @@ class Folder:
     images: int
     """Images for training; all of them where the folder has no split."""
     side: int
-    """Median of the shorter side of some pictures, in pixels."""
+    """Median of the shorter side of some images, in pixels."""
     parts: tuple[str, ...]
     """Which of train, val and test stand in it; empty: it has no parts."""
 
 
 def median_side(files: list[Path]) -> int:
-    """Median shorter side of up to `SAMPLED` pictures, spread over all classes."""
+    """Median shorter side of up to `SAMPLED` images, spread over all classes."""
     from PIL import Image
 
     sides = []

@@ -238,27 +238,27 @@ class ImageCache:
         if keep is None or keep.full:
             (folder / "pixels").unlink()
         if keep and keep.full:  # others filled it meanwhile
-            log.warning("%s. Pictures are decoded anew in every epoch", disk_full(folder, size))
+            log.warning("%s. Images are decoded anew in every epoch", disk_full(folder, size))
         index.save(folder / "index.npz")
         return index
 
 
 def _collect(
-    pictures: Iterable[tuple[int, _Decoded | str]], bad: dict[int, str], file: Sink | None
+    images: Iterable[tuple[int, _Decoded | str]], bad: dict[int, str], file: Sink | None
 ) -> Index:
     good, sizes, identities, forms = [], [], [], []
     moments = np.zeros((2, 3), np.int64)
-    for i, picture in pictures:
-        if isinstance(picture, str):
-            bad[i] = picture
+    for i, image in images:
+        if isinstance(image, str):
+            bad[i] = image
             continue
         good.append(i)
-        sizes.append(picture.pixels.shape[:2])
-        identities.append(picture.identity)
-        forms.append(picture.form)
-        moments += picture.moments
+        sizes.append(image.pixels.shape[:2])
+        identities.append(image.identity)
+        forms.append(image.form)
+        moments += image.moments
         if file:
-            file.write(picture.pixels.data)
+            file.write(image.pixels.data)
     shape = np.array(sizes, np.int64).reshape(-1, 2)
     rest = dict(sorted(bad.items()))
     return Index(np.array(good, np.int64), shape, moments, tuple(identities), rest, tuple(forms))

@@ -167,7 +167,7 @@ def open_test(config: DataConfig, cache: Path) -> Images | None:
         return None
     images, _ = _open(config, source, cache, parts["test"])
     if not len(images):
-        raise DataError(f"{config.title}: none of the test pictures can be read")
+        raise DataError(f"{config.title}: none of the test images can be read")
     return images
 
 
@@ -236,7 +236,7 @@ def _require_some(config: DataConfig, found: _Parts, unreadable: Collection[str]
             if part == "train" or not left:
                 name = found.listing.classes[label]
                 what = f"class {name!r}: none of its {part}" if left else f"none of the {part}"
-                raise DataError(f"{config.title}: {what} pictures can be read")
+                raise DataError(f"{config.title}: {what} images can be read")
 
 
 def describe(config: DataConfig, *, download: bool = False) -> dict[str, dict[str, int]]:
@@ -284,7 +284,7 @@ def _open_parts(
     val, seen_val = _open(config, source, cache, parts["val"])
     _check_labels(classes, parts["train"], train, "train")
     if not len(val):
-        raise DataError(f"{config.title}: none of the validation pictures can be read")
+        raise DataError(f"{config.title}: none of the validation images can be read")
     opened = [(parts["train"], seen), (parts["val"], seen_val)]
     return Fold(train, val, *_normalization(config, [seen])), opened
 
@@ -346,7 +346,7 @@ def _check_labels(
 ) -> None:
     left = set(images.labels.tolist())
     for label in sorted({item.label for item in items} - left):
-        raise DataError(f"class {classes[label]!r}: none of its {part} pictures can be read")
+        raise DataError(f"class {classes[label]!r}: none of its {part} images can be read")
 
 
 # Parts
@@ -397,7 +397,7 @@ def _parts(
         if config.limit_train < len(listing.classes):
             raise DataError(
                 f"data.limit_train = {config.limit_train}: at least {len(listing.classes)}, one "
-                "picture for each class"
+                "image for each class"
             )
         parts["train"] = limit_items(parts["train"], config.limit_train, config.split_seed)
     warnings = [*listing.warnings, *duplicate_warnings(parts), *told]
@@ -497,10 +497,10 @@ def _check_split(config: DataConfig, classes: tuple[str, ...], part: str, parts:
             own = [item for items in parts.values() for item in items if item.label == label]
             grouped = any(item.group for item in own)
             count = len({item.key for item in own})
-            few = f"groups of pictures ({count})" if grouped else "different pictures"
+            few = f"groups of images ({count})" if grouped else "different images"
             raise DataError(
                 f"{config.title}: class {name!r} has too few {few} to leave one for "
-                f"{part}: 1 for each of train, val and test is needed; add pictures, or set "
+                f"{part}: 1 for each of train, val and test is needed; add images, or set "
                 "data.test_fraction = 0"
             )
 

@@ -20,7 +20,7 @@ from PIL import ExifTags, Image, ImageColor
 from hpo.config.data import DataConfig
 from hpo.errors import DataError
 
-# Pillow warns of large pictures when it opens them; `data.max_pixels` refuses them by the header,
+# Pillow warns of large images when it opens them; `data.max_pixels` refuses them by the header,
 # before anything is decoded.
 Image.MAX_IMAGE_PIXELS = None
 
@@ -326,7 +326,7 @@ class Images(ABC):
 
     def stacked(self) -> Pixels:
         """Return all images as one array, (N, S, S, 3). Raises ValueError unless `uniform`."""
-        raise ValueError("pictures of several sizes, or streamed ones, have no single array")
+        raise ValueError("images of several sizes, or streamed ones, have no single array")
 
 
 class MemmapImages(Images):

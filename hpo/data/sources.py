@@ -109,8 +109,8 @@ class DigitsReader:
     def pixels(name: str) -> Pixels:
         """Return one digit, (8, 8) uint8."""
         images, _ = _digits()
-        picture: Pixels = images[int(name.removeprefix("digits/"))]
-        return picture
+        image: Pixels = images[int(name.removeprefix("digits/"))]
+        return image
 
     def open(self, name: str) -> Image.Image:
         """Return one digit as an image."""
@@ -175,9 +175,9 @@ class UserReader:
         if not (match := _ITEM.fullmatch(name)):
             return open_file(self.root / name)
         split = self.split(match[1])
-        assert split is not None  # it had this picture
-        picture, _ = _item(self.function, split, match[1], int(match[2]))
-        return picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+        assert split is not None  # it had this image
+        image, _ = _item(self.function, split, match[1], int(match[2]))
+        return image if isinstance(image, Image.Image) else Image.fromarray(image)
 
 
 class UserSource(DatasetSource):
@@ -222,22 +222,22 @@ class UserSource(DatasetSource):
         """Yield name and label of each image; the digests of those in memory are computed here."""
         for i in range(len(split)):
             self.tick()
-            picture, label = _item(self.function, split, part, i)
-            if isinstance(picture, str | Path):
-                path = self.root / picture  # an absolute one stays what it is
+            image, label = _item(self.function, split, part, i)
+            if isinstance(image, str | Path):
+                path = self.root / image  # an absolute one stays what it is
                 below = path.is_relative_to(self.root)
                 yield str(path.relative_to(self.root) if below else path), label
                 continue
             name = f"{part}[{i}]"
-            if isinstance(picture, Image.Image):  # maybe not decoded yet
-                self._require_size(name, picture)
-                self._digests[name] = image_digest(picture)
+            if isinstance(image, Image.Image):  # maybe not decoded yet
+                self._require_size(name, image)
+                self._digests[name] = image_digest(image)
             else:
-                self._digests[name] = array_digest(picture)
+                self._digests[name] = array_digest(image)
             yield name, label
 
-    def _require_size(self, name: str, picture: Image.Image) -> None:
-        if reason := too_large(picture.size, self.max_pixels):
+    def _require_size(self, name: str, image: Image.Image) -> None:
+        if reason := too_large(image.size, self.max_pixels):
             raise DataError(f"{self.function}: {name}: {reason}")
 
     def _classes(self, items: Sequence[tuple[str, Label]]) -> list[Label]:
@@ -268,7 +268,7 @@ def _asked(name: str, root: Path, part: str) -> Split | None:
     if not hasattr(found, "__len__") or not hasattr(found, "__getitem__"):
         raise DataError(
             f"{name}(root, {part!r}) returned {type(found).__name__}: allowed: a sequence "
-            "of (picture, label), with len() and [i], or None where there is no such split"
+            "of (image, label), with len() and [i], or None where there is no such split"
         )
     if not len(found):
         raise DataError(f"{name}(root, {part!r}) returned no images; return None where "
@@ -287,25 +287,25 @@ def _item(function: str, split: Split, part: str, i: int) -> tuple[Any, Label]:
     if not isinstance(item, tuple | list) or len(item) != 2:
         got = f"{type(item).__name__} of {len(item)}" if isinstance(item, tuple | list) else (
             type(item).__name__)  # fmt: skip
-        raise DataError(f"{where} is {got}: allowed: (picture, label)")
-    picture, label = item
+        raise DataError(f"{where} is {got}: allowed: (image, label)")
+    image, label = item
     if isinstance(label, np.integer):
         label = int(label)
     if not isinstance(label, str | int) or isinstance(label, bool):
         raise DataError(f"{where} has the label {label!r}: allowed: a name (str) or a number (int)")
-    if not _is_picture(picture):
-        kind = type(picture).__name__
-        if isinstance(picture, np.ndarray):
-            kind = f"an array of {picture.dtype}, shape {picture.shape}"
+    if not _is_image(image):
+        kind = type(image).__name__
+        if isinstance(image, np.ndarray):
+            kind = f"an array of {image.dtype}, shape {image.shape}"
         raise DataError(
-            f"{where} has as its picture {kind}: allowed: a PIL image, a path, or a uint8 array of "
+            f"{where}: the image is {kind}: allowed: a PIL image, a path, or a uint8 array of "
             "shape (H, W) or (H, W, 3)"
         )
-    return picture, label
+    return image, label
 
 
-def _is_picture(picture: Any) -> bool:
-    if not isinstance(picture, np.ndarray):
-        return isinstance(picture, str | Path | Image.Image)
-    shaped = picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] == 3)
-    return picture.dtype == np.uint8 and shaped and picture.size > 0
+def _is_image(image: Any) -> bool:
+    if not isinstance(image, np.ndarray):
+        return isinstance(image, str | Path | Image.Image)
+    shaped = image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)
+    return image.dtype == np.uint8 and shaped and image.size > 0

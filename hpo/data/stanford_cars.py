@@ -57,7 +57,7 @@ class BoxReader:
         if box[2] > image.width or box[3] > image.height:
             image.close()
             raise ValueError(
-                f"its box {_shown(box)} in {said} is outside the picture of {image.width} x "
+                f"its box {_shown(box)} in {said} is outside the image of {image.width} x "
                 f"{image.height} pixels"
             )
         with image:
@@ -82,7 +82,7 @@ class StanfordCarsSource(DatasetSource):
         known = {label for _, label in found["train"]}
         if missing := [name for label, name in enumerate(classes) if label not in known]:
             raise DataError(
-                f"{self.root / BASE / ANNOTATIONS['train']}: no picture of class {missing[0]!r} "
+                f"{self.root / BASE / ANNOTATIONS['train']}: no image of class {missing[0]!r} "
                 f"({len(missing)} of the {len(classes)} classes in {META} have none)"
             )
         return Listing(classes, found, self._unused(parts, found), sealed=not test)
@@ -104,15 +104,15 @@ class StanfordCarsSource(DatasetSource):
 
     def _items(self, part: str, classes: Sequence[str]) -> list[tuple[str, int]]:
         file = self.root / BASE / ANNOTATIONS[part]
-        there = set(_pictures(self.root / BASE / f"cars_{part}"))
+        there = set(_image_names(self.root / BASE / f"cars_{part}"))
         found: dict[str, int] = {}
         for number, row in enumerate(_annotations(file), 1):
-            picture, label, box = _parsed(row, file, number, len(classes))
-            name = f"{BASE}/cars_{part}/{picture}"
-            if picture not in there:
-                raise DataError(f"{file}: names {picture}, which cars_{part}/ does not have")
+            image, label, box = _parsed(row, file, number, len(classes))
+            name = f"{BASE}/cars_{part}/{image}"
+            if image not in there:
+                raise DataError(f"{file}: names {image}, which cars_{part}/ does not have")
             if name in found:
-                raise DataError(f"{file}: names {picture} twice")
+                raise DataError(f"{file}: names {image} twice")
             found[name] = label
             if self.crop:
                 self.boxes[name] = box, file.name
@@ -121,9 +121,9 @@ class StanfordCarsSource(DatasetSource):
     def _unused(self, parts: Sequence[str], found: dict[str, list[tuple[str, int]]]) -> list[str]:
         warnings = []
         for part in parts:
-            extra = len(_pictures(self.root / BASE / f"cars_{part}")) - len(found[part])
+            extra = len(_image_names(self.root / BASE / f"cars_{part}")) - len(found[part])
             if extra:
-                warnings.append(f"{extra} pictures of cars_{part}/ have no annotation")
+                warnings.append(f"{extra} images of cars_{part}/ have no annotation")
         return warnings
 
 
@@ -135,13 +135,13 @@ def layout(root: Path) -> str:
         "    devkit/cars_meta.mat\n"
         "    devkit/cars_train_annos.mat\n"
         "    cars_test_annos_withlabels.mat\n"
-        "    cars_train/00001.jpg ...  8,144 pictures\n"
-        "    cars_test/00001.jpg ...   8,041 pictures\n"
+        "    cars_train/00001.jpg ...  8,144 images\n"
+        "    cars_test/00001.jpg ...   8,041 images\n"
         "or set data.root to the folder that holds stanford_cars/"
     )
 
 
-def _pictures(folder: Path) -> list[str]:
+def _image_names(folder: Path) -> list[str]:
     return [one.name for one in folder.iterdir() if one.suffix.lower() in (".jpg", ".jpeg", ".png")]
 
 

@@ -136,11 +136,11 @@ class TorchvisionSource(DatasetSource):
         )
 
     def _items(
-        self, part: str, pictures: Pixels | list[Path], labels: list[int]
+        self, part: str, images: Pixels | list[Path], labels: list[int]
     ) -> list[tuple[str, int]]:
-        if isinstance(pictures, np.ndarray):
+        if isinstance(images, np.ndarray):
             return [(f"{part}/{i}", label) for i, label in enumerate(labels)]
-        names = (Path(one).relative_to(self.root).as_posix() for one in pictures)
+        names = (Path(one).relative_to(self.root).as_posix() for one in images)
         return list(zip(names, labels, strict=True))
 
     def digests(self, names: Sequence[str], cache: Path | None) -> dict[str, str]:
@@ -171,8 +171,8 @@ class ArrayReader:
             data, _ = _contents(opened, self.name, part)
             assert isinstance(data, np.ndarray)
             self.arrays[part] = data
-        picture: Pixels = self.arrays[part][int(number)]
-        return picture
+        image: Pixels = self.arrays[part][int(number)]
+        return image
 
     def open(self, name: str) -> Image.Image:
         """Return one image."""
@@ -187,12 +187,12 @@ def _contents(opened: Any, name: str, part: str) -> tuple[Pixels | list[Path], l
             return getattr(opened, files), list(opened._labels)
     for samples in ("_samples", "samples"):
         if hasattr(opened, samples):
-            pictures, labels = zip(*getattr(opened, samples), strict=True)
+            images, labels = zip(*getattr(opened, samples), strict=True)
             if None in labels:
-                raise DataError(f"{name}: the pictures of {part} have no labels in these files")
-            if hasattr(pictures[0], "numpy"):
-                return np.stack([one.numpy() for one in pictures]), list(labels)
-            return list(pictures), list(labels)
+                raise DataError(f"{name}: the images of {part} have no labels in these files")
+            if hasattr(images[0], "numpy"):
+                return np.stack([one.numpy() for one in images]), list(labels)
+            return list(images), list(labels)
     data = np.asarray(opened.data)
     if data.ndim == 4 and data.shape[1] == 3:
         data = data.transpose(0, 2, 3, 1)

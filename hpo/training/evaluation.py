@@ -54,7 +54,7 @@ Vectors = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Embedded:
-    """N pictures as vectors, in their order."""
+    """N images as vectors, in their order."""
 
     features: Vectors
     """(N, D)."""

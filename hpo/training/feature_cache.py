@@ -338,11 +338,11 @@ class Extractor:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         arithmetic: list[object] = [name, config.runtime.precision, config.runtime.memory_format]
         arithmetic += [torch.__version__, torch.get_num_threads(), self.batch]
-        pictures = [content, self._side, self._how.mean, self._how.std]
+        images = [content, self._side, self._how.mean, self._how.std]
         views = augment.model_dump(mode="json") if _fixed(augment) else None
         shape = config.model.model_dump(mode="json", exclude=set(_SHAPELESS))
         network = [shape, str(self._prefix), self._cut.digest, self._weights]
-        return short_hash([_FORMAT, arithmetic, pictures, views, network])
+        return short_hash([_FORMAT, arithmetic, images, views, network])
 
 
 def images_at_once(side: int) -> int:

@@ -42,7 +42,7 @@ def balanced_order(labels: Tensor, generator: torch.Generator) -> Tensor:
     counts = torch.bincount(labels)
     present = counts.nonzero()[:, 0]
     drawn = present[torch.randint(len(present), (len(labels),), generator=generator)]
-    # Of each class its pictures stand together in `by_class`.
+    # Of each class its images stand together in `by_class`.
     by_class = labels.argsort(stable=True)
     first = counts.cumsum(0) - counts
     within = (torch.rand(len(labels), generator=generator, dtype=torch.float64)
@@ -275,9 +275,9 @@ class _DeviceImages:
     ) -> Generator[Tensor, None, None]:
         index = moved(order, self._device)
         if boxes is None:
-            pictures = self._centre()
+            images = self._centre()
             for part in slices:
-                yield pictures.index_select(0, index[part])
+                yield images.index_select(0, index[part])
             return
         windows = self._windows()
         top, left = moved(boxes[:, :2] + self._padding, self._device).unbind(1)
@@ -293,10 +293,10 @@ class _DeviceImages:
         """Return (N, tops, lefts, S, S, 3): every possible crop, as a view."""
         count, side, _, _ = self._data.shape
         places = side - self._size + 1
-        picture, row, column, channel = self._data.stride()
+        image, row, column, channel = self._data.stride()
         return self._data.as_strided(
             (count, places, places, self._size, self._size, 3),
-            (picture, row, column, row, column, channel),
+            (image, row, column, row, column, channel),
         )
 
 
@@ -318,22 +318,22 @@ class _Crops(Dataset[Tensor]):
         return out
 
 
-def crop(picture: Tensor, box: Sequence[int], out: Tensor) -> None:
-    """Write the part of `picture`, (H, W, 3) uint8, inside `box` to `out`, (S, S, 3) uint8: copied,
+def crop(image: Tensor, box: Sequence[int], out: Tensor) -> None:
+    """Write the part of `image`, (H, W, 3) uint8, inside `box` to `out`, (S, S, 3) uint8: copied,
     black outside the image, if the box has that size; otherwise resized with antialiasing."""
     top, left, height, width = box
     size = out.shape[0]
     if (height, width) != (size, size):
-        inside = picture[top : top + height, left : left + width].permute(2, 0, 1)[None]
+        inside = image[top : top + height, left : left + width].permute(2, 0, 1)[None]
         inside = inside.contiguous(memory_format=torch.channels_last)  # twice as fast
         resized = F.interpolate(
             inside, (size, size), mode="bilinear", align_corners=False, antialias=True
         )
         out.copy_(resized[0].permute(1, 2, 0))
         return
-    rows = slice(max(top, 0), min(top + size, picture.shape[0]))
-    columns = slice(max(left, 0), min(left + size, picture.shape[1]))
-    inside = picture[rows, columns]
+    rows = slice(max(top, 0), min(top + size, image.shape[0]))
+    columns = slice(max(left, 0), min(left + size, image.shape[1]))
+    inside = image[rows, columns]
     if inside.shape != out.shape:
         out.zero_()
     out[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = inside

@@ -144,7 +144,7 @@ def test_a_class_of_which_nothing_can_be_read(root: Path, home: Home, part: str)
     for file in root.glob(f"{part}/*/*" if part == "test" else f"{part}/class1/*"):
         file.write_text(f"no image {file}")
     says = "class 'class1': none of its train" if part == "train" else "none of the test"
-    with pytest.raises(DataError, match=f"{says} pictures can be read"):
+    with pytest.raises(DataError, match=f"{says} images can be read"):
         examine_data(config(root, skip_unreadable=True), home.cache)
 
 

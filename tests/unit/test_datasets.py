@@ -396,8 +396,8 @@ def _too_few_for_val(root: Path) -> None:
         (_class_without_images, r"empty: no images .*1 \.txt.*bmp, gif.* add some or remove"),
         (_no_train, "data: has test/, which means the test part, but no train/; add train/"),
         (_two_vals, "data: both val/ and valid/ are for val; keep one"),
-        (_too_few, "data: class 'class1' has too few different pictures .*test"),
-        (_too_few_for_val, "data: class 'class0' has too few different pictures .*val"),
+        (_too_few, "data: class 'class1' has too few different images .*test"),
+        (_too_few_for_val, "data: class 'class0' has too few different images .*val"),
     ],
 )
 def test_folders_that_cannot_be_used(
@@ -472,7 +472,7 @@ def test_more_than_ten_unreadable_files_are_counted(root: Path, store: Path) -> 
         open_data(_config(root), store)
     assert str(caught.value).count(".png") == 10
     assert str(caught.value).endswith("and 4 more")
-    with pytest.raises(DataError, match="'class0': none of its train pictures can be read"):
+    with pytest.raises(DataError, match="'class0': none of its train images can be read"):
         open_data(_config(root, skip_unreadable=True), store)
 
 

@@ -181,7 +181,7 @@ def test_given_parts_that_share_patients_are_told(tmp_path: Path) -> None:
         (r"regex:\d*$", r"finds no group for 36 of 36 images"),
         (
             r"regex:^class\d",
-            r"class 'class[01]' has too few groups of pictures \(1\) to leave one for",
+            r"class 'class[01]' has too few groups of images \(1\) to leave one for",
         ),
     ],
 )

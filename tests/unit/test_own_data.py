@@ -168,16 +168,16 @@ def load(root, split):
     ("returns", "says"),
     [
         ("None", "mine:load: returned None for 'train'; only val and test may"),
-        ("3", "mine:load(root, 'train') returned int: allowed: a sequence of (picture, lab"),
+        ("3", "mine:load(root, 'train') returned int: allowed: a sequence of (image, lab"),
         ("iter(found)", "mine:load(root, 'train') returned list_iterator: allowed: a seq"),
         ("[]", "mine:load(root, 'train') returned no images; return None where"),
         ("1 / 0", "mine:load(root, 'train') raised ZeroDivisionError: division by zero"),
-        ("[1, 2]", "mine:load: train[0] is int: allowed: (picture, label)"),
-        ("[(1, 2, 3)]", "mine:load: train[0] is tuple of 3: allowed: (picture, label)"),
-        ("[(1, 'a')]", "mine:load: train[0] has as its picture int: allowed: a PIL image, a path"),
+        ("[1, 2]", "mine:load: train[0] is int: allowed: (image, label)"),
+        ("[(1, 2, 3)]", "mine:load: train[0] is tuple of 3: allowed: (image, label)"),
+        ("[(1, 'a')]", "mine:load: train[0]: the image is int: allowed: a PIL image, a path"),
         ("[(pixels(0, 0), None)]", "mine:load: train[0] has the label None: allowed: a name (str)"),
         ("[(pixels(0, 0), True)]", "mine:load: train[0] has the label True: allowed: a name (str)"),
-        ("[(pixels(0, 0) / 255, 'a')]", "train[0] has as its picture an array of float64, shape "
+        ("[(pixels(0, 0) / 255, 'a')]", "train[0]: the image is an array of float64, shape "
          "(20, 24, 3): allowed: a PIL image, a path, or a uint8 array of shape (H, W) or (H, W, 3"),
         ("[(pixels(0, 0).transpose(2, 0, 1), 'a')]", "an array of uint8, shape (3, 20, 24): allo"),
         ("found[:6]", "mine:load: 6 training images of 1 classes; at least two"),
@@ -246,6 +246,6 @@ def load(root, split):
     found: list = items(pixels, 6) + [(pixels(9, 9), "alone")]
     return found if split == "train" else None
 """
-    says = "mine:load: class 'alone' has too few different pictures to leave one for val"
+    says = "mine:load: class 'alone' has too few different images to leave one for val"
     with pytest.raises(DataError, match=re.escape(says)):
         describe(write(module, code))

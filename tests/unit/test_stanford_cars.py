@@ -208,7 +208,7 @@ ANNOS = "devkit/cars_train_annos.mat: "
     [
         (_no_mat, ANNOS + "cannot be read as a MATLAB file"),
         (_no_class, ANNOS + "'annotations' has no field 'class'; needed: bbox_x1, "),
-        (_no_fiat, ANNOS + "no picture of class 'Fiat 500 2012'"),
+        (_no_fiat, ANNOS + "no image of class 'Fiat 500 2012'"),
         (_changed(0, "gone.jpg"), ANNOS + "names gone.jpg, which cars_train/ does not have"),
         (_changed(0, "00000.jpg"), ANNOS + "names 00000.jpg twice"),
         (_changed(1, 4), ANNOS + "annotation 2 has class 4: allowed: 1 to 3"),
@@ -234,7 +234,7 @@ def test_a_box_outside_the_picture_is_named_with_its_file(root: Path, tmp_path: 
     assert len(open_data(config(root), tmp_path / "cache").train) == 15  # not looked at
     says = (
         r"stanford_cars: 1 file cannot be read as images; .*\n  stanford_cars/cars_train/\d+.jpg "
-        r"\(its box 11,6,61,25 in cars_train_annos.mat is outside the picture of 60 x 40 pixels\)"
+        r"\(its box 11,6,61,25 in cars_train_annos.mat is outside the image of 60 x 40 pixels\)"
     )
     with pytest.raises(DataError, match=says):
         open_data(config(root, crop_to_box=True), tmp_path / "cache")
@@ -243,4 +243,4 @@ def test_a_box_outside_the_picture_is_named_with_its_file(root: Path, tmp_path: 
 def test_pictures_without_annotation_are_counted(root: Path, tmp_path: Path) -> None:
     annotate(root, "train", _rows(root)[2:])
     data = open_data(config(root), tmp_path / "cache")
-    assert data.warnings == ("2 pictures of cars_train/ have no annotation",)
+    assert data.warnings == ("2 images of cars_train/ have no annotation",)

@@ -152,8 +152,8 @@ def _mirrored(batch: Tensor, flip: Tensor, axis: int) -> Tensor:
 def erase(batch: Tensor, boxes: Tensor) -> Tensor:
     """Set the pixels inside (B, 4) boxes of a (B, C, S, S) batch to 0, in place."""
     if not batch.is_cuda:
-        for picture, (top, left, height, width) in zip(batch, boxes.tolist(), strict=True):
-            picture[:, top : top + height, left : left + width] = 0
+        for image, (top, left, height, width) in zip(batch, boxes.tolist(), strict=True):
+            image[:, top : top + height, left : left + width] = 0
         return batch
     place = torch.arange(batch.shape[-1], device=batch.device)
     top, left, height, width = boxes[:, :, None].unbind(1)
@@ -167,7 +167,7 @@ _GREY = 0.2989, 0.587, 0.114  # ITU-R BT.601, rounded as torchvision has it
 
 def brightness(batch: Tensor, factors: Tensor) -> Tensor:
     """Multiply a batch (B, 3, S, S) in 0..1 by factors (B,)."""
-    return batch.mul_(per_picture(factors)).clamp_(0, 1)
+    return batch.mul_(per_image(factors)).clamp_(0, 1)
 
 
 def contrast(batch: Tensor, factors: Tensor) -> Tensor:
@@ -207,7 +207,7 @@ def hue(batch: Tensor, shifts: Tensor) -> Tensor:
 def grayscale(batch: Tensor, chosen: Tensor) -> Tensor:
     """Convert to grey the images for which `chosen`, (B,) bool, is true."""
     if batch.is_cuda:  # without asking the device which ones
-        return torch.where(per_picture(chosen), grey(batch), batch, out=batch)
+        return torch.where(per_image(chosen), grey(batch), batch, out=batch)
     for i in chosen.nonzero().flatten().tolist():
         batch[i] = grey(batch[i : i + 1])[0]
     return batch
@@ -219,13 +219,13 @@ def grey(batch: Tensor) -> Tensor:
     return (_GREY[0] * red + _GREY[1] * green + _GREY[2] * blue)[:, None]
 
 
-def per_picture(values: Tensor) -> Tensor:
+def per_image(values: Tensor) -> Tensor:
     """Reshape (B,) values to (B, 1, 1, 1)."""
     return values[:, None, None, None]
 
 
 def _blend(batch: Tensor, other: Tensor, factors: Tensor) -> Tensor:
-    weight = per_picture(factors)
+    weight = per_image(factors)
     return batch.mul_(weight).add_(other * (1 - weight)).clamp_(0, 1)
 
 
@@ -358,16 +358,16 @@ def _cut(weight: float, size: int, source: np.random.Generator) -> Mix:
     return Mix(1 - (bottom - top) * (right - left) / size**2, (top, left, bottom, right))
 
 
-def mix_batch(pictures: Tensor, labels: Tensor, mix: Mix) -> tuple[Tensor, Mixed]:
+def mix_batch(images: Tensor, labels: Tensor, mix: Mix) -> tuple[Tensor, Mixed]:
     """Mix (B, C, S, S) images, in place, and their (B,) labels."""
-    shifted = pictures.roll(1, 0)
+    shifted = images.roll(1, 0)
     if mix.box is None:
-        pictures.mul_(mix.weight).add_(shifted, alpha=1 - mix.weight)
+        images.mul_(mix.weight).add_(shifted, alpha=1 - mix.weight)
     else:
         top, left, bottom, right = mix.box
         inside = (..., slice(top, bottom), slice(left, right))
-        pictures[inside] = shifted[inside]
-    return pictures, Mixed(labels, labels.roll(1, 0), mix.weight)
+        images[inside] = shifted[inside]
+    return images, Mixed(labels, labels.roll(1, 0), mix.weight)
 
 
 def mean_loss(labels: Tensor | Mixed, loss: Callable[[Tensor], Tensor]) -> Tensor:

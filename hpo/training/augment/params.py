@@ -215,9 +215,9 @@ def apply_float(batch: Tensor, params: AugmentParams) -> Tensor:
     count = at_once(batch)
     for at in range(0, len(batch), count):
         part = slice(at, at + count)
-        pictures = batch[part]
+        images = batch[part]
         if params.matrix is not None:
-            pictures.copy_(ops.warp(pictures, params.matrix[part]))
+            images.copy_(ops.warp(images, params.matrix[part]))
         for change, amounts in colours:
-            change(pictures, amounts[part])
+            change(images, amounts[part])
     return batch

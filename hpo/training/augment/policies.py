@@ -19,7 +19,7 @@ from hpo.training.augment.ops import (
     at_once,
     grey,
     moved,
-    per_picture,
+    per_image,
 )
 
 Policy = Literal["randaugment", "trivialaugment"]
@@ -109,79 +109,79 @@ def _change(
     if not len(chosen):
         return
     for index in torch.split(chosen, at_once(pixels)):
-        pictures = pixels.index_select(0, index).permute(0, 3, 1, 2)
-        changed = change(pictures, values.index_select(0, index)).permute(0, 2, 3, 1)
+        images = pixels.index_select(0, index).permute(0, 3, 1, 2)
+        changed = change(images, values.index_select(0, index)).permute(0, 2, 3, 1)
         if pixels.is_cuda:
             pixels.index_copy_(0, index, changed)
         else:  # three times as quick on a CPU
-            for place, picture in zip(index.tolist(), changed, strict=True):
-                pixels[place].copy_(picture)
+            for place, image in zip(index.tolist(), changed, strict=True):
+                pixels[place].copy_(image)
 
 
 # Each takes and returns (B, 3, S, S) uint8. As in torchvision a blend is cut off, not rounded. What
 # looks at more than one value at a time is quicker channel by channel.
 
 
-def _warped(pictures: Tensor, matrix: Tensor) -> Tensor:
-    return ops.warp(pictures.float(), matrix).round_().to(torch.uint8)
+def _warped(images: Tensor, matrix: Tensor) -> Tensor:
+    return ops.warp(images.float(), matrix).round_().to(torch.uint8)
 
 
-def _brightness(pictures: Tensor, amounts: Tensor) -> Tensor:
-    return (pictures * per_picture(1 + amounts)).clamp_(0, 255).to(torch.uint8)
+def _brightness(images: Tensor, amounts: Tensor) -> Tensor:
+    return (images * per_image(1 + amounts)).clamp_(0, 255).to(torch.uint8)
 
 
-def _color(pictures: Tensor, amounts: Tensor) -> Tensor:
-    pictures = pictures.contiguous()
-    return _blend(pictures, grey(pictures).floor_(), amounts)
+def _color(images: Tensor, amounts: Tensor) -> Tensor:
+    images = images.contiguous()
+    return _blend(images, grey(images).floor_(), amounts)
 
 
-def _contrast(pictures: Tensor, amounts: Tensor) -> Tensor:
-    pictures = pictures.contiguous()
-    means = grey(pictures).floor_().mean((1, 2, 3), keepdim=True)
-    return _blend(pictures, means, amounts)
+def _contrast(images: Tensor, amounts: Tensor) -> Tensor:
+    images = images.contiguous()
+    means = grey(images).floor_().mean((1, 2, 3), keepdim=True)
+    return _blend(images, means, amounts)
 
 
-def _sharpness(pictures: Tensor, amounts: Tensor) -> Tensor:
+def _sharpness(images: Tensor, amounts: Tensor) -> Tensor:
     """Blend with a 3 x 3 mean in which the middle counts five times; the border stays."""
-    pictures = pictures.contiguous()
-    values = pictures.float()
+    images = images.contiguous()
+    values = images.float()
     inside = values[:, :, 1:-1, 1:-1]
     rows = values[:, :, :-2] + values[:, :, 1:-1] + values[:, :, 2:]
     around = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
     smooth = around.add_(inside, alpha=4).div_(13).round_()
     # As a difference, so that what is even stays as it is.
-    sharp = smooth.sub_(inside).mul_(per_picture(-amounts)).add_(inside).clamp_(0, 255)
-    result = pictures.clone()
+    sharp = smooth.sub_(inside).mul_(per_image(-amounts)).add_(inside).clamp_(0, 255)
+    result = images.clone()
     result[:, :, 1:-1, 1:-1] = sharp.to(torch.uint8)
     return result
 
 
-def _blend(pictures: Tensor, other: Tensor, amounts: Tensor) -> Tensor:
-    weight = per_picture(1 + amounts)
-    return (pictures * weight).add_(other * (1 - weight)).clamp_(0, 255).to(torch.uint8)
+def _blend(images: Tensor, other: Tensor, amounts: Tensor) -> Tensor:
+    weight = per_image(1 + amounts)
+    return (images * weight).add_(other * (1 - weight)).clamp_(0, 255).to(torch.uint8)
 
 
-def _posterize(pictures: Tensor, bits: Tensor) -> Tensor:
+def _posterize(images: Tensor, bits: Tensor) -> Tensor:
     dropped = torch.exp2(8 - bits)
-    return pictures & per_picture(256 - dropped).to(torch.uint8)
+    return images & per_image(256 - dropped).to(torch.uint8)
 
 
-def _solarize(pictures: Tensor, thresholds: Tensor) -> Tensor:
-    bright = pictures >= per_picture(thresholds.ceil().to(torch.uint8))
-    return pictures ^ bright.to(torch.uint8).mul_(255)
+def _solarize(images: Tensor, thresholds: Tensor) -> Tensor:
+    bright = images >= per_image(thresholds.ceil().to(torch.uint8))
+    return images ^ bright.to(torch.uint8).mul_(255)
 
 
-def _autocontrast(pictures: Tensor, _: Tensor) -> Tensor:
-    values = pictures.contiguous().float()
+def _autocontrast(images: Tensor, _: Tensor) -> Tensor:
+    values = images.contiguous().float()
     least, most = values.amin((2, 3), keepdim=True), values.amax((2, 3), keepdim=True)
     even = least == most  # nothing to stretch: stays as it is
     least, width = torch.where(even, 0, least), torch.where(even, 255, most - least)
     return values.sub_(least).div_(width / 255).clamp_(0, 255).to(torch.uint8)
 
 
-def _equalize(pictures: Tensor, _: Tensor) -> Tensor:
+def _equalize(images: Tensor, _: Tensor) -> Tensor:
     """Equalise each channel's histogram, in integers as Pillow does."""
-    flat = pictures.contiguous().flatten(2).long()
+    flat = images.contiguous().flatten(2).long()
     counts = torch.zeros(*flat.shape[:2], 256, dtype=torch.int32, device=flat.device)
     counts.scatter_add_(2, flat, counts.new_ones(1).expand_as(flat))
     brightest = counts.gather(2, flat.amax(2, keepdim=True))
@@ -189,7 +189,7 @@ def _equalize(pictures: Tensor, _: Tensor) -> Tensor:
     before = counts.cumsum(2) - counts
     table = ((before + step // 2) // step.clamp(min=1)).clamp_(0, 255).to(torch.uint8)
     same = torch.arange(256, dtype=torch.uint8, device=flat.device).expand_as(table)
-    return torch.where(step == 0, same, table).gather(2, flat).view(pictures.shape)
+    return torch.where(step == 0, same, table).gather(2, flat).view(images.shape)
 
 
 _CHANGES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
