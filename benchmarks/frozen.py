@@ -194,7 +194,7 @@ def cuts(size: int, threads: int) -> None:
         f"{'ResNet-50, blocks trained':26}{'KiB':>9}{'x pixels':>10}{'compute':>10}{'read ms':>9}"
     )
     for blocks in (0, 1, 2, 3):
-        cut = partition(model, models.set_trainable(model, blocks), noise, most=1 << 40)
+        cut = partition(model, models.set_trainable(model, blocks), noise, max_bytes=1 << 40)
         assert cut is not None
         begun = cut.prefix(model).eval()
         with torch.no_grad():

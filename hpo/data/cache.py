@@ -350,16 +350,16 @@ def file_digests(
     memo = cache / "digests" / f"{short_hash(str(root.resolve()))}.json" if cache else None
     known: dict[str, list[Any]] = json.loads(memo.read_text()) if memo and memo.exists() else {}
     stamps = {name: _stamp(root, name) for name in names}
-    found = {name: known[name] for name in names if known.get(name, [])[:2] == stamps[name]}
-    new = [name for name in names if name not in found]
+    entries = {name: known[name] for name in names if known.get(name, [])[:2] == stamps[name]}
+    new = [name for name in names if name not in entries]
     for name, digest in zip(new, threaded(partial(_digest, root), new, tick), strict=True):
         if digest:
-            found[name] = [*stamps[name], digest]
-    if memo and found != known:
+            entries[name] = [*stamps[name], digest]
+    if memo and entries != known:
         with suppress(DiskFull):  # they will be read again
-            atomic_write(memo, lambda file: file.write(json.dumps(found).encode()))
+            atomic_write(memo, lambda file: file.write(json.dumps(entries).encode()))
     # What cannot be read is named, with the reason, when it is to be decoded.
-    return {name: found[name][2] if name in found else f"unreadable {name}" for name in names}
+    return {name: entries[name][2] if name in entries else f"unreadable {name}" for name in names}
 
 
 def inspect_images(
@@ -382,8 +382,10 @@ def inspect_images(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # odd metadata is of no interest here
         look = partial(_try_inspect, reader, max_pixels)
-        found = dict(zip(new, threaded(look, new, tick), strict=True))
-    result = {name: found[name] if name in found else known[at] for name, at in names.items()}
+        inspected = dict(zip(new, threaded(look, new, tick), strict=True))
+    result = {
+        name: inspected[name] if name in inspected else known[at] for name, at in names.items()
+    }
     seen = {at: one for name, at in names.items() if isinstance(one := result[name], ImageInfo)}
     if remember and seen != known:
         with suppress(DiskFull):  # they will be looked at again

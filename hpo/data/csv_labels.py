@@ -188,12 +188,14 @@ def _text(labels: Path) -> str:
 def _header(labels: Path, text: str) -> tuple[str, dict[str, int]]:
     """Return the delimiter and {column: index} with names in lower case, for the delimiter that
     yields the columns file and label."""
-    found: dict[str, list[str]] = {}
+    columns_of: dict[str, list[str]] = {}
     for delimiter in DELIMITERS:
         cells = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
-        found[delimiter] = [_column(cell) for cell in cells]
-    delimiter = max(found, key=lambda one: (len({*NEEDED} & {*found[one]}), len(found[one])))
-    columns = found[delimiter]
+        columns_of[delimiter] = [_column(cell) for cell in cells]
+    delimiter = max(
+        columns_of, key=lambda one: (len({*NEEDED} & {*columns_of[one]}), len(columns_of[one]))
+    )
+    columns = columns_of[delimiter]
     if not {*NEEDED} <= {*columns}:
         have = ", ".join(filter(None, columns[:8])) or "none"
         raise DataError(
@@ -236,7 +238,9 @@ def _validated_rows(labels: Path, rows: Sequence[Row]) -> Iterator[Row]:
         else:
             yield Row(row.line, path, row.label, split, row.group)
     if wrong:
-        lines = "".join(f"\n  {what}: {_lines(found)}" for what, found in wrong.items())
+        lines = "".join(
+            f"\n  {what}: {_lines(lines_at_fault)}" for what, lines_at_fault in wrong.items()
+        )
         count = sum(map(len, wrong.values()))
         raise DataError(f"{labels}: {_count(count, 'row')} cannot be used:{lines}")
 
@@ -265,8 +269,8 @@ def _existing_rows(
             f"{labels}: {_count(len(missing), 'file')} missing in {root}: {named}; add them, "
             "remove their rows, or set data.skip_unreadable = true"
         )
-    told = f"{_count(len(missing), 'file')} of {labels.name} missing, left out: {named}"
-    return there, [told]
+    warning = f"{_count(len(missing), 'file')} of {labels.name} missing, left out: {named}"
+    return there, [warning]
 
 
 def _on_disk(root: Path, name: str) -> str | None:
@@ -295,13 +299,13 @@ def _unique_rows(rows: Sequence[Row], labels: Path) -> tuple[list[Row], list[str
         )
     if not twice:
         return list(rows), []
-    told = f"{_count(len(twice), 'row')} of {labels.name} with a file again: {_lines(twice)}"
-    return list(first.values()), [told]
+    warning = f"{_count(len(twice), 'row')} of {labels.name} with a file again: {_lines(twice)}"
+    return list(first.values()), [warning]
 
 
-def _lines(found: Sequence[tuple[int, str]]) -> str:
-    shown = [f"line {line}" + (f" ({what})" if what else "") for line, what in found[:SHOWN]]
-    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+def _lines(numbered: Sequence[tuple[int, str]]) -> str:
+    shown = [f"line {line}" + (f" ({what})" if what else "") for line, what in numbered[:SHOWN]]
+    more = f" and {len(numbered) - SHOWN} more" if len(numbered) > SHOWN else ""
     return ", ".join(shown) + more
 
 

@@ -132,14 +132,14 @@ def open_data(
     """
     source = _open_source(config, download=config.download)
     source.tick = tick
-    found = _parts(config, source, cache, test=False)
-    classes, parts = found.listing.classes, found.parts
-    if folded and found.folds:
-        folds, opened = _open_folds(config, source, cache, found)
+    assigned = _parts(config, source, cache, test=False)
+    classes, parts = assigned.listing.classes, assigned.parts
+    if folded and assigned.folds:
+        folds, opened = _open_folds(config, source, cache, assigned)
     else:
         one, opened = _open_parts(config, source, cache, classes, parts)
         folds = [one]
-    fingerprint = _fingerprint(classes, found, _treatments(opened, config.background))
+    fingerprint = _fingerprint(classes, assigned, _treatments(opened, config.background))
     listings.save_listing(cache, fingerprint, classes, parts)
     return Data(
         classes=classes,
@@ -149,9 +149,9 @@ def open_data(
         std=folds[0].std,
         fingerprint=fingerprint,
         unreadable=tuple(line for one in opened for line in _named(*one)),
-        has_test=found.listing.sealed or "test" in parts,
-        warnings=tuple(found.warnings),
-        folds=tuple(folds) if folded and found.folds else (),
+        has_test=assigned.listing.sealed or "test" in parts,
+        warnings=tuple(assigned.warnings),
+        folds=tuple(folds) if folded and assigned.folds else (),
     )
 
 
@@ -189,8 +189,8 @@ def examine_data(
     """
     source = _open_source(config, download=download and config.download)
     source.tick = tick
-    found = _parts(config, source, cache if remember else None, test=True, digested=True)
-    items = [item for part in ("train", "val", "test") for item in found.parts.get(part, ())]
+    assigned = _parts(config, source, cache if remember else None, test=True, digested=True)
+    items = [item for part in ("train", "val", "test") for item in assigned.parts.get(part, ())]
     seen = inspect_images(
         source.reader,
         {item.name: item.digest + source.variant(item.name) for item in items}
@@ -212,8 +212,8 @@ def examine_data(
     forms = [one.form for one in seen.values() if not isinstance(one, str)]
     report = DataReport(
         title=config.title,
-        parts=_counted(config, found),
-        left_out=found.listing.left_out,
+        parts=_counted(config, assigned),
+        left_out=assigned.listing.left_out,
         unreadable=tuple(f"{item.name} ({reasons[item.name]})" for item in items
                          if item.name in reasons),
         modes=dict(Counter(form.mode for form in forms)),
@@ -221,20 +221,20 @@ def examine_data(
         transparent=sum(form.transparent for form in forms),
         orientation=config.orientation,
         background=config.background,
-        warnings=tuple(found.warnings),
+        warnings=tuple(assigned.warnings),
     )  # fmt: skip
     report.require_readable(skip=config.skip_unreadable)
-    _require_some(config, found, reasons.keys())
+    _require_some(config, assigned, reasons.keys())
     return report
 
 
-def _require_some(config: DataConfig, found: _Parts, unreadable: Collection[str]) -> None:
+def _require_some(config: DataConfig, assigned: _Parts, unreadable: Collection[str]) -> None:
     """Raise DataError if no readable training image of a class is left, or none of a part."""
-    for part, items in found.parts.items():
+    for part, items in assigned.parts.items():
         left = {item.label for item in items if item.name not in unreadable}
         for label in sorted({item.label for item in items} - left):
             if part == "train" or not left:
-                name = found.listing.classes[label]
+                name = assigned.listing.classes[label]
                 what = f"class {name!r}: none of its {part}" if left else f"none of the {part}"
                 raise DataError(f"{config.title}: {what} images can be read")
 
@@ -247,10 +247,10 @@ def describe(config: DataConfig, *, download: bool = False) -> dict[str, dict[st
     return _counted(config, _parts(config, source, None, test=True))
 
 
-def _counted(config: DataConfig, found: _Parts) -> dict[str, dict[str, int]]:
-    parts, classes = found.parts, found.listing.classes
-    if found.folds:
-        first, *others = found.folds
+def _counted(config: DataConfig, assigned: _Parts) -> dict[str, dict[str, int]]:
+    parts, classes = assigned.parts, assigned.listing.classes
+    if assigned.folds:
+        first, *others = assigned.folds
         parts = parts | {"train": _training(config, others), "val": first}
     ordered = [part for part in ("train", "val", "test") if part in parts]
     counts = {part: Counter(item.label for item in parts[part]) for part in ordered}
@@ -290,22 +290,22 @@ def _open_parts(
 
 
 def _open_folds(
-    config: DataConfig, source: DatasetSource, cache: Path, found: _Parts
+    config: DataConfig, source: DatasetSource, cache: Path, assigned: _Parts
 ) -> tuple[list[Fold], list[Opened]]:
     """Return each fold, and what is known of its files. An image is decoded once, whatever its role
     in each fold."""
-    opened = [_open(config, source, cache, items) for items in found.folds]
+    opened = [_open(config, source, cache, items) for items in assigned.folds]
     folds = []
     for number, (val, _) in enumerate(opened):
         rest = [one for i, one in enumerate(opened) if i != number]
-        items = [items for i, items in enumerate(found.folds) if i != number]
+        items = [items for i, items in enumerate(assigned.folds) if i != number]
         if config.limit_train is not None:
             rest = [_open(config, source, cache, _training(config, items))]
         train, seen = concat(*(images for images, _ in rest)), [index for _, index in rest]
-        _check_labels(found.listing.classes, _training(config, items), train, "train")
-        _check_labels(found.listing.classes, found.folds[number], val, f"fold {number}")
+        _check_labels(assigned.listing.classes, _training(config, items), train, "train")
+        _check_labels(assigned.listing.classes, assigned.folds[number], val, f"fold {number}")
         folds.append(Fold(train, val, *_normalization(config, seen)))
-    return folds, [(items, seen) for items, (_, seen) in zip(found.folds, opened, strict=True)]
+    return folds, [(items, seen) for items, (_, seen) in zip(assigned.folds, opened, strict=True)]
 
 
 def _training(config: DataConfig, folds: Sequence[Sequence[Item]]) -> list[Item]:
@@ -385,14 +385,14 @@ def _parts(
         part: _in_order([Item(name, label, digests[name]) for name, label in items])
         for part, items in listing.parts.items()
     }
-    given, told = _grouped(config, source, listing, given, cache)
+    given, group_warnings = _grouped(config, source, listing, given, cache)
     parts = _completed(config, given)
     for part in parts.keys() - given.keys() | {"train"}:
         _check_split(config, listing.classes, part, parts)
     folds = _folds(config, listing, parts) if config.folds else []
-    told += imbalance_warnings(parts, _shares(config, given))
+    group_warnings += imbalance_warnings(parts, _shares(config, given))
     numbered = {f"fold {number}": items for number, items in enumerate(folds)}
-    told += imbalance_warnings(numbered, dict.fromkeys(numbered, 1 / max(1, len(folds))))
+    group_warnings += imbalance_warnings(numbered, dict.fromkeys(numbered, 1 / max(1, len(folds))))
     if config.limit_train is not None:
         if config.limit_train < len(listing.classes):
             raise DataError(
@@ -400,7 +400,7 @@ def _parts(
                 "image for each class"
             )
         parts["train"] = limit_items(parts["train"], config.limit_train, config.split_seed)
-    warnings = [*listing.warnings, *duplicate_warnings(parts), *told]
+    warnings = [*listing.warnings, *duplicate_warnings(parts), *group_warnings]
     return _Parts(listing, parts, folds, warnings)
 
 
@@ -420,12 +420,12 @@ def _grouped(
             cache=cache,
             tick=source.tick,
         )
-    told = [
+    warnings = [
         *shared_group_warnings(given, groups),
         *shared_group_warnings(given, listing.groups),
         *near_duplicate_warnings(given, near),
     ]
-    return merge_groups(given, [groups, listing.groups, near]), told
+    return merge_groups(given, [groups, listing.groups, near]), warnings
 
 
 def _in_order(items: Sequence[Item]) -> list[Item]:
@@ -508,15 +508,15 @@ def _check_split(config: DataConfig, classes: tuple[str, ...], part: str, parts:
 def _treatments(opened: Iterable[Opened], background: str) -> dict[str, str]:
     """Return {name: conversions of its pixels beyond the usual}, without the images that had
     none."""
-    found: dict[str, str] = {}
+    treatments: dict[str, str] = {}
     for items, index in opened:
         forms = zip(index.good.tolist(), index.forms, strict=True)
-        found |= {items[i].name: form.treatment(background) for i, form in forms}
-        found |= {items[i].name: "refused" for i, why in index.bad.items() if REFUSED in why}
-    return {name: done for name, done in found.items() if done}
+        treatments |= {items[i].name: form.treatment(background) for i, form in forms}
+        treatments |= {items[i].name: "refused" for i, why in index.bad.items() if REFUSED in why}
+    return {name: done for name, done in treatments.items() if done}
 
 
-def _fingerprint(classes: tuple[str, ...], found: _Parts, treatments: Mapping[str, str]) -> str:
+def _fingerprint(classes: tuple[str, ...], assigned: _Parts, treatments: Mapping[str, str]) -> str:
     """Return the digest of contents, labels and parts. A file whose pixels depend on settings
     counts together with its conversions, so that other files keep the fingerprint that they had
     before there were such settings."""
@@ -524,6 +524,6 @@ def _fingerprint(classes: tuple[str, ...], found: _Parts, treatments: Mapping[st
     def facts(items: Sequence[Item]) -> list[tuple[int, str]]:
         return sorted((item.label, item.digest + treatments.get(item.name, "")) for item in items)
 
-    seen = {part: facts(found.parts[part]) for part in ("train", "val")}
-    folds = [[facts(items) for items in found.folds]] if found.folds else []
+    seen = {part: facts(assigned.parts[part]) for part in ("train", "val")}
+    folds = [[facts(items) for items in assigned.folds]] if assigned.folds else []
     return short_hash([classes, seen, *folds])[:16]

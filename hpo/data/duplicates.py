@@ -54,14 +54,14 @@ _FORMAT = 1
 def find_near_duplicates(
     reader: ImageReader,
     digests: dict[str, str],
-    most: int,
+    max_bits: int,
     *,
     sizing: Sizing,
     cache: Path | None,
     tick: ProgressCallback = no_progress,
 ) -> dict[str, str]:
     """Return {name: group} of the images in `digests` ({name: content digest}) that are
-    near-duplicates: their hashes differ in at most `most` bits, directly or through a chain of
+    near-duplicates: their hashes differ in at most `max_bits` bits, directly or through a chain of
     other images.
 
     `sizing` gives orientation and background. Hashes are remembered below `cache`. Images that are
@@ -70,7 +70,7 @@ def find_near_duplicates(
     hashes = image_hashes(reader, digests, sizing=sizing, cache=cache, tick=tick)
     names = [name for name, digest in digests.items() if hashes[digest] is not None]
     values = np.array([hashes[digests[name]] for name in names], np.uint64)
-    labels = cluster_hashes(values, most, tick)
+    labels = cluster_hashes(values, max_bits, tick)
     alone = np.bincount(labels, minlength=len(values)) == 1
     return {name: str(label) for name, label in zip(names, labels.tolist(), strict=True)
             if not alone[label]}  # fmt: skip
@@ -92,10 +92,10 @@ def image_hashes(
     known = _remembered(memo) if memo else {}
     new = [digest for digest in names if digest not in known]
     look = partial(try_read, _hash_of, _Drafts(reader), small)
-    found = threaded(look, [names[digest] for digest in new], tick)
+    computed = threaded(look, [names[digest] for digest in new], tick)
     fresh = {
         digest: one if isinstance(one, int) else None
-        for digest, one in zip(new, found, strict=True)
+        for digest, one in zip(new, computed, strict=True)
     }
     hashes = known | fresh
     if memo and fresh:
@@ -156,35 +156,35 @@ def _cosines() -> NDArray[np.float64]:
 _COSINES = _cosines()
 
 
-def cluster_hashes(hashes: Hashes, most: int, tick: ProgressCallback = no_progress) -> Numbers:
+def cluster_hashes(hashes: Hashes, max_bits: int, tick: ProgressCallback = no_progress) -> Numbers:
     """Return (N,) labels, equal for `hashes` (N,) that are connected by pairs which differ in at
-    most `most` bits.
+    most `max_bits` bits.
 
-    Of `most` + 1 bands of bits such a pair has at least one in common, so only hashes with an equal
-    band are compared, each with all others at once.
+    Of `max_bits` + 1 bands of bits such a pair has at least one in common, so only hashes with an
+    equal band are compared, each with all others at once.
     """
     different, back = np.unique(hashes, return_inverse=True)
     labels = np.arange(len(different))
-    ends = [64 * i // (most + 1) for i in range(most + 2)]
-    for start, end in pairwise(ends) if most else ():
+    ends = [64 * i // (max_bits + 1) for i in range(max_bits + 2)]
+    for start, end in pairwise(ends) if max_bits else ():
         tick()
         band = (different >> np.uint64(start)) & np.uint64(2 ** (end - start) - 1)
         order = np.argsort(band, kind="stable")
         edges = np.flatnonzero(np.diff(band[order])) + 1
         for bucket in np.split(order, edges):
             if len(bucket) > 1:
-                _connect(labels, different, bucket, most)
-    found: Numbers = labels[back]
-    return found
+                _connect(labels, different, bucket, max_bits)
+    clusters: Numbers = labels[back]
+    return clusters
 
 
-def _connect(labels: Numbers, hashes: Hashes, bucket: Numbers, most: int) -> None:
+def _connect(labels: Numbers, hashes: Hashes, bucket: Numbers, max_bits: int) -> None:
     """Give the hashes of `bucket` (indices into `hashes`) that are near to one another the same
     label."""
     values = hashes[bucket]
     for start in range(0, len(bucket), ROWS):
         rows = values[start : start + ROWS, None]
-        close = _bits(rows ^ values[None]) <= most
+        close = _bits(rows ^ values[None]) <= max_bits
         for row in np.flatnonzero(close.sum(1) > 1):
             joined = np.unique(labels[bucket[close[row]]])
             if len(joined) > 1:

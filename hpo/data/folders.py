@@ -79,25 +79,25 @@ def list_folder(root: Path, *, grouped: bool = False) -> Listing:
     warnings = _beside(root, folders)
     tree = {part: _list_classes(root, at) for part, at in (folders or {"all": root}).items()}
     first = next(iter(tree))
-    for part, found in tree.items():
-        _require_images(root, folders.get(part, root), found, learnt=part == first)
+    for part, contents in tree.items():
+        _require_images(root, folders.get(part, root), contents, learnt=part == first)
     if first == "all":
         _refuse_parts(root, tree[first].inner, grouped=grouped)
     classes = tuple(sorted(tree[first].images))
     place = {_normal(name): label for label, name in enumerate(classes)}
     parts = {}
-    for part, found in tree.items():
-        if extra := sorted(name for name in found.images if _normal(name) not in place):
+    for part, contents in tree.items():
+        if extra := sorted(name for name in contents.images if _normal(name) not in place):
             raise DataError(
                 f"{folders[part]}: class {extra[0]!r} is not in {folders['train'].name}/, which "
                 f"has {', '.join(classes[:8])}; a model cannot learn it: add it there or remove it "
                 "here"
             )
-        labelled = ((place[_normal(name)], images) for name, images in found.images.items())
+        labelled = ((place[_normal(name)], images) for name, images in contents.images.items())
         parts[part] = [(name, label) for label, images in sorted(labelled) for name in images]
-        warnings += found.loose
-        warnings += [] if grouped else _nested(found.inner)
-    counters = [one for found in tree.values() for one in found.left_out_of.values()]
+        warnings += contents.loose
+        warnings += [] if grouped else _nested(contents.inner)
+    counters = [one for contents in tree.values() for one in contents.left_out_of.values()]
     left_out = sum(counters, Counter[str]())
     return Listing(classes, parts, list(dict.fromkeys(warnings)), left_out=dict(left_out))
 
@@ -152,14 +152,14 @@ def _parts_of(root: Path) -> dict[str, Path]:
     named = [one for one in folders if parse_part(one.name)]
     if len(named) < len(folders) and not any(_folders(one) for one in named):
         return {}
-    found: dict[str, list[Path]] = defaultdict(list)
+    candidates: dict[str, list[Path]] = defaultdict(list)
     for one in named:
-        found[parse_part(one.name) or ""].append(one)
-    for part, several in found.items():
+        candidates[parse_part(one.name) or ""].append(one)
+    for part, several in candidates.items():
         if len(several) > 1:
             names = " and ".join(one.name + "/" for one in several)
             raise DataError(f"{root}: both {names} are for {part}; keep one of them")
-    return {part: found[part][0] for part in ("train", "val", "test") if part in found}
+    return {part: candidates[part][0] for part in ("train", "val", "test") if part in candidates}
 
 
 def _without_train(root: Path, folders: Mapping[str, Path]) -> str:
@@ -265,10 +265,10 @@ def _list_classes(root: Path, at: Path) -> _Classes:
     if not folders:
         unlabelled = f", and its {_count(loose, 'image')} have no class" if loose else ""
         raise DataError(f"{at}: no folders of images; one folder per class is needed{unlabelled}")
-    found, forms = _Classes(), dict[str, str]()
+    contents, forms = _Classes(), dict[str, str]()
     if loose:
         where = "" if at == root else f" in {at.name}/"
-        found.loose.append(f"{_count(loose, 'image')} outside a class folder{where} left out")
+        contents.loose.append(f"{_count(loose, 'image')} outside a class folder{where} left out")
     for folder in folders:
         other = forms.setdefault(_normal(folder.name), folder.name)
         if other != folder.name:
@@ -278,12 +278,12 @@ def _list_classes(root: Path, at: Path) -> _Classes:
         depth = len(folder.relative_to(root).parts)
         names = _files(folder, root)
         images = sorted(name for name in names if _is_image(name))
-        found.left_out_of[folder.name] = Counter(
+        contents.left_out_of[folder.name] = Counter(
             _extension(name) for name in names if not _is_image(name)
         )
-        found.images[folder.name] = images
-        found.inner[folder.name] = sorted({_below(name, depth) for name in images})
-    return found
+        contents.images[folder.name] = images
+        contents.inner[folder.name] = sorted({_below(name, depth) for name in images})
+    return contents
 
 
 def _below(name: str, depth: int) -> str:
@@ -292,9 +292,9 @@ def _below(name: str, depth: int) -> str:
     return parts[depth] if len(parts) > depth + 1 else ""
 
 
-def _require_images(root: Path, at: Path, found: _Classes, *, learnt: bool) -> None:
+def _require_images(root: Path, at: Path, contents: _Classes, *, learnt: bool) -> None:
     """Raise DataError for folders without images, and for a single class if it is `learnt`."""
-    full = [name for name, images in found.images.items() if images]
+    full = [name for name, images in contents.images.items() if images]
     if learnt and len(full) == 1 and (deep := _deeper(at / full[0])):
         inner = _shown([one.name for one in _folders(deep)])
         advice = f"set data.root to {deep}" if at == root else f"move these up into {at.name}/"
@@ -302,9 +302,9 @@ def _require_images(root: Path, at: Path, found: _Classes, *, learnt: bool) -> N
             f"{at}: one class only, {full[0]!r}; the folders {inner} are too deep, in "
             f"{deep.relative_to(root)}/: {advice}"
         )
-    for name in found.images:
+    for name in contents.images:
         if name not in full:
-            held = left_out_summary(found.left_out_of[name])
+            held = left_out_summary(contents.left_out_of[name])
             raise DataError(
                 f"{at / name}: no images{f' ({held})' if held else ''}; a class folder needs at "
                 f"least one file of {', '.join(sorted(EXTENSIONS))}: add some or remove the folder"
@@ -348,14 +348,14 @@ def _files(folder: Path, root: Path) -> list[str]:
     folder that contains it; special files are skipped (a pipe would never end). Plain strings,
     because a data set has too many files for a Path each.
     """
-    found: list[str] = []
+    files: list[str] = []
     above = frozenset(map(os.path.realpath, (root, folder.parent)))
-    _collect(str(folder), folder.relative_to(root).as_posix(), above, found)
-    return found
+    _collect(str(folder), folder.relative_to(root).as_posix(), above, files)
+    return files
 
 
-def _collect(at: str, below: str, above: frozenset[str], found: list[str]) -> None:
-    """Add to `found` the files of the folder `at`, whose path from the root is `below`, except in
+def _collect(at: str, below: str, above: frozenset[str], files: list[str]) -> None:
+    """Add to `files` those in the folder `at`, whose path from the root is `below`, except in
     folders that are in `above`."""
     here = os.path.realpath(at)
     if here in above:
@@ -365,9 +365,9 @@ def _collect(at: str, below: str, above: frozenset[str], found: list[str]) -> No
     for entry in entries:
         name = f"{below}/{entry.name}"
         if entry.is_dir():
-            _collect(entry.path, name, above | {here}, found)
+            _collect(entry.path, name, above | {here}, files)
         elif entry.is_file() or (entry.is_symlink() and not Path(entry.path).exists()):
-            found.append(name)  # a link to nothing is told when it is to be read
+            files.append(name)  # a link to nothing is told when it is to be read
 
 
 def _name(entry: os.DirEntry[str]) -> str:

@@ -206,8 +206,8 @@ def exif_orientation(image: Image.Image) -> int:
     """Return the orientation in an image's EXIF or XMP data, 1 to 8; 1 if there is none or it
     cannot be read: an image with broken metadata is still an image."""
     try:
-        found = image.getexif().get(ExifTags.Base.Orientation)
-        return int(found) if found in _TURNS else 1
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        return int(orientation) if orientation in _TURNS else 1
     except MemoryError:
         raise
     except Exception:  # Pillow's parsers raise anything
@@ -274,10 +274,10 @@ def image_digest(image: Image.Image) -> str:
     image.load()  # a TIFF is turned by that
     if image.mode in _PLAIN and "transparency" not in image.info and exif_orientation(image) == 1:
         return array_digest(np.asarray(image.convert("RGB")))
-    shown = (image.mode, exif_orientation(image), image.info.get("transparency"))
+    metadata = (image.mode, exif_orientation(image), image.info.get("transparency"))
     raw = array_digest(np.asarray(image))
     palette = image.getpalette("RGBA") if image.mode in ("P", "PA") else None
-    return hashlib.blake2b(repr((shown, raw, palette)).encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(repr((metadata, raw, palette)).encode(), digest_size=16).hexdigest()
 
 
 def array_digest(pixels: Pixels) -> str:

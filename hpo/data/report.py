@@ -48,9 +48,9 @@ class DataReport:
         for part, counts in self.parts.items():
             if absent := [name for name, count in counts.items() if not count]:
                 more = f" and {len(absent) - SHOWN} more classes" * (len(absent) > SHOWN)
-                those = "it is" if len(absent) == 1 else "they are"
+                pronoun = "it is" if len(absent) == 1 else "they are"
                 lines.append(
-                    f"{part} has no images of {', '.join(absent[:SHOWN])}{more}: {those} not "
+                    f"{part} has no images of {', '.join(absent[:SHOWN])}{more}: {pronoun} not "
                     "measured there"
                 )
         return lines

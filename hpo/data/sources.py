@@ -164,10 +164,10 @@ class UserReader:
     def split(self, part: str) -> Split | None:
         """Return what the function returns for `part`; None if it has no such part."""
         if part not in self.splits:
-            found = _asked(self.function, self.root, part)
-            if found is None:
+            items = _asked(self.function, self.root, part)
+            if items is None:
                 return None
-            self.splits[part] = found
+            self.splits[part] = items
         return self.splits[part]
 
     def open(self, name: str) -> Image.Image:
@@ -192,17 +192,17 @@ class UserSource(DatasetSource):
     def listing(self, *, test: bool) -> Listing:
         """Return names and labels by part, after reading every item. Raises DataError for items
         that cannot be used."""
-        found: dict[str, list[tuple[str, Label]]] = {}
+        labelled: dict[str, list[tuple[str, Label]]] = {}
         for part in ("train", "val", "test") if test else ("train", "val"):
             split = self._own.split(part)
             if split is not None:
-                found[part] = list(self._items(part, split))
-        if "train" not in found:
+                labelled[part] = list(self._items(part, split))
+        if "train" not in labelled:
             raise DataError(f"{self.function}: returned None for 'train'; only val and test may "
                             "be None")  # fmt: skip
-        classes = self._classes(found["train"])
+        classes = self._classes(labelled["train"])
         place = {label: i for i, label in enumerate(classes)}
-        for part, items in found.items():
+        for part, items in labelled.items():
             for name, label in items:
                 if label not in place:
                     raise DataError(
@@ -210,7 +210,7 @@ class UserSource(DatasetSource):
                         "training image has"
                     )
         parts = {part: [(name, place[label]) for name, label in items]
-                 for part, items in found.items()}  # fmt: skip
+                 for part, items in labelled.items()}  # fmt: skip
         return Listing(tuple(map(str, classes)), parts, sealed=not test)
 
     def digests(self, names: Sequence[str], cache: Path | None) -> dict[str, str]:
@@ -258,22 +258,22 @@ def _asked(name: str, root: Path, part: str) -> Split | None:
     except ConfigError as error:  # nothing that another configuration would mend
         raise DataError(str(error)) from error
     try:
-        found = function(str(root), part)
+        returned = function(str(root), part)
     except Exception as error:  # whatever the user's code raises is told, not shown as our fault
         raise DataError(
             f"{name}(root, {part!r}) raised {user_code.describe_error(error)}"
         ) from error
-    if found is None:
+    if returned is None:
         return None
-    if not hasattr(found, "__len__") or not hasattr(found, "__getitem__"):
+    if not hasattr(returned, "__len__") or not hasattr(returned, "__getitem__"):
         raise DataError(
-            f"{name}(root, {part!r}) returned {type(found).__name__}: allowed: a sequence "
+            f"{name}(root, {part!r}) returned {type(returned).__name__}: allowed: a sequence "
             "of (image, label), with len() and [i], or None where there is no such split"
         )
-    if not len(found):
+    if not len(returned):
         raise DataError(f"{name}(root, {part!r}) returned no images; return None where "
                         "there is no such split")  # fmt: skip
-    split: Split = found
+    split: Split = returned
     return split
 
 

@@ -111,16 +111,16 @@ def split_groups(items: Sequence[Item], shares: Mapping[str, float], seed: int) 
     several = Counter(label for count in counts.values() for label, _ in count)
     everywhere = {(part, label) for part in shares for label, n in several.items()
                   if n >= len(shares)}  # fmt: skip
-    found: list[dict[str, str]] = []
+    assignments: list[dict[str, str]] = []
     for order in range(ORDERS):
         about = ["deal", seed, *([order] if order else [])]
         ranks = {key: short_hash([*about, content]) for key, content in contents.items()}
         ranked = sorted(counts, key=ranks.__getitem__)
-        found.append(_dealt([(key, counts[key]) for key in ranked], shares))
-        there = {(part, label) for key, part in found[-1].items() for label, _ in counts[key]}
+        assignments.append(_dealt([(key, counts[key]) for key in ranked], shares))
+        there = {(part, label) for key, part in assignments[-1].items() for label, _ in counts[key]}
         if everywhere <= there:
             break
-    chosen = found[-1] if everywhere <= there else found[0]
+    chosen = assignments[-1] if everywhere <= there else assignments[0]
     parts: Parts = {part: [] for part in shares}
     for item in items:
         parts[chosen[item.key]].append(item)
@@ -215,20 +215,20 @@ def _first(items: Sequence[Item], quotas: Mapping[int, int], seed: int) -> list[
 def duplicate_warnings(parts: Parts) -> list[str]:
     """Return warnings about identical files in two parts, or in two classes; empty digests are
     unknown."""
-    found = []
+    warnings = []
     digests = {part: {item.digest for item in items} - {""} for part, items in parts.items()}
     for part, of in (("val", "train"), ("test", "train"), ("test", "val")):
         count = sum(item.digest in digests[of] for item in parts.get(part, ()))
         if count:
             what = f"1 file of {part} is" if count == 1 else f"{count:,} files of {part} are"
-            found.append(f"{what} identical to files of {of}")
+            warnings.append(f"{what} identical to files of {of}")
     labels: dict[str, set[int]] = defaultdict(set)
     for item in (item for items in parts.values() for item in items if item.digest):
         labels[item.digest].add(item.label)
     if count := sum(len(one) > 1 for one in labels.values()):
         what = "1 file stands" if count == 1 else f"{count:,} files stand"
-        found.append(f"{what} in more than one class with identical content")
-    return found
+        warnings.append(f"{what} in more than one class with identical content")
+    return warnings
 
 
 SHOWN = 3
@@ -242,12 +242,12 @@ def name_groups(config: DataConfig, listing: Listing) -> dict[str, str]:
     """
     if config.group_by is None:
         return {}
-    found = {
+    groups = {
         name: _group(config, name, part == "all")
         for part, items in listing.parts.items()
         for name, _ in items
     }
-    without = [name for name, group in found.items() if not group]
+    without = [name for name, group in groups.items() if not group]
     if without:
         examples = ", ".join(sorted(without)[:SHOWN])
         advice = (
@@ -257,9 +257,9 @@ def name_groups(config: DataConfig, listing: Listing) -> dict[str, str]:
         )
         raise DataError(
             f"{config.title}: data.group_by = {config.group_by!r} finds no group for "
-            f"{len(without)} of {len(found)} images ({examples}): {advice}"
+            f"{len(without)} of {len(groups)} images ({examples}): {advice}"
         )
-    return found
+    return groups
 
 
 def _group(config: DataConfig, name: str, whole: bool) -> str:
@@ -416,7 +416,7 @@ def _listing_file(cache: Path, fingerprint: str) -> Path:
 
 def _read_listing(cache: Path, fingerprint: str) -> Entries | None:
     try:
-        found: Entries = json.loads(_listing_file(cache, fingerprint).read_bytes())
+        entries: Entries = json.loads(_listing_file(cache, fingerprint).read_bytes())
     except (OSError, ValueError):
         return None
-    return found
+    return entries

@@ -53,11 +53,11 @@ class BoxReader:
         if reason := too_large(image.size, self.max_pixels):  # all of it is decoded for its box
             image.close()
             raise ValueError(reason)
-        box, said = self.boxes[name]
+        box, source = self.boxes[name]
         if box[2] > image.width or box[3] > image.height:
             image.close()
             raise ValueError(
-                f"its box {_shown(box)} in {said} is outside the image of {image.width} x "
+                f"its box {_shown(box)} in {source} is outside the image of {image.width} x "
                 f"{image.height} pixels"
             )
         with image:
@@ -78,14 +78,14 @@ class StanfordCarsSource(DatasetSource):
         parts = ("train", "test") if test else ("train",)
         self._require(parts)
         classes = _class_names(self.root / BASE / META)
-        found = {part: self._items(part, classes) for part in parts}
-        known = {label for _, label in found["train"]}
+        items = {part: self._items(part, classes) for part in parts}
+        known = {label for _, label in items["train"]}
         if missing := [name for label, name in enumerate(classes) if label not in known]:
             raise DataError(
                 f"{self.root / BASE / ANNOTATIONS['train']}: no image of class {missing[0]!r} "
                 f"({len(missing)} of the {len(classes)} classes in {META} have none)"
             )
-        return Listing(classes, found, self._unused(parts, found), sealed=not test)
+        return Listing(classes, items, self._unused(parts, items), sealed=not test)
 
     def digests(self, names: Sequence[str], cache: Path | None) -> dict[str, str]:
         """Return the content digest of each file."""
@@ -105,23 +105,23 @@ class StanfordCarsSource(DatasetSource):
     def _items(self, part: str, classes: Sequence[str]) -> list[tuple[str, int]]:
         file = self.root / BASE / ANNOTATIONS[part]
         there = set(_image_names(self.root / BASE / f"cars_{part}"))
-        found: dict[str, int] = {}
+        label_of: dict[str, int] = {}
         for number, row in enumerate(_annotations(file), 1):
             image, label, box = _parsed(row, file, number, len(classes))
             name = f"{BASE}/cars_{part}/{image}"
             if image not in there:
                 raise DataError(f"{file}: names {image}, which cars_{part}/ does not have")
-            if name in found:
+            if name in label_of:
                 raise DataError(f"{file}: names {image} twice")
-            found[name] = label
+            label_of[name] = label
             if self.crop:
                 self.boxes[name] = box, file.name
-        return list(found.items())
+        return list(label_of.items())
 
-    def _unused(self, parts: Sequence[str], found: dict[str, list[tuple[str, int]]]) -> list[str]:
+    def _unused(self, parts: Sequence[str], items: dict[str, list[tuple[str, int]]]) -> list[str]:
         warnings = []
         for part in parts:
-            extra = len(_image_names(self.root / BASE / f"cars_{part}")) - len(found[part])
+            extra = len(_image_names(self.root / BASE / f"cars_{part}")) - len(items[part])
             if extra:
                 warnings.append(f"{extra} images of cars_{part}/ have no annotation")
         return warnings

@@ -58,8 +58,8 @@ def _require_own(top: str) -> None:
     if here not in sys.path:
         sys.path.append(here)  # last: nothing of Python's is to be hidden
     importlib.invalidate_caches()
-    found = importlib.util.find_spec(top)
-    if found is None or _places(found) != _places(own):
+    imported = importlib.util.find_spec(top)
+    if imported is None or _places(imported) != _places(own):
         raise ImportError(f"{top} is also the name of an installed module; rename yours")
 
 
@@ -81,5 +81,5 @@ def _folders() -> list[str]:
 
 def _places(spec: ModuleSpec) -> set[str]:
     """Return the files of a module; the folders of a package without a file."""
-    found = [spec.origin] if spec.has_location else [*(spec.submodule_search_locations or ())]
-    return {os.path.realpath(one) for one in found if one}
+    places = [spec.origin] if spec.has_location else [*(spec.submodule_search_locations or ())]
+    return {os.path.realpath(one) for one in places if one}

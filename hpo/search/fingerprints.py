@@ -97,24 +97,24 @@ def code_of(file: StudyFile) -> Code:
 def _sources_digest() -> str:
     """Return the digest of hpo's own modules, by their names and syntax trees."""
     root = Path(hpo.__file__).parent
-    found = hashlib.blake2b(digest_size=6)
+    hasher = hashlib.blake2b(digest_size=6)
     for floor in FLOORS:
         for path in sorted((root / floor).rglob("*.py")):
             name = path.relative_to(root).with_suffix("").as_posix()
             if name not in TELLING:
-                found.update(f"{name} {syntax_digest(path.read_bytes())} ".encode())
-    return found.hexdigest()
+                hasher.update(f"{name} {syntax_digest(path.read_bytes())} ".encode())
+    return hasher.hexdigest()
 
 
 def syntax_digest(source: bytes) -> str:
     """Return 12 hex digits of what the Python module `source` computes: its syntax tree without
     comments, docstrings and layout; of its bytes where it does not parse."""
-    found = hashlib.blake2b(digest_size=6)
+    hasher = hashlib.blake2b(digest_size=6)
     try:
-        found.update(_plain(ast.parse(source)).encode("utf-8", "surrogatepass"))
+        hasher.update(_plain(ast.parse(source)).encode("utf-8", "surrogatepass"))
     except (SyntaxError, ValueError):
-        found.update(source)
-    return found.hexdigest()
+        hasher.update(source)
+    return hasher.hexdigest()
 
 
 def _plain(node: object) -> str:

@@ -61,8 +61,8 @@ def torch_device(name: str) -> torch.device:
 
 def available_devices() -> list[str]:
     """Return the names of the devices of this machine on which training works."""
-    found = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-    return [*found, "mps"] if torch.backends.mps.is_available() else found
+    devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    return [*devices, "mps"] if torch.backends.mps.is_available() else devices
 
 
 def resolve(
@@ -239,7 +239,7 @@ def measure_step(config: TrainConfig, *, classes: int, device: torch.device) -> 
         )
         batch = _random_batch(config, config.batch_size, classes, device)
         learner.train_mode()
-        with _SavedTensors(learner) as kept:
+        with _SavedTensors(learner) as saved:
             learner.step(
                 (batch[0][: learner.micro_batch], batch[1][: learner.micro_batch]), lr=1e-6
             )
@@ -247,7 +247,7 @@ def measure_step(config: TrainConfig, *, classes: int, device: torch.device) -> 
     if device.type == "cuda":
         bytes_ = float(torch.cuda.max_memory_allocated(device))
     else:
-        bytes_ = kept.bytes + _held(learner) + batch[0].nbytes
+        bytes_ = saved.bytes + _held(learner) + batch[0].nbytes
     bytes_ += ((config.data.folds or 1) - 1) * _held(learner)
     return StepCost(seconds, bytes_ / 1e6, config.batch_size)
 

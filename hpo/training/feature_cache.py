@@ -153,7 +153,7 @@ def find_cut(
         _noise(side)
         .to(device)
         .contiguous(memory_format=memory_format(config.runtime.memory_format)),
-        most=max(SMALL, WORTH * side**2 * 3),
+        max_bytes=max(SMALL, WORTH * side**2 * 3),
         running=lambda: autocast(device, precision),
     )
 
@@ -194,7 +194,7 @@ def _noise(side: int) -> Tensor:
 def build_cache(
     model: nn.Module,
     cut: Partition | None,
-    how: Preprocessing,
+    preprocessing: Preprocessing,
     views: Iterable[View],
     root: Path,
     control: Control,
@@ -211,14 +211,14 @@ def build_cache(
     wanted = list(dict.fromkeys(views))
     if cut is None or not wanted:
         return {}
-    extractor = Extractor(model, cut, how, root)
-    kept: dict[View, Features] = {}
+    extractor = Extractor(model, cut, preprocessing, root)
+    features: dict[View, Features] = {}
     for view in wanted:
-        found = extractor.open(*view, control, epoch)
-        if found is None:
+        outputs = extractor.open(*view, control, epoch)
+        if outputs is None:
             return {}
-        kept[view] = found
-    return kept
+        features[view] = outputs
+    return features
 
 
 def is_cacheable(config: TrainConfig) -> bool:
@@ -255,13 +255,13 @@ class Extractor:
     ) -> Features | None:
         """Return the outputs for `images`, computed first if necessary; None if they cannot be
         cached."""
-        found = []
+        parts = []
         for part in images.parts:
             rows = self._part(part, augment, control, epoch) if part.content else None
             if rows is None:
                 return None
-            found.append(rows)
-        return Features(tuple(found), self._how.device).resident()
+            parts.append(rows)
+        return Features(tuple(parts), self._how.device).resident()
 
     def _part(
         self, images: Images, augment: AugmentConfig, control: Control, epoch: int
@@ -360,9 +360,9 @@ def _mapped(file: Path) -> Tensor:
 
 def _digest(prefix: nn.Module) -> str:
     """Return the digest of all weights and buffers of `prefix`."""
-    found = hashlib.blake2b(digest_size=16)
+    hasher = hashlib.blake2b(digest_size=16)
     for name, value in [*prefix.named_parameters(), *prefix.named_buffers()]:
-        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        hasher.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         plain = value.detach().cpu().contiguous().view(-1).view(torch.uint8)
-        found.update(plain.numpy().data)
-    return found.hexdigest()
+        hasher.update(plain.numpy().data)
+    return hasher.hexdigest()

@@ -61,24 +61,24 @@ def make_batches(
     data: TrainingData,
     device: torch.device,
     micro_batch: int,
-    kept: FeatureSets,
+    cached: FeatureSets,
 ) -> Batches:
-    """Return the batches of all `views`, with cached features for those in `kept`."""
+    """Return the batches of all `views`, with the features of those that are `cached`."""
 
     def plain(images: Images) -> EvalBatches:
-        features = kept.get((images, NO_AUGMENT))
+        features = cached.get((images, NO_AUGMENT))
         return eval_batches(images, config, data.mean, data.std, device, micro_batch, features)
 
     looked_up = config.task == "retrieval" and data.val is not None
     return Batches(
-        train=None if config.frozen else _train_batches(config, data, device, kept),
+        train=None if config.frozen else _train_batches(config, data, device, cached),
         val=None if data.val is None else plain(data.val),
         gallery=plain(data.train) if looked_up else None,
     )
 
 
 def _train_batches(
-    config: TrainConfig, data: TrainingData, device: torch.device, kept: FeatureSets
+    config: TrainConfig, data: TrainingData, device: torch.device, cached: FeatureSets
 ) -> TrainBatches:
     return TrainBatches(
         data.train,
@@ -92,7 +92,7 @@ def _train_batches(
         seed=config.seed,
         loader_workers=config.data.loader_workers,
         balanced=config.data.balance == "sampling",
-        features=kept.get((data.train, config.augment)),
+        features=cached.get((data.train, config.augment)),
     )
 
 

@@ -59,20 +59,20 @@ def _own(name: str) -> Loss:
     function = user_code.load(name, "loss")
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
-        found = models.call_user_function(function, repr(name), "loss", logits, labels)
-        return _mean(found, name, len(labels))
+        returned = models.call_user_function(function, repr(name), "loss", logits, labels)
+        return _mean(returned, name, len(labels))
 
     return loss
 
 
-def _mean(found: Any, name: str, images: int) -> Tensor:
-    if not isinstance(found, Tensor):
-        raise _wrong(name, type(found).__name__, images)
-    if found.shape not in ((), (images,)):
-        raise _wrong(name, f"a tensor of shape {tuple(found.shape)}", images)
-    if not found.is_floating_point() or (torch.is_grad_enabled() and not found.requires_grad):
+def _mean(returned: Any, name: str, images: int) -> Tensor:
+    if not isinstance(returned, Tensor):
+        raise _wrong(name, type(returned).__name__, images)
+    if returned.shape not in ((), (images,)):
+        raise _wrong(name, f"a tensor of shape {tuple(returned.shape)}", images)
+    if not returned.is_floating_point() or (torch.is_grad_enabled() and not returned.requires_grad):
         raise _wrong(name, "a tensor without a gradient", images)
-    return found.mean()
+    return returned.mean()
 
 
 def _wrong(name: str, got: str, images: int) -> ConfigError:

@@ -149,7 +149,7 @@ def macro_auc(probabilities: NDArray[np.float32], labels: Counts) -> float:
 
     By ranks (Mann and Whitney's U); ties share their mean rank.
     """
-    found = []
+    areas = []
     for number in np.unique(labels):
         positive = labels == number
         hits, others = int(positive.sum()), int((~positive).sum())
@@ -158,8 +158,8 @@ def macro_auc(probabilities: NDArray[np.float32], labels: Counts) -> float:
                 probabilities[:, number], return_inverse=True, return_counts=True
             )
             ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
-            found.append((ranks[positive].sum() - hits * (hits + 1) / 2) / (hits * others))
-    return float(np.mean(found)) if found else math.nan
+            areas.append((ranks[positive].sum() - hits * (hits + 1) / 2) / (hits * others))
+    return float(np.mean(areas)) if areas else math.nan
 
 
 def _mean(values: Scores, counts: Counts) -> float:

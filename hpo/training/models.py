@@ -461,10 +461,12 @@ def _set_dropout(model: nn.Module, rate: float) -> bool:
     places = [model.get_submodule(family(model).head)]
     if isinstance(model, zoo.GoogLeNet | zoo.Inception3):
         places.append(model.dropout)
-    found = [part for place in places for part in place.modules() if isinstance(part, nn.Dropout)]
-    for dropout in found:
+    dropouts = [
+        part for place in places for part in place.modules() if isinstance(part, nn.Dropout)
+    ]
+    for dropout in dropouts:
         dropout.p = rate
-    return bool(found)
+    return bool(dropouts)
 
 
 def _is_classifier(path: str, part: nn.Module, head: str) -> bool:

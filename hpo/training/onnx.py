@@ -119,8 +119,8 @@ def difference(network: nn.Module, written: OnnxNetwork, images: Tensor) -> floa
     batches = (images, images[:1])
     with torch.inference_mode():
         expected = torch.cat([network(batch) for batch in batches])
-    found = torch.cat([written(batch) for batch in batches])
-    largest = (found - expected).abs().max().item()
+    actual = torch.cat([written(batch) for batch in batches])
+    largest = (actual - expected).abs().max().item()
     limit = TOLERANCE * max(1.0, expected.abs().max().item())
     if not largest <= limit:
         raise HpoError(

@@ -134,13 +134,13 @@ class Packing:
 
     def pack(self, values: Sequence[Any]) -> Tensor:
         """Return (B, size) uint8."""
-        found = [
+        packed = [
             functional.pad(rows, (0, _padded(leaf.size) - leaf.size)) if self._several else rows
             for leaf, value in zip(self.leaves, tree_flatten(tuple(values))[0], strict=True)
             if isinstance(leaf, PackedTensor)
             for rows in [leaf.pack(value)]
         ]
-        return torch.cat(found, 1) if self._several else found[0]
+        return torch.cat(packed, 1) if self._several else packed[0]
 
     def unpack(self, rows: Tensor) -> Sequence[Any]:
         """Return the values for B images, from (B, size) uint8."""
@@ -170,8 +170,8 @@ def plan_packing(few: Sequence[Any], more: Sequence[Any], counts: tuple[int, int
         leaf = _leaf(one, also, counts, size)
         leaves.append(leaf)
         size += _padded(leaf.size) if isinstance(leaf, PackedTensor) else 0
-    found = [leaf for leaf in leaves if isinstance(leaf, PackedTensor)]
-    return Packing(tuple(leaves), found[0].size if len(found) == 1 else size, tree)
+    packed = [leaf for leaf in leaves if isinstance(leaf, PackedTensor)]
+    return Packing(tuple(leaves), packed[0].size if len(packed) == 1 else size, tree)
 
 
 def _padded(size: int) -> int:
@@ -305,11 +305,11 @@ def partition(
     frozen: Sequence[nn.Module],
     images: Tensor,
     *,
-    most: int,
+    max_bytes: int,
     running: Running = nullcontext,
 ) -> Partition | None:
     """Cut `model`, whose modules `frozen` are in eval mode even in training, as late as possible
-    such that at most `most` bytes per image cross; return None if nothing with weights can be
+    such that at most `max_bytes` bytes per image cross; return None if nothing with weights can be
     separated. `images`: MORE different noise images, shaped like real ones.
 
     The attributes and buffers of `model` and all random states are preserved. Raises
@@ -318,10 +318,10 @@ def partition(
     chance = RngState(images.device)
     try:
         with restore_attributes(model) as changed:
-            found = _partition(model, frozen, images, most, running)
-        if found and changed:
+            cut = _partition(model, frozen, images, max_bytes, running)
+        if cut and changed:
             raise CannotPartition(f"its forward changes {changed[0]}")
-        return found
+        return cut
     except (CannotPartition, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever code of the user's does here and not in training
@@ -331,7 +331,7 @@ def partition(
 
 
 def _partition(
-    model: nn.Module, frozen: Sequence[nn.Module], images: Tensor, most: int, running: Running
+    model: nn.Module, frozen: Sequence[nn.Module], images: Tensor, max_bytes: int, running: Running
 ) -> Partition | None:
     model.eval()
     evaluation = trace(model, frozen, images)
@@ -340,18 +340,18 @@ def _partition(
         module.eval()
     training = trace(model, frozen, images)
     with torch.no_grad(), running():
-        found = _Search(model, training, evaluation, images).cut(most)
-        if found is None:
+        cut = _Search(model, training, evaluation, images).cut(max_bytes)
+        if cut is None:
             return None
         model.eval()
-        prefix, suffix = found.prefix(model), found.suffix(model)
+        prefix, suffix = cut.prefix(model), cut.suffix(model)
         with restore_buffers(model):
             whole = model(images[:FEW].clone())
         with restore_buffers(model):
             parts = suffix(prefix(images[:FEW].clone()))
     if not equal_up_to_rounding(parts, whole):
         raise CannotPartition("cut in two it does not give what it gives whole")
-    return found
+    return cut
 
 
 class _Search:
@@ -377,13 +377,15 @@ class _Search:
         self._prefix = self._nodes[: self._try(images[:FEW].clone())]
         self._again(images.clone())
 
-    def cut(self, most: int) -> Partition | None:
+    def cut(self, max_bytes: int) -> Partition | None:
         """Return the partition; see `partition`."""
         weighted = [place for place, node in enumerate(self._prefix) if self._has_weights(node)]
         last = len(self._prefix)
         for first in reversed(weighted):
             # Between two steps with weights there is little to compute: the fewest bytes count.
-            fit = [one for place in range(last, first, -1) if (one := self._fitting(place, most))]
+            fit = [
+                one for place in range(last, first, -1) if (one := self._fitting(place, max_bytes))
+            ]
             if fit:
                 return self._cut(*min(fit, key=lambda one: one[2].size))
             last = first
@@ -392,7 +394,7 @@ class _Search:
             raise CannotPartition(obstacle)
         return None
 
-    def _fitting(self, place: int, most: int) -> tuple[int, tuple[int, ...], Packing] | None:
+    def _fitting(self, place: int, max_bytes: int) -> tuple[int, tuple[int, ...], Packing] | None:
         """Return what crosses at `place`, and how to pack it; None if it cannot be stored."""
         crossing = self._crossing(place)
         try:
@@ -400,7 +402,7 @@ class _Search:
         except CannotPack as unfit:
             self._unfit = self._unfit or str(unfit)
             return None
-        if packed.size > most:
+        if packed.size > max_bytes:
             self._unfit = self._unfit or (
                 f"{packed.size:,} bytes for an image are more than is worth keeping"
             )
@@ -408,12 +410,12 @@ class _Search:
         return place, crossing, packed
 
     def _cut(self, place: int, crossing: tuple[int, ...], packed: Packing) -> Partition:
-        found = hashlib.blake2b(digest_size=16)
+        hasher = hashlib.blake2b(digest_size=16)
         steps = [node.format_node() for node in self._nodes[:place]]
-        found.update(f"{steps} {packed.leaves}".encode())
+        hasher.update(f"{steps} {packed.leaves}".encode())
         rows = packed.pack([self._few[self._nodes[one]] for one in crossing])
-        found.update(rows.cpu().numpy().tobytes())
-        obstacle, digest = self._training.obstacle, found.hexdigest()
+        hasher.update(rows.cpu().numpy().tobytes())
+        obstacle, digest = self._training.obstacle, hasher.hexdigest()
         return Partition(
             packed, obstacle, digest, self._training, self._evaluation, place, crossing
         )
@@ -430,16 +432,16 @@ class _Search:
     def _crossing(self, place: int) -> tuple[int, ...]:
         """Return the places before `place` whose values depend on the images and are used after
         it."""
-        found = set()
+        places = set()
         for nodes in (self._nodes, self._evaluation.nodes):
             at = {node: number for number, node in enumerate(nodes)}
-            found |= {
+            places |= {
                 number
                 for number, node in enumerate(nodes[:place])
                 if self._nodes[number] in self._of_images
                 and any(at[user] >= place for user in node.users)
             }
-        return tuple(sorted(found))
+        return tuple(sorted(places))
 
     def _packing(self, place: int, crossing: tuple[int, ...]) -> Packing:
         for nodes in (self._nodes, self._evaluation.nodes):

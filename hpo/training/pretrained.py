@@ -209,8 +209,8 @@ def _check(
         for name, value in state.items()
         if name in own and value.shape != own[name].shape
     ]
-    found = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
-    text = "; ".join(f"{_some(names)} {what}" for what, names in found.items() if names)
+    differing = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+    text = "; ".join(f"{_some(names)} {what}" for what, names in differing.items() if names)
     if text:
         raise DataError(
             f"model.weights: {source} does not fit {architecture} with this stem and head: {text}"

@@ -54,14 +54,14 @@ def network_costs(
     layout = memory_format(config.runtime.memory_format)
     model = model.to(device, memory_format=layout).eval()  # type: ignore[call-overload]
     image = torch.randn(1, 3, side, side, device=device).contiguous(memory_format=layout)
-    found: dict[str, float] = {}
+    costs: dict[str, float] = {}
     if "parameters" in wanted:
-        found["parameters"] = float(sum(part.numel() for part in model.parameters()))
+        costs["parameters"] = float(sum(part.numel() for part in model.parameters()))
     if "flops" in wanted:
-        found["flops"] = float(multiply_adds(model, image))
+        costs["flops"] = float(multiply_adds(model, image))
     if "latency_ms" in wanted:
-        found["latency_ms"] = latency_ms(model, image, config.runtime.precision)
-    return found
+        costs["latency_ms"] = latency_ms(model, image, config.runtime.precision)
+    return costs
 
 
 def multiply_adds(model: nn.Module, image: Tensor) -> int:

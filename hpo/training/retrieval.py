@@ -102,8 +102,8 @@ def _quick(
     finder = NearestNeighbors(n_neighbors=count, algorithm="brute", metric=QUICK[distance])
     finder.fit(gallery)
     for start in range(0, len(queries), BLOCK):
-        distances, found = finder.kneighbors(queries[start : start + BLOCK])
-        yield from zip(found, distances[:, -1].tolist(), strict=True)
+        distances, indices = finder.kneighbors(queries[start : start + BLOCK])
+        yield from zip(indices, distances[:, -1].tolist(), strict=True)
 
 
 class _Rows:
@@ -259,8 +259,8 @@ class Index:
 def _scaler(vectors: Matrix) -> Affine:
     from sklearn.preprocessing import StandardScaler
 
-    found = StandardScaler().fit(vectors)
-    return Affine(found.mean_, found.scale_, None)
+    scaler = StandardScaler().fit(vectors)
+    return Affine(scaler.mean_, scaler.scale_, None)
 
 
 def require_components(components: int, images: int, features: int) -> None:
@@ -281,8 +281,8 @@ def _pca(vectors: Matrix, components: int) -> Affine:
     require_components(components, images, features)
     # Exact and deterministic both; the second is far quicker for many images.
     solver = "full" if images <= features else "covariance_eigh"
-    found = PCA(components, svd_solver=solver).fit(vectors)
-    return Affine(found.mean_, np.ones(components), found.components_)
+    pca = PCA(components, svd_solver=solver).fit(vectors)
+    return Affine(pca.mean_, np.ones(components), pca.components_)
 
 
 @dataclass(frozen=True)
@@ -313,11 +313,11 @@ class Found:
     def votes(self) -> Numbers:
         """(Q,) most frequent class among the k nearest; ties go to the class of the nearest
         neighbour."""
-        found = np.empty(len(self.labels), np.int64)
+        votes = np.empty(len(self.labels), np.int64)
         for query, row in enumerate(self.neighbours[:, : self.k]):
             near = row[row >= 0]
-            found[query] = near[np.bincount(near)[near].argmax()]
-        return found
+            votes[query] = near[np.bincount(near)[near].argmax()]
+        return votes
 
     @cached_property
     def mean_distances(self) -> Matrix:

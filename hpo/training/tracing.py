@@ -71,9 +71,9 @@ def trace(model: nn.Module, frozen: Iterable[nn.Module], images: Tensor) -> Trac
     random numbers. Raises CannotPartition.
     """
     try:
-        found = _recorded(model, _Tracer(frozen, images, numbers=False))
-        if found.obstacle is None:
-            return found
+        recorded = _recorded(model, _Tracer(frozen, images, numbers=False))
+        if recorded.obstacle is None:
+            return recorded
     except CannotPartition:
         pass  # what is given to torch.zeros, for one, has to be a number
     return _recorded(model, _Tracer(frozen, images, numbers=True))
@@ -329,12 +329,12 @@ NOT_KNOWN = "its forward decides by what is in the images, or by how many they a
 
 def _ancestors(node: fx.Node) -> list[fx.Node]:
     """Return `node` and everything that it depends on, in order."""
-    found, open_ = {node}, [node]
+    ancestors, open_ = {node}, [node]
     while open_:
-        new = [one for one in open_.pop().all_input_nodes if one not in found]
-        found.update(new)
+        new = [one for one in open_.pop().all_input_nodes if one not in ancestors]
+        ancestors.update(new)
         open_ += new
-    return [one for one in node.graph.nodes if one in found]
+    return [one for one in node.graph.nodes if one in ancestors]
 
 
 def tensors(value: Any) -> list[Tensor]:

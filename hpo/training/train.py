@@ -74,18 +74,20 @@ def fold_config(config: TrainConfig, fold: int, folds: int) -> TrainConfig:
     return config.model_copy(update={"seed": int(mixed[0]) >> 1})
 
 
-def mean_over_folds(found: Sequence[Metrics], metric: str) -> Metrics:
+def mean_over_folds(per_network: Sequence[Metrics], metric: str) -> Metrics:
     """Combine the metrics of all networks in an epoch: means, except the sum of `seconds` and the
     maximum of `peak_memory_mb`; plus the standard deviation (n - 1) of `metric` over them as
     `<metric>_std`."""
-    if len(found) == 1:
-        return found[0]
-    means = {name: sum(one[name] for one in found) / len(found) for name in found[0]}
-    means["seconds"] = sum(one["seconds"] for one in found)
-    means["peak_memory_mb"] = max(one["peak_memory_mb"] for one in found)
+    if len(per_network) == 1:
+        return per_network[0]
+    means = {
+        name: sum(one[name] for one in per_network) / len(per_network) for name in per_network[0]
+    }
+    means["seconds"] = sum(one["seconds"] for one in per_network)
+    means["peak_memory_mb"] = max(one["peak_memory_mb"] for one in per_network)
     if metric in means:
-        apart = [one[metric] - means[metric] for one in found]
-        means[f"{metric}_std"] = math.sqrt(sum(x * x for x in apart) / (len(found) - 1))
+        apart = [one[metric] - means[metric] for one in per_network]
+        means[f"{metric}_std"] = math.sqrt(sum(x * x for x in apart) / (len(per_network) - 1))
     return means
 
 
@@ -142,8 +144,8 @@ class Network:
 
     def keep_as_best(self, *, copied: bool) -> None:
         """Keep the weights of this epoch as the best; they are copied only if `copied`."""
-        kept = self.learner.eval_model.state_dict() if copied else {}
-        self.best = {name: value.detach().to("cpu", copy=True) for name, value in kept.items()}
+        state = self.learner.eval_model.state_dict() if copied else {}
+        self.best = {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
 
     def release_workers(self) -> None:
         """End the processes that decode images until the next epoch, for the sake of another
@@ -193,9 +195,9 @@ class Network:
         tally = self.train_epoch(epoch, batches.train, rates)
         loss, top1 = tally.means()
         trained = time.perf_counter() - began
-        found = {"train_loss": loss, "train_top1": top1}
-        found |= self.validate(epoch, batches)
-        return found | {
+        values = {"train_loss": loss, "train_top1": top1}
+        values |= self.validate(epoch, batches)
+        return values | {
             "lr": rates[-1],
             "seconds": time.perf_counter() - began,
             "images_per_s": tally.images / trained,
@@ -204,10 +206,10 @@ class Network:
 
     def evaluate_only(self, epoch: int, batches: Batches, began: float) -> Metrics:
         """Evaluate a network that does not train; return the metrics of its only epoch."""
-        found = self.validate(epoch, batches)
+        values = self.validate(epoch, batches)
         seconds = time.perf_counter() - began
         images = len(self.data.train) + len(self.data.val) if self.data.val else 0
-        return found | {
+        return values | {
             "seconds": seconds,
             "images_per_s": images / seconds,
             "peak_memory_mb": peak_memory_mb(self.device),
@@ -221,25 +223,27 @@ class Network:
             return self._batches[1]
         data, model = self.data, self.learner.model
         cut: Partition | None = None
-        kept: FeatureSets = {}
+        cached: FeatureSets = {}
         if self.cache and (
             cut := find_cut_or_warn(model, self.learner.frozen, self.config, self.device)
         ):
-            how = Preprocessing(data.mean, data.std, self.config, self.device)
-            shown = views(self.config, data)
-            kept = build_cache(model, cut, how, shown, self.cache, self.control, epoch=epoch)
-        self.learner.use_features(cut if kept else None)
+            preprocessing = Preprocessing(data.mean, data.std, self.config, self.device)
+            wanted = views(self.config, data)
+            cached = build_cache(
+                model, cut, preprocessing, wanted, self.cache, self.control, epoch=epoch
+            )
+        self.learner.use_features(cut if cached else None)
         micro_batch = self.learner.micro_batch
-        batches = make_batches(self.config, data, self.device, micro_batch, kept)
+        batches = make_batches(self.config, data, self.device, micro_batch, cached)
         self._batches = blocks, batches
         return batches
 
-    def train_epoch(self, epoch: int, shown: TrainBatches, rates: list[float]) -> Tally:
+    def train_epoch(self, epoch: int, train_batches: TrainBatches, rates: list[float]) -> Tally:
         """Train once over the training images, without synchronising with the device."""
         self.learner.train_mode()
         tally = Tally(self.device)
         images = 0
-        with closing(shown.epoch(epoch)) as batches:
+        with closing(train_batches.epoch(epoch)) as batches:
             for rate, batch in zip(rates, batches, strict=True):
                 self.control.step(epoch=epoch, images=images)
                 self.learner.step(batch, rate, tally)

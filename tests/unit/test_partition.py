@@ -76,7 +76,7 @@ def cut(model: nn.Module, trainable_blocks: Any, size: int, most: int = 10**9) -
     before = copy.deepcopy(model.state_dict()), [part.training for part in model.modules()]
     state, images = torch.get_rng_state(), noise(size)
     torch.set_rng_state(state)
-    found = partition(model, frozen, images, most=most)
+    found = partition(model, frozen, images, max_bytes=most)
     assert torch.equal(torch.get_rng_state(), state)
     assert [part.training for part in model.modules()] == before[1]
     assert getattr(model, "seen", None) is None

@@ -171,8 +171,8 @@ class _ParamSampler:
 
     def affine(self) -> Tensor:
         """Draw affine matrices; shifts are whole pixels, as in torchvision's RandomAffine."""
-        most = self.config.translate * self.size
-        shift = [self.uniform(f"translate {axis}", -most, most) for axis in "xy"]
+        largest = self.config.translate * self.size
+        shift = [self.uniform(f"translate {axis}", -largest, largest) for axis in "xy"]
         scale = self.uniform("scale", *(self.config.scale or (1.0, 1.0)))
         shear = self.uniform("shear", -self.config.shear, self.config.shear)
         return ops.affine(torch.stack(shift, 1).round(), scale, shear, self.size)
@@ -181,8 +181,8 @@ class _ParamSampler:
         """Draw perspective matrices; each corner moves inwards by whole pixels, as in torchvision's
         RandomPerspective."""
         count, source = len(self.sizes), self.source("perspective")
-        most = int(self.config.perspective * (self.size // 2))
-        moves = ops.below(torch.full((count, 4, 2), most + 1), source)
+        largest = int(self.config.perspective * (self.size // 2))
+        moves = ops.below(torch.full((count, 4, 2), largest + 1), source)
         corners = ops.corner_pixels(self.size)
         inwards = torch.where(corners > 0, -1, 1)
         chosen = torch.rand(count, generator=source) < self.config.perspective_probability

@@ -173,10 +173,10 @@ def _solarize(images: Tensor, thresholds: Tensor) -> Tensor:
 
 def _autocontrast(images: Tensor, _: Tensor) -> Tensor:
     values = images.contiguous().float()
-    least, most = values.amin((2, 3), keepdim=True), values.amax((2, 3), keepdim=True)
-    even = least == most  # nothing to stretch: stays as it is
-    least, width = torch.where(even, 0, least), torch.where(even, 255, most - least)
-    return values.sub_(least).div_(width / 255).clamp_(0, 255).to(torch.uint8)
+    low, high = values.amin((2, 3), keepdim=True), values.amax((2, 3), keepdim=True)
+    even = low == high  # nothing to stretch: stays as it is
+    low, width = torch.where(even, 0, low), torch.where(even, 255, high - low)
+    return values.sub_(low).div_(width / 255).clamp_(0, 255).to(torch.uint8)
 
 
 def _equalize(images: Tensor, _: Tensor) -> Tensor:
