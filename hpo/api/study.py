@@ -52,8 +52,8 @@ class Study:
     [1/2] trial 0 complete  val_top1 ... (epoch 1)  1 epoch ...
     [2/2] trial 1 complete  val_top1 ... (epoch 1)  1 epoch ...
     tiny is finished: best trial ..., val_top1 ... in epoch 1
-    >>> [trial.state for trial in study.trials]
-    ['complete', 'complete']
+    >>> [trial.number for trial in study.trials if trial.state == "complete"]
+    [0, 1]
     >>> 0.01 <= study.best_trial.params["optimizer.lr"] <= 0.1
     True
     >>> config = study.export("best.toml")
