@@ -195,7 +195,7 @@ def train(
     from hpo.config.study import load_config
     from hpo.config.train import TrainConfig
     from hpo.reports.page import write_report
-    from hpo.reports.training import as_page, training_report
+    from hpo.reports.training import training_report
     from hpo.trained.retrain import retrain
     from hpo.workers.process import first_device
 
@@ -217,5 +217,5 @@ def train(
         control=control,
         progress=progress or (lambda line: None),
     )
-    write_report(run.files.root / "report.html", training_report(as_page(run)))
+    write_report(run.files.root / "report.html", training_report(run))
     return TrainedModel(run, place)

@@ -284,6 +284,8 @@ def counts(status: StudyStatus) -> str:
 
 def runs_table(runs: Sequence[Run]) -> Table:
     """Trained runs, a line each: mean ± standard deviation over their seeds."""
+    from hpo.trained.run import PARTS
+
     retrieval = any(run.config.task == "retrieval" for run in runs)
     known = {name for run in runs for name in run.summary[run.measured_part]}
     scores = [name for name in (SCORES if retrieval else PLAIN) if name in known]
@@ -292,7 +294,7 @@ def runs_table(runs: Sequence[Run]) -> Table:
         part = run.measured_part
         found = run.summary[part]
         cells = [_spread(found.get(name)) for name in scores]
-        table.add_row(Text(str(run.path)), PART_LABELS[part], str(len(run.seeds)), *cells)
+        table.add_row(Text(str(run.path)), PARTS[part], str(len(run.seeds)), *cells)
     return table
 
 
@@ -326,9 +328,6 @@ def _add_members(
     if ensemble:
         values = [number(ensemble.get(name)) for name in scores]
         table.add_row(f"ensemble of {len(seeds)}", *values, style="bold")
-
-
-PART_LABELS = {"test": "test", "val": "validation", "train": "training only"}
 
 
 def _spread(found: Mapping[str, float | None] | None) -> str:

@@ -45,7 +45,6 @@ from hpo.reports.figures import (
     short,
 )
 from hpo.reports.page import render
-from hpo.reports.training import as_page
 from hpo.search.status import (
     StudyStatus,
     read_status,
@@ -242,7 +241,7 @@ def _run(run: Run, costs: _Costs) -> RunEntry:
         scores={score: spread[score]["mean"] for score in SCORES if score in spread},
         std={score: spread[score]["std"] for score in SCORES if score in spread},
         f1_by_class=_f1_by_class(run, part),
-        curve=tuple(as_page(run)["seeds"][0]["epochs"]),
+        curve=run.seeds[0].epochs,
         **costs.of(name, run.config, len(run.classes)),
     )
 

@@ -21,12 +21,14 @@ Each file is written beside, synced and moved: what is visible is complete.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import statistics
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +121,9 @@ REPAIR = "restore it, or train into another folder"
 
 MOST_NAMED = 10
 """Classes that a line names."""
-PARTS = ("test", "val", "train")
-"""The parts of which metrics.json and summary.json have scores, or null."""
+PARTS = {"test": "test", "val": "validation", "train": "training only"}
+"""Parts of the data with their names; metrics.json and summary.json have scores of each, or null.
+The most honest comes first."""
 
 
 @dataclass(frozen=True)
@@ -259,6 +262,23 @@ class SeedResult:
         found: list[dict[str, Any]] = self.metrics.get("onnx", [])
         return found
 
+    @cached_property
+    def epochs(self) -> tuple[dict[str, float], ...]:
+        """Every metric of every epoch: {"epoch": number from 1, metric: value, ...}."""
+        with self.files.curves.open(newline="") as file:
+            rows = csv.DictReader(file)
+            return tuple({"epoch": int(row.pop("epoch")), **_floats(row)} for row in rows)
+
+    @property
+    def neighbours(self) -> dict[str, Any] | None:
+        """Examples of what is found in an index; None where there is no index."""
+        file = self.files.neighbours
+        return read_json(file) if file.exists() else None
+
+
+def _floats(row: Mapping[str, str]) -> dict[str, float]:
+    return {name: float(value) for name, value in row.items()}
+
 
 @dataclass(frozen=True)
 class Run:
@@ -300,10 +320,13 @@ class Run:
 
     @property
     def measured_part(self) -> str:
-        """Return the most honest images that it was measured on: test, else val, else train."""
-        return next(part for part in PARTS if self.summary[part] is not None)
+        """Return the most honest part that all seeds were measured on: test, else val, else
+        train."""
+        return next(
+            part for part in PARTS if all(one.metrics[part] is not None for one in self.seeds)
+        )
 
-    @property
+    @cached_property
     def summary(self) -> dict[str, Any]:
         """Over all finished seeds: {"test": {"top1": {"mean": .., "std": ..}, ...} or None, "val":
         .., "train": .., "seeds": [..], "ensemble": test scores or None, "onnx": {file: {score: ..,

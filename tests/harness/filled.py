@@ -1,11 +1,12 @@
 """What reports are made of: studies whose trials ended as a test wishes, through the real leases
-and Optuna, and trained models as plain data."""
+and Optuna, and trained runs."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -13,6 +14,8 @@ from optuna.trial import TrialState
 
 from hpo.config.metrics import worst
 from hpo.config.study import StudyFile
+from hpo.config.train import TrainConfig
+from hpo.io import write_text
 from hpo.search import study as studies
 from hpo.search.sampling import make_sampler
 from hpo.search.study import Study
@@ -27,6 +30,8 @@ from hpo.storage.records import (
     Epoch,
     Outcome,
 )
+from hpo.trained.retrain import curves
+from hpo.trained.run import About, Run, RunDir, SeedDir, SeedResult
 
 STATES = {"pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
@@ -104,26 +109,35 @@ def _epoch(study: Study, lease: leases.Lease, epoch: int, value: float) -> None:
     leases.record_epochs(study.database, lease, [row], progress={})
 
 
-def result(classes: list[str], wrong: int = 1) -> dict[str, Any]:
+def trained(
+    path: Path,
+    part: str | None = "test",
+    classes: Sequence[str] = ("cat", "dog", "frog"),
+    note: str = "a note",
+) -> Run:
+    """A run of two seeds under `path` that was measured on `part`; `note` names its folder, too."""
+    name = note.rpartition("/")[2]
+    files = RunDir(path / "run")
+    about = About(tuple(classes), (0.5,), (0.5,), "f00d", part == "val", part == "test", 3, (note,))
+    seeds = [_seed(files.seed(seed), part, classes, top1) for seed, top1 in ((0, 0.9), (1, 0.92))]
+    config = TrainConfig.parse({"optimizer": {"lr": 0.01}, "epochs": 3})
+    return Run(path / name, config, {"study": "toy", "trial": 4}, about, tuple(seeds))
+
+
+def _seed(files: SeedDir, part: str | None, classes: Sequence[str], top1: float) -> SeedResult:
+    epochs = [{"train_loss": 1 / e, "train_top1": 1 - 1 / (e + 1), "lr": 0.1} for e in (1, 2, 3)]
+    write_text(files.curves, curves(epochs))
+    metrics = {kind: scores(classes, top1) if kind == part else None for kind in ("test", "val")}
+    training = {"loss": 0.3, "top1": 0.7}
+    return SeedResult(int(files.root.name[-1]), files, {**metrics, "train": training})
+
+
+def scores(classes: Sequence[str], top1: float, wrong: int = 1) -> dict[str, Any]:
+    """Scores of a network that takes some images of each class for the next one's."""
     size = len(classes)
-    rows = [{"class": c, "precision": 0.9, "recall": 0.8, "f1": 0.85, "support": 10 + wrong}
-            for c in classes]  # fmt: skip
+    row = {"precision": 0.9, "recall": 0.8, "f1": 0.85, "support": 10 + wrong}
     counts = [[10 if i == j else wrong * (j == i + 1) for j in range(size)] for i in range(size)]
-    macro = {"precision": 0.9, "recall": 0.8, "f1": 0.85}
-    return {"loss": 0.3, "top1": 0.91, "top5": 1.0, "macro": macro, "per_class": rows,
+    rates = {"macro_precision": 0.9, "macro_recall": 0.8, "macro_f1": 0.85}
+    per_class = dict.fromkeys(classes, row)
+    return {**rates, "loss": 0.3, "top5": 1.0, "top1": top1, "per_class": per_class,
             "confusion": counts}  # fmt: skip
-
-
-def trained(split: str | None = "test", classes: list[str] | None = None) -> dict[str, Any]:
-    names = classes or ["cat", "dog", "frog"]
-    epochs = [{"epoch": e, "train_loss": 1 / e, "train_top1": 1 - 1 / (e + 1), "lr": 0.1}
-              for e in (1, 2, 3)]  # fmt: skip
-    seeds = [
-        {"seed": seed, "epochs": epochs}
-        | {kind: result(names) if kind == split else None for kind in ("test", "validation")}
-        for seed in (0, 1)
-    ]
-    summary = {"top1": {"mean": 0.91, "std": 0.012, "n": 2}} if split else None
-    return {"title": "best", "config": {"optimizer": {"lr": 0.01}, "epochs": 3},
-            "provenance": {"study": "toy", "trial": 4}, "classes": names, "notes": ["a note"],
-            "seeds": seeds, "summary": summary}  # fmt: skip

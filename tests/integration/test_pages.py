@@ -120,7 +120,7 @@ def test_a_page_fits_a_phone(offline: Browser, page: Path) -> None:
 
 @pytest.mark.browser
 def test_nothing_from_outside_runs(offline: Browser, tmp_path: Path, page: Path) -> None:
-    run = trained(classes=[EVIL, "dog", "frog"]) | {"title": EVIL, "notes": [EVIL]}
+    run = trained(tmp_path, classes=[EVIL, "dog", "frog"], note=EVIL)
     training = tmp_path / "training.html"
     write_report(training, training_report(run))
     for path in (page, training):
@@ -133,7 +133,7 @@ def test_nothing_from_outside_runs(offline: Browser, tmp_path: Path, page: Path)
 @pytest.mark.browser
 def test_a_training_report_draws_every_figure(offline: Browser, tmp_path: Path) -> None:
     path = tmp_path / "training.html"
-    write_report(path, training_report(trained()))
+    write_report(path, training_report(trained(tmp_path)))
     show(offline, path)
     assert offline.js("document.querySelectorAll('.plot').length") == 4
     assert offline.js(FORGOTTEN) == 0

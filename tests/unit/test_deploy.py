@@ -29,7 +29,7 @@ from hpo.errors import (
 )
 from hpo.extras import install_command
 from hpo.paths import Home
-from hpo.reports.training import as_page, training_report
+from hpo.reports.training import training_report
 from hpo.trained.onnx_files import Wanted
 from hpo.trained.run import (
     Run,
@@ -312,7 +312,7 @@ def test_files_for_a_finished_seed_are_written_and_not_tested(
     assert entry["max_difference"] < onnx_files.TOLERANCE
     assert set(late.summary["onnx"]["model.onnx"]) == {"bytes", "latency_ms"}
     assert late.seeds[0].metrics["test"] == plain.seeds[0].metrics["test"]
-    assert "model.onnx" in training_report(as_page(late))
+    assert "model.onnx" in training_report(late)
     assert networks_table(late).row_count == 1
 
 
@@ -342,7 +342,7 @@ def test_the_ensemble_stands_beside_its_members(run: Run) -> None:
     notes = " ".join(run_notes([run]))
     assert "mean of the seeds' probabilities" in notes
     assert "logits differ by at most" in notes
-    page = training_report(as_page(run))
+    page = training_report(run)
     assert "<td>ensemble</td>" in re.sub(r" data-key=\"[^\"]*\"", "", page)
     assert "int8 static" in page
 
@@ -401,10 +401,10 @@ def test_without_a_test_split(tmp_path: Path, home: Home) -> None:
     assert not run.seeds[0].files.answers.exists()
     assert [entry["test"] for entry in run.seeds[0].onnx] == [None]
     assert networks_table(run).row_count == 1
-    page = as_page(run)
-    assert page["seeds"][0]["validation"] == run.seeds[0].metrics["val"]
-    assert page["summary"]["top1"]["n"] == 2
-    text = training_report(page)
+    text = training_report(run)
+    assert f'data-key="{run.seeds[0].metrics["val"]["loss"]}"' in text
+    assert "validation top1 ±" in text
+    assert "n = 2" in text
     assert "results on the validation images" in text
     assert 'id="confusion"' not in text
 
@@ -414,7 +414,7 @@ def test_kept_validation_is_shown_beside_the_test(
 ) -> None:
     short = config.model_copy(update={"epochs": 1})
     run = train_run(short, tmp_path / "run", home, seeds=2, keep_validation=True)
-    page = training_report(as_page(run))
+    page = training_report(run)
     assert "validation top1" in page
     assert f'data-key="{run.seeds[0].metrics["val"]["loss"]}"' in page
     assert 'id="confusion"' in page

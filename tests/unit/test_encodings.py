@@ -23,7 +23,7 @@ from hpo.cli.main import main
 from hpo.paths import Home
 from hpo.redaction import keep_secret
 from hpo.reports.page import write_report
-from hpo.reports.training import as_page, training_report
+from hpo.reports.training import training_report
 from hpo.trained.run import Run
 from tests.harness.trained import pictures, tiny_config, train_run
 
@@ -57,7 +57,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         (part / "class0").rename(part / DUCK)
         (part / "class1").rename(part / CAFE)
     found = train_run(tiny_config(root, {"epochs": 1}), place / "run", Home(place / "home"))
-    write_report(found.path / "report.html", training_report(as_page(found)))
+    write_report(found.path / "report.html", training_report(found))
     return found
 
 

@@ -30,7 +30,7 @@ from hpo.errors import (
 )
 from hpo.formatting import number
 from hpo.paths import Home
-from hpo.reports.training import as_page, training_report
+from hpo.reports.training import training_report
 from hpo.trained.inference import (
     Chunk,
     evaluate_run,
@@ -466,7 +466,7 @@ def test_duplicates_in_the_test_split_are_told_everywhere(tmp_path: Path, home: 
     line = "1 of 16 test images was trained on: test/class0/again.png"
     assert any(line in note for note in run.notes)
     assert any(line in note for note in load_run(run.path).summary["notes"])
-    assert line in training_report(as_page(run))
+    assert line in training_report(run)
     found = evaluate_run(run, home=home, device="cpu")  # the run's own: not refused
     assert found.trained_on == ("test/class0/again.png",)
     assert "1 of 16 images was trained on" in (found.overlap or "")

@@ -313,17 +313,17 @@ def test_class_folders_with_markup(tmp_path: Path, home: Home) -> None:
             (root / part / f"class{number}").rename(root / part / name)
     run = train_run(tiny_config(root), tmp_path / "run", home, seeds=1)
     assert set(run.classes) == set(names)
-    from hpo.reports.training import as_page
-
-    page = training_report(as_page(run))
+    page = training_report(run)
     for name in names[:2]:
         assert name not in page
     assert "&lt;b onclick=alert(1)&gt;cat" in page
     assert "<script>alert" not in page
 
 
-def test_figures_cannot_leave_their_script(database: Database) -> None:
-    page = training_report(trained(classes=["cat", "</script><script>alert(1)</script>", "dog"]))
+def test_figures_cannot_leave_their_script(tmp_path: Path) -> None:
+    page = training_report(
+        trained(tmp_path, classes=["cat", "</script><script>alert(1)</script>", "dog"])
+    )
     assert "<script>alert" not in page
 
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from hpo.cli.main import app
 from hpo.errors import DataError
 from hpo.paths import Home
-from hpo.reports.training import as_page, training_report
+from hpo.reports.training import training_report
 from hpo.trained.inference import evaluate_run
 from hpo.trained.retrieval import look_up
 from hpo.trained.run import (
@@ -117,7 +117,7 @@ def test_without_other_images_the_gallery_is_looked_up_in_itself(place: Path) ->
     assert metrics["val"] is None
     # Of 24 images each has 23 others, 7 of them of its class.
     assert metrics["train"]["precision_at_k"] == pytest.approx(7 / 23)
-    page = training_report(as_page(found))
+    page = training_report(found)
     assert "each training image was looked up among the others" in page
 
 
@@ -132,7 +132,7 @@ def test_a_network_that_learns_keeps_its_best_epoch(place: Path) -> None:
 
 
 def test_the_report_shows_queries_with_their_neighbours(run: Run) -> None:
-    page = training_report(as_page(run))
+    page = training_report(run)
     figures = json.loads(re.search(r'id="figures">(.*?)</script>', page, re.DOTALL)[1])  # type: ignore[index]
     assert sum(figures["precision"]["data"][0]["y"]) == 15
     assert sum(sum(trace["y"]) for trace in figures["distance"]["data"]) == 15
