@@ -47,13 +47,13 @@ from hpo.extras import DISTRIBUTION
 from hpo.paths import Home
 from hpo.search import study as studies
 from hpo.search import trial
-from hpo.search.trial import Bench
+from hpo.search.trial import TrialRunner
 from hpo.storage import (
     leases,
     records,
 )
 from hpo.storage.database import connect
-from hpo.storage.leases import Taken
+from hpo.storage.leases import Claim
 from hpo.storage.optuna import (
     FencedStorage,
     add_waiting,
@@ -109,13 +109,13 @@ class Measured:
 
 
 @dataclass
-class Timed(Bench):
+class Timed(TrialRunner):
     """Notes when each trial ended, and how long it slept."""
 
     slept: float = 0.0
     ends: list[tuple[float, float]] = field(default_factory=list)
 
-    def run(self, taken: Taken, control: Any) -> None:
+    def run(self, taken: Claim, control: Any) -> None:
         self.slept = 0.0
         trial.train = self.sleep  # type: ignore[assignment]
         super().run(taken, control)
@@ -143,17 +143,17 @@ def work(url: str, name: str, home: Home, seconds: float, most: int | None = Non
     study = studies.load(connect(url), name)
     storage = FencedStorage(study.database)
     view = study.optuna_study(storage)
-    bench = Timed(study, storage, view, home, torch.device("cpu"), threads=1)
-    bench.seconds = seconds
+    runner = Timed(study, storage, view, home, torch.device("cpu"), threads=1)
+    runner.seconds = seconds
     with stop_on_signal() as stop:
         if most is not None:
-            threading.Thread(target=_stop_at, args=(stop, bench, most), daemon=True).start()
-        Worker(study, storage, bench, home=home).run(stop, supervised=True)
-    return bench
+            threading.Thread(target=_stop_at, args=(stop, runner, most), daemon=True).start()
+        Worker(study, storage, runner, home=home).run(stop, supervised=True)
+    return runner
 
 
-def _stop_at(stop: threading.Event, bench: Timed, most: int) -> None:
-    while len(bench.ends) < most:
+def _stop_at(stop: threading.Event, runner: Timed, most: int) -> None:
+    while len(runner.ends) < most:
         time.sleep(0.02)
     stop.set()
 
@@ -175,8 +175,8 @@ def measure(
         home = Home(Path(folder))
 
         def task() -> None:
-            bench = work(server.url, name, home, seconds)
-            Path(folder, f"{os.getpid()}.json").write_text(json.dumps(bench.ends))
+            runner = work(server.url, name, home, seconds)
+            Path(folder, f"{os.getpid()}.json").write_text(json.dumps(runner.ends))
 
         before = attempts(server)
         children = [forked(task) for _ in range(workers)]
@@ -218,7 +218,7 @@ def heartbeat(server: Server) -> str:
     add_waiting(FencedStorage(database), study.row.study_id)
     about = {"host": "-", "pid": 0, "device": "cpu", "versions": {}, "process": "-"}
     records.add_worker(database, "one", study.uuid, **about)
-    taken = leases.take(database, study.uuid, study.facts().free[0], "one")
+    taken = leases.claim(database, study.uuid, study.snapshot().free[0], "one")
     assert taken is not None
     began, used = time.monotonic(), server.cpu_s()
     for _ in range(BEATS):

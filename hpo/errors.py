@@ -7,7 +7,7 @@
     │   ├── NotFound                 no such study, trial, run or worker
     │   └── Conflict                 a study of that name exists with another definition
     ├── StorageError             2   the database is not one of ours, or cannot be used
-    │   ├── StorageAway         75       it cannot be reached or written for now: try again later
+    │   ├── StorageUnavailable  75       it cannot be reached or written for now: try again later
     │   └── StorageGone              its file was removed, moved or replaced while it was in use
     ├── LauncherError            2   what places workers cannot be reached, or refuses
     ├── DiskFull                 1   a file does not fit on its disk; what was there is as it was
@@ -75,7 +75,7 @@ class StorageError(HpoError):
     exit_code = 2
 
 
-class StorageAway(StorageError):
+class StorageUnavailable(StorageError):
     """The database cannot be reached or written for now: it is down or restarting, locked for too
     long, or its disk is full. Nothing is wrong with what was asked, so it may be asked again."""
 

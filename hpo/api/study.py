@@ -210,8 +210,10 @@ class Study:
     @property
     def is_over(self) -> bool:
         """True where the budget is finished, or a stop rule has fired and nothing runs."""
-        facts = self._load().facts()
-        return facts.finished >= facts.trials or (facts.stop == "rule" and not facts.running)
+        snapshot = self._load().snapshot()
+        return snapshot.finished >= snapshot.trials or (
+            snapshot.stop == "rule" and not snapshot.running
+        )
 
     @property
     def data_report(self) -> DataReport | None:

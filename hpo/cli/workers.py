@@ -90,7 +90,7 @@ def worker(
         home = Home.default()
         from hpo.config.remarks import remarks
         from hpo.search.fingerprints import agree_on_code
-        from hpo.search.trial import Bench
+        from hpo.search.trial import TrialRunner
         from hpo.storage.optuna import FencedStorage
         from hpo.training.device import torch_device
         from hpo.workers.process import new_worker_id, stop_on_signal, threads_for
@@ -104,8 +104,8 @@ def worker(
             kept.verify()
         own = FencedStorage(found)
         view, cores = wanted.optuna_study(own), threads or threads_for(1)
-        bench = Bench(wanted, own, view, home, place, cores, force)
-        worker = Worker(wanted, own, bench, home=home, device=str(place), worker_id=name)
+        runner = TrialRunner(wanted, own, view, home, place, cores, force)
+        worker = Worker(wanted, own, runner, home=home, device=str(place), worker_id=name)
         for line in remarks(wanted.file):
             logging.getLogger("hpo.cli").warning("%s", line)
         with stop_on_signal() as stop:
@@ -288,10 +288,10 @@ def _launched_study(
         raise InputError("--set changes a study file; the study of a name is as it was created")
     else:
         study = studies.load(found, given)
-    facts = study.facts()
-    rule = facts.stop_reason if facts.stop == "rule" else None
-    decision = scheduling.decide(facts, rule)
-    if facts.stop != "user" and isinstance(decision, scheduling.Over):
+    snapshot = study.snapshot()
+    rule = snapshot.stop_reason if snapshot.stop == "rule" else None
+    decision = scheduling.decide(snapshot, rule)
+    if snapshot.stop != "user" and isinstance(decision, scheduling.Over):
         name, hpo = study.row.name, program()
         raise InputError(f"{name} is over: {decision.reason}; to go on: {hpo} extend {name} ...")
     return study

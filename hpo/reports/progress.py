@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from hpo.errors import (
-    StorageAway,
     StorageGone,
+    StorageUnavailable,
 )
 from hpo.formatting import (
     duration,
@@ -86,7 +86,7 @@ class View:
             self.status = self.read()
         except StorageGone:
             return
-        except StorageAway as error:
+        except StorageUnavailable as error:
             self.away = f"the database is away; workers wait for it and go on training: {error}"
         else:
             self.away = ""

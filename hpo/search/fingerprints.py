@@ -173,7 +173,7 @@ LATER = ("folds", "group_by", "near_duplicates", "orientation", "background")
 
 
 @dataclass(frozen=True)
-class Forced:
+class Override:
     """A worker that was made to work with other code or images than its study began with."""
 
     worker: str
@@ -235,18 +235,18 @@ def agree_on_images(
     found = str(records.resolve_once(database, uuid, f"{IMAGES}{key}", fingerprint))
     if found != fingerprint:
         differs = explain(found) or [f"data set {data.title}; which images is not known here"]
-        conflict = Forced(worker, "images", fingerprint, found, tuple(differs))
+        conflict = Override(worker, "images", fingerprint, found, tuple(differs))
         _settle(database, uuid, conflict, worker=worker, force=force)
 
 
-def _difference(code: Code, stored: dict[str, str]) -> Forced | None:
+def _difference(code: Code, stored: dict[str, str]) -> Override | None:
     began = Code(stored)
     if code == began:
         return None
-    return Forced("", "code", code.fingerprint, began.fingerprint, tuple(code.differences(began)))
+    return Override("", "code", code.fingerprint, began.fingerprint, tuple(code.differences(began)))
 
 
-def _settle(database: Database, uuid: str, conflict: Forced, *, worker: str, force: bool) -> None:
+def _settle(database: Database, uuid: str, conflict: Override, *, worker: str, force: bool) -> None:
     """Raise Conflict; or write down that `worker` was forced."""
     if not force:
         raise Conflict(_refusal(conflict))
@@ -254,7 +254,7 @@ def _settle(database: Database, uuid: str, conflict: Forced, *, worker: str, for
     records.resolve_once(database, uuid, f"{FORCED}{worker} {conflict.what}", told)
 
 
-def _refusal(conflict: Forced) -> str:
+def _refusal(conflict: Override) -> str:
     several = conflict.what == "images"
     lines = "".join(f"\n  {one}" for one in conflict.differs)
     return (
@@ -276,10 +276,10 @@ def read_report(database: Database, uuid: str) -> DataReport | None:
     return None if found is None else DataReport.from_dict(found)
 
 
-def read_forced(database: Database, uuid: str) -> tuple[Forced, ...]:
+def read_overrides(database: Database, uuid: str) -> tuple[Override, ...]:
     """All workers that were forced."""
     found = records.read_resolved(database, uuid, FORCED)
-    return tuple(Forced(**one | {"differs": tuple(one["differs"])}) for one in found.values())
+    return tuple(Override(**one | {"differs": tuple(one["differs"])}) for one in found.values())
 
 
 def read_code(database: Database, uuid: str) -> Code | None:

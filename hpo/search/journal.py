@@ -35,7 +35,7 @@ from hpo.training.train import EpochResult
 log = logging.getLogger(__name__)
 
 
-class Epochs:
+class EpochJournal:
     """What is known of a trial's epochs, by the attempt that holds `lease`."""
 
     def __init__(self, study: Study, checkpoints: Checkpoints) -> None:
@@ -133,7 +133,7 @@ class Epochs:
     def deliver(self, progress: dict[str, Any]) -> str | None:
         """Record what waits, in one transaction under the lease; how the study is to stop, or None.
 
-        Raises Fenced and StorageAway.
+        Raises Fenced and StorageUnavailable.
         """
         if not self.waiting:
             return None

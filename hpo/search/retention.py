@@ -47,7 +47,7 @@ class Best:
     checkpoints: frozenset[int]
 
 
-def tidy(study: Study, home: Home) -> None:
+def apply_retention(study: Study, home: Home) -> None:
     """Remove the files of trials that are over and need not stay, here and from the artifacts."""
     attempts = records.read_attempts(study.database, study.uuid)
     best = best_of_all(study, attempts)

@@ -102,7 +102,7 @@ _PRUNERS: dict[type[Strategy], Callable[..., pruners.BasePruner]] = {
 }
 
 
-class Draft:
+class DraftTrial:
     """A trial that is thought through before anything is written.
 
     It answers `suggest_*` as Optuna's own trial does (planned values first, then the sampler's
@@ -173,7 +173,7 @@ def draft_params(
         # GP takes the infinite value of a trial that diverged for the worst finite one.
         warnings.filterwarnings("ignore", message="Clip non-finite values")
         for draw in range(REDRAWS + 1):
-            draft = Draft(sampling_view(study, frozen), new_sampler(draw), frozen, fixed)
+            draft = DraftTrial(sampling_view(study, frozen), new_sampler(draw), frozen, fixed)
             space.suggest(draft)
             params = draft.params
             if params not in others or params.keys() <= fixed.keys():

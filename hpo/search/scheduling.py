@@ -1,6 +1,6 @@
 """Pure decisions: what trial n tries, and whether a study goes on. No clock, no database.
 
-Facts go in, a decision comes out, so that both are tested by table.
+A snapshot goes in, a decision comes out, so that both are tested by table.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hpo.storage.leases import Contact, Facts, Free
+from hpo.storage.leases import ClaimableTrial, ContactWindow, StudySnapshot
 
 Values = Mapping[str, Any]
 
@@ -18,14 +18,14 @@ Values = Mapping[str, Any]
 class Run:
     """Take one of these, in this order."""
 
-    free: tuple[Free, ...]
+    free: tuple[ClaimableTrial, ...]
 
 
 @dataclass(frozen=True)
 class Drain:
     """A stop rule fired: take these abandoned running trials and tell them pruned."""
 
-    free: tuple[Free, ...]
+    free: tuple[ClaimableTrial, ...]
     reason: str
 
 
@@ -44,48 +44,50 @@ class Over:
 Decision = Run | Drain | Wait | Over
 
 
-def fired(facts: Facts, *, maximize: bool, max_failures: int) -> str | None:
-    """The stop rule that fires now, in words; None while the search goes on.
+def stop_reason(snapshot: StudySnapshot, *, maximize: bool, max_failures: int) -> str | None:
+    """Return the stop rule that fires now, in words; None while the search goes on.
 
     The number of trials is no rule: trials at or above the budget are simply never taken.
     """
-    best, target = facts.best, facts.target
+    best, target = snapshot.best, snapshot.target
     if best is not None and target is not None and (best >= target if maximize else best <= target):
         return f"the target {target:g} was reached: {best:g}"
-    if facts.timeout_s is not None and facts.active_s >= facts.timeout_s:
-        return f"timeout_s = {facts.timeout_s:g} of training were spent"
-    if facts.patience_trials is not None and facts.since_best >= facts.patience_trials:
-        return f"{facts.since_best} trials in a row brought nothing better than {best:g}"
-    same = facts.failures[:max_failures]
+    if snapshot.timeout_s is not None and snapshot.active_s >= snapshot.timeout_s:
+        return f"timeout_s = {snapshot.timeout_s:g} of training were spent"
+    if snapshot.patience_trials is not None and snapshot.since_best >= snapshot.patience_trials:
+        return f"{snapshot.since_best} trials in a row brought nothing better than {best:g}"
+    same = snapshot.failures[:max_failures]
     if len(same) == max_failures and len(set(same)) == 1:
         return f"{max_failures} trials in a row failed for the same reason: {same[0]}"
     return None
 
 
-def decide(facts: Facts, rule: str | None) -> Decision:
-    """What a worker does next, given the facts and the stop rule that has fired, if any."""
-    if facts.stop == "user":
-        return Over(facts.stop_reason or "stopped")
+def decide(snapshot: StudySnapshot, rule: str | None) -> Decision:
+    """Return what a worker does next. `rule` is the stop rule that has fired, if any."""
+    if snapshot.stop == "user":
+        return Over(snapshot.stop_reason or "stopped")
     if rule is not None:
-        left = tuple(free for free in facts.free if free.started)
+        left = tuple(free for free in snapshot.free if free.started)
         if left:
             return Drain(left, rule)
-        return Wait() if facts.running else Over(rule)
-    if facts.finished >= facts.trials:
-        return Over(f"all {facts.trials} trials are finished")
-    return Run(facts.free) if facts.free else Wait()
+        return Wait() if snapshot.running else Over(rule)
+    if snapshot.finished >= snapshot.trials:
+        return Over(f"all {snapshot.trials} trials are finished")
+    return Run(snapshot.free) if snapshot.free else Wait()
 
 
-def within_reach(facts: Facts, contact: Contact, lease_s: float) -> Facts:
-    """The facts without trials whose owner's lease has run out, unless `contact` spans a lease: the
-    owner may only have been as cut off as we were."""
+def within_reach(snapshot: StudySnapshot, contact: ContactWindow, lease_s: float) -> StudySnapshot:
+    """Return the snapshot without trials whose lease has run out, unless `contact` spans a lease:
+    their owners may only have been as cut off as we were."""
     if contact.spans(lease_s):
-        return facts
-    return replace(facts, free=tuple(free for free in facts.free if not free.expired))
+        return snapshot
+    return replace(snapshot, free=tuple(free for free in snapshot.free if not free.expired))
 
 
-def apart(free: Sequence[Free], running: int, pick: Callable[[int], int]) -> tuple[Free, ...]:
-    """`free` in the order in which to try to take them: first what was begun, then waiting trials.
+def claim_order(
+    free: Sequence[ClaimableTrial], running: int, pick: Callable[[int], int]
+) -> tuple[ClaimableTrial, ...]:
+    """Return `free` in the order in which to claim them: first what was begun, then waiting trials.
     As many workers as there are running trials may be at it, too, so each begins at another waiting
     one, lest all wait for the first; in their own order where nobody else runs any. `pick(n)` gives
     one of 0 to n - 1.
@@ -96,13 +98,13 @@ def apart(free: Sequence[Free], running: int, pick: Callable[[int], int]) -> tup
     return (*begun, *waiting[first:], *waiting[:first])
 
 
-def missing(facts: Facts) -> int:
-    """Waiting trials to add now: a few ahead of need, never more than the budget wants.
+def missing(snapshot: StudySnapshot) -> int:
+    """Return how many waiting trials to add now: a few ahead of need, within the budget.
 
     A thousand waiting trials would make every poll ten times slower.
     """
-    ahead = facts.running + 2
-    return max(0, min(ahead - facts.waiting, facts.trials - facts.created))
+    ahead = snapshot.running + 2
+    return max(0, min(ahead - snapshot.waiting, snapshot.trials - snapshot.created))
 
 
 def planned(
@@ -112,8 +114,8 @@ def planned(
     enqueued: Values | None,
     enqueued_before: int,
 ) -> Values:
-    """What trial `number` tries: an enqueued configuration, else the next baseline, else the next
-    grid point; empty: everything is sampled.
+    """Return what trial `number` tries: an enqueued configuration, else the next baseline, else the
+    next grid point; empty: everything is sampled.
 
     `enqueued_before` trials of smaller numbers took an enqueued configuration instead. A pure
     function of what is stored, so a successor plans what its predecessor did.

@@ -12,8 +12,8 @@ from typing import Any
 from hpo.config.constraints import to_relax
 from hpo.config.study import StudyFile
 from hpo.search.fingerprints import (
-    Forced,
-    read_forced,
+    Override,
+    read_overrides,
 )
 from hpo.storage import records
 from hpo.storage.database import Database
@@ -44,7 +44,7 @@ class StudyStatus:
     trials: tuple[Trial, ...]
     workers: tuple[WorkerRow, ...]
     live_workers: tuple[WorkerRow, ...]
-    forced: tuple[Forced, ...] = ()
+    forced: tuple[Override, ...] = ()
     """Workers that were made to work with other code or images than the study began with."""
 
     def count(self, *states: str) -> int:
@@ -255,7 +255,7 @@ def read_status(database: Database, name: str) -> StudyStatus:
     now = records.clock(database)
     workers = records.read_workers(database, row.uuid)
     live = [one for one in workers if is_alive(one, row, now)]
-    forced = read_forced(database, row.uuid)
+    forced = read_overrides(database, row.uuid)
     return StudyStatus(row, file, now, tuple(trials), tuple(workers), tuple(live), forced)
 
 

@@ -36,8 +36,8 @@ from hpo.storage import (
 )
 from hpo.storage.database import Database
 from hpo.storage.leases import (
-    Facts,
-    read_facts,
+    StudySnapshot,
+    read_snapshot,
 )
 from hpo.storage.optuna import (
     FencedStorage,
@@ -67,17 +67,17 @@ class Study:
     def directory(self, home: Home) -> StudyDir:
         return home.study(self.uuid)
 
-    def facts(self) -> Facts:
-        return read_facts(self.database, self.uuid, maximize=self.maximize)
+    def snapshot(self) -> StudySnapshot:
+        return read_snapshot(self.database, self.uuid, maximize=self.maximize)
 
-    def rule(self, facts: Facts) -> str | None:
+    def rule(self, snapshot: StudySnapshot) -> str | None:
         """The stop rule that has fired, written down by whoever saw it first."""
-        if facts.stop == "rule":
-            return facts.stop_reason or "a stop rule fired"
-        if facts.stop is not None:
+        if snapshot.stop == "rule":
+            return snapshot.stop_reason or "a stop rule fired"
+        if snapshot.stop is not None:
             return None
-        reason = scheduling.fired(
-            facts, maximize=self.maximize, max_failures=self.file.study.max_failures
+        reason = scheduling.stop_reason(
+            snapshot, maximize=self.maximize, max_failures=self.file.study.max_failures
         )
         if reason is not None:
             records.stop_study(self.database, self.uuid, "rule", reason)
@@ -219,14 +219,14 @@ def enqueue(study: Study, values: Mapping[str, Any]) -> None:
         study.file.space.check(values)
     except ConfigError as error:
         raise error.at("enqueue") from None
-    facts = study.facts()
+    snapshot = study.snapshot()
     waiting = sum(
         1 for _, number in records.read_enqueued(study.database, study.uuid) if number is None
     )
-    if facts.finished + facts.running + waiting >= facts.trials:
+    if snapshot.finished + snapshot.running + waiting >= snapshot.trials:
         raise InputError(
-            f"all {facts.trials} trials of {study.row.name!r} are finished, running or spoken for; "
-            f"first: hpo extend {study.row.name} --trials {facts.trials + waiting + 1}"
+            f"all {snapshot.trials} trials of {study.row.name!r} are finished, running or spoken "
+            f"for; first: hpo extend {study.row.name} --trials {snapshot.trials + waiting + 1}"
         )
     if study.file.study.sampler.name == "grid" and values in study.file.space.grid():
         raise InputError("the grid holds this configuration already; it will be tried once")
@@ -240,8 +240,8 @@ def stop(study: Study) -> None:
 
 def resume(study: Study) -> None:
     """Lift a stop. Raises InputError where its rule would fire again at once."""
-    facts = study.facts()
-    reason = scheduling.fired(facts, maximize=study.maximize, max_failures=10**9)
+    snapshot = study.snapshot()
+    reason = scheduling.stop_reason(snapshot, maximize=study.maximize, max_failures=10**9)
     if reason is not None:
         raise InputError(
             f"{study.row.name!r} would stop at once: {reason}; raise the limit first: "
@@ -265,7 +265,7 @@ def delete(study: Study, home: Home, *, force: bool = False, keep_files: bool = 
         )
     records.stop_study(study.database, study.uuid, "user", "deleted")
     for worker in holders:
-        leases.abandon(study.database, worker, "its study was deleted")
+        leases.release_worker(study.database, worker, "its study was deleted")
     artifacts = sync.find(study.database, study.uuid, home)
     FencedStorage(study.database).delete_study(study.row.study_id)
     if keep_files:

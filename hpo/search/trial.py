@@ -53,7 +53,7 @@ from hpo.search import (
     sync,
 )
 from hpo.search.fingerprints import agree_on_images
-from hpo.search.journal import Epochs
+from hpo.search.journal import EpochJournal
 from hpo.search.sampling import (
     FirstMetric,
     costs_of,
@@ -69,9 +69,9 @@ from hpo.storage import (
     records,
 )
 from hpo.storage.leases import (
+    Claim,
     Ending,
     Lease,
-    Taken,
 )
 from hpo.storage.optuna import FencedStorage
 from hpo.storage.records import (
@@ -97,7 +97,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Bench:
+class TrialRunner:
     """What a worker has ready for its trials, one after another."""
 
     study: Study
@@ -132,17 +132,17 @@ class Bench:
             self._data = config.data, data
         return self._data[1]
 
-    def run(self, taken: Taken, control: Control) -> None:
-        """Run the trial of `taken` to its end and tell Optuna, all under its lease.
+    def run(self, claim: Claim, control: Control) -> None:
+        """Run the trial of `claim` to its end and tell Optuna, all under its lease.
 
         Raises Interrupted (the caller hands the trial back), Fenced (it is somebody else's now) and
         StorageError; a configuration that cannot be trained ends its trial as failed instead.
         """
-        lease = taken.lease
+        lease = claim.lease
         with self.storage.guarded(lease):
-            trial = _open(self, taken)
+            trial = _open(self, claim)
             try:
-                ending = _Training(self, taken, trial, control).run()
+                ending = TrialRun(self, claim, trial, control).run()
             except (TrialFailed, ConfigError) as error:
                 ending = Ending(Outcome.FAILED, reason=str(error))
             except (ArithmeticError, LookupError, TypeError, ValueError, RuntimeError) as error:
@@ -152,34 +152,34 @@ class Bench:
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
                 ending = Ending(Outcome.FAILED, reason=reason)
             _tell(self, lease, trial, ending)
-        retention.tidy(self.study, self.home)
+        retention.apply_retention(self.study, self.home)
 
-    def drain(self, taken: Taken, reason: str, control: Control) -> None:
+    def drain(self, claim: Claim, reason: str, control: Control) -> None:
         """End a trial that nobody runs any more, because the study is over: pruned, unless it has
         all its epochs."""
-        lease, file = taken.lease, self.study.file
+        lease, file = claim.lease, self.study.file
         stored = records.read_epochs(self.study.database, self.study.uuid, lease.trial_id)
         with self.storage.guarded(lease):
             trial = optuna.trial.Trial(self.optuna_study, lease.trial_id)
         if rows := stored.get(lease.number):
             config = file.config(file.space.decode(self.storage.get_trial(lease.trial_id).params))
             if is_last(config, [row.metrics for row in rows]):
-                self.run(taken, control)
+                self.run(claim, control)
                 return
         with self.storage.guarded(lease):
             _tell(self, lease, trial, Ending(Outcome.PRUNED, reason=reason))
 
 
-def _open(bench: Bench, taken: Taken) -> optuna.trial.Trial:
+def _open(runner: TrialRunner, claim: Claim) -> optuna.trial.Trial:
     """Decide what the trial tries, write that down first, then start it; all of it repeatable."""
-    lease, study = taken.lease, bench.optuna_study
+    lease, study = claim.lease, runner.optuna_study
     study.get_trials(deepcopy=False)  # Optuna's cache must know the trial before its first write
-    frozen = bench.storage.get_trial(lease.trial_id)
-    file = bench.study.file
+    frozen = runner.storage.get_trial(lease.trial_id)
+    file = runner.study.file
     if "fixed_params" not in frozen.system_attrs:
         grid = file.space.grid() if file.study.sampler.name == "grid" else ()
         values = scheduling.planned(
-            lease.number, file.baselines, grid, taken.enqueued, taken.enqueued_before
+            lease.number, file.baselines, grid, claim.enqueued, claim.enqueued_before
         )
         params = draft_params(
             study,
@@ -188,19 +188,19 @@ def _open(bench: Bench, taken: Taken) -> optuna.trial.Trial:
             values,
             lambda draw: make_sampler(file, lease.number, lease.k, draw),
         )
-        bench.storage.set_trial_system_attr(lease.trial_id, "fixed_params", params)
+        runner.storage.set_trial_system_attr(lease.trial_id, "fixed_params", params)
     if frozen.state == TrialState.WAITING:
-        bench.storage.set_trial_state_values(lease.trial_id, TrialState.RUNNING)
+        runner.storage.set_trial_state_values(lease.trial_id, TrialState.RUNNING)
     study.sampler = make_sampler(file, lease.number, lease.k, 0)
     return optuna.trial.Trial(study, lease.trial_id)
 
 
-def _config(bench: Bench, lease: Lease, trial: optuna.trial.Trial) -> TrainConfig:
+def _config(runner: TrialRunner, lease: Lease, trial: optuna.trial.Trial) -> TrainConfig:
     """The configuration from the parameters as they are *stored*: of two workers that suggested,
     only one wrote."""
-    file = bench.study.file
+    file = runner.study.file
     file.space.suggest(trial)
-    stored = bench.storage.get_trial(lease.trial_id).params
+    stored = runner.storage.get_trial(lease.trial_id).params
     return file.config(file.space.decode(stored))
 
 
@@ -214,63 +214,63 @@ def _training_data(data: Data) -> TrainingData | list[TrainingData]:
 
 
 def _runtime(
-    bench: Bench, taken: Taken, config: TrainConfig, classes: int, tick: ProgressCallback
+    runner: TrialRunner, claim: Claim, config: TrainConfig, classes: int, tick: ProgressCallback
 ) -> RuntimeConfig:
     """How this trial computes. Whoever takes it over keeps that; precision and layout are measured
     once per study, device type, architecture and size: each changes the bits of a result."""
-    if taken.runtime is not None:
-        return RuntimeConfig.model_validate(taken.runtime)
-    study, model = bench.study, config.model
-    key = f"runtime {bench.device.type} {model.architecture} {model.stem} {config.data.image_size}"
+    if claim.runtime is not None:
+        return RuntimeConfig.model_validate(claim.runtime)
+    study, model = runner.study, config.model
+    key = f"runtime {runner.device.type} {model.architecture} {model.stem} {config.data.image_size}"
     chosen = records.read_resolved(study.database, study.uuid, key).get(key)
     if chosen is None:
         found = runtime.resolve(
-            config, classes=classes, device=bench.device, threads=bench.threads, tick=tick
+            config, classes=classes, device=runner.device, threads=runner.threads, tick=tick
         )
         measured = {"precision": found.precision, "memory_format": found.memory_format}
         chosen = records.resolve_once(study.database, study.uuid, key, measured)
     resolved = config.runtime.model_copy(
-        update={"threads": config.runtime.threads or bench.threads}
+        update={"threads": config.runtime.threads or runner.threads}
         | {name: v for name, v in chosen.items() if getattr(config.runtime, name) == "auto"}
     )
-    leases.keep_runtime(study.database, taken.lease, resolved.model_dump())
+    leases.keep_runtime(study.database, claim.lease, resolved.model_dump())
     return resolved
 
 
-class _Training:
+class TrialRun:
     """The epochs of one trial: those that are stored, then those that this attempt computes."""
 
     def __init__(
-        self, bench: Bench, taken: Taken, trial: optuna.trial.Trial, control: Control
+        self, runner: TrialRunner, claim: Claim, trial: optuna.trial.Trial, control: Control
     ) -> None:
-        if len(taken.fruitless) >= leases.MAX_FRUITLESS:
+        if len(claim.fruitless) >= leases.MAX_FRUITLESS:
             raise TrialFailed(
-                f"{len(taken.fruitless)} attempts in a row died without finishing an epoch; the "
-                f"last one: {taken.fruitless[0]}"
+                f"{len(claim.fruitless)} attempts in a row died without finishing an epoch; the "
+                f"last one: {claim.fruitless[0]}"
             )
-        self.bench, self.lease, self.trial, self.control = bench, taken.lease, trial, control
-        self.metric = bench.study.file.metric
-        self.objectives = bench.study.file.objectives
-        self.ranking = Ranking(bench.study.file.directions)
-        self.limits = bench.study.file.study.limits
-        config = _config(bench, taken.lease, trial)
-        self.data = bench.data(config, taken.lease.worker, self._tick)
-        resolved = _runtime(bench, taken, config, len(self.data.classes), self._tick)
+        self.runner, self.lease, self.trial, self.control = runner, claim.lease, trial, control
+        self.metric = runner.study.file.metric
+        self.objectives = runner.study.file.objectives
+        self.ranking = Ranking(runner.study.file.directions)
+        self.limits = runner.study.file.study.limits
+        config = _config(runner, claim.lease, trial)
+        self.data = runner.data(config, claim.lease.worker, self._tick)
+        resolved = _runtime(runner, claim, config, len(self.data.classes), self._tick)
         self.config = config.model_copy(update={"runtime": resolved})
-        self.directory = bench.study.directory(bench.home)
-        found = sync.find(bench.study.database, bench.study.uuid, bench.home)
+        self.directory = runner.study.directory(runner.home)
+        found = sync.find(runner.study.database, runner.study.uuid, runner.home)
         self.checkpoints = Checkpoints(self.directory, found, self.lease)
-        self.epochs = Epochs(bench.study, self.checkpoints)
-        self.epochs.read(self.config, self._moved)
+        self.journal = EpochJournal(runner.study, self.checkpoints)
+        self.journal.read(self.config, self._moved)
         self.outage = Outage(f"trial {self.lease.number} goes on, its results wait on disk")
 
     @property
     def rows(self) -> list[Epoch]:
-        return self.epochs.rows
+        return self.journal.rows
 
     @property
     def checkpoint(self) -> Path | None:
-        return self.epochs.checkpoint
+        return self.journal.checkpoint
 
     def _tick(self) -> None:
         """Something before the first epoch goes on."""
@@ -280,13 +280,13 @@ class _Training:
         try:
             return self._run()
         except Fenced:
-            if self.epochs.waiting:
+            if self.journal.waiting:
                 log.warning("trial %d: attempt %d leaves %d epoch(s) unrecorded",
-                            self.lease.number, self.lease.k, self.epochs.waiting)  # fmt: skip
+                            self.lease.number, self.lease.k, self.journal.waiting)  # fmt: skip
             raise
 
     def _run(self) -> Ending:
-        ending = self._settle() or self._unfit()
+        ending = self._flush_and_check() or self._unfit()
         if ending is not None:
             return ending
         self._begin_epoch()
@@ -294,12 +294,12 @@ class _Training:
             self.config,
             _training_data(self.data),
             self.control,
-            device=self.bench.device,
+            device=self.runner.device,
             metric=self.metric,
             also=[name for name in self.objectives if name not in COSTS],
             checkpoint=self.checkpoints.path,
             resume=self.checkpoint,
-            cache=self.bench.home.cache,
+            cache=self.runner.home.cache,
         )
         with closing(results):
             for result in results:
@@ -311,14 +311,14 @@ class _Training:
 
     def _over_limits(self) -> str | None:
         """Which constraints the epochs so far do not meet, in words; None where they meet all."""
-        if not self.limits or not self.rows or self.epochs.is_behind:
+        if not self.limits or not self.rows or self.journal.is_behind:
             return None
         return unmet(self.limits, costs_of(self.rows, self._networks))
 
     def _unfit(self) -> Ending | None:
         """The ending of a trial whose network does not meet the constraints; None where it does.
         One that has epochs did: its latency is measured once."""
-        if self.epochs.known:
+        if self.journal.known:
             return None
         names = {one.name for one in self.limits}
         for wanted in (names & {"parameters", "flops"}, names & {"latency_ms"}):
@@ -335,29 +335,29 @@ class _Training:
 
     def _begin_epoch(self) -> None:
         leases.begin_epoch(
-            self.bench.study.database, self.lease, len(self.rows) + 1, self._progress()
+            self.runner.study.database, self.lease, len(self.rows) + 1, self._progress()
         )
 
     def _finish_epoch(self, result: EpochResult) -> Ending | None:
         """Store, report, ask; the next epoch begins only if this returns None."""
-        self.epochs.add(result)
+        self.journal.add(result)
         if result.last:
-            return self._settle()
+            return self._flush_and_check()
         ending = None
         if self.outage.is_due:
-            with self.outage.noted(), self.bench.study.database.patient(None):
-                ending = self._settle()
+            with self.outage.noted(), self.runner.study.database.retrying(None):
+                ending = self._flush_and_check()
                 if ending is None:
                     self._begin_epoch()
         return ending
 
-    def _settle(self) -> Ending | None:
+    def _flush_and_check(self) -> Ending | None:
         """Record the epochs that the database does not have, report them, and ask whether to go on.
         After the last epoch nobody is asked: the trial is complete.
 
-        Raises Interrupted where the study was stopped, Fenced, and StorageAway.
+        Raises Interrupted where the study was stopped, Fenced, and StorageUnavailable.
         """
-        stop = self.epochs.deliver(self._progress())
+        stop = self.journal.deliver(self._progress())
         self._remember()
         self._report()
         if self._diverged:
@@ -367,7 +367,7 @@ class _Training:
             return Ending(Outcome.INFEASIBLE, reason=f"{missed}; after epoch {self.rows[-1].epoch}")
         if is_last(self.config, [row.metrics for row in self.rows]):
             return None
-        if self.rows and not self.epochs.is_behind and self._falls_behind():
+        if self.rows and not self.journal.is_behind and self._falls_behind():
             return self._pruned()
         if stop == "user":
             raise Interrupted("the study was stopped")
@@ -378,12 +378,12 @@ class _Training:
     def _remember(self) -> None:
         """Out of memory halved the micro-batch: with batch norm that changes the result, so the
         trial is marked, and its retraining uses the same."""
-        micro_batch = self.epochs.micro_batch
+        micro_batch = self.journal.micro_batch
         before = self.config.runtime.micro_batch or self.config.batch_size
         if micro_batch in (None, before):
             return
         runtime = self.config.runtime.model_copy(update={"micro_batch": micro_batch})
-        leases.keep_runtime(self.bench.study.database, self.lease, runtime.model_dump())
+        leases.keep_runtime(self.runner.study.database, self.lease, runtime.model_dump())
         self.trial.set_user_attr("micro_batch", micro_batch)
         self.config = self.config.model_copy(update={"runtime": runtime})
 
@@ -398,7 +398,7 @@ class _Training:
         of several objectives it has none."""
         if self.ranking.has_several or self._diverged:
             return
-        known = self.bench.storage.get_trial(self.lease.trial_id).intermediate_values
+        known = self.runner.storage.get_trial(self.lease.trial_id).intermediate_values
         for row in self.rows:
             if row.epoch not in known:
                 self.trial.report(row.metrics[self.metric], row.epoch)
@@ -406,13 +406,13 @@ class _Training:
     def _falls_behind(self) -> bool:
         """What the pruner says, once Optuna has every epoch."""
         if self.ranking.has_several:
-            return self.bench.first_metric.falls_behind(self.lease.trial_id)
+            return self.runner.first_metric.falls_behind(self.lease.trial_id)
         return self.trial.should_prune()
 
     def _pruned(self) -> Ending:
         """The ending of a trial that the pruner ends; one that ends by its own curve alone is
         complete, as after early stopping."""
-        pruner, epoch = self.bench.study.file.study.pruner, self.rows[-1].epoch
+        pruner, epoch = self.runner.study.file.study.pruner, self.rows[-1].epoch
         if is_early_stopping(pruner):
             return self._complete(f"{pruner.name}: stopped improving, ended after epoch {epoch}")
         return Ending(Outcome.PRUNED, self._best(), f"{pruner.name} pruned it after epoch {epoch}")
@@ -438,13 +438,13 @@ class _Training:
             self.config,
             wanted,
             classes=len(self.data.classes),
-            device=self.bench.device,
+            device=self.runner.device,
             checkpoint=checkpoint,
         )
 
     def _best(self) -> float:
         """Return the objective: the best epoch's metric."""
-        known = self.epochs.known
+        known = self.journal.known
         return (self.ranking.best_epoch(known) or known[-1]).metrics[self.metric]
 
     def _progress(self) -> dict[str, Any]:
@@ -459,7 +459,7 @@ class _Training:
 
     def _keep_weights(self, ending: Ending) -> None:
         """The best epoch's weights, if the trial is among the best so far."""
-        study = self.bench.study
+        study = self.runner.study
         if self.checkpoint is None or not retention.is_kept(study, ending):
             return
         about = {"study": study.row.name, "trial": str(self.lease.number)}
@@ -474,18 +474,18 @@ class _Training:
             self.control.step(epoch=len(self.rows) + 1, images=0)
 
 
-def _tell(bench: Bench, lease: Lease, trial: optuna.trial.Trial, ending: Ending) -> None:
+def _tell(runner: TrialRunner, lease: Lease, trial: optuna.trial.Trial, ending: Ending) -> None:
     """End the trial in Optuna and our attempt in one transaction. Attributes go in before: a
     finished trial is immutable."""
     state = TrialState[ending.outcome.optuna_state]
     trial.set_user_attr("outcome", ending.outcome)
     if ending.reason:
         trial.set_user_attr("reason", ending.reason)
-    with bench.storage.guarded(lease, ending):
+    with runner.storage.guarded(lease, ending):
         values = ending.objectives or ending.value
         if ending.outcome.is_worthless:
-            values = tuple(worst(name) for name in bench.study.file.objectives)
-        bench.optuna_study.tell(
+            values = tuple(worst(name) for name in runner.study.file.objectives)
+        runner.optuna_study.tell(
             trial, values if state == TrialState.COMPLETE else None, state=state
         )
     shown = "" if ending.value is None else f" {ending.value:.4f}"

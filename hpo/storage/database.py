@@ -35,9 +35,9 @@ from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from hpo.errors import (
-    StorageAway,
     StorageError,
     StorageGone,
+    StorageUnavailable,
 )
 from hpo.extras import install_command
 from hpo.io import disk_of
@@ -97,7 +97,7 @@ PREPARED = {"26000", "42P05"}
 
 def as_storage_error(error: DBAPIError, url: URL) -> StorageError:
     """`error` of the database at `url`, in words and without its password."""
-    kind = StorageAway if is_away(error) else StorageError
+    kind = StorageUnavailable if is_away(error) else StorageError
     return kind(f"{show(url)}: {words(error.orig)}; {_advice(error.orig, url)}")
 
 
@@ -257,9 +257,9 @@ class Database:
         return as_text(self.url)
 
     @contextmanager
-    def patient(self, pause: Pause | None) -> Iterator[None]:
+    def retrying(self, pause: Pause | None) -> Iterator[None]:
         """Storage calls of this thread inside wait while the database is away: `pause(seconds)`
-        waits, and raises to give up. None: they raise StorageAway at once."""
+        waits, and raises to give up. None: they raise StorageUnavailable at once."""
         before = self.pause
         self._mode.pause = pause
         try:
@@ -358,8 +358,8 @@ class Database:
 
     @contextmanager
     def translated(self) -> Iterator[None]:
-        """Database faults as StorageError, those that pass as StorageAway: in words, without a
-        password."""
+        """Raise database faults as StorageError, transient ones as StorageUnavailable: in words,
+        without a password."""
         try:
             yield
         except DBAPIError as error:

@@ -49,7 +49,7 @@ from hpo.storage.tables import (
 
 
 @dataclass(frozen=True)
-class Contact:
+class ContactWindow:
     """Since when a process has been in touch with the database, by the database's clock.
 
     A gap of more than half a lease breaks it. A shorter one leaves an owner, who renews four times
@@ -59,10 +59,12 @@ class Contact:
     since: float = math.inf
     last: float = -math.inf
 
-    def heard(self, now: float, lease_s: float) -> Contact:
+    def heard(self, now: float, lease_s: float) -> ContactWindow:
         """The database answered, and its clock said `now`; threads may tell of it in any order."""
         unbroken = abs(now - self.last) <= lease_s / 2
-        return Contact(self.since, max(self.last, now)) if unbroken else Contact(now, now)
+        return (
+            ContactWindow(self.since, max(self.last, now)) if unbroken else ContactWindow(now, now)
+        )
 
     def spans(self, lease_s: float) -> bool:
         """Whether it is long enough to say that a lease which has run out was not renewed because
@@ -70,13 +72,13 @@ class Contact:
         return self.last - self.since >= lease_s
 
 
-NO_CONTACT = Contact()
+NO_CONTACT = ContactWindow()
 
 
 MAX_FRUITLESS = 5
 """Attempts in a row that died without one more epoch, after which a trial fails."""
 RAN_OUT = "its lease ran out"
-FILLER_LEASE_S = 5.0
+ENQUEUER_LEASE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -120,19 +122,19 @@ class Ending:
 
 
 @dataclass(frozen=True)
-class Free:
+class ClaimableTrial:
     """A trial that may be taken."""
 
     trial_id: int
     number: int
     started: bool
     expired: bool = False
-    """Its owner's lease has run out, and nothing else is known of it: for whom `Contact` spans a
-    lease."""
+    """Its owner's lease has run out, and nothing else is known of it: to be claimed by
+    a worker whose `ContactWindow` spans a lease."""
 
 
 @dataclass(frozen=True)
-class Taken:
+class Claim:
     """A lease just taken, and what the trial has so far."""
 
     lease: Lease
@@ -146,88 +148,96 @@ class Taken:
 
 
 @dataclass(frozen=True)
-class _Claim:
+class _ClaimRequest:
     """The wish to take a trial; repeated with the same token it is the same wish."""
 
     study: str
-    free: Free
+    candidate: ClaimableTrial
     worker: str
-    contact: Contact
+    contact: ContactWindow
     token: str
 
     def lease(self, k: int, lease_s: float) -> Lease:
-        trial = self.free
+        trial = self.candidate
         return Lease(self.study, trial.trial_id, trial.number, k, self.token, self.worker, lease_s)
 
     def may_supersede(self, now: float, lease_s: float) -> bool:
         """Whether an expired owner may be called lost, by the contact until `now`: since the
         worker decided to take the trial it may have slept."""
-        return self.free.expired and self.contact.heard(now, lease_s).spans(lease_s)
+        return self.candidate.expired and self.contact.heard(now, lease_s).spans(lease_s)
 
 
-def take(
-    database: Database, uuid: str, free: Free, worker: str, contact: Contact = NO_CONTACT
-) -> Taken | None:
-    """Take `free` for `worker`; None where somebody else was quicker or it is not free any more.
+def claim(
+    database: Database,
+    uuid: str,
+    candidate: ClaimableTrial,
+    worker: str,
+    contact: ContactWindow = NO_CONTACT,
+) -> Claim | None:
+    """Claim `candidate` for `worker`; return None if another worker was quicker or it is not free.
 
     One whose owner's lease has run out is taken only if `contact` spans a lease, until now.
     """
-    return _take(database, _Claim(uuid, free, worker, contact, secrets.token_hex(16)))
+    return _claim(database, _ClaimRequest(uuid, candidate, worker, contact, secrets.token_hex(16)))
 
 
 @storage_call
-def _take(database: Database, claim: _Claim) -> Taken | None:
+def _claim(database: Database, request: _ClaimRequest) -> Claim | None:
     try:
         with database.write() as c:
-            return _taken(c, database, claim)
+            return _claim_in(c, database, request)
     except IntegrityError:
         return None  # another worker inserted the same attempt first (PostgreSQL, MySQL)
 
 
-def _taken(c: sa.Connection, database: Database, claim: _Claim) -> Taken | None:
-    t, a, free = optuna_trials.c, attempts.c, claim.free
+def _claim_in(c: sa.Connection, database: Database, request: _ClaimRequest) -> Claim | None:
+    t, a, candidate = optuna_trials.c, attempts.c, request.candidate
     study = c.execute(
         sa.select(studies.c.trials, studies.c.stop, studies.c.lease_s, studies.c.study_id).where(
-            studies.c.uuid == claim.study
+            studies.c.uuid == request.study
         )
     ).one_or_none()
-    if study is None or study.stop == "user" or free.number >= study.trials:
+    if study is None or study.stop == "user" or candidate.number >= study.trials:
         return None
     # The attempt first, then the trial, as every write of an owner: in another order a late owner
     # and its successor would wait for each other.
     history = c.execute(
         sa.select(attempts)
-        .where(a.trial_id == free.trial_id)
+        .where(a.trial_id == candidate.trial_id)
         .order_by(a.k.desc())
         .with_for_update()
     ).all()
     trial = c.execute(
         sa.select(t.state)
-        .where(t.trial_id == free.trial_id, t.study_id == study.study_id, t.number == free.number)
+        .where(
+            t.trial_id == candidate.trial_id,
+            t.study_id == study.study_id,
+            t.number == candidate.number,
+        )
         .with_for_update()
     ).one_or_none()
     if trial is None or trial.state not in UNFINISHED_STATES:
         return None
     now = float(c.scalar(sa.select(database.now())) or 0)
     is_open = bool(history) and history[0].outcome is None
-    if is_open and history[0].token == claim.token:
-        lease = claim.lease(history[0].k, study.lease_s)  # taken, but the answer was lost
+    if is_open and history[0].token == request.token:
+        lease = request.lease(history[0].k, study.lease_s)  # taken, but the answer was lost
         history = history[1:]
     elif is_open and not (
-        claim.may_supersede(now, study.lease_s) and _end_lost(c, database, history[0])
+        request.may_supersede(now, study.lease_s) and _end_lost(c, database, history[0])
     ):
         return None
     else:
-        lease = claim.lease(history[0].k + 1 if history else 1, study.lease_s)
+        lease = request.lease(history[0].k + 1 if history else 1, study.lease_s)
         _open_attempt(c, lease, now, _runtime(history))
         if not history:
             assign_enqueued(c, lease.study, lease.number)
-    params, before = enqueued_for(c, claim.study, lease.number)
+    params, before = enqueued_for(c, request.study, lease.number)
     runtime = _runtime(history)
-    return Taken(
+    return Claim(
         lease=lease,
         started=trial.state == "RUNNING",
-        fruitless=_fruitless(c, free.trial_id, history),
+        fruitless=_fruitless(c, candidate.trial_id, history),
         enqueued=params,
         enqueued_before=before,
         runtime=json.loads(runtime) if runtime else None,
@@ -405,7 +415,7 @@ def release(database: Database, lease: Lease, outcome: Outcome, reason: str) -> 
         return done.rowcount == 1
 
 
-def abandon(database: Database, worker: str, reason: str) -> int:
+def release_worker(database: Database, worker: str, reason: str) -> int:
     """End what a worker held that is known to be dead; the number of trials set free."""
     with database.write() as c:
         done = c.execute(
@@ -423,21 +433,21 @@ def abandon(database: Database, worker: str, reason: str) -> int:
 
 
 @storage_call
-def take_fill_turn(database: Database, uuid: str, worker: str) -> bool:
-    """Whether `worker` may add waiting trials now; others may again after FILLER_LEASE_S."""
+def claim_enqueuer(database: Database, uuid: str, worker: str) -> bool:
+    """Whether `worker` may add waiting trials now; others may again after ENQUEUER_LEASE_S."""
     s, now = studies.c, database.now()
     with database.write() as c:
         done = c.execute(
             sa.update(studies)
             .where(s.uuid == uuid)
             .where(sa.or_(s.filler.is_(None), s.filler == worker, s.filler_until < now))
-            .values(filler=worker, filler_until=now + FILLER_LEASE_S)
+            .values(filler=worker, filler_until=now + ENQUEUER_LEASE_S)
         )
         return done.rowcount == 1
 
 
 @storage_call
-def end_fill_turn(database: Database, uuid: str, worker: str) -> None:
+def release_enqueuer(database: Database, uuid: str, worker: str) -> None:
     with database.write() as c:
         c.execute(
             sa.update(studies)
@@ -460,7 +470,7 @@ def live_leases(database: Database, uuid: str) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Facts:
+class StudySnapshot:
     """What a decision needs to know of a study, read in one transaction."""
 
     uuid: str
@@ -474,7 +484,7 @@ class Facts:
     finished: int
     running: int
     waiting: int
-    free: tuple[Free, ...]
+    free: tuple[ClaimableTrial, ...]
     active_s: float
     best: float | None
     since_best: int
@@ -485,7 +495,7 @@ class Facts:
 
 
 @storage_call
-def read_facts(database: Database, uuid: str, *, maximize: bool) -> Facts:
+def read_snapshot(database: Database, uuid: str, *, maximize: bool) -> StudySnapshot:
     """Raises NotFound where the study is gone."""
     with database.read() as c:
         study = c.execute(sa.select(studies).where(studies.c.uuid == uuid)).one_or_none()
@@ -506,7 +516,7 @@ def read_facts(database: Database, uuid: str, *, maximize: bool) -> Facts:
             return sum(int(counts[s][0]) for s in states if s in counts)
 
         best, since_best = _best(c, uuid, maximize)
-        return Facts(
+        return StudySnapshot(
             uuid=uuid,
             trials=study.trials,
             timeout_s=study.timeout_s,
@@ -527,7 +537,9 @@ def read_facts(database: Database, uuid: str, *, maximize: bool) -> Facts:
         )
 
 
-def _free(c: sa.Connection, database: Database, study_id: int, trials: int) -> tuple[Free, ...]:
+def _free(
+    c: sa.Connection, database: Database, study_id: int, trials: int
+) -> tuple[ClaimableTrial, ...]:
     t, a = optuna_trials.c, attempts.c
     owned = sa.and_(a.trial_id == t.trial_id, a.outcome.is_(None))
     leased = sa.exists().where(owned, a.until >= database.now())
@@ -540,7 +552,7 @@ def _free(c: sa.Connection, database: Database, study_id: int, trials: int) -> t
         .limit(32)
     )
     return tuple(
-        Free(row.trial_id, row.number, row.state == "RUNNING", bool(row.expired))
+        ClaimableTrial(row.trial_id, row.number, row.state == "RUNNING", bool(row.expired))
         for row in c.execute(query)
     )
 

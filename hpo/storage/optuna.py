@@ -13,7 +13,7 @@ Three things are added to `RDBStorage`, all proved necessary by experiment:
   worker that was stopped past its lease and has a successor is refused with `Fenced`, instead of
   overwriting its successor's report, parameter or result. The write that ends a trial closes the
   attempt in that transaction too: there is no moment between the two;
-- every call is repeated while the database is away and its thread is patient (see `patience`).
+- every call is repeated while the database is unavailable and its thread retries (see `retry`).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ from hpo.storage.leases import (
     Ending,
     Lease,
 )
-from hpo.storage.retry import insist
+from hpo.storage.retry import retry_while_unavailable
 from hpo.storage.tables import (
     attempts,
     is_current,
@@ -181,7 +181,7 @@ def _call(
 
     @wraps(method)
     def repeated(self: FencedStorage, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        return insist(self.database.pause, lambda: once(self, *args, **kwargs))
+        return retry_while_unavailable(self.database.pause, lambda: once(self, *args, **kwargs))
 
     return repeated
 
@@ -203,7 +203,7 @@ def _read(
 class FencedStorage(RDBStorage):
     """Optuna's storage over a prepared Database; its tables must exist (`create_schema`).
 
-    Optuna looks at its version in the database at once: raises StorageError and StorageAway."""
+    Optuna looks at its version in the database at once: raises StorageError, StorageUnavailable."""
 
     def __init__(self, database: Database) -> None:
         self.database = database

@@ -1,20 +1,20 @@
-"""Waiting out a database that is away: every storage call of a patient thread is repeated.
+"""Waiting out a database that is away: every storage call of a retrying thread is repeated.
 
-A thread is patient inside `Database.patient(pause)`: a worker's main thread is, a plain command is
+A thread retries inside `Database.retrying(pause)`: a worker's main thread is, a plain command is
 not. A call is one transaction, repeated whole until the database answers. The answer to a commit
 may be lost with the connection, so that what is repeated was done already; each call is harmless
 then:
 
     call                              done before, and repeated
     --------------------------------  ------------------------------------------------------------
-    leases.take                       finds its own token: the trial is ours, once
+    leases.claim                      finds its own token: the trial is ours, once
     leases.renew, keep_runtime,       set the same columns again
       begin_epoch
     leases.record_epochs              replaces the same epochs by themselves
-    leases.release, abandon           find nothing left to end, and say so
-    leases.take_fill_turn             the turn is ours still
-    leases.end_fill_turn              finds nothing to end
-    optuna_rdb.add_waiting            one more waiting trial, which is used, or never taken because
+    leases.release, release_worker    find nothing left to end, and say so
+    leases.claim_enqueuer             the lease is ours still
+    leases.release_enqueuer           finds nothing to end
+    optuna.add_waiting                one more waiting trial, which is used, or never taken because
                                       its number is not below the budget
     records.add_worker                finds its own row
     records.update_worker, end_worker set the same columns again
@@ -44,7 +44,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from hpo.errors import (
     Fenced,
-    StorageAway,
+    StorageUnavailable,
 )
 from hpo.storage.database import (
     Database,
@@ -89,11 +89,11 @@ class Outage:
 
     @contextmanager
     def noted(self) -> Iterator[None]:
-        """A try: StorageAway inside is said, and goes no further."""
+        """A try: StorageUnavailable inside is said, and goes no further."""
         tried = time.monotonic()
         try:
             yield
-        except StorageAway as error:
+        except StorageUnavailable as error:
             now = time.monotonic()
             self._due = now + (now - tried)
             self._goes_on(error, now)
@@ -103,7 +103,7 @@ class Outage:
         else:
             self._is_over()
 
-    def _goes_on(self, error: StorageAway, now: float) -> None:
+    def _goes_on(self, error: StorageUnavailable, now: float) -> None:
         if self.began is None:
             self.began = self._said = now
             log.warning("the database is away; %s: %s", self.consequence, error)
@@ -117,8 +117,8 @@ class Outage:
             self.began = None
 
 
-def insist(pause: Pause | None, call: Callable[[], R]) -> R:
-    """What `call` returns, repeated while it raises StorageAway; once where `pause` is None.
+def retry_while_unavailable(pause: Pause | None, call: Callable[[], R]) -> R:
+    """What `call` returns, repeated while it raises StorageUnavailable; once where `pause` is None.
 
     Raises what `pause` raises to give up.
     """
@@ -134,10 +134,10 @@ def insist(pause: Pause | None, call: Callable[[], R]) -> R:
 def storage_call(
     call: Callable[Concatenate[Database, P], R],
 ) -> Callable[Concatenate[Database, P], R]:
-    """A function whose first argument is the database: repeated while its thread is patient."""
+    """A function whose first argument is the database: repeated while its thread retries."""
 
     @wraps(call)
     def repeated(database: Database, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        return insist(database.pause, lambda: call(database, *args, **kwargs))
+        return retry_while_unavailable(database.pause, lambda: call(database, *args, **kwargs))
 
     return repeated

@@ -36,7 +36,7 @@ from hpo.storage.database import (
     Database,
     connect,
 )
-from hpo.storage.leases import read_facts
+from hpo.storage.leases import read_snapshot
 from hpo.workers.process import (
     LocalProcesses,
     Process,
@@ -127,9 +127,9 @@ class Agent:
         except HpoError as error:
             self._record_reason(database, str(error))
             raise
-        facts = read_facts(database, spec.uuid, maximize=file.direction == "maximize")
-        rule = facts.stop_reason if facts.stop == "rule" else None
-        return isinstance(scheduling.decide(facts, rule), scheduling.Over)
+        snapshot = read_snapshot(database, spec.uuid, maximize=file.direction == "maximize")
+        rule = snapshot.stop_reason if snapshot.stop == "rule" else None
+        return isinstance(scheduling.decide(snapshot, rule), scheduling.Over)
 
     def start(self, worker: str, device: str) -> Process:
         """Start a worker for the supervisor, and remember it."""

@@ -20,8 +20,8 @@ from hpo.errors import (
     HpoError,
     InputError,
     Interrupted,
-    StorageAway,
     StorageGone,
+    StorageUnavailable,
 )
 from hpo.io import (
     HeldFolders,
@@ -178,7 +178,7 @@ class Supervisor:
         log.warning("%s ended (%s)", slot.worker, reason)
         if code < 0 or code == Interrupted.exit_code:
             return  # a signal comes from outside: start the next one at once
-        if code == StorageAway.exit_code:
+        if code == StorageUnavailable.exit_code:
             slot.turned_away += 1  # not its fault
             slot.not_before = now + back_off(slot.turned_away)
             return
@@ -205,7 +205,7 @@ class Supervisor:
             return
         with self.outage.noted():
             for worker, reason in list(self.dead.items()):
-                freed = leases.abandon(self.database, worker, reason)
+                freed = leases.release_worker(self.database, worker, reason)
                 if freed:
                     log.warning("%s: %s; %d trial(s) set free", worker, reason, freed)
                 del self.dead[worker]
@@ -214,7 +214,7 @@ class Supervisor:
         """Return whether it has begun an epoch; True where the database is unavailable."""
         try:
             rows = records.read_attempts(self.database, self.uuid).values()
-        except StorageAway:
+        except StorageUnavailable:
             return True
         return any(row.worker == worker and row.epoch for attempts in rows for row in attempts)
 

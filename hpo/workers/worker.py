@@ -44,8 +44,8 @@ from hpo.storage import (
 )
 from hpo.storage.leases import (
     NO_CONTACT,
+    Claim,
     Lease,
-    Taken,
 )
 from hpo.storage.optuna import (
     FencedStorage,
@@ -133,13 +133,13 @@ class Progress:
         return {"images_per_s": self.images / spent} if self.images and spent > 1 else {}
 
 
-class TrialRunner(Protocol):
+class Runner(Protocol):
     """Runs the trials that a worker holds (`hpo.search.trial`)."""
 
-    def run(self, taken: Taken, control: Progress) -> None:
+    def run(self, claim: Claim, control: Progress) -> None:
         """Run it to its end; raise Interrupted or Fenced where that is not possible."""
 
-    def drain(self, taken: Taken, reason: str, control: Progress) -> None:
+    def drain(self, claim: Claim, reason: str, control: Progress) -> None:
         """End it without training: complete if it has all its epochs, else pruned."""
 
 
@@ -150,7 +150,7 @@ class Worker:
         self,
         study: Study,
         storage: FencedStorage,
-        runner: TrialRunner,
+        runner: Runner,
         *,
         home: Home,
         device: str = "cpu",
@@ -190,7 +190,7 @@ class Worker:
             target=self._beat, args=(progress, done, supervised), name="heartbeat", daemon=True
         )
         reason = "failed"
-        with self.database.patient(progress.pause):
+        with self.database.retrying(progress.pause):
             try:
                 records.add_worker(self.database, self.id, self.study.uuid, **self._about())
                 heart.start()
@@ -228,7 +228,7 @@ class Worker:
         }
 
     def _loop(self, progress: Progress) -> str:
-        retention.tidy(self.study, self.home)
+        retention.apply_retention(self.study, self.home)
         while not progress.stop.is_set():
             try:
                 reason = self._turn(progress)
@@ -250,23 +250,23 @@ class Worker:
 
     def _turn(self, progress: Progress) -> str | None:
         """Decide what to do next and do it; return a reason where nothing is left to do."""
-        facts = self.study.facts()
-        self._heard(facts.now)
-        facts = scheduling.within_reach(facts, self.contact, self.study.row.lease_s)
-        rule = self.study.rule(facts)
-        decision = scheduling.decide(facts, rule)
-        if rule is None and facts.stop is None and len(facts.free) < 2:
-            self._fill(facts)
+        snapshot = self.study.snapshot()
+        self._heard(snapshot.now)
+        snapshot = scheduling.within_reach(snapshot, self.contact, self.study.row.lease_s)
+        rule = self.study.rule(snapshot)
+        decision = scheduling.decide(snapshot, rule)
+        if rule is None and snapshot.stop is None and len(snapshot.free) < 2:
+            self._fill(snapshot)
         if isinstance(decision, scheduling.Over):
             return decision.reason
         if isinstance(decision, scheduling.Run) and self._has_room():
-            free = scheduling.apart(decision.free, facts.running, random.randrange)
-            self._try(free, progress, lambda taken: self._run(taken, progress))
+            free = scheduling.claim_order(decision.free, snapshot.running, random.randrange)
+            self._try(free, progress, lambda claim: self._run(claim, progress))
         elif isinstance(decision, scheduling.Drain):
             self._try(
                 decision.free,
                 progress,
-                lambda taken: self._run(taken, progress, drained=decision.reason),
+                lambda claim: self._run(claim, progress, drained=decision.reason),
             )
         else:
             progress.touch(time.monotonic())
@@ -298,37 +298,37 @@ class Worker:
         """Note that the database answered, at `now` by its clock."""
         self.contact = self.contact.heard(now, self.study.row.lease_s)
 
-    def _fill(self, facts: Any) -> None:
+    def _fill(self, snapshot: Any) -> None:
         """Add waiting trials if some are missing; they are counted again while it is our turn."""
-        if not scheduling.missing(facts):
+        if not scheduling.missing(snapshot):
             return
-        if not leases.take_fill_turn(self.database, self.study.uuid, self.id):
+        if not leases.claim_enqueuer(self.database, self.study.uuid, self.id):
             return
-        for _ in range(scheduling.missing(self.study.facts())):
+        for _ in range(scheduling.missing(self.study.snapshot())):
             add_waiting(self.storage, self.study.row.study_id)
-        leases.end_fill_turn(self.database, self.study.uuid, self.id)
+        leases.release_enqueuer(self.database, self.study.uuid, self.id)
 
-    def _try(self, free: Any, progress: Progress, work: Callable[[Taken], None]) -> None:
+    def _try(self, free: Any, progress: Progress, work: Callable[[Claim], None]) -> None:
         for candidate in free:
-            taken = leases.take(self.database, self.study.uuid, candidate, self.id, self.contact)
-            if taken is None:
+            claim = leases.claim(self.database, self.study.uuid, candidate, self.id, self.contact)
+            if claim is None:
                 continue
-            progress.take(taken.lease)
+            progress.take(claim.lease)
             try:
-                work(taken)
+                work(claim)
             finally:
                 progress.take(None)
             return
 
-    def _run(self, taken: Taken, progress: Progress, drained: str | None = None) -> None:
+    def _run(self, claim: Claim, progress: Progress, drained: str | None = None) -> None:
         """Run a trial, or end it because the study is over, for the reason `drained`."""
-        log.info("trial %d: attempt %d", taken.lease.number, taken.lease.k)
+        log.info("trial %d: attempt %d", claim.lease.number, claim.lease.k)
         try:
             with raising_disk_full(self.home.root):
                 if drained is None:
-                    self.runner.run(taken, progress)
+                    self.runner.run(claim, progress)
                 else:
-                    self.runner.drain(taken, drained, progress)
+                    self.runner.drain(claim, drained, progress)
         except (Fenced, StorageGone):
             raise
         except Exception as error:
@@ -337,8 +337,8 @@ class Worker:
             meant = isinstance(error, Interrupted | InputError | DiskFull)
             reason = str(error) if meant else f"{type(error).__name__}: {error}"
             outcome = Outcome.HANDED_BACK if meant else Outcome.LOST
-            if not self._release(taken.lease, outcome, reason) and isinstance(error, MISSING):
-                raise taken.lease.lost() from error
+            if not self._release(claim.lease, outcome, reason) and isinstance(error, MISSING):
+                raise claim.lease.lost() from error
             raise
         self._show_idle(None)
 

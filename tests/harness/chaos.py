@@ -40,7 +40,7 @@ from hpo.config.study import (
 )
 from hpo.errors import (
     Interrupted,
-    StorageAway,
+    StorageUnavailable,
 )
 from hpo.paths import Home
 from hpo.search import study as studies
@@ -60,7 +60,7 @@ PAUSE_S = 0.8
 CALM_S = 240.0
 """A study that has not ended so long after the last fault never will."""
 BY_A_FAULT = (
-    *(Interrupted.exit_code, StorageAway.exit_code),
+    *(Interrupted.exit_code, StorageUnavailable.exit_code),
     *(-signal.SIGKILL, -signal.SIGTERM),
 )
 """How a supervisor ends whose study is not over."""
@@ -127,7 +127,7 @@ class Herd:
         """In a process of the herd: an error that nobody expects is told by `crashes`, too."""
         try:
             yield
-        except (Interrupted, StorageAway):
+        except (Interrupted, StorageUnavailable):
             raise
         except BaseException:
             (self.folder / f"crash.{os.getpid()}").write_text(traceback.format_exc())
@@ -310,8 +310,8 @@ def unfinished(scenery: Scenery) -> int | None:
     """Trials that the study lacks; None while the database is away."""
     database = connect(scenery.url)
     try:
-        facts = studies.load(database, scenery.name).facts()
-    except StorageAway:
+        facts = studies.load(database, scenery.name).snapshot()
+    except StorageUnavailable:
         return None
     finally:
         database.dispose()  # a fork must not share its connections

@@ -11,7 +11,7 @@ from hpo.errors import InputError
 from hpo.search import study as studies
 from hpo.storage import leases
 from hpo.storage.database import connect
-from hpo.storage.leases import Taken
+from hpo.storage.leases import Claim
 from hpo.storage.optuna import FencedStorage
 from hpo.workers.launchers.base import (
     LaunchedWorker,
@@ -35,7 +35,7 @@ class Told(InstantTrials):
     log: bytearray = field(default_factory=bytearray)
     pace: Callable[[], float] = float
 
-    def run(self, taken: Taken, control: Progress) -> None:
+    def run(self, taken: Claim, control: Progress) -> None:
         self.seconds = self.pace()
         self.log += f"trial {taken.lease.number}: attempt {taken.lease.k}\n".encode()
         super().run(taken, control)
@@ -92,7 +92,7 @@ class FakeLauncher:
         """End one without a word of its own, and do what a launcher does about that."""
         one = self.hired[worker]
         one.stop.set()
-        leases.abandon(connect(one.request.storage), worker, "killed")
+        leases.release_worker(connect(one.request.storage), worker, "killed")
         self._hire(one.request)
 
     def _hire(self, request: LaunchRequest) -> None:

@@ -20,8 +20,8 @@ from hpo.search.sampling import (
 from hpo.search.study import Study
 from hpo.storage import leases
 from hpo.storage.leases import (
+    Claim,
     Ending,
-    Taken,
 )
 from hpo.storage.optuna import FencedStorage
 from hpo.storage.records import (
@@ -80,7 +80,7 @@ class InstantTrials:
     def __post_init__(self) -> None:
         self.optuna_study = self.study.optuna_study(self.storage)
 
-    def run(self, taken: Taken, control: Progress) -> None:
+    def run(self, taken: Claim, control: Progress) -> None:
         lease, file = taken.lease, self.study.file
         with self.storage.guarded(lease):
             self.optuna_study.get_trials(deepcopy=False)
@@ -111,12 +111,12 @@ class InstantTrials:
                 trial.report(value, epoch)
             self._tell(trial, taken, Ending(Outcome.COMPLETE, value))
 
-    def drain(self, taken: Taken, reason: str, control: object) -> None:
+    def drain(self, taken: Claim, reason: str, control: object) -> None:
         with self.storage.guarded(taken.lease):
             trial = optuna.trial.Trial(self.optuna_study, taken.lease.trial_id)
             self._tell(trial, taken, Ending(Outcome.PRUNED, reason=reason))
 
-    def _tell(self, trial: optuna.Trial, taken: Taken, ending: Ending) -> None:
+    def _tell(self, trial: optuna.Trial, taken: Claim, ending: Ending) -> None:
         state = TrialState.PRUNED if ending.outcome == "pruned" else TrialState.COMPLETE
         value = ending.value if state == TrialState.COMPLETE else None
         with self.storage.guarded(taken.lease, ending):

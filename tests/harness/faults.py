@@ -189,7 +189,7 @@ def handed_back(url: str, times: int = 3, train: str = SMALL) -> dict[str, Any]:
         time.sleep(rng.uniform(0, max(1.0, after - before)))
         began = time.monotonic()
         child.send_signal(signal.SIGTERM)
-        until(lambda: any(free.started for free in study.facts().free))
+        until(lambda: any(free.started for free in study.snapshot().free))
         seconds.append(time.monotonic() - began)
         assert child.wait() == Interrupted.exit_code
         before, after = moments(log)[-2:]
@@ -323,7 +323,7 @@ def damage(found: list[tuple[int, int, Path]], number: int, rng: random.Random) 
         path.write_bytes(content)
 
 
-TAKEOVER = ("_end_lost", "_open_attempt", "take")
+TAKEOVER = ("_end_lost", "_open_attempt", "claim")
 """What a takeover does, in its order: both writes, and their commit."""
 
 
@@ -335,12 +335,12 @@ def takeover_killed(url: str, times: int = 3) -> dict[str, Any]:
         name = f"takeover-{number}"
         study, _ = studies.create(connect(url), study_file(trials=1, lease_s=1.0, name=name))
         add_waiting(FencedStorage(study.database), study.row.study_id)
-        owner = leases.take(study.database, study.uuid, study.facts().free[0], "gone")
+        owner = leases.claim(study.database, study.uuid, study.snapshot().free[0], "gone")
         assert owner is not None
         launcher = forks(study, "instant")
         killed += dying_at(TAKEOVER[number % len(TAKEOVER)], launcher).wait() == -signal.SIGKILL
         assert launcher.start("next", "cpu").wait() == 0
-        finished += study.facts().finished == 1
+        finished += study.snapshot().finished == 1
         attempts.append(len(attempts_of(study)))
         study.database.dispose()
     return {"killed": killed, "lost": times - finished, "attempts": attempts}

@@ -79,7 +79,7 @@ def fill(database: Database, file: StudyFile, trials: Iterable[Trial]) -> Study:
 
 
 def _run(study: Study, storage: FencedStorage, view: optuna.Study, wanted: Trial) -> None:
-    taken = leases.take(study.database, study.uuid, study.facts().free[0], "w")
+    taken = leases.claim(study.database, study.uuid, study.snapshot().free[0], "w")
     assert taken is not None
     lease = taken.lease
     with storage.guarded(lease):

@@ -55,9 +55,9 @@ class Claims:
     def __call__(self, i: int) -> list[int]:
         study = studies.load(connect(self.url), self.name)
         numbers = []
-        while free := study.facts().free:
+        while free := study.snapshot().free:
             for one in free:
-                taken = leases.take(study.database, study.uuid, one, f"worker-{i}")
+                taken = leases.claim(study.database, study.uuid, one, f"worker-{i}")
                 if taken is not None:
                     numbers.append(taken.lease.number)
         return numbers
@@ -98,7 +98,7 @@ def finishes(url: str, times: int = 10) -> dict[str, Any]:
     accepted, true = [], 0
     for number in range(times):
         add_waiting(storage, study.row.study_id)
-        taken = leases.take(study.database, study.uuid, study.facts().free[0], "w")
+        taken = leases.claim(study.database, study.uuid, study.snapshot().free[0], "w")
         assert taken is not None
         storage.set_trial_state_values(taken.lease.trial_id, TrialState.RUNNING)
         study.database.dispose()

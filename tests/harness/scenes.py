@@ -46,9 +46,9 @@ DEADLINE_S = 120.0
 
 # Each of a worker's writes, in the order of its life: (name, owner, attribute).
 WRITES: list[tuple[str, Any, str]] = [
-    ("fill turn", leases, "take_fill_turn"),
+    ("fill turn", leases, "claim_enqueuer"),
     ("filling", worker_module, "add_waiting"),
-    ("claim", leases, "take"),
+    ("claim", leases, "claim"),
     ("plan", FencedStorage, "set_trial_system_attr"),
     ("start", FencedStorage, "set_trial_state_values"),
     ("parameter", FencedStorage, "_set_trial_param"),
@@ -202,7 +202,7 @@ def handed_back_on_sigterm(url: str) -> dict[str, Any]:
         until(begun)
         began = time.monotonic()
         child.send_signal(signal.SIGTERM)
-        until(lambda: any(free.started for free in study.facts().free))
+        until(lambda: any(free.started for free in study.snapshot().free))
         seconds.append(time.monotonic() - began)
         assert child.wait() == Interrupted.exit_code
     return {"seconds": seconds}

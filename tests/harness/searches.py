@@ -10,7 +10,7 @@ from hpo.config.study import StudyFile
 from hpo.paths import Home
 from hpo.search import study as studies
 from hpo.search.study import Study
-from hpo.search.trial import Bench
+from hpo.search.trial import TrialRunner
 from hpo.storage.database import Database
 from hpo.storage.optuna import FencedStorage
 from hpo.workers.worker import Worker
@@ -28,6 +28,8 @@ def search(database: Database, home: Home, file: StudyFile) -> Study:
     """Create the study of `file` and run it to its end."""
     study, _ = studies.create(database, file)
     storage = FencedStorage(database)
-    bench = Bench(study, storage, study.optuna_study(storage), home, torch.device("cpu"), threads=1)
-    Worker(study, storage, bench, home=home).run(threading.Event())
+    runner = TrialRunner(
+        study, storage, study.optuna_study(storage), home, torch.device("cpu"), threads=1
+    )
+    Worker(study, storage, runner, home=home).run(threading.Event())
     return study

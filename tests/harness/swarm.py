@@ -28,12 +28,12 @@ import torch
 import hpo.search.trial  # noqa: F401  (likewise)
 from hpo.errors import (
     Interrupted,
-    StorageAway,
+    StorageUnavailable,
 )
 from hpo.paths import Home
 from hpo.search import study as studies
 from hpo.search.study import Study
-from hpo.search.trial import Bench
+from hpo.search.trial import TrialRunner
 from hpo.storage.database import connect
 from hpo.storage.optuna import FencedStorage
 from hpo.workers.process import stop_on_signal
@@ -77,7 +77,7 @@ def forked(task: Callable[[], None]) -> Child:
         try:
             task()
             code = 0
-        except (Interrupted, StorageAway) as error:
+        except (Interrupted, StorageUnavailable) as error:
             code = error.exit_code
         except BaseException:
             traceback.print_exc()
@@ -117,10 +117,10 @@ def work(url: str, name: str, home: Home, kind: str, worker: str, supervised: bo
     study = studies.load(database, name)
     storage = FencedStorage(database)
     if kind == "instant":
-        trials: InstantTrials | Bench = InstantTrials(study, storage)
+        trials: InstantTrials | TrialRunner = InstantTrials(study, storage)
     else:
         view = study.optuna_study(storage)
-        trials = Bench(study, storage, view, home, torch.device("cpu"), threads=1)
+        trials = TrialRunner(study, storage, view, home, torch.device("cpu"), threads=1)
     with stop_on_signal() as stop:
         reason = Worker(study, storage, trials, home=home, worker_id=worker).run(
             stop, supervised=supervised

@@ -151,7 +151,7 @@ def _integrity(database: Database) -> Iterator[str]:
 def _files(database: Database, status: StudyStatus, home: Home) -> Iterator[str]:
     """Of trials that are over nothing stays but weights, once a worker has tidied up."""
     study: Any = studies.load(database, status.row.name)
-    retention.tidy(study, home)
+    retention.apply_retention(study, home)
     root = study.directory(home).trials
     left = [str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()]
     if more := [name for name in left if not name.endswith("/weights.safetensors")]:

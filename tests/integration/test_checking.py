@@ -35,7 +35,7 @@ from hpo.storage.database import (
     Database,
     connect,
 )
-from hpo.storage.leases import Contact, Lease
+from hpo.storage.leases import ContactWindow, Lease
 from hpo.storage.optuna import (
     FencedStorage,
     add_waiting,
@@ -123,7 +123,7 @@ def left(database: Database, says: str) -> None:
 
 def taken(study: Study, worker: str = "w-1") -> Lease:
     """The first free trial, begun by `worker`."""
-    found = leases.take(study.database, study.uuid, study.facts().free[0], worker)
+    found = leases.claim(study.database, study.uuid, study.snapshot().free[0], worker)
     assert found is not None
     storage = FencedStorage(study.database)
     if not found.started:
@@ -307,8 +307,8 @@ def test_what_the_next_worker_takes_over_is_no_fault(database: Database, study: 
     found = only(database)
     assert (found.kind, found.fault, found.cure) == (rules.EXPECTED, False, None)
     now = records.clock(database)
-    contact = Contact(now - 100, now)
-    assert leases.take(database, study.uuid, study.facts().free[0], "w-2", contact)
+    contact = ContactWindow(now - 100, now)
+    assert leases.claim(database, study.uuid, study.snapshot().free[0], "w-2", contact)
     assert check(database).found == ()
 
 

@@ -146,7 +146,7 @@ def test_the_copy_goes_on(make: Make, home: Home, target: str) -> None:
     storage = FencedStorage(first)
     for _ in range(2):
         add_waiting(storage, study.row.study_id)
-    open_one = leases.take(first, study.uuid, study.facts().free[0], "w-old")
+    open_one = leases.claim(first, study.uuid, study.snapshot().free[0], "w-old")
     assert open_one is not None
     storage.set_trial_state_values(open_one.lease.trial_id, TrialState.RUNNING)
     row = records.Epoch(1, 1, 0.0, {"val_top1": 0.3}, 1)
@@ -161,7 +161,7 @@ def test_the_copy_goes_on(make: Make, home: Home, target: str) -> None:
     assert records.read_attempts(first, study.uuid)[4][0].live  # the source is as it was
     copied = studies.load(second, "toy")
     assert copied.uuid == study.uuid
-    assert copied.facts().free[0].number == 4
+    assert copied.snapshot().free[0].number == 4
     told = FencedStorage(second)
     trials = InstantTrials(copied, told)
     assert "all 8 trials" in Worker(copied, told, trials, home=home).run(threading.Event())

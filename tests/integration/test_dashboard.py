@@ -106,7 +106,7 @@ def test_a_study_deleted_there_takes_our_rows_and_its_files_with_it(study: Study
 @on_both
 def test_a_study_that_is_worked_on_is_not_deleted(study: Study) -> None:
     add_waiting(FencedStorage(study.database), study.row.study_id)
-    assert leases.take(study.database, study.uuid, study.facts().free[0], "w1") is not None
+    assert leases.claim(study.database, study.uuid, study.snapshot().free[0], "w1") is not None
     app = make_app(study.database)
     answer = ask(app, "DELETE", f"/api/studies/{study.row.study_id}")
     assert answer.status_code == 409

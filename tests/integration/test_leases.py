@@ -22,8 +22,8 @@ from hpo.errors import (
     Fenced,
     InputError,
     NotFound,
-    StorageAway,
     StorageError,
+    StorageUnavailable,
 )
 from hpo.paths import Home
 from hpo.search import study as studies
@@ -38,10 +38,10 @@ from hpo.storage.database import (
     connect,
 )
 from hpo.storage.leases import (
-    Contact,
+    Claim,
+    ClaimableTrial,
+    ContactWindow,
     Ending,
-    Free,
-    Taken,
 )
 from hpo.storage.optuna import (
     FencedStorage,
@@ -75,20 +75,20 @@ def fill(study: Study, storage: FencedStorage, count: int) -> None:
         add_waiting(storage, study.row.study_id)
 
 
-def take(study: Study, worker: str = "w") -> Taken:
-    for free in study.facts().free:
-        taken = leases.take(study.database, study.uuid, free, worker, long_contact())
+def take(study: Study, worker: str = "w") -> Claim:
+    for free in study.snapshot().free:
+        taken = leases.claim(study.database, study.uuid, free, worker, long_contact())
         if taken is not None:
             return taken
     raise AssertionError("nothing to take")
 
 
-def long_contact() -> Contact:
+def long_contact() -> ContactWindow:
     """In touch with the database since its clock began, until now."""
-    return Contact(since=0.0, last=time.time())
+    return ContactWindow(since=0.0, last=time.time())
 
 
-def expire(study: Study, taken: Taken) -> None:
+def expire(study: Study, taken: Claim) -> None:
     """As if the lease had run out."""
     with study.database.write() as c:
         c.execute(
@@ -104,10 +104,10 @@ def test_one_of_many_takes_a_trial(study: Study, storage: FencedStorage) -> None
 
     def rush(worker: int) -> list[int]:
         start.wait()
-        found = [leases.take(study.database, study.uuid, f, f"w{worker}") for f in free]
+        found = [leases.claim(study.database, study.uuid, f, f"w{worker}") for f in free]
         return [taken.lease.number for taken in found if taken is not None]
 
-    free = study.facts().free
+    free = study.snapshot().free
     with ThreadPoolExecutor(8) as pool:
         numbers = [n for rows in pool.map(rush, range(8)) for n in rows]
     assert sorted(numbers) == [0, 1, 2]
@@ -117,10 +117,10 @@ def test_a_trial_at_the_budget_is_never_taken(study: Study, storage: FencedStora
     fill(study, storage, 9)
     taken = [take(study).lease.number for _ in range(6)]
     assert taken == [0, 1, 2, 3, 4, 5]
-    assert study.facts().free == ()
+    assert study.snapshot().free == ()
     with storage.database.read() as c:
         ids = list(c.scalars(sa.select(tables.optuna_trials.c.trial_id)))
-    assert leases.take(study.database, study.uuid, Free(ids[6], 6, False), "w") is None
+    assert leases.claim(study.database, study.uuid, ClaimableTrial(ids[6], 6, False), "w") is None
 
 
 def test_an_expired_owner_without_a_successor_writes_on(
@@ -132,7 +132,7 @@ def test_an_expired_owner_without_a_successor_writes_on(
     leases.renew(study.database, taken.lease)
     with storage.guarded(taken.lease):
         storage.set_trial_state_values(taken.lease.trial_id, TrialState.RUNNING)
-    assert study.facts().free == ()
+    assert study.snapshot().free == ()
 
 
 def test_every_write_of_a_superseded_owner_is_refused(study: Study, storage: FencedStorage) -> None:
@@ -260,7 +260,7 @@ def test_what_is_enqueued_goes_to_the_next_trial_that_starts(
     assert (third.enqueued, third.enqueued_before) == ({"optimizer.lr": 0.06}, 1)
     assert (fourth.enqueued, fourth.enqueued_before) == (None, 2)
     expire(study, second)
-    again = leases.take(study.database, study.uuid, study.facts().free[0], "w", long_contact())
+    again = leases.claim(study.database, study.uuid, study.snapshot().free[0], "w", long_contact())
     assert again is not None
     assert again.enqueued == {"optimizer.lr": 0.05}
 
@@ -297,7 +297,7 @@ def test_a_study_deleted_and_made_again_refuses_the_old_worker(
     with pytest.raises(Fenced):
         leases.renew(study.database, old.lease)
     with pytest.raises(NotFound, match="deleted"):
-        study.facts()
+        study.snapshot()
 
 
 def test_our_rows_go_when_optuna_or_the_dashboard_deletes_a_study(
@@ -352,7 +352,7 @@ def test_a_stop_rule_drains_what_is_abandoned(database: Database, home: Home) ->
     worker.contact = long_contact()
     reason = worker.run(threading.Event())
     assert "target" in reason
-    facts = study.facts()
+    facts = study.snapshot()
     assert (facts.finished, facts.running, facts.stop) == (2, 0, "rule")
     trial = storage.get_trial(orphan.lease.trial_id)
     assert trial.state == TrialState.PRUNED
@@ -366,7 +366,7 @@ class Overtaken(InstantTrials):
     missing: Exception
     overtaken = False
 
-    def run(self, taken: Taken, control: Progress) -> None:
+    def run(self, taken: Claim, control: Progress) -> None:
         if self.overtaken:
             return super().run(taken, control)
         self.overtaken = True
@@ -399,14 +399,14 @@ def test_stop_resume_and_extend(study: Study, home: Home) -> None:
 
     studies.stop(study)
     assert work() == "stopped by hpo stop"
-    assert study.facts().finished == 0
+    assert study.snapshot().finished == 0
     studies.resume(study)
     assert work() == "all 6 trials are finished"
     with pytest.raises(InputError, match="has 6 already"):
         studies.extend(study, trials=6)
     studies.extend(study, trials=8)
     assert work() == "all 8 trials are finished"
-    assert study.facts().finished == 8
+    assert study.snapshot().finished == 8
 
 
 def test_several_failures_in_a_row_stop_a_study(study: Study, storage: FencedStorage) -> None:
@@ -416,10 +416,10 @@ def test_several_failures_in_a_row_stop_a_study(study: Study, storage: FencedSto
         storage.set_trial_state_values(taken.lease.trial_id, TrialState.RUNNING)
         with storage.guarded(taken.lease, Ending(Outcome.FAILED, reason="no such layer")):
             study.optuna_study(storage).tell(taken.lease.number, state=TrialState.FAIL)
-    rule = study.rule(study.facts())
+    rule = study.rule(study.snapshot())
     assert rule == "3 trials in a row failed for the same reason: no such layer"
     studies.resume(study)
-    assert study.rule(study.facts()) is None
+    assert study.rule(study.snapshot()) is None
 
 
 def test_a_late_owner_and_its_successor_do_not_block_each_other(
@@ -430,7 +430,7 @@ def test_a_late_owner_and_its_successor_do_not_block_each_other(
     fill(study, storage, 1)
     late = take(study, "late")
     expire(study, late)
-    free = study.facts().free[0]
+    free = study.snapshot().free[0]
     other = connect(study.database.secret_url)
     at_the_lock = threading.Event()
 
@@ -443,7 +443,7 @@ def test_a_late_owner_and_its_successor_do_not_block_each_other(
     with ThreadPoolExecutor(1) as pool:
         with study.database.write() as c:
             leases._renew(c, study.database, late.lease)
-            successor = pool.submit(leases.take, other, study.uuid, free, "successor")
+            successor = pool.submit(leases.claim, other, study.uuid, free, "successor")
             assert at_the_lock.wait(30)
             metrics = json.dumps({"val_top1": 0.5})
             row = {"trial_id": free.trial_id, "epoch": 1, "study": study.uuid, "attempt": 1}
@@ -454,16 +454,16 @@ def test_a_late_owner_and_its_successor_do_not_block_each_other(
 
 def test_a_worker_with_a_long_name_fills(study: Study) -> None:
     worker = "a-host-with-a-name-as-kubernetes-" + "f" * 31
-    assert leases.take_fill_turn(study.database, study.uuid, worker)
+    assert leases.claim_enqueuer(study.database, study.uuid, worker)
 
 
 def test_the_fill_turn_is_one_worker_s(study: Study) -> None:
-    assert leases.take_fill_turn(study.database, study.uuid, "a")
-    assert not leases.take_fill_turn(study.database, study.uuid, "b")
-    leases.end_fill_turn(study.database, study.uuid, "b")
-    assert not leases.take_fill_turn(study.database, study.uuid, "b")
-    leases.abandon(study.database, "a", "dead")
-    assert leases.take_fill_turn(study.database, study.uuid, "b")
+    assert leases.claim_enqueuer(study.database, study.uuid, "a")
+    assert not leases.claim_enqueuer(study.database, study.uuid, "b")
+    leases.release_enqueuer(study.database, study.uuid, "b")
+    assert not leases.claim_enqueuer(study.database, study.uuid, "b")
+    leases.release_worker(study.database, "a", "dead")
+    assert leases.claim_enqueuer(study.database, study.uuid, "b")
 
 
 @pytest.mark.parametrize("zone", ["America/New_York", "Asia/Tokyo"])
@@ -600,7 +600,7 @@ def test_a_database_that_is_away_when_a_worker_comes(
     versions = optuna.storages._rdb.storage._VersionManager
     original = getattr(versions, step)
     monkeypatch.setattr(versions, step, away)
-    with pytest.raises(StorageAway, match="server closed the connection"):
+    with pytest.raises(StorageUnavailable, match="server closed the connection"):
         FencedStorage(study.database)
 
 

@@ -136,7 +136,7 @@ def test_a_session_that_ended_leads_to_the_login(
 
 def test_what_is_refused_is_said_why(chromium: Browser, tmp_path: Path, study: Study) -> None:
     add_waiting(FencedStorage(study.database), study.row.study_id)
-    assert leases.take(study.database, study.uuid, study.facts().free[0], "w1") is not None
+    assert leases.claim(study.database, study.uuid, study.snapshot().free[0], "w1") is not None
     with running(study.database, tmp_path / "run", locked=False) as own:
         chromium.open(own.address)
         one(chromium, "button[aria-label='delete study']").click()

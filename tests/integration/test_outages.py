@@ -18,13 +18,13 @@ from optuna.trial import TrialState
 from hpo.errors import (
     Fenced,
     Interrupted,
-    StorageAway,
+    StorageUnavailable,
 )
 from hpo.paths import Home
 from hpo.search import study as studies
 from hpo.search.status import read_status
 from hpo.search.study import Study
-from hpo.search.trial import Bench
+from hpo.search.trial import TrialRunner
 from hpo.storage import (
     database as db,
 )
@@ -39,9 +39,9 @@ from hpo.storage.database import (
     connect,
 )
 from hpo.storage.leases import (
+    Claim,
     Ending,
     Lease,
-    Taken,
 )
 from hpo.storage.optuna import (
     FencedStorage,
@@ -69,7 +69,7 @@ def no_pause(_seconds: float) -> None:
 
 
 def patient(study: Study, pause: retry.Pause) -> AbstractContextManager[None]:
-    return study.database.patient(pause)
+    return study.database.retrying(pause)
 
 
 @dataclass
@@ -80,7 +80,7 @@ class Life:
     storage: FencedStorage
     view: optuna.Study
     worker: str
-    taken: Taken | None = None
+    taken: Claim | None = None
     trial: optuna.trial.Trial = field(init=False)
 
     @property
@@ -99,17 +99,17 @@ class Life:
         )  # fmt: skip
 
     def fill_turn(self) -> None:
-        assert leases.take_fill_turn(self.database, self.study.uuid, self.worker)
+        assert leases.claim_enqueuer(self.database, self.study.uuid, self.worker)
 
     def fill(self) -> None:
         add_waiting(self.storage, self.study.row.study_id)
 
-    def end_fill_turn(self) -> None:
-        leases.end_fill_turn(self.database, self.study.uuid, self.worker)
+    def release_enqueuer(self) -> None:
+        leases.release_enqueuer(self.database, self.study.uuid, self.worker)
 
     def claim(self) -> None:
-        free = self.study.facts().free[0]
-        taken = leases.take(self.database, self.study.uuid, free, self.worker)
+        free = self.study.snapshot().free[0]
+        taken = leases.claim(self.database, self.study.uuid, free, self.worker)
         assert taken is not None
         assert (taken.lease.k, taken.fruitless) == (1, ())
         self.taken = taken
@@ -180,9 +180,9 @@ class Life:
         assert [w.reason for w in workers if w.id == self.worker] == ["over"]
 
 
-WRITES = ("add_worker", "fill_turn", "fill", "end_fill_turn", "claim", "plan", "start", "suggest",
-          "resolve", "runtime", "begin", "record", "renew", "report", "attribute", "tell",
-          "end_worker")  # fmt: skip
+WRITES = ("add_worker", "fill_turn", "fill", "release_enqueuer", "claim", "plan", "start",
+          "suggest", "resolve", "runtime", "begin", "record", "renew", "report", "attribute",
+          "tell", "end_worker")  # fmt: skip
 
 
 @pytest.mark.parametrize("when", [BEFORE, AFTER])
@@ -207,7 +207,7 @@ def test_every_write_is_repeated_and_counts_once(study: Study, when: str) -> Non
 def test_a_trial_is_handed_back_once(study: Study, when: str) -> None:
     storage = FencedStorage(study.database)
     add_waiting(storage, study.row.study_id)
-    taken = leases.take(study.database, study.uuid, study.facts().free[0], "w")
+    taken = leases.claim(study.database, study.uuid, study.snapshot().free[0], "w")
     assert taken is not None
     with breaking(study.database, iter([when])) as found, patient(study, no_pause):
         leases.release(study.database, taken.lease, Outcome.HANDED_BACK, "test")
@@ -217,8 +217,8 @@ def test_a_trial_is_handed_back_once(study: Study, when: str) -> None:
 
 
 def test_without_patience_the_fault_is_told_at_once(study: Study) -> None:
-    with breaking(study.database, iter([BEFORE])), pytest.raises(StorageAway) as caught:
-        leases.take_fill_turn(study.database, study.uuid, "w")
+    with breaking(study.database, iter([BEFORE])), pytest.raises(StorageUnavailable) as caught:
+        leases.claim_enqueuer(study.database, study.uuid, "w")
     assert caught.value.exit_code == 75
 
 
@@ -226,12 +226,12 @@ def test_a_late_write_is_refused_as_ever(study: Study) -> None:
     """While it waits, another worker takes the trial over."""
     storage = FencedStorage(study.database)
     add_waiting(storage, study.row.study_id)
-    taken = leases.take(study.database, study.uuid, study.facts().free[0], "old")
+    taken = leases.claim(study.database, study.uuid, study.snapshot().free[0], "old")
     assert taken is not None
 
     def taken_over(_seconds: float) -> None:
-        leases.abandon(study.database, "old", "test")
-        assert leases.take(study.database, study.uuid, study.facts().free[0], "new") is not None
+        leases.release_worker(study.database, "old", "test")
+        assert leases.claim(study.database, study.uuid, study.snapshot().free[0], "new") is not None
 
     row = Epoch(1, 1, 0.0, {"val_top1": 0.1}, None)
     broken = breaking(study.database, iter([BEFORE]))
@@ -246,7 +246,7 @@ def test_a_signal_ends_the_waiting(study: Study) -> None:
 
     broken = breaking(study.database, itertools.repeat(BEFORE))
     with broken, patient(study, stopped), pytest.raises(Interrupted):
-        leases.take_fill_turn(study.database, study.uuid, "w")
+        leases.claim_enqueuer(study.database, study.uuid, "w")
 
 
 def test_a_worker_in_a_storm(
@@ -259,13 +259,13 @@ def test_a_worker_in_a_storm(
     study, _ = studies.create(database, study_file(trials=3, lease_s=1.0, train=train))
     storage = FencedStorage(database)
     view = study.optuna_study(storage)
-    bench = Bench(study, storage, view, home, torch.device("cpu"), threads=1)
+    runner = TrialRunner(study, storage, view, home, torch.device("cpu"), threads=1)
     rng = random.Random(0)
     storm = (
         rng.choice([BEFORE, AFTER]) if rng.random() < 0.125 else None for _ in itertools.count()
     )
     with breaking(database, storm, reads_too=True) as found:
-        reason = Worker(study, storage, bench, home=home).run(threading.Event())
+        reason = Worker(study, storage, runner, home=home).run(threading.Event())
     assert reason == "all 3 trials are finished"
     assert found.struck > 10
     status = read_status(database, "toy")
@@ -294,7 +294,7 @@ def test_a_session_that_stops_inside_a_transaction_loses_its_locks(
             c.execute(row.values(stop_reason="stopped"))
             records.update_study(other, study.uuid, stop_reason="other")  # waits for the lock
             c.execute(row.values(stop_reason="stopped"))
-    except StorageAway as error:
+    except StorageUnavailable as error:
         told = str(error)
     assert told
     assert records.get_study(other, "toy").stop_reason == "other"

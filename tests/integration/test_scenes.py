@@ -92,7 +92,7 @@ def test_killed_after_each_write(url: str, database: Database) -> None:
         if first.params != reference.params:
             assert name in ("fill turn", "filling", "claim"), name  # nothing was decided yet
             continue
-        # Taken over, it gives the numbers that an undisturbed training gives, bit for bit.
+        # Claim over, it gives the numbers that an undisturbed training gives, bit for bit.
         for row, expected in zip(first.epochs, reference.epochs, strict=True):
             for metric in ("train_loss", "val_loss", "val_top1"):
                 assert row.metrics[metric] == expected.metrics[metric], (name, row.epoch)

@@ -114,7 +114,7 @@ def test_an_old_database_is_upgraded_and_loses_nothing(database: Database) -> No
     assert upgrade_schema(database) == f"schema 1 upgraded to {tables.VERSION}"
     assert drift(database) == []
     assert read_status(database, "toy").trials == trials
-    assert leases.take_fill_turn(database, studies.load(database, "toy").uuid, LONG_NAME)
+    assert leases.claim_enqueuer(database, studies.load(database, "toy").uuid, LONG_NAME)
     assert upgrade_schema(database) == f"schema {tables.VERSION} already"
 
 

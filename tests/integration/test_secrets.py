@@ -17,7 +17,7 @@ from typer.main import get_command
 from hpo.cli import main as entry
 from hpo.errors import (
     InputError,
-    StorageAway,
+    StorageUnavailable,
 )
 from hpo.storage.database import (
     Database,
@@ -131,7 +131,7 @@ SAYS = {
     "wrong": "bob",
 }
 """What a command says that is given such a URL; None: it works."""
-AWAY = StorageAway.exit_code
+AWAY = StorageUnavailable.exit_code
 
 
 @pytest.fixture

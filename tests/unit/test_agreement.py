@@ -28,7 +28,7 @@ from hpo.search.fingerprints import (
     agree_on_images,
     code_of,
     read_code,
-    read_forced,
+    read_overrides,
 )
 from hpo.search.status import read_status
 from hpo.search.study import Study
@@ -210,7 +210,7 @@ def test_other_code_is_refused_or_recorded(
         assert began.fingerprint in told
         assert "\n  torch 2.14 -> 2.15\n" in told
         assert "--force" in told
-    assert read_forced(database, study.uuid) == ()
+    assert read_overrides(database, study.uuid) == ()
     join("third", force=True)
     join("third", force=True)
     (forced,) = read_status(database, "toy").forced
@@ -234,7 +234,7 @@ def test_other_images_are_refused_or_recorded(database: Database) -> None:
     with pytest.raises(Conflict, match=r"images here \(fingerprint bbbb\) .* \(aaaa\)"):
         join("third", "bbbb")
     join("third", "bbbb", force=True)
-    (forced,) = read_forced(database, study.uuid)
+    (forced,) = read_overrides(database, study.uuid)
     unknown = "data set digits; which images is not known here"
     assert str(forced) == f"other images (bbbb instead of aaaa: {unknown})"
     told["aaaa"] = ["1 image gone: cat/1.png"]
@@ -252,7 +252,7 @@ def test_settings_of_later_versions_count_where_they_are_used(database: Database
             database, study.uuid, DataConfig.model_validate(data), fingerprint, lambda _: [],
             worker="any", force=False,
         )  # fmt: skip
-    assert not read_forced(database, study.uuid)
+    assert not read_overrides(database, study.uuid)
 
 
 def test_which_images_differ(tmp_path: Path) -> None:
@@ -309,7 +309,7 @@ def test_a_forced_worker_is_seen_wherever_one_looks(hpo: Hpo, begun: Study) -> N
     assert code == 2
     assert told.startswith("hpo: the code here (fingerprint ")
     assert "torch 2.0 -> " in told
-    assert begun.facts().created == 0
+    assert begun.snapshot().created == 0
     code, _, _ = hpo(
         "worker", "toy", "--device", "cpu", "--threads", 1, "--force", "--worker-id", "made-to"
     )
@@ -350,7 +350,7 @@ def test_a_worker_without_the_module_takes_no_trial(hpo: Hpo, begun: Study, own:
     code, _, told = hpo("worker", "toy", "--device", "cpu", "--force")
     assert code == 2
     assert "module 'losses_of_mine' cannot be found" in told
-    assert begun.facts().created == 0
+    assert begun.snapshot().created == 0
 
 
 def test_hpo_run_asks_before_it_starts_anything(

@@ -347,8 +347,8 @@ def test_delete_spares_a_study_at_work(hpo: Hpo, toy: Database) -> None:
     study = studies.load(toy, "open")
     storage = FencedStorage(toy)
     worker = Worker(study, storage, Interrupting(), home=Home.default(), worker_id="w-2")
-    worker._fill(study.facts())
-    assert leases.take(toy, study.uuid, study.facts().free[0], "w-2") is not None
+    worker._fill(study.snapshot())
+    assert leases.claim(toy, study.uuid, study.snapshot().free[0], "w-2") is not None
     called = hpo("delete", "open", "--yes")
     assert called.code == 2
     assert "w-2" in called.err

@@ -34,7 +34,7 @@ from hpo.search.status import (
     read_status,
 )
 from hpo.search.study import Study
-from hpo.search.trial import Bench
+from hpo.search.trial import TrialRunner
 from hpo.storage import leases
 from hpo.storage.database import Database
 from hpo.storage.optuna import FencedStorage
@@ -59,16 +59,16 @@ def constrained(study: str = SMALL, **options: Any) -> StudyFile:
     return study_file(**{"study": study, "train": TRAIN, "space": SPACE, "trials": 6, **options})
 
 
-def bench_of(database: Database, home: Home, file: StudyFile) -> tuple[Study, Bench]:
+def bench_of(database: Database, home: Home, file: StudyFile) -> tuple[Study, TrialRunner]:
     study, _ = studies.create(database, file)
     storage = FencedStorage(database)
     view = study.optuna_study(storage)
-    return study, Bench(study, storage, view, home, torch.device("cpu"), threads=1)
+    return study, TrialRunner(study, storage, view, home, torch.device("cpu"), threads=1)
 
 
 def search(database: Database, home: Home, file: StudyFile) -> StudyStatus:
-    study, bench = bench_of(database, home, file)
-    Worker(study, bench.storage, bench, home=home).run(threading.Event())
+    study, runner = bench_of(database, home, file)
+    Worker(study, runner.storage, runner, home=home).run(threading.Event())
     return read_status(database, file.name)
 
 
@@ -233,7 +233,7 @@ def test_a_worker_that_dies_leaves_the_budget_exact(
     database: Database, home: Home, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     space = "model.cnn.filters = [[64, 64]]"
-    study, bench = bench_of(database, home, constrained(lease_s=1.0, trials=2, space=space))
+    study, runner = bench_of(database, home, constrained(lease_s=1.0, trials=2, space=space))
     where = {"claimed": "_config", "measured": "_tell", "attributed": "Ending"}[moment]
 
     def die(*_args: Any, **_options: Any) -> None:
@@ -241,14 +241,14 @@ def test_a_worker_that_dies_leaves_the_budget_exact(
 
     with monkeypatch.context() as patch:
         if moment == "attributed":
-            patch.setattr(bench.optuna_study, "tell", die)
+            patch.setattr(runner.optuna_study, "tell", die)
         else:
             patch.setattr(objective, where, die)
         with pytest.raises(Killed):
-            Worker(study, bench.storage, bench, home=home).run(threading.Event())
-    leases.abandon(database, _holder(database, study), "killed")
+            Worker(study, runner.storage, runner, home=home).run(threading.Event())
+    leases.release_worker(database, _holder(database, study), "killed")
     storage = FencedStorage(database)
-    again = Bench(study, storage, study.optuna_study(storage), home, bench.device, threads=1)
+    again = TrialRunner(study, storage, study.optuna_study(storage), home, runner.device, threads=1)
     Worker(study, storage, again, home=home).run(threading.Event())
     status = read_status(database, "toy")
     assert [trial.state for trial in status.trials] == ["infeasible"] * 2
@@ -266,21 +266,21 @@ def test_latency_is_not_measured_again_of_a_trial_that_has_epochs(
 ) -> None:
     """Another measurement would end what was feasible."""
     file = constrained('constraints = {latency_ms = "<= 1e6"}', trials=1, space="seed = [1]")
-    study, bench = bench_of(database, home, file)
-    finish = objective._Training._finish_epoch
+    study, runner = bench_of(database, home, file)
+    finish = objective.TrialRun._finish_epoch
 
     def die(self: Any, result: Any) -> None:
         finish(self, result)
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(objective._Training, "_finish_epoch", die)
+        patch.setattr(objective.TrialRun, "_finish_epoch", die)
         with pytest.raises(Killed):
-            Worker(study, bench.storage, bench, home=home).run(threading.Event())
-    leases.abandon(database, _holder(database, study), "killed")
+            Worker(study, runner.storage, runner, home=home).run(threading.Event())
+    leases.release_worker(database, _holder(database, study), "killed")
     monkeypatch.setattr(objective, "network_costs", lambda *_a, **_o: {"latency_ms": 1e9})
     storage = FencedStorage(database)
-    again = Bench(study, storage, study.optuna_study(storage), home, bench.device, threads=1)
+    again = TrialRunner(study, storage, study.optuna_study(storage), home, runner.device, threads=1)
     Worker(study, storage, again, home=home).run(threading.Event())
     (trial,) = read_status(database, "toy").trials
     assert (trial.state, len(trial.epochs)) == ("complete", 2)

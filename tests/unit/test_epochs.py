@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 import torch
 
-from hpo.errors import StorageAway
+from hpo.errors import StorageUnavailable
 from hpo.paths import (
     Home,
     StudyDir,
@@ -26,7 +26,7 @@ from hpo.search.journal import (
 )
 from hpo.search.status import read_status
 from hpo.search.study import Study
-from hpo.search.trial import Bench
+from hpo.search.trial import TrialRunner
 from hpo.storage import (
     leases,
     tables,
@@ -66,8 +66,8 @@ def directory(study: Study, home: Home) -> StudyDir:
 def work(study: Study, home: Home) -> Trial:
     storage = FencedStorage(study.database)
     view = study.optuna_study(storage)
-    bench = Bench(study, storage, view, home, torch.device("cpu"), threads=1)
-    Worker(study, storage, bench, home=home, worker_id=None).run(threading.Event())
+    runner = TrialRunner(study, storage, view, home, torch.device("cpu"), threads=1)
+    Worker(study, storage, runner, home=home, worker_id=None).run(threading.Event())
     return read_status(study.database, "toy").trials[0]
 
 
@@ -81,7 +81,7 @@ def away_in(
     def call(database: Database, lease: Lease, rows: Any, **others: Any) -> str | None:
         then(rows[-1].epoch)
         if rows[-1].epoch in epochs:
-            raise StorageAway("away")
+            raise StorageUnavailable("away")
         recorded.append([(row.epoch, row.attempt, row.checkpoint) for row in rows])
         return record(database, lease, rows, **others)
 
@@ -128,7 +128,7 @@ def test_a_successor_delivers_what_a_dead_worker_left_on_disk(
     away_in(monkeypatch, 3, 4, then=die)
     with pytest.raises(Killed):
         work(study, home)
-    leases.abandon(study.database, _owner(study), "died")
+    leases.release_worker(study.database, _owner(study), "died")
     monkeypatch.undo()
     recorded = away_in(monkeypatch)
     trial = work(study, home)
@@ -152,7 +152,7 @@ def killed_after_checkpoint(study: Study, home: Home, monkeypatch: pytest.Monkey
     away_in(monkeypatch, then=die)
     with pytest.raises(Killed):
         work(study, home)
-    leases.abandon(study.database, _owner(study), "died")
+    leases.release_worker(study.database, _owner(study), "died")
     monkeypatch.undo()
 
 
@@ -187,7 +187,7 @@ def test_what_was_taken_over_meanwhile_is_dropped_and_counted(
 ) -> None:
     def supersede(epoch: int) -> None:
         if epoch == 4 and len(read_status(study.database, "toy").trials[0].attempts) == 1:
-            leases.abandon(study.database, _owner(study), "thought dead")
+            leases.release_worker(study.database, _owner(study), "thought dead")
 
     recorded = away_in(monkeypatch, 2, 3, then=supersede)
     trial = work(study, home)
@@ -273,7 +273,7 @@ def test_a_damaged_checkpoint_fails_no_trial(
     away_in(monkeypatch, then=die_in(4))
     with pytest.raises(Killed):
         work(study, home)
-    leases.abandon(study.database, _owner(study), "died")
+    leases.release_worker(study.database, _owner(study), "died")
     monkeypatch.undo()
     before = read_status(study.database, "toy").trials[0].epochs
     directory.checkpoint(0, 1, 4).unlink()
@@ -306,7 +306,7 @@ def test_the_checkpoint_before_is_gone_on_from(
     away_in(monkeypatch, 2, 3, then=die_in(4))
     with pytest.raises(Killed):
         work(study, home)
-    leases.abandon(study.database, _owner(study), "died")
+    leases.release_worker(study.database, _owner(study), "died")
     monkeypatch.undo()
     flipped(directory.checkpoint(0, 1, 4))
     recorded = away_in(monkeypatch)

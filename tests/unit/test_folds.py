@@ -350,7 +350,7 @@ def test_a_trial_taken_over_ends_as_if_nothing_had_happened(
             raise OSError("the host went away")
         return original(self, *args, **kwargs)
 
-    monkeypatch.setattr(objective.retention, "tidy", lambda *_: None)
+    monkeypatch.setattr(objective.retention, "apply_retention", lambda *_: None)
     monkeypatch.setattr(learner.Learner, "step", dying)
     database = connect(f"sqlite:///{tmp_path}/cut.db")
     for _ in range(2):

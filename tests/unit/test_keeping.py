@@ -37,7 +37,7 @@ def test_tidying_does_not_mind_that_somebody_else_was_quicker(
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", removed_under_us)
-    retention.tidy(study, home)
+    retention.apply_retention(study, home)
     assert not victim.exists()
     assert files_in(trials) == folders_in(trials) == []
 

@@ -22,7 +22,7 @@ from hpo.cli.tables import (
     trials_csv,
     trials_table,
 )
-from hpo.errors import StorageAway
+from hpo.errors import StorageUnavailable
 from hpo.reports.progress import (
     PlainView,
     View,
@@ -152,7 +152,7 @@ def test_time_goes_on_between_two_readings() -> None:
 class Readings:
     """Statuses in turn, and a clock that the test moves."""
 
-    def __init__(self, *found: StudyStatus | StorageAway, cost_s: float = 0.0) -> None:
+    def __init__(self, *found: StudyStatus | StorageUnavailable, cost_s: float = 0.0) -> None:
         self.found, self.cost_s = list(found), cost_s
         self.now, self.count = 0.0, 0
 
@@ -160,7 +160,7 @@ class Readings:
         self.now += self.cost_s
         self.count += 1
         found = self.found[min(self.count, len(self.found)) - 1]
-        if isinstance(found, StorageAway):
+        if isinstance(found, StorageUnavailable):
             raise found
         return found
 
@@ -216,7 +216,7 @@ def test_a_live_view_shows_what_was_read_last() -> None:
     assert "stopping" in drawn(view.screen)
 
 
-AWAY = StorageAway("db: connection refused")
+AWAY = StorageUnavailable("db: connection refused")
 
 
 def test_a_live_view_says_that_the_database_is_away_and_shows_what_it_had() -> None:

@@ -418,7 +418,7 @@ def test_a_row_leads_to_no_file_outside(
     with pytest.raises(StorageError, match="somebody changed it"):
         checkpoints.newest([row], lambda path, rows: None)
     change(database, "hpo_attempts", "number", bad)
-    retention.tidy(study, home)
+    retention.apply_retention(study, home)
     change(database, "hpo_studies", "uuid", bad)
     with pytest.raises(StorageError, match="somebody changed it"):
         studies.delete(studies.load(database, "toy"), home, force=True)

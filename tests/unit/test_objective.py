@@ -37,7 +37,7 @@ from hpo.search.status import (
     read_status,
 )
 from hpo.search.study import Study
-from hpo.search.trial import Bench
+from hpo.search.trial import TrialRunner
 from hpo.storage import records
 from hpo.storage.database import (
     Database,
@@ -72,9 +72,11 @@ def search(
     """Run a study to its end in this process."""
     study, _ = studies.create(database, file or study_file(trials=4, train=TRAIN))
     storage = FencedStorage(database)
-    bench = Bench(study, storage, study.optuna_study(storage), home, torch.device("cpu"), threads=1)
+    runner = TrialRunner(
+        study, storage, study.optuna_study(storage), home, torch.device("cpu"), threads=1
+    )
     before(study)
-    Worker(study, storage, bench, home=home).run(threading.Event())
+    Worker(study, storage, runner, home=home).run(threading.Event())
     return read_status(database, study.row.name)
 
 
@@ -189,12 +191,12 @@ def test_a_death_between_the_last_epoch_and_its_end_costs_nothing(
     """Whether the next worker goes on with the study, or ends what a stop rule leaves."""
     monkeypatch.setattr(optuna.pruners.MedianPruner, "prune",
                         lambda self, study, trial: max(trial.intermediate_values) >= 2)  # fmt: skip
-    original = objective._Training._complete
-    monkeypatch.setattr(objective._Training, "_complete", _die)
+    original = objective.TrialRun._complete
+    monkeypatch.setattr(objective.TrialRun, "_complete", _die)
     file = study_file(trials=1, train=TRAIN, pruner="median")
     with pytest.raises(OSError, match="went away"):
         search(database, home, file)
-    monkeypatch.setattr(objective._Training, "_complete", original)
+    monkeypatch.setattr(objective.TrialRun, "_complete", original)
 
     def stop(study: Study) -> None:
         if rule:

@@ -16,9 +16,9 @@ from sqlalchemy.exc import DBAPIError, InternalError, OperationalError, Programm
 from hpo.errors import (
     Fenced,
     Interrupted,
-    StorageAway,
     StorageError,
     StorageGone,
+    StorageUnavailable,
 )
 from hpo.io import mount_of
 from hpo.storage import (
@@ -33,10 +33,10 @@ from hpo.storage import (
 from hpo.storage.database import connect
 from hpo.storage.leases import (
     NO_CONTACT,
-    Contact,
+    ContactWindow,
 )
 
-AWAY = StorageAway("gone")
+AWAY = StorageUnavailable("gone")
 
 
 class Sent(Exception):
@@ -99,7 +99,7 @@ def sqlite(code: int) -> sqlite3.Error:
 def test_what_passes_and_what_does_not(error: DBAPIError, away: bool) -> None:
     assert faults.is_away(error) is away
     told = faults.as_storage_error(error, sa.make_url("sqlite:////tmp/a.db"))
-    assert isinstance(told, StorageAway) is away
+    assert isinstance(told, StorageUnavailable) is away
     assert isinstance(told, StorageError)
     assert str(told).startswith("sqlite:////tmp/a.db: ")
     assert told.exit_code == (75 if away else 2)
@@ -119,7 +119,7 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
     with database.write() as c:
         c.execute(sa.text("PRAGMA max_page_count = 2"))
         c.execute(sa.text("CREATE TABLE a (b)"))
-        with pytest.raises(StorageAway, match=told), database.translated():
+        with pytest.raises(StorageUnavailable, match=told), database.translated():
             c.execute(sa.text("INSERT INTO a VALUES (zeroblob(100000))"))
     database.dispose()
 
@@ -131,7 +131,7 @@ def test_a_new_database_that_another_process_holds_is_away(
     holder = sqlite3.connect(tmp_path / "a.db", isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
     database = connect(f"sqlite:///{tmp_path / 'a.db'}")
-    with pytest.raises(StorageAway, match="locked"):
+    with pytest.raises(StorageUnavailable, match="locked"):
         db.use_wal(database)
     holder.close()
     db.use_wal(database)
@@ -146,7 +146,10 @@ def test_a_real_lock_and_a_real_nonsense(tmp_path: Path, monkeypatch: pytest.Mon
     holder = sqlite3.connect(path, isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
     database = connect(f"sqlite:///{path}")
-    with pytest.raises(StorageAway, match=r"locked.*another process is writing"), database.write():
+    with (
+        pytest.raises(StorageUnavailable, match=r"locked.*another process is writing"),
+        database.write(),
+    ):
         pass
     holder.execute("COMMIT")
     holder.close()
@@ -154,7 +157,7 @@ def test_a_real_lock_and_a_real_nonsense(tmp_path: Path, monkeypatch: pytest.Mon
     path.write_text("no database" * 100)
     with pytest.raises(StorageError, match="name another file") as caught, database.read() as c:
         c.execute(sa.text("SELECT * FROM sqlite_master"))
-    assert not isinstance(caught.value, StorageAway)
+    assert not isinstance(caught.value, StorageUnavailable)
     database.dispose()
 
 
@@ -166,10 +169,10 @@ def test_no_patience_unless_asked_for() -> None:
             raise AWAY
         return 7
 
-    with pytest.raises(StorageAway):
-        retry.insist(None, call)
+    with pytest.raises(StorageUnavailable):
+        retry.retry_while_unavailable(None, call)
     pauses: list[float] = []
-    assert retry.insist(pauses.append, call) == 7
+    assert retry.retry_while_unavailable(pauses.append, call) == 7
     assert len(pauses) == 2
 
 
@@ -186,11 +189,11 @@ def test_patience_is_the_thread_s_and_ends_with_its_block(tmp_path: Path) -> Non
 
     database = connect(f"sqlite:///{tmp_path / 'a.db'}")
     elsewhere: list[object] = []
-    with database.patient(print):
+    with database.retrying(print):
         thread = threading.Thread(target=lambda: elsewhere.append(database.pause))
         thread.start()
         thread.join()
-        with database.patient(None):
+        with database.retrying(None):
             assert database.pause is None
         assert database.pause is print
     assert database.pause is None
@@ -271,9 +274,9 @@ def test_whoever_takes_over_was_in_touch_for_a_lease(clocks: Any, spans: bool) -
 
 
 def test_a_contact_is_a_value() -> None:
-    contact = Contact(0.0, 100.0)
-    assert contact.heard(101.0, LEASE_S) == Contact(0.0, 101.0)
-    assert contact == Contact(0.0, 100.0)
+    contact = ContactWindow(0.0, 100.0)
+    assert contact.heard(101.0, LEASE_S) == ContactWindow(0.0, 101.0)
+    assert contact == ContactWindow(0.0, 100.0)
 
 
 def test_a_file_that_is_removed_or_replaced_is_no_outage(tmp_path: Path) -> None:
@@ -284,7 +287,7 @@ def test_a_file_that_is_removed_or_replaced_is_no_outage(tmp_path: Path) -> None
     path.rename(tmp_path / "moved.db")
     calls = (database.read, database.write, database.snapshot)
     for call in calls:
-        with database.patient(lambda _s: pytest.fail("waits")), pytest.raises(StorageGone) as told:
+        with database.retrying(lambda _s: pytest.fail("waits")), pytest.raises(StorageGone) as told:
             call().__enter__()
         assert f"{path} was removed or moved" in str(told.value)
     database.engine.pool.dispose()  # so that a new connection is needed

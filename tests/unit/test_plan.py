@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from hpo.search import scheduling
-from hpo.storage.leases import Facts, Free
+from hpo.storage.leases import ClaimableTrial, StudySnapshot
 
-FACTS = Facts(
+FACTS = StudySnapshot(
     uuid="u",
     trials=10,
     timeout_s=None,
@@ -21,13 +21,13 @@ FACTS = Facts(
     finished=3,
     running=1,
     waiting=1,
-    free=(Free(7, 4, False),),
+    free=(ClaimableTrial(7, 4, False),),
     active_s=12.0,
     best=0.8,
     since_best=2,
     failures=(),
 )
-ORPHAN = Free(6, 3, True)
+ORPHAN = ClaimableTrial(6, 3, True)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_decide(changes: dict[str, object], rule: str | None, expected: object) 
     ],
 )
 def test_stop_rules(changes: dict[str, object], maximize: bool, part: str | None) -> None:
-    found = scheduling.fired(replace(FACTS, **changes), maximize=maximize, max_failures=3)  # type: ignore[arg-type]
+    found = scheduling.stop_reason(replace(FACTS, **changes), maximize=maximize, max_failures=3)  # type: ignore[arg-type]
     assert (found is None) if part is None else (part in str(found))
 
 
@@ -87,19 +87,19 @@ def test_missing_is_a_few_ahead_and_never_past_the_budget(
 
 
 def test_workers_begin_with_different_trials() -> None:
-    free = tuple(Free(i, i, False) for i in range(5))
+    free = tuple(ClaimableTrial(i, i, False) for i in range(5))
     asked: list[int] = []
 
     def last(n: int) -> int:
         asked.append(n)
         return n - 1
 
-    assert scheduling.apart(free, 0, last) == free  # alone: in their order
-    assert scheduling.apart(free, 2, last) == (*free[2:], *free[:2])
-    assert scheduling.apart(free, 99, last) == (*free[4:], *free[:4])
+    assert scheduling.claim_order(free, 0, last) == free  # alone: in their order
+    assert scheduling.claim_order(free, 2, last) == (*free[2:], *free[:2])
+    assert scheduling.claim_order(free, 99, last) == (*free[4:], *free[:4])
     assert asked == [1, 3, 5]
-    assert scheduling.apart((*free[:2], ORPHAN), 9, last) == (ORPHAN, free[1], free[0])
-    assert scheduling.apart((ORPHAN,), 9, last) == (ORPHAN,)
+    assert scheduling.claim_order((*free[:2], ORPHAN), 9, last) == (ORPHAN, free[1], free[0])
+    assert scheduling.claim_order((ORPHAN,), 9, last) == (ORPHAN,)
 
 
 def test_planned_is_baselines_then_grid_then_sampled() -> None:

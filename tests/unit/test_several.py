@@ -30,7 +30,7 @@ from hpo.search.status import (
     read_status,
 )
 from hpo.search.study import Study
-from hpo.search.trial import Bench
+from hpo.search.trial import TrialRunner
 from hpo.storage.database import Database
 from hpo.storage.optuna import FencedStorage
 from hpo.storage.records import Epoch, Ranking
@@ -67,8 +67,10 @@ def several(pruner: str = '"none"', sampler: str = "tpe", **options: Any) -> Stu
 def search(database: Database, home: Home, file: StudyFile) -> StudyStatus:
     study, _ = studies.create(database, file)
     storage = FencedStorage(database)
-    bench = Bench(study, storage, study.optuna_study(storage), home, torch.device("cpu"), threads=1)
-    Worker(study, storage, bench, home=home).run(threading.Event())
+    runner = TrialRunner(
+        study, storage, study.optuna_study(storage), home, torch.device("cpu"), threads=1
+    )
+    Worker(study, storage, runner, home=home).run(threading.Event())
     return read_status(database, study.row.name)
 
 
@@ -186,7 +188,7 @@ def _verdicts(database: Database, study: Study, curves: Sequence[tuple[float, ..
     found = []
     for curve in curves:
         add_waiting(storage, study.row.study_id)
-        taken = leases.take(database, study.uuid, study.facts().free[-1], "w")
+        taken = leases.claim(database, study.uuid, study.snapshot().free[-1], "w")
         assert taken is not None
         storage.set_trial_state_values(taken.lease.trial_id, TrialState.RUNNING)
         for epoch, value in enumerate(curve, 1):

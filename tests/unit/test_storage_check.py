@@ -68,7 +68,7 @@ def toy(hpo: Hpo) -> Iterator[Database]:
     study = fill(database, file, [Filled("complete", (0.5 + n / 10,)) for n in range(5)])
     storage = FencedStorage(database)
     storage.create_new_trial(study.row.study_id)
-    taken = leases.take(database, study.uuid, study.facts().free[0], "w-live")
+    taken = leases.claim(database, study.uuid, study.snapshot().free[0], "w-live")
     assert taken is not None
     yield database
     database.dispose()
@@ -79,7 +79,7 @@ def toy_study(database: Database) -> Study:
 
 
 def hand_back(database: Database) -> None:
-    leases.abandon(database, "w-live", "for the test")
+    leases.release_worker(database, "w-live", "for the test")
 
 
 def lay(root: Path, *names: str) -> None:

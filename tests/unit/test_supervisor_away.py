@@ -10,7 +10,7 @@ import pytest
 
 from hpo.errors import (
     HpoError,
-    StorageAway,
+    StorageUnavailable,
 )
 from hpo.paths import Home
 from hpo.search import study as studies
@@ -76,8 +76,8 @@ def supervise(study: Study, home: Home, *codes: int) -> Script:
 def hold(study: Study, worker: str) -> None:
     """A trial in the hands of `worker`."""
     add_waiting(FencedStorage(study.database), study.row.study_id)
-    free = study.facts().free[-1]
-    assert leases.take(study.database, study.uuid, free, worker) is not None
+    free = study.snapshot().free[-1]
+    assert leases.claim(study.database, study.uuid, free, worker) is not None
 
 
 def outcomes(study: Study) -> list[tuple[str | None, str | None]]:
@@ -97,16 +97,16 @@ def test_an_absent_database_is_no_quick_death(study: Study, home: Home) -> None:
 def test_what_a_dead_worker_held_is_set_free_once_the_database_is_back(
     study: Study, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    abandon, tries = leases.abandon, []
+    release, tries = leases.release_worker, []
 
     def away_at_first(database: Database, worker: str, reason: str) -> int:
         tries.append(worker)
         if len(tries) < 4:
-            raise StorageAway("away")
-        return abandon(database, "w", reason)
+            raise StorageUnavailable("away")
+        return release(database, "w", reason)
 
     hold(study, "w")
-    monkeypatch.setattr(module.leases, "abandon", away_at_first)
+    monkeypatch.setattr(module.leases, "release_worker", away_at_first)
     supervise(study, home, -9, -9, -9, -9, -9, -9, 0)
     assert len(tries) > 4
     assert outcomes(study) == [("lost", "worker died: SIGKILL")]

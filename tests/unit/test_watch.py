@@ -86,8 +86,8 @@ class TakesOne:
     def start(self, worker: str, device: str) -> Pretended:
         process = Pretended(code=0 if len(self.started) == 2 else None)
         if process.code is None:
-            free = self.study.facts().free[0]
-            assert leases.take(self.study.database, self.study.uuid, free, worker)
+            free = self.study.snapshot().free[0]
+            assert leases.claim(self.study.database, self.study.uuid, free, worker)
         self.started.append((worker, process))
         return process
 
