@@ -9,9 +9,11 @@ inside an epoch synchronises with the device.
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
+from types import ModuleType
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -368,13 +370,26 @@ class _HostCrops:
         if boxes is None:
             boxes = aug.centre(self._sizes[order], self._size)
         self._requests[:] = [(order[part], boxes[part]) for part in slices]
-        made = iter(self._loader or map(self._crops.__getitem__, self._requests))
+        with _without_main():
+            made = iter(self._loader or map(self._crops.__getitem__, self._requests))
         if self._device.type != "cuda":
             yield from (batch.to(self._device) for batch in made)
             return
         with closing(_prefetch(batch.pin_memory() for batch in made)) as ready:
             for batch in ready:
                 yield batch.to(self._device, non_blocking=True)
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Keep processes that are spawned inside from running the user's script again, which may have
+    no main guard: they need hpo alone."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _prefetch(items: Iterator[T], most: int = 2) -> Generator[T, None, None]:

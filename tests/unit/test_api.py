@@ -102,6 +102,28 @@ def test_the_walk_of_the_page_runs_as_a_script(folder: Path) -> None:
     assert (folder / "walk-model" / "report.html").is_file()
 
 
+STREAMED = """
+import hpo
+
+config = {"epochs": 1, "batch_size": 12, "model": {"cnn": {"filters": [4]}},
+          "data": {"dataset": "folder", "root": "images", "image_size": 12, "cache_limit_gb": 0}}
+hpo.train(config, out="model", device="cpu")
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_decode_do_not_run_the_script_again(folder: Path) -> None:
+    make_folder(folder / "images", {"train": 4, "val": 2, "test": 3}, size=(20, 16))
+    (folder / "streamed.py").write_text(STREAMED)
+    done = subprocess.run(
+        [sys.executable, "streamed.py"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("epoch 1/1") == 1
+
+
 @pytest.mark.slow
 def test_the_walk_is_typed(folder: Path) -> None:
     (folder / "walk.py").write_text(walk())
