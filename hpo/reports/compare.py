@@ -1,4 +1,4 @@
-"""`hpo compare`: studies, architectures and trained runs side by side."""
+"""Comparison of studies, architectures and trained runs."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ from hpo.reports.figures import (
     Figure,
     Trace,
     axis,
+    cost_axis,
     epoch_axis,
     figure,
     finite,
@@ -64,7 +65,7 @@ MOST_FREQUENT = 20
 
 
 @dataclass(frozen=True)
-class Entry:
+class StudyEntry:
     """The trials of one architecture in one study."""
 
     study: str
@@ -73,10 +74,10 @@ class Entry:
     best: float | None
     best_trial: int | None
     mean_top: float | None
-    """Mean value of the best `top` complete trials, of fewer where there are fewer."""
+    """Mean value of the best `top` complete trials, or of all if there are fewer."""
     top: int
     trials: int
-    """All that ran, also pruned and failed ones."""
+    """All that ran, pruned and failed ones included."""
     complete: int
     pruned: int
     epochs: int
@@ -85,12 +86,13 @@ class Entry:
     parameters: float | None = None
     flops: float | None = None
     latency_ms: float | None = None
-    """Of the best trial's network, as its study measured it, else as measured now, else None."""
+    """Latency of the best trial's network as its study measured it, else as measured now."""
     curve: tuple[dict[str, float], ...] = ()
     """The best trial's epochs: {"epoch", metric: value, ...}."""
 
     @property
     def name(self) -> str:
+        """Return the label of the entry."""
         return f"{self.study}: {self.architecture}"
 
 
@@ -101,7 +103,7 @@ class RunEntry:
     name: str
     architecture: str
     part: str
-    """The most honest images that it was measured on: test, else val, else train."""
+    """Part that the scores are of (`Run.measured_part`)."""
     seeds: int
     epochs: int
     seconds: float
@@ -110,7 +112,7 @@ class RunEntry:
     std: dict[str, float | None]
     """Sample standard deviations (n - 1) over the seeds; None of a single one."""
     f1_by_class: dict[str, float]
-    """Of the MOST_FREQUENT classes with the most images, most first."""
+    """F1 of the MOST_FREQUENT most frequent classes."""
     parameters: float | None = None
     flops: float | None = None
     latency_ms: float | None = None
@@ -120,14 +122,15 @@ class RunEntry:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `hpo compare` shows."""
+    """Studies and runs, ready to be shown."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[StudyEntry, ...]
     runs: tuple[RunEntry, ...]
     notes: tuple[str, ...]
-    """What could not be found out, and why."""
+    """Costs that could not be measured, and why."""
 
     def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
         return {
             "studies": [asdict(one) for one in self.entries],
             "runs": [asdict(one) for one in self.runs],
@@ -149,12 +152,12 @@ def compare(
     """Compare studies by name and trained runs by directory, in the order given.
 
     Parameters and multiply-adds are counted by building the best network of each; `latency` also
-    times those on `device` that their study did not. Raises NotFound for what is neither.
+    times those on `device` that their study did not. Raises NotFound for a name that is neither.
     """
     if len(set(names)) < len(names):
         raise InputError("a study or run is named twice; name each once")
     costs = _Costs(device, (*COUNTED, *(("latency_ms",) if latency else ())))
-    entries: list[Entry] = []
+    entries: list[StudyEntry] = []
     runs: list[RunEntry] = []
     for name in names:
         if RunDir(Path(name)).exists or RunDir(Path(name).absolute().parent).exists:
@@ -165,7 +168,7 @@ def compare(
 
 
 class _Costs:
-    """Counts and times networks; says where it could not."""
+    """Counts and times networks, with notes on those that cannot be built."""
 
     def __init__(self, device: str, wanted: tuple[str, ...]) -> None:
         self.device, self.wanted = torch_device(device), wanted
@@ -173,19 +176,19 @@ class _Costs:
         if "latency_ms" in wanted:
             self.notes.append(f"latency_ms: timed here on {device}, unless a study has its own")
 
-    def of(self, name: str, config: TrainConfig, classes: int | None) -> dict[str, float]:
+    def measure(self, name: str, config: TrainConfig, classes: int | None) -> dict[str, float]:
+        """Return the wanted costs of a network; {} with a note if it cannot be built here."""
         try:
             if classes is None:
                 classes = len(describe(config.data)["train"])
-            found = network_costs(config, self.wanted, classes=classes, device=self.device)
+            return network_costs(config, self.wanted, classes=classes, device=self.device)
         except HpoError as error:
             self.notes.append(f"{name}: the network cannot be built here ({error})")
             return {}
-        return found
 
 
-def _entries(status: StudyStatus, top: int, costs: _Costs) -> list[Entry]:
-    """One for each architecture that was tried, in the order in which they came."""
+def _entries(status: StudyStatus, top: int, costs: _Costs) -> list[StudyEntry]:
+    """Return an entry for each architecture, in the order of their first trials."""
     tried: dict[str, list[Trial]] = {}
     for trial in status.trials:
         if trial.attempts:
@@ -201,10 +204,10 @@ def _architecture(status: StudyStatus, trial: Trial) -> str:
 
 def _entry(
     status: StudyStatus, architecture: str, trials: Sequence[Trial], top: int, costs: _Costs
-) -> Entry:
+) -> StudyEntry:
     ranked = [trial for trial in status.ranked() if trial in trials]
     values = [trial.value for trial in ranked[:top] if trial.value is not None]
-    entry = Entry(
+    entry = StudyEntry(
         study=status.row.name,
         architecture=architecture,
         metric=status.file.metric,
@@ -222,7 +225,7 @@ def _entry(
         return entry
     best = ranked[0]
     known = {name: best.values[name] for name in (*COUNTED, "latency_ms") if name in best.values}
-    found = costs.of(entry.name, status.file.config(best.params), None) | known
+    found = costs.measure(entry.name, status.file.config(best.params), None) | known
     curve = tuple({"epoch": float(row.epoch), **row.metrics} for row in best.epochs)
     return replace(entry, curve=curve, **found)  # type: ignore[arg-type]
 
@@ -242,12 +245,12 @@ def _run(run: Run, costs: _Costs) -> RunEntry:
         std={score: spread[score]["std"] for score in SCORES if score in spread},
         f1_by_class=_f1_by_class(run, part),
         curve=run.seeds[0].epochs,
-        **costs.of(name, run.config, len(run.classes)),
+        **costs.measure(name, run.config, len(run.classes)),
     )
 
 
 def _f1_by_class(run: Run, part: str) -> dict[str, float]:
-    """F1 of the most frequent classes, means over seeds."""
+    """Return F1 of the most frequent classes, means over seeds."""
     by_seed = [one.metrics[part].get("per_class", {}) for one in run.seeds]
     names = sorted(by_seed[0], key=lambda name: -by_seed[0][name]["support"])[:MOST_FREQUENT]
     return {name: statistics.fmean(rows[name]["f1"] for rows in by_seed) for name in names}
@@ -262,13 +265,11 @@ COSTS = {
     "seconds": "seconds of training, all trials",
 }
 LONGEST = 48
-"""Characters of a legend's entry."""
-LOG_FROM = 30.0
-"""Costs whose ends lie further apart than this many times stand on a logarithmic axis."""
+"""Most characters of a name in a legend."""
 
 
 def entries_table(found: Comparison) -> Table:
-    """Studies by architecture, a row each."""
+    """Return a row for each study and architecture."""
     tops = {entry.top for entry in found.entries}
     mean = f"mean of top {tops.pop()}" if tops else "mean of top"
     heads = ("study", "architecture", "metric", "best", mean, "trials", "pruned", "epochs", "time")
@@ -291,7 +292,7 @@ def entries_table(found: Comparison) -> Table:
 
 
 def runs_table(found: Comparison) -> Table:
-    """Trained runs, a row each: mean ± standard deviation over the seeds."""
+    """Return a row for each trained run: mean ± standard deviation over the seeds."""
     scores = _scores(found.runs)
     heads = ("run", "architecture", "measured on", "seeds", *scores, "time")
     rows = [
@@ -310,11 +311,11 @@ def runs_table(found: Comparison) -> Table:
 
 
 def _scores(runs: Sequence[RunEntry]) -> list[str]:
-    """Those that some run has."""
+    """Return the scores that some run has."""
     return [score for score in SCORES if any(score in one.scores for one in runs)]
 
 
-def _cost_cells(one: Entry | RunEntry) -> list[Cell]:
+def _cost_cells(one: StudyEntry | RunEntry) -> list[Cell]:
     return [measured_cell(name, getattr(one, name)) for name in ("parameters", "flops",
                                                                  "latency_ms")]  # fmt: skip
 
@@ -325,8 +326,8 @@ def _spread_cell(run: RunEntry, score: str) -> Cell:
 
 
 def figures_of(found: Comparison) -> dict[str, Figure | None]:
-    """Every figure of the page by name; None where there is nothing to draw."""
-    shown: list[Entry | RunEntry] = [*found.entries, *found.runs]
+    """Return every figure of the page by name, None where there is nothing to draw."""
+    shown: list[StudyEntry | RunEntry] = [*found.entries, *found.runs]
     curves = {one.name: one.curve for one in shown if one.curve}
     return {
         **{f"cost-{name}": against_cost(found.entries, name) for name in COSTS},
@@ -336,27 +337,26 @@ def figures_of(found: Comparison) -> dict[str, Figure | None]:
     }
 
 
-def against_cost(entries: Sequence[Entry], name: str) -> Figure | None:
-    """The best value of each entry against a cost of it; None where no cost is known, or where
-    the entries have different metrics."""
+def against_cost(entries: Sequence[StudyEntry], name: str) -> Figure | None:
+    """Draw the best value of each entry against one of its costs. Return None if no cost is known
+    or the entries have different metrics."""
     shown = [one for one in entries if one.best is not None and getattr(one, name) is not None]
     metrics = {one.metric for one in shown}
     if len(metrics) != 1:
         return None
     values = [getattr(one, name) for one in shown]
-    wide = min(values) > 0 and max(values) > LOG_FROM * min(values)
     metric = metrics.pop()
     kind = "lowest" if direction_of(metric) == "minimize" else "best"
     return figure(
         [_point(place, one, name) for place, one in enumerate(entries) if one in shown],
         height=340,
-        xaxis=axis(COSTS[name]) | ({"type": "log", "dtick": 1} if wide else {}),
+        xaxis=cost_axis(COSTS[name], values),
         yaxis=axis(f"{kind} {metric}"),
         hovermode="closest",
     )
 
 
-def _point(place: int, entry: Entry, name: str) -> Trace:
+def _point(place: int, entry: StudyEntry, name: str) -> Trace:
     label = plain(entry.name)
     text = f"{label}<br>{plain(entry.metric)} {number(entry.best)}"
     return {
@@ -368,7 +368,7 @@ def _point(place: int, entry: Entry, name: str) -> Trace:
 
 
 def _label(name: str) -> str:
-    """For a legend: of a long path its end."""
+    """Shorten a name for a legend: the end of a long path."""
     return plain(name if len(name) <= LONGEST else f"…{name[1 - LONGEST :]}")
 
 
@@ -379,8 +379,8 @@ def _color(place: int) -> str:
 def overlaid(
     series: Mapping[str, Sequence[Mapping[str, float]]], metrics: tuple[str, str]
 ) -> Figure | None:
-    """Curves of several trainings laid over each other: a colour for each, the training metric
-    dashed, the validation metric solid. None where nothing of it was recorded."""
+    """Draw the curves of several trainings in one figure: a colour for each, the training metric
+    dashed, the validation metric solid. Return None if neither was recorded."""
     traces = [
         _curve(label, place, epochs, metric)
         for place, (label, epochs) in enumerate(series.items())
@@ -403,7 +403,7 @@ def _curve(label: str, place: int, epochs: Sequence[Mapping[str, float]], metric
     return {
         "type": "scatter", "mode": "lines" if len(epochs) > 1 else "markers",
         "name": _label(label), "legendgroup": plain(label),
-        # Runs that trained on the validation images too have no solid line to stand for them.
+        # Runs that trained on the validation images, too, have no solid line for the legend.
         "showlegend": not training or not any("val_loss" in row for row in epochs),
         "x": [row["epoch"] for row in epochs], "y": [finite(row.get(metric)) for row in epochs],
         "line": {"color": _color(place), "width": 2, "dash": "dash" if training else "solid"},
@@ -412,12 +412,12 @@ def _curve(label: str, place: int, epochs: Sequence[Mapping[str, float]], metric
 
 
 def score_bars(runs: Sequence[RunEntry]) -> Figure | None:
-    """Top-1, top-5, precision, recall and F1 of each run side by side."""
+    """Draw top-1, top-5, precision, recall and F1 of each run as bars."""
     return _bars(runs, [one.scores for one in runs], _scores(runs))
 
 
 def class_bars(runs: Sequence[RunEntry]) -> Figure | None:
-    """F1 of the most frequent classes, the runs side by side."""
+    """Draw F1 of the most frequent classes as bars, the runs side by side."""
     names = list(dict.fromkeys(name for one in runs for name in one.f1_by_class))
     return _bars(runs, [one.f1_by_class for one in runs], names)
 
@@ -449,7 +449,7 @@ def _bars(
 
 
 def comparison_report(found: Comparison, title: str) -> str:
-    """The page of `hpo compare`."""
+    """Return the page of a comparison as HTML."""
     drawn = figures_of(found)
     names = [name for name, figure in drawn.items() if figure is not None]
     return render(

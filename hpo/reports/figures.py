@@ -37,35 +37,38 @@ METRIC_COLORS = {
 }
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 LARGEST_MATRIX = 100
-"""Classes up to which a confusion matrix can be read as a picture."""
+"""Most classes of a confusion matrix that is drawn."""
 COUNTED_MATRIX = 20
-"""Classes up to which its cells have room for their counts."""
+"""Most classes of one whose cells show their counts."""
 
 
 def plain(text: Any) -> str:
-    """`text` for plotly, none of it read as HTML. Quotes stay: plotly knows no entity for them."""
+    """Escape `text` for plotly, which reads HTML. Quotes stay: plotly knows no entity for them."""
     return html.escape(str(text), quote=False)
 
 
 def short(text: str, most: int = 22) -> str:
+    """Cut `text` to `most` characters."""
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def figure(traces: Sequence[Trace], *, height: int, **layout: Any) -> Figure:
+    """Return a figure; `height` in pixels."""
     return {"data": list(traces), "layout": {"height": height, **layout}}
 
 
 def axis(title: str, **options: Any) -> dict[str, Any]:
+    """Return the layout of an axis."""
     return {"title": {"text": plain(title)}, **options}
 
 
 def finite(value: Any) -> float | None:
-    """`value` if it can be drawn; a gap elsewhere."""
+    """Return `value` if it is a finite number, else None, which is drawn as a gap."""
     return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def epoch_axis(most: int) -> dict[str, Any]:
-    """Whole epochs only, where few of them leave room for fractions."""
+    """Return an axis of `most` epochs; few of them get whole ticks only."""
     return axis("epoch", dtick=1) if most <= 6 else axis("epoch")
 
 
@@ -75,8 +78,8 @@ def curves(
     *,
     mark: int | None = None,
 ) -> Figure | None:
-    """Metrics by epoch: a colour for each metric, a dash for each of `series` ({label: epochs}).
-    `mark` is an epoch to point out. None where no metric was recorded."""
+    """Draw metrics by epoch: a colour for each metric, a dash for each of `series` ({label:
+    epochs}). `mark` is an epoch to point out. Return None if no metric was recorded."""
     traces = [
         _curve(epochs, metric, label if len(series) > 1 else "", index)
         for metric in metrics
@@ -99,7 +102,7 @@ def curves(
 
 
 def _curve(epochs: Epochs, metric: str, label: str, index: int) -> Trace:
-    """The `index`-th series' curve; the legend names each metric once."""
+    """Draw the `index`-th series; the legend names each metric once."""
     name = f"{metric}, {label}" if label else metric
     return {
         "type": "scatter", "mode": "lines" if len(epochs) > 1 else "markers", "name": plain(metric),
@@ -112,8 +115,8 @@ def _curve(epochs: Epochs, metric: str, label: str, index: int) -> Trace:
 
 
 def importance(found: Importances) -> Figure | None:
-    """A bar for each parameter, the most important one on top, pale where chance gives as much;
-    None where there are none."""
+    """Draw a bar for each parameter, the most important one on top, pale where chance gives as
+    much. Return None without importances."""
     if not found.shares:
         return None
     rows = sorted(found.shares.items(), key=lambda item: item[1])
@@ -143,8 +146,8 @@ def _percent(share: float) -> str:
 
 
 def confusion(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> Figure | None:
-    """Row: the true class, column: the named one, (C, C) counts; colours are shares of the row.
-    None without counts, and above LARGEST_MATRIX classes, where nobody could read it."""
+    """Draw a confusion matrix of (C, C) counts, rows true, columns predicted; colours are shares of
+    the row. Return None without counts, and for more than LARGEST_MATRIX classes."""
     if not counts or len(classes) > LARGEST_MATRIX:
         return None
     names = [plain(name) for name in classes]
@@ -163,7 +166,7 @@ def confusion(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> Figure
     return figure(
         [cells],
         height=160 + max(180, min(34 * len(names), 880)),
-        xaxis=axis("named", automargin=True, **ticks),
+        xaxis=axis("predicted class", automargin=True, **ticks),
         yaxis=axis("true class", automargin=True, autorange="reversed", **ticks),
         annotations=_counts(counts) if len(names) <= COUNTED_MATRIX else [],
         hovermode="closest",
@@ -177,11 +180,11 @@ def _shares(row: Sequence[int]) -> list[float]:
 
 def _cell_text(names: Sequence[str], i: int, j: int, row: Sequence[int]) -> str:
     share = _shares(row)[j]
-    return f"{names[i]} named {names[j]}<br>{row[j]:,} of {sum(row):,} ({share:.1%})"
+    return f"{names[i]} predicted as {names[j]}<br>{row[j]:,} of {sum(row):,} ({share:.1%})"
 
 
 def _counts(counts: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
-    """The counts that are not zero, as text on the cells."""
+    """Return the counts that are not zero as text on the cells."""
     return [
         {
             "x": j, "y": i, "text": f"{count:,}", "showarrow": False,
@@ -195,11 +198,18 @@ def _counts(counts: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
 
 
 BINS = 30
+LOG_FROM = 30.0
+"""An axis whose ends lie further apart than this factor is logarithmic."""
+
+
+def cost_axis(title: str, values: Sequence[float]) -> dict[str, Any]:
+    """Return an axis for costs, logarithmic where `values` span orders of magnitude."""
+    wide = min(values) > 0 and max(values) > LOG_FROM * min(values)
+    return axis(title) | ({"type": "log", "dtick": 1} if wide else {})
 
 
 def distributions(found: Mapping[str, Any] | None) -> dict[str, Figure | None]:
-    """Histograms over the queries of what `hpo.trained.retrieval.keep_examples` wrote; nothing
-    without it."""
+    """Draw histograms over the queries of neighbours.json; {} without it."""
     if found is None:
         return {}
     return {
@@ -225,7 +235,7 @@ def _precision(values: Sequence[float]) -> Figure:
 
 
 def _distance(values: Sequence[float], right: Sequence[bool]) -> Figure:
-    """Right and wrong votes apart, in the same bins."""
+    """Draw right and wrong votes in the same bins."""
     low, high = min(values), max(values)
     width = (high - low) / BINS or 1.0
 

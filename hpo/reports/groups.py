@@ -38,6 +38,7 @@ from hpo.reports.figures import (
     Figure,
     Trace,
     axis,
+    cost_axis,
     figure,
     plain,
 )
@@ -46,23 +47,23 @@ from hpo.storage.records import Trial
 
 SHOWN = ("val_top1", "val_loss", "train_top1", "train_loss")
 MOST_VALUES = 12
-"""Different values up to which each has a row; a range with more, or with more than BINS and no
-step, is cut into BINS parts."""
+"""Most different values that get a row each; a range with more, or with more than BINS and no
+step, is cut into BINS equal parts."""
 BINS = 4
 
 
 @dataclass(frozen=True)
 class Group:
-    """Trials of one value, or of a part of the range."""
+    """Trials with one value of a parameter, or with values in one part of its range."""
 
     label: str
     key: float | str
     complete: tuple[Trial, ...]
     pruned: int
-    """Trials that were pruned: in no mean, since they ended early."""
+    """Number of pruned trials, which count in no mean: they ended early."""
 
     def values(self, metric: str) -> list[float]:
-        """`metric` at the best epoch of each complete trial that has it; costs as measured."""
+        """Return `metric` at the best epoch of each complete trial; costs as measured."""
         found = [_at_best(trial, metric) for trial in self.complete]
         return [value for value in found if value is not None and math.isfinite(value)]
 
@@ -75,16 +76,17 @@ def _at_best(trial: Trial, metric: str) -> float | None:
 
 
 def group_by(status: StudyStatus, name: str) -> list[Group]:
-    """Complete and pruned trials by their value of the searched parameter `name`, in the order of
-    the values; trials that did not use it are left out. Raises NotFound for another name."""
+    """Group complete and pruned trials by their value of the searched parameter `name`, in the
+    order of the values; trials that did not use it are left out. Raises NotFound for another
+    name."""
     if name not in status.file.space:
         raise NotFound(f"{name!r} is not searched here; {nearest(name, status.file.space)}")
     used = [t for t in status.trials if name in t.params and t.state in ("complete", "pruned")]
     parameter = status.file.space[name]
-    sorted_into = _sorter(parameter, [t.params[name] for t in used])
+    group_of = _sorter(parameter, [t.params[name] for t in used])
     groups: dict[tuple[Any, str], list[Trial]] = {}
     for trial in used:
-        groups.setdefault(sorted_into(trial.params[name]), []).append(trial)
+        groups.setdefault(group_of(trial.params[name]), []).append(trial)
     return [
         Group(
             label,
@@ -97,7 +99,7 @@ def group_by(status: StudyStatus, name: str) -> list[Group]:
 
 
 def _sorter(parameter: Parameter, values: Sequence[Any]) -> Callable[[Any], tuple[float, str]]:
-    """What gives a value its place in the table and its label."""
+    """Return a function that gives a value its sort key and label."""
     if isinstance(parameter, Choice):
         places = {canonical(one): place for place, one in enumerate(parameter.choices)}
         return lambda value: (places[canonical(value)], setting(value))
@@ -114,7 +116,7 @@ def _sorter(parameter: Parameter, values: Sequence[Any]) -> Callable[[Any], tupl
 
 
 def _bounds(low: float, high: float, log: bool) -> list[float]:
-    """BINS parts of equal size, on a log axis where the parameter is searched on one."""
+    """Return the bounds of BINS equal parts, of the logarithm for a parameter on a log scale."""
     shares = [place / BINS for place in range(BINS + 1)]
     if log:
         return [low * (high / low) ** share for share in shares]
@@ -122,15 +124,15 @@ def _bounds(low: float, high: float, log: bool) -> list[float]:
 
 
 def metrics_of(status: StudyStatus) -> list[str]:
-    """Metrics that a table of groups shows: what the study optimizes, then top-1 and losses."""
+    """Return the metrics that a table of groups shows: the objectives, then top-1 and losses."""
     recorded = {name for trial in status.trials for row in trial.epochs for name in row.metrics}
     names = dict.fromkeys([*status.file.objectives, *SHOWN])
     return [name for name in names if name in recorded or name in COSTS]
 
 
 def group_table(status: StudyStatus, name: str) -> Table:
-    """A row for each value of `name`: complete and pruned trials, then of each metric mean ±
-    standard deviation (n - 1) and best. Raises NotFound as `group_by`."""
+    """Return a row for each value of `name`: complete and pruned trials, then mean ± standard
+    deviation (n - 1) and best of each metric. Raises NotFound as `group_by`."""
     metrics = metrics_of(status)
     heads = [head for metric in metrics for head in (metric, f"best {metric}")]
     rows = [
@@ -148,7 +150,7 @@ def group_table(status: StudyStatus, name: str) -> Table:
 def _cells(metric: str, values: Sequence[float]) -> list[Cell]:
     if not values:
         return [text_cell(None, "number"), text_cell(None, "number")]
-    found = _summed_up(metric, values)
+    found = _statistics(metric, values)
     spread = "" if found["std"] is None else f" ± {measured(metric, found['std'])}"
     return [
         Cell(measured(metric, found["mean"]) + spread, found["mean"], "number"),
@@ -156,8 +158,8 @@ def _cells(metric: str, values: Sequence[float]) -> list[Cell]:
     ]
 
 
-def _summed_up(metric: str, values: Sequence[float]) -> dict[str, float | None]:
-    """Mean, sample standard deviation (n - 1; None of a single one) and best of `values`."""
+def _statistics(metric: str, values: Sequence[float]) -> dict[str, float | None]:
+    """Return mean, sample standard deviation (n - 1; None for a single value) and best."""
     if not values:
         return {"mean": None, "std": None, "best": None}
     best = min(values) if direction_of(metric) == "minimize" else max(values)
@@ -166,26 +168,21 @@ def _summed_up(metric: str, values: Sequence[float]) -> dict[str, float | None]:
 
 
 def group_data(status: StudyStatus, name: str) -> list[dict[str, Any]]:
-    """The same as plain data, numbers in full: {"value", "complete": [trial numbers], "pruned":
-    count, metric: {"mean", "std", "best"}, ...} each. Raises NotFound as `group_by`."""
+    """Return the same as plain data, numbers in full: {"value", "complete": [trial numbers],
+    "pruned": count, metric: {"mean", "std", "best"}, ...} each. Raises NotFound as `group_by`."""
     return [
         {
             "value": group.label,
             "complete": [trial.number for trial in group.complete],
             "pruned": group.pruned,
-            **{one: _summed_up(one, group.values(one)) for one in metrics_of(status)},
+            **{one: _statistics(one, group.values(one)) for one in metrics_of(status)},
         }
         for group in group_by(status, name)
     ]
 
 
-LOG_FROM = 30.0
-"""An axis whose ends lie further apart than this many times is logarithmic."""
-
-
 def front_table(status: StudyStatus) -> Table:
-    """Trials that no other beats in all objectives, best first metric first; for a study of
-    several objectives."""
+    """Return the Pareto front of a study of several objectives, sorted by the first."""
     names, searched = status.file.objectives, list(status.file.space)
     rows = [
         [
@@ -200,8 +197,8 @@ def front_table(status: StudyStatus) -> Table:
 
 
 def front_figure(status: StudyStatus, name: str) -> Figure | None:
-    """The first objective against objective `name`: complete trials, those of the front on top,
-    joined where there are two objectives. None where no trial is complete."""
+    """Draw the first objective against objective `name`: complete trials, the Pareto front on top,
+    joined by a line for two objectives. Return None if no trial is complete."""
     front = sorted(status.front(), key=lambda trial: trial.values[name])
     if not front:
         return None
@@ -214,11 +211,10 @@ def front_figure(status: StudyStatus, name: str) -> Figure | None:
                 marker={"color": ORANGE, "size": 10}),
     ]  # fmt: skip
     values = [trial.values[name] for trial in [*done, *front]]
-    wide = min(values) > 0 and max(values) > LOG_FROM * min(values)
     return figure(
         traces,
         height=360,
-        xaxis=axis(name) | ({"type": "log", "dtick": 1} if wide else {}),
+        xaxis=cost_axis(name, values),
         yaxis=axis(status.file.metric),
         hovermode="closest",
     )

@@ -1,8 +1,8 @@
-"""Parameter importance by PED-ANOVA, and which of it stands out from chance.
+"""Parameter importance by PED-ANOVA, with a permutation test.
 
-PED-ANOVA's shares add up to 1 even where the values have nothing to do with the parameters. So the
-same is computed for values dealt out anew to the trials, and a parameter stands out where it
-beats what chance gives to any parameter in 95 of 100 such deals.
+PED-ANOVA's shares add up to 1 even if the values do not depend on the parameters. So importances
+are also computed for random permutations of the values; a parameter is significant if it beats the
+most important one of 95 in 100 permutations.
 """
 
 from __future__ import annotations
@@ -23,30 +23,29 @@ from hpo.storage.optuna import FencedStorage
 from hpo.storage.records import WORTHLESS
 
 MIN_COMPLETE = 8
-"""Complete trials below which importances would be noise: PED-ANOVA compares the best tenth, two
-trials at the least, with the rest."""
-DEALS, FEWEST_DEALS = 100, 20
+"""Fewest complete trials: PED-ANOVA compares the best tenth, at least two trials, with the rest."""
+PERMUTATIONS, FEWEST_PERMUTATIONS = 100, 20
 LONGEST_S = 4.0
-"""No further deals after so many seconds, once there are FEWEST_DEALS."""
+"""Seconds after which FEWEST_PERMUTATIONS are enough."""
 CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
 class Importances:
-    """What the complete trials of a study tell about its parameters."""
+    """Importances of a study's parameters."""
 
     shares: Mapping[str, float] = field(default_factory=dict)
-    """{parameter: share of the whole}, largest first; empty where nothing can be told."""
+    """{parameter: share of the whole}, largest first; empty if they cannot be computed."""
     outstanding: frozenset[str] = frozenset()
-    """Those that stand out from chance."""
+    """Significant parameters."""
     trials: int = 0
-    """Complete trials."""
+    """Number of complete trials."""
     having: Mapping[str, int] = field(default_factory=dict)
-    """How many of them have a parameter that not all of them have."""
+    """Number of trials that have a parameter, of parameters that not all trials have."""
 
     @property
     def verdict(self) -> str | None:
-        """Why there is no importance to show, in words; None where there is."""
+        """Explain why no importance is shown; None if it is."""
         if self.outstanding:
             return None
         if self.trials < MIN_COMPLETE:
@@ -57,15 +56,15 @@ class Importances:
         return f"no parameter stands out from chance in {self.trials} complete trials"
 
     def note(self, name: str) -> str:
-        """What limits the importance of a parameter; empty where nothing does."""
+        """Return what limits the importance of a parameter, or an empty string."""
         few = f"in {self.having[name]} of {self.trials} trials" if name in self.having else ""
         chance = "" if name in self.outstanding else "within chance"
         return ", ".join(part for part in (chance, few) if part)
 
 
 def importances(database: Database, name: str) -> Importances:
-    """Importances by PED-ANOVA (Watanabe et al., 2023, https://arxiv.org/abs/2304.10255) over the
-    complete trials, none of WORTHLESS; of several objectives of the first. Raises NotFound."""
+    """Compute importances by PED-ANOVA (Watanabe et al., 2023, https://arxiv.org/abs/2304.10255)
+    over the complete trials but WORTHLESS ones, for the first objective. Raises NotFound."""
     study = load(database, name)
     found = study.optuna_study(FencedStorage(database))
     complete = [
@@ -78,11 +77,11 @@ def importances(database: Database, name: str) -> Importances:
 
 
 def importances_of(complete: Sequence[FrozenTrial], values: Sequence[float]) -> Importances:
-    """Importances over trials with `values`, less of which is better."""
+    """Compute importances over trials with `values`, of which less is better."""
     if len(complete) < MIN_COMPLETE or len(set(values)) < 2:
         return Importances(trials=len(complete))
-    judge = _Judge(complete)
-    measured = judge(values)
+    evaluate = _PedAnova(complete)
+    measured = evaluate(values)
     whole = sum(measured.values())
     if not whole:
         return Importances(trials=len(complete))
@@ -90,14 +89,14 @@ def importances_of(complete: Sequence[FrozenTrial], values: Sequence[float]) -> 
     counts = {n: sum(n in trial.params for trial in complete) for n in measured}
     return Importances(
         shares=dict(shares),
-        outstanding=_outstanding(measured, _by_chance(judge, values)),
+        outstanding=_outstanding(measured, _permuted(evaluate, values)),
         trials=len(complete),
         having={n: count for n, count in counts.items() if count < len(complete)},
     )
 
 
-class _Judge:
-    """PED-ANOVA over the same trials, for any values of theirs (less is better)."""
+class _PedAnova:
+    """PED-ANOVA over the same trials for different values (less is better)."""
 
     def __init__(self, trials: Sequence[FrozenTrial]) -> None:
         self._study = optuna.create_study(storage=optuna.storages.InMemoryStorage())
@@ -112,7 +111,7 @@ class _Judge:
             )
 
     def __call__(self, values: Sequence[float]) -> dict[str, float]:
-        """{parameter: importance}, not normalized."""
+        """Return {parameter: importance}, not normalized."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of conditional parameters that few trials have
             return self._evaluator.evaluate(
@@ -120,24 +119,24 @@ class _Judge:
             )
 
 
-def _by_chance(judge: _Judge, values: Sequence[float]) -> list[dict[str, float]]:
-    """Importances where `values` are dealt out to the trials at random, the same every time."""
-    generator, dealt = random.Random(0), list(values)
+def _permuted(evaluate: _PedAnova, values: Sequence[float]) -> list[dict[str, float]]:
+    """Return importances for permutations of `values`, which are the same every time."""
+    generator, permuted = random.Random(0), list(values)
     found: list[dict[str, float]] = []
     began = time.monotonic()
-    while len(found) < DEALS:
-        if len(found) >= FEWEST_DEALS and time.monotonic() - began > LONGEST_S:
+    while len(found) < PERMUTATIONS:
+        if len(found) >= FEWEST_PERMUTATIONS and time.monotonic() - began > LONGEST_S:
             break
-        generator.shuffle(dealt)
-        found.append(judge(dealt))
+        generator.shuffle(permuted)
+        found.append(evaluate(permuted))
     return found
 
 
 def _outstanding(
     measured: Mapping[str, float], by_chance: Sequence[Mapping[str, float]]
 ) -> frozenset[str]:
-    """Those of `measured` that chance gives to no parameter but in 5 of 100 cases. Each is held
-    against what chance gives to itself, since a parameter of many values gets more of it."""
+    """Return the significant parameters of `measured`: family-wise error 5 %. Each is compared with
+    its own permutations, since parameters of many values get more by chance."""
     usual = {name: _quantile([one[name] for one in by_chance]) for name in measured}
     ratios = [
         max((one[name] / usual[name] for name in measured if usual[name]), default=0.0)

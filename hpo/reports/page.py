@@ -35,11 +35,12 @@ ACCURACIES = (
 
 
 def write_report(path: Path, page: str) -> None:
-    """Write `page`, never seen half written. Raises InputError where that cannot be."""
+    """Write a page atomically. Raises InputError for a path that cannot be written."""
     write_text(path, page)
 
 
 def render(template: str, figures_by_name: Mapping[str, Any], **values: Any) -> str:
+    """Render a template as one HTML file; figures that are None are left out."""
     from plotly.offline import get_plotlyjs
 
     environment = Environment(
@@ -71,6 +72,7 @@ def render(template: str, figures_by_name: Mapping[str, Any], **values: Any) -> 
 def curve_figures(
     series: Mapping[str, figures.Epochs], mark: int | None = None
 ) -> dict[str, figures.Figure | None]:
+    """Draw loss, accuracy and learning rate of `series` ({label: epochs}); `mark` is an epoch."""
     return {
         "loss": figures.curves(series, LOSSES, mark=mark),
         "accuracy": figures.curves(series, ACCURACIES, mark=mark),

@@ -1,4 +1,4 @@
-"""Progress of a search as plain lines: one for each trial that ends."""
+"""Progress of a search as plain lines, one for each finished trial."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from hpo.storage.records import (
 )
 
 READ_S = 1.0
-"""The database is read at most this often, and never for more than a tenth of the time."""
+"""Shortest time between two reads of the database, which take a tenth of the time at most."""
 
 
 def headline(status: StudyStatus, storage: str, devices: Sequence[str]) -> str:
-    """What is about to run, for the first line of a log."""
+    """Return the first line of a log: study, budget, workers, storage."""
     return (
         f"{status.row.name}: {status.finished}/{status.row.trials} trials; "
         f"{plural(len(devices), 'worker')} on {', '.join(dict.fromkeys(devices))}; {storage}"
@@ -34,7 +34,7 @@ def headline(status: StudyStatus, storage: str, devices: Sequence[str]) -> str:
 
 
 def trial_line(status: StudyStatus, trial: Trial, finished: int) -> str:
-    """A finished trial as one line of a log."""
+    """Return one line of a log about a finished trial."""
     line = f"[{finished}/{status.row.trials}] trial {trial.number} {trial.state}"
     if trial.value is not None:
         line += f"  {status.file.metric} {number(trial.value)}"
@@ -49,7 +49,7 @@ STOPPING = "stopping: running trials are handed back after their current step; a
 
 
 class View:
-    """Follows a study's progress and shows messages alone; `tick` may be called at any pace."""
+    """Reads a study's status and shows nothing but messages; `tick` may be called at any pace."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class View:
         """Why the database cannot be read now; what is shown is from before."""
 
     def tick(self) -> StudyStatus:
-        """Read and show again, if it is time to; the latest status."""
+        """Read and show the status again if it is due; return the latest."""
         began = self.clock()
         if began >= self.due:
             self.finish()
@@ -74,7 +74,7 @@ class View:
         return self.status
 
     def follow(self, stop: threading.Event) -> None:
-        """Tick; once `stop` is set, say that the workers hand back."""
+        """Tick; once `stop` is set, say that the workers hand their trials back."""
         if stop.is_set() and self.note != STOPPING:
             self.say(STOPPING)
         self.tick()
@@ -96,13 +96,13 @@ class View:
         """Show `status`."""
 
     def say(self, note: str) -> None:
-        """Show a message beside the progress."""
+        """Show a message."""
         self.note = note
         self.tell(note)
 
 
 class PlainView(View):
-    """A line for each trial that finishes, and for each worker that begins to wait."""
+    """Prints a line for each trial that finishes, and for each worker that begins to wait."""
 
     def __init__(
         self,
@@ -116,6 +116,7 @@ class PlainView(View):
         self.was_away = False
 
     def show(self) -> None:
+        """Print what is new since the last call."""
         if bool(self.away) != self.was_away:
             self.was_away = not self.was_away
             self.say(self.away or "the database is back")

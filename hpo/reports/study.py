@@ -1,4 +1,4 @@
-"""The page of `hpo report`: a study, as it stands in the database."""
+"""The report of a study."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ from hpo.storage.url import option
 
 
 def study_report(database: Database, name: str) -> str:
-    """The page of a study, whatever its state. Raises NotFound."""
+    """Return the page of a study in any state as HTML. Raises NotFound."""
     status = read_status(database, name)
     found = importances(database, name)
     best = status.best
@@ -88,8 +88,8 @@ def study_report(database: Database, name: str) -> str:
 
 
 def share_report(database: Database, name: str, path: Path) -> str | None:
-    """Put the page in the file `path` with the study's artifacts; its URL there, None where the
-    study has none. Raises StorageError."""
+    """Upload the page in the file `path` to the study's artifacts; return its URL, or None if the
+    study keeps none. Raises StorageError."""
     found = sync.find(database, records.get_study(database, name).uuid, Home.default())
     return None if found is None else found.put(path, sync.REPORT)
 
@@ -99,14 +99,14 @@ def _study_figures(status: StudyStatus, found: Importances) -> dict[str, Any]:
     epochs = [{"epoch": row.epoch, **row.metrics} for row in best.epochs] if best else []
     mark = best.best_epoch if best else None
     slices = {
-        f"slice-{index}": study_figures.slice_of(status, name)
+        f"slice-{index}": study_figures.slice_plot(status, name)
         for index, name in enumerate(status.file.space)
     }
     return {
-        "history": study_figures.history(status),
-        "intermediate": study_figures.intermediate(status),
+        "history": study_figures.optimization_history(status),
+        "intermediate": study_figures.intermediate_values(status),
         "importance": figures.importance(found) if found.outstanding else None,
-        "parallel": study_figures.parallel(status),
+        "parallel": study_figures.parallel_coordinate(status),
         **slices,
         **{
             f"front-{name}": groups.front_figure(status, name)
@@ -117,13 +117,13 @@ def _study_figures(status: StudyStatus, found: Importances) -> dict[str, Any]:
 
 
 def _fixed(status: StudyStatus, best: Trial) -> list[tuple[str, Any]]:
-    """All settings of the best trial that were not searched."""
+    """Return all settings of the best trial that were not searched."""
     whole = flatten(status.file.config(best.params).to_dict())
     return [(name, value) for name, value in whole.items() if name not in best.params]
 
 
 def _commands(database: Database, status: StudyStatus, best: Trial) -> list[str]:
-    """What to type next, for this database."""
+    """Return the commands to type next, for this database."""
     study, file = shlex.quote(status.row.name), shlex.quote(f"{status.row.name}.best.toml")
     storage = option(database.url, Home.default().storage)
     return [
@@ -158,7 +158,7 @@ def _trial_row(trial: Trial, names: Iterable[str], costs: Iterable[str]) -> list
 
 
 def _workers_table(status: StudyStatus) -> Table:
-    """Who worked, with how many trials ended and how long."""
+    """Return a row for each worker: trials that it ended, time that it was busy."""
     attempts = [attempt for trial in status.trials for attempt in trial.attempts]
     rows = []
     for worker in status.workers:
@@ -179,7 +179,7 @@ def _workers_table(status: StudyStatus) -> Table:
 
 
 def _versions(status: StudyStatus) -> list[tuple[str, str]]:
-    """Each program with the versions that the workers had, oldest worker first."""
+    """Return (program, versions of the workers), oldest worker first."""
     found: dict[str, dict[str, None]] = {}
     for worker in status.workers:
         for name, version in worker.versions.items():
@@ -188,9 +188,6 @@ def _versions(status: StudyStatus) -> list[tuple[str, str]]:
 
 
 def _fingerprints(database: Database, status: StudyStatus) -> list[tuple[str, str]]:
-    """The images that the trials saw, as the first worker found them: (settings, fingerprint)."""
+    """Return (settings, fingerprint) of the images, as the first worker opened them."""
     found = records.read_resolved(database, status.row.uuid, fingerprints.IMAGES)
     return [(key.removeprefix(fingerprints.IMAGES), str(value)) for key, value in found.items()]
-
-
-# ---- several studies and runs ----

@@ -1,4 +1,4 @@
-"""The figures of a study's report, from what `read_status` says of it."""
+"""Figures of a study: history, intermediate values, slices, parallel coordinates."""
 
 from __future__ import annotations
 
@@ -61,6 +61,7 @@ JITTER = 0.36
 
 
 def is_maximized(status: StudyStatus) -> bool:
+    """Return whether more of the objective is better."""
     return status.file.direction == "maximize"
 
 
@@ -70,8 +71,8 @@ def measured_trials(status: StudyStatus) -> list[Trial]:
 
 
 def focus(values: Sequence[float], *, maximize: bool) -> list[float] | None:
-    """An axis range that shows the better three quarters of `values`, where a few bad ones would
-    squeeze them into a line; None where all of them fit."""
+    """Return an axis range for the better three quarters of `values` if a few bad ones would
+    squeeze them into a line; None if all of them fit."""
     if len(values) < 8:
         return None
     ordered = sorted(values, reverse=maximize)
@@ -85,13 +86,13 @@ def focus(values: Sequence[float], *, maximize: bool) -> list[float] | None:
 
 
 def value_range(status: StudyStatus) -> list[float] | None:
-    """The range of the objective's axis in history and slices."""
+    """Return the range of the objective's axis in history and slices."""
     values = [t.value for t in measured_trials(status) if t.value is not None]
     return focus(values, maximize=is_maximized(status))
 
 
 def hidden(status: StudyStatus) -> int:
-    """How many measured trials lie outside `value_range`."""
+    """Return the number of measured trials outside `value_range`."""
     bounds = value_range(status)
     values = [t.value for t in measured_trials(status) if t.value is not None]
     return 0 if bounds is None else sum(not bounds[0] <= value <= bounds[1] for value in values)
@@ -103,14 +104,14 @@ def _value_axis(status: StudyStatus, title: str) -> dict[str, Any]:
 
 
 def _brief(status: StudyStatus, trial: Trial, name: str) -> str:
-    """What hovering over a trial shows where `name` is looked at."""
+    """Return the hover text of a trial in a figure of parameter `name`."""
     value = f"{plain(status.file.metric)} {number(trial.value)}"
     own = setting(trial.params[name]) if name in trial.params else "not used"
     return f"trial {trial.number} {trial.state}<br>{value}<br>{plain(name)} = {plain(own)}"
 
 
 def _full(status: StudyStatus, trial: Trial) -> str:
-    """What hovering over a trial shows where all of it is looked at."""
+    """Return the hover text of a trial with all its parameters."""
     head = f"<b>trial {trial.number}</b> {trial.state}"
     epoch = f" in epoch {trial.best_epoch}" if trial.best_epoch else ""
     value = f"{plain(status.file.metric)} {number(trial.value)}{epoch}"
@@ -128,8 +129,9 @@ def _points(
     }  # fmt: skip
 
 
-def history(status: StudyStatus) -> Figure | None:
-    """The objective of every trial and the best so far; those without a value lie at the bottom."""
+def optimization_history(status: StudyStatus) -> Figure | None:
+    """Draw the objective of every trial and the best so far; trials without a value are marked at
+    the bottom."""
     shown = [*measured_trials(status), *(t for t in status.trials if t.state in WITHOUT_VALUE)]
     if not shown:
         return None
@@ -170,8 +172,8 @@ def _state_points(status: StudyStatus, state: str, trials: Sequence[Trial]) -> T
     return _points(numbers, [t.value for t in trials], text, name=state, marker=marker)
 
 
-def intermediate(status: StudyStatus) -> Figure | None:
-    """The metric after each epoch of every trial; where one was pruned is marked."""
+def intermediate_values(status: StudyStatus) -> Figure | None:
+    """Draw the metric after each epoch of every trial; a cross marks where one was pruned."""
     best = status.best
     others = [t for t in status.trials if t.epochs and t is not best]
     traces = []
@@ -181,7 +183,7 @@ def intermediate(status: StudyStatus) -> Figure | None:
             traces.append(_lines(status, trials, state, STATE_COLORS[state]))
     pruned = [t for t in others if t.state == "pruned"]
     if pruned:
-        traces.append(_pruned_ends(status, pruned))
+        traces.append(_pruned_bounds(status, pruned))
     if best is not None and best.epochs:
         traces.append(_lines(status, [best], f"best (trial {best.number})", ORANGE, width=3))
     if not traces:
@@ -198,14 +200,14 @@ def intermediate(status: StudyStatus) -> Figure | None:
 
 
 def _after(status: StudyStatus, trial: Trial) -> float | None:
-    """The metric after the last epoch of `trial`."""
+    """Return the metric after the last epoch of `trial`."""
     return finite(trial.epochs[-1].metrics.get(status.file.metric)) if trial.epochs else None
 
 
 def _lines(
     status: StudyStatus, trials: Sequence[Trial], name: str, color: str, width: float = 1.2
 ) -> Trace:
-    """Many curves in one trace, a gap after each: a trace for each would be slow."""
+    """Draw many curves as one trace with gaps: a trace for each would be slow."""
     x: list[int | None] = []
     y: list[float | None] = []
     text: list[str] = []
@@ -227,22 +229,23 @@ def _lines(
     }  # fmt: skip
 
 
-def _pruned_ends(status: StudyStatus, trials: Sequence[Trial]) -> Trace:
+def _pruned_bounds(status: StudyStatus, trials: Sequence[Trial]) -> Trace:
     marker = {"color": GREY, "symbol": "x-thin-open", "size": 7}
     x, y = [t.epochs[-1].epoch for t in trials], [_after(status, t) for t in trials]
     text = [_full(status, t) for t in trials]
     return _points(x, y, text, name="pruned here", marker=marker)
 
 
-def slice_of(status: StudyStatus, name: str) -> Figure | None:
-    """The objective against one parameter, coloured by when; trials without it are left out."""
+def slice_plot(status: StudyStatus, name: str) -> Figure | None:
+    """Draw the objective against one parameter, coloured by trial number, without the trials that
+    did not use it."""
     trials = [t for t in measured_trials(status) if name in t.params]
     if not trials:
         return None
     parameter = status.file.space[name]
     places = [_place(parameter, t.params[name]) for t in trials]
     if isinstance(parameter, Choice):
-        # Side by side instead of one over another; by number, so that it is always the same.
+        # Spread by trial number, so that points do not cover each other and pages stay the same.
         places = [x + JITTER * ((t.number * 0.618) % 1 - 0.5)
                   for x, t in zip(places, trials, strict=True)]  # fmt: skip
     text = [_brief(status, t, name) for t in trials]
@@ -262,7 +265,7 @@ def slice_of(status: StudyStatus, name: str) -> Figure | None:
 
 
 def _place(parameter: Parameter, value: Any) -> float:
-    """Where `value` lies on its axis: a choice by its index."""
+    """Return the position of `value` on its axis: the index of a choice."""
     if isinstance(parameter, Choice):
         return [canonical(one) for one in parameter.choices].index(canonical(value))
     return float(value)
@@ -282,15 +285,15 @@ def _parameter_axis(parameter: Parameter) -> dict[str, Any]:
 
 
 def _log_ticks(low: float, high: float) -> dict[str, Any]:
-    """Powers of ten from 10**low to 10**high, some between them where they are few."""
+    """Return ticks at powers of ten from 10**low to 10**high, with some between a few of them."""
     decades = range(math.floor(low), math.ceil(high) + 1)
     parts = (1,) if high - low > 2.5 else (1, 2, 5)
     ticks = [part * 10.0**decade for decade in decades for part in parts]
     return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:.4g}" for tick in ticks]}
 
 
-def parallel(status: StudyStatus) -> Figure | None:
-    """Every complete trial as a line over its parameters, coloured by rank, the best on top."""
+def parallel_coordinate(status: StudyStatus) -> Figure | None:
+    """Draw each complete trial as a line over its parameters, coloured by rank, the best on top."""
     ranked = status.ranked()
     if not ranked:
         return None
@@ -298,7 +301,7 @@ def parallel(status: StudyStatus) -> Figure | None:
     groups: list[list[Trial]] = [[] for _ in SCALE]
     for rank, trial in enumerate(reversed(ranked)):
         groups[rank * len(SCALE) // len(ranked)].append(trial)
-    low, high = _ends([t.value for t in ranked if t.value is not None])
+    low, high = _bounds([t.value for t in ranked if t.value is not None])
     traces = []
     for index, trials in enumerate(groups):
         heights = [
@@ -325,13 +328,13 @@ def parallel(status: StudyStatus) -> Figure | None:
     )  # fmt: skip
 
 
-def _ends(values: Sequence[float]) -> tuple[float, float]:
+def _bounds(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
     return (low, high) if low < high else (low - 0.5, high + 0.5)
 
 
 def _height(parameter: Parameter, value: Any) -> float:
-    """0 to 1 from the lowest to the highest value; below 0 where the parameter was not used."""
+    """Return 0 to 1 from the lowest to the highest value; below 0 if the parameter was not used."""
     if value is None:
         return -0.14
     if isinstance(parameter, Choice):

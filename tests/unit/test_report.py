@@ -340,13 +340,13 @@ def test_values_that_fit_are_all_shown(values: list[float]) -> None:
 def test_lists_and_logs_have_readable_axes(database: Database) -> None:
     fill(database, study_file(trials=20, space=RICH_SPACE), MIXED)
     status = read_status(database, "toy")
-    lr = study_figures.slice_of(status, "optimizer.lr")
-    lists = study_figures.slice_of(status, "model.cnn.filters")
+    lr = study_figures.slice_plot(status, "optimizer.lr")
+    lists = study_figures.slice_plot(status, "model.cnn.filters")
     assert lr is not None
     assert lists is not None
     assert lr["layout"]["xaxis"]["type"] == "log"
     assert lists["layout"]["xaxis"]["ticktext"] == ["[16, 32]", "[32, 64]"]
-    momentum = study_figures.slice_of(status, "optimizer.momentum")
+    momentum = study_figures.slice_plot(status, "optimizer.momentum")
     used = [t for t in status.trials if t.params.get("optimizer.name") == "sgd"
             and t.state in ("complete", "pruned")]  # fmt: skip
     assert momentum is not None
@@ -378,7 +378,7 @@ def test_a_tested_model(tmp_path: Path) -> None:
         assert said in text
     assert set(drawn(page)) == {"loss", "accuracy", "lr", "confusion"}
     # Summed over the two seeds.
-    assert "cat named dog<br>2 of 22" in json.dumps(drawn(page)["confusion"])
+    assert "cat predicted as dog<br>2 of 22" in json.dumps(drawn(page)["confusion"])
     # Accuracy comes before the loss, in whatever order the scores are stored.
     told = [text.index(f"test {name} ±") for name in ("top1", "top5", "loss", "macro f1")]
     assert told == sorted(told)
@@ -403,7 +403,7 @@ def test_a_thousand_classes_get_a_table_instead_of_a_matrix(tmp_path: Path) -> N
     page = training_report(trained(tmp_path, classes=[f"class {i}" for i in range(150)]))
     assert "confusion" not in drawn(page)
     assert "The matrix is drawn up to 100 classes" in text_of(page)
-    assert "Confused most" in text_of(page)
+    assert "Most frequent confusions" in text_of(page)
 
 
 def test_class_names_stay_text(tmp_path: Path) -> None:
