@@ -120,7 +120,7 @@ class Index:
     @classmethod
     def load(cls, file: Path) -> Index:
         """Read the index that `save` wrote. Raises DataError if the file is damaged."""
-        arrays = read_arrays(file, "it is made anew")
+        arrays = read_arrays(file, "it is rebuilt")
         bad = {int(k): str(v) for k, v in json.loads(str(arrays["bad"]))}
         identities = tuple(one.decode() for one in arrays["identities"].tolist())
         runs = json.loads(str(arrays["forms"]))
@@ -195,7 +195,7 @@ class ImageCache:
         if pixels.exists() and not (
             pixels.stat().st_size >= index.size and is_sound(pixels, self.tick)
         ):
-            log.warning("%s is damaged: it is made anew", pixels)
+            log.warning("%s is damaged: it is rebuilt", pixels)
             return None
         if pixels.exists() or not self.has_room(index.size):
             return index
@@ -238,7 +238,7 @@ class ImageCache:
         if keep is None or keep.full:
             (folder / "pixels").unlink()
         if keep and keep.full:  # others filled it meanwhile
-            log.warning("%s. Images are decoded anew in every epoch", disk_full(folder, size))
+            log.warning("%s. Images are decoded again in every epoch", disk_full(folder, size))
         index.save(folder / "index.npz")
         return index
 

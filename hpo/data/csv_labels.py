@@ -83,15 +83,18 @@ def list_csv(labels: Path, root: Path, *, skip_missing: bool = False) -> Listing
         parts[(row.split or "train") if divided else "all"].append(row)
     open_ = sum(not row.split for row in parts.get("train", ())) if divided else 0
     if open_:
-        warnings.append(f"{_count(open_, 'row')} of {labels.name} without a split: taken for train")
+        warnings.append(
+            f"{_count(open_, 'row')} of {labels.name} without a split: assigned to train"
+        )
     first = "train" if divided else "all"
     if first not in parts:
-        raise DataError(f"{labels}: no row is of train; a model learns from those of train, or "
-                        "without a split")  # fmt: skip
+        raise DataError(
+            f"{labels}: no row belongs to train; training uses rows of train or without a split"
+        )
     classes = _ordered({row.label for row in parts[first]})
     if len(classes) < 2:
         raise DataError(
-            f"{labels}: one class only among the rows of training, {classes[0]!r}; at least two "
+            f"{labels}: only one class among the training rows, {classes[0]!r}; at least two "
             "are needed"
         )
     place = {name: label for label, name in enumerate(classes)}
@@ -99,8 +102,8 @@ def list_csv(labels: Path, root: Path, *, skip_missing: bool = False) -> Listing
         unknown = [(row.line, row.label) for row in parts[part] if row.label not in place]
         if unknown:
             raise DataError(
-                f"{labels}: labels of {part} that no row of train has: {_lines(unknown)}; a model "
-                "cannot learn them"
+                f"{labels}: labels of {part} that do not occur in train: {_lines(unknown)}; a "
+                "model cannot learn them"
             )
     return Listing(
         classes,
@@ -130,7 +133,9 @@ def csv_test_rows(labels: Path, *, skip_missing: bool = False) -> list[Row]:
     if wanted or any(row.split for row in rows):
         rows = wanted
     if not rows:
-        raise DataError(f"{labels}: no row is of test; remove the column split to test all of them")
+        raise DataError(
+            f"{labels}: no row belongs to test; remove the column split to test all of them"
+        )
     return rows
 
 
@@ -150,8 +155,8 @@ def read_rows(labels: Path) -> list[Row]:
     wrong = [(line, f"{len(cells)} values") for line, cells in listed if len(cells) != len(header)]
     if wrong:
         raise DataError(
-            f"{labels}: rows that have not the {len(header)} values of the header: "
-            f'{_lines(wrong)}; a value with {delimiter!r} in it stands in double quotes: "a,b"'
+            f"{labels}: rows without the {len(header)} values of the header: "
+            f'{_lines(wrong)}; a value with {delimiter!r} in it needs double quotes: "a,b"'
         )
     rows = []
     for line, cells in listed:
@@ -224,9 +229,7 @@ def _validated_rows(labels: Path, rows: Sequence[Row]) -> Iterator[Row]:
         if not row.file:
             wrong["no file"].append((row.line, ""))
         elif posixpath.isabs(path) or ntpath.splitdrive(row.file)[0]:
-            wrong["an absolute path, where one below the root is needed"].append(
-                (row.line, row.file)
-            )
+            wrong["an absolute path instead of one below the root"].append((row.line, row.file))
         elif path.split("/")[0] == "..":
             wrong["a path that leaves the root"].append((row.line, row.file))
         elif not row.label:
@@ -261,7 +264,7 @@ def _existing_rows(
     named = _lines([(row.line, row.file) for row in missing])
     if len(missing) == len(rows):
         raise DataError(
-            f"{labels}: none of its {len(rows)} files is there: {named}; paths are below {root}, "
+            f"{labels}: none of its {len(rows)} files exists: {named}; paths are below {root}, "
             "which data.root changes"
         )
     if not skip_missing:
@@ -294,12 +297,12 @@ def _unique_rows(rows: Sequence[Row], labels: Path) -> tuple[list[Row], list[str
         (twice if same else against).append((row.line, f"{row.file}, as in line {known.line}"))
     if against:
         raise DataError(
-            f"{labels}: another label, split or group for a file than in a row before: "
+            f"{labels}: the label, split or group of a file contradicts an earlier row: "
             f"{_lines(against)}; keep one of them"
         )
     if not twice:
         return list(rows), []
-    warning = f"{_count(len(twice), 'row')} of {labels.name} with a file again: {_lines(twice)}"
+    warning = f"{_count(len(twice), 'row')} of {labels.name} repeating a file: {_lines(twice)}"
     return list(first.values()), [warning]
 
 

@@ -438,9 +438,8 @@ def _folds(config: DataConfig, listing: Listing, parts: Parts) -> list[list[Item
     where = f"{config.title}: data.folds = {config.folds}"
     if "val" in listing.parts:
         raise DataError(
-            f"{where} divides what is for training, and these data have a validation part of their "
-            "own (val), which says what to validate on: move its images to train, or leave "
-            "data.folds out"
+            f"{where} divides the training images, but this data set has a validation part (val) "
+            "of its own: move its images to train, or leave out data.folds"
         )
     pool = _in_order([*parts["train"], *parts["val"]])
     keys = {

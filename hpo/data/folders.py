@@ -178,7 +178,7 @@ def _beside(root: Path, folders: Mapping[str, Path]) -> list[str]:
     others = [one for one in _folders(root) if one not in folders.values()]
     if not folders:
         return [
-            f"{one.name}/ holds no folders: taken for a class; as a part it needs one per class"
+            f"{one.name}/ contains no folders: treated as a class; a part needs one folder per class"
             for one in others
             if parse_part(one.name)
         ]
@@ -202,7 +202,7 @@ def _refuse_parts(root: Path, folders: Mapping[str, list[str]], *, grouped: bool
         parts = sorted(one for one in held.values() if parse_part(one))
         if len(parts) == len(held):
             raise DataError(
-                f"{root}: {name}/ holds {_shown(parts)}; parts stand above classes: "
+                f"{root}: {name}/ holds {_shown(parts)}; parts must be above classes: "
                 f"{parts[0]}/{name}/, {parts[1]}/{name}/"
             )
     if grouped:
@@ -299,7 +299,7 @@ def _require_images(root: Path, at: Path, contents: _Classes, *, learnt: bool) -
         inner = _shown([one.name for one in _folders(deep)])
         advice = f"set data.root to {deep}" if at == root else f"move these up into {at.name}/"
         raise DataError(
-            f"{at}: one class only, {full[0]!r}; the folders {inner} are too deep, in "
+            f"{at}: only one class, {full[0]!r}; the folders {inner} are too deep, in "
             f"{deep.relative_to(root)}/: {advice}"
         )
     for name in contents.images:
@@ -311,7 +311,7 @@ def _require_images(root: Path, at: Path, contents: _Classes, *, learnt: bool) -
             )
     if learnt and len(full) == 1:
         raise DataError(
-            f"{root}: one class only, {full[0]!r}; at least two folders are needed, one per "
+            f"{root}: only one class, {full[0]!r}; at least two folders are needed, one per "
             "class, each with its images"
         )
 

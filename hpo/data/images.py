@@ -380,7 +380,7 @@ class StreamedImages(Images):
             return np.array(decode(self.reader, self.names[i], self.sizing))
         except (OSError, SyntaxError, ValueError) as error:
             raise DataError(
-                f"{self.names[i]}: could be read when the search began, not any more ({error}); "
+                f"{self.names[i]}: was readable when the search began, but no longer is ({error}); "
                 "put the file back"
             ) from error
 

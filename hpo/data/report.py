@@ -84,7 +84,7 @@ class DataReport:
             )
         if self.transparent:
             hidden = self.background == "ignore"
-            what = "the colours hidden below count" if hidden else f"shown on {self.background}"
+            what = "hidden colours are used" if hidden else f"shown on {self.background}"
             yield (
                 f"{_images(self.transparent)} partly transparent: {what} (data.background = "
                 f'"{self.background}")'

@@ -268,7 +268,7 @@ def _asked(name: str, root: Path, part: str) -> Split | None:
     if not hasattr(returned, "__len__") or not hasattr(returned, "__getitem__"):
         raise DataError(
             f"{name}(root, {part!r}) returned {type(returned).__name__}: allowed: a sequence "
-            "of (image, label), with len() and [i], or None where there is no such split"
+            "of (image, label), with len() and [i], or None if there is no such split"
         )
     if not len(returned):
         raise DataError(f"{name}(root, {part!r}) returned no images; return None where "

@@ -226,7 +226,7 @@ def duplicate_warnings(parts: Parts) -> list[str]:
     for item in (item for items in parts.values() for item in items if item.digest):
         labels[item.digest].add(item.label)
     if count := sum(len(one) > 1 for one in labels.values()):
-        what = "1 file stands" if count == 1 else f"{count:,} files stand"
+        what = "1 file is" if count == 1 else f"{count:,} files are"
         warnings.append(f"{what} in more than one class with identical content")
     return warnings
 
@@ -253,7 +253,8 @@ def name_groups(config: DataConfig, listing: Listing) -> dict[str, str]:
         advice = (
             "every image must lie in a folder of its group"
             if config.group_by == "folder"
-            else "correct the pattern; with |.* at its end what it does not match stands alone"
+            else "correct the pattern; append |.* to give every image that it does not match a group "
+            "of its own"
         )
         raise DataError(
             f"{config.title}: data.group_by = {config.group_by!r} finds no group for "
@@ -320,7 +321,7 @@ def shared_group_warnings(parts: Parts, groups: Mapping[str, str]) -> Iterable[s
             more = ", ..." if len(both) > SHOWN else ""
             yield (
                 f"{len(both)} groups of {part} are also in {of} ({', '.join(both[:SHOWN])}{more}): "
-                f"{part} does not tell how well others are recognised"
+                f"{part} does not measure performance on new groups"
             )
 
 
@@ -354,7 +355,7 @@ def imbalance_warnings(parts: Parts, shares: Mapping[str, float]) -> Iterable[st
         if abs(off) > max(1.0, share * total / 4):
             yield (
                 f"{part} has {len(parts[part])} of {total} images, {round(share * total)} were "
-                f"asked for: groups stay undivided, and the largest has {largest}"
+                f"asked for: groups are not divided, and the largest has {largest}"
             )
 
 
@@ -399,8 +400,10 @@ def listing_differences(cache: Path, began: str, here: str) -> list[str]:
     moved = {name for name in both - known if before[name][0] != now[name][0]}
     lines = [_difference_line(names, what) for what, names in changed.items() if names]
     if moved:
-        lines.append(_difference_line(moved, "in another part, since the split is by all contents"))
-    return lines or ["the same files, decoded otherwise (data.orientation, data.background)"]
+        lines.append(
+            _difference_line(moved, "in another part, because the split depends on all contents")
+        )
+    return lines or ["the same files, decoded differently (data.orientation, data.background)"]
 
 
 def _difference_line(names: Iterable[str], what: str) -> str:

@@ -166,7 +166,7 @@ def _class_names(file: Path) -> tuple[str, ...]:
     if len(names) < 2 or not all(isinstance(name, str) for name in names):
         raise DataError(f"{file}: 'class_names' must be a list of two names or more")
     if len(set(names)) < len(names):
-        raise DataError(f"{file}: 'class_names' has a name twice")
+        raise DataError(f"{file}: 'class_names' contains a name twice")
     return tuple(names)
 
 

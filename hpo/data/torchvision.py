@@ -242,7 +242,7 @@ def _brought(name: str, root: Path, part: str) -> Any:
             target = root / one.name
             if target.is_dir():
                 raise DataError(
-                    f"{name}: {target} is there, but torchvision cannot use it; remove it, and it "
+                    f"{name}: {target} exists, but torchvision cannot use it; remove it so that it "
                     f"is downloaded again, or complete it: {kind.files}"
                 )
             one.replace(target)
@@ -255,6 +255,6 @@ def _missing(name: str, root: Path, error: Exception, what: str = "cannot be ope
     reason = " ".join(str(error).split()) or type(error).__name__
     kind = KINDS[name]
     return (
-        f"{name}: {what} under {root} ({type(error).__name__}: {reason}); to bring it by hand, put "
+        f"{name}: {what} under {root} ({type(error).__name__}: {reason}); to provide it manually, put "
         f"what torchvision.datasets.{kind.name} reads there: {kind.files}"
     )

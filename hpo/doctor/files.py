@@ -358,7 +358,7 @@ def _of_cache(cache: Path) -> Iterator[Finding]:
             if path.suffix in (".lock", ".verified") or path.name.startswith("."):
                 continue
             if reason := _damage_of_cached(path):
-                means = f"{path}: {reason}; it is made anew when it is needed"
+                means = f"{path}: {reason}; it is rebuilt when it is needed"
                 kept = reason.startswith(UNREAD_FILE)
                 left = "check its disk and its permissions" if kept else ""
                 cure = None if kept else RemoveCached(path)

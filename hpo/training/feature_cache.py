@@ -280,15 +280,17 @@ class Extractor:
                         return None
                     if file.stat().st_size >= size and is_sound(file, tick):
                         return _mapped(file)
-                    log.warning("%s is damaged: it is made anew", file)
+                    log.warning("%s is damaged: it is rebuilt", file)
                 if not store.has_room(size):
                     return None
                 self._build(file, images, augment, control, epoch)
                 return _mapped(file)
         except DiskFull as full:
-            log.warning("%s. Frozen layers are computed anew in every epoch", full)
+            log.warning("%s. Frozen layers are computed again in every epoch", full)
         except torch.OutOfMemoryError:
-            log.warning("out of memory with %d images at once; nothing is kept", self.batch)
+            log.warning(
+                "out of memory with %d images at once; frozen layers are not cached", self.batch
+            )
         return None
 
     @cached_property

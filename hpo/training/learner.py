@@ -212,8 +212,7 @@ class Learner:
                 logits = self._train_forward(images).float()
         except ValueError as error:
             raise TrialFailed(
-                f"a batch of {len(labels)} cannot be learned from: {error}; "
-                "choose another batch_size"
+                f"a batch of {len(labels)} cannot be trained on: {error}; choose another batch_size"
             ) from error
         return ops.mean_loss(labels, partial(self._loss_of, logits)), logits
 

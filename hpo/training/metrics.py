@@ -53,16 +53,16 @@ def require_supported(asked: Sequence[str], validation: Mapping[str, int]) -> No
     for name in asked:
         if name == TOP5 and len(validation) <= 5:
             raise ConfigError(
-                f"{name!r}: of {len(validation)} classes the right one is always among five; use "
+                f"{name!r}: of {len(validation)} classes the right one is always among the top five; use "
                 "val_top1",
                 key=KEY,
             )
         if name == AUC and sum(count > 0 for count in validation.values()) < 2:
-            raise ConfigError(f"{name!r}: needs validation images of two classes at least", key=KEY)
+            raise ConfigError(f"{name!r}: needs validation images of at least two classes", key=KEY)
         if (one := recalled(name)) is not None:
             classes = list(validation)
             if not validation[classes[class_named(one, classes, name)]]:
-                raise ConfigError(f"{name!r}: no validation image is of this class", key=KEY)
+                raise ConfigError(f"{name!r}: no validation image belongs to this class", key=KEY)
 
 
 def class_named(name: str, classes: Sequence[str], metric: str) -> int:

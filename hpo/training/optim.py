@@ -169,6 +169,6 @@ def _values(history: History, metric: str, key: str) -> list[float]:
         return [metrics[metric] for metrics in history]
     except KeyError:
         raise TrialFailed(
-            f"{key}: {metric} is not measured where training has no validation part; watch "
+            f"{key}: {metric} is not measured without a validation part; watch "
             'train_loss, or use schedule.name = "replay" and no early stopping'
         ) from None

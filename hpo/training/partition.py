@@ -158,10 +158,10 @@ def plan_packing(few: Sequence[Any], more: Sequence[Any], counts: tuple[int, int
     flat, tree = tree_flatten(tuple(few))
     again, other = tree_flatten(tuple(more))
     if tree != other:
-        raise CannotPack("how many values there are depends on the images")
+        raise CannotPack("the number of values depends on the images")
     stored = [one.untyped_storage().data_ptr() for one in flat if isinstance(one, Tensor)]
     if not stored:
-        raise CannotPack("no tensor is left of an image")
+        raise CannotPack("no tensor depends on the images")
     if len(stored) > len(set(stored)):
         raise CannotPack("two of its tensors share their memory")
     leaves: list[Leaf] = []
@@ -190,7 +190,7 @@ def _number(few: Any, more: Any, counts: tuple[int, int]) -> Constant | BatchSiz
     if (few, more) == counts:
         return BatchSize()
     if type(few) is not type(more) or few != more:
-        raise CannotPack("a number depends on how many images there are")
+        raise CannotPack("a number depends on the batch size")
     return Constant(few)
 
 
@@ -207,7 +207,7 @@ def _piece(few: Tensor, more: Tensor, counts: tuple[int, int], start: int) -> Pa
     if few.layout != torch.strided or not equal_up_to_rounding(
         few, more.narrow(images, 0, counts[0])
     ):
-        raise CannotPack("what it gives for an image depends on the others of the batch")
+        raise CannotPack("its output for an image depends on the rest of the batch")
     strides = few.stride()
     order = sorted(range(few.ndim), key=lambda dim: (-strides[dim], dim != images))
     shape = (*few.shape[:images], *few.shape[images + 1 :])
@@ -350,7 +350,7 @@ def _partition(
         with restore_buffers(model):
             parts = suffix(prefix(images[:FEW].clone()))
     if not equal_up_to_rounding(parts, whole):
-        raise CannotPartition("cut in two it does not give what it gives whole")
+        raise CannotPartition("cut in two, its output differs")
     return cut
 
 
@@ -404,7 +404,7 @@ class _Search:
             return None
         if packed.size > max_bytes:
             self._unfit = self._unfit or (
-                f"{packed.size:,} bytes for an image are more than is worth keeping"
+                f"{packed.size:,} bytes for an image are too many to be worth caching"
             )
             return None
         return place, crossing, packed
@@ -446,7 +446,7 @@ class _Search:
     def _packing(self, place: int, crossing: tuple[int, ...]) -> Packing:
         for nodes in (self._nodes, self._evaluation.nodes):
             if any(node.meta[MODES] != nodes[0].meta[MODES] for node in nodes[place:]):
-                raise CannotPack("torch.no_grad or autocast is around what learns")
+                raise CannotPack("torch.no_grad or autocast surrounds trainable layers")
         few, more = (
             [values[self._nodes[one]] for one in crossing] for values in (self._few, self._more)
         )
@@ -508,7 +508,7 @@ class _Search:
     def _obstacle(self, node: fx.Node) -> str:
         """Run `node`; return the reason why it cannot be in the prefix, empty if it can."""
         if node.meta[MODES][1:] != self._nodes[0].meta[MODES][1:]:
-            return "autocast is around what is frozen"
+            return "autocast surrounds frozen layers"
         module = self._module(node)
         fixed = None if module is None else self._in_evaluation(node, module)
         chance = RngState(self._device)
@@ -525,7 +525,7 @@ class _Search:
             return f"{name} differs between training and evaluation"
         if any(one in self._of_images for one in node.all_input_nodes):
             self._of_images.add(node)
-            return "" if self._of_shape(node) else f"{name} takes a number from the images"
+            return "" if self._of_shape(node) else f"{name} computes a number from the images"
         self._watch(node)
         return ""
 

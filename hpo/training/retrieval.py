@@ -88,7 +88,7 @@ def nearest(
         indices[place, : len(best)] = best
         distances[place, : len(best)] = exact
     if (indices[:, 0] < 0).any():
-        raise DataError("there is no other image to find among the training images; add some")
+        raise DataError("the training images contain no other image to find; add some")
     return indices, np.sqrt(distances) if distance == "euclidean" else distances
 
 

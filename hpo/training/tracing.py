@@ -324,7 +324,7 @@ class _Shapes:
         return self._values
 
 
-NOT_KNOWN = "its forward decides by what is in the images, or by how many they are"
+NOT_KNOWN = "its forward branches on the contents or the number of the images"
 
 
 def _ancestors(node: fx.Node) -> list[fx.Node]:

@@ -271,7 +271,7 @@ def test_which_images_differ(tmp_path: Path) -> None:
         "1 image added: cat/new",
         "1 image gone: cat/gone",
         "1 image of other content: cat/x",
-        "1 image in another part, since the split is by all contents: cat/2",
+        "1 image in another part, because the split depends on all contents: cat/2",
     ]
     assert split.listing_differences(tmp_path, "before", "unseen") == []
     (tmp_path / "listings" / "after.json").write_text("{")

@@ -115,19 +115,19 @@ BAD: dict[str, tuple[list[str], str]] = {
     "missing": (["file,label", "class0/0000.png,a", "class0/nought.png,b", "class1,b"],
                 r"2 files missing in .*: line 3 \(class0/nought\.png\), line 4 \(class1\); add"),
     "none there": (["file,label", "x/0.png,a", "x/1.png,b"],
-                   r"none of its 2 files is there: .*paths are below .*data\.root"),
+                   r"none of its 2 files exists: .*paths are below .*data\.root"),
     "another label": (
         ["file,label", "class0/0000.png,a", "./class0/0000.png,b"],
-        r"another label, split or group .*before: line 3 \(class0/0000\.png, as in line 2\)",
+        r"the label, split or group .* earlier row: line 3 \(class0/0000\.png, as in line 2\)",
     ),
     "another split": (["file,label,split", "class0/0000.png,a,train", "class0/0000.png,a,test"],
-                      "another label, split or group for a file"),
-    "one class": (["file,label", "class0/0000.png,a", "class0/0001.png,a"], "one class only"),
+                      "the label, split or group of a file"),
+    "one class": (["file,label", "class0/0000.png,a", "class0/0001.png,a"], "only one class"),
     "no train": (["file,label,split", "class0/0000.png,a,test", "class1/0001.png,b,val"],
-                 "no row is of train"),
+                 "no row belongs to train"),
     "unknown class": (["file,label,split", "class0/0000.png,a,", "class0/0001.png,b,",
                        "class0/0002.png,c,test"],
-                      "labels of test that no row of train has: line 4"),
+                      "labels of test that do not occur in train: line 4"),
 }  # fmt: skip
 
 
@@ -191,9 +191,7 @@ def test_rows_that_repeat_another_count_once(root: Path, tmp_path: Path) -> None
         file.write(f"{FILES[0]},class0\n./{FILES[0]},class0\n")
     data = open_data(config(labels), tmp_path / "cache")
     (told,) = data.warnings
-    assert told.startswith(
-        "2 rows of labels.csv with a file again: line 26 (class0/0000.png, as in"
-    )
+    assert told.startswith("2 rows of labels.csv repeating a file: line 26 (class0/0000.png, as in")
     assert sum(map(sum, (c.values() for c in describe(config(labels)).values()))) == len(FILES)
 
 
@@ -208,7 +206,7 @@ def test_splits_may_be_given_in_part(root: Path, tmp_path: Path) -> None:
     assert test.names == tuple(sorted(FILES[1::4], key=test.names.index))
     data = open_data(config(labels), tmp_path / "cache")
     assert sorted(data.train.names + data.val.names) == sorted({*FILES} - {*FILES[1::4]})
-    assert data.warnings == ("12 rows of labels.csv without a split: taken for train",)
+    assert data.warnings == ("12 rows of labels.csv without a split: assigned to train",)
     given = write(root, "file,label,split", *(f"{f},{f[:6]},{'VALID' if i % 2 else 'train'}"
                                               for i, f in enumerate(FILES)))  # fmt: skip
     assert sorted(open_data(config(given), tmp_path / "cache").val.names) == sorted(FILES[1::2])
@@ -317,5 +315,5 @@ optimizer.lr = [0.1, 0.01]
     with pytest.raises(DataError, match="does not know the classes dog"):
         evaluate_run(run, data=strange, home=home, device="cpu")
     none = write(root, "file,label,split", f"{FILES[0]},class0,train", name="none.csv")
-    with pytest.raises(DataError, match="no row is of test; remove the column split"):
+    with pytest.raises(DataError, match="no row belongs to test; remove the column split"):
         evaluate_run(run, data=none, home=home, device="cpu")

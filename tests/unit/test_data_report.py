@@ -80,7 +80,7 @@ def test_all_that_is_odd_is_told(root: Path, home: Home) -> None:
     ]
     other = examine_data(config(root, orientation="ignore", background="ignore"), home.cache)
     assert any("used as they are stored" in line for line in other.lines())
-    assert any("colours hidden below count" in line for line in other.lines())
+    assert any("hidden colours are used" in line for line in other.lines())
     assert DataReport.from_dict(json.loads(json.dumps(report.to_dict()))) == report
 
 

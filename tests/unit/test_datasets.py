@@ -248,7 +248,7 @@ def test_identical_files_on_two_sides_are_told(root: Path, store: Path) -> None:
     assert open_data(_config(root), store).warnings == (
         "1 file of val is identical to files of train",
         "2 files of test are identical to files of train",
-        "1 file stands in more than one class with identical content",
+        "1 file is in more than one class with identical content",
     )
 
 
@@ -391,7 +391,7 @@ def _too_few_for_val(root: Path) -> None:
         (lambda root: None, "data: no such folder; set data.root"),
         (_file, "data: not a folder; set data.root"),
         (_empty, "data: no folders of images; one folder per class"),
-        (_one_class, "data: one class only, 'class0'; at least two"),
+        (_one_class, "data: only one class, 'class0'; at least two"),
         (_class_only_in_test, r"test: class 'class3' is not in train/, .*add it there or remove"),
         (_class_without_images, r"empty: no images .*1 \.txt.*bmp, gif.* add some or remove"),
         (_no_train, "data: has test/, which means the test part, but no train/; add train/"),
@@ -571,7 +571,7 @@ def test_a_streamed_file_that_is_gone_is_named(root: Path, store: Path) -> None:
     make_folder(root, {"train": 4, "val": 2})
     train = open_data(_config(root, cache_limit_gb=0.0), store).train
     (root / train.names[3]).unlink()
-    with pytest.raises(DataError, match=rf"{train.names[3]}: could be read when .* put the file"):
+    with pytest.raises(DataError, match=rf"{train.names[3]}: was readable when .* put the file"):
         train.pixels(3)
 
 
@@ -584,7 +584,7 @@ def test_a_part_that_fills_the_disk_is_streamed_until_there_is_room(
     data = open_data(_config(root), store)
     assert data.train.streamed
     assert not data.val.streamed
-    told = r"does not fit: the disk mounted at \S+ has .* decoded anew in every epoch"
+    told = r"does not fit: the disk mounted at \S+ has .* decoded again in every epoch"
     assert re.search(told, caplog.text)
     small_files(size + LENGTH)
     assert not open_data(_config(root), store).train.streamed

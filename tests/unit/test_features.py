@@ -193,7 +193,7 @@ def test_what_cannot_be_kept_is_said_in_a_line(
     assert scores(plain) == scores(found)
     assert not files(cache)
     [line] = [one for one in caplog.messages if "frozen layers" in one]
-    assert line.startswith("frozen layers are computed in every epoch: its forward decides")
+    assert line.startswith("frozen layers are computed in every epoch: its forward branches")
 
 
 def test_what_is_kept_is_what_the_layers_give(folder: Path, tmp_path: Path) -> None:

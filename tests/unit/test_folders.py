@@ -93,7 +93,9 @@ def test_one_inner_folder_of_the_same_name_is_no_part(tmp_path: Path) -> None:
 
 def test_parts_inside_classes_are_refused(tmp_path: Path) -> None:
     make(tmp_path, "cat/train", "cat/test", "dog/train", "dog/test")
-    with pytest.raises(DataError, match=r"cat/ holds test/ and train/; parts stand above classes"):
+    with pytest.raises(
+        DataError, match=r"cat/ holds test/ and train/; parts must be above classes"
+    ):
         list_folder(tmp_path)
 
 
@@ -103,7 +105,7 @@ def test_a_class_may_be_called_like_a_part(tmp_path: Path, name: str) -> None:
     listing = list_folder(tmp_path)
     assert set(listing.classes) == {"airplane", "bus", name}
     assert listing.warnings == [
-        f"{name}/ holds no folders: taken for a class; as a part it needs one per class"
+        f"{name}/ contains no folders: treated as a class; a part needs one folder per class"
     ]
     assert summarize_folder(tmp_path).classes == 3
     assert folder_to_test(tmp_path) == tmp_path

@@ -301,7 +301,7 @@ def test_a_limit_is_of_what_each_fold_trains_on(tmp_path: Path) -> None:
 
 def test_images_that_cannot_be_divided_are_refused(tmp_path: Path) -> None:
     given_val = make_folder(tmp_path / "given", {"train": 6, "val": 3})
-    with pytest.raises(DataError, match=r"data\.folds = 3 divides .* part of their own \(val\)"):
+    with pytest.raises(DataError, match=r"data\.folds = 3 divides .* part \(val\) of its own"):
         describe(_config(given_val, folds=3))
     few = make_folder(tmp_path / "few", {"train": 4, "test": 2})
     with pytest.raises(DataError, match=r"data\.folds = 5: class 'class0' has 4 different images"):

@@ -167,7 +167,7 @@ def test_given_parts_that_share_patients_are_told(tmp_path: Path) -> None:
     patients(root, "test", first=5)
     data = open_data(_config(root, group_by="folder"), tmp_path / "cache")
     assert any(
-        one.startswith("3 groups of test are also in train (P05, P06, P07): test does not tell")
+        one.startswith("3 groups of test are also in train (P05, P06, P07): test does not measure")
         for one in data.warnings
     )
     assert not _patients(data.train.names) & _patients(data.val.names)
@@ -176,7 +176,7 @@ def test_given_parts_that_share_patients_are_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("group_by", "message"),
     [
-        (r"regex:Q\d", r"finds no group for 36 of 36 images \(class0/P00/0\.png, .*stands alone"),
+        (r"regex:Q\d", r"finds no group for 36 of 36 images \(class0/P00/0\.png, .*of its own"),
         (r"regex:P0[01]", r"finds no group for 27 of 36 images \(class0/P03/0\.png"),
         (r"regex:\d*$", r"finds no group for 36 of 36 images"),
         (
@@ -211,7 +211,7 @@ def test_groups_too_large_for_a_part_are_told(tmp_path: Path) -> None:
     config = _config(root, group_by=r"regex:class./00[0-3]", val_fraction=0.05, test_fraction=0.0)
     data = open_data(config, tmp_path / "cache")
     assert data.warnings == (
-        "val has 20 of 80 images, 4 were asked for: groups stay undivided, and the largest has 10",
+        "val has 20 of 80 images, 4 were asked for: groups are not divided, and the largest has 10",
     )
 
 

@@ -218,13 +218,13 @@ def test_ones_own(make: Any, trainable_blocks: int, crossing: list[tuple[int, ..
 @pytest.mark.parametrize(
     ("make", "trainable_blocks", "reason"),
     [
-        (networks.ByContents, 0, "its forward decides by what is in the images, or by how many"),
-        (networks.BySingle, 0, "its forward decides by what is in the images, or by how many"),
+        (networks.ByContents, 0, "its forward branches on the contents or the number"),
+        (networks.BySingle, 0, "its forward branches on the contents or the number"),
         (networks.Alternates, 0, "its forward changes Alternates.calls"),
         (networks.Chance, 0, "it draws random numbers that do not depend on the images"),
-        (networks.LearnsWithout, 1, "torch.no_grad or autocast is around what learns"),
+        (networks.LearnsWithout, 1, "torch.no_grad or autocast surrounds trainable layers"),
         (networks.MonteCarlo, 0, "dropout draws random numbers"),
-        (networks.CentresBatch, 0, "what it gives for an image depends on the others of the batch"),
+        (networks.CentresBatch, 0, "its output for an image depends on the rest of the batch"),
     ],
 )
 def test_what_cannot_be_cut_is_said(make: Any, trainable_blocks: int, reason: str) -> None:
@@ -239,7 +239,7 @@ def test_a_part_that_cannot_be_traced_stays_whole() -> None:
     found, frozen = cut(model, 1, 8)
     assert shapes(found) == [(4, 8, 8)]
     assert found.obstacle is not None
-    assert found.obstacle.startswith("Mixed cannot be traced (its forward decides by what is")
+    assert found.obstacle.startswith("Mixed cannot be traced (its forward branches on the contents")
     assert_same(found, model, frozen, 8)
 
 
@@ -254,7 +254,7 @@ def test_the_cut_moves_back_to_what_is_worth_its_bytes(
     assert shapes(found) == crossing
     assert_same(found, model, frozen, 8)
     with pytest.raises(
-        CannotPartition, match="2,048 bytes for an image are more than is worth keeping"
+        CannotPartition, match="2,048 bytes for an image are too many to be worth caching"
     ):
         cut(model, 0, 8, 1023)
 

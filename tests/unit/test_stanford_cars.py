@@ -218,7 +218,7 @@ ANNOS = "devkit/cars_train_annos.mat: "
         (_changed(2, (0, 6, 10, 25)), ANNOS + "annotation 2 has the box 0,6,10,25: allowed: fr"),
         (_meta(CARS, "names"), "devkit/cars_meta.mat: has no 'class_names'; it has names"),
         (_meta((1.0, 2.0)), "devkit/cars_meta.mat: 'class_names' must be a list of two names"),
-        (_meta((*CARS, CARS[0])), "devkit/cars_meta.mat: 'class_names' has a name twice"),
+        (_meta((*CARS, CARS[0])), "devkit/cars_meta.mat: 'class_names' contains a name twice"),
     ],
 )
 def test_files_that_do_not_fit(root: Path, change: Callable[[Path], None], says: str) -> None:

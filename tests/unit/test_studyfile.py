@@ -530,7 +530,7 @@ class TestStarter:
             summarize_folder(tmp_path / "none")
         (tmp_path / "cat").mkdir()
         (tmp_path / "cat" / "x.jpg").touch()
-        with pytest.raises(DataError, match="one class only, 'cat'; at least two folders are"):
+        with pytest.raises(DataError, match="only one class, 'cat'; at least two folders are"):
             summarize_folder(tmp_path)
         (tmp_path / "dog").mkdir()
         (tmp_path / "dog" / "x.jpg").touch()

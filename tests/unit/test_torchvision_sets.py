@@ -203,7 +203,7 @@ def test_what_torchvision_cannot_use_is_not_replaced(
     half = tmp_path / "data/MNIST/raw"
     half.mkdir(parents=True)
     (half / "mine").write_text("kept")
-    with pytest.raises(DataError, match=r"MNIST is there, but torchvision cannot use it; remove"):
+    with pytest.raises(DataError, match=r"MNIST exists, but torchvision cannot use it; remove"):
         open_data(config("mnist", tmp_path / "data"), tmp_path / "cache")
     assert [one.name for one in half.iterdir()] == ["mine"]
 

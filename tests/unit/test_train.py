@@ -375,7 +375,7 @@ def test_a_network_that_does_not_fit_at_all(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_one_image_cannot_teach_batch_norm() -> None:
     settings = config(batch_size=1, augment={}, model={"cnn": {"filters": [4, 4, 4, 4]}})
-    with pytest.raises(TrialFailed, match="a batch of 1 cannot be learned from"):
+    with pytest.raises(TrialFailed, match="a batch of 1 cannot be trained on"):
         run(settings)
 
 
