@@ -220,7 +220,7 @@ class ImageCache:
         self, folder: Path, reader: ImageReader, names: Sequence[str], sizing: Sizing
     ) -> Index:
         with warnings.catch_warnings():
-            # Odd metadata is of no interest here, and pool threads share this filter.
+            # Unusual metadata does not matter here; pool threads share this filter.
             warnings.simplefilter("ignore")
             judge = partial(try_read, _target, reader, sizing)
             headers = list(threaded(judge, names, self.tick))
@@ -380,7 +380,7 @@ def inspect_images(
     known = {key: ImageInfo(Form(*form), *size) for key, (form, *size) in stored.items()}
     new = [name for name, digest in names.items() if digest not in known]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # odd metadata is of no interest here
+        warnings.simplefilter("ignore")  # unusual metadata does not matter here
         look = partial(_try_inspect, reader, max_pixels)
         inspected = dict(zip(new, threaded(look, new, tick), strict=True))
     result = {

@@ -178,7 +178,7 @@ def _beside(root: Path, folders: Mapping[str, Path]) -> list[str]:
     others = [one for one in _folders(root) if one not in folders.values()]
     if not folders:
         return [
-            f"{one.name}/ contains no folders: treated as a class; a part needs one folder per class"
+            f"{one.name}/ has no folders: treated as a class; a part needs one folder per class"
             for one in others
             if parse_part(one.name)
         ]
@@ -367,7 +367,7 @@ def _collect(at: str, below: str, above: frozenset[str], files: list[str]) -> No
         if entry.is_dir():
             _collect(entry.path, name, above | {here}, files)
         elif entry.is_file() or (entry.is_symlink() and not Path(entry.path).exists()):
-            files.append(name)  # a link to nothing is told when it is to be read
+            files.append(name)  # a broken link is reported when it is read
 
 
 def _name(entry: os.DirEntry[str]) -> str:

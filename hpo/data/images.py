@@ -41,7 +41,7 @@ class ImageReader(Protocol):
 
 @dataclass(frozen=True)
 class Sizing:
-    """How an image becomes RGB pixels: orientation, background, and size."""
+    """Conversion of an image to RGB pixels: orientation, background, and size."""
 
     squash: bool
     image_size: int
@@ -196,7 +196,7 @@ def upright_size(image: Image.Image, orientation: str) -> tuple[int, int]:
     """Return (width, height) of the upright image, which may not be decoded yet."""
     width, height = image.size
     # Pillow turns a TIFF itself, and its size is that afterwards. Of a PNG it would decode all for
-    # an EXIF block that may stand behind the pixels.
+    # an EXIF block that may follow the pixels.
     known = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
     on_its_side = known and orientation == "exif" and exif_orientation(image) >= ON_ITS_SIDE
     return (height, width) if on_its_side else (width, height)
@@ -335,7 +335,7 @@ class MemmapImages(Images):
     def __init__(self, file: Path, sizes: Numbers, labels: Numbers, names: tuple[str, ...]) -> None:
         self.file, self.sizes, self.labels, self.names = file, sizes, labels, names
         self._ends = np.cumsum(sizes.prod(1) * 3)
-        # Copy on write: torch wants writable memory, and nobody writes.
+        # Copy on write: torch requires writable memory, although nothing writes.
         size = int(self._ends[-1])  # behind them is the file's checksum
         self._data: Pixels = np.asarray(np.memmap(file, np.uint8, "c", shape=(size,)))
 

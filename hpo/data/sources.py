@@ -54,8 +54,8 @@ class DatasetSource(ABC):
 
     @abstractmethod
     def listing(self, *, test: bool) -> Listing:
-        """Return names and labels by part, decoding only what cannot be told otherwise. A separate
-        test part is looked at only if `test` (see `Listing.sealed`).
+        """Return names and labels by part, decoding only if necessary. A separate test part is
+        looked at only if `test` (see `Listing.sealed`).
 
         Raises DataError for a data set that cannot be used.
         """
@@ -259,7 +259,7 @@ def _asked(name: str, root: Path, part: str) -> Split | None:
         raise DataError(str(error)) from error
     try:
         returned = function(str(root), part)
-    except Exception as error:  # whatever the user's code raises is told, not shown as our fault
+    except Exception as error:  # user code may raise anything; report it as the user's error
         raise DataError(
             f"{name}(root, {part!r}) raised {user_code.describe_error(error)}"
         ) from error

@@ -253,8 +253,8 @@ def name_groups(config: DataConfig, listing: Listing) -> dict[str, str]:
         advice = (
             "every image must lie in a folder of its group"
             if config.group_by == "folder"
-            else "correct the pattern; append |.* to give every image that it does not match a group "
-            "of its own"
+            else "correct the pattern; append |.* to give every image that it does not match a "
+            "group of its own"
         )
         raise DataError(
             f"{config.title}: data.group_by = {config.group_by!r} finds no group for "

@@ -44,7 +44,7 @@ _VAL: dict[str, Options] = {**_SPLIT, "val": {"split": "val"}}
 
 @dataclass(frozen=True)
 class Kind:
-    """How one of torchvision's data set classes is opened."""
+    """One of torchvision's data set classes, and its arguments."""
 
     name: str
     """Name of the class."""
@@ -255,6 +255,6 @@ def _missing(name: str, root: Path, error: Exception, what: str = "cannot be ope
     reason = " ".join(str(error).split()) or type(error).__name__
     kind = KINDS[name]
     return (
-        f"{name}: {what} under {root} ({type(error).__name__}: {reason}); to provide it manually, put "
-        f"what torchvision.datasets.{kind.name} reads there: {kind.files}"
+        f"{name}: {what} under {root} ({type(error).__name__}: {reason}); to provide it manually, "
+        f"put what torchvision.datasets.{kind.name} reads there: {kind.files}"
     )

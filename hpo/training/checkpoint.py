@@ -62,7 +62,7 @@ class Checkpoint:
     """Images computed at once."""
     model: State
     best: State | None
-    """Weights of the best epoch; None if they are the current ones: `average` if there is one,
+    """Weights of the best epoch; None if they are the current ones: the EMA `average` if enabled,
     otherwise `model`."""
     optimizer: dict[str, Any]
     average: State | None = None

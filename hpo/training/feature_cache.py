@@ -81,7 +81,7 @@ View = tuple[Images, AugmentConfig]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How images become the input of a network."""
+    """Normalisation and resolution of images for a network, and the device it runs on."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -354,7 +354,7 @@ def images_at_once(side: int) -> int:
 
 def _mapped(file: Path) -> Tensor:
     """Return the outputs in `file`, (views, N, bytes) uint8, memory-mapped."""
-    # Copy on write: torch wants writable memory, and nobody writes.
+    # Copy on write: torch requires writable memory, although nothing writes.
     data = np.asarray(np.memmap(file, np.uint8, "c"))
     shape = json.loads(data[:HEADER].tobytes())["shape"]
     return torch.from_numpy(data[HEADER : HEADER + math.prod(shape)]).view(shape)

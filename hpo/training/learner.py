@@ -170,7 +170,7 @@ class Learner:
         """Expect batches of cached features, the outputs before `cut`; with None, batches of
         images."""
         self._train_forward, self.eval_forward = self.model, self.eval_model
-        """What learns from batches, and what is evaluated on them."""
+        """Modules that map batches to logits: one in training, one for evaluation."""
         if cut:
             self._train_forward = cut.suffix(self.model)
             self.eval_forward = cut.suffix(self.eval_model) if self.average else self._train_forward

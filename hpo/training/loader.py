@@ -44,7 +44,7 @@ def balanced_order(labels: Tensor, generator: torch.Generator) -> Tensor:
     counts = torch.bincount(labels)
     present = counts.nonzero()[:, 0]
     drawn = present[torch.randint(len(present), (len(labels),), generator=generator)]
-    # Of each class its images stand together in `by_class`.
+    # Images of one class are adjacent in `by_class`.
     by_class = labels.argsort(stable=True)
     first = counts.cumsum(0) - counts
     within = (torch.rand(len(labels), generator=generator, dtype=torch.float64)

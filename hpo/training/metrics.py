@@ -53,8 +53,8 @@ def require_supported(asked: Sequence[str], validation: Mapping[str, int]) -> No
     for name in asked:
         if name == TOP5 and len(validation) <= 5:
             raise ConfigError(
-                f"{name!r}: of {len(validation)} classes the right one is always among the top five; use "
-                "val_top1",
+                f"{name!r}: of {len(validation)} classes the right one is always in the top five; "
+                "use val_top1",
                 key=KEY,
             )
         if name == AUC and sum(count > 0 for count in validation.values()) < 2:

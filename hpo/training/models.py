@@ -37,7 +37,7 @@ def call_user_function(
     `key`, saying that `what` raised."""
     try:
         return function(*args, **options)
-    except torch.OutOfMemoryError:  # training goes on with smaller parts of the batch
+    except torch.OutOfMemoryError:  # training continues with smaller micro-batches
         raise
     except Exception as error:
         raise ConfigError(f"{what} raised {user_code.describe_error(error)}", key=key) from error

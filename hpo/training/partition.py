@@ -125,7 +125,7 @@ Leaf = PackedTensor | Constant | BatchSize | Shape
 
 @dataclass(frozen=True)
 class Packing:
-    """How the values that cross are packed."""
+    """Layout of crossing values in rows of bytes."""
 
     leaves: tuple[Leaf, ...]
     size: int
@@ -235,7 +235,7 @@ class Partition:
     """A network cut in two."""
 
     packing: Packing
-    """How the crossing values are packed into a row of bytes per image."""
+    """Packing of the crossing values into a row of bytes per image."""
     obstacle: str | None
     """Reason why some of the frozen modules are in the suffix although they need not be."""
     digest: str
@@ -293,7 +293,7 @@ class _Suffix(nn.Module):
     ) -> None:
         super().__init__()
         self.network = network
-        self._parts = {True: learning, False: fixed}  # no submodules: theirs are the network's
+        self._parts = {True: learning, False: fixed}  # not submodules: theirs belong to the network
         self._packing = packing
 
     def forward(self, rows: Tensor) -> Any:
@@ -367,11 +367,11 @@ class _Search:
         self._of_images: set[fx.Node] = set()
         self._learning: set[fx.Node] = set()
         self._versions: dict[fx.Node, int] = {}
-        """Of tensors that do not depend on the images."""
+        """Versions of tensors that do not depend on the images."""
         self._stopped = ""
-        """What ended the prefix, unless something learns there."""
+        """Reason why the prefix ended, unless a trainable weight did it."""
         self._unfit = ""
-        """Why the prefix cannot be cut off at its end."""
+        """Reason why the prefix cannot be cut off at its end."""
         self._few: dict[fx.Node, Any] = {}
         self._more: dict[fx.Node, Any] = {}
         self._prefix = self._nodes[: self._try(images[:FEW].clone())]

@@ -67,8 +67,7 @@ AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 
 @dataclass(frozen=True)
 class Fit:
-    """What need not match: unknown tensors under `head`, and all tensors under `replaced`
-    together."""
+    """Tensors that need not match: unknown ones under `head`, and all under `replaced` together."""
 
     head: str
     replaced: str

@@ -352,7 +352,8 @@ class Found:
 
 @dataclass(frozen=True)
 class Validation:
-    """What a retrieval measures after each epoch: validation images in the training images."""
+    """Validation of a retrieval after each epoch: validation images are looked up in the training
+    images."""
 
     gallery: Images
     gallery_batches: Iterable[Batch]

@@ -217,7 +217,7 @@ class Network:
 
     def make_batches(self, epoch: int) -> Batches:
         """Return the batches, of cached features if the frozen layers need not be computed again;
-        made anew only when the trainable blocks change."""
+        rebuilt only when the trainable blocks change."""
         blocks = self.learner.phase.trainable_blocks
         if self._batches and self._batches[0] == blocks:
             return self._batches[1]

@@ -99,7 +99,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "two names": (["file,file_name,label", "a,b,c"], "2 columns are called file"),
     "short row": (
         ["file,label", "class0/0000.png", "class0/0001.png,a"],
-        r"not the 2 values of the header: line 2 \(1 values\)",
+        r"rows without the 2 values of the header: line 2 \(1 values\)",
     ),
     "long row": (["file,label", "a, b.png,x"], r"line 2 \(3 values\); a value with ',' in it"),
     "no label": (["file,label", "class0/0000.png,", "class0/0001.png,  "],

@@ -105,7 +105,7 @@ def test_a_class_may_be_called_like_a_part(tmp_path: Path, name: str) -> None:
     listing = list_folder(tmp_path)
     assert set(listing.classes) == {"airplane", "bus", name}
     assert listing.warnings == [
-        f"{name}/ contains no folders: treated as a class; a part needs one folder per class"
+        f"{name}/ has no folders: treated as a class; a part needs one folder per class"
     ]
     assert summarize_folder(tmp_path).classes == 3
     assert folder_to_test(tmp_path) == tmp_path

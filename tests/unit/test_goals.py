@@ -216,7 +216,7 @@ def test_a_training_may_watch_them() -> None:
 @pytest.mark.parametrize(
     ("metric", "message"),
     [
-        ("val_top5", "of 3 classes the right one is always among the top five; use val_top1"),
+        ("val_top5", "of 3 classes the right one is always in the top five; use val_top1"),
         ("val_recall:red", "no class is called 'red'; there are red one, grün.x, [b]lue"),
         ("val_recall:grün.x", "no validation image belongs to this class"),
     ],

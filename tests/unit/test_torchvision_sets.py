@@ -192,7 +192,7 @@ def test_without_leave_nothing_is_downloaded_or_written(tmp_path: Path, offline:
 
 def test_a_root_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"mnist: could not be downloaded under .*by hand"):
+    with pytest.raises(DataError, match=r"mnist: could not be downloaded under .*manually"):
         open_data(config("mnist", tmp_path / "file"), tmp_path / "cache")
 
 

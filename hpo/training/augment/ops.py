@@ -142,7 +142,7 @@ def vertical_flip(batch: Tensor, flip: Tensor) -> Tensor:
 
 
 def _mirrored(batch: Tensor, flip: Tensor, axis: int) -> Tensor:
-    if batch.is_cuda:  # without asking the device which ones
+    if batch.is_cuda:  # without synchronising
         return torch.where(flip[:, None, None, None], batch.flip(axis), batch)
     for i in flip.nonzero().flatten().tolist():
         batch[i] = batch[i].flip(axis - 1)
@@ -206,7 +206,7 @@ def hue(batch: Tensor, shifts: Tensor) -> Tensor:
 
 def grayscale(batch: Tensor, chosen: Tensor) -> Tensor:
     """Convert to grey the images for which `chosen`, (B,) bool, is true."""
-    if batch.is_cuda:  # without asking the device which ones
+    if batch.is_cuda:  # without synchronising
         return torch.where(per_image(chosen), grey(batch), batch, out=batch)
     for i in chosen.nonzero().flatten().tolist():
         batch[i] = grey(batch[i : i + 1])[0]
@@ -303,7 +303,7 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Mix:
-    """How one batch is mixed."""
+    """Mixup or CutMix of one batch."""
 
     weight: float
     """Weight of an image's own label, 0..1; the shifted image has the rest."""
