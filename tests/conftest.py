@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import io
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -27,6 +28,9 @@ from hpo.storage.database import (
 from tests.harness.databases import KINDS, Databases
 from tests.harness.mariadb import mariadb
 from tests.harness.servers import postgres, s3, s3_server
+
+if TYPE_CHECKING:
+    from hpo.trained.run import Run
 
 __all__ = ["mariadb", "postgres", "s3", "s3_server"]
 
@@ -129,6 +133,24 @@ def database(url: str, databases: Databases) -> Iterator[Database]:
     found = connect(url)
     yield found
     found.dispose()
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of two seeds that names most of its test images right; tests only read it."""
+    from tests.harness.trained import pictures, tiny_config, train_run
+
+    folder = tmp_path_factory.mktemp("trained")
+    config = tiny_config(pictures(folder), {"epochs": 12, "model.cnn.filters": [8, 16]})
+    return train_run(config, folder / "run", Home(folder), seeds=2)
+
+
+@pytest.fixture
+def run_copy(trained_run: Run, tmp_path: Path) -> Run:
+    """A copy of `trained_run` that a test may change."""
+    from hpo.trained.run import load_run
+
+    return load_run(shutil.copytree(trained_run.path, tmp_path / "run"))
 
 
 NETS = """

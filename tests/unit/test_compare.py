@@ -17,6 +17,7 @@ from hpo.paths import Home
 from hpo.reports.compare import compare, comparison_report, figures_of
 from hpo.search.status import read_status
 from hpo.storage.database import Database
+from hpo.trained.run import Run, load_run
 from hpo.training.models import build
 from tests.harness.fakes import study_file
 from tests.harness.filled import Trial, fill
@@ -135,18 +136,16 @@ def test_runs_before_and_after_tuning(database: Database, home: Home, tmp_path: 
     assert legend == ["before", "after"]
 
 
-def test_only_the_most_frequent_classes_are_compared(tmp_path: Path, home: Home) -> None:
+def test_only_the_most_frequent_classes_are_compared(run_copy: Run) -> None:
     from hpo.reports import compare as comparing
-    from hpo.trained.run import load_run
 
-    train_run(tiny_config(pictures(tmp_path)), tmp_path / "run", home)
-    path = tmp_path / "run" / "seed-0" / "metrics.json"
+    path = run_copy.seeds[0].files.metrics
     metrics = json.loads(path.read_text())
     metrics["test"]["per_class"] = {
         f"c{i}": {"precision": 1.0, "recall": 1.0, "f1": i / 30, "support": i} for i in range(30)
     }
     path.write_text(json.dumps(metrics))
-    found = comparing._f1_by_class(load_run(tmp_path / "run"), "test")
+    found = comparing._f1_by_class(load_run(path.parent), "test")
     assert list(found) == [f"c{i}" for i in range(29, 9, -1)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from hpo.search import study as studies
 from hpo.search import sync
 from hpo.search.study import Study
 from hpo.storage.database import Database
+from hpo.trained.run import Run
 from hpo.training.train import (
     EpochResult,
     TrainingData,
@@ -39,7 +41,7 @@ from hpo.training.train import (
 from tests.harness.commands import calls
 from tests.harness.fakes import study_file
 from tests.harness.searches import TINY, search
-from tests.harness.trained import SPLITS, pictures, tiny_config, train_run
+from tests.harness.trained import pictures, tiny_config, train_run
 
 
 def flip(path: Path, at: float = 0.5) -> None:
@@ -166,9 +168,10 @@ def test_the_command_says_it(
     assert hpo("storage", "check", "--files")[0] == 0
 
 
-def test_trained_runs_are_read_too(database: Database, home: Home, study: Study) -> None:
-    out = home.trained("best")
-    train_run(tiny_config(pictures(home.root.parent, SPLITS)), out, home, seeds=1)
+def test_trained_runs_are_read_too(
+    database: Database, home: Home, study: Study, trained_run: Run
+) -> None:
+    out = shutil.copytree(trained_run.path, home.trained("best"))
     assert spoiled(database, home) == []
     flip(out / "seed-0" / "test.npz")
     (found,) = spoiled(database, home)

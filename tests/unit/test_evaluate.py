@@ -45,17 +45,15 @@ from tests.harness.images import make_folder
 from tests.harness.trained import pictures, tiny_config, train_run
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pictures(tmp_path_factory.mktemp("data"))
+@pytest.fixture
+def run(trained_run: Run) -> Run:
+    return trained_run
 
 
-@pytest.fixture(scope="module")
-def run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Two seeds, trained long enough to name most test pictures right."""
-    folder = tmp_path_factory.mktemp("runs")
-    config = tiny_config(root, {"epochs": 12, "model.cnn.filters": [8, 16]})
-    return train_run(config, folder / "run", Home(folder), seeds=2)
+@pytest.fixture
+def root(run: Run) -> Path:
+    """The images of `run`."""
+    return Path(str(run.config.data.root))
 
 
 def first_of(root: Path, label: str) -> list[Path]:
@@ -473,25 +471,23 @@ def test_duplicates_in_the_test_split_are_told_everywhere(tmp_path: Path, home: 
 
 
 def test_a_run_of_an_earlier_version_does_not_know(
-    run: Run, root: Path, tmp_path: Path, home: Home
+    run: Run, run_copy: Run, root: Path, home: Home
 ) -> None:
-    shutil.copytree(run.path, tmp_path / "old")
-    old = load_run(tmp_path / "old")
+    old = run_copy
     old.files.trained_on.unlink()
     found = evaluate_run(old, data=root / "train", home=home, device="cpu")
     assert found.trained_on is None
     assert "unknown" in (found.overlap or "")
     assert predict(old, first_of(root, "class0"), device="cpu")[0].trained_on is None
-    again = train_run(run.config, tmp_path / "old", home, seeds=2)  # finished: nothing is trained
+    again = train_run(run.config, old.path, home, seeds=2)  # finished: nothing is trained
     assert again.files.trained_on.read_bytes() == run.files.trained_on.read_bytes()
 
 
-def test_damaged_digests_are_no_answer(run: Run, root: Path, tmp_path: Path, home: Home) -> None:
-    shutil.copytree(run.path, tmp_path / "bad")
-    file = tmp_path / "bad" / "trained-on.bin"
+def test_damaged_digests_are_no_answer(run_copy: Run, home: Home) -> None:
+    file = run_copy.files.trained_on
     data = bytearray(file.read_bytes())
     data[40] ^= 1
     for broken in (bytes(data), bytes(data[:-5]), b""):
         file.write_bytes(broken)
         with pytest.raises(InputError, match=r"trained-on\.bin: damaged"):
-            evaluate_run(load_run(tmp_path / "bad"), home=home, device="cpu")
+            evaluate_run(run_copy, home=home, device="cpu")

@@ -58,7 +58,7 @@ from hpo.storage import records
 from hpo.storage.database import Database
 from hpo.storage.leases import Lease
 from hpo.trained.inference import predict
-from hpo.trained.run import load_run
+from hpo.trained.run import Run, load_run
 from hpo.training.checkpoint import Checkpoint
 from hpo.training.pretrained import read_file
 from tests.harness.fakes import study_file
@@ -144,12 +144,11 @@ def test_a_pickle_does_harm_where_it_is_unpickled(tmp_path: Path, mark: Path) ->
     assert mark.is_dir()
 
 
-def test_weights_of_a_trained_run(tmp_path: Path, home: Home, mark: Path) -> None:
-    run = train_run(tiny_config(pictures(tmp_path)), tmp_path / "run", home, seeds=1)
-    image = next((tmp_path / "pictures" / "test").rglob("*.png"))
-    plain_pickle(run.seeds[0].files.weights, mark)
+def test_weights_of_a_trained_run(run_copy: Run, mark: Path) -> None:
+    image = next(Path(str(run_copy.config.data.root)).rglob("*.png"))
+    plain_pickle(run_copy.seeds[0].files.weights, mark)
     with pytest.raises(DataError, match=r"weights\.safetensors: cannot be read"):
-        predict(load_run(run.path), [image], device="cpu")
+        predict(load_run(run_copy.path), [image], device="cpu")
     assert not mark.exists()
 
 
@@ -179,7 +178,7 @@ MANY = r"12000 x 9000 pixels, data\.max_pixels allows 50000000|too large"
 
 
 @pytest.mark.parametrize("kind", BOMBS)
-def test_a_picture_that_grows(tmp_path: Path, home: Home, kind: str) -> None:
+def test_a_picture_that_grows(tmp_path: Path, home: Home, kind: str, trained_run: Run) -> None:
     root = make_folder(tmp_path / "photos", count=6)
     content = BOMBS[kind]()
     assert len(content) < 250_000
@@ -190,8 +189,7 @@ def test_a_picture_that_grows(tmp_path: Path, home: Home, kind: str) -> None:
     assert "class0/bomb.png" in str(caught.value)
     without = open_data(config.model_copy(update={"skip_unreadable": True}), home.cache)
     assert [name.split(" ")[0] for name in without.unreadable] in (["class0/bomb.png"], [])
-    run = train_run(tiny_config(pictures(tmp_path)), tmp_path / "run", home, seeds=1)
-    (found,) = predict(run, [root / "class0" / "bomb.png"], device="cpu")
+    (found,) = predict(trained_run, [root / "class0" / "bomb.png"], device="cpu")
     assert re.search(MANY, found.error or "")
 
 
@@ -430,11 +428,6 @@ def test_a_row_leads_to_no_file_outside(
 # Runs and modules
 
 
-@pytest.fixture
-def run_folder(tmp_path: Path, home: Home) -> Path:
-    return train_run(tiny_config(pictures(tmp_path)), tmp_path / "run", home, seeds=1).path
-
-
 TAMPERED = {
     "run.json": ["{", "[]", "{}", '"x"', "[" * 100_000, '{"classes": 3}', "\x00", b"\xe9"],
     "seed-0/metrics.json": ["", "[]", "{}", '{"test": 3, "val": null}', "[" * 100_000],
@@ -443,7 +436,8 @@ TAMPERED = {
 
 
 @pytest.mark.parametrize("name", TAMPERED)
-def test_a_run_that_somebody_edited(run_folder: Path, name: str) -> None:
+def test_a_run_that_somebody_edited(run_copy: Run, name: str) -> None:
+    run_folder = run_copy.path
     original = (run_folder / name).read_bytes()
     for content in TAMPERED[name]:
         data = content if isinstance(content, bytes) else content.encode()
@@ -463,7 +457,7 @@ def test_a_run_that_somebody_edited(run_folder: Path, name: str) -> None:
     ],
 )
 def test_a_module_from_elsewhere_is_never_imported(
-    run_folder: Path, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    run_copy: Run, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the packages themselves lie under the working directory, as in .venv."""
     monkeypatch.chdir(Path(sys.prefix).parent)
@@ -471,13 +465,13 @@ def test_a_module_from_elsewhere_is_never_imported(
     with pytest.raises(ImportError, match=r"there is no .*\.py, and no folder"):
         user_code.find(name)
     assert set(sys.modules) - before == set()
-    config = run_folder / "config.toml"
+    config = run_copy.files.config
     old = 'architecture = "small_cnn"'
     assert old in config.read_text()
     config.write_text(config.read_text().replace(old, f'architecture = "{name}"'))
-    image = next((tmp_path / "pictures" / "test").rglob("*.png"))
+    image = next(Path(str(run_copy.config.data.root)).rglob("*.png"))
     with pytest.raises(ConfigError, match="looked for in the working directory"):
-        predict(load_run(run_folder), [image], device="cpu")
+        predict(load_run(run_copy.path), [image], device="cpu")
 
 
 def test_a_data_set_from_elsewhere_is_never_imported(tmp_path: Path, home: Home) -> None:
