@@ -1,1 +1,1 @@
-"""What is asked for: TOML in, validated plain data out, before anything runs; nothing heavy."""
+"""Configuration: TOML in, validated plain data out, before anything runs; nothing heavy."""

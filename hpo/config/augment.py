@@ -7,13 +7,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from hpo.config.base import (
-    Part,
+    ConfigModel,
     Ratio,
+    as_tuple,
     fail,
-    listed,
 )
 
-Range = Annotated[tuple[float, float], BeforeValidator(listed)]
+Range = Annotated[tuple[float, float], BeforeValidator(as_tuple)]
 Jitter = Annotated[float, Field(ge=0, le=1)]
 
 _FLIP = {"horizontal_flip": 0.5}
@@ -46,7 +46,7 @@ _MULTIPLIED = (
 _LEAST_AREA, _LEAST_SCALE = 0.01, 0.1
 
 
-class AugmentConfig(Part):
+class AugmentConfig(ConfigModel):
     """Random changes of training images; all off by default.
 
     They happen in this order: crop, flips, policy, one resampling (rotation, affine, perspective),
@@ -116,7 +116,7 @@ class AugmentConfig(Part):
     @model_validator(mode="before")
     @classmethod
     def _expanded(cls, data: Any) -> Any:
-        """The preset's fields beneath those given; of the two crops, the one given."""
+        """Add the preset's fields that are not given; of the two crops, keep the one given."""
         preset = PRESETS.get(str(data.get("preset"))) if isinstance(data, dict) else None
         if preset is None:
             return data
@@ -140,7 +140,7 @@ class AugmentConfig(Part):
         return self
 
     def scaled(self) -> AugmentConfig:
-        """The same with `strength` worked into the fields, and 1."""
+        """Return the same with `strength` 1, its effect worked into the fields."""
         if self.strength == 1:
             return self
         if self.strength == 0:
@@ -167,7 +167,7 @@ class AugmentConfig(Part):
         return 30 if self.policy == "trivialaugment" else 9
 
     def _times(self, name: str) -> float:
-        """A field times `strength`, at most the largest value that it may have."""
+        """Return a field times `strength`, at most the largest value that it may have."""
         bounds = type(self).model_fields[name].metadata
         largest = next(bound.le for bound in bounds if hasattr(bound, "le"))
         return float(min(getattr(self, name) * self.strength, largest))
@@ -175,7 +175,7 @@ class AugmentConfig(Part):
     def _stretched(
         self, range_: tuple[float, float] | None, least: float, most: float
     ) -> tuple[float, float] | None:
-        """Both ends `strength` times as far from 1, within `least`, unless given, and `most`."""
+        """Return both ends `strength` times as far from 1, within `least` and `most`."""
         if range_ is None:
             return None
         least = min(least, range_[0])

@@ -1,11 +1,14 @@
-"""Fields by dotted path: the base of every validated part, and words for what is wrong in one."""
+"""Base of all configuration models: dotted paths, and pydantic's errors as ConfigError."""
 
 from __future__ import annotations
 
 import copy
+import json
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any, get_args, get_origin
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import UnionType
+from typing import Annotated, Any, Literal, NoReturn, Self, TypeGuard, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -13,10 +16,10 @@ from pydantic import (
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
     ValidationError,
-    ValidatorFunctionWrapHandler,
 )
-from pydantic_core import core_schema
+from pydantic_core import PydanticCustomError, core_schema
 
 from hpo.errors import (
     ConfigError,
@@ -24,29 +27,57 @@ from hpo.errors import (
 )
 
 
-def listed(value: Any) -> Any:
-    """TOML has lists only; frozen parts hold tuples."""
+def as_tuple(value: Any) -> Any:
+    """Return a list as a tuple: TOML has lists only, frozen models hold tuples."""
     return tuple(value) if isinstance(value, list) else value
 
 
 Ratio = Annotated[float, Field(ge=0, le=1)]
-Rates = Annotated[tuple[Annotated[float, Field(ge=0)], ...], BeforeValidator(listed)]
-Sizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(listed)]
+Rates = Annotated[tuple[Annotated[float, Field(ge=0)], ...], BeforeValidator(as_tuple)]
+Sizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(as_tuple)]
 
 OWN = {"type": "string", "pattern": r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"}
-"""JSON Schema of `module:function`, the name of something of the user's own."""
+"""JSON Schema of `module:function`, the name of a function of the user's."""
 
 
 def is_own(name: str) -> bool:
-    """Whether `name` has the form `module:function`."""
+    """Return whether `name` has the form `module:function`."""
     return re.fullmatch(OWN["pattern"], name) is not None
 
 
+@dataclass(frozen=True)
+class NameOrOwn:
+    """Annotation of a text: one of `names`, or `module:function` of the user's own."""
+
+    what: str
+    names: Sequence[str]
+
+    def _check(self, value: Any) -> Any:
+        if not isinstance(value, str) or value in self.names or is_own(value):
+            return value
+        own, hint = "your own is named module:function", nearest(value, self.names)
+        raise ValueError(
+            f"unknown {self.what}" + (f"; {own}" if ":" in value else f" ({own}); {hint}")
+        )
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        """Check the name before the type."""
+        return core_schema.no_info_before_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Return both forms."""
+        return {"anyOf": [{"enum": list(self.names)}, OWN]}
+
+
 NONE = "none"
-"""How None is written: TOML has no null."""
+"""None in TOML, which has no null."""
 
 
-class Part(BaseModel):
+class ConfigModel(BaseModel):
     """A frozen table of fields; unknown keys and values of a wrong type are refused. A field that
     may be None takes "none" for it."""
 
@@ -58,7 +89,7 @@ class Part(BaseModel):
     def __get_pydantic_core_schema__(
         cls, source: Any, handler: GetCoreSchemaHandler
     ) -> core_schema.CoreSchema:
-        """Around the whole part: its own rules see None, whichever way it was written."""
+        """Wrap the whole model: its own validators see None, whichever way it was written."""
         return core_schema.no_info_before_validator_function(cls._with_none, handler(source))
 
     @classmethod
@@ -70,14 +101,21 @@ class Part(BaseModel):
             for name, value in data.items()
         }
 
+    @classmethod
+    def parse(cls, data: Mapping[str, Any], *, where: str = "", prefix: str = "") -> Self:
+        """Validate nested `data`.
 
-def or_none(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
-    """Take None beside what `handler` takes."""
-    return None if value is None else handler(value)
+        Raises ConfigError naming `where` (the file), each wrong field by its dotted path behind
+        `prefix`, its value and what is allowed.
+        """
+        try:
+            return cls.model_validate(dict(data))
+        except ValidationError as error:
+            raise explain(error, cls, where=where, prefix=prefix) from None
 
 
 def may_be_none(model: type[BaseModel], name: str) -> bool:
-    """Whether `model` has a field `name` that takes None, and for which "none" is no text."""
+    """Return whether the field `name` takes None, and "none" is none of its own values."""
     field = model.model_fields.get(name)
     if field is None or field.is_required():
         return False
@@ -85,134 +123,188 @@ def may_be_none(model: type[BaseModel], name: str) -> bool:
     return NONE not in kinds and (field.default is None or type(None) in kinds)
 
 
-def fail(key: str, value: Any, allowed: str) -> None:
-    """Raise from a validator of several fields, naming the one at fault (see `explain`)."""
-    raise ValueError(f"\0{key}\0{_shown(value)}: {allowed}")
+# Errors
 
 
-def _shown(value: Any) -> str:
-    text = str(value).lower() if isinstance(value, bool) else repr(value)
-    text = repr(list(value)) if isinstance(value, tuple) else text
+def toml_repr(value: Any) -> str:
+    """Return `value` as TOML writes it, at most 80 characters: of a longer one both ends, since
+    either may tell it from another."""
+    if value is None or isinstance(value, float):  # also inf and nan
+        return NONE if value is None else repr(value)
+    text = json.dumps(value, default=str, ensure_ascii=False, skipkeys=True)
+    text = text if text.isprintable() else json.dumps(value, default=str, skipkeys=True)
     return text if len(text) <= 80 else f"{text[:37]}...{text[-40:]}"
+
+
+RULE = "rule"
+"""Type of an error of several fields that do not go together."""
+
+
+def fail(key: str, value: Any, allowed: str) -> NoReturn:
+    """Raise from a validator that compares fields: `key` is the dotted path, below the model, of
+    the field at fault."""
+    message = f"{toml_repr(value)}: {allowed}"
+    raise PydanticCustomError(RULE, "{message}", {"key": key, "message": message})
 
 
 def explain(
     error: ValidationError, model: type[BaseModel], *, where: str = "", prefix: str = ""
 ) -> ConfigError:
-    """One ConfigError for all that pydantic found, a line each: key, value, what is allowed."""
-    found = [complaint(item, model, prefix) for item in error.errors(include_url=False)]
-    if len(found) == 1:
-        return found[0].at(where)
-    lines = "".join(f"\n  {one}" for one in found)
-    return ConfigError(f"{len(found)} fields are wrong:{lines}", where=where)
+    """Return one ConfigError for all that pydantic found, a line each: key, value, what is
+    allowed."""
+    return combined([complaint(item, model, prefix) for item in error.errors()]).at(where)
+
+
+def combined(errors: Sequence[ConfigError]) -> ConfigError:
+    """Return one error that says all of `errors`, which are not empty."""
+    if len(errors) == 1:
+        return errors[0]
+    lines = "".join(f"\n  {one}" for one in errors)
+    return ConfigError(f"{len(errors)} fields are wrong:{lines}")
 
 
 def complaint(item: Any, model: type[BaseModel], prefix: str = "") -> ConfigError:
-    """What pydantic says about one field, in our words: key, value, what is allowed."""
-    path = [str(part) for part in item["loc"]]
-    message = str(item["msg"]).removeprefix("Value error, ")
-    if message.startswith("\0"):
-        key, message = message[1:].split("\0")
-        path += key.split(".")
-    elif item["type"] == "extra_forbidden":
-        fields = model_at(model, path[:-1])
-        message = f"unknown key; {nearest(path[-1], fields.model_fields if fields else ())}"
-    elif item["type"] == "literal_error":
-        expected = item["ctx"]["expected"].replace(" or ", ", ").split(", ")
-        allowed = [part.strip("'") for part in expected]
-        message = f"{_shown(item['input'])}: {nearest(item['input'], allowed)}"
-    elif item["type"] == "missing" and path[-1].isdigit():
-        path = path[:-1]  # the list is too short
-        message = f"{_shown(item['input'])}: allowed: {_kind_at(model, path)}"
-    elif kind := _kind_at(model, path) if item["type"] in _WRONG_KIND else "":
-        least = item.get("ctx", {}).get("min_length") if item["type"] == "too_short" else None
-        of = f" with {least} or more of them" if least and "array of" in kind else ""
-        message = f"{_shown(item['input'])}: allowed: {kind}{of}"
-    elif item["type"] == "missing":
-        message = "missing"
-    else:
-        message = f"{_shown(item['input'])}: {message[0].lower()}{message[1:]}"
+    """Return what pydantic's error `item` says of one field: key, value, what is allowed."""
+    path, owner, kind = _locate(model, item["loc"])
+    context, value = item.get("ctx", {}), toml_repr(item["input"])
+    match item["type"]:
+        case "rule":
+            path += [part for part in context["key"].split(".") if part]
+            message = context["message"]
+        case "value_error":
+            message = f"{value}: {context['error']}"
+        case "extra_forbidden":
+            message = f"unknown key; {nearest(path[-1], owner.model_fields if owner else ())}"
+        case "literal_error":
+            message = f"{value}: {nearest(item['input'], _quoted(context['expected']))}"
+        case "union_tag_invalid":
+            name, names = context["tag"], _quoted(context["expected_tags"])
+            message = f"{toml_repr(name)}: {nearest(name, names)}"
+        case "union_tag_not_found":
+            path += ["name"]
+            message = f"missing; {nearest('', members(kind))}"
+        case "missing" if isinstance(item["loc"][-1], int):  # the list is too short
+            path.pop()
+            message = f"{value}: allowed: {_allowed(model, item['loc'][:-1])}"
+        case "missing":
+            message = "missing"
+        case "too_short" if words := _allowed(model, item["loc"]):
+            message = f"{value}: allowed: {words} with {context['min_length']} or more of them"
+        case name if name in _WRONG_KIND and (words := _allowed(model, item["loc"])):
+            message = f"{value}: allowed: {words}"
+        case _:
+            message = f"{value}: {item['msg'][0].lower()}{item['msg'][1:]}"
     return ConfigError(message, key=prefix + ".".join(path))
+
+
+def _quoted(text: str) -> list[str]:
+    """Return the words in quotes of pydantic's lists of expected values."""
+    return re.findall(r"'([^']*)'", text)
 
 
 _WRONG_KIND = {
     *("tuple_type", "list_type", "dict_type", "model_type", "model_attributes_type"),
-    *("bool_type", "int_type", "int_from_float", "float_type", "string_type"),
-    *("too_short", "too_long"),
+    *("bool_type", "int_type", "int_from_float", "float_type", "string_type", "too_long"),
 }
-"""What pydantic calls a value of another kind than the field's; we say it in TOML's words."""
-_KINDS: dict[Any, str] = {
+"""Pydantic's errors about a value of another type than the field's; we say it in TOML's words."""
+_WORDS: dict[Any, str] = {
     bool: "true or false",
     int: "a whole number",
     float: "a number",
     str: "a text",
+    Literal: "a text",
     dict: "a table",
+    Any: "a value",
 }
 
 
-def _kind_at(model: type[BaseModel], path: list[str]) -> str:
-    """What a value at `path` is in TOML; empty where we have no word for it."""
-    names = list(path)
-    while len(names) > 1 and names[-1].isdigit():
-        names.pop()
-    part = model_at(model, names[:-1])
-    field = part.model_fields.get(names[-1]) if part else None
-    if part is None or field is None:
-        return ""
-    kind = _bare(field.annotation)
-    for _ in path[len(names) :]:
-        kind = _bare(get_args(kind)[0]) if get_origin(kind) is tuple else None
-    optional = names == path and may_be_none(part, names[-1])
-    return _kind(kind) + (f' or "{NONE}"' if optional else "")
+def _allowed(model: type[BaseModel], loc: Sequence[int | str]) -> str:
+    """Return the type of the field at `loc` in TOML's words; empty if there are none."""
+    path, owner, kind = _locate(model, loc)
+    optional = owner is not None and may_be_none(owner, path[-1])
+    words = _in_words(kind)
+    return words and words + (f' or "{NONE}"' if optional else "")
+
+
+def _in_words(kind: Any) -> str:
+    if get_origin(kind) is tuple:
+        first, *more = get_args(kind)
+        word = "boolean" if first is bool else _in_words(_bare(first)).removeprefix("a ")
+        many = f"{word}s"
+        return f"an array of {many}" if more == [...] else f"an array of {1 + len(more)} {many}"
+    if names := members(kind):
+        return f'a name, or a table {{name = "{next(iter(names))}"}}'
+    return "a table" if is_model(kind) else _WORDS.get(get_origin(kind) or kind, "")
+
+
+# Types of fields
+
+
+def is_model(kind: Any) -> TypeGuard[type[BaseModel]]:
+    """Return whether `kind` is a table of fields."""
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def members(union: Any) -> dict[str, type[BaseModel]]:
+    """Return the models of a union by their names, which their field `name` has as its default;
+    empty for other types."""
+    kinds = get_args(union) if get_origin(union) in (Union, UnionType) else ()
+    return {kind.model_fields["name"].default: kind for kind in kinds if is_model(kind)}
+
+
+def field_type(model: type[BaseModel], name: str) -> Any:
+    """Return the type of the field `name`, its None left out; None for an unknown name."""
+    field = model.model_fields.get(name)
+    return _bare(field.annotation) if field else None
+
+
+def type_at(model: type[BaseModel], path: str) -> Any:
+    """Return the type of a field, or of an item of a list, by its dotted path; None: unknown."""
+    return _locate(model, [int(one) if one.isdigit() else one for one in path.split(".")])[2]
 
 
 def _bare(kind: Any) -> Any:
-    """`kind` without what is annotated to it, and without None."""
+    """Return `kind` without what is annotated to it, and without None."""
     if get_origin(kind) is Annotated:
         return _bare(get_args(kind)[0])
     others = [one for one in get_args(kind) if one is not type(None)]
     return _bare(others[0]) if type(None) in get_args(kind) and len(others) == 1 else kind
 
 
-def _kind(kind: Any) -> str:
-    kind = _bare(kind)
-    if get_origin(kind) is tuple:
-        first, *more = get_args(kind)
-        many = _kind(first).removeprefix("a ") + "s"
-        return f"an array of {many}" if more == [...] else f"an array of {1 + len(more)} {many}"
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        return "a table"
-    return _KINDS.get(get_origin(kind) or kind, "")
-
-
-def model_at(model: type[BaseModel], path: list[str]) -> type[BaseModel] | None:
-    """The part that stands at `path`, also where it may be None, and that of a list's items; None
-    where there is none."""
-    for name in path:
-        if name.isdigit():
+def _locate(
+    model: type[BaseModel], loc: Sequence[int | str]
+) -> tuple[list[str], type[BaseModel] | None, Any]:
+    """Follow pydantic's `loc`: return the dotted path, the model that has the last field, and the
+    type of what is there, each None if unknown. The name of a union's member is not in the path."""
+    path: list[str] = []
+    owner: type[BaseModel] | None = None
+    kind: Any = model
+    for step in loc:
+        if union := members(kind):
+            kind = union.get(str(step))
             continue
-        field = model.model_fields.get(name)
-        kinds = [field.annotation, *get_args(field.annotation)] if field else []
-        parts = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
-        if not parts:
-            return None
-        model = parts[0]
-    return model
+        path.append(str(step))
+        owner = kind if is_model(kind) else None
+        if owner:
+            kind = field_type(owner, str(step))
+        elif get_origin(kind) is tuple and isinstance(step, int):
+            kind = _bare(get_args(kind)[0])
+        else:
+            kind = _bare(get_args(kind)[1]) if get_origin(kind) is dict else None
+    return path, owner, kind
+
+
+# Dotted paths
 
 
 def list_of(path: str) -> str:
-    """The list in which `path` names an item or a field of one; `path` itself where it has no
+    """Return the list in which `path` names an item or a field of one, `path` itself without a
     number: `phases` of `phases.1.lr`, `model.head.hidden` of `model.head.hidden.0`."""
     return re.split(r"\.\d+(?:\.|$)", path)[0]
 
 
-def has_items(model: type[BaseModel], name: str) -> bool:
-    """Whether the field `name` is a list."""
-    return get_origin(model.model_fields[name].annotation) is tuple
-
-
 def with_values(data: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of nested `data` with `values` set by dotted path; list items by index from 0.
+    """Return a copy of nested `data` with `values` set by dotted path; list items by index from 0.
 
     Raises ConfigError where a path runs through a single value or past the end of a list.
     """
@@ -228,7 +320,7 @@ def with_values(data: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str,
         elif isinstance(node, dict):
             node[last] = value
         else:
-            raise ConfigError(f"{_shown(node)} has no fields", key=path)
+            raise ConfigError(f"{toml_repr(node)} has no fields", key=path)
     return result
 
 
@@ -240,12 +332,12 @@ def _step(node: Any, name: str, path: str) -> Any:
             )
         return node[int(name)]
     if not isinstance(node, dict):
-        raise ConfigError(f"{_shown(node)} has no field {name!r}", key=path)
+        raise ConfigError(f"{toml_repr(node)} has no field {name!r}", key=path)
     return node.setdefault(name, {})
 
 
 def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested plain data as {dotted path: value}; `trainable_blocks` tables stay whole."""
+    """Return nested plain data as {dotted path: value}; `trainable_blocks` tables stay whole."""
     flat: dict[str, Any] = {}
     for name, value in data.items():
         if isinstance(value, Mapping) and name != "trainable_blocks":

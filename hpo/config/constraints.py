@@ -1,4 +1,4 @@
-"""Bounds on the costs of a trial: what [study] constraints may say, and what does not meet them.
+"""Constraints: bounds on the costs of a trial, as [study] gives them.
 
 As `{parameters = "<= 1e6"}`: an operator and a number, kept as they are written.
 """
@@ -16,7 +16,6 @@ from pydantic import BeforeValidator, WithJsonSchema
 
 from hpo.config.base import fail
 from hpo.config.metrics import COSTS
-from hpo.config.space import shown
 from hpo.errors import nearest
 
 OPERATORS = {"<=": operator.le, "<": operator.lt, ">=": operator.ge, ">": operator.gt}
@@ -34,14 +33,15 @@ class Constraint:
     bound: str
 
     def __str__(self) -> str:
+        """Return `parameters <= 1e6`."""
         return f"{self.name} {self.relation} {self.bound}"
 
     def is_met(self, value: float) -> bool:
+        """Return whether `value` is within the bound."""
         return bool(OPERATORS[self.relation](value, float(self.bound)))
 
     def nearest_missed(self, reasons: Iterable[str]) -> float | None:
-        """Of the values in `reasons`, as `unmet` gave them, the nearest to the bound; None where it
-        is in none of them."""
+        """Return the value in `reasons`, as `unmet` gave them, that is nearest to the bound."""
         pattern = rf"\b{self.name} ([-0-9.,e+]+|inf|nan) is not {re.escape(self._bound)}(?:;|$)"
         texts = [text for reason in reasons for text in re.findall(pattern, reason)]
         values = [float(text.replace(",", "")) for text in texts]
@@ -52,12 +52,12 @@ class Constraint:
         return f"{self.relation} {self.bound}"
 
     def complaint(self, value: float) -> str:
-        """`parameters 2,278,604 is not <= 1e6`."""
+        """Return `parameters 2,278,604 is not <= 1e6`."""
         return f"{self.name} {amount(value)} is not {self._bound}"
 
 
 def amount(value: float) -> str:
-    """A cost for people: 2,278,604 or 12.35."""
+    """Return a cost for people: 2,278,604 or 12.35."""
     whole = math.isfinite(value) and value == int(value)
     return f"{int(value):,}" if whole else f"{value:.4g}" if value < 1000 else f"{value:,.1f}"
 
@@ -74,7 +74,7 @@ def _bound(name: str, text: Any) -> str:
         fail(name, text, f"a constraint is on a cost of a trial, no metric; {nearest(name, COSTS)}")
     match = re.fullmatch(BOUND, text) if isinstance(text, str) else None
     if match is None or not _is_number(match[2]):
-        raise ValueError(f"\0{name}\0{shown(text)}: {ALLOWED}")
+        fail(name, text, ALLOWED)
     return f"{match[1]} {match[2]}"
 
 
@@ -85,31 +85,26 @@ def _is_number(text: str) -> bool:
         return False  # 1__0
 
 
-Constraints = Annotated[
-    dict[str, str] | None,
-    BeforeValidator(_constraints),
+_Table = Annotated[
+    dict[str, str],
     WithJsonSchema(
         {
-            "anyOf": [
-                {
-                    "type": "object",
-                    "additionalProperties": False,
-                    "properties": {name: {"type": "string", "pattern": BOUND} for name in COSTS},
-                },
-                {"type": "null"},
-            ]
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {name: {"type": "string", "pattern": BOUND} for name in COSTS},
         }
     ),
 ]
+Constraints = Annotated[_Table | None, BeforeValidator(_constraints)]
 
 
 def parsed(constraints: Mapping[str, str] | None) -> tuple[Constraint, ...]:
-    """`constraints` of a StudyConfig, one by one."""
+    """Return `constraints` of a StudyConfig, one by one."""
     return tuple(Constraint(name, *text.split()) for name, text in (constraints or {}).items())
 
 
 def unmet(constraints: Iterable[Constraint], costs: Mapping[str, float]) -> str | None:
-    """Which of `constraints` the known `costs` do not meet, in words; None where they meet all."""
+    """Return, in words, which of `constraints` the known `costs` do not meet; None for none."""
     found = [
         one.complaint(costs[one.name])
         for one in constraints
@@ -119,8 +114,8 @@ def unmet(constraints: Iterable[Constraint], costs: Mapping[str, float]) -> str 
 
 
 def to_relax(constraints: Iterable[Constraint], reasons: Collection[str]) -> str:
-    """Those of `constraints` that stand in `reasons`, as `unmet` gave them, with the value that was
-    nearest: `parameters = "<= 1e6" (the nearest: 2,278,604)`."""
+    """Return those of `constraints` that `reasons`, as `unmet` gave them, name, with the value that
+    was nearest: `parameters = "<= 1e6" (the nearest: 2,278,604)`."""
     missed = {one: one.nearest_missed(reasons) for one in constraints}
     return ", ".join(
         f'{one.name} = "{one.relation} {one.bound}" (the nearest: {amount(value)})'

@@ -1,4 +1,4 @@
-"""The data set: its name or folder, how it is split, and the size at which images are kept."""
+"""Configuration of the data set: name or folder, split, and the size of images."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from hpo.config.base import (
-    OWN,
-    Part,
+    ConfigModel,
+    NameOrOwn,
     fail,
     is_own,
 )
-from hpo.errors import nearest
 
 TORCHVISION: dict[str, int | None] = {
     "cifar10": 32,
@@ -51,17 +50,6 @@ NATIVE = {"digits": 8} | {name: side for name, side in TORCHVISION.items() if si
 DEFAULT_ROOT = "data"
 """Where named data sets lie unless `data.root` says otherwise."""
 
-SCHEMA = {"anyOf": [{"enum": list(BUILT_IN)}, OWN]}
-
-
-def known_data(value: Any) -> Any:
-    """Refuse a name that is neither built in nor of the form `module:function`."""
-    if isinstance(value, str) and value not in BUILT_IN and not is_own(value):
-        own = "your own is named module:function"
-        raise ValueError(f"unknown data set; {own if ':' in value else nearest(value, BUILT_IN)}")
-    return value
-
-
 REGEX = "regex:"
 GROUPING = {"type": "string", "anyOf": [{"enum": ["folder"]}, {"pattern": f"^{REGEX}."}]}
 
@@ -92,10 +80,10 @@ Background = Annotated[
 ]
 
 
-class DataConfig(Part):
+class DataConfig(ConfigModel):
     """Where the images come from, how they are split, and the size at which they are kept."""
 
-    dataset: Annotated[str, BeforeValidator(known_data), WithJsonSchema(SCHEMA)] = "digits"
+    dataset: Annotated[str, NameOrOwn("data set", BUILT_IN)] = "digits"
     """digits: scikit-learn's 1,797 scans of handwritten digits, 8 x 8 pixels. folder: images by
     class under `root`, either train/ [val/] [test/] or one folder per class. csv: the images that
     the file `labels` lists, with their classes. cifar10, mnist, ...: torchvision's data set of that
@@ -158,7 +146,7 @@ class DataConfig(Part):
     """Use a seeded, stratified part of this many training images (of each fold), for cheap
     searches."""
     skip_unreadable: bool = False
-    """Leave out files that cannot be read as images (counted and listed) instead of stopping."""
+    """Leave out files that cannot be read as images (counted and as_tuple) instead of stopping."""
     orientation: Literal["exif", "ignore"] = "exif"
     """exif: turn an image as its EXIF data say, as phones and cameras write them and viewers show
     it. ignore: as it is stored, as torchvision's ImageFolder does (a TIFF is turned all the

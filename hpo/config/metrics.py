@@ -51,18 +51,18 @@ _MEANT = {
 
 
 def own_function(metric: str) -> str | None:
-    """The `module:function` that `metric` (or another field) names; None for other names."""
+    """Return the `module:function` that `metric` (or another field) names, or None."""
     found = None if metric.startswith(RECALL) else re.fullmatch(_OWN, metric)
     return found[1] if found else None
 
 
 def recalled(metric: str) -> str | None:
-    """The class whose recall `metric` is; None for other metrics."""
+    """Return the class whose recall `metric` is; None for other metrics."""
     return metric.removeprefix(RECALL) if metric.startswith(RECALL) else None
 
 
 def direction(metric: str) -> Literal["minimize", "maximize"]:
-    """Losses and distances are minimized, and what ends with `:minimize`; the others are
+    """Return the direction of `metric`: losses, distances and `...:minimize` are minimized, others
     maximized."""
     if recalled(metric) is not None or metric.endswith(":maximize"):
         return "maximize"
@@ -71,7 +71,7 @@ def direction(metric: str) -> Literal["minimize", "maximize"]:
 
 
 def meant(metric: str, allowed: Iterable[str]) -> str:
-    """The end of a message about a metric that is none of `allowed`."""
+    """Return the end of a message about a metric that is none of `allowed`."""
     name = re.sub(r"[\s\-]+", "_", metric.strip().lower())
     part, _, rest = name.partition("_")
     if part in ("val", "valid", "validation", "test", "eval", "dev", "train"):
@@ -133,12 +133,11 @@ MOST_OBJECTIVES = 4
 
 
 def direction_of(objective: str) -> Literal["minimize", "maximize"]:
-    """Costs are minimized, metrics go their own way."""
+    """Return the direction of a metric or cost; costs are minimized."""
     return "minimize" if objective in COSTS else direction(objective)
 
 
 def worst(objective: str) -> float:
-    """The value that no trial has and all are better than: what Optuna is told of a trial that
-    diverged or is infeasible, so that its samplers learn from it and it is never the best, whatever
-    comes later."""
+    """Return the value that all trials are better than: what Optuna gets for a trial that diverged
+    or is infeasible, so that its samplers learn from it and it is never the best."""
     return math.inf if direction_of(objective) == "minimize" else -math.inf

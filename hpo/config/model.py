@@ -1,4 +1,4 @@
-"""The network: its architecture, its head, where its weights come from, what is trained."""
+"""Configuration of the network: architecture, head, weights, trainable blocks."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from hpo.config.base import (
-    OWN,
-    Part,
+    ConfigModel,
+    NameOrOwn,
     Ratio,
     Sizes,
+    as_tuple,
     fail,
-    is_own,
-    listed,
 )
-from hpo.errors import nearest
 
 # torchvision's classification models by name, kept here so that a study file is validated without
 # importing torch; a test holds the list against torchvision's own.
@@ -54,22 +52,22 @@ def _odd(value: Any) -> Any:
 
 
 Kernel = Annotated[int, BeforeValidator(_odd), Field(ge=1, le=31)]
-Flags = Annotated[tuple[bool, ...], BeforeValidator(listed)]
+Flags = Annotated[tuple[bool, ...], BeforeValidator(as_tuple)]
 
 
 def repeated(values: Sequence[_Item], count: int) -> tuple[_Item, ...]:
-    """`count` items of `values`, the last one repeated where there are fewer."""
+    """Return `count` items of `values`, the last one repeated if there are fewer."""
     return tuple(values[min(i, len(values) - 1)] for i in range(count))
 
 
-class CnnConfig(Part):
+class CnnConfig(ConfigModel):
     """The network `small_cnn`: per item of `filters` a convolution (padded, so that stride 1 keeps
     the image's size; with bias), maybe batch norm, ReLU, maybe a pool; then fully connected
     layers. The other lists speak of the same convolutions; shorter ones repeat their last item."""
 
     filters: Annotated[Sizes, Field(min_length=1)] = (32, 64, 128)
     """Filters of each convolution."""
-    kernels: Annotated[tuple[Kernel, ...], BeforeValidator(listed)] = (3,)
+    kernels: Annotated[tuple[Kernel, ...], BeforeValidator(as_tuple)] = (3,)
     """Side of each convolution's kernel in pixels: odd, 1 to 31."""
     strides: Sizes = (1,)
     """Stride of each convolution in pixels, 1 or more."""
@@ -108,15 +106,6 @@ class CnnConfig(Part):
                     f"with stride {strides[i]}: a connection around it needs as many, and stride 1",
                 )
         return self
-
-
-def _architecture(value: Any) -> Any:
-    if isinstance(value, str) and value not in ARCHITECTURES and not is_own(value):
-        hint = (
-            "your own is named module:function" if ":" in value else nearest(value, ARCHITECTURES)
-        )
-        raise ValueError(f"unknown architecture; {hint}")
-    return value
 
 
 _BLOCKS = "'all', 0 or more (the last k blocks), {first = k}, or {start = i, stop = j}"
@@ -182,15 +171,15 @@ Options = Annotated[dict[str, Option], BeforeValidator(_options)]
 Activation = Literal["relu", "leaky_relu"]
 
 
-class HeadConfig(Part):
+class HeadConfig(ConfigModel):
     """A classifier of one's own: per hidden layer linear, batch norm, activation, dropout; then a
     linear layer to the classes. Lists shorter than `hidden` repeat their last item."""
 
     hidden: Sizes = (128,)
     """Units of each hidden layer; empty: one linear layer."""
-    activations: Annotated[tuple[Activation, ...], BeforeValidator(listed)] = ("relu",)
+    activations: Annotated[tuple[Activation, ...], BeforeValidator(as_tuple)] = ("relu",)
     """relu or leaky_relu (slope 0.01), per hidden layer."""
-    dropout: Annotated[tuple[Ratio, ...], BeforeValidator(listed)] = (0.0,)
+    dropout: Annotated[tuple[Ratio, ...], BeforeValidator(as_tuple)] = (0.0,)
     """Dropout after each hidden layer, 0 to 1."""
     batch_norm: bool = False
     """Batch norm between each hidden linear layer and its activation."""
@@ -204,14 +193,10 @@ class HeadConfig(Part):
         return self
 
 
-class ModelConfig(Part):
+class ModelConfig(ConfigModel):
     """The network, where its weights come from, and which part of it is trained."""
 
-    architecture: Annotated[
-        str,
-        BeforeValidator(_architecture),
-        WithJsonSchema({"anyOf": [{"enum": list(ARCHITECTURES)}, OWN]}),
-    ] = "small_cnn"
+    architecture: Annotated[str, NameOrOwn("architecture", ARCHITECTURES)] = "small_cnn"
     """small_cnn, the name of a torchvision classification model, or `module:function` of your own,
     found from the working directory: called with classes (int) and image_size (int, pixels), it
     returns the nn.Module that maps (B, 3, image_size, image_size) to (B, classes)."""

@@ -1,4 +1,4 @@
-"""What a study file allows although it cannot do what its author may expect: parameters without
+"""Remarks on a study file that is valid but may not do what its author expects: parameters without
 effect, samplers that draw at random, pruners that can never act."""
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from hpo.config.base import (
     NONE,
     flatten,
     list_of,
+    toml_repr,
 )
 from hpo.config.space import (
     Choice,
-    shown,
 )
 from hpo.config.strategies import (
     ASHA,
@@ -70,7 +70,7 @@ EFFECTIVE_WITH: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
 
 
 def remarks(file: StudyFile) -> list[str]:
-    """A line for each thing that a study of `file` does not do."""
+    """Return a line for each thing that a study of `file` does not do."""
     return [*_without_effect(file), *_drawn_at_random(file), *_never_pruning(file)]
 
 
@@ -78,7 +78,7 @@ def remarks(file: StudyFile) -> list[str]:
 
 
 def _without_effect(file: StudyFile) -> Iterator[str]:
-    """Searched parameters, and given fields, that change nothing in some trials or in all."""
+    """Yield searched parameters, and given fields, that change nothing in some trials or in all."""
     given = [one for one in flatten(file.train) if one in EFFECTIVE_WITH] if file.text else []
     for name in [*file.space, *given]:
         for parent, values in EFFECTIVE_WITH.get(list_of(name), {}).items():
@@ -96,7 +96,7 @@ def _effect(
         found = " or ".join(_plainly(one) for one in useless[:3])
         return f"{name} has no effect: it is used only with {parent} = {needs}, never with {found}"
     useful = [one for one in possible if _is_among(one, values)]
-    allowed = shown(useful[0] if len(useful) == 1 else useful)
+    allowed = toml_repr(useful[0] if len(useful) == 1 else useful)
     found = " or ".join(_plainly(one) for one in useless[:3])
     return (
         f"{name} has no effect in trials with {parent} = {found}; add to it: "
@@ -105,12 +105,12 @@ def _effect(
 
 
 def _possible(file: StudyFile, name: str, parent: str) -> list[Any]:
-    """Values that `parent` can have in a trial that has `name`."""
+    """Return the values that `parent` can have in a trial that has `name`."""
     if parent not in file.space:
         found = flatten(file.config(file.space.corners()[0]).to_dict())
         return [found.get(parent, NONE)]
     when = file.space[name].when if name in file.space else {}
-    return list(when.get(parent, file.space[parent].ends()))
+    return list(when.get(parent, file.space[parent].bounds()))
 
 
 def _is_among(value: Any, values: tuple[Any, ...]) -> bool:
@@ -118,7 +118,7 @@ def _is_among(value: Any, values: tuple[Any, ...]) -> bool:
 
 
 def _plainly(value: Any) -> str:
-    return value if isinstance(value, str) else shown(value)
+    return value if isinstance(value, str) else toml_repr(value)
 
 
 # Samplers that draw at random
@@ -150,12 +150,12 @@ MOST_OF_GP = 500
 
 
 def _independent(file: StudyFile, sampler: Strategy) -> dict[str, list[str]]:
-    """{reason: parameters that `sampler` does not model}: what Optuna draws independently."""
+    """Return {reason: parameters that `sampler` does not model but draws independently}."""
     if not isinstance(sampler, GP | CmaEs | QMC):
         return {}
     found: dict[str, list[str]] = {}
     for name, parameter in file.space.items():
-        if len(parameter.ends()) < 2:
+        if len(parameter.bounds()) < 2:
             continue
         if parameter.when:
             found.setdefault("not every trial has it", []).append(name)
@@ -176,7 +176,7 @@ def _never_pruning(file: StudyFile) -> Iterator[str]:
 
 
 def _obstacles(pruner: Strategy, epochs: int, trials: int) -> Iterator[tuple[str, Any, str]]:
-    """(option, its value, what it cannot reach) of options that are not at their default. The
+    """Yield (option, its value, what it cannot reach) of options that are not at their default. The
     pruner is never asked after a trial's last epoch."""
     short = f"no trial has more than {epochs} epoch{'s' * (epochs > 1)}"
     few = f"there are {trials} trials"

@@ -1,4 +1,4 @@
-"""Image retrieval: how neighbours are found among the features of a network, and its metrics."""
+"""Image retrieval: configuration of the nearest-neighbour search, and its metrics."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from hpo.config.base import Part
+from hpo.config.base import ConfigModel
 
 RETRIEVED = (
     "val_precision_at_5",
@@ -21,7 +21,7 @@ RETRIEVED = (
 5 (k) nearest training images, and by their vote accuracy and macro precision, recall and F1."""
 
 
-class RetrievalConfig(Part):
+class RetrievalConfig(ConfigModel):
     """task = "retrieval" only: how the nearest training images of a validation image are found.
 
     Compared are the network's pooled features before its classifier. A network with

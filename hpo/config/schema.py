@@ -1,53 +1,50 @@
-"""The JSON Schema of a study file (draft 7), for TOML editors and other programs.
+"""JSON Schema of a study file (draft 7), for TOML editors and other programs.
 
-It knows every field's type, range, default and meaning. Rules between fields, such as low <= high,
-are left to `hpo.config.study`.
+It is pydantic's, with what a study file adds: dotted names, "none", and searched fields. Rules
+between fields, such as low <= high, are left to `hpo.config.study`.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
-from hpo.config.base import (
-    NONE,
-    may_be_none,
-    model_at,
-)
-from hpo.config.space import FIXED_ONLY
-from hpo.config.strategies import (
-    PRUNERS,
-    SAMPLERS,
-    WRAPPED,
-    Strategy,
-    StudyConfig,
-)
-from hpo.config.train import (
-    OPTIONS,
-    TrainConfig,
-    field_paths,
-)
+from pydantic import BaseModel
+from pydantic.json_schema import GenerateJsonSchema
+from pydantic_core import core_schema
+
+from hpo.config.base import NONE
+from hpo.config.space import FIXED_ONLY, Choice, Float, Int
+from hpo.config.strategies import StudyConfig
+from hpo.config.train import TrainConfig
 
 Schema = dict[str, Any]
 
-_CHOICES: Schema = {"type": "array", "minItems": 1, "uniqueItems": True}
-_WHEN: Schema = {
-    "type": "object",
-    "description": 'Searched only under these values of other parameters: {"optimizer.name" = '
-    '"sgd"}; a list allows several.',
-}
+
+_OFF = {"const": NONE}
+
+
+class _TomlSchema(GenerateJsonSchema):
+    """None is written "none"."""
+
+    def nullable_schema(self, schema: core_schema.NullableSchema) -> Schema:
+        return self.get_union_of_schemas([self.generate_inner(schema["schema"]), _OFF])
+
+    def encode_default(self, dft: Any) -> Any:
+        return NONE if dft is None else super().encode_default(dft)
 
 
 def json_schema() -> Schema:
-    """The schema of a whole study file."""
-    fields = _fields(TrainConfig.model_json_schema(), "")
-    lists = {path: item for path, field in fields.items() if (item := _items(field))}
-    values = {**fields}
-    for path, item in lists.items():
-        values |= _by_number(path, item)
-    option = fields[OPTIONS]["additionalProperties"]
-    fixed = _names(list(fields), set(lists))
-    searched = _names([one for one in fields if one not in FIXED_ONLY], set(lists), "space.")
+    """Return the schema of a whole study file."""
+    fields = dict(_fields(_schema_of(TrainConfig), ""))
+    searched = {
+        path: _searched(path, field)
+        for path, field in fields.items()
+        if path not in FIXED_ONLY and field != _OFF
+    }
+    fixed = _table(list(fields), "")
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "hpo study file",
@@ -55,10 +52,10 @@ def json_schema() -> Schema:
         "additionalProperties": False,
         "required": ["space"],
         "properties": {
-            "study": _study(),
+            "study": _schema_of(StudyConfig),
             "train": {**fixed, "description": "Fixed fields of the training."},
             "space": {
-                **searched,
+                **_table(list(searched), "space."),
                 "description": "Searched fields: a range, or a list of choices, by field.",
                 "minProperties": 1,
             },
@@ -68,115 +65,13 @@ def json_schema() -> Schema:
                 "items": fixed,
             },
         },
-        "definitions": {
-            **values,
-            **{f"space.{path}": _searched(path, field) for path, field in values.items()},
-            f"{OPTIONS}.*": option,
-            f"space.{OPTIONS}": {
-                "type": "object",
-                "additionalProperties": _searched(f"{OPTIONS}.*", option),
-            },
-        },
+        "definitions": fields | {f"space.{path}": one for path, one in searched.items()},
     }
 
 
-def _ref(definition: str) -> Schema:
-    return {"$ref": f"#/definitions/{definition}"}
-
-
-def _study() -> Schema:
-    schema = _inlined(StudyConfig.model_json_schema())
-    schema["properties"]["sampler"] = _by_name(SAMPLERS, schema["properties"]["sampler"])
-    schema["properties"]["pruner"] = _by_name(PRUNERS, schema["properties"]["pruner"])
-    schema["required"] = []  # `name` defaults to the file's
-    return schema
-
-
-def _by_name(kinds: dict[str, type[Strategy]], field: Schema) -> Schema:
-    """A name, or one kind's table with the options of that kind."""
-    return {
-        "description": field.get("description", ""),
-        "anyOf": [{"enum": list(kinds)}, *(_strategy(kind) for kind in kinds.values())],
-    }
-
-
-def _strategy(kind: type[Strategy]) -> Schema:
-    schema = _inlined(kind.model_json_schema())
-    if "wrapped_pruner" in schema["properties"]:
-        wrapped = schema["properties"]["wrapped_pruner"]
-        schema["properties"]["wrapped_pruner"] = _by_name(WRAPPED, wrapped)
-    schema["required"] = ["name"]
-    return schema
-
-
-def _inlined(schema: Schema) -> Schema:
-    """`schema` without references: what they point to stands in their place."""
-    definitions = schema.get("$defs", {})
-
-    def resolve(node: Any) -> Any:
-        if isinstance(node, list):
-            return [resolve(item) for item in node]
-        if not isinstance(node, dict):
-            return node
-        if "$ref" in node:
-            node = {**definitions[node["$ref"].rpartition("/")[2]], **node}
-        if node.get("type") == "null":
-            return {"const": NONE}
-        dropped = ("$ref", "$defs", "discriminator")
-        kept = {key: resolve(value) for key, value in node.items() if key not in dropped}
-        return kept | ({"default": NONE} if kept.get("default", NONE) is None else {})
-
-    resolved: Schema = resolve(schema)
-    return resolved
-
-
-def _fields(schema: Schema, prefix: str) -> dict[str, Schema]:
-    """{dotted path: schema} of every single field."""
-    known = set(field_paths())
-    found: dict[str, Schema] = {}
-    for name, field in _inlined(schema)["properties"].items():
-        path = prefix + name
-        if path in known:
-            found[path] = field
-        else:
-            table = next(one for one in [field, *field.get("anyOf", [])] if "properties" in one)
-            found |= _fields(table, f"{path}.")
-    return found
-
-
-def _names(paths: list[str], lists: set[str], space: str = "", prefix: str = "") -> Schema:
-    """A table in which each field may stand by its dotted name, quoted, or in nested tables; and
-    each item of one of `lists` by its index."""
-    properties: Schema = {}
-    patterns: Schema = {}
-    for path in paths:
-        name, definition = path.removeprefix(prefix), _ref(space + path)
-        properties[name] = definition
-        if path in lists:
-            item = _ref(f"{space}{path}.*")
-            by_index = {"patternProperties": {r"^\d+$": item}, "additionalProperties": False}
-            properties[name] = {"anyOf": [definition, {"type": "object", **by_index}]}
-            patterns[rf"^{re.escape(name)}\.\d+$"] = item
-        if "." in name:
-            part = f"{prefix}{name.partition('.')[0]}."
-            inner = [one for one in paths if one.startswith(part)]
-            table = _names(inner, lists, space, part)
-            off = {"anyOf": [table, {"const": NONE}]}
-            optional = not space and _is_optional(part[:-1])
-            properties[part.removeprefix(prefix)[:-1]] = off if optional else table
-    return {
-        "type": "object",
-        "additionalProperties": False,
-        "properties": properties,
-        **({"patternProperties": patterns} if patterns else {}),
-    }
-
-
-def _is_optional(path: str) -> bool:
-    """Whether the table at `path` may be None."""
-    *parents, name = path.split(".")
-    part = model_at(TrainConfig, parents)
-    return part is not None and may_be_none(part, name)
+@cache
+def _schema_of(model: type[BaseModel]) -> Schema:
+    return model.model_json_schema(schema_generator=_TomlSchema)
 
 
 def _variants(field: Schema) -> list[Schema]:
@@ -184,52 +79,70 @@ def _variants(field: Schema) -> list[Schema]:
     return variants
 
 
-def _items(field: Schema) -> Schema | None:
-    """The schema of a list's items; None where the field is no list of equal items."""
-    lists = [one for one in _variants(field) if isinstance(one.get("items"), dict)]
-    return lists[0]["items"] if lists else None
+def _fields(table: Schema, prefix: str) -> Iterator[tuple[str, Schema]]:
+    """Yield the schema of every field by its dotted path, with `#` for the index of a list's item
+    and `*` for a name of the user's; of a table only that it may be none."""
+    for name, field in table["properties"].items():
+        path, variants = f"{prefix}{name}", _variants(field)
+        inner = next((one for one in variants if "properties" in one and "title" in one), None)
+        if inner and len(variants) > 1:
+            yield path, _OFF
+        if inner:
+            yield from _fields(inner, f"{path}.")
+            continue
+        yield path, field
+        for one in variants:
+            if isinstance(item := one.get("items"), dict):
+                yield f"{path}.#", item | {"required": []} if "properties" in item else item
+                yield from _fields(item, f"{path}.#.") if "properties" in item else ()
+            elif isinstance(item := one.get("additionalProperties"), dict):
+                yield f"{path}.*", item
 
 
-def _by_number(path: str, item: Schema) -> dict[str, Schema]:
-    """An item of the list at `path`, and each field of it where it is a table."""
-    found = {f"{path}.*": {**item, "required": []} if "properties" in item else item}
-    for name, field in item.get("properties", {}).items():
-        found[f"{path}.*.{name}"] = field
-    return found
+def _table(paths: list[str], space: str, prefix: str = "") -> Schema:
+    """Return the table in which each of `paths` may be written by its dotted name, quoted, or in
+    nested tables; its schema is the definition of that name, behind `space`."""
+    table: Schema = {"type": "object", "additionalProperties": False}
+    table |= {"properties": {}, "patternProperties": {}}
+
+    def put(name: str, schema: Schema) -> None:
+        pattern = re.escape(name).replace(r"\#", r"\d+").replace(r"\*", r"\w+")
+        if {"#", "*"} & set(name):
+            table["patternProperties"][f"^{pattern}$"] = schema
+        else:
+            table["properties"][name] = schema
+
+    names = [path.removeprefix(prefix) for path in paths if path.startswith(prefix)]
+    for name in dict.fromkeys([*names, *(name.partition(".")[0] for name in names)]):
+        forms = [_ref(f"{space}{prefix}{name}")] if name in names else []
+        if any(other.startswith(f"{name}.") for other in names):
+            forms.append(_table(paths, space, f"{prefix}{name}."))
+        put(name, {"anyOf": forms} if len(forms) > 1 else forms[0])
+    return table
+
+
+def _ref(definition: str) -> Schema:
+    return {"$ref": f"#/definitions/{definition}"}
 
 
 def _searched(path: str, field: Schema) -> Schema:
-    """Choices of the field's values, or a range where it takes numbers; by field in a table."""
-    choices = {**_CHOICES, "items": _ref(path)}
-    forms = [choices, _table({"choices": choices}, ["choices"])]
-    if path.endswith(".*") and "properties" in field:
-        fields = {name: _ref(f"space.{path}.{name}") for name in field["properties"]}
-        forms.append({"type": "object", "additionalProperties": False, "properties": fields})
-    for number in _variants(field):
-        if number.get("type") in ("integer", "number"):
-            forms.append(_range(number))
-    return {"description": field.get("description", ""), "anyOf": forms}
+    """Return the schema of choices of the field's values, or of a range where it takes numbers."""
+    values = {"items": _ref(path), "uniqueItems": True}
+    choice = _with(_schema_of(Choice), choices=values)
+    ranges = [_range(one) for one in _variants(field) if one.get("type") in ("integer", "number")]
+    return {
+        "description": field.get("description", ""),
+        "anyOf": [choice["properties"]["choices"], choice, *ranges],
+    }
 
 
 def _range(number: Schema) -> Schema:
-    end = {key: number[key] for key in number if key not in ("default", "description", "title")}
-    fields: Schema = {
-        "low": {**end, "description": "Smallest value, included."},
-        "high": {**end, "description": "Largest value, included."},
-        "log": {"type": "boolean", "default": False, "description": "Search the logarithm."},
-        "step": {
-            "type": number["type"],
-            "exclusiveMinimum": 0,
-            "description": "Distance of the values; high - low is a multiple of it.",
-        },
-    }
-    return _table(fields, ["low", "high"])
+    """Return the schema of a range of `number`, whose limits are those of both ends."""
+    limits = {key: number[key] for key in number if key not in ("default", "description", "title")}
+    return _with(_schema_of(Int if number["type"] == "integer" else Float), low=limits, high=limits)
 
 
-def _table(properties: Schema, required: list[str]) -> Schema:
-    return {
-        "type": "object",
-        "additionalProperties": False,
-        "required": required,
-        "properties": {**properties, "when": _WHEN},
-    }
+def _with(table: Schema, **more: Schema) -> Schema:
+    """Return `table` with more said of some of its fields."""
+    fields = table["properties"]
+    return table | {"properties": fields | {name: fields[name] | more[name] for name in more}}

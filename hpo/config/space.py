@@ -9,23 +9,29 @@ from __future__ import annotations
 
 import json
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, Self
+
+from pydantic import BeforeValidator, Field, model_validator
 
 from hpo.config.base import (
+    ConfigModel,
+    as_tuple,
+    fail,
     flatten,
     list_of,
+    toml_repr,
+    type_at,
     with_values,
 )
 from hpo.config.train import (
     OPTIONS,
+    TrainConfig,
     check_path,
-    field_errors,
     field_paths,
-    is_option,
+    value_error,
 )
 from hpo.errors import (
     ConfigError,
@@ -37,55 +43,59 @@ if TYPE_CHECKING:
 
 
 class Suggests(Protocol):
-    """What `Space.suggest` asks: `optuna.trial.Trial`, or a draft of one."""
+    """Part of `optuna.trial.Trial` that `Space.suggest` calls."""
 
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
     ) -> float:
-        """A number of the range."""
+        """Return a number of the range."""
 
     def suggest_int(
         self, name: str, low: int, high: int, *, step: int = 1, log: bool = False
     ) -> int:
-        """A whole number of the range."""
+        """Return a whole number of the range."""
 
     def suggest_categorical(self, name: str, choices: Any) -> Any:
-        """One of `choices`."""
+        """Return one of `choices`."""
 
 
 LARGEST_GRID = 100_000  # points; a grid is held in memory and counted before it starts
-
-When = Mapping[str, tuple[Any, ...]]
-"""Parents of a conditional parameter: {name: values of it under which this one is active}."""
+MOST_STEPS = 1_000_000_000
+"""A finer grid is no grid, and finer than the arithmetic that finds its points."""
 
 Scalar = bool | int | float | str
 
 
 def canonical(value: Any) -> str:
-    """JSON text that is the same for equal values."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+    """Return JSON text that is the same for equal values."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
 
 
-def shown(value: Any) -> str:
-    """A value as TOML writes it, short enough for a message: of a long one, such as a path, both
-    ends, since either may tell it from another."""
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 80 else f"{text[:37]}...{text[-40:]}"
+def _conditions(given: Any) -> Any:
+    """Return parents by dotted path with lists of values, however they were written."""
+    if not isinstance(given, Mapping):
+        raise ValueError('a table, for example when = {"optimizer.name" = "sgd"}')
+    when: dict[str, tuple[Any, ...]] = {}
+    for parent, values in flatten(given).items():
+        when[parent] = tuple(values) if isinstance(values, list | tuple) else (values,)
+        if not when[parent]:
+            raise ValueError(f"{parent}: no values given")
+    return when
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+When = Annotated[
+    dict[str, tuple[Any, ...]],
+    BeforeValidator(_conditions, json_schema_input_type=dict[str, Any]),
+]
+"""Parents of a conditional parameter: {name: values of it under which this one is active}."""
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-@dataclass(frozen=True)
-class Parameter(ABC):
+class Parameter(ConfigModel):
     """One searched field."""
 
-    when: When = field(default_factory=dict, kw_only=True)
+    when: When = Field(default_factory=dict)
+    """Searched only under these values of other parameters: {"optimizer.name" = "sgd"}; a list
+    allows several."""
 
     @property
     @abstractmethod
@@ -94,70 +104,113 @@ class Parameter(ABC):
 
     @abstractmethod
     def contains(self, value: Any) -> bool:
-        """Whether the config value `value` is one of its own."""
+        """Return whether the config value `value` is one of its own."""
 
     @abstractmethod
     def encode(self, value: Any) -> Scalar:
-        """Optuna's value for a config value that it contains."""
+        """Return Optuna's value for a config value that it contains."""
 
     @abstractmethod
     def decode(self, value: Any) -> Any:
-        """The config value for one of Optuna's."""
+        """Return the config value for one of Optuna's."""
 
     @abstractmethod
-    def ends(self) -> list[Any]:
-        """Both ends of a range, or all choices: what must be valid for the field."""
+    def bounds(self) -> list[Any]:
+        """Return both ends of a range, or all choices: what must be valid for the field."""
 
     @abstractmethod
-    def points(self) -> list[Any] | None:
-        """All its values in order; None where it is continuous."""
+    def grid_values(self) -> list[Any] | None:
+        """Return all its values in order; None for a continuous range."""
 
     @abstractmethod
     def distribution(self) -> BaseDistribution:
-        """The same for Optuna."""
+        """Return the same for Optuna."""
 
     @abstractmethod
     def suggest(self, trial: Suggests, name: str) -> Any:
-        """Ask Optuna for a value; returns the config value."""
-
-    @abstractmethod
-    def fields(self) -> dict[str, Any]:
-        """Its own fields as plain data, without `when`."""
+        """Ask Optuna for a value and return the config value."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As it stands in TOML; conditions as lists."""
-        when = {name: list(values) for name, values in self.when.items()}
-        return {**self.fields(), **({"when": when} if when else {})}
+        """Return its table as in TOML, without defaults but that of `log`."""
+        return self.model_dump(mode="json", exclude_defaults=True)
 
 
-@dataclass(frozen=True)
-class Float(Parameter):
-    """Numbers from `low` to `high`, both included; on a grid from `low` where `step` is given."""
+class _Range(Parameter):
+    """Numbers from `low` to `high`, both included."""
 
     low: float
+    """Smallest value, included."""
     high: float
+    """Largest value, included."""
     log: bool = False
-    step: float | None = None
+    """Search the logarithm."""
+    step: float | None
+    """Distance of the values; high - low is a multiple of it."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        low, high, step = self.low, self.high, self.step
+        if low > high:
+            fail("low", low, f"above high = {high}: allowed: low <= high")
+        if self.log and low <= 0:
+            fail("low", low, "with log = true allowed: above 0")
+        if step is None or step == type(self).model_fields["step"].default:
+            return self
+        if self.log:
+            fail("step", step, "not with log = true; remove one of them, or list choices")
+        width = Decimal(str(high)) - Decimal(str(low))
+        if width / Decimal(str(step)) > MOST_STEPS:
+            fail("step", step, f"more than {MOST_STEPS:,} steps from low to high; leave step out")
+        if width % Decimal(str(step)) != 0:
+            fail("step", step, f"does not fit: high - low = {width} must be a multiple of it")
+        return self
+
+    @property
+    def _steps(self) -> float | None:
+        """The step if it is not the default."""
+        return self.step if self.step != type(self).model_fields["step"].default else None
 
     @property
     def allowed(self) -> str:
-        return _range_text(self.low, self.high, self.step)
+        """The values it can take, for messages."""
+        steps = f" in steps of {self.step}" if self._steps else ""
+        return f"{self.low} to {self.high}{steps}"
+
+    def bounds(self) -> list[Any]:
+        """Return both ends; one if they are equal."""
+        return [self.low, self.high] if self.low < self.high else [self.low]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the table as in TOML, with `log`."""
+        return {"log": self.log, **super().to_dict()}
+
+
+_Number = Annotated[float, Field(gt=-1e300, lt=1e300)]
+_Whole = Annotated[int, Field(gt=-(2**63), lt=2**63)]
+
+
+class Float(_Range):
+    """Numbers from `low` to `high`, both included; with `step` only low, low + step, ..."""
+
+    low: _Number
+    high: _Number
+    step: float | None = Field(default=None, gt=0, lt=1e300)
 
     def contains(self, value: Any) -> bool:
+        """Return whether `value` is in the range, on its grid."""
         if not _is_number(value) or not self.low <= value <= self.high:
             return False
         steps: float = (value - self.low) / self.step if self.step else 0
         return abs(steps - round(steps)) < 1e-8
 
     def encode(self, value: Any) -> float:
+        """Return Optuna's value."""
         return float(value)
 
     decode = encode
 
-    def ends(self) -> list[Any]:
-        return [self.low, self.high] if self.low < self.high else [self.low]
-
-    def points(self) -> list[Any] | None:
+    def grid_values(self) -> list[Any] | None:
+        """Return all values in order; None for a continuous range."""
         if self.low == self.high:
             return [self.low]
         if self.step is None:
@@ -167,94 +220,95 @@ class Float(Parameter):
         return [float(low + i * step) for i in range(min(count, LARGEST_GRID + 1))]
 
     def distribution(self) -> BaseDistribution:
+        """Return Optuna's distribution."""
         from optuna.distributions import FloatDistribution
 
         return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
 
     def suggest(self, trial: Suggests, name: str) -> float:
+        """Ask Optuna for a value of the range."""
         return trial.suggest_float(name, self.low, self.high, log=self.log, step=self.step)
 
-    def fields(self) -> dict[str, Any]:
-        step = {"step": self.step} if self.step is not None else {}
-        return {"low": self.low, "high": self.high, "log": self.log, **step}
 
-
-@dataclass(frozen=True)
-class Int(Parameter):
+class Int(_Range):
     """Whole numbers from `low` to `high`, both included, `step` apart."""
 
-    low: int
-    high: int
-    log: bool = False
-    step: int = 1
-
-    @property
-    def allowed(self) -> str:
-        return _range_text(self.low, self.high, self.step if self.step > 1 else None)
+    low: _Whole
+    high: _Whole
+    step: int = Field(default=1, gt=0, lt=2**63)
 
     def contains(self, value: Any) -> bool:
+        """Return whether `value` is in the range, on its grid."""
         inside = _is_int(value) and self.low <= value <= self.high
         return inside and not (value - self.low) % self.step
 
     def encode(self, value: Any) -> int:
+        """Return Optuna's value."""
         return int(value)
 
     decode = encode
 
-    def ends(self) -> list[Any]:
-        return [self.low, self.high] if self.low < self.high else [self.low]
-
-    def points(self) -> list[Any]:
+    def grid_values(self) -> list[Any]:
+        """Return all values in order; None for a continuous range."""
         return list(range(self.low, self.high + 1, self.step)[: LARGEST_GRID + 1])
 
     def distribution(self) -> BaseDistribution:
+        """Return Optuna's distribution."""
         from optuna.distributions import IntDistribution
 
         return IntDistribution(self.low, self.high, log=self.log, step=self.step)
 
     def suggest(self, trial: Suggests, name: str) -> int:
+        """Ask Optuna for a value of the range."""
         return trial.suggest_int(name, self.low, self.high, log=self.log, step=self.step)
 
-    def fields(self) -> dict[str, Any]:
-        step = {"step": self.step} if self.step != 1 else {}
-        return {"low": self.low, "high": self.high, "log": self.log, **step}
 
-
-@dataclass(frozen=True)
 class Choice(Parameter):
     """One of `choices`: numbers, strings, booleans, lists or tables."""
 
-    choices: tuple[Any, ...]
+    choices: Annotated[tuple[Any, ...], Field(min_length=1), BeforeValidator(as_tuple)]
+
+    @model_validator(mode="after")
+    def _different(self) -> Self:
+        seen: set[str] = set()
+        for choice in self.choices:
+            if (text := _identity(choice)) in seen:
+                fail("choices", choice, "given twice")
+            seen.add(text)
+        return self
 
     @property
     def allowed(self) -> str:
-        return "one of " + ", ".join(shown(one) for one in self.choices)
+        """The choices, for messages."""
+        return "one of " + ", ".join(toml_repr(one) for one in self.choices)
 
     def contains(self, value: Any) -> bool:
+        """Return whether `value` is one of the choices."""
         return any(same(one, value) for one in self.choices)
 
     def encode(self, value: Any) -> Scalar:
+        """Return Optuna's value: JSON text for a list or table."""
         return next(_text(one) for one in self.choices if same(one, value))
 
     def decode(self, value: Any) -> Any:
+        """Return the choice for Optuna's value; raises ValueError if there is none."""
         return self.choices[[_text(one) for one in self.choices].index(value)]
 
-    def ends(self) -> list[Any]:
+    def bounds(self) -> list[Any]:
+        """Return all choices."""
         return list(self.choices)
 
-    def points(self) -> list[Any]:
-        return list(self.choices)
+    grid_values = bounds
 
     def distribution(self) -> BaseDistribution:
+        """Return Optuna's distribution."""
         from optuna.distributions import CategoricalDistribution
 
         return CategoricalDistribution([_text(one) for one in self.choices])
 
     def suggest(self, trial: Suggests, name: str) -> Any:
+        """Ask Optuna for one of the choices."""
         return self.decode(trial.suggest_categorical(name, [_text(one) for one in self.choices]))
-
-    def fields(self) -> dict[str, Any]:
-        return {"choices": list(self.choices)}
 
 
 def _text(choice: Any) -> Scalar:
@@ -262,13 +316,25 @@ def _text(choice: Any) -> Scalar:
     return text
 
 
+def _identity(choice: Any) -> str:
+    """Return the same for what Optuna would take for one choice: 1 and 1.0, a list and its text."""
+    if isinstance(choice, str):
+        return choice
+    whole = isinstance(choice, float) and choice.is_integer()
+    return canonical(int(choice) if whole else choice)
+
+
 def same(one: Any, other: Any) -> bool:
-    """Equal as configuration: 1 and 1.0 are, 1 and true are not."""
+    """Return whether both are equal as configuration: 1 and 1.0 are, 1 and true are not."""
     return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
 
 
-def _range_text(low: float, high: float, step: float | None) -> str:
-    return f"{low} to {high}" + (f" in steps of {step}" if step is not None else "")
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 class Space(Mapping[str, Parameter]):
@@ -286,25 +352,30 @@ class Space(Mapping[str, Parameter]):
     """
 
     def __init__(self, parameters: Mapping[str, Parameter]) -> None:
+        """Check the conditions of `parameters` and put parents first."""
         for name, parameter in parameters.items():
             for parent, values in parameter.when.items():
                 _check_condition(name, parent, values, parameters)
         self._parameters = {name: parameters[name] for name in _parents_first(parameters)}
 
     def __getitem__(self, name: str) -> Parameter:
+        """Return a parameter by its dotted path."""
         return self._parameters[name]
 
     def __iter__(self) -> Iterator[str]:
+        """Yield the dotted paths, parents first."""
         return iter(self._parameters)
 
     def __len__(self) -> int:
+        """Return the number of parameters."""
         return len(self._parameters)
 
     def __repr__(self) -> str:
+        """Return the parameters by path."""
         return f"Space({self._parameters!r})"
 
     def suggest(self, trial: Suggests) -> dict[str, Any]:
-        """Ask Optuna for every active parameter; returns config values."""
+        """Ask Optuna for every active parameter and return config values."""
         values: dict[str, Any] = {}
         for name, parameter in self.items():
             if self.is_active(name, values):
@@ -312,20 +383,20 @@ class Space(Mapping[str, Parameter]):
         return values
 
     def distributions(self) -> dict[str, BaseDistribution]:
-        """Optuna's distribution of every parameter, conditional ones included."""
+        """Return Optuna's distribution of every parameter, conditional ones included."""
         return {name: parameter.distribution() for name, parameter in self.items()}
 
     def encode(self, values: Mapping[str, Any]) -> dict[str, Scalar]:
-        """Optuna's values for config values; raises ConfigError as `check` does."""
+        """Return Optuna's values for config values; raises ConfigError as `check` does."""
         self.check(values)
         return {name: self[name].encode(value) for name, value in values.items()}
 
     def decode(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Config values for Optuna's; raises ConfigError for what is not of this space."""
+        """Return config values for Optuna's; raises ConfigError for what is not of this space."""
         try:
             return {name: self[name].decode(value) for name, value in values.items()}
         except (KeyError, ValueError) as error:
-            raise ConfigError(f"{shown(dict(values))}: not of this space: {error}") from error
+            raise ConfigError(f"{toml_repr(dict(values))}: not of this space: {error}") from error
 
     @property
     def ranges(self) -> list[str]:
@@ -333,11 +404,11 @@ class Space(Mapping[str, Parameter]):
         return [
             name
             for name, one in self.items()
-            if not isinstance(one, Choice) and len(one.ends()) > 1 and not one.when
+            if not isinstance(one, Choice) and len(one.bounds()) > 1 and not one.when
         ]
 
     def is_active(self, name: str, values: Mapping[str, Any]) -> bool:
-        """Whether `name` is searched where the others have `values` (config values)."""
+        """Return whether `name` is searched if the others have `values` (config values)."""
         return all(
             parent in values and any(same(one, values[parent]) for one in allowed)
             for parent, allowed in self[name].when.items()
@@ -351,22 +422,22 @@ class Space(Mapping[str, Parameter]):
                 hint = nearest(name, self) if self else "nothing is searched"
                 raise ConfigError(f"not a searched parameter; {hint}", key=name)
             if not self[name].contains(value):
-                raise ConfigError(f"{shown(value)}: allowed: {self[name].allowed}", key=name)
+                raise ConfigError(f"{toml_repr(value)}: allowed: {self[name].allowed}", key=name)
             if not self.is_active(name, values):
                 needs = _condition_text(self[name].when)
-                raise ConfigError(f"{shown(value)}: used only with {needs}", key=name)
+                raise ConfigError(f"{toml_repr(value)}: used only with {needs}", key=name)
         for name, parameter in self.items() if complete else ():
             if name not in values and self.is_active(name, values):
                 raise ConfigError(f"missing; allowed: {parameter.allowed}", key=name)
 
     def grid(self) -> list[dict[str, Any]]:
-        """Every configuration once, the last parameter moving fastest.
+        """Return every configuration once, the last parameter moving fastest.
 
         Raises ConfigError for a continuous range, and for more than `LARGEST_GRID` points.
         """
         grid: list[dict[str, Any]] = [{}]
         for name, parameter in self.items():
-            points = parameter.points()
+            points = parameter.grid_values()
             if points is None:
                 allowed = "a grid needs step or choices"
                 raise ConfigError(f"continuous range {parameter.allowed}; {allowed}", key=name)
@@ -381,18 +452,18 @@ class Space(Mapping[str, Parameter]):
         return grid
 
     def corners(self) -> list[dict[str, Any]]:
-        """Complete configurations that show each end and each choice of every parameter, the others
-        at their first value: few, but enough to find values that do not go together."""
+        """Return complete configurations that show each end and each choice of every parameter, the
+        others at their first value: few, but enough to find values that do not go together."""
         found = [self._around({})]
         for name, parameter in self.items():
-            for value in parameter.ends():
+            for value in parameter.bounds():
                 corner = self._around({**self._parents(name), name: value})
                 if corner not in found:
                     found.append(corner)
         return found
 
     def _parents(self, name: str) -> dict[str, Any]:
-        """First values of the parents of `name`, and of theirs, under which it is active."""
+        """Return first values of the parents of `name`, and of theirs, under which it is active."""
         values: dict[str, Any] = {}
         for parent, allowed in self[name].when.items():
             values |= self._parents(parent) | {parent: allowed[0]}
@@ -402,17 +473,17 @@ class Space(Mapping[str, Parameter]):
         values: dict[str, Any] = {}
         for name, parameter in self.items():
             if self.is_active(name, values):
-                values[name] = given.get(name, parameter.ends()[0])
+                values[name] = given.get(name, parameter.bounds()[0])
         return values
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """{name: table as in TOML}, plain data; `hpo.config.space.parse_space` takes it."""
+        """Return {name: table as in TOML}, plain data; `parse_space` takes it back."""
         return {name: parameter.to_dict() for name, parameter in self.items()}
 
 
-def _condition_text(when: When) -> str:
+def _condition_text(when: Mapping[str, tuple[Any, ...]]) -> str:
     return " and ".join(
-        f"{parent} = " + " or ".join(shown(value) for value in values)
+        f"{parent} = " + " or ".join(toml_repr(value) for value in values)
         for parent, values in when.items()
     )
 
@@ -428,11 +499,11 @@ def _check_condition(
     for value in values:
         if not parameters[parent].contains(value):
             allowed = parameters[parent].allowed
-            raise ConfigError(f"{parent} is never {shown(value)}: allowed: {allowed}", key=key)
+            raise ConfigError(f"{parent} is never {toml_repr(value)}: allowed: {allowed}", key=key)
 
 
 def _parents_first(parameters: Mapping[str, Parameter]) -> list[str]:
-    """The names in their order, each moved behind its parents; ConfigError for a cycle."""
+    """Return the names in order, each moved behind its parents; raises ConfigError for a cycle."""
     order: list[str] = []
 
     def place(name: str, path: tuple[str, ...]) -> None:
@@ -450,9 +521,7 @@ def _parents_first(parameters: Mapping[str, Parameter]) -> list[str]:
 
 
 KEYS = ("low", "high", "log", "step", "choices", "when")
-
-MOST_STEPS = 1_000_000_000
-"""A finer grid is no grid, and finer than the arithmetic that finds its points."""
+"""Fields of a parameter of any kind."""
 
 # Trials that differ in one of these are not measured on the same images.
 FIXED_ONLY = (
@@ -467,7 +536,7 @@ _FIELDS = frozenset(field_paths())
 
 
 def split_space(table: Mapping[str, Any]) -> dict[str, Any]:
-    """{dotted path: what stands there} of a nested [space] table."""
+    """Return {dotted path: table or list} of a nested [space] table."""
     return dict(_leaves(table, ""))
 
 
@@ -483,7 +552,7 @@ def _leaves(table: Mapping[str, Any], prefix: str) -> list[tuple[str, Any]]:
 
 
 def _is_inner(path: str, value: Any) -> bool:
-    """Whether a table holds further names, rather than a range or choices."""
+    """Return whether a table holds further names, rather than a range or choices."""
     if not isinstance(value, Mapping) or not value:
         return False
     if path in _FIELDS and path != OPTIONS:
@@ -492,14 +561,15 @@ def _is_inner(path: str, value: Any) -> bool:
 
 
 def parse_space(leaves: Mapping[str, Any], fixed: Mapping[str, Any]) -> Space:
-    """The space of `leaves` ({dotted path: table or list of choices}).
+    """Return the space of `leaves` ({dotted path: table or list of choices}).
 
     `fixed` is the nested [train] table. Raises ConfigError, its key starting with `space.`.
     """
     try:
-        parameters = {name: _parameter(name, leaf, fixed) for name, leaf in leaves.items()}
-        return Space(parameters)
+        return Space({name: _parameter(name, leaf, fixed) for name, leaf in leaves.items()})
     except ConfigError as error:
+        if not error.key or error.key.startswith("space."):
+            raise
         raise ConfigError(error.message, key=f"space.{error.key}") from None
 
 
@@ -509,17 +579,34 @@ def _parameter(name: str, leaf: Any, fixed: Mapping[str, Any]) -> Parameter:
         leaf = {"choices": leaf}
     if not isinstance(leaf, Mapping):
         raise ConfigError(
-            f"{shown(leaf)}: a single value is not searched: put it under [train], or give "
+            f"{toml_repr(leaf)}: a single value is not searched: put it under [train], or give "
             "{low = ..., high = ...} or a list of choices",
             key=name,
         )
+    parameter = _kind(name, leaf).parse(leaf, prefix=f"space.{name}.")
+    for value in parameter.bounds():
+        if error := value_error(name, value):
+            raise error
+    return parameter
+
+
+def _kind(name: str, leaf: Mapping[str, Any]) -> type[Parameter]:
+    """Return the kind of a parameter: by the keys of its table, and the type of its field."""
     for key in leaf:
         if key not in KEYS:
             raise ConfigError(f"unknown key; {nearest(key, KEYS)}", key=f"{name}.{key}")
-    when = _when(name, leaf.get("when", {}))
+        if key not in Choice.model_fields and "choices" in leaf:
+            message = "not beside choices: give a range or choices"
+            raise ConfigError(message, key=f"{name}.{key}")
     if "choices" in leaf:
-        return _choice(name, leaf, when, fixed)
-    return _range(name, leaf, when, fixed)
+        return Choice
+    for key in ("low", "high"):
+        if key not in leaf:
+            raise ConfigError("missing: give low and high, or choices", key=f"{name}.{key}")
+    field = type_at(TrainConfig, name)
+    numbers = [leaf[key] for key in ("low", "high", "step") if key in leaf]
+    whole = field is not float and all(isinstance(one, int) for one in numbers)
+    return Int if whole or field is int else Float
 
 
 def _check_name(name: str, fixed: Mapping[str, Any]) -> None:
@@ -534,7 +621,7 @@ def _check_name(name: str, fixed: Mapping[str, Any]) -> None:
     base = list_of(name)
     if base == name:
         if name in given:
-            value = shown(given[name])
+            value = toml_repr(given[name])
             raise ConfigError(
                 f"also fixed at {value} in [train]: remove it there, or from [space]", key=name
             )
@@ -542,106 +629,4 @@ def _check_name(name: str, fixed: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"items are searched only of a list in [train]: write {base} = [...] there", key=name
         )
-
-
-def _when(name: str, given: Any) -> When:
-    if not isinstance(given, Mapping):
-        example = 'when = {"optimizer.name" = "sgd"}'
-        raise ConfigError(f"{shown(given)}: a table, for example {example}", key=f"{name}.when")
-    conditions: dict[str, tuple[Any, ...]] = {}
-    for parent, value in flatten(given).items():
-        if value == []:
-            raise ConfigError(f"{parent}: no values given", key=f"{name}.when")
-        conditions[parent] = tuple(value) if isinstance(value, list) else (value,)
-    return conditions
-
-
-def _choice(name: str, leaf: Mapping[str, Any], when: When, fixed: Mapping[str, Any]) -> Choice:
-    for key in ("low", "high", "log", "step"):
-        if key in leaf:
-            raise ConfigError("not beside choices: give a range or choices", key=f"{name}.{key}")
-    choices = leaf["choices"]
-    if not isinstance(choices, list) or not choices:
-        raise ConfigError(
-            f"{shown(choices)}: choices are a list of one value or more", key=f"{name}.choices"
-        )
-    seen: set[str] = set()
-    for choice in choices:
-        _check_value(name, choice, fixed)
-        text = _identity(choice)
-        if text in seen:
-            raise ConfigError(f"{shown(choice)}: given twice", key=f"{name}.choices")
-        seen.add(text)
-    return Choice(choices=tuple(choices), when=when)
-
-
-def _identity(choice: Any) -> str:
-    """The same for choices that Optuna would take for one: 1 and 1.0, a list and its text."""
-    if isinstance(choice, str):
-        return choice
-    whole = isinstance(choice, float) and choice.is_integer()
-    return canonical(int(choice) if whole else choice)
-
-
-def _range(name: str, leaf: Mapping[str, Any], when: When, fixed: Mapping[str, Any]) -> Parameter:
-    numbers: dict[str, Any] = {}
-    for key in ("low", "high", "step"):
-        if key not in leaf and key != "step":
-            raise ConfigError("missing: give low and high, or choices", key=f"{name}.{key}")
-        if key in leaf:
-            numbers[key] = _number(leaf[key], f"{name}.{key}")
-    log = leaf.get("log", False)
-    if not isinstance(log, bool):
-        raise ConfigError(f"{shown(log)}: true or false", key=f"{name}.log")
-    _check_range(name, numbers["low"], numbers["high"], numbers.get("step"), log)
-    whole = all(isinstance(number, int) for number in numbers.values())
-    whole = whole and (is_option(name) or bool(_rejects(name, float(numbers["low"]), fixed)))
-    kind = Int if whole else Float
-    if kind is Float:
-        numbers = {key: float(number) for key, number in numbers.items()}
-    for end in ("low", "high"):
-        _check_value(name, numbers[end], fixed)
-    return kind(**numbers, log=log, when=when)
-
-
-def _number(value: Any, key: str) -> int | float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigError(f"{shown(value)}: a number", key=key)
-    if not abs(value) < 1e300:  # also catches nan
-        raise ConfigError(f"{value}: a finite number", key=key)
-    return value
-
-
-def _check_range(name: str, low: float, high: float, step: float | None, log: bool) -> None:
-    if low > high:
-        raise ConfigError(f"low = {low} is above high = {high}: allowed: low <= high", key=name)
-    if log and low <= 0:
-        raise ConfigError(f"{low}: with log = true allowed: above 0", key=f"{name}.low")
-    if step is None:
-        return
-    if log:
-        raise ConfigError(
-            f"{step}: not with log = true; remove one of them, or list choices", key=f"{name}.step"
-        )
-    if step <= 0:
-        raise ConfigError(f"{step}: allowed: above 0", key=f"{name}.step")
-    width = Decimal(str(high)) - Decimal(str(low))
-    if width / Decimal(str(step)) > MOST_STEPS:
-        message = f"{step}: more than {MOST_STEPS:,} steps from low to high; leave step out"
-        raise ConfigError(message, key=f"{name}.step")
-    if width % Decimal(str(step)) != 0:
-        raise ConfigError(
-            f"{step}: does not fit: high - low = {width} must be a multiple of it",
-            key=f"{name}.step",
-        )
-
-
-def _rejects(name: str, value: Any, fixed: Mapping[str, Any]) -> list[ConfigError]:
-    """What is wrong with `value` at `name`, other fields and rules between fields left aside."""
-    errors = field_errors(with_values(fixed, {name: value}))
-    return [one for one in errors if f"{one.key}.".startswith(f"{name}.")]
-
-
-def _check_value(name: str, value: Any, fixed: Mapping[str, Any]) -> None:
-    for error in _rejects(name, value, fixed):
-        raise error
+    with_values(fixed, {name: None})  # raises for an item behind the list's last

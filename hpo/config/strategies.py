@@ -9,12 +9,13 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
 from hpo.config.base import (
-    Part,
-    explain,
-    listed,
+    ConfigModel,
+    as_tuple,
+    fail,
+    members,
 )
 from hpo.config.constraints import (
     Constraint,
@@ -27,20 +28,17 @@ from hpo.config.metrics import (
     Metric,
     Objective,
 )
-from hpo.config.space import shown
-from hpo.errors import (
-    ConfigError,
-    nearest,
-)
 
 
-def _wrong(key: str, message: str) -> ValueError:
-    """What a rule between fields raises, naming the one at fault (see `fields.explain`)."""
-    return ValueError(f"\0{key}\0{message}")
+def _as_table(value: Any) -> Any:
+    """Take a name alone for a table without options."""
+    return {"name": value} if isinstance(value, str) else value
 
 
-class Strategy(Part):
+class Strategy(ConfigModel):
     """A sampler or pruner with its options."""
+
+    model_config = ConfigDict(json_schema_extra={"required": ["name"]})
 
     def options(self) -> dict[str, Any]:
         """Its options by Optuna's names, nested ones as parts."""
@@ -66,7 +64,7 @@ class TPE(Strategy):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.group and not self.multivariate:
-            raise _wrong("group", "true: needs multivariate = true")
+            fail("group", True, "needs multivariate = true")
         return self
 
 
@@ -115,9 +113,9 @@ class CmaEs(Strategy):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.with_margin and self.use_separable_cma:
-            raise _wrong("with_margin", "true: not with use_separable_cma")
+            fail("with_margin", True, "not with use_separable_cma")
         if self.lr_adapt and (self.use_separable_cma or self.with_margin):
-            raise _wrong("lr_adapt", "true: not with use_separable_cma or with_margin")
+            fail("lr_adapt", True, "not with use_separable_cma or with_margin")
         return self
 
 
@@ -214,9 +212,9 @@ class Threshold(Strategy):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.lower is None and self.upper is None:
-            raise _wrong("lower", "missing: threshold needs lower, upper or both")
+            fail("lower", None, "threshold needs lower, upper or both")
         if self.lower is not None and self.upper is not None and self.lower > self.upper:
-            raise _wrong("lower", f"{self.lower}: allowed: at most upper = {self.upper}")
+            fail("lower", self.lower, f"allowed: at most upper = {self.upper}")
         return self
 
 
@@ -226,9 +224,13 @@ class NoPruner(Strategy):
     name: Literal["none"] = "none"
 
 
-Wrapped = Annotated[
-    Hyperband | ASHA | Median | Percentile | Threshold | NoPruner, Field(discriminator="name")
-]
+def _by_name(union: Any) -> BeforeValidator:
+    """Let a model of `union` be given by its name alone, or by its table."""
+    return BeforeValidator(_as_table, json_schema_input_type=Literal[*members(union)] | union)
+
+
+_Wrapped = Hyperband | ASHA | Median | Percentile | Threshold | NoPruner
+Wrapped = Annotated[_Wrapped, Field(discriminator="name"), _by_name(_Wrapped)]
 
 
 class Patient(Strategy):
@@ -243,18 +245,12 @@ class Patient(Strategy):
     """How much worse than before the latest epochs may be without the question."""
 
 
-Sampler = Annotated[TPE | Random | Grid | GP | CmaEs | QMC | NSGA2, Field(discriminator="name")]
-Pruner = Annotated[
-    Hyperband | ASHA | Median | Percentile | Patient | Threshold | NoPruner,
-    Field(discriminator="name"),
-]
-
-_SAMPLERS: tuple[type[Strategy], ...] = (TPE, Random, Grid, GP, CmaEs, QMC, NSGA2)
-_WRAPPED: tuple[type[Strategy], ...] = (Hyperband, ASHA, Median, Percentile, Threshold, NoPruner)
-Kinds = dict[str, type[Strategy]]
-SAMPLERS: Kinds = {one.model_fields["name"].default: one for one in _SAMPLERS}
-WRAPPED: Kinds = {one.model_fields["name"].default: one for one in _WRAPPED}
-PRUNERS: Kinds = {**WRAPPED, "patient": Patient}
+_Samplers = TPE | Random | Grid | GP | CmaEs | QMC | NSGA2
+_Pruners = _Wrapped | Patient
+SAMPLERS, WRAPPED, PRUNERS = members(_Samplers), members(_Wrapped), members(_Pruners)
+"""Models by the names of samplers and pruners."""
+Sampler = Annotated[_Samplers, Field(discriminator="name"), _by_name(_Samplers)]
+Pruner = Annotated[_Pruners, Field(discriminator="name"), _by_name(_Pruners)]
 
 SMALL_STUDY = 40
 """Below this many trials hyperband's brackets are too thin, and the median prunes by default."""
@@ -271,11 +267,15 @@ def _name(value: str) -> str:
     return value
 
 
-Objectives = Annotated[tuple[Objective, ...], BeforeValidator(listed)]
+Objectives = Annotated[tuple[Objective, ...], BeforeValidator(as_tuple)]
 
 
-class StudyConfig(Part):
+class StudyConfig(ConfigModel):
     """What is optimized, by which sampler and pruner, and when to stop."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"required": []}
+    )  # the name is by default the file's
 
     name: Annotated[str, AfterValidator(_name), Field(json_schema_extra={"pattern": NAME})]
     """1 to 64 letters, digits, `.`, `_` and `-`, not starting with `.` or `-`; default: the file's
@@ -341,9 +341,9 @@ class StudyConfig(Part):
         if not isinstance(metrics, list | tuple) or not metrics:
             return data
         if data.get("metric", metrics[0]) != metrics[0]:
-            raise _wrong("metric", f"{shown(data['metric'])}: give either metric or metrics")
+            fail("metric", data["metric"], "give either metric or metrics")
         if metrics[0] in COSTS:
-            raise _wrong("metrics", f"{shown(metrics[0])}: a metric of an epoch comes first")
+            fail("metrics", metrics[0], "a metric of an epoch comes first")
         return {**data, "metric": metrics[0]}
 
     @model_validator(mode="after")
@@ -353,10 +353,10 @@ class StudyConfig(Part):
             return self
         if not 2 <= len(metrics) <= MOST_OBJECTIVES or len(set(metrics)) < len(metrics):
             allowed = f"2 to {MOST_OBJECTIVES} different ones; of a single one write metric"
-            raise _wrong("metrics", f"{shown(list(metrics))}: {allowed}")
+            fail("metrics", metrics, allowed)
         if isinstance(self.sampler, CmaEs):
             allowed = "with several metrics: tpe, nsga2, gp, qmc, random, grid"
-            raise _wrong("sampler", f"'cmaes': it knows one metric only; allowed {allowed}")
+            fail("sampler", "cmaes", f"it knows one metric only; allowed {allowed}")
         return self
 
     @property
@@ -368,40 +368,3 @@ class StudyConfig(Part):
     def limits(self) -> tuple[Constraint, ...]:
         """The constraints, one by one."""
         return parsed(self.constraints)
-
-    @classmethod
-    def parse(cls, data: Mapping[str, Any], *, where: str = "", prefix: str = "study.") -> Self:
-        """Validate the [study] table; samplers and pruners may be given by name alone.
-
-        Raises ConfigError naming the wrong key, its value, and what is allowed.
-        """
-        data = dict(data)
-        for table, kinds in (("sampler", SAMPLERS), ("pruner", PRUNERS)):
-            if table in data:
-                data[table] = _strategy(data[table], kinds, where, f"{prefix}{table}")
-        try:
-            return cls.model_validate(data)
-        except ValidationError as error:
-            raise explain(error, cls, where=where, prefix=prefix) from None
-
-
-def _strategy(given: Any, kinds: Mapping[str, type[Strategy]], where: str, key: str) -> Strategy:
-    options = {"name": given} if isinstance(given, str) else given
-    what = key.rpartition(".")[2].removeprefix("wrapped_")
-    if not isinstance(options, Mapping):
-        example = f'{{name = "{next(iter(kinds))}"}}'
-        raise ConfigError(f"{shown(given)}: a name, or a table {example}", key=key, where=where)
-    if "name" not in options:
-        raise ConfigError(f"missing; {nearest('', kinds)}", key=f"{key}.name", where=where)
-    name = options["name"]
-    if not isinstance(name, str) or name not in kinds:
-        hint = nearest(name, kinds)
-        raise ConfigError(f"{shown(name)}: unknown {what}; {hint}", key=key, where=where)
-    options = dict(options)
-    if kinds[name] is Patient and "wrapped_pruner" in options:
-        inner = options["wrapped_pruner"]
-        options["wrapped_pruner"] = _strategy(inner, WRAPPED, where, f"{key}.wrapped_pruner")
-    try:
-        return kinds[name].model_validate(options)
-    except ValidationError as error:
-        raise explain(error, kinds[name], where=where, prefix=f"{key}.") from None

@@ -1,7 +1,7 @@
-"""Study files: one TOML file -> StudyFile, with overrides and differences.
+"""Study files: a TOML file as a StudyFile, with overrides and differences.
 
-Everything is judged here, before a worker starts; an error names the file, the key, its value, and
-what is allowed.
+Everything is validated here, before a worker starts; an error names the file, the key, its value,
+and what is allowed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from hpo.config import toml
 from hpo.config.augment import PRESET_OR_CROP
 from hpo.config.base import (
     NONE,
+    combined,
     flatten,
+    toml_repr,
     with_values,
 )
 from hpo.config.data import (
@@ -35,7 +37,6 @@ from hpo.config.space import (
     KEYS,
     Space,
     parse_space,
-    shown,
     split_space,
 )
 from hpo.config.strategies import (
@@ -63,7 +64,7 @@ TABLES = ("study", "train", "space", "baseline")
 
 @dataclass
 class Document:
-    """The four parts of a study file in one shape each."""
+    """The four tables of a study file, each in one shape."""
 
     study: dict[str, Any] = field(default_factory=dict)
     """As in TOML."""
@@ -76,12 +77,12 @@ class Document:
 
     @classmethod
     def read(cls, data: Mapping[str, Any], where: str = "") -> Document:
-        """Bring the top-level tables into shape; ConfigError for unknown and misplaced ones."""
+        """Return the top-level tables in shape; raises ConfigError for unknown ones."""
         for name, value in data.items():
             if name not in TABLES:
                 raise ConfigError(_unknown_table(name), key=name, where=where)
             if name != "baseline" and not isinstance(value, Mapping):
-                message = f"{shown(value)}: a table: write [{name}]"
+                message = f"{toml_repr(value)}: a table: write [{name}]"
                 raise ConfigError(message, key=name, where=where)
         return cls(
             study=expand(data.get("study", {}), where, "study."),
@@ -138,7 +139,7 @@ class Document:
             self.baselines = _without_repeats(self.baselines)
 
     def _settle(self, child: str, parent: str, value: Any) -> None:
-        """`parent` is fixed now: its condition on `child` always holds, or never."""
+        """Drop the condition of `child` on `parent`, which is fixed now, or `child` with it."""
         conditions = _conditions(self.space.get(child))
         if parent not in conditions:
             return
@@ -177,7 +178,7 @@ def _without_repeats(baselines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _baselines(tables: Any, where: str) -> list[dict[str, Any]]:
     if not isinstance(tables, list) or not all(isinstance(one, Mapping) for one in tables):
         raise ConfigError(
-            f"{shown(tables)}: a list of tables: write [[baseline]] above each",
+            f"{toml_repr(tables)}: a list of tables: write [[baseline]] above each",
             key="baseline",
             where=where,
         )
@@ -205,15 +206,17 @@ class StudyFile:
 
     @property
     def name(self) -> str:
+        """The study's name."""
         return self.study.name
 
     @property
     def metric(self) -> str:
+        """The metric that decides on pruning, target and best epoch."""
         return self.study.metric
 
     @property
     def objectives(self) -> tuple[str, ...]:
-        """What is optimized: `metric` alone, or several of which it is the first."""
+        """The metrics that are optimized: `metric` alone, or several of which it is the first."""
         return self.study.objectives
 
     @property
@@ -223,6 +226,7 @@ class StudyFile:
 
     @property
     def direction(self) -> Literal["minimize", "maximize"]:
+        """The direction of `metric`."""
         return direction(self.study.metric)
 
     @property
@@ -231,13 +235,13 @@ class StudyFile:
         return max(self.config(corner).epochs for corner in self.space.corners())
 
     def own_modules(self, *fields: str) -> list[str]:
-        """Modules of the user's own that `fields`, fixed or searched, name as module:function;
+        """Return modules of the user's that `fields`, fixed or searched, name as module:function;
         `study.metric` stands for all objectives."""
         fixed = flatten(self.train)
         values = [
             value
             for name in fields
-            for value in (self.space[name].ends() if name in self.space else [fixed.get(name)])
+            for value in (self.space[name].bounds() if name in self.space else [fixed.get(name)])
         ]
         if "study.metric" in fields:
             values += self.objectives
@@ -245,14 +249,14 @@ class StudyFile:
         return sorted({one.partition(":")[0] for one in found if one})
 
     def config(self, values: Mapping[str, Any]) -> TrainConfig:
-        """The training with `values` ({dotted path: config value}) in place of the searched fields.
+        """Return the training with `values` ({dotted path: config value}) for the searched fields.
 
-        Raises ConfigError where the values do not fit the fields or each other.
+        Raises ConfigError for values that do not fit the fields or each other.
         """
         return TrainConfig.parse(with_values(self.train, values))
 
     def definition(self) -> dict[str, Any]:
-        """All that decides the study, defaults included, as plain data for JSON.
+        """Return all that decides the study, defaults included, as plain data for JSON.
 
         Parameters are a list, since their order counts and not every database keeps that of keys.
         """
@@ -264,7 +268,7 @@ class StudyFile:
         }
 
     def _resolved_train(self) -> dict[str, Any]:
-        """Fixed values and the defaults of all fields that are not searched."""
+        """Return fixed values and the defaults of all fields that are not searched."""
         given = flatten(self.train)
         resolved = flatten(self.config(self.space.corners()[0]).to_dict())
         if "data.image_size" in self.space and "data.resize_size" not in given:
@@ -315,7 +319,7 @@ class StudyFile:
 
     @classmethod
     def from_definition(cls, definition: Mapping[str, Any], text: str = "") -> StudyFile:
-        """The study of a stored `definition`; raises ConfigError where it is not one of ours."""
+        """Return the study of a stored `definition`; raises ConfigError if it is none."""
         space = {one["name"]: _without(one, "name") for one in definition["space"]}
         document = Document(
             study=dict(definition["study"]),
@@ -327,8 +331,8 @@ class StudyFile:
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What differs between two definitions, a line each: `study.trials: 20 -> 40`. The same folder
-    of images or file of labels by another path is no difference."""
+    """Return the differences of two definitions, a line each: `study.trials: 20 -> 40`. The same
+    folder of images or file of labels by another path is no difference."""
     before, after = _flat_definition(old), _flat_definition(new)
     for place in ("train.data.root", "train.data.labels"):
         if same_place(before.get(place), after.get(place)):
@@ -348,7 +352,7 @@ def _flat_definition(definition: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _side(flat: Mapping[str, Any], key: str) -> str:
-    return shown(flat[key]) if key in flat else "(not given)"
+    return toml_repr(flat[key]) if key in flat else "(not given)"
 
 
 def _without(table: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -361,7 +365,7 @@ def parse_study(
     overrides: Mapping[str, Any] | None = None,
     defaults: Mapping[str, Any] | None = None,
 ) -> StudyFile:
-    """The study that `text` (TOML) describes; `where` stands before every message, `defaults` are
+    """Return the study that `text` (TOML) describes: `where` names it in messages, `defaults` are
     for [study]. Raises ConfigError."""
     document = Document.read(toml.parse(text, where), where)
     for key, value in (overrides or {}).items():
@@ -379,7 +383,7 @@ def parse_study(
 
 
 def _require_ranges(file: StudyFile) -> None:
-    """Raise ConfigError where the sampler has nothing in this space that it could learn."""
+    """Raise ConfigError if the space has nothing that the sampler could learn."""
     if isinstance(file.study.sampler, CmaEs) and not file.space.ranges:
         raise ConfigError(
             "'cmaes': it searches ranges of numbers that every trial has, and there are none in "
@@ -390,7 +394,8 @@ def _require_ranges(file: StudyFile) -> None:
 
 def _build(document: Document, text: str) -> StudyFile:
     train = _with_absolute_root(document.train)
-    _raise_all(field_errors(train, "train."))
+    if errors := field_errors(train, "train."):
+        raise combined(errors)
     space = parse_space(document.space, train)
     if not space:
         raise ConfigError(
@@ -413,15 +418,15 @@ def _build(document: Document, text: str) -> StudyFile:
 
 
 def _with_metric(given: dict[str, Any], train: Mapping[str, Any]) -> dict[str, Any]:
-    """[study] with the metric that a retrieval is about, where none is given."""
+    """Return [study]; a retrieval that gives no metric has its own."""
     if train.get("task") != "retrieval" or {"metric", "metrics"} & given.keys():
         return given
     return {**given, "metric": "val_precision_at_k"}
 
 
 def _study_config(given: dict[str, Any], space: Space) -> StudyConfig:
-    """[study]; a grid's number of points is its default budget and its largest."""
-    study = StudyConfig.parse(given)
+    """Validate [study]; a grid's number of points is its default budget and its largest."""
+    study = StudyConfig.parse(given, prefix="study.")
     if not isinstance(study.sampler, Grid):
         return study
     try:
@@ -430,7 +435,7 @@ def _study_config(given: dict[str, Any], space: Space) -> StudyConfig:
         message = f"{error.message}; or use another study.sampler"
         raise ConfigError(message, key=f"space.{error.key}") from None
     if "trials" not in given:
-        return StudyConfig.parse({**given, "trials": points})
+        return StudyConfig.parse({**given, "trials": points}, prefix="study.")
     if study.trials > points:
         message = f"{study.trials}: the grid has {points} points; allowed: 1 to {points}"
         raise ConfigError(message, key="study.trials")
@@ -465,7 +470,7 @@ def _checked_baseline(
             continue
         check_path(name)
         if name in fixed:
-            message = f"fixed at {shown(fixed[name])} in [train]: remove it here"
+            message = f"fixed at {toml_repr(fixed[name])} in [train]: remove it here"
         else:
             message = "not searched: put it under [space], or under [train] to fix it"
         raise ConfigError(message, key=name)
@@ -485,7 +490,7 @@ def _check_together(file: StudyFile, values: Mapping[str, Any]) -> None:
     except ConfigError as error:
         table = "space" if error.key in file.space else "train"
         key = f"{table}.{error.key}" if error.key else ""
-        tried = ", ".join(f"{name} = {shown(value)}" for name, value in values.items())
+        tried = ", ".join(f"{name} = {toml_repr(value)}" for name, value in values.items())
         message = f"{error.message} (with {tried}, which [space] or a baseline allows)"
         raise ConfigError(message, key=key) from None
 
@@ -499,16 +504,8 @@ def _check_resources(file: StudyFile) -> None:
         raise ConfigError(f"{pruner.min_resource}: allowed: {allowed}", key=key)
 
 
-def _raise_all(errors: list[ConfigError]) -> None:
-    if len(errors) == 1:
-        raise errors[0]
-    if errors:
-        lines = "".join(f"\n  {one}" for one in errors)
-        raise ConfigError(f"{len(errors)} fields are wrong:{lines}")
-
-
 def _with_absolute_root(train: Mapping[str, Any]) -> dict[str, Any]:
-    """A worker may run in another directory: the data are found from everywhere."""
+    """Return [train] with absolute paths: a worker may run in another directory."""
     data = train.get("data")
     if not isinstance(data, Mapping):
         return dict(train)
@@ -540,7 +537,7 @@ def load_config(
         )
     provenance = data.pop("provenance", {})
     if not isinstance(provenance, Mapping):
-        raise ConfigError(f"{shown(provenance)}: a table", key="provenance", where=where)
+        raise ConfigError(f"{toml_repr(provenance)}: a table", key="provenance", where=where)
     fields = _overridden(data, overrides or {}, where)
     return TrainConfig.parse(_with_absolute_root(fields), where=where), dict(provenance)
 
@@ -548,7 +545,7 @@ def load_config(
 def _overridden(
     data: Mapping[str, Any], overrides: Mapping[str, Any], where: str = ""
 ) -> dict[str, Any]:
-    """Nested fields of a configuration with `overrides` (with or without `train.`) in place."""
+    """Return nested fields with `overrides` (with or without `train.`) in place."""
     values = {key.removeprefix("train."): value for key, value in overrides.items()}
     try:
         for key in values:
@@ -561,7 +558,7 @@ def _overridden(
 def dump_config(
     config: TrainConfig, provenance: Mapping[str, Any] | None = None, comments: Iterable[str] = ()
 ) -> str:
-    """`config` as TOML that `load_config` takes back: `comments` above, [provenance] below.
+    """Return `config` as TOML that `load_config` takes back: `comments` above, [provenance] below.
 
     Entries of `provenance` that are None are left out, since TOML has no null.
     """

@@ -1,4 +1,4 @@
-"""`hpo init`: a first study file for a folder of one's own photographs."""
+"""First study file for a folder of images, as `hpo init` writes it."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ optimizer.weight_decay = 1e-2
 
 @dataclass(frozen=True)
 class Folder:
-    """What a look at a folder of images tells, files unopened but for some sizes."""
+    """Summary of a folder of images, found without opening files but for some sizes."""
 
     classes: int
     images: int
@@ -80,7 +80,7 @@ class Folder:
     side: int
     """Median of the shorter side of some images, in pixels."""
     parts: tuple[str, ...]
-    """Which of train, val and test stand in it; empty: it has no parts."""
+    """Which of train, val and test it has; empty: it has no parts."""
 
 
 def median_side(files: list[Path]) -> int:
@@ -138,7 +138,7 @@ def _summary(folder: Folder) -> str:
 
 
 def _split(folder: Folder) -> str:
-    """The comments and fields that say which images validate and test."""
+    """Return the comments and fields that say which images validate and test."""
     lines = []
     if "val" not in folder.parts:
         lines.append("val_fraction = 0.15        # part of the images that compares the trials")
@@ -156,7 +156,7 @@ def _batches(images: int) -> str:
 
 
 def _name(root: Path) -> str:
-    """A study's name from a folder's, or a file's."""
+    """Return a study's name made of a folder's, or a file's."""
     return (
         re.sub(r"[^A-Za-z0-9._-]+", "-", root.stem if root.is_file() else root.name).strip("-.")[
             :64
@@ -166,5 +166,5 @@ def _name(root: Path) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A TOML string."""
+    """Return `text` as a TOML string."""
     return tomli_w.dumps({"x": text}).removeprefix("x = ").rstrip("\n")

@@ -1,4 +1,4 @@
-"""Reading TOML: files, single values given on the command line, and dotted names."""
+"""TOML: files, single values given on the command line, and dotted names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ _DEEP_NAME = re.compile(
 
 
 def read_text(path: Path) -> str:
-    """The text of a TOML file; ConfigError where it is missing, too large or not UTF-8."""
+    """Return the text of a TOML file.
+
+    Raises ConfigError for one that is missing, too large or not UTF-8.
+    """
     where = str(path)
     if not path.exists():
         beside = sorted(one.name for one in path.parent.glob("*.toml"))
@@ -63,7 +66,7 @@ def _plain(value: Any) -> Any:
 
 
 def parse(text: str, where: str = "") -> dict[str, Any]:
-    """The tables of `text`; ConfigError names line and column of what is not TOML."""
+    """Return the tables of `text`; raises ConfigError with line and column of what is not TOML."""
     too_deep = ConfigError(f"not a study file: nested more than {DEEPEST} deep", where=where)
     if _DEEP_NAME.search(text):  # tomllib would take minutes, and Python would not survive it
         raise too_deep
@@ -79,7 +82,7 @@ def parse(text: str, where: str = "") -> dict[str, Any]:
 
 
 def _is_deep(value: Any) -> bool:
-    """Whether tables, lists and dotted names stand more than DEEPEST deep in each other."""
+    """Return whether tables, lists and dotted names are nested more than DEEPEST deep."""
     left = [(value, 0)]
     while left:
         one, depth = left.pop()
@@ -93,7 +96,7 @@ def _is_deep(value: Any) -> bool:
 
 
 def assignments(items: Iterable[str]) -> dict[str, Any]:
-    """`KEY=VALUE` of the command line as {key: value}; the value is TOML, a bare word a string.
+    """Return `KEY=VALUE` of the command line as {key: value}; values are TOML, bare words strings.
 
     Raises ConfigError for a missing `=`, a key given twice and a value that is neither.
     """
@@ -125,9 +128,9 @@ def _value(key: str, text: str) -> Any:
 
 
 def expand(table: Mapping[str, Any], where: str = "", prefix: str = "") -> dict[str, Any]:
-    """Nested tables from names that may be quoted and dotted: {"a.b": 1} becomes {a: {b: 1}}.
+    """Return nested tables for names that may be quoted and dotted: {a: {b: 1}} for {"a.b": 1}.
 
-    Raises ConfigError where one name is given in both ways.
+    Raises ConfigError for a name that is given in both ways.
     """
     result: dict[str, Any] = {}
     for name, value in table.items():

@@ -1,4 +1,4 @@
-"""TrainConfig: everything that decides one training, as frozen, validated parts.
+"""TrainConfig: everything that decides one training, frozen and validated.
 
 A field's dotted path (`optimizer.lr`) is its name everywhere: in TOML, in Optuna, in the dashboard,
 in reports and in exports. Every field has a default, a unit where it has one, and a range; the JSON
@@ -18,26 +18,23 @@ from pydantic import (
     BeforeValidator,
     Field,
     ValidationError,
-    WithJsonSchema,
-    WrapValidator,
     model_validator,
 )
 
 from hpo.config.augment import AugmentConfig
 from hpo.config.base import (
-    OWN,
-    Part,
+    RULE,
+    ConfigModel,
+    NameOrOwn,
     Rates,
     Ratio,
+    as_tuple,
     complaint,
-    explain,
     fail,
-    has_items,
-    is_own,
+    field_type,
+    is_model,
     list_of,
-    listed,
-    model_at,
-    or_none,
+    type_at,
 )
 from hpo.config.data import DataConfig
 from hpo.config.metrics import (
@@ -59,13 +56,13 @@ from hpo.errors import (
 )
 
 
-class PhaseConfig(Part):
+class PhaseConfig(ConfigModel):
     """A stretch of epochs with its own trainable blocks and learning rate. The optimizer starts
     anew with it, and the schedule runs from its start to its end."""
 
     epochs: int = Field(ge=1, le=10_000)
     """Epochs of this phase; has no default."""
-    trainable_blocks: Annotated[Blocks, WrapValidator(or_none)] = None
+    trainable_blocks: Blocks | None = None
     """As model.trainable_blocks, which is the default."""
     lr: float | None = Field(default=None, gt=0, le=100)
     """Largest learning rate of this phase; default: optimizer.lr."""
@@ -89,14 +86,7 @@ OPTIONS = "model.options"
 LOSSES = ("cross_entropy", "focal")
 
 
-def _loss(value: Any) -> Any:
-    if isinstance(value, str) and value not in LOSSES and not is_own(value):
-        hint = nearest(value, LOSSES)
-        raise ValueError(f"unknown loss (your own is named module:function); {hint}")
-    return value
-
-
-class OptimizerConfig(Part):
+class OptimizerConfig(ConfigModel):
     """The optimizer, by PyTorch's names."""
 
     name: Literal["sgd", "adam", "adamw", "rmsprop"] = "sgd"
@@ -109,7 +99,7 @@ class OptimizerConfig(Part):
     """sgd only; needs momentum above 0."""
     weight_decay: float = Field(default=0.0, ge=0, le=10)
     """L2 penalty; adamw decouples it from the gradient."""
-    betas: Annotated[tuple[Ratio, Ratio], BeforeValidator(listed)] = (0.9, 0.999)
+    betas: Annotated[tuple[Ratio, Ratio], BeforeValidator(as_tuple)] = (0.9, 0.999)
     """adam and adamw only: decay rates of the two moments."""
     backbone_lr_factor: float = Field(default=1.0, gt=0, le=100)
     """The head learns at the learning rate, everything else at this many times that."""
@@ -121,7 +111,7 @@ class OptimizerConfig(Part):
         return self
 
 
-class ScheduleConfig(Part):
+class ScheduleConfig(ConfigModel):
     """How the learning rate moves over the epochs, of each phase where there are phases."""
 
     name: Literal["constant", "step", "cosine", "plateau", "onecycle", "replay"] = "cosine"
@@ -148,7 +138,7 @@ class ScheduleConfig(Part):
     """replay only: the learning rate of each epoch."""
 
 
-class EarlyStoppingConfig(Part):
+class EarlyStoppingConfig(ConfigModel):
     """Stop a training that no longer improves; with phases only in the last one, its epochs alone
     counted."""
 
@@ -160,7 +150,7 @@ class EarlyStoppingConfig(Part):
     """Smaller changes do not count as improvement."""
 
 
-class RuntimeConfig(Part):
+class RuntimeConfig(ConfigModel):
     """How the arithmetic is done; every field changes the last bits of a result. What is `auto`
     (or 0) is resolved once per study, stored with it and with each trial, and exported."""
 
@@ -174,7 +164,7 @@ class RuntimeConfig(Part):
     """Largest batch that is computed at once, the gradients summed to batch_size; 0: batch_size."""
 
 
-class TrainConfig(Part):
+class TrainConfig(ConfigModel):
     """Everything that decides one training. Same config, same conditions: the same numbers.
 
     >>> from hpo import TrainConfig
@@ -197,9 +187,7 @@ class TrainConfig(Part):
     """Seed of weights, order, augmentation and dropout; never of the split."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Label smoothing of cross_entropy and focal."""
-    loss: Annotated[
-        str, BeforeValidator(_loss), WithJsonSchema({"anyOf": [{"enum": list(LOSSES)}, OWN]})
-    ] = "cross_entropy"
+    loss: Annotated[str, NameOrOwn("loss", LOSSES)] = "cross_entropy"
     """What training minimizes: cross_entropy, focal, or `module:function` of your own, found from
     the working directory: (logits (B, C) float32, labels (B,) int64) -> mean () or losses (B,).
     val_loss is the cross-entropy, whatever is trained with."""
@@ -218,14 +206,14 @@ class TrainConfig(Part):
     early_stopping: EarlyStoppingConfig = Field(default_factory=EarlyStoppingConfig)
     retrieval: RetrievalConfig = Field(default_factory=RetrievalConfig)
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
-    phases: Annotated[tuple[PhaseConfig, ...], BeforeValidator(listed)] = ()
+    phases: Annotated[tuple[PhaseConfig, ...], BeforeValidator(as_tuple)] = ()
     """Phases, one after another ([[train.phases]] in a study file); empty: one as long as epochs.
     A phase is searched by its number from 0: phases.1.lr."""
 
     @model_validator(mode="before")
     @classmethod
     def _summed_epochs(cls, data: Any) -> Any:
-        """`epochs` follows the phases unless it is given."""
+        """Set `epochs` to the sum of the phases' unless it is given."""
         phases = data.get("phases") if isinstance(data, dict) else None
         if not phases or "epochs" in data or not isinstance(phases, list | tuple):
             return data
@@ -236,13 +224,13 @@ class TrainConfig(Part):
     @model_validator(mode="before")
     @classmethod
     def _sized_data(cls, data: Any) -> Any:
-        """Defaults of `data` depend on its data set, so it is always validated, never assumed."""
+        """Validate `data` also where it is not given: its defaults depend on its data set."""
         return {**data, "data": data.get("data", {})} if isinstance(data, dict) else data
 
     @model_validator(mode="before")
     @classmethod
     def _single_epoch(cls, data: Any) -> Any:
-        """What is frozen has seen everything after one epoch."""
+        """Train one epoch where nothing learns: it has seen everything then."""
         if not isinstance(data, dict) or data.get("task") != "retrieval":
             return data
         model, epochs = data.get("model"), data.get("epochs", 10)
@@ -265,12 +253,12 @@ class TrainConfig(Part):
         return RETRIEVED if self.frozen else (*RETRIEVED, "val_loss", "train_top1", "train_loss")
 
     def gives(self, metric: str) -> bool:
-        """Whether this training gives `metric`, if it has validation images."""
+        """Return whether this training gives `metric`, if it has validation images."""
         free = recalled(metric) is not None or own_function(metric) is not None
         return metric in self.metrics or (free and self.task == "classification")
 
     def require_metric(self, metric: str, key: str) -> None:
-        """Raise ConfigError unless this training gives `metric`, which stands at `key`."""
+        """Raise ConfigError, naming `key`, unless this training gives `metric`."""
         if not self.gives(metric):
             raise ConfigError(self._without(metric), key=key)
 
@@ -285,7 +273,7 @@ class TrainConfig(Part):
 
     @model_validator(mode="after")
     def _watched(self) -> Self:
-        """What a training watches is what it gives."""
+        """Refuse to watch a metric that this training does not give."""
         watched = {}
         if self.schedule.name == "plateau":
             watched["schedule.metric"] = self.schedule.metric
@@ -319,7 +307,7 @@ class TrainConfig(Part):
         return self
 
     def _fits_phases(self) -> None:
-        """The schedule fits into each phase; without phases, into the training."""
+        """Refuse a schedule that does not fit into each phase, or the whole training."""
         schedule = self.schedule
         for phase in self.all_phases():
             of = f" of phase {phase.number}" if self.phases else ""
@@ -331,7 +319,7 @@ class TrainConfig(Part):
                 fail("schedule.min_lr", schedule.min_lr, f"at most {name}")
 
     def all_phases(self) -> list[Phase]:
-        """The phases with their defaults in place; without any, the whole training as one."""
+        """Return the phases with their defaults; without any, the whole training as one."""
         blocks, lr = self.model.trainable_blocks, self.optimizer.lr
         if not self.phases:
             return [Phase(0, 0, self.epochs, blocks, lr)]
@@ -344,62 +332,71 @@ class TrainConfig(Part):
         return found
 
     def phase_of(self, epoch: int) -> Phase:
-        """The phase in which `epoch` (from 1) lies."""
+        """Return the phase in which `epoch` (from 1) lies."""
         return [one for one in self.all_phases() if one.start < max(epoch, 1)][-1]
 
-    @classmethod
-    def parse(cls, data: Mapping[str, Any], *, where: str = "", prefix: str = "") -> Self:
-        """Validate nested `data`; raises ConfigError naming each wrong field, its value and what is
-        allowed. `prefix` stands before the dotted path in messages (`train.` in a study file)."""
-        try:
-            return cls.model_validate(dict(data))
-        except ValidationError as error:
-            raise explain(error, cls, where=where, prefix=prefix) from None
-
     def to_dict(self) -> dict[str, Any]:
-        """Nested plain data without None, ready for TOML or JSON; `parse` takes it back."""
+        """Return nested plain data without None, for TOML or JSON; `parse` takes it back."""
         return json.loads(self.model_dump_json(exclude_none=True))  # type: ignore[no-any-return]
 
 
 def field_errors(data: Mapping[str, Any], prefix: str = "") -> list[ConfigError]:
-    """What is wrong with single fields of nested `data`, leaving out rules between fields: those
-    cannot be judged before every searched value is in its place."""
+    """Return what is wrong with single fields of nested `data`, leaving out rules between fields:
+    those cannot be judged before every searched value is in its place."""
     try:
         TrainConfig.model_validate(dict(data))
     except ValidationError as error:
-        items = error.errors(include_url=False)
-        alone = [item for item in items if not item["msg"].startswith("Value error, \0")]
-        return [complaint(item, TrainConfig, prefix) for item in alone]
+        items = [item for item in error.errors() if item["type"] != RULE]
+        return [complaint(item, TrainConfig, prefix) for item in items]
     return []
 
 
+def value_error(path: str, value: Any) -> ConfigError | None:
+    """Return what is wrong with `value` for the field, or item of a list, at `path`; rules between
+    fields are left out."""
+    model: type[BaseModel] = TrainConfig
+    steps = path.split(".")
+    while len(steps) > 1 and is_model(inner := field_type(model, steps[0])):
+        model, steps = inner, steps[1:]
+    loc = [0 if step.isdigit() else step for step in steps]
+    for step in reversed(loc):
+        value = [value] if step == 0 else {step: value}
+    try:
+        model.model_validate(value)
+    except ValidationError as error:
+        for item in error.errors():
+            if item["loc"][: len(loc)] == tuple(loc) and item["type"] != RULE:
+                found = complaint(item, model)
+                rest = found.key.split(".")[len(loc) :]
+                return ConfigError(found.message, key=".".join([path, *rest]))
+    return None
+
+
 def field_paths(model: type[BaseModel] = TrainConfig, prefix: str = "") -> Iterator[str]:
-    """Every dotted path of a single field, in the order of the definition."""
+    """Yield the dotted path of every single field, in the order of the definition."""
     for name in model.model_fields:
-        part = model_at(model, [name])
-        if part and not has_items(model, name):
-            yield from field_paths(part, f"{prefix}{name}.")
+        inner = field_type(model, name)
+        if is_model(inner):
+            yield from field_paths(inner, f"{prefix}{name}.")
         else:
             yield prefix + name
 
 
 def is_option(path: str) -> bool:
-    """Whether `path` names an argument of an architecture of the user's, which may be any."""
+    """Return whether `path` names an argument of the user's architecture, which may be any."""
     return re.fullmatch(rf"{re.escape(OPTIONS)}\.[^\W\d]\w*", path) is not None
 
 
 def check_path(path: str) -> None:
     """Raise ConfigError unless `path` names a field of TrainConfig, an item of a list by index
     (`model.head.hidden.0`), a field of an item (`phases.1.lr`), or an option."""
-    if is_option(path):
+    name, known = path, list(field_paths())
+    if is_option(path) or path in known:
         return
-    base = list_of(path)
-    known = list(field_paths())
-    items = model_at(TrainConfig, base.split(".")) if base != path and base in known else None
-    inner = re.sub(r"^(\.\d+)+\.?", "", path.removeprefix(base))
-    if items is not None and inner:
-        base, known = inner, list(field_paths(items))
-    elif inner:
-        base = path
-    if base not in known:
-        raise ConfigError(f"unknown field; {nearest(base, known)}", key=path)
+    if list_of(path) in known:
+        if type_at(TrainConfig, path) is not None:
+            return
+        item, _, last = path.rpartition(".")
+        kind = type_at(TrainConfig, item)
+        name, known = (last, list(kind.model_fields)) if is_model(kind) else (path, known)
+    raise ConfigError(f"unknown field; {nearest(name, known)}", key=path)

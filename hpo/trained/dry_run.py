@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from hpo.config.base import toml_repr
 from hpo.config.constraints import (
     to_relax,
     unmet,
@@ -22,7 +23,6 @@ from hpo.config.constraints import (
 from hpo.config.remarks import remarks
 from hpo.config.space import (
     Choice,
-    shown,
 )
 from hpo.config.study import StudyFile
 from hpo.config.train import TrainConfig
@@ -274,7 +274,7 @@ def _built(config: TrainConfig, classes: int, cuts: dict[str, tuple[bool, str | 
             frozen = models.set_trainable(model, phase.trainable_blocks)
     except HpoError as error:
         chosen = config.model.model_dump(exclude_defaults=True, exclude={"architecture", "stem"})
-        raise InputError(f"{error} (with {shown(chosen)})" if chosen else str(error)) from error
+        raise InputError(f"{error} (with {toml_repr(chosen)})" if chosen else str(error)) from error
     parameters = list(model.parameters())
     learning = sum(one.numel() for one in parameters if one.requires_grad)
     beginning = f"{_beginning(config)} {feature_cache.is_cacheable(config)}"
@@ -429,10 +429,11 @@ def _infeasible(file: StudyFile, configs: list[TrainConfig], classes: int) -> It
         return
     tried = list(zip(_combinations(file), found, strict=True))
     for name, parameter in file.space.items():
-        for value in parameter.ends() if isinstance(parameter, Choice) else ():
+        for value in parameter.bounds() if isinstance(parameter, Choice) else ():
             with_it = [why for values, why in tried if values.get(name) == value]
             if with_it and all(with_it):
-                yield f"{name} = {shown(value)} is infeasible in every network built: {with_it[0]}"
+                given = f"{name} = {toml_repr(value)}"
+                yield f"{given} is infeasible in every network built: {with_it[0]}"
 
 
 def _configs(file: StudyFile) -> Iterator[TrainConfig]:
@@ -451,7 +452,7 @@ def _combinations(file: StudyFile) -> list[dict[str, Any]]:
     for name, parameter in space.items():
         network = name.startswith("model.") or name.endswith(".trainable_blocks")
         shaping = (network or name in SIZES) and name not in UNSHAPED
-        ends = parameter.ends() if shaping else parameter.ends()[:1]
+        ends = parameter.bounds() if shaping else parameter.bounds()[:1]
         found = [
             values | ({name: end} if on else {})
             for values in found
@@ -467,7 +468,7 @@ def _variants(file: StudyFile) -> int:
     """How many choices of the data, size apart, give frozen layers other images."""
     data = {name: one for name, one in file.space.items() if name.startswith("data.")}
     same = {*SIZES, "data.balance"}
-    return math.prod(len(one.ends()) for name, one in data.items() if name not in same)
+    return math.prod(len(one.bounds()) for name, one in data.items() if name not in same)
 
 
 def _examined(configs: list[TrainConfig], home: Home) -> DataReport:

@@ -64,12 +64,12 @@ def test_an_export_holds_fields_and_no_preset(tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"preset": "hevy"}, r"augment.preset: 'hevy'.*heavy"),
+        ({"preset": "hevy"}, r'augment.preset: "hevy".*heavy'),
         ({"strength": 2.5}, "augment.strength: 2.5: .*less than or equal to 2"),
         ({"scale": [1.2, 0.8]}, r"augment.scale: \[1.2, 0.8\]: \[least, most\]"),
         ({"scale": [0.0, 1.0]}, "augment.scale: .*0 < least"),
         ({"perspective": 0.6}, "augment.perspective: 0.6: .*less than or equal to 0.5"),
-        ({"policy": "randaug"}, "augment.policy: 'randaug'.*randaugment"),
+        ({"policy": "randaug"}, 'augment.policy: "randaug".*randaugment'),
         ({"policy_magnitude": 31}, "augment.policy_magnitude: 31"),
         ({"mixup": -0.1}, "augment.mixup: -0.1"),
         ({"cached_views": 4, "mixup": 0.2}, "augment.cached_views: 4: 0 with mixup"),

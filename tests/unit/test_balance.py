@@ -149,7 +149,7 @@ def test_training_reads_the_field(unequal: Path, home: Home, balance: str) -> No
 
 
 def test_an_unknown_way() -> None:
-    with pytest.raises(ConfigError, match=r"data.balance: 'weights': allowed: none, loss, sampl"):
+    with pytest.raises(ConfigError, match=r'data.balance: "weights": allowed: none, loss, sampl'):
         TrainConfig.parse({"data": {"balance": "weights"}})
 
 

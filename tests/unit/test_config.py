@@ -91,21 +91,23 @@ def test_sizes_follow_the_data(data: dict[str, Any], sizes: tuple[int, int]) -> 
     ("values", "message"),
     [
         ({"epoch": 3}, "epoch: unknown key; did you mean 'epochs'?"),
-        ({"epochs": "3"}, "epochs: '3': allowed: a whole number"),
+        ({"epochs": "3"}, 'epochs: "3": allowed: a whole number'),
         ({"epochs": 0}, "epochs: 0: input should be greater than or equal to 1"),
         ({"optimizer.learning_rate": 1}, "optimizer.learning_rate: unknown key; allowed: name, lr, "
          "momentum, nesterov, weight_decay, betas, backbone_lr_factor"),
-        ({"optimizer.name": "adamx"}, "optimizer.name: 'adamx': did you mean 'adam' or 'adamw'?"),
-        ({"schedule.name": "cosin"}, "schedule.name: 'cosin': did you mean 'cosine'?"),
+        ({"optimizer.name": "adamx"},
+         'optimizer.name: "adamx": did you mean \'adam\' or \'adamw\'?'),
+        ({"schedule.name": "cosin"}, 'schedule.name: "cosin": did you mean \'cosine\'?'),
         ({"model.architecture": "resnet81"},
-         "model.architecture: 'resnet81': unknown architecture; "
-         "did you mean 'resnet18' or 'resnet152' or 'resnet101'?"),
+         'model.architecture: "resnet81": unknown architecture (your own is '
+         "named module:function); did you mean 'resnet18' or 'resnet152' or 'resnet101'?"),
         ({"model.trainable_blocks": -1},
          "model.trainable_blocks: -1: allowed: 'all', 0 or more (the "
          "last k blocks), {first = k}, or {start = i, stop = j}"),
         ({"early_stopping.metric": "val_top2"},
-         "early_stopping.metric: 'val_top2': did you mean 'val_top5' or 'val_top1' or 'val_loss'?"),
-        ({"data.dataset": "folder"}, 'data.root: None: dataset = "folder" needs the folder of the '
+         'early_stopping.metric: "val_top2": did you mean '
+         "'val_top5' or 'val_top1' or 'val_loss'?"),
+        ({"data.dataset": "folder"}, 'data.root: none: dataset = "folder" needs the folder of the '
          "images"),
         ({"schedule.warmup_epochs": 10.0}, "schedule.warmup_epochs: 10.0: less than epochs = 10"),
         ({"schedule.min_lr": 1.0}, "schedule.min_lr: 1.0: at most optimizer.lr = 0.1"),
@@ -136,7 +138,9 @@ def test_several_errors_are_told_at_once() -> None:
 def test_field_errors_leave_rules_between_fields_aside() -> None:
     data = {"data": {"dataset": "folder"}, "schedule": {"name": "cosin", "min_lr": 5.0}}
     errors = field_errors(data, "train.")
-    assert [str(one) for one in errors] == ["train.schedule.name: 'cosin': did you mean 'cosine'?"]
+    assert [str(one) for one in errors] == [
+        "train.schedule.name: \"cosin\": did you mean 'cosine'?"
+    ]
 
 
 def test_paths() -> None:

@@ -100,7 +100,7 @@ def test_constraints_are_texts_of_an_operator_and_a_number(text: str, kept: str)
 )  # fmt: skip
 def test_bad_constraints_are_refused_in_a_line(given: Any, complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint) as caught:
-        StudyConfig.parse({"name": "x", "constraints": given})
+        StudyConfig.parse({"name": "x", "constraints": given}, prefix="study.")
     assert "\n" not in str(caught.value)
 
 

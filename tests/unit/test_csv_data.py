@@ -244,7 +244,7 @@ def test_the_order_of_the_classes(root: Path, labels: list[str], order: tuple[st
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"dataset": "csv"}, r"data\.labels: None: dataset = \"csv\" needs the file"),
+        ({"dataset": "csv"}, r"data\.labels: none: dataset = \"csv\" needs the file"),
         ({"dataset": "folder", "root": "x", "labels": "y.csv"}, "only with dataset = .csv."),
         ({"labels": "y.csv"}, "only with dataset = .csv."),
     ],

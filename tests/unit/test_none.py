@@ -12,10 +12,11 @@ import pytest
 from pydantic import BaseModel
 
 from hpo.config.base import (
+    field_type,
     flatten,
-    has_items,
+    is_model,
     may_be_none,
-    model_at,
+    type_at,
     with_values,
 )
 from hpo.config.schema import json_schema
@@ -43,10 +44,10 @@ from tests.unit.test_objective import TRAIN, search
 def optional(model: type[BaseModel] = TrainConfig, prefix: str = "") -> Iterator[str]:
     """Every field that may be None, those in lists apart."""
     for name in model.model_fields:
-        part = model_at(model, [name])
+        part = field_type(model, name)
         if may_be_none(model, name):
             yield prefix + name
-        if part and not has_items(model, name):
+        if is_model(part):
             yield from optional(part, f"{prefix}{name}.")
 
 
@@ -57,9 +58,8 @@ def test_every_field_that_may_be_none_is_so_by_default() -> None:
     """An export leaves None out, and so it must come back."""
     assert {"clip_grad_norm", "ema_decay", "model.weights", "augment.scale"} < set(OPTIONAL)
     for path in OPTIONAL:
-        *parents, name = path.split(".")
-        part = model_at(TrainConfig, parents)
-        assert part is not None
+        parents, _, name = path.rpartition(".")
+        part = type_at(TrainConfig, parents) if parents else TrainConfig
         assert part.model_fields[name].default is None
         assert not (part.model_fields[name].annotation == str | None and name == "name")
 
@@ -138,17 +138,17 @@ def test_a_study_takes_it_too() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"clip_grad_norm": "None"}, "clip_grad_norm: 'None': allowed: a number or \"none\""),
-        ({"batch_size": "none"}, "batch_size: 'none': allowed: a whole number"),
+        ({"clip_grad_norm": "None"}, 'clip_grad_norm: "None": allowed: a number or "none"'),
+        ({"batch_size": "none"}, 'batch_size: "none": allowed: a whole number'),
         ({"augment": {"random_resized_crop": "x"}},
-         "augment.random_resized_crop: 'x': allowed: an array of 2 numbers or \"none\""),
+         'augment.random_resized_crop: "x": allowed: an array of 2 numbers or "none"'),
         ({"augment": {"scale": [1.0]}},
          "augment.scale: [1.0]: allowed: an array of 2 numbers or \"none\""),
         ({"optimizer": {"betas": [0.9, 0.9, 0.9]}},
          "optimizer.betas: [0.9, 0.9, 0.9]: allowed: an array of 2 numbers"),
         ({"model": {"head": 3}}, "model.head: 3: allowed: a table or \"none\""),
         ({"model": {"head": {"hidden": ["a"]}}},
-         "model.head.hidden.0: 'a': allowed: a whole number"),
+         'model.head.hidden.0: "a": allowed: a whole number'),
         ({"phases": [3]}, "phases.0: 3: allowed: a table"),
         ({"optimizer": 3}, "optimizer: 3: allowed: a table"),
         ({"optimizer": {"nesterov": 1}}, "optimizer.nesterov: 1: allowed: true or false"),

@@ -270,8 +270,8 @@ class TestArchitectures:
         """
         jsonschema.Draft7Validator(json_schema()).validate(parse_toml(text))
         file = parse_study(text)
-        assert file.space == {"model.options.width": Int(2, 8),
-                              "model.options.rate": Choice((0.1, 0.5))}  # fmt: skip
+        assert file.space == {"model.options.width": Int(low=2, high=8),
+                              "model.options.rate": Choice(choices=(0.1, 0.5))}  # fmt: skip
         made = file.config({"model.options.width": 3, "model.options.rate": 0.5})
         assert made.model.options == {"name": "fixed", "width": 3, "rate": 0.5}
         assert TrainConfig.parse(made.to_dict()) == made
@@ -284,9 +284,9 @@ class TestArchitectures:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"classes": 3}, "model.options: {'classes': 3}: allowed: names of arguments other "
+            ({"classes": 3}, "model.options: {\"classes\": 3}: allowed: names of arguments other "
              "than classes and image_size"),
-            ({"a b": 3}, "model.options: {'a b': 3}: allowed: names of arguments other than "
+            ({"a b": 3}, "model.options: {\"a b\": 3}: allowed: names of arguments other than "
              "classes and image_size"),
             ({"width": [1]}, "model.options.width: [1]: allowed: a number, a text, true or false"),
             (3, "model.options: 3: allowed: a table"),
@@ -373,7 +373,7 @@ class TestLosses:
         with pytest.raises(ConfigError) as caught:
             config(loss="focall")
         assert str(caught.value) == (
-            "loss: 'focall': unknown loss (your own is named module:function); did you mean "
+            'loss: "focall": unknown loss (your own is named module:function); did you mean '
             "'focal'?"
         )
 

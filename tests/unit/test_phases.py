@@ -72,7 +72,7 @@ def test_the_rest_has_the_trainings_own_values() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"epochs": 9, "phases": TWO}, "phases: '2 + 3': phases do not add up to epochs = 9; "
+        ({"epochs": 9, "phases": TWO}, 'phases: "2 + 3": phases do not add up to epochs = 9; '
          "correct one of them, or leave epochs out"),
         ({"phases": [{"lr": 0.1}]}, "phases.0.epochs: missing"),
         ({"phases": [{"epochs": 0}]},
@@ -84,13 +84,13 @@ def test_the_rest_has_the_trainings_own_values() -> None:
         ({"phases": [{"epochs": 1, "trainable_blocks": -1}]},
          "phases.0.trainable_blocks: -1: allowed: 'all', 0 or more (the last k blocks), "
          "{first = k}, or {start = i, stop = j}"),
-        ({"phases": {"epochs": 1}}, "phases: {'epochs': 1}: allowed: an array of tables"),
+        ({"phases": {"epochs": 1}}, "phases: {\"epochs\": 1}: allowed: an array of tables"),
         ({"phases": TWO, "schedule": {"warmup_epochs": 2.0}},
          "schedule.warmup_epochs: 2.0: less than epochs = 2 of phase 0"),
         ({"phases": TWO, "schedule": {"min_lr": 0.08}},
          "schedule.min_lr: 0.08: at most lr = 0.05 of phase 1"),
         ({"phases": TWO, "schedule": {"name": "replay", "rates": [0.1] * 4}},
-         "schedule.rates: '4 rates': one for each of 5 epochs"),
+         'schedule.rates: "4 rates": one for each of 5 epochs'),
     ],
 )  # fmt: skip
 def test_phases_that_do_not_go_together(fields: dict[str, Any], message: str) -> None:
@@ -132,7 +132,7 @@ class TestStudyFile:
              "space.phases.1.rate: unknown field; allowed: epochs, trainable_blocks, lr"),
             ("phases.0.lr = [-1.0]", "space.phases.0.lr: -1.0: input should be greater than 0"),
             ("epochs = [10, 12]",
-             "train.phases: '5 + 5': phases do not add up to epochs = 12; correct one of them, or "
+             'train.phases: "5 + 5": phases do not add up to epochs = 12; correct one of them, or '
              "leave epochs out (with phases.1.trainable_blocks = 2, phases.1.lr = 0.0001, epochs = "
              "12, which [space] or a baseline allows)"),
         ],

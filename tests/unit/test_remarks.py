@@ -10,8 +10,8 @@ import pytest
 from pydantic import BaseModel
 
 from hpo.config.base import (
-    has_items,
-    model_at,
+    field_type,
+    is_model,
 )
 from hpo.config.remarks import (
     EFFECTIVE_WITH,
@@ -42,8 +42,8 @@ def told(space: str, *, train: str = "", **options: object) -> list[str]:
 def fields(model: type[BaseModel] = TrainConfig, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Every field with its description."""
     for name, field in model.model_fields.items():
-        part = model_at(model, [name])
-        if part and not has_items(model, name):
+        part = field_type(model, name)
+        if is_model(part):
             yield from fields(part, f"{prefix}{name}.")
         else:
             yield prefix + name, field.description or ""

@@ -91,7 +91,7 @@ def test_the_first_metric_is_the_metric_and_the_definition_comes_back() -> None:
         ({"metrics": []}, "2 to 4 different ones"),
         ({"metrics": ["val_top1", "val_top1"]}, "2 to 4 different ones"),
         ({"metrics": ["latency_ms", "val_top1"]}, '"latency_ms": a metric of an epoch comes first'),
-        ({"metrics": ["val_top1", "speed"]}, "'speed'"),
+        ({"metrics": ["val_top1", "speed"]}, '"speed"'),
         ({"metrics": ["val_top1", "flops"], "metric": "val_loss"}, "give either metric or metrics"),
         ({"metrics": ["val_top1", "flops"], "sampler": "cmaes"}, "it knows one metric only"),
         ({"metrics": "val_top1"}, "metrics"),

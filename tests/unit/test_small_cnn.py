@@ -145,19 +145,19 @@ def test_a_head_of_ones_own_replaces_the_fully_connected_layers() -> None:
     ("cnn", "message"),
     [
         ({"filters": [8, 16], "residual": [False, True]},
-         "model.cnn.residual: [False, True]: convolution 1 (from 0) makes 16 channels of 8 with "
+         "model.cnn.residual: [false, true]: convolution 1 (from 0) makes 16 channels of 8 with "
          "stride 1: a connection around it needs as many, and stride 1"),
         ({"filters": [8, 8], "residual": [False, True], "strides": [1, 2]},
-         "model.cnn.residual: [False, True]: convolution 1 (from 0) makes 8 channels of 8 with "
+         "model.cnn.residual: [false, true]: convolution 1 (from 0) makes 8 channels of 8 with "
          "stride 2: a connection around it needs as many, and stride 1"),
         ({"filters": [8], "norm": [True, False]},
-         "model.cnn.norm: [True, False]: 1 to 1 items, one per convolution"),
+         "model.cnn.norm: [true, false]: 1 to 1 items, one per convolution"),
         ({"strides": []}, "model.cnn.strides: []: 1 to 3 items, one per convolution"),
         ({"filters": []}, "model.cnn.filters: []: allowed: an array of whole numbers with 1 "
          "or more of them"),
         ({"kernels": [4]},
          "model.cnn.kernels.0: 4: allowed: 1, 3, 5, ... 31: an even kernel has no middle"),
-        ({"pool": "avg"}, "model.cnn.pool: 'avg': did you mean 'average'?"),
+        ({"pool": "avg"}, 'model.cnn.pool: "avg": did you mean \'average\'?'),
         ({"norm": [1]}, "model.cnn.norm.0: 1: allowed: true or false"),
         ({"filter": [8]}, "model.cnn.filter: unknown key; did you mean 'filters'?"),
     ],

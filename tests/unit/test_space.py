@@ -21,10 +21,10 @@ from hpo.errors import ConfigError
 
 SPACE = Space(
     {
-        "optimizer.momentum": Float(0.5, 0.9, step=0.1, when={"optimizer.name": ("sgd",)}),
-        "optimizer.name": Choice(("sgd", "adamw")),
-        "model.cnn.filters": Choice(([16, 32], [32, 64], {"first": 2})),
-        "epochs": Int(2, 10, step=4),
+        "optimizer.momentum": Float(low=0.5, high=0.9, step=0.1, when={"optimizer.name": ("sgd",)}),
+        "optimizer.name": Choice(choices=("sgd", "adamw")),
+        "model.cnn.filters": Choice(choices=([16, 32], [32, 64], {"first": 2})),
+        "epochs": Int(low=2, high=10, step=4),
     }
 )
 
@@ -44,15 +44,15 @@ def parameters(draw: st.DrawFn) -> Parameter:
         lists = st.lists(st.integers(0, 9), max_size=3)
         values = st.one_of(st.text("abc", max_size=3), st.integers(2, 50), lists)
         unique = st.lists(values, min_size=1, max_size=5, unique_by=lambda one: json.dumps(one))
-        return Choice(tuple(draw(unique)))
+        return Choice(choices=tuple(draw(unique)))
     if kind == "int":
         low, step = draw(st.integers(-50, 50)), draw(st.integers(1, 7))
-        return Int(low, low + step * draw(st.integers(0, 9)), step=step)
+        return Int(low=low, high=low + step * draw(st.integers(0, 9)), step=step)
     if kind == "stepped":
         step = draw(st.sampled_from([0.1, 0.25, 2.0]))
-        return Float(0.5, round(0.5 + step * draw(st.integers(1, 20)), 2), step=step)
+        return Float(low=0.5, high=round(0.5 + step * draw(st.integers(1, 20)), 2), step=step)
     low, width = draw(st.floats(1e-6, 10)), draw(st.floats(0, 100))
-    return Float(low, low + width, log=kind == "log")
+    return Float(low=low, high=low + width, log=kind == "log")
 
 
 @given(parameters(), st.integers(0, 1000))
@@ -77,7 +77,7 @@ def test_suggest_asks_parents_first_and_skips_what_is_inactive() -> None:
 
 
 def test_lists_and_tables_are_canonical_json_in_optuna() -> None:
-    space = Space({"x": Choice(([16, 32], {"stop": 2, "start": 1}, "all"))})
+    space = Space({"x": Choice(choices=([16, 32], {"stop": 2, "start": 1}, "all"))})
     assert space.distributions()["x"].choices == ("[16,32]", '{"start":1,"stop":2}', "all")
     assert space.encode({"x": {"start": 1, "stop": 2}}) == {"x": '{"start":1,"stop":2}'}
     assert space.decode({"x": "[16,32]"}) == {"x": [16, 32]}
@@ -89,9 +89,9 @@ def test_lists_and_tables_are_canonical_json_in_optuna() -> None:
 def test_grid_has_every_point_once() -> None:
     space = Space(
         {
-            "momentum": Float(0.1, 0.3, step=0.1, when={"name": ("sgd",)}),
-            "name": Choice(("sgd", "adamw")),
-            "epochs": Int(1, 3, step=2),
+            "momentum": Float(low=0.1, high=0.3, step=0.1, when={"name": ("sgd",)}),
+            "name": Choice(choices=("sgd", "adamw")),
+            "epochs": Int(low=1, high=3, step=2),
         }
     )
     grid = space.grid()
@@ -105,9 +105,9 @@ def test_grid_has_every_point_once() -> None:
 def test_corners_show_every_end_under_its_condition() -> None:
     space = Space(
         {
-            "name": Choice(("sgd", "adamw")),
-            "beta": Float(0.1, 0.2, when={"name": ("adamw",)}),
-            "epochs": Int(1, 9),
+            "name": Choice(choices=("sgd", "adamw")),
+            "beta": Float(low=0.1, high=0.2, when={"name": ("adamw",)}),
+            "epochs": Int(low=1, high=9),
         }
     )
     assert space.corners() == [
@@ -160,7 +160,7 @@ def test_check_complete_asks_for_what_is_active_and_no_more() -> None:
     ],
 )
 def test_grid_refuses(high: float, message: str) -> None:
-    one = Int(1, int(high)) if high > 1 else Float(0.1, high)
+    one = Int(low=1, high=int(high)) if high > 1 else Float(low=0.1, high=high)
     with pytest.raises(ConfigError) as caught:
         Space({"x": one}).grid()
     assert str(caught.value) == message
@@ -181,11 +181,11 @@ def test_parse_takes_the_type_from_the_field() -> None:
         {"model": {"head": {"hidden": [4, 4]}}},
     )
     assert dict(space) == {
-        "epochs": Int(5, 20),
-        "optimizer.lr": Float(1.0, 2.0),
-        "optimizer.weight_decay": Choice((0, 1e-4)),
-        "model.trainable_blocks": Int(0, 3),
-        "model.head.hidden.0": Choice((8, 16)),
+        "epochs": Int(low=5, high=20),
+        "optimizer.lr": Float(low=1.0, high=2.0),
+        "optimizer.weight_decay": Choice(choices=(0, 1e-4)),
+        "model.trainable_blocks": Int(low=0, high=3),
+        "model.head.hidden.0": Choice(choices=(8, 16)),
     }
     assert parsed(space.to_dict(), {"model": {"head": {"hidden": [4, 4]}}}) == space
 

@@ -294,9 +294,13 @@ def test_a_killed_download_is_begun_anew(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("cifar", "data.dataset: 'cifar': unknown data set; did you mean 'cifar10' or 'cifar100'?"),
-        ("cars:", "data.dataset: 'cars:': unknown data set; your own is named module:function"),
-        ("my-data:cars", "'my-data:cars': unknown data set; your own is named module:function"),
+        (
+            "cifar",
+            '"cifar": unknown data set (your own is named module:function); did you mean '
+            "'cifar10' or 'cifar100'?",
+        ),
+        ("cars:", 'data.dataset: "cars:": unknown data set; your own is named module:function'),
+        ("my-data:cars", '"my-data:cars": unknown data set; your own is named module:function'),
     ],
 )
 def test_unknown_names(name: str, says: str) -> None:
