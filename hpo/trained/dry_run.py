@@ -1,7 +1,7 @@
-"""`hpo check`: what a study would do and cost here, tried without writing anything.
+"""Dry run of a study: data, networks, memory and time, without writing anything.
 
-Every combination of the choices that shape the network is built; of each architecture, stem and
-image size the one with most to learn makes a training step at the largest batch.
+Every combination of the choices that shape the network is built; for each architecture, stem and
+image size, the one with most trainable parameters runs a training step at the largest batch.
 """
 
 from __future__ import annotations
@@ -52,42 +52,43 @@ from hpo.training.profiling import network_costs
 from hpo.training.retrieval import require_components
 
 EVALUATION = 1 / 3
-"""Cost of an image in evaluation against training: no backward pass, which costs twice as much as
-the forward one, and hardly anything where the head alone learns."""
+"""Cost of evaluating an image relative to training: there is no backward pass, which costs twice as
+much as the forward pass, unless only the head is trained."""
 
 
 @dataclass(frozen=True)
-class Kept:
-    """Frozen layers of a network, computed once and kept on disk."""
+class CachedFeatures:
+    """Outputs of frozen layers, computed once and cached on disk."""
 
     choices: int
-    """Combinations that have some."""
-    beginnings: int
-    """Different frozen layers among those, or of different images: each is computed and kept."""
+    """Combinations with such layers."""
+    prefixes: int
+    """Different frozen prefixes, of networks or of images: the outputs of each are cached."""
     once_s: float
-    """Seconds to compute them for all images, decoding apart; like what follows of the combination
-    with most to learn."""
+    """Seconds to compute one for all images without decoding; as the rest, of the combination with
+    most trainable parameters."""
     epoch_s: float
-    """Seconds of an epoch on what was kept; 0 where nothing learns."""
+    """Seconds of an epoch on cached outputs; 0 if nothing is trained."""
     size: int
     """Bytes on disk."""
     largest: int
-    """Bytes of the larger part of it, training or validation."""
+    """Bytes of its larger part, training or validation."""
     limit_gb: float
-    """`data.cache_limit_gb`, of each part."""
+    """`data.cache_limit_gb`, which limits each part."""
 
     @property
     def fits(self) -> bool:
+        """Return whether they are within the limit."""
         return self.largest <= self.limit_gb * 1e9
 
-    def told(self, epochs: int) -> str:
-        """For a trial of so many epochs."""
-        each = f" for each of {self.beginnings} choices" if self.beginnings > 1 else ""
+    def describe(self, epochs: int) -> str:
+        """Return a line on a trial of `epochs`."""
+        each = f" for each of {self.prefixes} choices" if self.prefixes > 1 else ""
         limit = f"data.cache_limit_gb = {self.limit_gb:g}"
         if not self.fits:
             return (
-                f"what its frozen layers give takes {file_size(self.size)}, more than {limit} "
-                "allows: it is computed in every epoch"
+                f"the outputs of its frozen layers take {file_size(self.size)}, more than {limit} "
+                "allows: they are computed in every epoch"
             )
         later = rough_duration(epochs * self.epoch_s) if self.epoch_s else "as long as their search"
         first = rough_duration(self.once_s + epochs * self.epoch_s)
@@ -99,28 +100,28 @@ class Kept:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a network costs at the largest batch."""
+    """Cost of training a network at the largest batch."""
 
     architecture: str
     stem: str
     image_size: int
     built: int
-    """Combinations of the other choices that were built."""
+    """Number of combinations of the other choices."""
     parameters: int
-    """Of the combination with most to learn, frozen ones included."""
+    """Parameters of the combination with most trainable ones, frozen ones included."""
     batch_size: int
     memory_mb: float | None
-    """Of a training step, in MB (10^6 bytes); None where it does not fit the device."""
+    """Peak memory of a training step in MB (10^6 bytes); None if it does not fit the device."""
     epoch_s: float | None
-    """Seconds of one epoch with validation, decoding and augmentation apart."""
-    kept: Kept | None = None
-    """Of the combination with most to learn among those that have frozen layers to keep."""
+    """Seconds of one epoch with validation, without decoding and augmentation."""
+    kept: CachedFeatures | None = None
+    """Of the combination with most trainable parameters among those with outputs to cache."""
     obstacle: str | None = None
-    """Why frozen layers of some combination are computed in every epoch that need not be."""
+    """Why frozen layers of some combination are computed in every epoch nevertheless."""
 
     @property
     def mean_epoch_s(self) -> float | None:
-        """Of all combinations, once what is kept was computed."""
+        """Return the mean over all combinations, once the cached outputs were computed."""
         if self.epoch_s is None or self.kept is None or not self.kept.fits:
             return self.epoch_s
         others = (self.built - self.kept.choices) * self.epoch_s
@@ -142,7 +143,7 @@ class Cost:
 
 
 def grouped(configs: Sequence[TrainConfig]) -> Iterator[list[TrainConfig]]:
-    """Configurations by architecture, stem and image size, each network once."""
+    """Group configurations by architecture, stem and image size, each network once."""
 
     def group(config: TrainConfig) -> tuple[str, str, int]:
         return config.model.architecture, config.model.stem, config.data.image_size
@@ -166,25 +167,25 @@ def estimate(
     threads: int,
     variants: int,
 ) -> Cost:
-    """Build each of `group`, then let the one with most to learn make a step, and of those with
-    frozen layers to keep the one with most to learn another. `counts`: images by part; `variants`:
-    how many data sets or normalisations are searched. Raises what building a network raises."""
+    """Build each of `group`; time a step of the one with most trainable parameters, and another of
+    the one with most among those with outputs to cache. `counts`: images by part; `variants`: data
+    sets or normalisations that are searched. Raises what building a network raises."""
     cuts: dict[str, tuple[bool, str | None]] = {}
     built = [_built(config, classes, cuts) for config in group]
-    place = max(range(len(group)), key=lambda i: built[i].learning)
+    place = max(range(len(group)), key=lambda i: built[i].trainable)
     config = _at_most(group[place], counts["train"])
     memory, epoch, kept = None, None, None
     try:
-        config = _settled(config, classes, device, threads)
+        config = _resolved(config, classes, device, threads)
         step = runtime.measure_step(config, classes=classes, device=device)
         memory = step.peak_memory_mb
         epoch = _epoch_images(config, counts) * step.seconds / step.images
         there = [i for i, one in enumerate(built) if one.keeps]
         if there:
-            most = group[max(there, key=lambda i: built[i].learning)]
-            most = _settled(_at_most(most, counts["train"]), classes, device, threads)
-            beginnings = len({_beginning(group[i]) for i in there}) * variants
-            kept = _kept(most, len(there), beginnings, classes, counts, device)
+            most = group[max(there, key=lambda i: built[i].trainable)]
+            most = _resolved(_at_most(most, counts["train"]), classes, device, threads)
+            prefixes = len({_prefix_key(group[i]) for i in there}) * variants
+            kept = _kept(most, len(there), prefixes, classes, counts, device)
     except torch.OutOfMemoryError:
         pass  # shown as such: training would go on with smaller parts of the batch
     model, side, batch = config.model, config.data.image_size, config.batch_size
@@ -199,21 +200,21 @@ def _at_most(config: TrainConfig, images: int) -> TrainConfig:
     return config.model_copy(update={"batch_size": min(config.batch_size, images)})
 
 
-def _settled(config: TrainConfig, classes: int, device: torch.device, threads: int) -> TrainConfig:
+def _resolved(config: TrainConfig, classes: int, device: torch.device, threads: int) -> TrainConfig:
     found = runtime.resolve(config, classes=classes, device=device, threads=threads)
     return config.model_copy(update={"runtime": found})
 
 
 def _epoch_images(config: TrainConfig, counts: Mapping[str, int]) -> float:
-    """Of an epoch of all folds, evaluation counted at what it costs against training."""
+    """Return the images of an epoch of all folds, evaluated ones by their relative cost."""
     learnt = 0 if config.frozen else counts["train"]
     seen = counts["val"] + (counts["train"] if config.task == "retrieval" else 0)
     head_alone = config.all_phases()[-1].trainable_blocks == 0
     return (learnt + seen * (1.0 if head_alone else EVALUATION)) * (config.data.folds or 1)
 
 
-def _beginning(config: TrainConfig) -> str:
-    """The same for configurations that share what is kept."""
+def _prefix_key(config: TrainConfig) -> str:
+    """Return a key that configurations with the same cached outputs share."""
     model = config.model.model_dump(exclude={"head", "dropout", "trainable_blocks"})
     return f"{model!r} {_blocks(config)}"
 
@@ -221,11 +222,11 @@ def _beginning(config: TrainConfig) -> str:
 def _kept(
     config: TrainConfig,
     choices: int,
-    beginnings: int,
+    prefixes: int,
     classes: int,
     counts: Mapping[str, int],
     device: torch.device,
-) -> Kept | None:
+) -> CachedFeatures | None:
     cost = runtime.measure_feature_cache(config, classes=classes, device=device)
     if cost is None:
         return None
@@ -237,9 +238,9 @@ def _kept(
     if config.data.folds:
         images *= config.data.folds if config.data.normalize == "dataset" else 1
         largest = largest if config.data.limit_train else counts["val"] * views
-    return Kept(
+    return CachedFeatures(
         choices=choices,
-        beginnings=beginnings,
+        prefixes=prefixes,
         once_s=images * cost.compute_s,
         epoch_s=_epoch_images(config, counts) * cost.step_s / cost.images,
         size=images * cost.bytes,
@@ -250,18 +251,18 @@ def _kept(
 
 @dataclass(frozen=True)
 class _Built:
-    """A network that could be built."""
+    """A network that was built."""
 
-    learning: int
-    """Parameters that learn in the end."""
+    trainable: int
+    """Parameters that are trainable in some phase."""
     parameters: int
     keeps: bool
-    """Whether it has frozen layers to keep."""
+    """Whether outputs of its frozen layers can be cached."""
 
 
 def _built(config: TrainConfig, classes: int, cuts: dict[str, tuple[bool, str | None]]) -> _Built:
-    """A local file of weights is read, a name is not downloaded. `cuts`: whether frozen layers can
-    be kept, or else why not, of each beginning that was seen before; this one is added."""
+    """Build a network; a local file of weights is read, a name is not downloaded. `cuts`: whether
+    outputs can be cached, or else why not, by prefix; that of `config` is added."""
     weights = config.model.weights
     try:
         model = models.build(
@@ -276,49 +277,49 @@ def _built(config: TrainConfig, classes: int, cuts: dict[str, tuple[bool, str | 
         chosen = config.model.model_dump(exclude_defaults=True, exclude={"architecture", "stem"})
         raise InputError(f"{error} (with {toml_repr(chosen)})" if chosen else str(error)) from error
     parameters = list(model.parameters())
-    learning = sum(one.numel() for one in parameters if one.requires_grad)
-    beginning = f"{_beginning(config)} {feature_cache.is_cacheable(config)}"
-    if beginning not in cuts:
+    trainable = sum(one.numel() for one in parameters if one.requires_grad)
+    key = f"{_prefix_key(config)} {feature_cache.is_cacheable(config)}"
+    if key not in cuts:
         cut, why = feature_cache.find_cut_or_obstacle(model, frozen, config, torch.device("cpu"))
-        cuts[beginning] = cut is not None, why
-    return _Built(learning, sum(one.numel() for one in parameters), cuts[beginning][0])
+        cuts[key] = cut is not None, why
+    return _Built(trainable, sum(one.numel() for one in parameters), cuts[key][0])
 
 
 def is_file(weights: str) -> bool:
-    """Whether `model.weights` names a file, not one of torchvision's."""
+    """Return whether `model.weights` names a file, not weights of torchvision."""
     return Path(weights).suffix in SUFFIXES or "/" in weights
 
 
 MOST_BUILT = 200
-"""Combinations that are built; beyond it every choice is, but not every combination."""
+"""Most combinations that are built; beyond that each choice is built, not each combination."""
 UNSHAPED = ("model.dropout", "model.cnn.dropout")
-"""Fields of the model that change no shape."""
+"""Fields of the model without an effect on shapes."""
 SIZES = ("data.image_size", "data.resize_size", "data.resize")
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """Data and costs of a study; `str` is what `hpo check` prints."""
+    """Data and costs of a study; `str` gives the output of `hpo check`."""
 
     name: str
     report: DataReport
-    """Of the first choice where the data are searched."""
+    """Report of the first choice if the data are searched."""
     costs: tuple[Cost, ...]
     trials: int
     epochs: int
-    """The most of a trial."""
+    """Most epochs of a trial."""
     workers: int
     device: str
     notes: tuple[str, ...]
 
     @property
     def data(self) -> Mapping[str, Mapping[str, int]]:
-        """{part: {class: images}}."""
+        """Return {part: {class: images}}."""
         return self.report.parts
 
     @property
     def total_s(self) -> float | None:
-        """Seconds of the whole budget if no trial is pruned; None where nothing could be timed."""
+        """Return the seconds of the budget without pruning; None if nothing was timed."""
         timed = [cost.mean_epoch_s for cost in self.costs if cost.mean_epoch_s is not None]
         if not timed:
             return None
@@ -326,12 +327,12 @@ class CheckResult:
         return self._once_s() + rounds * self.epochs * sum(timed) / len(timed)
 
     def _once_s(self) -> float:
-        """Seconds for what is computed once and kept: by whichever worker comes first."""
+        """Return the seconds for outputs that the first worker to need them computes and caches."""
         found = [cost.kept for cost in self.costs if cost.kept and cost.kept.fits]
-        many = sum(one.beginnings for one in found)
+        many = sum(one.prefixes for one in found)
         if not many:
             return 0.0
-        mean = sum(one.beginnings * one.once_s for one in found) / many
+        mean = sum(one.prefixes * one.once_s for one in found) / many
         return mean * math.ceil(min(many, self.trials) / self.workers)
 
     def __str__(self) -> str:
@@ -341,7 +342,7 @@ class CheckResult:
         lines.append(f"networks, a step on {self.device}:")
         for cost in self.costs:
             lines.append(f"  {cost}")
-            lines += [f"    {cost.kept.told(self.epochs)}"] if cost.kept else []
+            lines += [f"    {cost.kept.describe(self.epochs)}"] if cost.kept else []
             lines += [f"    {cost.obstacle}"] if cost.obstacle else []
         if self.total_s is not None:
             lines.append(
@@ -352,11 +353,11 @@ class CheckResult:
 
 
 def check(file: StudyFile, *, home: Home, device: str, workers: int, threads: int) -> CheckResult:
-    """Find the data, build the networks, time a step of each, on `device` with `threads` CPU
-    threads as each of `workers` would have.
+    """Open the data, build the networks and time a step of each on `device` with `threads` CPU
+    threads, as each of `workers` would have.
 
     Raises DataError for data that cannot be used, InputError for an unknown device, and ConfigError
-    naming every architecture that cannot be built or trained, together.
+    naming every architecture that cannot be built or trained.
     """
     chosen = runtime.torch_device(device)
     configs = list(_configs(file))
@@ -410,7 +411,7 @@ def _check_components(file: StudyFile, images: int, classes: int) -> None:
 
 
 def _infeasible(file: StudyFile, configs: list[TrainConfig], classes: int) -> Iterator[str]:
-    """What no network of the space with it meets of the constraints on parameters and flops."""
+    """Yield the choices whose networks all violate the constraints on parameters and flops."""
     limits = [one for one in file.study.limits if one.name in ("parameters", "flops")]
     if not limits:
         return
@@ -437,7 +438,7 @@ def _infeasible(file: StudyFile, configs: list[TrainConfig], classes: int) -> It
 
 
 def _configs(file: StudyFile) -> Iterator[TrainConfig]:
-    """Configurations with every combination of what shapes the network, at the largest batch."""
+    """Yield every combination of the choices that shape the network, at the largest batch."""
     batch = max(file.config(corner).batch_size for corner in file.space.corners())
     for values in _combinations(file):
         config = file.config(values)
@@ -445,8 +446,8 @@ def _configs(file: StudyFile) -> Iterator[TrainConfig]:
 
 
 def _combinations(file: StudyFile) -> list[dict[str, Any]]:
-    """All combinations of what shapes the network, other parameters at their first value; only
-    each choice once where these are too many."""
+    """Return all combinations of the parameters that shape the network, the others at their first
+    value; more than MOST_BUILT are replaced by the corners of the space."""
     space = file.space
     found: list[dict[str, Any]] = [{}]
     for name, parameter in space.items():
@@ -465,15 +466,15 @@ def _combinations(file: StudyFile) -> list[dict[str, Any]]:
 
 
 def _variants(file: StudyFile) -> int:
-    """How many choices of the data, size apart, give frozen layers other images."""
+    """Return the number of choices of the data, sizes apart, that change the input images."""
     data = {name: one for name, one in file.space.items() if name.startswith("data.")}
     same = {*SIZES, "data.balance"}
     return math.prod(len(one.bounds()) for name, one in data.items() if name not in same)
 
 
 def _examined(configs: list[TrainConfig], home: Home) -> DataReport:
-    """The data of the first configuration, every file decoded; every other kind of data is judged
-    as well."""
+    """Report on the data of the first configuration with every file decoded; examine the data of
+    the others, too."""
     found: dict[str, DataReport] = {}
     for config in configs:
         key = config.data.model_copy(update=dict.fromkeys(("image_size", "resize_size"), 224))
@@ -500,7 +501,7 @@ def _notes(configs: list[TrainConfig], home: Home) -> Iterator[str]:
 
 
 def _imbalance(of_class: Mapping[str, int], least: float = 1.5) -> Iterator[str]:
-    """How unequal the training classes are, where they are."""
+    """Yield a line if the training classes are unequal."""
     most, fewest = (choose(of_class, key=lambda name: of_class[name]) for choose in (max, min))
     if (ratio := of_class[most] / max(1, of_class[fewest])) >= least:
         yield (

@@ -1,4 +1,4 @@
-"""A trial as a complete configuration with its provenance, ready for `hpo train`."""
+"""Export of trials: complete configurations with their provenance, for `hpo train`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ GIT_TIMEOUT_S = 10
 def describe_trial(
     database: Database, status: StudyStatus, trial: Trial, config: TrainConfig
 ) -> dict[str, Any]:
-    """The [provenance] table of a trial's configuration; what is unknown is None.
+    """Return the [provenance] table of a trial's configuration; unknown values are None.
 
     `rates` is the learning rate of each epoch, `stopped_epoch` the one after which early stopping
     ended the trial.
@@ -77,7 +77,7 @@ def describe_trial(
 
 
 def comments(provenance: Mapping[str, Any]) -> list[str]:
-    """What stands above an exported configuration, for whoever opens the file."""
+    """Return the comment lines at the top of an exported configuration."""
     value = f"{provenance['metric']} = {provenance['value']:.4f} (validation)"
     return [
         f"Trial {provenance['trial']} of study {provenance['study']}: {value}, best in epoch "
@@ -87,7 +87,7 @@ def comments(provenance: Mapping[str, Any]) -> list[str]:
 
 
 def _notes(status: StudyStatus, trial: Trial) -> list[str]:
-    """What makes the value uncertain."""
+    """Return what makes the value of the trial uncertain."""
     notes = [
         f"The value is the best of {len(trial.epochs)} epochs, from one seed and a study of "
         f"{status.finished} finished trials: new images will give a little less."
@@ -107,19 +107,19 @@ def _notes(status: StudyStatus, trial: Trial) -> list[str]:
 
 
 def git_commit() -> str | None:
-    """Commit of the working directory, `-dirty` behind it where files were changed; None outside
+    """Return the commit of the working directory, with `-dirty` if files were changed; None outside
     of git."""
     tool = shutil.which("git")
     if tool is None:
         return None
     command = [tool, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        found = subprocess.run(
+        result = subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=GIT_TIMEOUT_S
         )
-    except subprocess.TimeoutExpired:  # a huge work tree; the commit is nice to have, no more
+    except subprocess.TimeoutExpired:  # a huge work tree: do without the commit
         return None
-    return found.stdout.strip() or None
+    return result.stdout.strip() or None
 
 
 Export = tuple[TrainConfig, dict[str, Any]]
@@ -127,11 +127,11 @@ Export = tuple[TrainConfig, dict[str, Any]]
 
 
 def export(database: Database, name: str, *, number: int | None = None) -> Export:
-    """The configuration of the best trial of study `name`, or of trial `number`: every field, the
-    runtime that the trial had, and where it comes from (see `provenance.describe_trial`).
+    """Return the configuration of the best trial of study `name`, or of trial `number`: every
+    field, the runtime of the trial, and its provenance (see `describe_trial`).
 
-    Raises NotFound for an unknown study or trial and where no trial is complete yet, InputError for
-    a trial that is not over or has no result. A pruned one is exported, with a note.
+    Raises NotFound for an unknown study or trial, or if no trial is complete yet; InputError for a
+    trial that is not finished or has no result. A pruned one is exported, with a note.
     """
     status = read_status(database, name)
     trial = best_trials(status, 1)[0] if number is None else _numbered(status, number)
@@ -139,7 +139,7 @@ def export(database: Database, name: str, *, number: int | None = None) -> Expor
 
 
 def export_top(database: Database, name: str, k: int) -> list[Export]:
-    """The `k` best complete trials, best first; fewer where the study has fewer.
+    """Return the `k` best complete trials, best first, or all if there are fewer.
 
     Raises NotFound as `export` does, InputError for k below 1.
     """
@@ -150,7 +150,7 @@ def export_top(database: Database, name: str, k: int) -> list[Export]:
 
 
 def export_front(database: Database, name: str) -> list[Export]:
-    """The trials that no other beats in all objectives, best first metric first.
+    """Return the Pareto front, sorted by the first objective.
 
     Raises NotFound as `export` does, InputError for a study of a single metric.
     """
@@ -167,18 +167,18 @@ def export_front(database: Database, name: str) -> list[Export]:
 def write_export(
     path: Path, config: TrainConfig, provenance: Mapping[str, Any], *, force: bool = False
 ) -> None:
-    """Write a configuration as TOML that `load_config` takes back. Raises Conflict where the file
-    exists, unless `force`."""
-    _refuse([path], force)
+    """Write a configuration as TOML that `load_config` reads. Raises Conflict if the file exists,
+    unless `force`."""
+    _require_absent([path], force)
     write_text(path, dump_config(config, provenance, comments(provenance)))
 
 
 def write_weights(
     database: Database, name: str, number: int, path: Path, home: Home, *, force: bool = False
 ) -> None:
-    """Copy the kept weights of trial `number` to `path`. Raises Conflict where the file exists,
-    unless `force`; NotFound where none were kept, or on another host alone."""
-    _refuse([path], force)
+    """Copy the kept weights of trial `number` to `path`. Raises Conflict if the file exists,
+    unless `force`; NotFound if none were kept, or only on another host."""
+    _require_absent([path], force)
     row = records.get_study(database, name)
     last = records.read_attempts(database, row.uuid)[number][-1]
     if not sync.fetch_weights(database, home, row.uuid, last, path):
@@ -190,27 +190,27 @@ def write_weights(
 
 
 def write_top(folder: Path, exports: Sequence[Export], *, force: bool = False) -> list[Path]:
-    """One file for each in `folder`, named by rank and trial; returns their paths. Raises Conflict
-    where one of them exists, unless `force`; then none is written."""
+    """Write a file for each export into `folder`, named by rank and trial; return their paths.
+    Raises Conflict if one of them exists, unless `force`; then none is written."""
     digits = len(str(len(exports)))
     paths = [
         folder / f"{rank:0{digits}}-trial-{provenance['trial']}.toml"
         for rank, (_, provenance) in enumerate(exports, 1)
     ]
-    _refuse(paths, force)
+    _require_absent(paths, force)
     for path, (config, provenance) in zip(paths, exports, strict=True):
         write_export(path, config, provenance, force=True)
     return paths
 
 
-def _refuse(paths: Sequence[Path], force: bool) -> None:
-    there = [str(path) for path in paths if path.exists()]
-    if there and not force:
-        raise Conflict(f"{', '.join(there)} exists; choose another name, or --force replaces it")
+def _require_absent(paths: Sequence[Path], force: bool) -> None:
+    existing = [str(path) for path in paths if path.exists()]
+    if existing and not force:
+        raise Conflict(f"{', '.join(existing)} exists; choose another name, or --force replaces it")
 
 
 def best_trials(status: StudyStatus, k: int) -> list[Trial]:
-    """Return the `k` best complete trials, best first. Raises NotFound where there is none."""
+    """Return the `k` best complete trials, best first. Raises NotFound if there is none."""
     ranked = status.ranked()
     if not ranked:
         name = status.row.name
@@ -226,22 +226,22 @@ def best_trials(status: StudyStatus, k: int) -> list[Trial]:
 
 def _numbered(status: StudyStatus, number: int) -> Trial:
     name = status.row.name
-    found = next((trial for trial in status.trials if trial.number == number), None)
-    if found is None:
-        numbers = [trial.number for trial in status.trials]
+    trial = next((one for one in status.trials if one.number == number), None)
+    if trial is None:
+        numbers = [one.number for one in status.trials]
         have = f"0 to {max(numbers)}" if numbers else "none yet"
         raise NotFound(f"study {name!r} has no trial {number}; its trials: {have}")
-    reason = f" ({found.reason})" if found.reason else ""
-    if found.state in ("failed", *WORTHLESS):
+    reason = f" ({trial.reason})" if trial.reason else ""
+    if trial.state in ("failed", *WORTHLESS):
         raise InputError(
-            f"trial {number} of {name!r} ended as {found.state}{reason}: there is nothing "
+            f"trial {number} of {name!r} ended as {trial.state}{reason}: there is nothing "
             f"worth training again; hpo trials {name} shows the others"
         )
-    if found.state not in FINAL:
-        raise InputError(f"trial {number} of {name!r} is {found.state}; export it when it is over")
-    if not found.epochs:
+    if trial.state not in FINAL:
+        raise InputError(f"trial {number} of {name!r} is {trial.state}; export it when it is over")
+    if not trial.epochs:
         raise InputError(f"trial {number} of {name!r} ended before its first epoch{reason}")
-    return found
+    return trial
 
 
 def _exported(database: Database, status: StudyStatus, trial: Trial) -> Export:

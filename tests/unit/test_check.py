@@ -121,7 +121,7 @@ def test_what_is_kept_is_computed_once(home: Home, instant: list[Any]) -> None:
     result = examined(study_file(trials=5, train=f"epochs = 10\n{FROZEN}", space=space), home)
     kept = result.costs[0].kept
     assert kept is not None
-    assert (kept.choices, kept.beginnings, kept.size) == (1, 1, (TRAIN + VAL) * 1_000_000)
+    assert (kept.choices, kept.prefixes, kept.size) == (1, 1, (TRAIN + VAL) * 1_000_000)
     assert kept.once_s == pytest.approx((TRAIN + VAL) * 0.1)
     assert kept.epoch_s == pytest.approx((TRAIN + VAL) * 0.01 / 100)
     assert result.total_s == pytest.approx(kept.once_s + 3 * 10 * kept.epoch_s)
@@ -141,7 +141,7 @@ def test_each_choice_of_frozen_layers_is_kept(home: Home, instant: list[Any]) ->
     train = "model.cnn.filters = [4, 4]\nbatch_size = 100\nepochs = 3"
     (cost,) = (result := examined(study_file(trials=40, train=train, space=space), home)).costs
     assert cost.kept is not None
-    assert (cost.built, cost.kept.choices, cost.kept.beginnings) == (6, 4, 4)
+    assert (cost.built, cost.kept.choices, cost.kept.prefixes) == (6, 4, 4)
     assert cost.epoch_s is not None
     mean = (4 * cost.kept.epoch_s + 2 * cost.epoch_s) / 6
     assert result.total_s == pytest.approx(2 * cost.kept.once_s + 20 * 3 * mean)
@@ -185,7 +185,7 @@ def test_what_is_larger_than_the_limit_is_computed_anew(home: Home, instant: lis
         assert cost.kept is not None
         assert cost.kept.fits == fits
         assert cost.epoch_s is not None
-        slow = "takes 1.5 GB, more than data.cache_limit_gb = 1.2589 allows" in str(result)
+        slow = "take 1.5 GB, more than data.cache_limit_gb = 1.2589 allows" in str(result)
         assert slow != fits
         if not fits:
             assert result.total_s == pytest.approx(3 * 3 * cost.epoch_s)
