@@ -36,13 +36,10 @@ from hpo.data.dataset import open_data
 from hpo.extras import DISTRIBUTION
 from hpo.paths import Home
 from hpo.training import models
+from hpo.training.inputs import TrainingData
 from hpo.training.partition import partition
 from hpo.training.tracing import MORE
-from hpo.training.train import (
-    EpochResult,
-    TrainingData,
-    train,
-)
+from hpo.training.train import EpochResult, train
 
 CPU = torch.device("cpu")
 

@@ -12,10 +12,11 @@ from hpo import errors
 
 if TYPE_CHECKING:
     from hpo.api.study import Study, load_study
-    from hpo.api.trained import TrainedModel, train
+    from hpo.api.trained import train
     from hpo.config.space import Space
     from hpo.config.study import StudyFile
     from hpo.config.train import TrainConfig
+    from hpo.trained.model import TrainedModel
 
 __version__ = "0.1.0"
 __all__ = [
@@ -35,7 +36,7 @@ _MODULES = {
     "Study": "hpo.api.study",
     "StudyFile": "hpo.config.study",
     "TrainConfig": "hpo.config.train",
-    "TrainedModel": "hpo.api.trained",
+    "TrainedModel": "hpo.trained.model",
     "load_study": "hpo.api.study",
     "train": "hpo.api.trained",
 }

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from hpo.api.trained import Progress, TrainedModel, TrainOptions, print_line, train
+from hpo.api.trained import Progress, TrainOptions, print_line, train
 from hpo.errors import InputError, Interrupted
 from hpo.paths import Home
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from hpo.search.status import StudyStatus
     from hpo.storage.database import Database
     from hpo.storage.records import StudyRow, Trial
+    from hpo.trained.model import TrainedModel
     from hpo.workers.supervisor import Supervisor
 
 

@@ -40,9 +40,7 @@ if TYPE_CHECKING:
 
     from hpo.config.train import TrainConfig
     from hpo.trained.inference import Prediction
-    from hpo.trained.retrieval import Lookup
 
-    Answer = Prediction | Lookup
 
 KeepValidation = Annotated[
     bool,
@@ -222,7 +220,7 @@ def _train(
                 control=control,
                 progress=tell,
             )
-            runs.append(model.run)
+            runs.append(model.loaded)
     out.print(runs_table(runs))
     for run in runs:
         networks = networks_table(run)
@@ -392,24 +390,20 @@ def predict(
         select,
         whole_note,
     )
-    from hpo.trained.retrieval import lookups
-    from hpo.trained.run import load_run
+    from hpo.trained.model import TrainedModel
 
     if as_json and csv_ is not None:
         raise InputError("--json and --csv exclude each other")
     if csv_ is not None and Path(csv_).is_dir():
         raise InputError(f"--csv {csv_}: is a folder; name a file")
-    trained, chosen = load_run(run), first_device(device)
-    found = select(images)
-    for note in (whole_note(trained.config), found.note):
+    model, found = TrainedModel.load(run, device=first_device(device)), select(images)
+    for note in (whole_note(model.config), found.note):
         tell_note(note)
-    retrieval = trained.config.task == "retrieval"
-    look = lookups if retrieval else predictions
-    columns = ("nearest", "class", "distance") if retrieval else ("class", "probability")
-    shown = top if retrieval else min(top, len(trained.classes))
+    task = model.task
+    columns, shown = task.columns, task.answers(top, len(model.classes))
     count = _Count(len(found.files))
     with _prediction_progress(len(found.files)) as tell:
-        answers = count.counted(look(trained, found.files, device=chosen, k=top), tell)
+        answers = count.counted(predictions(model, found.files, k=top), tell)
         if csv_ is not None:
             _write_csv(csv_, answers_csv(answers, columns, shown))
         elif as_json:
@@ -430,9 +424,11 @@ class _Count:
     trained_on: int = 0
     known: bool = True
     """Whether the run knows what it was trained on."""
-    failed: list[Answer] = field(default_factory=list)
+    failed: list[Prediction] = field(default_factory=list)
 
-    def counted(self, answers: Iterable[Answer], tell: Callable[[int], None]) -> Iterator[Answer]:
+    def counted(
+        self, answers: Iterable[Prediction], tell: Callable[[int], None]
+    ) -> Iterator[Prediction]:
         """`answers`, each counted and told of before it is passed on."""
         for done, one in enumerate(answers, 1):
             if one.error is not None:

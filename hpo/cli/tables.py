@@ -36,10 +36,8 @@ if TYPE_CHECKING:
     from hpo.reports.importance import Importances
     from hpo.search.fingerprints import Code
     from hpo.trained.inference import Prediction, RunEvaluation
-    from hpo.trained.retrieval import Lookup
     from hpo.trained.run import Run
 
-    Answer = Prediction | Lookup
 
 STYLES = {
     "complete": "green",
@@ -55,7 +53,7 @@ STYLES = {
 }
 PLAIN = ("top1", "top5", "loss", "macro_f1")
 SCORES = ("precision_at_5", "precision_at_k", *PLAIN)
-"""Scores that stand beside each other where networks are compared; the first two of a retrieval."""
+"""Scores by which networks are compared, of every task."""
 BAR = 20
 """Cells of the bar that shows a parameter's importance."""
 
@@ -286,9 +284,8 @@ def runs_table(runs: Sequence[Run]) -> Table:
     """Trained runs, a line each: mean ± standard deviation over their seeds."""
     from hpo.trained.run import PARTS
 
-    retrieval = any(run.config.task == "retrieval" for run in runs)
     known = {name for run in runs for name in run.summary[run.measured_part]}
-    scores = [name for name in (SCORES if retrieval else PLAIN) if name in known]
+    scores = [name for name in SCORES if name in known]
     table = plain_table("run", "measured on", "seeds", *scores, right=("seeds", *scores))
     for run in runs:
         part = run.measured_part
@@ -384,14 +381,14 @@ def evaluation_page(found: RunEvaluation) -> Group:
     return Group(*parts, Text(), classes)
 
 
-def answers_table(answers: Iterable[Answer], columns: Sequence[str]) -> Table:
+def answers_table(answers: Iterable[Prediction], columns: Sequence[str]) -> Table:
     """A line for each class or neighbour of an image, the first of an image in bold."""
     table = plain_table("image", *columns, "note", right=(columns[-1],))
     for one in answers:
         image, empty = str(one.path), [""] * len(columns)
         if one.error is not None:
             table.add_row(Text(image), *empty, Text(one.error, "red"))
-        for place, (*names, value) in enumerate(one.cells):
+        for place, (*names, value) in enumerate(one.rows):
             note = "trained on" if one.trained_on and place == 0 else ""
             table.add_row(
                 Text(image if place == 0 else ""),
@@ -403,7 +400,7 @@ def answers_table(answers: Iterable[Answer], columns: Sequence[str]) -> Table:
     return table
 
 
-def answers_json(answers: Iterable[Answer]) -> Iterator[str]:
+def answers_json(answers: Iterable[Prediction]) -> Iterator[str]:
     """A list, entry by entry as they come."""
     before = "["
     for one in answers:
@@ -412,7 +409,7 @@ def answers_json(answers: Iterable[Answer]) -> Iterator[str]:
     yield "\n]\n"
 
 
-def answers_csv(answers: Iterable[Answer], columns: Sequence[str], shown: int) -> Iterator[str]:
+def answers_csv(answers: Iterable[Prediction], columns: Sequence[str], shown: int) -> Iterator[str]:
     """Lines with a group of `columns` for each of the `shown` classes or neighbours."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -422,7 +419,7 @@ def answers_csv(answers: Iterable[Answer], columns: Sequence[str], shown: int) -
     for one in answers:
         text.seek(0)
         text.truncate()
-        values = [value for entry in one.cells for value in entry]
+        values = [value for entry in one.rows for value in entry]
         values += [None] * (len(numbered) - len(values))
         row = [str(one.path), *values, one.error, one.trained_on]
         writer.writerow([cell(value) for value in row])

@@ -240,10 +240,15 @@ class TrainConfig(ConfigModel):
         return {**data, "epochs": 1} if frozen and valid else data
 
     @property
+    def looks_up(self) -> bool:
+        """Whether validation images are looked up among the training images."""
+        return self.task == "retrieval"
+
+    @property
     def frozen(self) -> bool:
         """Whether nothing learns: retrieval by the features of a network as it is."""
         blocks = self.model.trainable_blocks
-        return self.task == "retrieval" and blocks == 0 and not self.phases
+        return self.looks_up and blocks == 0 and not self.phases
 
     @property
     def metrics(self) -> tuple[str, ...]:

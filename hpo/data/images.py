@@ -295,6 +295,8 @@ class Images(ABC):
     sizes: Numbers
     streamed = False
     """Whether `pixels` decodes a file at every call."""
+    in_memory = False
+    """Whether no process need help to decode."""
     content = ""
     """Digest of the images and their size; empty if unknown."""
     files: tuple[str, ...] = ()

@@ -85,10 +85,10 @@ from hpo.training.checkpoint import (
     best_weights,
     save_weights,
 )
+from hpo.training.inputs import TrainingData
 from hpo.training.profiling import network_costs
 from hpo.training.train import (
     EpochResult,
-    TrainingData,
     is_last,
     train,
 )

@@ -42,14 +42,14 @@ from hpo.training import (
     feature_cache,
     models,
 )
-from hpo.training.evaluation import require_functions, width
+from hpo.training.evaluation import require_functions
 from hpo.training.metrics import (
     asked,
     require_supported,
 )
 from hpo.training.pretrained import SUFFIXES, require_name
 from hpo.training.profiling import network_costs
-from hpo.training.retrieval import require_components
+from hpo.training.tasks import task_of
 
 EVALUATION = 1 / 3
 """Cost of evaluating an image relative to training: there is no backward pass, which costs twice as
@@ -208,7 +208,7 @@ def _resolved(config: TrainConfig, classes: int, device: torch.device, threads: 
 def _epoch_images(config: TrainConfig, counts: Mapping[str, int]) -> float:
     """Return the images of an epoch of all folds, evaluated ones by their relative cost."""
     learnt = 0 if config.frozen else counts["train"]
-    seen = counts["val"] + (counts["train"] if config.task == "retrieval" else 0)
+    seen = counts["val"] + (counts["train"] if config.looks_up else 0)
     head_alone = config.all_phases()[-1].trainable_blocks == 0
     return (learnt + seen * (1.0 if head_alone else EVALUATION)) * (config.data.folds or 1)
 
@@ -232,7 +232,7 @@ def _kept(
         return None
     views = 1 if config.frozen else feature_cache.num_views(config.augment)
     train = counts["train"] * views
-    again = counts["train"] if config.task == "retrieval" and views > 1 else 0
+    again = counts["train"] if config.looks_up and views > 1 else 0
     images = train + again + counts["val"]
     largest = max(train, counts["val"])
     if config.data.folds:
@@ -369,7 +369,8 @@ def check(file: StudyFile, *, home: Home, device: str, workers: int, threads: in
         require_supported(wanted, data["val"])
         require_functions(wanted)
     classes = len(data["train"])
-    _check_components(file, counts["train"], classes)
+    for config in map(file.config, file.space.corners()):
+        task_of(config).require(config, counts["train"], classes)
     costs, problems = [], []
     variants = _variants(file)
     for group in grouped(configs):
@@ -394,20 +395,6 @@ def check(file: StudyFile, *, home: Home, device: str, workers: int, threads: in
         device=device,
         notes=(*remarks(file), *_infeasible(file, configs, classes), *_notes(configs, home)),
     )
-
-
-def _check_components(file: StudyFile, images: int, classes: int) -> None:
-    """Raise ConfigError where a retrieval asks for more principal components than there can be."""
-    widths: dict[str, int] = {}
-    for config in map(file.config, file.space.corners()):
-        if config.task != "retrieval" or not config.retrieval.pca:
-            continue
-        size = config.data.image_size
-        bare = config.model.model_copy(update={"weights": None})
-        key = f"{bare!r} {size}"
-        if key not in widths:
-            widths[key] = width(models.build(bare, classes=classes, image_size=size), size)
-        require_components(config.retrieval.pca, images, widths[key])
 
 
 def _infeasible(file: StudyFile, configs: list[TrainConfig], classes: int) -> Iterator[str]:

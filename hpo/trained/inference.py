@@ -17,14 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
 
 from hpo.config.data import DataConfig
 from hpo.config.train import TrainConfig
-from hpo.control import (
-    Control,
-    NullControl,
-)
+from hpo.control import Control
 from hpo.data.cache import (
     ImageCache,
     content_digest,
@@ -52,90 +48,18 @@ from hpo.data.images import (
 )
 from hpo.errors import DataError, InputError
 from hpo.paths import Home
+from hpo.trained.model import TrainedModel
 from hpo.trained.run import (
     UNKNOWN,
-    About,
     Run,
-    SeedDir,
     TrainedOn,
     absent_classes,
-    load_run,
     overlap_text,
     spread,
 )
-from hpo.training import (
-    inputs,
-    models,
-)
-from hpo.training.checkpoint import load_trained
 from hpo.training.device import torch_device
-from hpo.training.evaluation import (
-    Answers,
-    Embedded,
-    ask,
-    embed,
-    mean_evaluation,
-)
-from hpo.training.feature_cache import (
-    NO_AUGMENT,
-    Features,
-    Preprocessing,
-    build_cache,
-    find_cut_or_warn,
-)
-from hpo.training.learner import (
-    Evaluation,
-    autocast,
-    memory_format,
-)
-from hpo.training.loader import EvalBatches
-from hpo.training.metrics import classification_report
-from hpo.training.retrieval import (
-    Found,
-    Index,
-)
-
-
-def scores(evaluation: Evaluation | Found, classes: Sequence[str]) -> dict[str, Any]:
-    """loss, top1, top5 of more than five classes (of a retrieval precision_at_5, precision_at_k,
-    mean_distance, and of the neighbours' vote top1), macro_precision, macro_recall, macro_f1,
-    balanced_accuracy (fractions, each a float); `per_class`: precision, recall, f1 and support of
-    each class by name; `confusion`: rows are true classes, columns predicted ones, in the order of
-    `classes`."""
-    found = classification_report(evaluation.confusion)
-    columns = (found.precision, found.recall, found.f1, found.support)
-    rows = zip(classes, *(column.tolist() for column in columns), strict=True)
-    return {
-        **_own(evaluation),
-        "macro_precision": found.macro_precision,
-        "macro_recall": found.macro_recall,
-        "macro_f1": found.macro_f1,
-        "balanced_accuracy": found.balanced_accuracy,
-        "per_class": {
-            name: {"precision": precision, "recall": recall, "f1": f1, "support": support}
-            for name, precision, recall, f1, support in rows
-        },
-        "confusion": evaluation.confusion.tolist(),
-    }
-
-
-def _own(evaluation: Evaluation | Found) -> dict[str, float]:
-    """The scores that its task has alone."""
-    if isinstance(evaluation, Evaluation):
-        fifth = {"top5": evaluation.top5} if evaluation.classes > 5 else {}
-        return {"loss": evaluation.loss, "top1": evaluation.top1, **fifth}
-    names = ("precision_at_5", "precision_at_k", "top1", "mean_distance")
-    found = evaluation.metrics()
-    return {name: found[f"val_{name}"] for name in names}
-
-
-def plain_scores(evaluation: Evaluation, classes: Sequence[str]) -> dict[str, float]:
-    """Of `scores` the single numbers."""
-    found = scores(evaluation, classes)
-    return {name: value for name, value in found.items() if isinstance(value, float)}
-
-
-__all__ = ["RunEvaluation", "evaluate_run", "find_images", "load_network", "load_run", "whole_note"]
+from hpo.training.evaluation import Scored, full_scores
+from hpo.training.tasks import Rows, Task, task_of
 
 
 def whole_note(config: TrainConfig) -> str | None:
@@ -157,9 +81,10 @@ class RunEvaluation:
     """Which images: the test split of the run's data, or a folder."""
     images: int
     classes: tuple[str, ...]
-    seeds: Mapping[int, Evaluation | Found]
-    together: Evaluation | None = None
-    """Of the mean of the seeds' probabilities; None for one seed, and for a retrieval."""
+    seeds: Mapping[int, Scored]
+    together: Scored | None = None
+    """Of the mean of the seeds' probabilities; None for one seed, and where they cannot answer
+    together."""
     note: str | None = None
     """What one must know to read the numbers."""
     trained_on: tuple[str, ...] | None = None
@@ -180,13 +105,13 @@ class RunEvaluation:
         return absent_classes(next(iter(self.scores().values())))
 
     def scores(self) -> dict[int, dict[str, Any]]:
-        """Of each seed (see `hpo.trained.inference.scores`)."""
-        return {seed: scores(found, self.classes) for seed, found in self.seeds.items()}
+        """Return the scores of each seed (see `hpo.training.evaluation.full_scores`)."""
+        return {seed: full_scores(found, self.classes) for seed, found in self.seeds.items()}
 
     @property
     def ensemble(self) -> dict[str, Any] | None:
         """Scores of the seeds together."""
-        return None if self.together is None else scores(self.together, self.classes)
+        return None if self.together is None else full_scores(self.together, self.classes)
 
     @property
     def summary(self) -> dict[str, dict[str, float | None]]:
@@ -232,110 +157,12 @@ def evaluate_run(
         )
     if run.config.runtime.threads:
         torch.set_num_threads(run.config.runtime.threads)  # as it was tested: it decides last bits
-    work = images, chosen, control or NullControl()
-    found: dict[int, Evaluation | Found] = {}
-    if run.config.task == "retrieval":
-        found |= {
-            one.seed: find_images(run.config, run.about, one.files, *work) for one in run.seeds
-        }
-        return RunEvaluation(where, len(images), run.classes, found, None, note, known)
-    answers = {one.seed: _asked(run.config, run.about, one.files, *work) for one in run.seeds}
-    found |= {seed: one.evaluation for seed, one in answers.items()}
-    together = _together(list(answers.values()))
+    task, found = task_of(run.config), {}
+    for one in run.seeds:
+        model = TrainedModel.of_seeds(run.config, run.metadata, (one.files,), chosen, control)
+        found[one.seed] = task.evaluate(model, one.files, images)
+    together = task.combine(list(found.values()))
     return RunEvaluation(where, len(images), run.classes, found, together, note, known)
-
-
-def _asked(
-    config: TrainConfig,
-    about: About,
-    files: SeedDir,
-    images: Images,
-    device: torch.device,
-    control: Control,
-) -> Answers:
-    """What the network of `files` answers on `images`, preprocessed as in its validation."""
-    return ask(
-        {"": load_network(config, about, files.weights, device)},
-        eval_batches(config, about, images, device),
-        classes=len(about.classes),
-        device=device,
-        precision=config.runtime.precision,
-        control=control,
-    )[""]
-
-
-def _together(answers: Sequence[Answers]) -> Evaluation | None:
-    if len(answers) < 2:
-        return None
-    return mean_evaluation([one.logits for one in answers], answers[0].labels)
-
-
-def find_images(
-    config: TrainConfig,
-    about: About,
-    files: SeedDir,
-    images: Images,
-    device: torch.device,
-    control: Control,
-) -> Found:
-    """What `images` find in the index of `files`, by its network."""
-    index = Index.load(files.index)
-    queries = embed_images(config, about, files.weights, images, device, control)
-    return index.search(queries, classes=len(about.classes))
-
-
-def embed_images(
-    config: TrainConfig,
-    about: About,
-    weights: Path,
-    images: Images,
-    device: torch.device,
-    control: Control,
-    cache: Path | None = None,
-) -> Embedded:
-    """The features of `images` in the network in `weights`, preprocessed as in its validation; of
-    frozen layers kept under `cache`, as in training."""
-    model = load_network(config, about, weights, device)
-    judged, kept = None, None
-    if config.frozen and cache is not None:
-        frozen = models.set_trainable(model, config.model.trainable_blocks)
-        cut = find_cut_or_warn(model, frozen, config, device)
-        how = Preprocessing(about.mean, about.std, config, device)
-        found = build_cache(model, cut, how, [(images, NO_AUGMENT)], cache, control, epoch=0)
-        kept = found.get((images, NO_AUGMENT))
-        judged = cut.suffix(model) if cut and kept else None
-    return embed(
-        model,
-        images,
-        eval_batches(config, about, images, device, kept),
-        classes=len(about.classes),
-        device=device,
-        precision=config.runtime.precision,
-        control=control,
-        judged=judged,
-    )[0]
-
-
-def load_network(
-    config: TrainConfig, about: About, weights: Path, device: torch.device
-) -> nn.Module:
-    """A trained network on `device` in eval mode."""
-    model = load_trained(
-        weights, config.model, classes=len(about.classes), image_size=config.data.image_size
-    )
-    layout = memory_format(config.runtime.memory_format)
-    return model.to(device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
-
-
-def eval_batches(
-    config: TrainConfig,
-    about: About,
-    images: Images,
-    device: torch.device,
-    features: Features | None = None,
-) -> EvalBatches:
-    micro = config.runtime.micro_batch
-    return inputs.eval_batches(images, config, about.mean, about.std, device, micro, features)
 
 
 def open_labelled(data: Path, classes: tuple[str, ...], config: DataConfig, cache: Path) -> Images:
@@ -382,25 +209,22 @@ CHUNK = 64
 
 @dataclass(frozen=True)
 class Prediction:
-    """The most likely classes of one image, or why it cannot be read."""
+    """What a model answers to one image, or why the image cannot be read."""
 
     path: Path
-    top: tuple[tuple[str, float], ...] = ()
-    """(class, probability), the most likely first."""
+    task: Task = field(repr=False)
+    rows: Rows = ()
+    """(class, probability), or of a retrieval (name, class, distance) of each neighbour; the best
+    first."""
     trained_on: bool | None = None
     """Whether it is among the images that the run was trained on; None where that is unknown."""
     error: str | None = None
 
-    @property
-    def cells(self) -> Sequence[tuple[Any, ...]]:
-        """A row for each class: its name, its probability."""
-        return self.top
-
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Return plain data for JSON."""
         return {
             "image": str(self.path),
-            "top": self.top,
+            **self.task.as_dict(self.rows),
             "trained_on": self.trained_on,
             "error": self.error,
         }
@@ -455,72 +279,37 @@ def _matched(paths: Sequence[Path]) -> Iterator[Path]:
             yield from map(Path, sorted(glob.glob(str(path), recursive=True)))  # noqa: PTH207
 
 
-def load_networks(run: Run, device: torch.device) -> list[nn.Module]:
-    """Return the network of each seed of `run`, in eval mode."""
-    return [load_network(run.config, run.about, one.files.weights, device) for one in run.seeds]
-
-
-def predict(
-    run: Run, images: Sequence[Path | Image.Image], *, device: str, k: int = 5
-) -> list[Prediction]:
-    """All of `predictions`."""
-    return list(predictions(run, images, device=device, k=k))
-
-
 def predictions(
-    run: Run,
-    images: Sequence[Path | Image.Image],
-    *,
-    device: str,
-    k: int = 5,
-    networks: Sequence[nn.Module] | None = None,
+    model: TrainedModel, images: Sequence[Path | Image.Image], *, k: int = 5
 ) -> Iterator[Prediction]:
-    """The `k` most likely classes (all, where there are fewer) of each image, a file or in memory,
-    in the given order; what is missing, no image, or has more pixels than data.max_pixels has an
-    error instead. Images in memory are called "image 0" and so on, by their place. `networks` are
-    those of `load_networks`, loaded if they are not given.
+    """Yield the answers of a loaded `model` to each image, a file or in memory, in the given order:
+    its `k` most likely classes by the mean of the seeds' probabilities, or the `k` training images
+    nearest to it by the features of the first seed; all, where there are fewer. What is missing, no
+    image, or has more pixels than data.max_pixels has an error instead. Images in memory are called
+    "image 0" and so on, by their place.
 
-    Preprocessing is that of evaluation. Probabilities are the softmax of each seed's network,
-    averaged over the seeds of `run`. However many files there are, few are in memory.
+    Preprocessing is that of evaluation. However many files there are, few are in memory.
 
-    Raises InputError for k below 1 or an unknown device.
+    Raises InputError for k below 1, DataError for an unreadable index.
     """
-    chosen = torch_device(device)
-    chunks = read_images(run, images, k)
-    networks = networks or load_networks(run, chosen)
-    for chunk in chunks:
-        found: dict[int, Prediction] = {}
-        if len(chunk):
-            probabilities = torch.cat(list(_probabilities(networks, run, chunk, chosen)))
-            values, places = probabilities.topk(min(k, len(run.classes)), dim=1)
-            rows = zip(chunk.good, places.tolist(), values.tolist(), chunk.trained_on, strict=True)
-            for i, where, top, known in rows:
-                named = tuple((run.classes[c], p) for c, p in zip(where, top, strict=True))
-                found[i] = Prediction(chunk.paths[i], named, known)
+    if k < 1:
+        raise InputError(f"{k} answers: at least 1")
+    task = model.task
+    answer = task.predictor(model, model.files[0])
+    trained = TrainedOn.load(model.loaded.files.trained_on)
+    for chunk in _chunks(iter(images), Sizing.of(model.config.data), trained):
+        answered = answer(chunk, k) if len(chunk) else []
+        pairs = zip(chunk.good, answered, chunk.trained_on, strict=True)
+        found = {i: Prediction(chunk.paths[i], task, rows, known) for i, rows, known in pairs}
         for i, path in enumerate(chunk.paths):
-            yield found.get(i) or Prediction(path, error=chunk.bad[i])
-
-
-def _probabilities(
-    networks: Sequence[nn.Module], run: Run, images: Images, device: torch.device
-) -> Iterator[Tensor]:
-    """(B, C) on the CPU, batch by batch."""
-    with torch.inference_mode():
-        for pixels, _ in eval_batches(unhelped(run.config), run.about, images, device):
-            with autocast(device, run.config.runtime.precision):
-                answers = [network(pixels).float().softmax(dim=1) for network in networks]
-            yield torch.stack(answers).mean(dim=0).cpu()
-
-
-def unhelped(config: TrainConfig) -> TrainConfig:
-    """Without processes that decode: images that are in memory need none."""
-    return config.model_copy(update={"data": config.data.model_copy(update={"loader_workers": 0})})
+            yield found.get(i) or Prediction(path, task, error=chunk.bad[i])
 
 
 class Chunk(Images):
     """Some files from anywhere, without labels, decoded into memory."""
 
     streamed = True  # of several sizes
+    in_memory = True
 
     def __init__(
         self, paths: Sequence[Path], read: Sequence[_Read | str], trained: TrainedOn | None
@@ -542,14 +331,6 @@ class Chunk(Images):
 
     def pixels(self, i: int) -> Pixels:
         return self._pixels[i]
-
-
-def read_images(run: Run, images: Sequence[Path | Image.Image], k: int) -> Iterator[Chunk]:
-    """`images` as `run` wants them, a few at a time. Raises InputError for k below 1."""
-    if k < 1:
-        raise InputError(f"{k} answers: at least 1")
-    trained, sizing = TrainedOn.load(run.files.trained_on), Sizing.of(run.config.data)
-    return _chunks(iter(images), sizing, trained)
 
 
 def _chunks(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,14 +27,8 @@ from hpo.io import (
     atomic_write,
     raising_disk_full,
 )
-from hpo.trained.inference import (
-    eval_batches,
-    load_network,
-)
-from hpo.trained.run import (
-    About,
-    SeedDir,
-)
+from hpo.trained.model import TrainedModel
+from hpo.trained.run import RunMetadata, SeedDir
 from hpo.training import (
     models,
 )
@@ -43,9 +37,10 @@ from hpo.training import (
 )
 from hpo.training.device import torch_device
 from hpo.training.onnx import OnnxNetwork
+from hpo.training.tasks import Task
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 FLOAT = "float32"
 KINDS = ("dynamic", "static")
@@ -56,63 +51,60 @@ REHEARSED = 8
 
 
 @dataclass(frozen=True)
-class Wanted:
+class OnnxTargets:
     """Which files to make: precision by name of the file."""
 
     files: Mapping[str, str]
 
     @classmethod
-    def of(cls, task: str, *, onnx: bool = False, quantize: Sequence[str] = ()) -> Wanted:
+    def of(cls, task: Task, *, onnx: bool = False, quantize: Sequence[str] = ()) -> OnnxTargets:
         """model.onnx where `onnx`, or where anything is to be quantised from it, and a file for
-        each of `quantize`. Raises InputError for another kind than KINDS, for a retrieval, and
-        without the extra."""
+        each of `quantize`. Raises InputError for another kind than KINDS, for a task that
+        cannot be exported, and without the extra."""
         for kind in quantize:
             if kind not in KINDS:
                 raise InputError(f"--quantize {kind}: {nearest(kind, KINDS)}")
         if not onnx and not quantize:
             return cls({})
-        if task == "retrieval":
-            raise InputError("a retrieval has no ONNX files: leave --onnx and --quantize out")
+        task.require_export()
         onnx_files.require_packages()
         int8 = {f"model-int8-{kind}.onnx": f"int8 {kind}" for kind in dict.fromkeys(quantize)}
         return cls({"model.onnx": FLOAT, **int8})
 
 
-def rehearse(config: TrainConfig, data: Data, wanted: Wanted) -> None:
+def try_export(config: TrainConfig, data: Data, wanted: OnnxTargets) -> None:
     """Make the files of an untrained network, and drop them: what cannot be made is told before
     the training. Raises InputError or HpoError, as `write_files` does."""
     if not wanted.files:
         return
     size, classes = config.data.image_size, len(data.classes)
     network = models.build(config.model, classes=classes, image_size=size, pretrained=False)
-    about = About(data.classes, data.mean, data.std, "", False, False, 0)
-    batches = _calibration(config, about, data.train, REHEARSED)
+    metadata = RunMetadata(data.classes, data.mean, data.std, "", False, False, 0)
+    model = TrainedModel(config, metadata, (), (network.eval(),), torch_device("cpu"))
     with TemporaryDirectory() as folder:
-        _make(network.eval(), config, {}, batches, Path(folder), wanted)
+        _make(model, _calibration(model, data.train, REHEARSED), Path(folder), wanted)
 
 
 def write_files(
-    config: TrainConfig, about: About, files: SeedDir, train: Images, wanted: Wanted
+    model: TrainedModel, folder: Path, train: Images, wanted: OnnxTargets
 ) -> list[dict[str, Any]]:
-    """Write the `wanted` files of a trained seed; each is complete or not there.
+    """Write the `wanted` files of a trained seed, whose `model` lies on the CPU, into its `folder`;
+    each is complete or not there.
 
     Returns for each: file, precision, bytes, latency_ms (median of one image alone, onnxruntime on
     the CPU with runtime.threads), and of the float32 one max_difference (the largest of a logit to
     torch's, on training images). Raises HpoError where that is beyond the tolerance, InputError
     for a network that cannot be exported or has nothing to quantise.
     """
-    if not wanted.files:
-        return []
-    network = load_network(config, about, files.weights, torch_device("cpu"))
-    batches = _calibration(config, about, train, CALIBRATION)
+    batches = _calibration(model, train, CALIBRATION)
     with (
-        raising_disk_full(files.root),
-        TemporaryDirectory(dir=files.root, prefix=".onnx-") as folder,
+        raising_disk_full(folder),
+        TemporaryDirectory(dir=folder, prefix=".onnx-") as temporary,
     ):
-        made = _make(network, config, _metadata(config, about), batches, Path(folder), wanted)
+        made = _make(model, batches, Path(temporary), wanted)
         for one in made:
-            path = Path(folder, one["file"])
-            atomic_write(files.root / path.name, partial(_copied, path))
+            path = Path(temporary, one["file"])
+            atomic_write(folder / path.name, partial(_copied, path))
     return made
 
 
@@ -127,22 +119,21 @@ def open_files(files: SeedDir, names: Sequence[str], config: TrainConfig) -> dic
 
 
 def _make(
-    network: nn.Module,
-    config: TrainConfig,
-    metadata: Mapping[str, str],
+    model: TrainedModel,
     batches: Sequence[Tensor],
     folder: Path,
-    wanted: Wanted,
+    wanted: OnnxTargets,
 ) -> list[dict[str, Any]]:
+    network, threads = model.networks[0], model.config.runtime.threads
     made = []
     for name, precision in wanted.files.items():
         path, facts = folder / name, {}
         if precision == FLOAT:
-            size = config.data.image_size
-            onnx_files.export(network, path, image_size=size, metadata=metadata)
+            size = model.config.data.image_size
+            onnx_files.export(network, path, image_size=size, metadata=_metadata(model))
         else:
             onnx_files.quantize(folder / "model.onnx", path, precision.split()[1], batches)
-        written = OnnxNetwork(path, threads=config.runtime.threads)
+        written = OnnxNetwork(path, threads=threads)
         if precision == FLOAT:
             facts["max_difference"] = onnx_files.difference(network, written, batches[0])
         latency = written.latency_ms(batches[0])
@@ -158,9 +149,9 @@ def _make(
     return made
 
 
-def _metadata(config: TrainConfig, about: About) -> dict[str, str]:
-    """What one must know to use the file without hpo."""
-    data = config.data
+def _metadata(model: TrainedModel) -> dict[str, str]:
+    """Return what one must know to use the file without hpo."""
+    data = model.config.data
     side = data.image_size
     resize = (
         f"to {side} x {side}"
@@ -170,33 +161,29 @@ def _metadata(config: TrainConfig, about: About) -> dict[str, str]:
     return {
         "input": f"{onnx_files.INPUT}: (batch, 3, {side}, {side}) float32, RGB, channels first",
         "normalisation": "(pixel / 255 - mean) / std, by channel",
-        "mean": json.dumps(about.mean),
-        "std": json.dumps(about.std),
+        "mean": json.dumps(model.metadata.mean),
+        "std": json.dumps(model.metadata.std),
         "resize": f"{resize}; bilinear with antialiasing",
-        "output": f"{onnx_files.OUTPUT}: (batch, {len(about.classes)}) float32; softmax gives "
+        "output": f"{onnx_files.OUTPUT}: (batch, {len(model.classes)}) float32; softmax gives "
         "probabilities",
-        "classes": json.dumps(about.classes),
-        "architecture": config.model.architecture,
+        "classes": json.dumps(model.classes),
+        "architecture": model.config.model.architecture,
     }
 
 
-def _calibration(config: TrainConfig, about: About, train: Images, most: int) -> list[Tensor]:
-    """Training images as the network sees them in evaluation, batch by batch, on the CPU."""
+def _calibration(model: TrainedModel, train: Images, most: int) -> list[Tensor]:
+    """Return training images as the network sees them in evaluation, batch by batch."""
     places = np.unique(np.linspace(0, len(train) - 1, min(most, len(train))).round().astype(int))
-    unhelped = config.data.model_copy(update={"loader_workers": 0})
-    small = min(config.batch_size, 32)
-    config = config.model_copy(update={"data": unhelped, "batch_size": small})
-    picked = _Picked(train, places.tolist())
-    return [
-        pixels.contiguous()
-        for pixels, _ in eval_batches(config, about, picked, torch_device("cpu"))
-    ]
+    small = model.config.model_copy(update={"batch_size": min(model.config.batch_size, 32)})
+    batches = replace(model, config=small).batches(_Picked(train, places.tolist()))
+    return [pixels.contiguous() for pixels, _ in batches]
 
 
 class _Picked(Images):
-    """Some pictures of a set."""
+    """Some images of a set."""
 
     streamed = True
+    in_memory = True
 
     def __init__(self, images: Images, places: list[int]) -> None:
         self._images, self._places = images, places

@@ -56,29 +56,12 @@ from hpo.io import (
     write_text,
 )
 from hpo.paths import Home
-from hpo.trained.inference import (
-    eval_batches,
-    find_images,
-    load_network,
-    plain_scores,
-    scores,
-)
-from hpo.trained.onnx_files import (
-    Wanted,
-    open_files,
-    rehearse,
-    write_files,
-)
-from hpo.trained.retrieval import (
-    keep_examples,
-    keep_index,
-    seeds_needed,
-    within_gallery,
-)
+from hpo.trained.model import TrainedModel
+from hpo.trained.onnx_files import OnnxTargets, open_files, try_export, write_files
 from hpo.trained.run import (
-    About,
     Run,
     RunDir,
+    RunMetadata,
     SeedDir,
     TrainedOn,
     as_json,
@@ -91,17 +74,15 @@ from hpo.training.checkpoint import (
 )
 from hpo.training.device import resolve, torch_device
 from hpo.training.evaluation import (
-    Stored,
-    ask,
-    load_answers,
+    StoredLogits,
+    full_scores,
+    load_logits,
     mean_evaluation,
-    save_answers,
+    plain_scores,
 )
-from hpo.training.train import (
-    EpochResult,
-    TrainingData,
-    train,
-)
+from hpo.training.inputs import TrainingData
+from hpo.training.tasks import task_of
+from hpo.training.train import EpochResult, train
 
 KEEP = "--keep-validation trains without the validation images and watches them"
 
@@ -221,7 +202,7 @@ def stored_recipe(files: RunDir, asked: Recipe, keep_validation: bool) -> Recipe
         if files.config.exists():
             raise Conflict(f"{files.config} is not of a run; choose another directory with -o")
         return None
-    about = About.read(files.about)
+    about = RunMetadata.read(files.about)
     stored = make_recipe(*load_config(files.config), about.keep_validation)
     changed = _differences(stored, asked)
     if about.keep_validation != keep_validation:
@@ -251,6 +232,12 @@ def _differences(stored: Recipe, asked: Recipe) -> list[str]:
     ]
 
 
+def seeds_needed(config: TrainConfig, seeds: int) -> int:
+    """Return 1 where nothing learns and the weights come from a file: every seed would give the
+    same; else `seeds`."""
+    return 1 if config.frozen and config.model.weights is not None else seeds
+
+
 def begin(
     files: RunDir,
     config: TrainConfig,
@@ -264,7 +251,7 @@ def begin(
 ) -> Recipe:
     """Resolve what is `auto` and write down what the run is; returns the recipe with that in it."""
     runtime = resolve(config, classes=len(data.classes), device=device, threads=threads)
-    about = About(
+    about = RunMetadata(
         classes=data.classes,
         mean=data.mean,
         std=data.std,
@@ -280,9 +267,9 @@ def begin(
     return recipe.with_runtime(runtime)
 
 
-def begun(files: RunDir, data: Data) -> About:
+def begun(files: RunDir, data: Data) -> RunMetadata:
     """What the run that `files` hold was begun with. Raises Conflict where that is not `data`."""
-    about = About.read(files.about)
+    about = RunMetadata.read(files.about)
     if about.fingerprint != data.fingerprint:
         raise Conflict(f"{files.root} was begun with other images; restore them, or use -o")
     return about
@@ -315,14 +302,14 @@ def write_ensemble(files: RunDir, seeds: Sequence[int], classes: Sequence[str]) 
         files.ensemble.unlink(missing_ok=True)
         return
     found: dict[str, Any] = {"seeds": list(seeds), "test": None, "why": None}
-    lacking = [seed for seed in seeds if not files.seed(seed).answers.exists()]
+    lacking = [seed for seed in seeds if not files.seed(seed).test_logits.exists()]
     if lacking:
         found["why"] = _kept_none(lacking)
     else:
-        stored = [load_answers(files.seed(seed).answers) for seed in seeds]
+        stored = [load_logits(files.seed(seed).test_logits) for seed in seeds]
         if all(_same_images(stored[0], one) for one in stored[1:]):
             mean = mean_evaluation([one.logits for one in stored], stored[0].labels)
-            found["test"] = scores(mean, classes)
+            found["test"] = full_scores(mean, classes)
         else:
             found["why"] = "No ensemble: the test images changed from one seed to another."
     write_text(files.ensemble, as_json(found))
@@ -333,7 +320,7 @@ def _kept_none(seeds: Sequence[int]) -> str:
     return f"No ensemble: of seed {named} there are no answers to the test images (test.npz)."
 
 
-def _same_images(first: Stored, second: Stored) -> bool:
+def _same_images(first: StoredLogits, second: StoredLogits) -> bool:
     return np.array_equal(first.names, second.names) and np.array_equal(first.labels, second.labels)
 
 
@@ -373,7 +360,7 @@ def retrain(
     """
     if seeds < 1:
         raise InputError(f"--seeds {seeds}: at least 1")
-    wanted = Wanted.of(config.task, onnx=onnx, quantize=quantize)
+    wanted = OnnxTargets.of(task_of(config), onnx=onnx, quantize=quantize)
     chosen, threads = torch_device(device), torch.get_num_threads()
     recipe = make_recipe(config, provenance, keep_validation)
     files = RunDir(out)
@@ -383,7 +370,7 @@ def retrain(
         data = dataset.open_data(config.data, home.cache)
         if any(not files.seed(seed).metrics.exists() for seed in asked):
             report = dataset.examine_data(config.data, home.cache)  # before an epoch, not the test
-            rehearse(config, data, wanted)
+            try_export(config, data, wanted)
         if stored is None:
             for line in report.lines():
                 progress(line)
@@ -391,7 +378,7 @@ def retrain(
             recipe = begin(files, config, provenance, recipe, data, report, *how)
         job = _Job(
             files=files,
-            about=begun(files, data),
+            metadata=begun(files, data),
             recipe=stored or recipe,
             data=data,
             home=home,
@@ -403,15 +390,14 @@ def retrain(
         job.keep_digests()
         for seed in asked:
             job.run(seed)
-        return _summed_up(files, job.about)
+        return _summed_up(files, job.metadata)
 
 
-def _summed_up(files: RunDir, about: About) -> Run:
+def _summed_up(files: RunDir, metadata: RunMetadata) -> Run:
     """The finished seeds as a run, with the ensemble of several and a summary of all on disk."""
     run = read_run(files, files.finished())
-    classified = run.config.task == "classification"
-    if classified and all(one.metrics["test"] is not None for one in run.seeds):
-        write_ensemble(files, files.finished(), about.classes)
+    if task_of(run.config).averages and all(one.metrics["test"] is not None for one in run.seeds):
+        write_ensemble(files, files.finished(), metadata.classes)
         run = read_run(files, files.finished())
     write_text(files.summary, as_json(run.summary))
     return run
@@ -422,12 +408,12 @@ class _Job:
     """What all seeds of a run share."""
 
     files: RunDir
-    about: About
+    metadata: RunMetadata
     recipe: Recipe
     data: Data
     home: Home
     device: torch.device
-    wanted: Wanted
+    wanted: OnnxTargets
     control: Control
     progress: Tell
 
@@ -453,21 +439,25 @@ class _Job:
         save_weights(files.weights, best_weights(trained), {"seed": str(seed)})
         done = Checkpoint.load(trained)
         write_text(files.curves, curves(done.metrics))
-        config, home = self.recipe.config, self.home
-        if config.task == "retrieval":
-            keep_index(config, self.about, files, seen.train, self.device, self.control, home.cache)
+        model = self.model(files, self.device)
+        model.task.save(model, files, seen.train, self.home.cache)
         made = self.write_files(seed, files, seen.train)
-        test, tested, known = self.test(seed, files, seen, made)
+        test, tested, known = self.test(seed, model, seen, made)
         counts = {"train": len(seen.train), "val": len(seen.val) if seen.val else 0, "test": tested}
         report = {**_report(seed, done), "images": counts, "test": test, "onnx": made}
         report["trained_on"] = known
-        if config.task == "retrieval" and not (test or report["val"]):
-            report["train"] |= within_gallery(self.about, files, seen.train)
+        if not (test or report["val"]):
+            report["train"] |= model.task.test_on_training(model, files, seen.train)
         write_text(files.metrics, as_json(report))
+
+    def model(self, files: SeedDir, device: torch.device) -> TrainedModel:
+        """Load the trained network of one seed."""
+        config, metadata = self.recipe.config, self.metadata
+        return TrainedModel.of_seeds(config, metadata, (files,), device, self.control)
 
     def training_data(self) -> TrainingData:
         """Normalised by the training part alone, whatever is trained on."""
-        data, kept = self.data, self.about.keep_validation
+        data, kept = self.data, self.metadata.keep_validation
         return TrainingData(
             classes=len(data.classes),
             train=data.train if kept else concat(data.train, data.val),
@@ -517,9 +507,11 @@ class _Job:
 
     def write_files(self, seed: int, files: SeedDir, train: Images) -> list[dict[str, Any]]:
         """The ONNX files, not tested yet."""
-        if self.wanted.files:
-            self.progress(f"seed {seed}: writing {', '.join(self.wanted.files)}")
-        made = write_files(self.recipe.config, self.about, files, train, self.wanted)
+        if not self.wanted.files:
+            return []
+        self.progress(f"seed {seed}: writing {', '.join(self.wanted.files)}")
+        model = self.model(files, torch_device("cpu"))
+        made = write_files(model, files.root, train, self.wanted)
         return [{**one, "test": None} for one in made]
 
     def add_files(self, seed: int, files: SeedDir) -> None:
@@ -533,48 +525,29 @@ class _Job:
         for one in made:
             one["test"] = tested.get(one["file"])
         kept = [one for one in there if one["file"] not in self.wanted.files]
-        if self.about.has_test:
+        if self.metadata.has_test:
             self.progress(f"seed {seed}: new files are not tested, the test set was opened before")
         write_text(files.metrics, as_json({**metrics, "onnx": [*made, *kept]}))
 
     def test(
-        self, seed: int, files: SeedDir, seen: TrainingData, made: list[dict[str, Any]]
+        self, seed: int, model: TrainedModel, seen: TrainingData, made: list[dict[str, Any]]
     ) -> tuple[dict[str, Any] | None, int, list[str]]:
         """Open the test set: the one place where training does, once for each seed, and for all
         that was `made` of it together, which gets its scores. Returns the network's, how many
         images there are, and the names of those that were trained on."""
-        if not self.about.has_test:
+        if not self.metadata.has_test:
             return None, 0, []
-        config, about = self.recipe.config, self.about
+        config, classes, [files] = self.recipe.config, self.metadata.classes, model.files
         images = dataset.open_test(config.data, self.home.cache)
         if images is None:  # a data set of the user's own, asked for its test split only now
             return None, 0, []
         known = TrainedOn.of(seen.train).among(images)
         self.progress(f"seed {seed}: opening the test set ({len(images)} images)")
-        if config.task == "retrieval":
-            looked_up = find_images(config, about, files, images, self.device, self.control)
-            keep_examples(files, looked_up, images, seen.train, "test")
-            return scores(looked_up, about.classes), len(images), known
-        return self.ask_all(files, images, made), len(images), known
-
-    def ask_all(self, files: SeedDir, images: Images, made: list[dict[str, Any]]) -> dict[str, Any]:
-        """Scores of the network; those of what was `made` of it are added there."""
-        config, about = self.recipe.config, self.about
-        found = ask(
-            {
-                "": load_network(config, about, files.weights, self.device),
-                **open_files(files, [one["file"] for one in made], config),
-            },
-            eval_batches(config, about, images, self.device),
-            classes=len(about.classes),
-            device=self.device,
-            precision=config.runtime.precision,
-            control=self.control,
-        )
-        save_answers(files.answers, found[""], images.names)
+        exported = open_files(files, [one["file"] for one in made], config)
+        found = model.task.test(model, files, images, seen.train, exported)
         for one in made:
-            one["test"] = plain_scores(found[one["file"]].evaluation, about.classes)
-        return scores(found[""].evaluation, about.classes)
+            one["test"] = plain_scores(found[one["file"]], classes)
+        return full_scores(found[""], classes), len(images), known
 
 
 def _line(seed: int, result: EpochResult, epochs: int) -> str:

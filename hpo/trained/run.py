@@ -12,7 +12,7 @@
         ├── curves.csv           every metric of every epoch
         ├── model.onnx           also model-int8-dynamic.onnx, ...: as asked for
         ├── test.npz             logits (N, C), labels (N,) and names (N,) of the test images
-        ├── index.npz            a retrieval's gallery (see `hpo.training.retrieval.Index.save`)
+        ├── index.npz            the gallery, where images are looked up in one
         ├── neighbours.json      and what its report shows of it
         └── metrics.json         written last: a seed that has it is finished
 
@@ -141,7 +141,7 @@ class SeedDir:
         return self.root / "curves.csv"
 
     @property
-    def answers(self) -> Path:
+    def test_logits(self) -> Path:
         return self.root / "test.npz"
 
     @property
@@ -213,7 +213,7 @@ class RunDir:
 
 
 @dataclass(frozen=True)
-class About:
+class RunMetadata:
     """What all seeds of a run share, beside the configuration."""
 
     classes: tuple[str, ...]
@@ -231,7 +231,7 @@ class About:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def read(cls, path: Path) -> About:
+    def read(cls, path: Path) -> RunMetadata:
         """Raises InputError for a file that is not what `write` wrote."""
         try:
             return TypeAdapter(cls).validate_python(read_json(path))
@@ -287,7 +287,7 @@ class Run:
     path: Path
     config: TrainConfig
     provenance: dict[str, Any]
-    about: About
+    metadata: RunMetadata
     seeds: tuple[SeedResult, ...]
     ensemble: dict[str, Any] | None = None
     """Of exactly these seeds: `seeds`, `test` (scores, or None), `why` there are none."""
@@ -298,12 +298,12 @@ class Run:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        return self.about.classes
+        return self.metadata.classes
 
     @property
     def notes(self) -> tuple[str, ...]:
         why = self.ensemble and self.ensemble["why"]
-        return (*self.about.notes, *self._overlap(), *self._absent(), *([why] if why else []))
+        return (*self.metadata.notes, *self._overlap(), *self._absent(), *([why] if why else []))
 
     def _absent(self) -> Iterator[str]:
         """A line where the images of the scores are not of all classes; equal for every seed."""
@@ -337,7 +337,7 @@ class Run:
             found = [one.metrics[part] for one in self.seeds if one.metrics[part] is not None]
             parts[part] = spread(found) if found else None
         seeds = [one.seed for one in self.seeds]
-        kept = self.about.keep_validation
+        kept = self.metadata.keep_validation
         return {
             "seeds": seeds,
             "keep_validation": kept,
@@ -404,11 +404,12 @@ def read_run(files: RunDir, seeds: Sequence[int]) -> Run:
     together = read_json(files.ensemble) if files.ensemble.exists() else None
     if together and together.get("seeds") != list(seeds):
         together = None
-    return Run(files.root, config, provenance, About.read(files.about), tuple(results), together)
+    metadata = RunMetadata.read(files.about)
+    return Run(files.root, config, provenance, metadata, tuple(results), together)
 
 
 def absent_classes(scores: Mapping[str, Any]) -> str | None:
-    """A line on the classes without images among those of `scores` (`hpo.trained.inference`)."""
+    """A line on the classes without images among those of `scores` (`full_scores`)."""
     names = [name for name, row in scores["per_class"].items() if not row["support"]]
     if not names:
         return None

@@ -59,6 +59,11 @@ def torch_device(name: str) -> torch.device:
     return torch.device(wanted)
 
 
+def default_device() -> str:
+    """Return the first GPU that CUDA has, else the CPU."""
+    return "cuda:0" if torch.cuda.device_count() else "cpu"
+
+
 def available_devices() -> list[str]:
     """Return the names of the devices of this machine on which training works."""
     devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 from hpo.config.metrics import (
     AUC,
@@ -33,21 +35,173 @@ from hpo.data.images import (
 from hpo.errors import ConfigError, DataError
 from hpo.training import models
 from hpo.training.inputs import TrainingData
-from hpo.training.learner import (
-    Batch,
-    Evaluation,
-    Judge,
-    autocast,
-    evaluate,
-)
+from hpo.training.learner import Batch, RunningMeans, autocast
 from hpo.training.metrics import (
     KEY,
     Counts,
     class_named,
     classification_report,
+    confusion_matrix,
     macro_auc,
     require_supported,
+    top_k_correct,
 )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The answers of a classifier to N labelled images, in their order, and their scores."""
+
+    loss: float
+    """Mean cross-entropy, without label smoothing."""
+    top1: float
+    top5: float
+    """Share of the images whose class is among the min(5, classes) most likely ones."""
+    labels: Counts
+    """(N,) true classes."""
+    predictions: Counts
+    """(N,) most likely classes."""
+    classes: int
+    probabilities: NDArray[np.float32] | None = None
+    """(N, C); None unless asked for."""
+    logits: NDArray[np.float32] | None = None
+    """(N, C); None unless asked for."""
+
+    @cached_property
+    def confusion(self) -> Counts:
+        """(C, C) int64: rows are true classes, columns predicted ones."""
+        return confusion_matrix(self.labels, self.predictions, self.classes)
+
+    @property
+    def headline(self) -> dict[str, float]:
+        """loss, top1, and top5 of more than five classes."""
+        fifth = {"top5": self.top5} if self.classes > 5 else {}
+        return {"loss": self.loss, "top1": self.top1, **fifth}
+
+
+class EvalAccumulator:
+    """Adds up the scores of a network batch by batch, without waiting for `device`."""
+
+    def __init__(
+        self,
+        classes: int,
+        device: torch.device,
+        *,
+        probabilities: bool = False,
+        logits: bool = False,
+    ) -> None:
+        self._classes = classes
+        self._first, self._fifth = RunningMeans(device), RunningMeans(device)
+        self._seen: list[tuple[Tensor, Tensor]] = []
+        self._probabilities: list[Tensor] | None = [] if probabilities else None
+        self._logits: list[Tensor] | None = [] if logits else None
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        """Add `logits` (B, C) and `labels` (B,) int64 of at least one image."""
+        loss, images = functional.cross_entropy(logits, labels), len(labels)
+        self._first.add(loss, top_k_correct(logits, labels, 1), images)
+        self._fifth.add(loss, top_k_correct(logits, labels, 5), images)
+        self._seen.append((labels, logits.argmax(dim=1)))
+        if self._probabilities is not None:
+            self._probabilities.append(logits.softmax(dim=1))
+        if self._logits is not None:
+            self._logits.append(logits.cpu())
+
+    def result(self) -> Evaluation:
+        """Return the scores of all batches; waits for the device."""
+        loss, top1 = self._first.read()
+        truths, predictions = (_joined(column) for column in zip(*self._seen, strict=True))
+        return Evaluation(
+            loss=loss,
+            top1=top1,
+            top5=self._fifth.read()[1],
+            labels=truths,
+            predictions=predictions,
+            classes=self._classes,
+            probabilities=_rows(self._probabilities),
+            logits=_rows(self._logits),
+        )
+
+
+def _joined(parts: Sequence[Tensor]) -> Counts:
+    joined: Counts = torch.cat(list(parts)).cpu().numpy().astype(np.int64)
+    return joined
+
+
+def _rows(parts: Sequence[Tensor] | None) -> NDArray[np.float32] | None:
+    return None if parts is None else torch.cat(list(parts)).cpu().numpy()
+
+
+Network = Callable[[Tensor], Tensor]
+"""Maps (B, 3, S, S) to logits (B, C) on the same device."""
+
+
+def evaluate_all(
+    networks: Mapping[str, Network],
+    batches: Iterable[Batch],
+    *,
+    classes: int,
+    device: torch.device,
+    precision: str,
+    control: Control,
+    epoch: int = 0,
+    probabilities: bool = False,
+    logits: bool = False,
+) -> dict[str, Evaluation]:
+    """Evaluate all `networks`, in eval mode, in one pass over `batches`.
+
+    `control.step` is called before every batch with the number of images of the one before.
+    """
+    kept = {"probabilities": probabilities, "logits": logits}
+    scores = {name: EvalAccumulator(classes, device, **kept) for name in networks}
+    images = 0
+    with torch.inference_mode():
+        for pixels, labels in batches:
+            control.step(epoch=epoch, images=images)
+            for name, network in networks.items():
+                with autocast(device, precision):
+                    outputs = network(pixels).float()
+                scores[name].add(outputs, labels)
+            images = len(labels)
+        control.step(epoch=epoch, images=images)
+    return {name: accumulator.result() for name, accumulator in scores.items()}
+
+
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    classes: int,
+    device: torch.device,
+    precision: str,
+    control: Control,
+    epoch: int = 0,
+    probabilities: bool = False,
+) -> Evaluation:
+    """Evaluate `model`, which lies on `device`, in eval mode; as `evaluate_all`."""
+    return evaluate_all(
+        {"": model.eval()},
+        batches,
+        classes=classes,
+        device=device,
+        precision=precision,
+        control=control,
+        epoch=epoch,
+        probabilities=probabilities,
+    )[""]
+
+
+class Scored(Protocol):
+    """Labelled images with an answer for each."""
+
+    @property
+    def headline(self) -> dict[str, float]:
+        """The scores that this task alone has, by name."""
+
+    @property
+    def confusion(self) -> Counts:
+        """(C, C) int64: rows are true classes, columns answered ones."""
+
 
 Vectors = NDArray[np.float32]
 
@@ -213,87 +367,69 @@ def require_functions(asked: Sequence[str]) -> None:
             user_code.load(function, KEY)
 
 
-Network = Callable[[Tensor], Tensor]
-"""Maps (B, 3, S, S) to logits (B, C) on the same device."""
-
-
-@dataclass(frozen=True)
-class Answers:
-    """A network on a set of images, in the set's order."""
-
-    logits: NDArray[np.float32]
-    """(N, C)."""
-    labels: Counts
-    """(N,) true classes."""
-    evaluation: Evaluation
-
-
-def ask(
-    networks: Mapping[str, Network],
-    batches: Iterable[Batch],
-    *,
-    classes: int,
-    device: torch.device,
-    precision: str,
-    control: Control,
-) -> dict[str, Answers]:
-    """Run all `networks`, in eval mode, in one pass over `batches`.
-
-    `control.step` is asked before every batch and told of the images before it.
-    """
-    judges = {name: Judge(classes, device) for name in networks}
-    kept: dict[str, list[Tensor]] = {name: [] for name in networks}
-    images = 0
-    with torch.inference_mode():
-        for pixels, labels in batches:
-            control.step(epoch=0, images=images)
-            for name, network in networks.items():
-                with autocast(device, precision):
-                    logits = network(pixels).float()
-                judges[name].add(logits, labels)
-                kept[name].append(logits.cpu())
-            images = len(labels)
-        control.step(epoch=0, images=images)
-    found = {name: judge.result() for name, judge in judges.items()}
-    return {
-        name: Answers(torch.cat(kept[name]).numpy(), one.labels, one) for name, one in found.items()
-    }
-
-
 def mean_evaluation(logits: Sequence[NDArray[np.float32]], labels: Counts) -> Evaluation:
     """The mean of the members' probabilities, judged. `logits` are (N, C) for each member."""
     stacked = torch.stack([torch.from_numpy(one).double() for one in logits])
     # As logarithms, so that no small probability becomes 0.
     mean = stacked.log_softmax(dim=2).logsumexp(dim=0) - math.log(len(logits))
-    judge = Judge(mean.shape[1], torch.device("cpu"))
-    judge.add(mean, torch.from_numpy(labels))
-    return judge.result()
+    scores = EvalAccumulator(mean.shape[1], torch.device("cpu"))
+    scores.add(mean, torch.from_numpy(labels))
+    return scores.result()
 
 
 @dataclass(frozen=True)
-class Stored:
-    """Answers as a file has them: `names` (N,) of the images beside them."""
+class StoredLogits:
+    """Logits (N, C), labels (N,) and names (N,) of test images, as a file has them."""
 
     logits: NDArray[np.float32]
     labels: Counts
     names: NDArray[np.str_]
 
 
-def save_answers(path: Path, answers: Answers, names: Sequence[str]) -> None:
-    """Write as NPZ (logits, labels, names), whole or not at all. Raises DiskFull."""
+def save_logits(path: Path, found: Evaluation, names: Sequence[str]) -> None:
+    """Write an evaluation that keeps its logits as NPZ (logits, labels, names), whole or not at
+    all. Raises DiskFull."""
+    assert found.logits is not None
     write_arrays(
         path,
         compressed=True,
-        logits=answers.logits,
-        labels=answers.labels,
+        logits=found.logits,
+        labels=found.labels,
         names=np.array(names, np.str_),
     )
 
 
-def load_answers(path: Path) -> Stored:
-    """What `save_answers` wrote. Raises DataError for a file that is damaged."""
+def load_logits(path: Path) -> StoredLogits:
+    """Read what `save_logits` wrote. Raises DataError for a file that is damaged."""
     found = read_arrays(path, "remove it, and test the weights beside it: hpo evaluate")
     try:
-        return Stored(found["logits"], found["labels"], found["names"])
+        return StoredLogits(found["logits"], found["labels"], found["names"])
     except KeyError as error:
         raise DataError(f"{path} cannot be read: it has no {error}; remove it") from error
+
+
+def full_scores(found: Scored, classes: Sequence[str]) -> dict[str, Any]:
+    """Return the headline scores, macro_precision, macro_recall, macro_f1, balanced_accuracy
+    (fractions, each a float); `per_class`: precision, recall, f1 and support of each class by name;
+    `confusion`: rows are true classes, columns predicted ones, in the order of `classes`."""
+    report = classification_report(found.confusion)
+    columns = (report.precision, report.recall, report.f1, report.support)
+    rows = zip(classes, *(column.tolist() for column in columns), strict=True)
+    return {
+        **found.headline,
+        "macro_precision": report.macro_precision,
+        "macro_recall": report.macro_recall,
+        "macro_f1": report.macro_f1,
+        "balanced_accuracy": report.balanced_accuracy,
+        "per_class": {
+            name: {"precision": precision, "recall": recall, "f1": f1, "support": support}
+            for name, precision, recall, f1, support in rows
+        },
+        "confusion": found.confusion.tolist(),
+    }
+
+
+def plain_scores(found: Scored, classes: Sequence[str]) -> dict[str, float]:
+    """Return the single numbers of `full_scores`."""
+    scores = full_scores(found, classes)
+    return {name: value for name, value in scores.items() if isinstance(value, float)}

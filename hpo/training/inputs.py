@@ -44,7 +44,7 @@ class Batches:
     """None if nothing is trained."""
     val: EvalBatches | None
     gallery: EvalBatches | None
-    """Training images without augmentation, as the gallery of a retrieval."""
+    """Training images without augmentation, among which the validation images are looked up."""
 
 
 def views(config: TrainConfig, data: TrainingData) -> list[View]:
@@ -52,7 +52,7 @@ def views(config: TrainConfig, data: TrainingData) -> list[View]:
     learnt = [] if config.frozen else [(data.train, config.augment)]
     if data.val is None:
         return learnt
-    gallery = [(data.train, NO_AUGMENT)] if config.task == "retrieval" else []
+    gallery = [(data.train, NO_AUGMENT)] if config.looks_up else []
     return [*learnt, *gallery, (data.val, NO_AUGMENT)]
 
 
@@ -69,7 +69,7 @@ def make_batches(
         features = cached.get((images, NO_AUGMENT))
         return eval_batches(images, config, data.mean, data.std, device, micro_batch, features)
 
-    looked_up = config.task == "retrieval" and data.val is not None
+    looked_up = config.looks_up and data.val is not None
     return Batches(
         train=None if config.frozen else _train_batches(config, data, device, cached),
         val=None if data.val is None else plain(data.val),
@@ -115,6 +115,6 @@ def eval_batches(
         batch_size=min(micro_batch or config.batch_size, config.batch_size),
         device=device,
         memory_format=memory_format(config.runtime.memory_format),
-        loader_workers=config.data.loader_workers,
+        loader_workers=0 if images.in_memory else config.data.loader_workers,
         features=features,
     )

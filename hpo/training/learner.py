@@ -5,20 +5,15 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from collections.abc import Mapping, Sequence
+from functools import partial
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from hpo.config.train import Phase, TrainConfig
-from hpo.control import Control
 from hpo.errors import TrialFailed
 from hpo.training import (
     metrics,
@@ -90,8 +85,8 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
-class Tally:
-    """Sums of loss and hits, kept on the device until they are asked for."""
+class RunningMeans:
+    """Running means of loss and hits, kept on the device until they are read."""
 
     def __init__(self, device: torch.device) -> None:
         # MPS has no float64.
@@ -106,8 +101,8 @@ class Tally:
         self.hits += hits
         self.images += images
 
-    def means(self) -> tuple[float, float]:
-        """Mean loss and the part of hits; waits for the device."""
+    def read(self) -> tuple[float, float]:
+        """Return the mean loss and the share of hits; waits for the device."""
         return self.loss.item() / self.images, self.hits.item() / self.images
 
 
@@ -181,7 +176,7 @@ class Learner:
         for part in self.frozen:
             part.eval()
 
-    def step(self, batch: MixedBatch, lr: float, tally: Tally | None = None) -> None:
+    def step(self, batch: MixedBatch, lr: float, means: RunningMeans | None = None) -> None:
         """Take one optimizer step on the mean loss of `batch`, accumulated over micro-batches. For
         mixed labels, the label with the larger weight counts for the accuracy."""
         images, labels = batch
@@ -192,9 +187,9 @@ class Learner:
         for part, truth in zip(images.tensor_split(count), truths, strict=True):
             loss, logits = self._loss(part, truth)
             (loss * (len(truth) / len(labels)) if count > 1 else loss).backward()  # type: ignore[no-untyped-call]
-            if tally:
+            if means:
                 hits = metrics.top_k_correct(logits.detach(), ops.dominant(truth), 1)
-                tally.add(loss, hits, len(truth))
+                means.add(loss, hits, len(truth))
         if self.config.clip_grad_norm is not None:
             nn.utils.clip_grad_norm_(self._learning, self.config.clip_grad_norm)
         self.optimizer.step()
@@ -215,89 +210,3 @@ class Learner:
                 f"a batch of {len(labels)} cannot be trained on: {error}; choose another batch_size"
             ) from error
         return ops.mean_loss(labels, partial(self._loss_of, logits)), logits
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A network on a set of images, in the set's order."""
-
-    loss: float
-    """Mean cross-entropy, without label smoothing."""
-    top1: float
-    top5: float
-    """Part of the images whose class is among the min(5, classes) most likely ones."""
-    labels: metrics.Counts
-    """(N,) true classes."""
-    predictions: metrics.Counts
-    """(N,) most likely classes."""
-    classes: int
-    probabilities: NDArray[np.float32] | None = None
-    """(N, C); None where nobody asked for them."""
-
-    @cached_property
-    def confusion(self) -> metrics.Counts:
-        """(C, C) int64: rows are true classes, columns predicted ones."""
-        return metrics.confusion_matrix(self.labels, self.predictions, self.classes)
-
-
-def evaluate(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    *,
-    classes: int,
-    device: torch.device,
-    precision: str,
-    control: Control,
-    epoch: int = 0,
-    probabilities: bool = False,
-) -> Evaluation:
-    """Run `model`, which lies on `device`, in eval mode over `batches`; with the `probabilities` of
-    all classes for each image where they are wanted.
-
-    `control.step` is asked before every batch and told of the images before it.
-    """
-    model.eval()
-    judge, images = Judge(classes, device, probabilities=probabilities), 0
-    with torch.inference_mode():
-        for pixels, labels in batches:
-            control.step(epoch=epoch, images=images)
-            with autocast(device, precision):
-                logits = model(pixels).float()
-            judge.add(logits, labels)
-            images = len(labels)
-        control.step(epoch=epoch, images=images)
-    return judge.result()
-
-
-class Judge:
-    """Adds up what a network's answers are worth, batch by batch, without waiting for `device`."""
-
-    def __init__(self, classes: int, device: torch.device, *, probabilities: bool = False) -> None:
-        self._classes = classes
-        self._probabilities: list[Tensor] | None = [] if probabilities else None
-        self._first, self._fifth = Tally(device), Tally(device)
-        self._seen: list[tuple[Tensor, Tensor]] = []
-
-    def add(self, logits: Tensor, labels: Tensor) -> None:
-        """`logits` (B, C) and `labels` (B,) int64, of at least one image."""
-        loss, images = functional.cross_entropy(logits, labels), len(labels)
-        self._first.add(loss, metrics.top_k_correct(logits, labels, 1), images)
-        self._fifth.add(loss, metrics.top_k_correct(logits, labels, 5), images)
-        self._seen.append((labels, logits.argmax(dim=1)))
-        if self._probabilities is not None:
-            self._probabilities.append(logits.softmax(dim=1))
-
-    def result(self) -> Evaluation:
-        """Of all batches; waits for the device."""
-        loss, top1 = self._first.means()
-        truths, predictions = (_joined(column) for column in zip(*self._seen, strict=True))
-        parts = self._probabilities
-        kept = None if parts is None else torch.cat(parts).cpu().numpy()
-        return Evaluation(
-            loss, top1, self._fifth.means()[1], truths, predictions, self._classes, kept
-        )
-
-
-def _joined(parts: Sequence[Tensor]) -> metrics.Counts:
-    joined: metrics.Counts = torch.cat(list(parts)).cpu().numpy().astype(np.int64)
-    return joined

@@ -337,6 +337,13 @@ class Found:
         """Scores of the votes."""
         return classification_report(self.confusion)
 
+    @property
+    def headline(self) -> dict[str, float]:
+        """precision_at_5, precision_at_k, top1 of the neighbours' vote, mean_distance."""
+        names = ("precision_at_5", "precision_at_k", "top1", "mean_distance")
+        found = self.metrics()
+        return {name: found[f"val_{name}"] for name in names}
+
     def metrics(self) -> dict[str, float]:
         """Return the metrics, by the names of RETRIEVED."""
         return {

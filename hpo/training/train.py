@@ -32,12 +32,9 @@ from hpo.config.train import TrainConfig
 from hpo.control import Control
 from hpo.errors import TrialFailed
 from hpo.training import (
-    evaluation,
-    optim,
-)
-from hpo.training import (
     metrics as goals,
 )
+from hpo.training import optim
 from hpo.training.checkpoint import Checkpoint, best_of
 from hpo.training.evaluation import require_measurable
 from hpo.training.feature_cache import (
@@ -53,14 +50,12 @@ from hpo.training.inputs import (
     views,
 )
 from hpo.training.learner import (
-    Evaluation,
     Learner,
-    Tally,
-    evaluate,
+    RunningMeans,
 )
 from hpo.training.loader import TrainBatches, class_weights
 from hpo.training.partition import Partition
-from hpo.training.retrieval import Validation
+from hpo.training.tasks import task_of
 
 Metrics = dict[str, float]
 
@@ -192,15 +187,15 @@ class Network:
         rates = optim.learning_rates(
             self.config, epoch=epoch, steps=len(batches.train), history=history
         )
-        tally = self.train_epoch(epoch, batches.train, rates)
-        loss, top1 = tally.means()
+        means = self.train_epoch(epoch, batches.train, rates)
+        loss, top1 = means.read()
         trained = time.perf_counter() - began
         values = {"train_loss": loss, "train_top1": top1}
         values |= self.validate(epoch, batches)
         return values | {
             "lr": rates[-1],
             "seconds": time.perf_counter() - began,
-            "images_per_s": tally.images / trained,
+            "images_per_s": means.images / trained,
             "peak_memory_mb": peak_memory_mb(self.device),
         }
 
@@ -238,46 +233,28 @@ class Network:
         self._batches = blocks, batches
         return batches
 
-    def train_epoch(self, epoch: int, train_batches: TrainBatches, rates: list[float]) -> Tally:
+    def train_epoch(
+        self, epoch: int, train_batches: TrainBatches, rates: list[float]
+    ) -> RunningMeans:
         """Train once over the training images, without synchronising with the device."""
         self.learner.train_mode()
-        tally = Tally(self.device)
+        means = RunningMeans(self.device)
         images = 0
         with closing(train_batches.epoch(epoch)) as batches:
             for rate, batch in zip(rates, batches, strict=True):
                 self.control.step(epoch=epoch, images=images)
-                self.learner.step(batch, rate, tally)
+                self.learner.step(batch, rate, means)
                 images = len(batch[1])
         self.control.step(epoch=epoch, images=images)
-        return tally
+        return means
 
     def validate(self, epoch: int, batches: Batches) -> Metrics:
         """Return the validation metrics; empty without validation images."""
         data = self.data
         if data.val is None or batches.val is None:
             return {}
-        if batches.gallery is not None:
-            validation = Validation(data.train, batches.gallery, data.val, batches.val)
-            return validation.measure(
-                self.learner.eval_model,
-                self.learner.eval_forward,
-                self.config,
-                classes=self.classes,
-                device=self.device,
-                control=self.control,
-                epoch=epoch,
-            )
-        found = evaluate(
-            self.learner.eval_forward,
-            batches.val,
-            classes=self.classes,
-            device=self.device,
-            precision=self.config.runtime.precision,
-            control=self.control,
-            epoch=epoch,
-            probabilities=evaluation.need_probabilities(self.asked),
-        )
-        return evaluation.measure(found, self.asked, data.names)
+        task = task_of(self.config)
+        return task.validate(self.learner, batches, data, self.asked, self.control, epoch)
 
 
 def peak_memory_mb(device: torch.device) -> float:
@@ -291,9 +268,6 @@ def peak_memory_mb(device: torch.device) -> float:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-
-
-__all__ = ["EpochResult", "Evaluation", "TrainingData", "evaluate", "train"]
 
 
 @dataclass(frozen=True)

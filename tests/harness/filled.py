@@ -31,7 +31,7 @@ from hpo.storage.records import (
     Outcome,
 )
 from hpo.trained.retrain import curves
-from hpo.trained.run import About, Run, RunDir, SeedDir, SeedResult
+from hpo.trained.run import Run, RunDir, RunMetadata, SeedDir, SeedResult
 
 STATES = {"pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
@@ -118,10 +118,12 @@ def trained(
     """A run of two seeds under `path` that was measured on `part`; `note` names its folder, too."""
     name = note.rpartition("/")[2]
     files = RunDir(path / "run")
-    about = About(tuple(classes), (0.5,), (0.5,), "f00d", part == "val", part == "test", 3, (note,))
+    metadata = RunMetadata(
+        tuple(classes), (0.5,), (0.5,), "f00d", part == "val", part == "test", 3, (note,)
+    )
     seeds = [_seed(files.seed(seed), part, classes, top1) for seed, top1 in ((0, 0.9), (1, 0.92))]
     config = TrainConfig.parse({"optimizer": {"lr": 0.01}, "epochs": 3})
-    return Run(path / name, config, {"study": "toy", "trial": 4}, about, tuple(seeds))
+    return Run(path / name, config, {"study": "toy", "trial": 4}, metadata, tuple(seeds))
 
 
 def _seed(files: SeedDir, part: str | None, classes: Sequence[str], top1: float) -> SeedResult:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from hpo.config.base import with_values
 from hpo.config.train import TrainConfig
 from hpo.paths import Home
+from hpo.trained.inference import Prediction
+from hpo.trained.model import TrainedModel
 from hpo.trained.retrain import retrain
 from hpo.trained.run import Run
 from tests.harness.images import make_folder
@@ -38,3 +42,8 @@ def train_run(config: TrainConfig, out: Path, home: Home, **options: Any) -> Run
     """`retrain` on the CPU; handwritten unless `provenance` is given."""
     provenance = options.pop("provenance", {})
     return retrain(config, provenance, out=out, home=home, device="cpu", **options)
+
+
+def predict(run: Run, images: Sequence[Path], k: int = 5) -> list[Prediction]:
+    """Return the answers of `run` to `images`, on the CPU."""
+    return TrainedModel.of_run(run, torch.device("cpu")).predict(images, k=k)

@@ -14,10 +14,8 @@ from hpo.control import NullControl
 from hpo.data.images import Images
 from hpo.training import train
 from hpo.training.checkpoint import Checkpoint
-from hpo.training.train import (
-    EpochResult,
-    TrainingData,
-)
+from hpo.training.inputs import TrainingData
+from hpo.training.train import EpochResult
 
 CPU = torch.device("cpu")
 

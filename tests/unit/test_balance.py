@@ -20,6 +20,7 @@ from hpo.data.dataset import open_data
 from hpo.errors import ConfigError
 from hpo.paths import Home
 from hpo.trained.dry_run import check
+from hpo.training.inputs import TrainingData
 from hpo.training.learner import Learner
 from hpo.training.loader import (
     TrainBatches,
@@ -27,10 +28,7 @@ from hpo.training.loader import (
     class_weights,
 )
 from hpo.training.losses import make_loss
-from hpo.training.train import (
-    TrainingData,
-    train,
-)
+from hpo.training.train import train
 from tests.harness.fakes import study_file
 from tests.harness.images import make_folder, picture
 

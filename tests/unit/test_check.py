@@ -39,10 +39,8 @@ from hpo.training.device import (
     FeatureCacheCost,
     StepCost,
 )
-from hpo.training.train import (
-    TrainingData,
-    train,
-)
+from hpo.training.inputs import TrainingData
+from hpo.training.train import train
 from tests.harness.fakes import study_file
 from tests.harness.images import make_folder
 from tests.harness.searches import TINY

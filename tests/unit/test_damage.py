@@ -33,11 +33,8 @@ from hpo.search import sync
 from hpo.search.study import Study
 from hpo.storage.database import Database
 from hpo.trained.run import Run
-from hpo.training.train import (
-    EpochResult,
-    TrainingData,
-    train,
-)
+from hpo.training.inputs import TrainingData
+from hpo.training.train import EpochResult, train
 from tests.harness.commands import calls
 from tests.harness.fakes import study_file
 from tests.harness.searches import TINY, search

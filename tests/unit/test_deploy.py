@@ -30,7 +30,7 @@ from hpo.errors import (
 from hpo.extras import install_command
 from hpo.paths import Home
 from hpo.reports.training import training_report
-from hpo.trained.onnx_files import Wanted
+from hpo.trained.onnx_files import OnnxTargets
 from hpo.trained.run import (
     Run,
     RunDir,
@@ -49,6 +49,7 @@ from hpo.training.onnx import (
     export,
     quantize,
 )
+from hpo.training.tasks import TASKS
 from tests.harness.trained import pictures, tiny_config, train_run
 
 ALL = {"model.onnx": "float32", "model-int8-dynamic.onnx": "int8 dynamic"}
@@ -273,11 +274,11 @@ def test_a_retrieval_has_no_files(root: Path, tmp_path: Path, home: Home) -> Non
 
 
 def test_one_kind_twice_is_one_file() -> None:
-    assert dict(Wanted.of("classification", quantize=["static", "static"]).files) == {
+    assert dict(OnnxTargets.of(TASKS["classification"], quantize=["static", "static"]).files) == {
         "model.onnx": "float32",
         "model-int8-static.onnx": "int8 static",
     }
-    assert not Wanted.of("classification").files
+    assert not OnnxTargets.of(TASKS["classification"]).files
 
 
 # Resuming
@@ -349,7 +350,7 @@ def test_the_ensemble_stands_beside_its_members(run: Run) -> None:
 
 def test_stored_answers_are_those_of_the_test(run: Run) -> None:
     for one in run.seeds:
-        stored = evaluation.load_answers(one.files.answers)
+        stored = evaluation.load_logits(one.files.test_logits)
         assert stored.logits.shape == (15, 3)
         top1 = (stored.logits.argmax(1) == stored.labels).mean()
         assert top1 == one.metrics["test"]["top1"]
@@ -372,12 +373,12 @@ def test_a_seed_later_joins_from_stored_answers(
     assert both.ensemble["seeds"] == [0, 1]
     assert load_run(tmp_path / "run" / "seed-1").summary["ensemble"] is None
     # Without the answers of a seed there is none, and the run says why.
-    RunDir(tmp_path / "run").seed(0).answers.unlink()
+    RunDir(tmp_path / "run").seed(0).test_logits.unlink()
     lacking = train_run(short, tmp_path / "run", home, seeds=2)
     assert lacking.summary["ensemble"] is None
     assert lacking.notes[-1].startswith("No ensemble: of seed 0 there are no answers")
     assert [str(cell) for cell in networks_table(lacking).columns[0].cells] == ["seed 0", "seed 1"]
-    RunDir(tmp_path / "run").seed(0).answers.write_bytes(b"PK no archive")
+    RunDir(tmp_path / "run").seed(0).test_logits.write_bytes(b"PK no archive")
     with pytest.raises(DataError, match=r"test\.npz cannot be read: .*; remove it"):
         train_run(short, tmp_path / "run", home, seeds=2)
 
@@ -398,7 +399,7 @@ def test_without_a_test_split(tmp_path: Path, home: Home) -> None:
     config = tiny_config(pictures(tmp_path, {"train": 8, "val": 4}), {"epochs": 2})
     run = train_run(config, tmp_path / "run", home, seeds=2, onnx=True, keep_validation=True)
     assert run.ensemble is None
-    assert not run.seeds[0].files.answers.exists()
+    assert not run.seeds[0].files.test_logits.exists()
     assert [entry["test"] for entry in run.seeds[0].onnx] == [None]
     assert networks_table(run).row_count == 1
     text = training_report(run)

@@ -140,7 +140,7 @@ def test_ascii_is_not_passed_by(streams: Streams, monkeypatch: pytest.MonkeyPatc
 
 
 def test_names_that_are_not_utf8_are_whole_in_files(run: Run) -> None:
-    with np.load(run.seeds[0].files.answers) as answers:
+    with np.load(run.seeds[0].files.test_logits) as answers:
         names = answers["names"].tolist()
     assert {name.split("/")[1] for name in names} == {DUCK, CAFE, "class2"}
     root = Path(run.config.data.folder)

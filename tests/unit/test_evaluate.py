@@ -34,15 +34,14 @@ from hpo.reports.training import training_report
 from hpo.trained.inference import (
     Chunk,
     evaluate_run,
-    load_run,
-    predict,
     predictions,
     select,
 )
-from hpo.trained.run import Run
+from hpo.trained.model import TrainedModel
+from hpo.trained.run import Run, load_run
 from hpo.training.checkpoint import load_trained
 from tests.harness.images import make_folder
-from tests.harness.trained import pictures, tiny_config, train_run
+from tests.harness.trained import pictures, predict, tiny_config, train_run
 
 
 @pytest.fixture
@@ -186,12 +185,13 @@ def test_probabilities_are_the_mean_of_the_seeds(run: Run, root: Path, tmp_path:
             one.files.weights, run.config.model, classes=3, image_size=run.config.data.image_size
         )
         mean, std = (
-            torch.tensor(values).view(1, 3, 1, 1) for values in (run.about.mean, run.about.std)
+            torch.tensor(values).view(1, 3, 1, 1)
+            for values in (run.metadata.mean, run.metadata.std)
         )
         with torch.inference_mode():
             expected += model((shown(path, run.config) - mean) / std)[0].softmax(0) / 2
-    [prediction] = predict(run, [path], device="cpu")
-    assert dict(prediction.top) == pytest.approx(
+    [prediction] = predict(run, [path])
+    assert dict(prediction.rows) == pytest.approx(
         {f"class{i}": p for i, p in enumerate(expected.tolist())}, abs=1e-5
     )
 
@@ -200,8 +200,8 @@ def test_predictions_agree_with_evaluation(run: Run, root: Path, home: Home) -> 
     one = load_run(run.path / "seed-0")
     evaluation = evaluate_run(one, home=home, device="cpu").seeds[0]
     paths = [path for label in run.classes for path in sorted((root / "test" / label).iterdir())]
-    found = predict(one, paths, device="cpu")
-    said = {str(p.path): run.classes.index(p.top[0][0]) for p in found}
+    found = predict(one, paths)
+    said = {str(p.path): run.classes.index(p.rows[0][0]) for p in found}
     confusion = np.zeros((3, 3), np.int64)
     for path in paths:
         confusion[run.classes.index(path.parent.name), said[str(path)]] += 1
@@ -210,16 +210,14 @@ def test_predictions_agree_with_evaluation(run: Run, root: Path, home: Home) -> 
 
 def test_the_most_likely_first_and_no_more_than_there_are(run: Run, root: Path) -> None:
     paths = [*first_of(root, "class2"), *first_of(root, "class0")]
-    found = predict(run, paths, device="cpu", k=5)
+    found = predict(run, paths, k=5)
     assert [one.path for one in found] == paths
     for one in found:
-        values = [probability for _, probability in one.top]
+        values = [probability for _, probability in one.rows]
         assert values == sorted(values, reverse=True)
         assert sum(values) == pytest.approx(1.0)
-        assert {name for name, _ in one.top} == set(run.classes)
-    assert [one.top for one in predict(run, paths, device="cpu", k=1)] == [
-        one.top[:1] for one in found
-    ]
+        assert {name for name, _ in one.rows} == set(run.classes)
+    assert [one.rows for one in predict(run, paths, k=1)] == [one.rows[:1] for one in found]
 
 
 def test_pictures_of_any_shape_and_mode(run: Run, tmp_path: Path) -> None:
@@ -227,7 +225,7 @@ def test_pictures_of_any_shape_and_mode(run: Run, tmp_path: Path) -> None:
     for mode, size in (("L", (9, 40)), ("RGBA", (64, 13)), ("P", (12, 12)), ("RGB", (5, 5))):
         paths.append(tmp_path / f"{mode}.png")
         Image.new(mode, size).save(paths[-1])
-    assert len(predict(run, paths, device="cpu")) == 4
+    assert len(predict(run, paths)) == 4
 
 
 def test_what_cannot_be_read_does_not_spoil_the_others(
@@ -247,13 +245,13 @@ def test_what_cannot_be_read_does_not_spoil_the_others(
         tmp_path / "gone.png": "No such file",
         tmp_path: "Is a directory",
     }
-    found = predict(run, [good, *reasons, good], device="cpu")
+    found = predict(run, [good, *reasons, good])
     assert [one.path for one in found] == [good, *reasons, good]
-    assert found[0].top == found[-1].top
+    assert found[0].rows == found[-1].rows
     assert found[0].error is None
     for one in found[1:-1]:
         assert reasons[one.path] in (one.error or ""), one.error
-        assert (one.top, one.trained_on) == ((), None)
+        assert (one.rows, one.trained_on) == ((), None)
 
 
 def test_huge_pictures_are_refused_by_their_header(
@@ -268,7 +266,7 @@ def test_huge_pictures_are_refused_by_their_header(
         raise AssertionError("decoded")
 
     monkeypatch.setattr(Image.Image, "convert", decoded)
-    (found,) = predict(run, [large], device="cpu")
+    (found,) = predict(run, [large])
     assert found.error == "30 x 30 pixels, data.max_pixels allows 400"
 
 
@@ -279,7 +277,7 @@ def test_nothing_to_predict(run: Run, root: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no images in .*\.txt 1"):
         select([tmp_path])
     with pytest.raises(InputError, match="0 answers: at least 1"):
-        predict(run, first_of(root, "class0"), device="cpu", k=0)
+        predict(run, first_of(root, "class0"), k=0)
 
 
 # Folders, patterns, CSV
@@ -320,16 +318,16 @@ def test_a_folder_without_end_stands_in_memory_a_few_images_at_a_time(
 
     monkeypatch.setattr(Chunk, "__init__", counted)
     paths = [*first_of(root, "class0"), root / "gone.png", *first_of(root, "class1")] * 2
-    answers = predictions(run, paths, device="cpu")
+    answers = predictions(TrainedModel.of_run(run, torch.device("cpu")), paths)
     assert next(answers).path == paths[0]
     assert read == [4]  # no more than is asked for
     assert [one.path for one in answers] == paths[1:]
     assert read == [4, 4, 2]
-    small = predict(run, paths, device="cpu")
+    small = predict(run, paths)
     monkeypatch.undo()
-    for one, other in zip(small, predict(run, paths, device="cpu"), strict=True):
-        assert [name for name, _ in one.top] == [name for name, _ in other.top]
-        assert [p for _, p in one.top] == pytest.approx([p for _, p in other.top], abs=1e-6)
+    for one, other in zip(small, predict(run, paths), strict=True):
+        assert [name for name, _ in one.rows] == [name for name, _ in other.rows]
+        assert [p for _, p in one.rows] == pytest.approx([p for _, p in other.rows], abs=1e-6)
 
 
 def told(*args: str) -> Result:
@@ -361,11 +359,11 @@ def test_csv_has_a_row_for_each_file(run: Run, root: Path, tmp_path: Path) -> No
     assert [Path(row["file"]).name for row in rows] == [
         "=1+1.png", "bad.png", *(f"{i:04}.png" for i in range(5))]  # fmt: skip
     assert (rows[1]["error"], rows[1]["class"], rows[1]["trained_on"]) == ("not an image", "", "")
-    answers = predict(run, [Path(row["file"]) for row in rows], device="cpu", k=2)
+    answers = predict(run, [Path(row["file"]) for row in rows], k=2)
     for row, one in zip(rows, answers, strict=True):
         if one.error is None:
-            assert (row["class"], row["class2"]) == (one.top[0][0], one.top[1][0])
-            assert float(row["probability"]) == pytest.approx(one.top[0][1])
+            assert (row["class"], row["class2"]) == (one.rows[0][0], one.rows[1][0])
+            assert float(row["probability"]) == pytest.approx(one.rows[0][1])
             assert row["trained_on"] == "false"
 
 
@@ -438,7 +436,7 @@ def test_many_names_are_counted(run: Run, root: Path, home: Home) -> None:
 def test_predict_marks_training_images(run: Run, root: Path, tmp_path: Path) -> None:
     folder = copies(root, tmp_path / "more")
     found = {one.path.name: one.trained_on for one in predict(
-        run, sorted((folder / "class1").iterdir()), device="cpu")}  # fmt: skip
+        run, sorted((folder / "class1").iterdir()))}  # fmt: skip
     assert found == {"renamed.png": True, "lossless.bmp": True, "new.png": False}
     shown = told("predict", str(run.path), str(folder), "--top", "1")
     assert shown.exit_code == 0
@@ -478,7 +476,7 @@ def test_a_run_of_an_earlier_version_does_not_know(
     found = evaluate_run(old, data=root / "train", home=home, device="cpu")
     assert found.trained_on is None
     assert "unknown" in (found.overlap or "")
-    assert predict(old, first_of(root, "class0"), device="cpu")[0].trained_on is None
+    assert predict(old, first_of(root, "class0"))[0].trained_on is None
     again = train_run(run.config, old.path, home, seeds=2)  # finished: nothing is trained
     assert again.files.trained_on.read_bytes() == run.files.trained_on.read_bytes()
 

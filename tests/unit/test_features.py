@@ -30,20 +30,15 @@ from hpo.training.checkpoint import (
     load_trained,
     save_weights,
 )
+from hpo.training.evaluation import evaluate
 from hpo.training.feature_cache import (
     Extractor,
     Features,
 )
-from hpo.training.learner import (
-    Learner,
-    evaluate,
-)
+from hpo.training.inputs import TrainingData
+from hpo.training.learner import Learner
 from hpo.training.loader import EvalBatches
-from hpo.training.train import (
-    EpochResult,
-    TrainingData,
-    train,
-)
+from hpo.training.train import EpochResult, train
 from tests.harness import networks
 from tests.harness.images import make_folder, picture
 

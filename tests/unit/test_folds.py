@@ -55,12 +55,8 @@ from hpo.training import (
     train,
 )
 from hpo.training.checkpoint import Checkpoint
-from hpo.training.train import (
-    EpochResult,
-    TrainingData,
-    fold_config,
-    mean_over_folds,
-)
+from hpo.training.inputs import TrainingData
+from hpo.training.train import EpochResult, fold_config, mean_over_folds
 from tests.harness.fakes import study_file
 from tests.harness.images import make_folder
 from tests.harness.training import (

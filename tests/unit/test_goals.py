@@ -33,12 +33,12 @@ from hpo.search.status import (
     read_status,
 )
 from hpo.storage.database import connect
-from hpo.trained.inference import scores
 from hpo.trained.run import absent_classes
-from hpo.training.evaluation import measure
-from hpo.training.learner import (
+from hpo.training.evaluation import (
+    EvalAccumulator,
     Evaluation,
-    Judge,
+    full_scores,
+    measure,
 )
 from hpo.training.metrics import (
     classification_report,
@@ -112,7 +112,7 @@ def test_a_class_that_is_only_predicted_counts_and_one_in_neither_does_not() -> 
 
 
 def judged(logits: torch.Tensor, labels: torch.Tensor) -> Evaluation:
-    judge = Judge(logits.shape[1], torch.device("cpu"), probabilities=True)
+    judge = EvalAccumulator(logits.shape[1], torch.device("cpu"), probabilities=True)
     judge.add(logits, labels)
     return judge.result()
 
@@ -374,7 +374,7 @@ def test_a_test_folder_without_a_class_is_scored_by_those_that_occur() -> None:
     confusion = confusion_matrix(np.array([0, 0, 1]), np.array([0, 0, 1]), 3)
     found = Evaluation(0.0, 1.0, 1.0, np.array([0, 0, 1]), np.array([0, 0, 1]), 3)
     assert (found.confusion == confusion).all()
-    told = scores(found, NAMES)
+    told = full_scores(found, NAMES)
     assert (told["macro_precision"], told["macro_recall"], told["macro_f1"]) == (1.0, 1.0, 1.0)
     assert absent_classes(told) == (
         "1 class has no images here: [b]lue. Macro scores are means over the classes with images "

@@ -57,7 +57,6 @@ from hpo.search.sync import Checkpoints
 from hpo.storage import records
 from hpo.storage.database import Database
 from hpo.storage.leases import Lease
-from hpo.trained.inference import predict
 from hpo.trained.run import Run, load_run
 from hpo.training.checkpoint import Checkpoint
 from hpo.training.pretrained import read_file
@@ -65,7 +64,7 @@ from tests.harness.fakes import study_file
 from tests.harness.filled import EVIL, Trial, fill, trained
 from tests.harness.formats import make_cars
 from tests.harness.images import make_folder
-from tests.harness.trained import pictures, tiny_config, train_run
+from tests.harness.trained import pictures, predict, tiny_config, train_run
 
 TOUCHED = "touched"
 
@@ -148,7 +147,7 @@ def test_weights_of_a_trained_run(run_copy: Run, mark: Path) -> None:
     image = next(Path(str(run_copy.config.data.root)).rglob("*.png"))
     plain_pickle(run_copy.seeds[0].files.weights, mark)
     with pytest.raises(DataError, match=r"weights\.safetensors: cannot be read"):
-        predict(load_run(run_copy.path), [image], device="cpu")
+        predict(load_run(run_copy.path), [image])
     assert not mark.exists()
 
 
@@ -189,7 +188,7 @@ def test_a_picture_that_grows(tmp_path: Path, home: Home, kind: str, trained_run
     assert "class0/bomb.png" in str(caught.value)
     without = open_data(config.model_copy(update={"skip_unreadable": True}), home.cache)
     assert [name.split(" ")[0] for name in without.unreadable] in (["class0/bomb.png"], [])
-    (found,) = predict(trained_run, [root / "class0" / "bomb.png"], device="cpu")
+    (found,) = predict(trained_run, [root / "class0" / "bomb.png"])
     assert re.search(MANY, found.error or "")
 
 
@@ -471,7 +470,7 @@ def test_a_module_from_elsewhere_is_never_imported(
     config.write_text(config.read_text().replace(old, f'architecture = "{name}"'))
     image = next(Path(str(run_copy.config.data.root)).rglob("*.png"))
     with pytest.raises(ConfigError, match="looked for in the working directory"):
-        predict(load_run(run_copy.path), [image], device="cpu")
+        predict(load_run(run_copy.path), [image])
 
 
 def test_a_data_set_from_elsewhere_is_never_imported(tmp_path: Path, home: Home) -> None:

@@ -20,7 +20,7 @@ from hpo.training.augment.ops import (
 )
 from hpo.training.learner import (
     Learner,
-    Tally,
+    RunningMeans,
 )
 
 STEPS = 4_000
@@ -122,15 +122,15 @@ class Reader(nn.Module):
 def test_the_loss_gets_both_labels_and_the_larger_weight_counts(
     micro_batch: int, weight: float, hits: float
 ) -> None:
-    learner, tally = _learner(micro_batch), Tally(torch.device("cpu"))
+    learner, means = _learner(micro_batch), RunningMeans(torch.device("cpu"))
     learner.model = Reader()
     learner.use_features(None)
     _, labels = ops.mix_batch(*_batch(), Mix(weight))
     pictures = labels.labels.float()[:, None, None, None].expand(5, 3, 12, 12)
-    learner.step((pictures, labels), 1e-3, tally)
+    learner.step((pictures, labels), 1e-3, means)
     logits = learner.model(pictures)
     wanted = functional.cross_entropy(logits, _soft(labels), label_smoothing=0.1)
-    loss, top1 = tally.means()
+    loss, top1 = means.read()
     assert loss == pytest.approx(wanted.item(), rel=1e-5)
     assert top1 == hits
     (gradient,) = torch.autograd.grad(wanted, learner.model.scale)

@@ -191,8 +191,8 @@ def test_normalisation_is_that_of_the_training_part(
 ) -> None:
     run = train_run(config, out, home)
     data = dataset.open_data(config.data, home.cache)
-    assert run.about.mean == data.mean
-    assert run.about.std == data.std
+    assert run.metadata.mean == data.mean
+    assert run.metadata.std == data.std
 
 
 def test_kept_validation_keeps_the_best_epoch(config: TrainConfig, out: Path, home: Home) -> None:
@@ -241,7 +241,7 @@ def test_other_images_than_the_search_had_are_told(
     told = provenance(data_fingerprints=["0" * 16])
     run = train_run(config, out, home, provenance=told)
     assert any("not those of the search" in note for note in run.notes)
-    fitting = provenance(data_fingerprints=[run.about.fingerprint])
+    fitting = provenance(data_fingerprints=[run.metadata.fingerprint])
     assert not train_run(config, out.with_name("b"), home, provenance=fitting).notes
 
 

@@ -42,10 +42,7 @@ from hpo.training.retrieval import (
     Found,
     Index,
 )
-from hpo.training.train import (
-    EpochResult,
-    train,
-)
+from hpo.training.train import EpochResult, train
 from tests.harness.training import DATA, Pictures, config
 
 CPU = torch.device("cpu")

@@ -15,7 +15,6 @@ from hpo.errors import DataError
 from hpo.paths import Home
 from hpo.reports.training import training_report
 from hpo.trained.inference import evaluate_run
-from hpo.trained.retrieval import look_up
 from hpo.trained.run import (
     Run,
     load_run,
@@ -23,7 +22,7 @@ from hpo.trained.run import (
 from hpo.training.checkpoint import save_weights
 from hpo.training.models import build
 from hpo.training.retrieval import Index
-from tests.harness.trained import pictures, tiny_config, train_run
+from tests.harness.trained import pictures, predict, tiny_config, train_run
 
 FROZEN = {"task": "retrieval", "model.trainable_blocks": 0, "model.cnn.filters": [8, 8]}
 
@@ -74,7 +73,10 @@ def test_evaluating_again_gives_the_same(run: Run, place: Path) -> None:
     found = evaluate_run(run, home=Home(place / "home"), device="cpu")
     assert found.scores() == {0: run.seeds[0].metrics["test"]}
     folder = evaluate_run(run, data=place / "pictures", home=Home(place / "home"), device="cpu")
-    assert folder.scores() == found.scores()
+    assert folder.summary["mean_distance"]["mean"] == pytest.approx(
+        found.summary["mean_distance"]["mean"]
+    )  # its last bit may hang on where tensors lie in memory
+    assert folder.summary["top1"] == found.summary["top1"]
 
 
 def test_training_images_looked_up_are_not_their_own_neighbours(run: Run, place: Path) -> None:
@@ -84,20 +86,20 @@ def test_training_images_looked_up_are_not_their_own_neighbours(run: Run, place:
     assert found.images == 24
     assert len(found.trained_on or ()) == 24
     assert found.summary["mean_distance"]["mean"] > 0
-    (lookup,) = look_up(run, [place / "pictures/train/class1/0003.png"], device="cpu", k=40)
-    assert len(lookup.neighbours) == 35
+    (lookup,) = predict(run, [place / "pictures/train/class1/0003.png"], k=40)
+    assert len(lookup.rows) == 35
     assert lookup.trained_on
-    assert "train/class1/0003.png" not in {one.name for one in lookup.neighbours}
+    assert "train/class1/0003.png" not in {name for name, *_ in lookup.rows}
 
 
 def test_predict_lists_the_nearest_images(run: Run, place: Path) -> None:
     paths = [place / f"pictures/test/class{label}/0000.png" for label in range(3)]
-    found = look_up(run, paths, device="cpu", k=3)
+    found = predict(run, paths, k=3)
     assert [one.path for one in found] == paths
     for one in found:
-        distances = [near.distance for near in one.neighbours]
+        distances = [distance for *_, distance in one.rows]
         assert distances == sorted(distances)
-        assert all(near.label == near.name.split("/")[1] for near in one.neighbours)
+        assert all(label == name.split("/")[1] for name, label, _ in one.rows)
 
 
 def test_without_its_index_a_run_cannot_be_used(run: Run, place: Path) -> None:

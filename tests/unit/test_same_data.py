@@ -62,7 +62,7 @@ def test_the_same_folder_is_no_other_definition(
     assert not made
     assert again.row == first.row
     other = tiny_config(Path(root).absolute(), {"epochs": 1})
-    assert train_run(other, place / "run", Home(place / "home")).about.fingerprint
+    assert train_run(other, place / "run", Home(place / "home")).metadata.fingerprint
 
 
 @pytest.mark.parametrize("gone", [False, True])

@@ -28,15 +28,10 @@ from hpo.training.checkpoint import (
     Checkpoint,
     best_weights,
 )
-from hpo.training.learner import (
-    Learner,
-    Tally,
-    evaluate,
-)
-from hpo.training.train import (
-    EpochResult,
-    TrainingData,
-)
+from hpo.training.evaluation import evaluate
+from hpo.training.inputs import TrainingData
+from hpo.training.learner import Learner, RunningMeans
+from hpo.training.train import EpochResult
 from tests.harness.training import (
     CPU,
     DATA,
@@ -240,9 +235,9 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch() -> None:
         torch.manual_seed(1)
         made = Learner(settings, classes=3, device=CPU, micro_batch=size)
         made.model.eval()
-        tally = Tally(CPU)
-        made.step(batch(), 0.1, tally)
-        steps.append((tally.means(), [part.grad for part in made.model.parameters()]))
+        means = RunningMeans(CPU)
+        made.step(batch(), 0.1, means)
+        steps.append((means.read(), [part.grad for part in made.model.parameters()]))
     assert steps[0][0] == pytest.approx(steps[1][0])
     for whole, summed in zip(steps[0][1], steps[1][1], strict=True):
         torch.testing.assert_close(whole, summed)

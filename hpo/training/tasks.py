@@ -1,0 +1,405 @@
+"""Tasks: what an epoch measures, what a trained seed leaves behind, what it answers to an image."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+
+from hpo.config.model import ModelConfig
+from hpo.config.train import TrainConfig
+from hpo.control import Control
+from hpo.data.images import Images
+from hpo.errors import InputError
+from hpo.io import write_text
+from hpo.training import models
+from hpo.training.evaluation import (
+    Embedded,
+    Evaluation,
+    Network,
+    Scored,
+    evaluate,
+    full_scores,
+    mean_evaluation,
+    measure,
+    need_probabilities,
+    save_logits,
+    width,
+)
+from hpo.training.inputs import Batches, TrainingData
+from hpo.training.learner import Learner
+from hpo.training.retrieval import Found, Index, Validation, require_components
+
+Rows = tuple[tuple[Any, ...], ...]
+"""What is answered to one image: a row for each class or neighbour, the best first."""
+
+EXAMPLES = 12
+"""Queries that a report shows with their neighbours."""
+SHOWN = 5
+"""Neighbours of each."""
+SIDE = 96
+"""Longer side of a thumbnail, in pixels."""
+
+
+class Model(Protocol):
+    """A trained network as a task uses it."""
+
+    @property
+    def config(self) -> TrainConfig:
+        """Its configuration."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, in the order of the network's outputs."""
+
+    def score(
+        self, images: Images, others: Mapping[str, Network] | None = None
+    ) -> dict[str, Evaluation]:
+        """Return evaluations with logits: the network's by "", those of `others` by name."""
+
+    def embed(self, images: Images, cache: Path | None = None) -> Embedded:
+        """Return the features of `images`."""
+
+    def probabilities(self, images: Images) -> torch.Tensor:
+        """Return (N, C), means over its networks."""
+
+
+class SeedFiles(Protocol):
+    """Files of a trained seed."""
+
+    @property
+    def test_logits(self) -> Path:
+        """Answers to the test images."""
+
+    @property
+    def index(self) -> Path:
+        """Features of the gallery."""
+
+    @property
+    def neighbours(self) -> Path:
+        """Examples for the report."""
+
+
+class Task(Protocol):
+    """What differs between classification and retrieval, once an image is an array."""
+
+    columns: tuple[str, ...]
+    """Names of the columns of an answer; the last holds a number."""
+    averages: bool
+    """Do several seeds answer as one, by the mean of their probabilities?"""
+
+    def require(self, config: TrainConfig, images: int, classes: int) -> None:
+        """Raise ConfigError where `images` training images cannot serve `config`."""
+
+    def require_export(self) -> None:
+        """Raise InputError where the network alone, as ONNX, does not answer."""
+
+    def validate(
+        self,
+        learner: Learner,
+        batches: Batches,
+        data: TrainingData,
+        asked: Sequence[str],
+        control: Control,
+        epoch: int,
+    ) -> dict[str, float]:
+        """Return the val_ metrics of an epoch, and those that are `asked` for."""
+
+    def save(self, model: Model, files: SeedFiles, train: Images, cache: Path) -> None:
+        """Write what `predict` needs beside the weights."""
+
+    def test(
+        self,
+        model: Model,
+        files: SeedFiles,
+        images: Images,
+        train: Images,
+        others: Mapping[str, Network],
+    ) -> dict[str, Scored]:
+        """Evaluate on the test images and keep what reports and ensembles need: the network by "",
+        `others`, which are exported from it, by name."""
+
+    def test_on_training(self, model: Model, files: SeedFiles, train: Images) -> dict[str, Any]:
+        """Return scores on the training images where no others are left; empty: there are none."""
+
+    def evaluate(self, model: Model, files: SeedFiles, images: Images) -> Scored:
+        """Evaluate on labelled images, keeping nothing."""
+
+    def combine(self, found: Sequence[Scored]) -> Scored | None:
+        """Return several seeds as one; None where they cannot answer together."""
+
+    def predictor(self, model: Model, files: SeedFiles) -> Callable[[Images, int], list[Rows]]:
+        """Return a function of images and k: the k best answers to each image."""
+
+    def answers(self, k: int, classes: int) -> int:
+        """Return how many rows an image has at most."""
+
+    def as_dict(self, rows: Rows) -> dict[str, Any]:
+        """Return an answer as plain data for JSON."""
+
+
+class Classification:
+    """The most likely classes of an image."""
+
+    columns: tuple[str, ...] = ("class", "probability")
+    averages = True
+
+    def require(self, config: TrainConfig, images: int, classes: int) -> None:
+        """Do nothing: any images serve."""
+
+    def require_export(self) -> None:
+        """Do nothing: the network alone answers."""
+
+    def validate(
+        self,
+        learner: Learner,
+        batches: Batches,
+        data: TrainingData,
+        asked: Sequence[str],
+        control: Control,
+        epoch: int,
+    ) -> dict[str, float]:
+        """Return scores of the classifier on the validation images."""
+        assert batches.val is not None
+        found = evaluate(
+            learner.eval_forward,
+            batches.val,
+            classes=data.classes,
+            device=learner.device,
+            precision=learner.config.runtime.precision,
+            control=control,
+            epoch=epoch,
+            probabilities=need_probabilities(asked),
+        )
+        return measure(found, asked, data.names)
+
+    def save(self, model: Model, files: SeedFiles, train: Images, cache: Path) -> None:
+        """Do nothing: the weights are all."""
+
+    def test(
+        self,
+        model: Model,
+        files: SeedFiles,
+        images: Images,
+        train: Images,
+        others: Mapping[str, Network],
+    ) -> dict[str, Scored]:
+        """Keep the network's logits, from which ensembles are made."""
+        found = model.score(images, others)
+        save_logits(files.test_logits, found[""], images.names)
+        return {**found}
+
+    def test_on_training(self, model: Model, files: SeedFiles, train: Images) -> dict[str, Any]:
+        """Return nothing: the last epoch's training scores stand for them."""
+        return {}
+
+    def evaluate(self, model: Model, files: SeedFiles, images: Images) -> Evaluation:
+        """Return the network's scores with its logits."""
+        return model.score(images)[""]
+
+    def combine(self, found: Sequence[Scored]) -> Evaluation | None:
+        """Return scores of the mean probabilities; None for a single seed."""
+        members = [one for one in found if isinstance(one, Evaluation) and one.logits is not None]
+        if len(members) < 2:
+            return None
+        return mean_evaluation([one.logits for one in members], members[0].labels)  # type: ignore[misc]
+
+    def predictor(self, model: Model, files: SeedFiles) -> Callable[[Images, int], list[Rows]]:
+        """Answer by the mean of the seeds' probabilities."""
+        return partial(self._predict, model)
+
+    def _predict(self, model: Model, images: Images, k: int) -> list[Rows]:
+        found = model.probabilities(images).topk(self.answers(k, len(model.classes)), dim=1)
+        pairs = zip(found.indices.tolist(), found.values.tolist(), strict=True)
+        return [
+            tuple((model.classes[c], p) for c, p in zip(places, values, strict=True))
+            for places, values in pairs
+        ]
+
+    def answers(self, k: int, classes: int) -> int:
+        """Return k, or the number of classes where that is less."""
+        return min(k, classes)
+
+    def as_dict(self, rows: Rows) -> dict[str, Any]:
+        """Return (class, probability) pairs as `top`."""
+        return {"top": rows}
+
+
+class Retrieval:
+    """The training images nearest to an image, by the network's features."""
+
+    columns: tuple[str, ...] = ("nearest", "class", "distance")
+    averages = False
+
+    def require(self, config: TrainConfig, images: int, classes: int) -> None:
+        """Raise ConfigError for more principal components than there can be."""
+        if config.retrieval.pca:
+            bare = config.model.model_copy(update={"weights": None})
+            features = _width(bare, config.data.image_size, classes)
+            require_components(config.retrieval.pca, images, features)
+
+    def require_export(self) -> None:
+        """Raise InputError: without its index a network finds nothing."""
+        raise InputError("a retrieval has no ONNX files: leave --onnx and --quantize out")
+
+    def validate(
+        self,
+        learner: Learner,
+        batches: Batches,
+        data: TrainingData,
+        asked: Sequence[str],
+        control: Control,
+        epoch: int,
+    ) -> dict[str, float]:
+        """Look the validation images up among the training images."""
+        assert data.val is not None
+        assert batches.gallery is not None
+        assert batches.val is not None
+        validation = Validation(data.train, batches.gallery, data.val, batches.val)
+        return validation.measure(
+            learner.eval_model,
+            learner.eval_forward,
+            learner.config,
+            classes=data.classes,
+            device=learner.device,
+            control=control,
+            epoch=epoch,
+        )
+
+    def save(self, model: Model, files: SeedFiles, train: Images, cache: Path) -> None:
+        """Write the index of the training images; what frozen layers make of them is kept under
+        `cache`. Raises as `Index.fit`."""
+        embedded = model.embed(train, cache)
+        Index.fit(embedded, model.config.retrieval).save(files.index)
+
+    def test(
+        self,
+        model: Model,
+        files: SeedFiles,
+        images: Images,
+        train: Images,
+        others: Mapping[str, Network],
+    ) -> dict[str, Scored]:
+        """Look the images up in the index, and keep examples for the report."""
+        found = self.evaluate(model, files, images)
+        save_examples(files, found, images, train, "test")
+        return {"": found}
+
+    def test_on_training(self, model: Model, files: SeedFiles, train: Images) -> dict[str, Any]:
+        """Look each training image up among the others, and keep examples for the report."""
+        index = Index.load(files.index)
+        found = index.search(index.gallery, classes=len(model.classes))
+        save_examples(files, found, train, train, "training")
+        return full_scores(found, model.classes)
+
+    def evaluate(self, model: Model, files: SeedFiles, images: Images) -> Found:
+        """Look the images up in the index of the seed."""
+        index = Index.load(files.index)
+        return index.search(model.embed(images), classes=len(model.classes))
+
+    def combine(self, found: Sequence[Scored]) -> None:
+        """Return None: each seed has features of its own."""
+
+    def predictor(self, model: Model, files: SeedFiles) -> Callable[[Images, int], list[Rows]]:
+        """Answer from the index of the seed; an image is never its own neighbour. Raises DataError
+        for an unreadable index."""
+        return partial(self._predict, model, Index.load(files.index))
+
+    def _predict(self, model: Model, index: Index, images: Images, k: int) -> list[Rows]:
+        found, gallery = index.search(model.embed(images), k), index.gallery
+        return [
+            tuple(
+                (gallery.names[place], model.classes[gallery.labels[place]], float(far))
+                for place, far in zip(places[:k], distances[:k], strict=True)
+                if place >= 0
+            )
+            for places, distances in zip(found.indices, found.distances, strict=True)
+        ]
+
+    def answers(self, k: int, classes: int) -> int:
+        """Return k."""
+        return k
+
+    def as_dict(self, rows: Rows) -> dict[str, Any]:
+        """Return image, class and distance of each neighbour as `nearest`."""
+        names = ("image", "class", "distance")
+        return {"nearest": [dict(zip(names, row, strict=True)) for row in rows]}
+
+
+TASKS: Mapping[str, Task] = {"classification": Classification(), "retrieval": Retrieval()}
+
+
+def task_of(config: TrainConfig) -> Task:
+    """Return the task of a configuration."""
+    return TASKS[config.task]
+
+
+@cache
+def _width(config: ModelConfig, image_size: int, classes: int) -> int:
+    """Return how many features a network has."""
+    model = models.build(config, classes=classes, image_size=image_size)
+    return width(model, image_size)
+
+
+def save_examples(
+    files: SeedFiles, found: Found, queries: Images, gallery: Images, part: str
+) -> None:
+    """Write what a report shows: each query's precision and mean distance, and some queries with
+    their neighbours as thumbnails. `part` names the queries."""
+    data = {
+        "part": part,
+        "k": found.k,
+        "precision_at_5": found.precision(5).tolist(),
+        "mean_distance": found.mean_distances.tolist(),
+        "right": (found.votes == found.labels).tolist(),
+        "examples": [_example(place, found, queries, gallery) for place in _chosen(found)],
+    }
+    write_text(files.neighbours, json.dumps(data, indent=2) + "\n")
+
+
+def _chosen(found: Found) -> list[int]:
+    """Choose queries: half of them with a wrong vote, if so many have; both kinds evenly spread."""
+    right = np.flatnonzero(found.votes == found.labels).tolist()
+    wrong = np.flatnonzero(found.votes != found.labels).tolist()
+    some = _spread(wrong, max(EXAMPLES // 2, EXAMPLES - len(right)))
+    return sorted(some + _spread(right, EXAMPLES - len(some)))
+
+
+def _spread(places: Sequence[int], count: int) -> list[int]:
+    if len(places) <= count:
+        return list(places)
+    return [places[i * len(places) // count] for i in range(count)]
+
+
+def _example(place: int, found: Found, queries: Images, gallery: Images) -> dict[str, Any]:
+    near = zip(found.indices[place, :SHOWN], found.distances[place, :SHOWN], strict=True)
+    return {
+        **_thumbnail(queries, place),
+        "vote": int(found.votes[place]),
+        "neighbours": [
+            {**_thumbnail(gallery, int(one)), "distance": float(far)}
+            for one, far in near
+            if one >= 0
+        ],
+    }
+
+
+def _thumbnail(images: Images, place: int) -> dict[str, Any]:
+    image = Image.fromarray(np.asarray(images.pixels(place)))
+    image.thumbnail((SIDE, SIDE))
+    held = io.BytesIO()
+    image.save(held, "JPEG", quality=80)
+    data = base64.b64encode(held.getvalue()).decode()
+    return {
+        "name": images.names[place],
+        "label": int(images.labels[place]),
+        "thumbnail": f"data:image/jpeg;base64,{data}",
+    }
