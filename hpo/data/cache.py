@@ -223,12 +223,12 @@ class ImageCache:
             # Unusual metadata does not matter here; pool threads share this filter.
             warnings.simplefilter("ignore")
             judge = partial(try_read, _target, reader, sizing)
-            headers = list(threaded(judge, names, self.tick))
+            headers = list(map_threaded(judge, names, self.tick))
             size = sum(w * h for w, h in (one for one in headers if not isinstance(one, str))) * 3
             todo = [i for i, one in enumerate(headers) if not isinstance(one, str)]
             bad = {i: one for i, one in enumerate(headers) if isinstance(one, str)}
             look = partial(try_read, _decoded, reader, sizing)
-            decoded = threaded(look, [names[i] for i in todo], self.tick)
+            decoded = map_threaded(look, [names[i] for i in todo], self.tick)
             with FileIO(folder / "pixels", "w") as file:
                 keep = CountingFile(file) if self.has_room(size) else None
                 index = _collect(zip(todo, decoded, strict=True), bad, keep)
@@ -303,7 +303,7 @@ def _decoded(reader: ImageReader, name: str, sizing: Sizing) -> _Decoded:
     return _Decoded(pixels, moments, array_digest(pixels), form)
 
 
-def threaded(
+def map_threaded(
     function: Callable[[T], R], items: Iterable[T], tick: ProgressCallback = no_progress
 ) -> Iterator[R]:
     """Map `function` over `items` in a thread pool, preserving the order; `tick` is called between
@@ -352,7 +352,7 @@ def file_digests(
     stamps = {name: _stamp(root, name) for name in names}
     entries = {name: known[name] for name in names if known.get(name, [])[:2] == stamps[name]}
     new = [name for name in names if name not in entries]
-    for name, digest in zip(new, threaded(partial(_digest, root), new, tick), strict=True):
+    for name, digest in zip(new, map_threaded(partial(_digest, root), new, tick), strict=True):
         if digest:
             entries[name] = [*stamps[name], digest]
     if memo and entries != known:
@@ -382,7 +382,7 @@ def inspect_images(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # unusual metadata does not matter here
         look = partial(_try_inspect, reader, max_pixels)
-        inspected = dict(zip(new, threaded(look, new, tick), strict=True))
+        inspected = dict(zip(new, map_threaded(look, new, tick), strict=True))
     result = {
         name: inspected[name] if name in inspected else known[at] for name, at in names.items()
     }

@@ -18,7 +18,6 @@ from hpo.control import (
     ProgressCallback,
     no_progress,
 )
-from hpo.data import split as listings
 from hpo.data.cache import (
     ImageCache,
     Index,
@@ -58,6 +57,7 @@ from hpo.data.split import (
     merge_groups,
     name_groups,
     near_duplicate_warnings,
+    save_listing,
     shared_group_warnings,
     split,
     split_groups,
@@ -140,7 +140,7 @@ def open_data(
         one, opened = _open_parts(config, source, cache, classes, parts)
         folds = [one]
     fingerprint = _fingerprint(classes, assigned, _treatments(opened, config.background))
-    listings.save_listing(cache, fingerprint, classes, parts)
+    save_listing(cache, fingerprint, classes, parts)
     return Data(
         classes=classes,
         train=folds[0].train,

@@ -25,8 +25,8 @@ from hpo.control import (
     no_progress,
 )
 from hpo.data.cache import (
+    map_threaded,
     short_hash,
-    threaded,
     try_read,
 )
 from hpo.data.images import (
@@ -92,7 +92,7 @@ def image_hashes(
     known = _remembered(memo) if memo else {}
     new = [digest for digest in names if digest not in known]
     look = partial(try_read, _hash_of, _Drafts(reader), small)
-    computed = threaded(look, [names[digest] for digest in new], tick)
+    computed = map_threaded(look, [names[digest] for digest in new], tick)
     fresh = {
         digest: one if isinstance(one, int) else None
         for digest, one in zip(new, computed, strict=True)

@@ -25,7 +25,7 @@ from hpo.data.cache import (
     ImageCache,
     content_digest,
     file_digests,
-    threaded,
+    map_threaded,
     try_read,
 )
 from hpo.data.csv_labels import csv_test_rows
@@ -343,7 +343,7 @@ def _chunks(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd metadata is of no interest here
             look = partial(try_read, _read, _Anywhere(given), sizing)
-            read = list(threaded(look, map(str, paths)))
+            read = list(map_threaded(look, map(str, paths)))
         yield Chunk(paths, read, trained)
 
 

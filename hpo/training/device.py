@@ -86,7 +86,7 @@ def resolve(
     """
     runtime = config.runtime.model_copy(update={"threads": config.runtime.threads or threads})
     with _threads(runtime.threads):
-        there = tuple(one for one in PRECISIONS if not hopeless(one, device))
+        there = tuple(one for one in PRECISIONS if not is_too_slow(one, device))
     precisions = there if runtime.precision == "auto" else (runtime.precision,)
     formats = FORMATS if runtime.memory_format == "auto" else (runtime.memory_format,)
     choices = [
@@ -96,16 +96,16 @@ def resolve(
     if len(choices) == 1 or device.type not in ("cpu", "cuda"):
         return choices[0]
     with _threads(runtime.threads):
-        images = _few(config, choices[0], classes, device)
+        images = _trial_batch_size(config, choices[0], classes, device)
         seconds: list[float] = []
         for choice in choices:
             tick()
             best = min(seconds, default=math.inf)
-            seconds.append(_timed(config, choice, images, classes, device, best))
+            seconds.append(_step_seconds(config, choice, images, classes, device, best))
     return choices[fastest(seconds)]
 
 
-def hopeless(precision: str, device: torch.device) -> bool:
+def is_too_slow(precision: str, device: torch.device) -> bool:
     """Return whether a few small layers take HOPELESS times as long in `precision` as in float32;
     takes milliseconds."""
     if precision == "float32":
@@ -125,7 +125,9 @@ def fastest(seconds: list[float]) -> int:
     return next(i for i, own in enumerate(seconds) if own <= CLEARLY * min(seconds))
 
 
-def _few(config: TrainConfig, runtime: RuntimeConfig, classes: int, device: torch.device) -> int:
+def _trial_batch_size(
+    config: TrainConfig, runtime: RuntimeConfig, classes: int, device: torch.device
+) -> int:
     """Return how many images keep a CPU busy for no longer than a short step, or fill a GPU."""
     if device.type == "cuda":
         return min(config.batch_size, 64)
@@ -135,7 +137,7 @@ def _few(config: TrainConfig, runtime: RuntimeConfig, classes: int, device: torc
     return max(2, min(config.batch_size, int(FIRST * SHORT_S / seconds)))
 
 
-def _timed(
+def _step_seconds(
     config: TrainConfig,
     runtime: RuntimeConfig,
     images: int,
@@ -252,8 +254,8 @@ def measure_step(config: TrainConfig, *, classes: int, device: torch.device) -> 
     if device.type == "cuda":
         bytes_ = float(torch.cuda.max_memory_allocated(device))
     else:
-        bytes_ = saved.bytes + _held(learner) + batch[0].nbytes
-    bytes_ += ((config.data.folds or 1) - 1) * _held(learner)
+        bytes_ = saved.bytes + _state_bytes(learner) + batch[0].nbytes
+    bytes_ += ((config.data.folds or 1) - 1) * _state_bytes(learner)
     return StepCost(seconds, bytes_ / 1e6, config.batch_size)
 
 
@@ -334,7 +336,7 @@ class _SavedTensors:
         self._hooks.__exit__(*error)
 
 
-def _held(learner: Learner) -> int:
+def _state_bytes(learner: Learner) -> int:
     """Return the bytes of weights, gradients and the optimizer's state."""
     state = [
         value

@@ -54,8 +54,8 @@ def test_what_is_auto_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append((choice.precision, choice.memory_format))
         return times[asked[-1]]
 
-    monkeypatch.setattr(runtime, "_timed", timed)
-    monkeypatch.setattr(runtime, "hopeless", lambda *_: False)
+    monkeypatch.setattr(runtime, "_step_seconds", timed)
+    monkeypatch.setattr(runtime, "is_too_slow", lambda *_: False)
     found = runtime.resolve(config(), classes=3, device=CPU, threads=3)
     assert asked == list(itertools.product(runtime.PRECISIONS, runtime.FORMATS))
     assert (found.precision, found.memory_format) == ("float32", "channels_last")
@@ -86,7 +86,7 @@ def test_a_precision_that_is_imitated_is_not_tried(
         asked.add(choice.precision)
         return 1.0
 
-    monkeypatch.setattr(runtime, "_timed", timed)
+    monkeypatch.setattr(runtime, "_step_seconds", timed)
     runtime.resolve(config(), classes=3, device=CPU, threads=1)
     assert asked == ({"float32"} if dropped else set(runtime.PRECISIONS))
 
