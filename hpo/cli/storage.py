@@ -21,22 +21,22 @@ from hpo.paths import Home
 
 if TYPE_CHECKING:
     from hpo.doctor.rules import Finding
-    from hpo.doctor.scan import Checked, Counts
+    from hpo.doctor.scan import CheckResult, Counts
 
 
-def told(checked: Checked, mended: Sequence[Finding], *, repair: bool) -> Iterator[str]:
+def output_lines(checked: CheckResult, mended: Sequence[Finding], *, repair: bool) -> Iterator[str]:
     """The lines: what was mended, what is wrong, what only looks so, and the sum."""
     for one in mended:
         yield f"mended: {line(one)}"
-        yield f"    {one.cure}"
+        yield f"    {one.repair}"
     for one in checked.faults:
         yield line(one)
-        if one.cure is None:
-            yield f"    left to you: {one.left}"
+        if one.repair is None:
+            yield f"    left to you: {one.advice}"
         elif repair:
             yield "    left as it is: it has changed in this moment, check again"
         else:
-            yield f"    --repair: {one.cure}"
+            yield f"    --repair: {one.repair}"
     for one in checked.notes:
         yield f"no fault: {line(one)}"
     looked_at = counted(checked.counts) if checked.readable else "nothing else was looked at"
@@ -45,7 +45,7 @@ def told(checked: Checked, mended: Sequence[Finding], *, repair: bool) -> Iterat
 
 def line(one: Finding) -> str:
     """`attempt without end: digits, trial 3, attempt 1: it is ...`."""
-    return ": ".join(part for part in (one.kind, one.where, one.means) if part)
+    return ": ".join(part for part in (one.kind, one.where, one.message) if part)
 
 
 def counted(counts: Counts) -> str:
@@ -57,16 +57,16 @@ def counted(counts: Counts) -> str:
     )
 
 
-def verdict(checked: Checked, *, repair: bool) -> str:
+def verdict(checked: CheckResult, *, repair: bool) -> str:
     count = len(checked.faults)
     if not count:
         return "nothing wrong"
-    mendable = sum(one.cure is not None for one in checked.faults)
+    mendable = sum(one.repair is not None for one in checked.faults)
     faults = "1 fault" if count == 1 else f"{count} faults"
     return faults if repair or not mendable else f"{faults}, --repair mends {mendable}"
 
 
-def as_data(checked: Checked, mended: Sequence[Finding]) -> dict[str, Any]:
+def as_data(checked: CheckResult, mended: Sequence[Finding]) -> dict[str, Any]:
     """The same for `--json`."""
     return {
         "counts": asdict(checked.counts),
@@ -190,21 +190,18 @@ def check(
     """
 
     from hpo.cli.tables import to_json
-    from hpo.doctor.scan import (
-        check_all,
-        mend,
-    )
+    from hpo.doctor.scan import check_all, repair_all
 
     with database(storage) as found:
         home = Home.default()
         checked = check_all(found, home, artifacts, files=files)
-        mended = mend(found, checked) if repair else []
+        mended = repair_all(found, checked) if repair else []
         if mended:
             checked = check_all(found, home, artifacts, files=files)
     if as_json:
         typer.echo(to_json(as_data(checked, mended)))
     else:
-        for line in told(checked, mended, repair=repair):
+        for line in output_lines(checked, mended, repair=repair):
             typer.echo(printable(line))
     if checked.faults:
         raise typer.Exit(1)

@@ -1,7 +1,5 @@
 """Damaged, orphaned and superfluous files, on this host and in artifact stores.
 
-that are over.
-
 No file of a live search is taken for one. What is there before the database is read, and what no
 row stands for afterwards, is no newcomer's; and a study that somebody works on is tidied by its
 workers.
@@ -29,10 +27,10 @@ from hpo.data.cache import (
     locked,
 )
 from hpo.doctor.rules import (
-    SPOILED,
-    STRAY,
-    SURPLUS,
-    UNREAD,
+    DAMAGED_FILE,
+    ORPHAN_FILES,
+    SURPLUS_FILES,
+    UNREAD_ARTIFACTS,
     Finding,
 )
 from hpo.errors import (
@@ -83,24 +81,24 @@ class Place:
     store: Store | None = None
 
     def at(self, uuid: str) -> str:
-        """Where a study's files are, for people."""
+        """Return where a study's files are, for messages."""
         return str(self.home.study(uuid).root) if self.store is None else f"{self.store.url}/{uuid}"
 
     def uuids(self) -> list[str]:
-        """Of all studies that have files here."""
+        """Return the studies that have files here."""
         if self.store is None:
             return [directory.uuid for directory in self.home.studies()]
         return [name for name in self.store.folders() if is_uuid(name)]
 
     def names(self, uuid: str) -> list[str]:
-        """Of a study's files below trials/, within the study."""
+        """Return the names of a study's files below trials/, within the study."""
         directory = self.home.study(uuid)
         if self.store is not None:
             return Mirror(self.store, directory).names()
         return [directory.name_of(path) for path in files_in(directory.trials)]
 
     def amount(self, uuid: str) -> str:
-        """How much there is of a study, in words."""
+        """Return the number and size of a study's files, in words."""
         if self.store is not None:
             return plural(len(self.store.list(uuid)), "file")
         files, size = files_in(self.home.study(uuid).root), 0
@@ -110,6 +108,7 @@ class Place:
         return f"{plural(len(files), 'file')}, {file_size(size)}"
 
     def remove(self, uuid: str, names: Sequence[str]) -> None:
+        """Remove files of a study."""
         directory = self.home.study(uuid)
         if self.store is not None:
             sync.removed(Mirror(self.store, directory), names)
@@ -120,7 +119,7 @@ class Place:
 
 @dataclass(frozen=True)
 class RemoveSurplus:
-    """For files of trials that are over; weights stay."""
+    """Remove surplus files of finished trials; weights stay."""
 
     study: Study
     place: Place
@@ -135,14 +134,14 @@ class RemoveSurplus:
 
 
 def find_leftovers(database: Database, home: Home, artifacts: str | None) -> Iterator[Finding]:
-    """What lies about under `home`, and in the stores of all studies and `artifacts`."""
+    """Yield orphaned and surplus files under `home`, in all studies' stores and in `artifacts`."""
     yield from _in_place(database, Place(home))
     for url in stores(database, artifacts):
         try:
             yield from list(_in_place(database, Place(home, open_store(url))))
         except StorageError as error:
-            left = "check that this host reaches it, with the same account as the workers"
-            yield Finding(UNREAD, str(error), left=left)
+            advice = "check that this host reaches it, with the same account as the workers"
+            yield Finding(UNREAD_ARTIFACTS, str(error), advice=advice)
 
 
 def stores(database: Database, artifacts: str | None) -> list[str]:
@@ -165,29 +164,31 @@ def _in_place(database: Database, place: Place) -> Iterator[Finding]:
 
 
 def _of_no_study(database: Database, place: Place, uuid: str) -> Finding:
-    """A fault only beside its own database: other places may be shared."""
+    """Report files of an unknown study: a fault in the database's own home alone."""
     is_own = place.store is None and database.url.database == str(place.home.database)
-    means = f"{place.at(uuid)}: {place.amount(uuid)} of a study that is not in this database"
-    left = "remove it, unless another database has the study (hpo storage copy)"
-    return Finding(STRAY, means, left=left, fault=is_own)
+    message = f"{place.at(uuid)}: {place.amount(uuid)} of a study that is not in this database"
+    advice = "remove it, unless another database has the study (hpo storage copy)"
+    return Finding(ORPHAN_FILES, message, advice=advice, fault=is_own)
 
 
 def _of_study(study: Study, place: Place, names: Sequence[str]) -> Iterator[Finding]:
     numbers = records.read_states(study.database, study.row.study_id)
     if stray := [name for name in names if retention.trial_of(name) not in numbers]:
-        means = f"{_shown(stray)}: of no trial of the study, in {place.at(study.uuid)}"
-        left = "remove them, unless a copy of the study goes on with them (hpo storage copy)"
-        yield Finding(STRAY, means, study.row.name, left=left)
+        message = f"{_shown(stray)}: of no trial of the study, in {place.at(study.uuid)}"
+        advice = "remove them, unless a copy of the study goes on with them (hpo storage copy)"
+        yield Finding(ORPHAN_FILES, message, study.row.name, advice=advice)
     if over := surplus(study, place):
-        means = f"{_shown(over)}: not needed any more, in {place.at(study.uuid)}"
+        message = f"{_shown(over)}: not needed any more, in {place.at(study.uuid)}"
         trials = {retention.trial_of(name) for name in over}
         number = trials.pop() if len(trials) == 1 else None
-        yield Finding(SURPLUS, means, study.row.name, number, cure=RemoveSurplus(study, place))
+        yield Finding(
+            SURPLUS_FILES, message, study.row.name, number, repair=RemoveSurplus(study, place)
+        )
 
 
 def surplus(study: Study, place: Place) -> list[str]:
-    """Files of trials that are over and need not stay; no weights, and none while somebody works
-    on the study, who tidies up before signing off."""
+    """Return files of finished trials that need not stay; no weights, and none while a worker is
+    busy with the study: it applies the retention before it ends."""
     if is_busy(study):
         return []
     attempts = records.read_attempts(study.database, study.uuid)
@@ -197,7 +198,7 @@ def surplus(study: Study, place: Place) -> list[str]:
 
 
 def is_busy(study: Study) -> bool:
-    """Whether a worker lives, or may."""
+    """Return True if a worker of the study is alive, or may be."""
     now = records.clock(study.database)
     workers = records.read_workers(study.database, study.uuid)
     lives = any(is_alive(worker, study.row, now) for worker in workers)
@@ -225,14 +226,16 @@ def find_damaged(database: Database, home: Home, artifacts: str | None) -> Itera
         try:
             places.append(Place(home, open_store(url)))
         except StorageError:
-            continue  # `leftovers` tells of it
+            continue  # find_leftovers reports it
     for row in rows:
         study = studies.load(database, row.name)
         for place in places:
             try:
                 yield from _damage_of_study(study, place)
             except StorageError as error:
-                yield Finding(UNREAD, str(error), row.name, left="check that this host reaches it")
+                yield Finding(
+                    UNREAD_ARTIFACTS, str(error), row.name, advice="check that this host reaches it"
+                )
     yield from _of_cache(home.cache)
     yield from _of_runs(home)
 
@@ -270,7 +273,7 @@ def _cut(path: Path) -> str | None:
 
 @dataclass(frozen=True)
 class RemoveCheckpoint:
-    """For a checkpoint that nobody works on: the trial goes back without it all the same."""
+    """Remove a damaged checkpoint of a study without workers: its trial goes back anyway."""
 
     study: Study
     place: Place
@@ -295,22 +298,22 @@ def _damage_of_study(study: Study, place: Place) -> Iterator[Finding]:
         reason = _damage_at(study, place, name)
         if reason is None:
             continue
-        means = f"{place.at(study.uuid)}/{name}: {reason}"
+        message = f"{place.at(study.uuid)}/{name}: {reason}"
         number = retention.trial_of(name)
         if reason.startswith(UNREAD_FILE):
-            left = "check its disk and its permissions"
-            yield Finding(SPOILED, means, study.row.name, number, left=left)
+            advice = "check its disk and its permissions"
+            yield Finding(DAMAGED_FILE, message, study.row.name, number, advice=advice)
             continue
         if not is_checkpoint:
-            left = (
+            advice = (
                 "remove it; where the artifacts or another host have the weights they are taken "
                 f"from there, else train them again (hpo export {study.row.name} --trial {number})"
             )
-            yield Finding(SPOILED, means, study.row.name, number, left=left)
+            yield Finding(DAMAGED_FILE, message, study.row.name, number, advice=advice)
             continue
-        means += "; a trial that needs it goes back to an earlier one, a copy, or epoch 1"
-        cure = RemoveCheckpoint(study, place, name)
-        yield Finding(SPOILED, means, study.row.name, number, cure=cure)
+        message += "; a trial that needs it goes back to an earlier one, a copy, or epoch 1"
+        repair = RemoveCheckpoint(study, place, name)
+        yield Finding(DAMAGED_FILE, message, study.row.name, number, repair=repair)
 
 
 def _damage_at(study: Study, place: Place, name: str) -> str | None:
@@ -330,7 +333,7 @@ def _damage_at(study: Study, place: Place, name: str) -> str | None:
 
 @dataclass(frozen=True)
 class RemoveCached:
-    """For a cache: whoever needs it next makes it anew."""
+    """Remove a damaged cache: it is built again when it is needed."""
 
     path: Path
     """The folder of decoded images, or the file."""
@@ -358,11 +361,11 @@ def _of_cache(cache: Path) -> Iterator[Finding]:
             if path.suffix in (".lock", ".verified") or path.name.startswith("."):
                 continue
             if reason := _damage_of_cached(path):
-                means = f"{path}: {reason}; it is rebuilt when it is needed"
+                message = f"{path}: {reason}; it is rebuilt when it is needed"
                 kept = reason.startswith(UNREAD_FILE)
-                left = "check its disk and its permissions" if kept else ""
-                cure = None if kept else RemoveCached(path)
-                yield Finding(SPOILED, means, cure=cure, left=left)
+                advice = "check its disk and its permissions" if kept else ""
+                repair = None if kept else RemoveCached(path)
+                yield Finding(DAMAGED_FILE, message, repair=repair, advice=advice)
 
 
 def _damage_of_cached(path: Path) -> str | None:
@@ -402,5 +405,5 @@ def _of_runs(home: Home) -> Iterator[Finding]:
         if path.name.startswith("."):
             continue
         if reason := damage_of(path):
-            left = "remove it: hpo evaluate tests the weights, hpo train -o DIR makes it anew"
-            yield Finding(SPOILED, f"{path}: {reason}", left=left)
+            advice = "remove it: hpo evaluate tests the weights, hpo train -o DIR makes it anew"
+            yield Finding(DAMAGED_FILE, f"{path}: {reason}", advice=advice)

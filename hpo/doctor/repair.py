@@ -1,5 +1,4 @@
-"""What `hpo storage check --repair` does: each cure is one transaction, which looks again whether
-what was found is still so, and leaves everything as it is where it is not.
+"""Repairs of a database: one transaction each, which changes nothing if the fault is gone.
 
 The attempt is locked before its trial, as every write of an owner does it. An attempt whose lease
 is live is never touched. Nothing here removes a trial, an epoch's metrics or a file of a study.
@@ -36,22 +35,22 @@ from hpo.storage.tables import (
     studies,
 )
 
-MENDER = "hpo storage check"
-"""Stands as the worker of an attempt that is entered."""
+REPAIRER = "hpo storage check"
+"""Worker of an attempt that is inserted."""
 LONGEST = 2.0
-"""A lease ends so many of its lengths from now at the latest."""
+"""No lease ends later than this many of its lengths from now."""
 
 
-class Cure(Protocol):
-    """Mends one finding. As text: what is done, as `the attempt is ended`."""
+class Repair(Protocol):
+    """Repair of one finding. As text: what is done, as `the attempt is ended`."""
 
     def apply(self, database: Database) -> bool:
-        """False where there was nothing to mend any more, or somebody works on it."""
+        """Repair it; return False if the fault is gone, or a worker is at it."""
 
 
 @dataclass(frozen=True)
 class EndAttempt:
-    """For an open attempt whose lease has run out, and whose trial is over or has a later one."""
+    """End an open attempt whose lease ran out, and whose trial is finished or has a later one."""
 
     trial_id: int
     k: int
@@ -63,9 +62,9 @@ class EndAttempt:
 
     def apply(self, database: Database) -> bool:
         with database.write() as c:
-            rows, state = locked(c, database, self.trial_id)
+            rows, state = lock_trial(c, database, self.trial_id)
             superseded = bool(rows) and rows[0].k > self.k
-            if self.outcome != (Outcome.LOST if superseded else outcome_of(state)):
+            if self.outcome != (Outcome.LOST if superseded else outcome_of_state(state)):
                 return False
             a = attempts.c
             done = c.execute(
@@ -79,8 +78,7 @@ class EndAttempt:
 
 @dataclass(frozen=True)
 class ShortenLease:
-    """For a lease that ends long after any could: the clock stood in the future when it was
-    written. An owner that lives renews it from now on."""
+    """Shorten a lease that was written while the clock was wrong. A live owner renews it."""
 
     trial_id: int
     k: int
@@ -103,8 +101,8 @@ class ShortenLease:
 
 @dataclass(frozen=True)
 class HandBack:
-    """For a trial that runs in Optuna's tables and that no worker of ours ever had: whoever takes
-    it goes on with its parameters. Optuna's rows stay as they are."""
+    """Hand back a trial that runs in Optuna's tables and that no worker of ours ever had: the next
+    one continues with its parameters. Optuna's rows stay as they are."""
 
     study: str
     trial_id: int
@@ -115,13 +113,13 @@ class HandBack:
 
     def apply(self, database: Database) -> bool:
         with database.write() as c:
-            rows, state = locked(c, database, self.trial_id)
+            rows, state = lock_trial(c, database, self.trial_id)
             if rows or state != "RUNNING":
                 return False
             now = float(c.scalar(sa.select(database.now())) or 0.0)
             about = {"trial_id": self.trial_id, "number": self.number, "study": self.study}
             times = {"started": now, "until": now, "ended": now}
-            return _entered(c, about | times | {
+            return _insert_attempt(c, about | times | {
                 "k": 1,
                 "outcome": Outcome.HANDED_BACK,
                 "reason": "another tool began it",
@@ -130,7 +128,7 @@ class HandBack:
 
 @dataclass(frozen=True)
 class TellOptuna:
-    """For a trial that our attempt `k` ended, and that Optuna's tables still have as going on."""
+    """End a trial in Optuna's tables as our attempt `k` ended it."""
 
     trial_id: int
     k: int
@@ -141,13 +139,13 @@ class TellOptuna:
 
     def apply(self, database: Database) -> bool:
         with database.write() as c:
-            rows, state = locked(c, database, self.trial_id)
+            rows, state = lock_trial(c, database, self.trial_id)
             last = rows[0] if rows else None
             if last is None or (last.k, last.outcome) != (self.k, self.outcome):
                 return False
             if state not in UNFINISHED_STATES:
                 return False
-            values = told_values(last)
+            values = values_to_tell(last)
             if values is None:
                 return False
             if self.outcome.is_worthless:
@@ -158,7 +156,7 @@ class TellOptuna:
 
 @dataclass(frozen=True)
 class EnterAttempt:
-    """For epochs of an attempt that has no row, where a later one has."""
+    """Insert the row of an attempt that left epochs, and a successor."""
 
     study: str
     trial_id: int
@@ -175,13 +173,13 @@ class EnterAttempt:
             sa.func.min(e.finished), sa.func.max(e.finished),
         ).where(e.trial_id == self.trial_id, e.attempt == self.k)  # fmt: skip
         with database.write() as c:
-            rows, _ = locked(c, database, self.trial_id)
+            rows, _ = lock_trial(c, database, self.trial_id)
             first, last, started, ended = c.execute(spans).one()
             if first is None or not rows or rows[0].k < self.k or self.k in [r.k for r in rows]:
                 return False
             about = {"trial_id": self.trial_id, "number": self.number, "study": self.study}
             times = {"started": started, "until": ended, "ended": ended}
-            return _entered(c, about | times | {
+            return _insert_attempt(c, about | times | {
                 "k": self.k,
                 "outcome": Outcome.LOST,
                 "reason": "its row was gone",
@@ -192,7 +190,7 @@ class EnterAttempt:
 
 @dataclass(frozen=True)
 class DropRows:
-    """For rows of ours that belong to no study, or to no trial of it."""
+    """Delete our rows that belong to no study, or to no trial of it."""
 
     table: str
 
@@ -202,12 +200,12 @@ class DropRows:
     def apply(self, database: Database) -> bool:
         table = tables.metadata.tables[self.table]
         with database.write() as c:
-            return c.execute(sa.delete(table).where(belongs_nowhere(database, table))).rowcount > 0
+            return c.execute(sa.delete(table).where(is_orphan(database, table))).rowcount > 0
 
 
 @dataclass(frozen=True)
 class DropStudy:
-    """For a study of ours that is gone from Optuna's tables."""
+    """Delete our rows of a study that is gone from Optuna's tables."""
 
     uuid: str
 
@@ -221,26 +219,26 @@ class DropStudy:
             return done.rowcount == 1
 
 
-def belongs_nowhere(database: Database, table: sa.Table) -> sa.ColumnElement[bool]:
-    """Rows of a table of ours whose study is gone, or whose trial is none of its study's. Not those
-    of a study that is itself gone from Optuna's tables, which go with it, nor what a live worker
-    holds."""
+def is_orphan(database: Database, table: sa.Table) -> sa.ColumnElement[bool]:
+    """Return the condition for rows of our table whose study is gone, or whose trial is not its
+    study's. Rows of a study that is gone from Optuna's tables go with it; what a live worker holds
+    is no orphan."""
     s, t = studies.c, optuna_trials.c
     if "trial_id" not in table.c:
         return ~sa.exists().where(s.uuid == table.c.study)
     whole = s.study_id == optuna_studies.c.study_id
-    halved = sa.exists().where(s.uuid == table.c.study, ~sa.exists().where(whole))
+    orphaned = sa.exists().where(s.uuid == table.c.study, ~sa.exists().where(whole))
     placed = sa.exists().where(
         s.uuid == table.c.study, t.study_id == s.study_id, t.trial_id == table.c.trial_id
     )
-    nowhere = sa.and_(~placed, ~halved)
+    orphans = sa.and_(~placed, ~orphaned)
     if table is attempts:
         over = sa.or_(table.c.outcome.is_not(None), table.c.until < database.now())
-        nowhere = sa.and_(nowhere, over)
-    return nowhere
+        orphans = sa.and_(orphans, over)
+    return orphans
 
 
-def outcome_of(state: str | None) -> Outcome | None:
+def outcome_of_state(state: str | None) -> Outcome | None:
     """Return how an attempt ends whose trial another tool ended in `state`; None if it is going on.
     A COMPLETE that hpo has not seen is no result to rank beside its own: the attempt is lost."""
     if state not in FINISHED_STATES:
@@ -248,7 +246,9 @@ def outcome_of(state: str | None) -> Outcome | None:
     return {"FAIL": Outcome.FAILED, "PRUNED": Outcome.PRUNED}.get(state, Outcome.LOST)
 
 
-def locked(c: sa.Connection, database: Database, trial_id: int) -> tuple[list[Attempt], str | None]:
+def lock_trial(
+    c: sa.Connection, database: Database, trial_id: int
+) -> tuple[list[Attempt], str | None]:
     """Return the attempts of a trial, latest first, and its state in Optuna's tables; lock both."""
     a, t = attempts.c, optuna_trials.c
     mine = a.trial_id == trial_id
@@ -259,7 +259,7 @@ def locked(c: sa.Connection, database: Database, trial_id: int) -> tuple[list[At
     return rows, state
 
 
-def told_values(attempt: Attempt) -> tuple[float, ...] | None:
+def values_to_tell(attempt: Attempt) -> tuple[float, ...] | None:
     """Return what Optuna is told of an attempt that ended its trial: its values; () if it has none
     (of a worthless one `worst_values`); None if they are not known."""
     if attempt.outcome != Outcome.COMPLETE:
@@ -269,8 +269,8 @@ def told_values(attempt: Attempt) -> tuple[float, ...] | None:
     return scores if known else None
 
 
-def _entered(c: sa.Connection, values: dict[str, Any]) -> bool:
-    row = {"token": secrets.token_hex(16), "worker": MENDER} | values
+def _insert_attempt(c: sa.Connection, values: dict[str, Any]) -> bool:
+    row = {"token": secrets.token_hex(16), "worker": REPAIRER} | values
     try:
         with c.begin_nested():
             c.execute(attempts.insert().values(row))

@@ -1,7 +1,7 @@
-"""What is wrong in a database, decided from rows of one moment. Touches nothing.
+"""Rules by which faults of a database are diagnosed, from its rows at one moment.
 
-Whatever a live search does leaves no finding: a trial is RUNNING only under an attempt, and it and
-its attempt end in one transaction.
+A live search leaves no finding: a trial is RUNNING only under an attempt, and it and its attempt
+end in one transaction.
 """
 
 from __future__ import annotations
@@ -9,11 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from hpo.doctor import repair
 from hpo.doctor.repair import (
-    Cure,
-    outcome_of,
-    told_values,
+    LONGEST,
+    DropRows,
+    DropStudy,
+    EndAttempt,
+    EnterAttempt,
+    HandBack,
+    Repair,
+    ShortenLease,
+    TellOptuna,
+    outcome_of_state,
+    values_to_tell,
 )
 from hpo.formatting import plural
 from hpo.storage.records import (
@@ -22,36 +29,36 @@ from hpo.storage.records import (
     Outcome,
 )
 
-UNATTEMPTED = "trial without attempt"
+UNATTEMPTED_TRIAL = "trial without attempt"
 CONTRADICTION = "contradiction"
-ENDLESS = "attempt without end"
-UNOWNED = "epochs without attempt"
-NOWHERE = "rows without study or trial"
-HALVED = "study without Optuna's"
-STRAY = "files without study or trial"
-SURPLUS = "files of trials that are over"
-UNREAD = "artifacts not looked at"
-OLD = "old schema"
-DAMAGED = "damaged database"
-SPOILED = "damaged file"
-FOREIGN = "study of Optuna's own"
-EXPECTED = "waits for a worker"
+UNENDED_ATTEMPT = "attempt without end"
+ORPHAN_EPOCHS = "epochs without attempt"
+ORPHAN_ROWS = "rows without study or trial"
+ORPHAN_STUDY = "study without Optuna's"
+ORPHAN_FILES = "files without study or trial"
+SURPLUS_FILES = "files of trials that are over"
+UNREAD_ARTIFACTS = "artifacts not looked at"
+OLD_SCHEMA = "old schema"
+DAMAGED_DATABASE = "damaged database"
+DAMAGED_FILE = "damaged file"
+FOREIGN_STUDY = "study of Optuna's own"
+EXPIRED_LEASE = "waits for a worker"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that a check came upon: a fault, or else a note, of what only looks like one."""
+    """A fault, or a note of what only looks like one."""
 
     kind: str
-    means: str
-    """What it is, in words; says of what, as far as the fields below do not."""
+    message: str
+    """What is wrong; it names what the fields below do not."""
     study: str = ""
     trial: int | None = None
     attempt: int | None = None
-    cure: Cure | None = None
-    """What `--repair` does; None: it leaves it to the user."""
-    left: str = ""
-    """Why, and what they can do."""
+    repair: Repair | None = None
+    """What `--repair` does; None: it is left to the user."""
+    advice: str = ""
+    """What the user can do, where nothing is repaired."""
     fault: bool = True
 
     @property
@@ -63,15 +70,15 @@ class Finding:
         return ", ".join(parts)
 
     def to_dict(self) -> dict[str, object]:
-        """For `hpo storage check --json`."""
+        """Return it as `hpo storage check --json` prints it."""
         return {
             "kind": self.kind,
             "study": self.study or None,
             "trial": self.trial,
             "attempt": self.attempt,
-            "means": self.means,
-            "repair": None if self.cure is None else str(self.cure),
-            "left": self.left or None,
+            "means": self.message,
+            "repair": None if self.repair is None else str(self.repair),
+            "left": self.advice or None,
         }
 
 
@@ -89,8 +96,8 @@ class StoredTrial:
 
 
 @dataclass(frozen=True)
-class Known:
-    """A study that both sides have."""
+class StoredStudy:
+    """A study that both our and Optuna's tables have."""
 
     uuid: str
     name: str
@@ -100,7 +107,7 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Halved:
+class OrphanStudy:
     """A study of ours that Optuna's tables do not have, or have under another name."""
 
     uuid: str
@@ -113,38 +120,40 @@ class Rows:
     """A database at one moment; `now` by its own clock."""
 
     now: float
-    studies: Sequence[Known] = ()
-    halved: Sequence[Halved] = ()
+    studies: Sequence[StoredStudy] = ()
+    orphans: Sequence[OrphanStudy] = ()
     foreign: Sequence[str] = ()
     """Names of studies that only Optuna's tables have."""
-    nowhere: Mapping[str, int] = field(default_factory=dict)
+    orphan_rows: Mapping[str, int] = field(default_factory=dict)
     """Number of rows that belong to no study or trial, by table."""
 
 
-def judge(rows: Rows) -> Iterator[Finding]:
-    """All findings, faults and notes."""
+def diagnose(rows: Rows) -> Iterator[Finding]:
+    """Yield all findings, faults and notes."""
     for name in rows.foreign:
-        yield Finding(FOREIGN, "another tool made it; it is not looked at", name, fault=False)
-    for half in rows.halved:
-        yield _half(half)
-    for table, count in rows.nowhere.items():
-        means = f"{plural(count, 'row')} of {table}: the study or trial is gone"
-        yield Finding(NOWHERE, means, cure=repair.DropRows(table))
+        yield Finding(FOREIGN_STUDY, "another tool made it; it is not looked at", name, fault=False)
+    for orphan in rows.orphans:
+        yield _orphan(orphan)
+    for table, count in rows.orphan_rows.items():
+        message = f"{plural(count, 'row')} of {table}: the study or trial is gone"
+        yield Finding(ORPHAN_ROWS, message, repair=DropRows(table))
     for study in rows.studies:
         for trial in study.trials:
             yield from _trial(study, trial, rows.now)
 
 
-def _half(half: Halved) -> Finding:
-    if half.theirs is None:
-        means = "it is gone from Optuna's tables: deleted by a tool that does not know hpo's"
-        return Finding(HALVED, means, half.name, cure=repair.DropStudy(half.uuid))
-    means = f"Optuna's tables have {half.theirs!r} under its id: renamed, or deleted and replaced"
-    left = f"give it its name again if it is the same study; else delete it: uuid {half.uuid}"
-    return Finding(HALVED, means, half.name, left=left)
+def _orphan(study: OrphanStudy) -> Finding:
+    if study.theirs is None:
+        message = "it is gone from Optuna's tables: deleted by a tool that does not know hpo's"
+        return Finding(ORPHAN_STUDY, message, study.name, repair=DropStudy(study.uuid))
+    message = (
+        f"Optuna's tables have {study.theirs!r} under its id: renamed, or deleted and replaced"
+    )
+    advice = f"give it its name again if it is the same study; else delete it: uuid {study.uuid}"
+    return Finding(ORPHAN_STUDY, message, study.name, advice=advice)
 
 
-def _trial(study: Known, trial: StoredTrial, now: float) -> Iterator[Finding]:
+def _trial(study: StoredStudy, trial: StoredTrial, now: float) -> Iterator[Finding]:
     yield from _earlier(study, trial, now)
     yield from _unowned(study, trial)
     last = trial.attempts[-1] if trial.attempts else None
@@ -155,115 +164,131 @@ def _trial(study: Known, trial: StoredTrial, now: float) -> Iterator[Finding]:
     elif last.is_final:
         yield _not_told(study, trial, last)
     elif trial.number >= study.budget:
-        yield _beyond(study, trial, UNATTEMPTED if last.outcome else ENDLESS)
+        yield _beyond(study, trial, UNATTEMPTED_TRIAL if last.outcome else UNENDED_ATTEMPT)
     elif last.outcome is None:
         yield from _open(study, trial, last, now)
 
 
-def _without_attempt(study: Known, trial: StoredTrial) -> Iterator[Finding]:
+def _without_attempt(study: StoredStudy, trial: StoredTrial) -> Iterator[Finding]:
     where = (study.name, trial.number)
     if trial.state in FINISHED_STATES:
-        means = f"it is {trial.state} in Optuna's tables, and no worker of hpo had it: another tool"
-        yield Finding(UNATTEMPTED, f"{means} made it", *where, left=_no_result(study))
+        message = (
+            f"it is {trial.state} in Optuna's tables, and no worker of hpo had it: another tool"
+        )
+        yield Finding(UNATTEMPTED_TRIAL, f"{message} made it", *where, advice=_no_result(study))
     elif trial.state == "RUNNING" and trial.number >= study.budget:
-        yield _beyond(study, trial, UNATTEMPTED)
+        yield _beyond(study, trial, UNATTEMPTED_TRIAL)
     elif trial.state == "RUNNING":
-        means = "it is RUNNING in Optuna's tables, and no worker of hpo has had it: another tool"
-        cure = repair.HandBack(study.uuid, trial.trial_id, trial.number)
-        yield Finding(UNATTEMPTED, f"{means} began it", *where, cure=cure)
+        message = "it is RUNNING in Optuna's tables, and no worker of hpo has had it: another tool"
+        repair = HandBack(study.uuid, trial.trial_id, trial.number)
+        yield Finding(UNATTEMPTED_TRIAL, f"{message} began it", *where, repair=repair)
 
 
-def _no_result(study: Known) -> str:
+def _no_result(study: StoredStudy) -> str:
     return (
         "whether it is a result only you can know; for one more trial of hpo's own: "
         f"hpo extend {study.name} --trials +1"
     )
 
 
-def _beyond(study: Known, trial: StoredTrial, kind: str) -> Finding:
-    means = f"it is {trial.state} beyond the budget of {study.budget} trials: no worker may take it"
-    left = f"hpo extend {study.name} --trials {trial.number + 1} lets one"
-    return Finding(kind, means, study.name, trial.number, left=left)
+def _beyond(study: StoredStudy, trial: StoredTrial, kind: str) -> Finding:
+    message = (
+        f"it is {trial.state} beyond the budget of {study.budget} trials: no worker may take it"
+    )
+    advice = f"hpo extend {study.name} --trials {trial.number + 1} lets one"
+    return Finding(kind, message, study.name, trial.number, advice=advice)
 
 
-def _over(study: Known, trial: StoredTrial, last: Attempt, now: float) -> Iterator[Finding]:
-    """Of a trial that is over its last attempt has ended it."""
+def _over(study: StoredStudy, trial: StoredTrial, last: Attempt, now: float) -> Iterator[Finding]:
+    """Check that the last attempt of a finished trial has ended it."""
     where = (study.name, trial.number, last.k)
     if last.outcome is None:
-        means = f"it is open, and its trial {trial.state} in Optuna's tables: another tool ended it"
+        message = (
+            f"it is open, and its trial {trial.state} in Optuna's tables: another tool ended it"
+        )
         if last.until >= now:
-            left = f"worker {last.worker} holds it: look again when its lease has run out"
-            yield Finding(ENDLESS, means, *where, left=left)
+            advice = f"worker {last.worker} holds it: look again when its lease has run out"
+            yield Finding(UNENDED_ATTEMPT, message, *where, advice=advice)
         else:
-            outcome = outcome_of(trial.state) or Outcome.LOST
+            outcome = outcome_of_state(trial.state) or Outcome.LOST
             reason = f"another tool ended its trial as {trial.state}"
-            cure = repair.EndAttempt(trial.trial_id, last.k, outcome, reason)
-            yield Finding(ENDLESS, means, *where, cure=cure)
+            repair = EndAttempt(trial.trial_id, last.k, outcome, reason)
+            yield Finding(UNENDED_ATTEMPT, message, *where, repair=repair)
     elif not last.outcome.is_final:
-        means = f"it is {trial.state} in Optuna's tables, and its last attempt was "
-        means += f"{last.outcome.words}: another"
-        yield Finding(UNATTEMPTED, f"{means} tool ended it", *where, left=_no_result(study))
+        message = f"it is {trial.state} in Optuna's tables, and its last attempt was "
+        message += f"{last.outcome.words}: another"
+        yield Finding(
+            UNATTEMPTED_TRIAL, f"{message} tool ended it", *where, advice=_no_result(study)
+        )
     elif last.outcome.optuna_state != trial.state:
-        means = f"it ended its trial as {last.outcome}; Optuna's tables have {trial.state}"
-        left = "Optuna ends a trial once for all, so neither can follow the other: restore a backup"
-        yield Finding(CONTRADICTION, means, *where, left=left)
+        message = f"it ended its trial as {last.outcome}; Optuna's tables have {trial.state}"
+        advice = (
+            "Optuna ends a trial once for all, so neither can follow the other: restore a backup"
+        )
+        yield Finding(CONTRADICTION, message, *where, advice=advice)
 
 
-def _not_told(study: Known, trial: StoredTrial, last: Attempt) -> Finding:
+def _not_told(study: StoredStudy, trial: StoredTrial, last: Attempt) -> Finding:
     assert last.outcome is not None
-    means = f"it ended its trial as {last.outcome}; in Optuna's tables that is {trial.state} still"
+    message = (
+        f"it ended its trial as {last.outcome}; in Optuna's tables that is {trial.state} still"
+    )
     where = (study.name, trial.number, last.k)
-    if told_values(last) is not None:
-        cure = repair.TellOptuna(trial.trial_id, last.k, last.outcome)
-        return Finding(CONTRADICTION, means, *where, cure=cure)
-    return Finding(CONTRADICTION, means, *where, left="its value is not known: restore a backup")
+    if values_to_tell(last) is not None:
+        repair = TellOptuna(trial.trial_id, last.k, last.outcome)
+        return Finding(CONTRADICTION, message, *where, repair=repair)
+    return Finding(
+        CONTRADICTION, message, *where, advice="its value is not known: restore a backup"
+    )
 
 
-def _open(study: Known, trial: StoredTrial, last: Attempt, now: float) -> Iterator[Finding]:
-    """Of a trial that goes on: somebody holds it, or the next worker takes it over."""
+def _open(study: StoredStudy, trial: StoredTrial, last: Attempt, now: float) -> Iterator[Finding]:
+    """Check the lease of an unfinished trial: a worker holds it, or the next one claims it."""
     where = (study.name, trial.number, last.k)
-    if last.until > now + repair.LONGEST * study.lease_s:
-        means = (
+    if last.until > now + LONGEST * study.lease_s:
+        message = (
             f"its lease ends in {last.until - now:.0f} s, where {study.lease_s:g} are the most: a "
             "clock was wrong, and if its worker is gone nobody takes it over before that"
         )
-        cure = repair.ShortenLease(trial.trial_id, last.k, study.lease_s)
-        yield Finding(ENDLESS, means, *where, cure=cure)
+        repair = ShortenLease(trial.trial_id, last.k, study.lease_s)
+        yield Finding(UNENDED_ATTEMPT, message, *where, repair=repair)
     elif last.until < now:
         ago = now - last.until
-        means = f"{last.worker} left it, its lease ran out {ago:.0f} s ago: the next worker goes on"
-        yield Finding(EXPECTED, means, *where, fault=False)
+        message = (
+            f"{last.worker} left it, its lease ran out {ago:.0f} s ago: the next worker goes on"
+        )
+        yield Finding(EXPIRED_LEASE, message, *where, fault=False)
 
 
-def _earlier(study: Known, trial: StoredTrial, now: float) -> Iterator[Finding]:
-    """Attempts that have a successor: they have ended, and have not ended the trial."""
+def _earlier(study: StoredStudy, trial: StoredTrial, now: float) -> Iterator[Finding]:
+    """Check that attempts with a successor have ended, and have not ended the trial."""
     for row in trial.attempts[:-1]:
         where = (study.name, trial.number, row.k)
         if row.is_final:
-            means = f"it ended its trial as {row.outcome}, and another attempt came after it"
-            left = "the later one counts; two workers may have run it, its curve may be mixed"
-            yield Finding(CONTRADICTION, means, *where, left=left)
+            message = f"it ended its trial as {row.outcome}, and another attempt came after it"
+            advice = "the later one counts; two workers may have run it, its curve may be mixed"
+            yield Finding(CONTRADICTION, message, *where, advice=advice)
         elif row.outcome is None:
-            means = "it is open, although another attempt came after it"
+            message = "it is open, although another attempt came after it"
             if row.until >= now:
-                left = f"worker {row.worker} holds it: look again when its lease has run out"
-                yield Finding(ENDLESS, means, *where, left=left)
+                advice = f"worker {row.worker} holds it: look again when its lease has run out"
+                yield Finding(UNENDED_ATTEMPT, message, *where, advice=advice)
             else:
-                cure = repair.EndAttempt(trial.trial_id, row.k, Outcome.LOST, "it was superseded")
-                yield Finding(ENDLESS, means, *where, cure=cure)
+                repair = EndAttempt(trial.trial_id, row.k, Outcome.LOST, "it was superseded")
+                yield Finding(UNENDED_ATTEMPT, message, *where, repair=repair)
 
 
-def _unowned(study: Known, trial: StoredTrial) -> Iterator[Finding]:
-    """Epochs of attempts that have no row."""
+def _unowned(study: StoredStudy, trial: StoredTrial) -> Iterator[Finding]:
+    """Find epochs of attempts that have no row."""
     ks = [row.k for row in trial.attempts]
     for k, count in trial.epochs.items():
         if k in ks:
             continue
         where = (study.name, trial.number, k)
-        means = f"it has no row, and finished {plural(count, 'epoch')}"
+        message = f"it has no row, and finished {plural(count, 'epoch')}"
         if ks and ks[-1] > k:
-            cure = repair.EnterAttempt(study.uuid, trial.trial_id, trial.number, k)
-            yield Finding(UNOWNED, means, *where, cure=cure)
+            repair = EnterAttempt(study.uuid, trial.trial_id, trial.number, k)
+            yield Finding(ORPHAN_EPOCHS, message, *where, repair=repair)
         else:
-            left = "the metrics stay as they are; how the attempt ended is not known"
-            yield Finding(UNOWNED, means, *where, left=left)
+            advice = "the metrics stay as they are; how the attempt ended is not known"
+            yield Finding(ORPHAN_EPOCHS, message, *where, advice=advice)

@@ -1,4 +1,4 @@
-"""A whole check: the database and the files, and what can be repaired of it."""
+"""Checks of a database and of the files of its studies."""
 
 from __future__ import annotations
 
@@ -9,19 +9,14 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from hpo.doctor import (
-    files as damage,
-)
-from hpo.doctor import (
-    files as leftovers,
-)
 from hpo.doctor import rules
-from hpo.doctor.repair import belongs_nowhere
+from hpo.doctor.files import find_damaged, find_leftovers
+from hpo.doctor.repair import is_orphan
 from hpo.doctor.rules import (
     Finding,
-    Halved,
-    Known,
+    OrphanStudy,
     Rows,
+    StoredStudy,
     StoredTrial,
 )
 from hpo.errors import NotFound
@@ -48,7 +43,7 @@ from hpo.storage.tables import (
 
 @dataclass(frozen=True)
 class Counts:
-    """How much of everything a check has looked at."""
+    """Numbers of studies, trials, attempts and epochs that were checked."""
 
     studies: int = 0
     trials: int = 0
@@ -57,25 +52,27 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Checked:
-    """What a check has found."""
+class CheckResult:
+    """Result of a check."""
 
     counts: Counts
-    found: tuple[Finding, ...]
+    findings: tuple[Finding, ...]
     readable: bool = True
-    """Whether its rows were looked at; not so where the database is damaged or of another time."""
+    """False if the database is damaged or of another version, so that its rows were not checked."""
 
     @property
     def faults(self) -> list[Finding]:
-        return [one for one in self.found if one.fault]
+        """What is wrong."""
+        return [finding for finding in self.findings if finding.fault]
 
     @property
     def notes(self) -> list[Finding]:
-        return [one for one in self.found if not one.fault]
+        """What only looks wrong."""
+        return [finding for finding in self.findings if not finding.fault]
 
 
-def require(database: Database) -> None:
-    """Raises NotFound where there is no database of hpo's; makes none."""
+def require_database(database: Database) -> None:
+    """Raise NotFound if there is no database of hpo's; make none."""
     advice = "to make one: hpo run STUDY.toml, or hpo storage upgrade"
     if not exists(database):
         raise NotFound(f"no database {database.shown}; {advice}")
@@ -83,37 +80,39 @@ def require(database: Database) -> None:
         raise NotFound(f"{database.shown}: none of hpo's tables are in it; {advice}")
 
 
-def check(database: Database) -> Checked:
-    """Everything but the files. Raises StorageError, also for a database of a newer hpo."""
+def check_database(database: Database) -> CheckResult:
+    """Check everything but the files. Raises StorageError, also for a database of a newer hpo."""
     found = [*_damage(database), *_age(database)]
     if found:
-        return Checked(Counts(), tuple(found), readable=False)
+        return CheckResult(Counts(), tuple(found), readable=False)
     found += _foreign_keys(database)
     rows = read_rows(database)
-    return Checked(_counts(rows), (*found, *rules.judge(rows)))
+    return CheckResult(_counts(rows), (*found, *rules.diagnose(rows)))
 
 
 def _damage(database: Database) -> Iterator[Finding]:
-    """What SQLite says of its own file; servers look after theirs."""
+    """Yield what SQLite finds damaged in its file; servers look after theirs."""
     if not database.is_sqlite:
         return
     with database.read() as c:
         said = list(c.scalars(sa.text("PRAGMA integrity_check(5)")))
     if said != ["ok"]:
-        left = "stop the workers and restore a backup, or save what can be read: sqlite3's .recover"
-        yield Finding(rules.DAMAGED, "; ".join(map(str, said)), left=left)
+        advice = (
+            "stop the workers and restore a backup, or save what can be read: sqlite3's .recover"
+        )
+        yield Finding(rules.DAMAGED_DATABASE, "; ".join(map(str, said)), advice=advice)
 
 
 def _age(database: Database) -> Iterator[Finding]:
     found = tables.version(database)
     if found is not None and found < tables.VERSION:
-        means = f"schema {found}, this hpo needs {tables.VERSION}"
-        left = str(tables.needs_upgrade(database, "made by an older hpo"))
-        yield Finding(rules.OLD, means, left=left)
+        message = f"schema {found}, this hpo needs {tables.VERSION}"
+        advice = str(tables.needs_upgrade(database, "made by an older hpo"))
+        yield Finding(rules.OLD_SCHEMA, message, advice=advice)
 
 
 def _foreign_keys(database: Database) -> Iterator[Finding]:
-    """Rows of Optuna's tables on SQLite that refer to nothing. Ours are looked at by name."""
+    """Yield rows of Optuna's tables on SQLite that refer to nothing. Ours are checked by name."""
     if not database.is_sqlite:
         return
     ours = {table.name for table in tables.OURS}
@@ -122,12 +121,12 @@ def _foreign_keys(database: Database) -> Iterator[Finding]:
     for table, count in bad.items():
         if table not in ours:
             rows = plural(count, "row")
-            means = f"{rows} of Optuna's table {table}: what it is about is gone"
-            yield Finding(rules.NOWHERE, means, left="they are Optuna's, and hurt nobody")
+            message = f"{rows} of Optuna's table {table}: what it is about is gone"
+            yield Finding(rules.ORPHAN_ROWS, message, advice="they are Optuna's, and hurt nobody")
 
 
 def read_rows(database: Database) -> Rows:
-    """All that a check decides from."""
+    """Read all that a check decides from, in one transaction."""
     with database.snapshot() as c:
         now = float(c.scalar(sa.select(database.now())) or 0.0)
         theirs = {row.study_id: row.study_name for row in c.execute(sa.select(optuna_studies))}
@@ -137,21 +136,21 @@ def read_rows(database: Database) -> Rows:
         return Rows(
             now=now,
             studies=[
-                Known(row.uuid, row.name, row.trials, row.lease_s, trials.get(row.uuid, []))
+                StoredStudy(row.uuid, row.name, row.trials, row.lease_s, trials.get(row.uuid, []))
                 for row in whole
             ],
-            halved=[
-                Halved(row.uuid, row.name, theirs.get(row.study_id))
+            orphans=[
+                OrphanStudy(row.uuid, row.name, theirs.get(row.study_id))
                 for row in ours
                 if row not in whole
             ],
             foreign=sorted(name for study_id, name in theirs.items() if study_id not in ids),
-            nowhere=_nowhere(c, database),
+            orphan_rows=_orphan_rows(c, database),
         )
 
 
 def _trials(c: sa.Connection, database: Database) -> dict[str, list[StoredTrial]]:
-    """The trials of our studies in order, by the study's uuid."""
+    """Return the trials of our studies in order, by the study's uuid."""
     finished = _epochs(c)
     tried: dict[tuple[str, int], list[Attempt]] = defaultdict(list)
     for study, trial_id, attempt in select_attempts(c, database):
@@ -181,20 +180,20 @@ def _epochs(c: sa.Connection) -> dict[tuple[str, int], dict[int, int]]:
     return found
 
 
-def _nowhere(c: sa.Connection, database: Database) -> dict[str, int]:
-    """How many rows belong to nothing, by table."""
+def _orphan_rows(c: sa.Connection, database: Database) -> dict[str, int]:
+    """Count the rows that belong to no study or trial, by table."""
     found = {}
     for table in tables.OURS:
         if "study" not in table.c:
             continue
         query: Any = sa.select(sa.func.count()).select_from(table)
-        if count := c.scalar(query.where(belongs_nowhere(database, table))):
+        if count := c.scalar(query.where(is_orphan(database, table))):
             found[table.name] = count
     return found
 
 
 def _counts(rows: Rows) -> Counts:
-    """As people count: waiting trials beyond the budget are never taken, and not shown."""
+    """Count as people do: waiting trials beyond the budget are never taken, and not shown."""
     trials = [
         trial
         for study in rows.studies
@@ -211,22 +210,26 @@ def _counts(rows: Rows) -> Counts:
 
 def check_all(
     database: Database, home: Home, artifacts: str | None = None, *, files: bool = False
-) -> Checked:
-    """Changes nothing. `artifacts` is a store to look into, beside those of the studies; with
-    `files` every file that bears a checksum is read through, too.
+) -> CheckResult:
+    """Check the database and the files, and change nothing. `artifacts` is one more store to check;
+    with `files` every file that bears a checksum is read through, too.
 
     Raises NotFound where there is no database of hpo's, StorageError where it cannot be read.
     """
-    require(database)
-    checked = check(database)
+    require_database(database)
+    checked = check_database(database)
     if not checked.readable:
         return checked
-    found = [*checked.found, *leftovers.find_leftovers(database, home, artifacts)]
+    found = [*checked.findings, *find_leftovers(database, home, artifacts)]
     if files:
-        found += damage.find_damaged(database, home, artifacts)
-    return replace(checked, found=tuple(found))
+        found += find_damaged(database, home, artifacts)
+    return replace(checked, findings=tuple(found))
 
 
-def mend(database: Database, checked: Checked) -> list[Finding]:
-    """Mend what can be; those findings that were."""
-    return [one for one in checked.found if one.cure is not None and one.cure.apply(database)]
+def repair_all(database: Database, checked: CheckResult) -> list[Finding]:
+    """Repair what can be repaired; return the findings that were."""
+    return [
+        finding
+        for finding in checked.findings
+        if finding.repair is not None and finding.repair.apply(database)
+    ]

@@ -19,8 +19,8 @@ from hpo.doctor import (
 from hpo.doctor.rules import Finding
 from hpo.doctor.scan import (
     Counts,
-    check,
-    mend,
+    check_database,
+    repair_all,
 )
 from hpo.paths import Home
 from hpo.search import study as studies
@@ -101,24 +101,24 @@ def content(database: Database) -> dict[str, list[Any]]:
 
 def only(database: Database) -> Finding:
     """The one finding that there is."""
-    (found,) = check(database).found
+    (found,) = check_database(database).findings
     return found
 
 
 def mended(database: Database) -> None:
     """What was found is mended, and nothing else comes up."""
-    checked = check(database)
-    assert mend(database, checked) == checked.faults
-    assert check(database).faults == []
+    checked = check_database(database)
+    assert repair_all(database, checked) == checked.faults
+    assert check_database(database).faults == []
 
 
 def left(database: Database, says: str) -> None:
     """A repair changes nothing, and the user is told what to do."""
     before = content(database)
-    checked = check(database)
-    assert mend(database, checked) == []
+    checked = check_database(database)
+    assert repair_all(database, checked) == []
     assert content(database) == before
-    assert [says in one.left for one in checked.faults] == [True]
+    assert [says in one.advice for one in checked.faults] == [True]
 
 
 def taken(study: Study, worker: str = "w-1") -> Lease:
@@ -160,8 +160,8 @@ def asked(study: Study) -> optuna.Trial:
 
 
 def test_nothing_is_wrong(database: Database, study: Study) -> None:
-    checked = check(database)
-    assert checked.found == ()
+    checked = check_database(database)
+    assert checked.findings == ()
     assert checked.counts == Counts(studies=1, trials=5, attempts=4, epochs=5)
 
 
@@ -170,7 +170,7 @@ def test_a_trial_that_another_tool_began_is_run_by_the_next_worker(
 ) -> None:
     asked(study)
     found = only(database)
-    assert (found.kind, found.where) == (rules.UNATTEMPTED, "toy, trial 4")
+    assert (found.kind, found.where) == (rules.UNATTEMPTED_TRIAL, "toy, trial 4")
     mended(database)
     assert read_status(database, "toy").trials[4].state == "interrupted"
     storage = FencedStorage(database)
@@ -178,23 +178,23 @@ def test_a_trial_that_another_tool_began_is_run_by_the_next_worker(
     status = read_status(database, "toy")
     assert (status.finished, len(status.trials)) == (8, 8)
     assert [one.outcome for one in status.trials[4].attempts] == ["handed_back", "complete"]
-    assert check(database).found == ()
+    assert check_database(database).findings == ()
 
 
 def test_a_trial_that_another_tool_finished_is_left(database: Database, study: Study) -> None:
     view = study.optuna_study(FencedStorage(database))
     view.tell(asked(study), 0.99)
     found = only(database)
-    assert (found.kind, found.where) == (rules.UNATTEMPTED, "toy, trial 4")
+    assert (found.kind, found.where) == (rules.UNATTEMPTED_TRIAL, "toy, trial 4")
     left(database, "hpo extend toy --trials +1")
 
 
 def test_a_trial_beyond_the_budget_is_left(database: Database, study: Study) -> None:
     trials = [asked(study) for _ in range(5)]
     assert trials[-1].number == 8
-    assert mend(database, check(database)) != []
+    assert repair_all(database, check_database(database)) != []
     found = only(database)
-    assert (found.kind, found.trial) == (rules.UNATTEMPTED, 8)
+    assert (found.kind, found.trial) == (rules.UNATTEMPTED_TRIAL, 8)
     left(database, "hpo extend toy --trials 9")
 
 
@@ -208,18 +208,18 @@ def test_an_open_attempt_of_a_trial_that_is_over(
     lease = taken(study)
     ended_by_others(study, lease, state)
     found = only(database)
-    assert (found.kind, found.where) == (rules.ENDLESS, "toy, trial 4, attempt 1")
+    assert (found.kind, found.where) == (rules.UNENDED_ATTEMPT, "toy, trial 4, attempt 1")
     left(database, "w-1 holds it")
     expire(database, lease)
-    assert len(mend(database, check(database))) == 1
+    assert len(repair_all(database, check_database(database))) == 1
     last = records.read_attempts(database, study.uuid)[4][-1]
     assert (last.outcome, last.reason) == (outcome, f"another tool ended its trial as {state.name}")
     assert last.ended is not None
     if outcome == "lost":
-        assert only(database).kind == rules.UNATTEMPTED
+        assert only(database).kind == rules.UNATTEMPTED_TRIAL
         left(database, "only you can know")
     else:
-        assert check(database).found == ()
+        assert check_database(database).findings == ()
 
 
 def test_an_open_attempt_with_a_successor(database: Database, study: Study) -> None:
@@ -293,7 +293,7 @@ def test_a_lease_from_a_clock_that_was_wrong(database: Database, study: Study) -
     lease = taken(study)
     change(database, sa.update(attempts).where(of(lease)).values(until=attempts.c.until + 1e6))
     found = only(database)
-    assert (found.kind, found.where) == (rules.ENDLESS, "toy, trial 4, attempt 1")
+    assert (found.kind, found.where) == (rules.UNENDED_ATTEMPT, "toy, trial 4, attempt 1")
     mended(database)
     (row,) = records.read_attempts(database, study.uuid)[4]
     assert (row.outcome, row.live) == (None, True)
@@ -302,14 +302,14 @@ def test_a_lease_from_a_clock_that_was_wrong(database: Database, study: Study) -
 
 def test_what_the_next_worker_takes_over_is_no_fault(database: Database, study: Study) -> None:
     lease = taken(study)
-    assert check(database).found == ()
+    assert check_database(database).findings == ()
     expire(database, lease)
     found = only(database)
-    assert (found.kind, found.fault, found.cure) == (rules.EXPECTED, False, None)
+    assert (found.kind, found.fault, found.repair) == (rules.EXPIRED_LEASE, False, None)
     now = records.clock(database)
     contact = ContactWindow(now - 100, now)
     assert leases.claim(database, study.uuid, study.snapshot().free[0], "w-2", contact)
-    assert check(database).found == ()
+    assert check_database(database).findings == ()
 
 
 def test_epochs_of_an_attempt_that_has_no_row(database: Database, study: Study) -> None:
@@ -321,12 +321,12 @@ def test_epochs_of_an_attempt_that_has_no_row(database: Database, study: Study) 
         leases.release(database, lease, Outcome.HANDED_BACK, "for the test")
     change(database, sa.delete(attempts).where(attempts.c.number == 4, attempts.c.k == 1))
     found = only(database)
-    assert (found.kind, found.where) == (rules.UNOWNED, "toy, trial 4, attempt 1")
+    assert (found.kind, found.where) == (rules.ORPHAN_EPOCHS, "toy, trial 4, attempt 1")
     mended(database)
     entered, _ = records.read_attempts(database, study.uuid)[4]
     assert (entered.outcome, entered.first_epoch, entered.epoch) == ("lost", 1, 1)
     change(database, sa.delete(attempts).where(attempts.c.number == 4, attempts.c.k == 2))
-    assert only(database).kind == rules.UNOWNED
+    assert only(database).kind == rules.ORPHAN_EPOCHS
     left(database, "the metrics stay as they are")
 
 
@@ -343,8 +343,8 @@ def test_rows_of_no_study(database: Database, study: Study) -> None:
         tables.enqueued.insert().values(study=gone, params="{}"),
         tables.resolved.insert().values(study=gone, key="a", value="1"),
     )
-    found = check(database).found
-    assert [one.kind for one in found] == [rules.NOWHERE] * 5
+    found = check_database(database).findings
+    assert [one.kind for one in found] == [rules.ORPHAN_ROWS] * 5
     mended(database)
     assert content(database) == before
 
@@ -354,14 +354,14 @@ def test_an_attempt_at_another_studys_trial(database: Database, study: Study) ->
     other = studies.create(database, study_file(name="other"))[0]
     lease = taken(study)
     change(database, sa.update(attempts).where(of(lease)).values(study=other.uuid))
-    assert all(one.kind != rules.NOWHERE for one in check(database).found)
+    assert all(one.kind != rules.ORPHAN_ROWS for one in check_database(database).findings)
     expire(database, lease)
-    assert rules.NOWHERE in [one.kind for one in check(database).found]
-    mend(database, check(database))
+    assert rules.ORPHAN_ROWS in [one.kind for one in check_database(database).findings]
+    repair_all(database, check_database(database))
     rows = records.read_attempts(database, study.uuid)
-    assert [one.worker for one in rows.get(4, [])] == [repair.MENDER]
+    assert [one.worker for one in rows.get(4, [])] == [repair.REPAIRER]
     assert records.read_attempts(database, other.uuid) == {}
-    assert check(database).found == ()
+    assert check_database(database).findings == ()
 
 
 def test_a_study_that_optuna_does_not_have(database: Database, study: Study) -> None:
@@ -378,7 +378,7 @@ def test_a_study_that_optuna_does_not_have(database: Database, study: Study) -> 
         *(sa.text(f"DELETE FROM {x} WHERE study_id = {other.row.study_id}") for x in of_study),
     )
     found = only(database)
-    assert (found.kind, found.study) == (rules.HALVED, "other")
+    assert (found.kind, found.study) == (rules.ORPHAN_STUDY, "other")
     mended(database)
     assert content(database) == before
 
@@ -391,8 +391,8 @@ def _scalars(database: Database, query: Any) -> list[Any]:
 def test_a_study_that_was_renamed_is_left(database: Database, study: Study) -> None:
     change(database, sa.update(optuna_studies).values(study_name="renamed"))
     found = only(database)
-    assert (found.kind, found.study) == (rules.HALVED, "toy")
-    assert "'renamed'" in found.means
+    assert (found.kind, found.study) == (rules.ORPHAN_STUDY, "toy")
+    assert "'renamed'" in found.message
     left(database, "give it its name again")
 
 
@@ -402,62 +402,62 @@ def test_studies_of_optunas_own_are_named_and_left(database: Database, study: St
     stock.tell(stock.ask(), 1.0)
     stock.ask()  # runs for ever
     found = only(database)
-    assert (found.kind, found.study, found.fault) == (rules.FOREIGN, "theirs", False)
+    assert (found.kind, found.study, found.fault) == (rules.FOREIGN_STUDY, "theirs", False)
     before = content(database)
-    assert mend(database, check(database)) == []
+    assert repair_all(database, check_database(database)) == []
     assert content(database) == before
-    assert check(database).counts.studies == 1
+    assert check_database(database).counts.studies == 1
 
 
-Case = Callable[[Study], repair.Cure]
+Case = Callable[[Study], repair.Repair]
 
 
-def _renewed(study: Study) -> repair.Cure:
+def _renewed(study: Study) -> repair.Repair:
     lease = taken(study)
     ended_by_others(study, lease, TrialState.FAIL)
     return repair.EndAttempt(lease.trial_id, lease.k, Outcome.FAILED, "")
 
 
-def _goes_on(study: Study) -> repair.Cure:
+def _goes_on(study: Study) -> repair.Repair:
     lease = taken(study)
     expire(study.database, lease)
     return repair.EndAttempt(lease.trial_id, lease.k, Outcome.LOST, "")
 
 
-def _usual_lease(study: Study) -> repair.Cure:
+def _usual_lease(study: Study) -> repair.Repair:
     lease = taken(study)
     return repair.ShortenLease(lease.trial_id, lease.k, lease.lease_s)
 
 
-def _taken_meanwhile(study: Study) -> repair.Cure:
+def _taken_meanwhile(study: Study) -> repair.Repair:
     lease = taken(study)
     return repair.HandBack(study.uuid, lease.trial_id, lease.number)
 
 
-def _not_begun(study: Study) -> repair.Cure:
+def _not_begun(study: Study) -> repair.Repair:
     return repair.HandBack(study.uuid, trial_id(study, 4), 4)
 
 
-def _told_meanwhile(study: Study) -> repair.Cure:
+def _told_meanwhile(study: Study) -> repair.Repair:
     return repair.TellOptuna(trial_id(study, 0), 1, Outcome.COMPLETE)
 
 
-def _taken_again(study: Study) -> repair.Cure:
+def _taken_again(study: Study) -> repair.Repair:
     first = taken(study)
     leases.release(study.database, first, Outcome.HANDED_BACK, "")
     taken(study)
     return repair.TellOptuna(first.trial_id, 1, Outcome.FAILED)
 
 
-def _entered_meanwhile(study: Study) -> repair.Cure:
+def _entered_meanwhile(study: Study) -> repair.Repair:
     return repair.EnterAttempt(study.uuid, trial_id(study, 0), 0, 1)
 
 
-def _no_such_rows(study: Study) -> repair.Cure:
+def _no_such_rows(study: Study) -> repair.Repair:
     return repair.DropRows("hpo_attempts")
 
 
-def _there_again(study: Study) -> repair.Cure:
+def _there_again(study: Study) -> repair.Repair:
     return repair.DropStudy(study.uuid)
 
 
@@ -484,7 +484,7 @@ def test_a_cure_sees_who_was_quicker(url: str, database: Database, study: Study)
     thread = threading.Thread(target=lambda: answers.append(cure.apply(mine)))
     row = {"trial_id": first.trial_id, "k": 2, "study": study.uuid, "number": first.number}
     with database.write() as c:
-        repair.locked(c, database, first.trial_id)
+        repair.lock_trial(c, database, first.trial_id)
         c.execute(attempts.insert().values(**row, token="t", worker="w", started=1.0, until=2e9))
         thread.start()
         assert asks.wait(30)
@@ -497,7 +497,7 @@ def test_a_cure_sees_who_was_quicker(url: str, database: Database, study: Study)
 
 
 def test_a_live_search_gives_no_finding(url: str, database: Database, home: Home) -> None:
-    """Checked as often as it goes, while workers begin, hand back, lose and end trials."""
+    """CheckResult as often as it goes, while workers begin, hand back, lose and end trials."""
     study = studies.create(database, study_file(trials=40, lease_s=60.0))[0]
     fill(database, study.file, MIXED[:3])
     stop, checks = threading.Event(), []
@@ -516,14 +516,14 @@ def test_a_live_search_gives_no_finding(url: str, database: Database, home: Home
     for one in workers:
         one.start()
     while any(one.is_alive() for one in workers):
-        checked = check(mine)
-        assert [x for x in checked.found if x.fault] == []
-        assert mend(mine, checked) == []
+        checked = check_database(mine)
+        assert [x for x in checked.findings if x.fault] == []
+        assert repair_all(mine, checked) == []
         checks.append(checked.counts.trials)
     mine.dispose()
     assert read_status(database, "toy").finished == 40
     assert len({*checks}) > 3  # it was looked at on its way
-    assert check(database).found == ()
+    assert check_database(database).findings == ()
 
 
 class Restless(InstantTrials):

@@ -20,7 +20,7 @@ from hpo.doctor import files, rules
 from hpo.doctor.rules import Finding
 from hpo.doctor.scan import (
     check_all,
-    mend,
+    repair_all,
 )
 from hpo.errors import (
     DiskFull,
@@ -78,8 +78,8 @@ def study(database: Database, home: Home) -> Study:
 
 
 def spoiled(database: Database, home: Home, artifacts: str | None = None) -> list[Finding]:
-    found = check_all(database, home, artifacts, files=True).found
-    return [one for one in found if one.kind == rules.SPOILED]
+    found = check_all(database, home, artifacts, files=True).findings
+    return [one for one in found if one.kind == rules.DAMAGED_FILE]
 
 
 def one_of(home: Home, pattern: str) -> Path:
@@ -102,20 +102,20 @@ def test_damage_is_found_and_mended(
     spoil(path)
     (found,) = spoiled(database, home)
     assert str(path if "index" not in pattern and "pixels" not in pattern else path.parent) in (
-        found.means
+        found.message
     )
     is_result = pattern == "*.safetensors"
-    assert (found.cure is None) == is_result
-    mended = mend(database, check_all(database, home, files=True))
-    assert [one.means for one in mended] == ([] if is_result else [found.means])
+    assert (found.repair is None) == is_result
+    mended = repair_all(database, check_all(database, home, files=True))
+    assert [one.message for one in mended] == ([] if is_result else [found.message])
     assert len(spoiled(database, home)) == int(is_result)
     assert path.exists() == is_result
 
 
 def test_without_the_option_no_file_is_read(database: Database, home: Home, study: Study) -> None:
     flip(one_of(home, "*.ckpt"))
-    found = check_all(database, home).found
-    assert rules.SPOILED not in {one.kind for one in found}
+    found = check_all(database, home).findings
+    assert rules.DAMAGED_FILE not in {one.kind for one in found}
 
 
 def test_copies_in_a_store_are_read_too(database: Database, home: Home, tmp_path: Path) -> None:
@@ -128,9 +128,9 @@ def test_copies_in_a_store_are_read_too(database: Database, home: Home, tmp_path
     copy = sorted(store.rglob("*.ckpt"))[0]
     flip(copy)
     (found,) = spoiled(database, home)
-    assert str(store) in found.means
-    mended = mend(database, check_all(database, home, files=True))
-    assert [one.means for one in mended] == [found.means]
+    assert str(store) in found.message
+    mended = repair_all(database, check_all(database, home, files=True))
+    assert [one.message for one in mended] == [found.message]
     assert not copy.exists()
 
 
@@ -143,7 +143,7 @@ def test_what_cannot_be_read_is_told_and_never_removed(
     monkeypatch.setattr(files, "find_damage", refuse)
     found = spoiled(database, home)
     assert len(found) > 3
-    assert all("cannot be read" in one.means and one.cure is None for one in found)
+    assert all("cannot be read" in one.message and one.repair is None for one in found)
 
 
 def test_the_command_says_it(
@@ -172,8 +172,8 @@ def test_trained_runs_are_read_too(
     assert spoiled(database, home) == []
     flip(out / "seed-0" / "test.npz")
     (found,) = spoiled(database, home)
-    assert "test.npz: its checksum differs" in found.means
-    assert found.cure is None
+    assert "test.npz: its checksum differs" in found.message
+    assert found.repair is None
 
 
 # What is damaged is made anew

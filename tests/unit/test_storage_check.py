@@ -15,17 +15,17 @@ import pytest
 import sqlalchemy as sa
 
 from hpo.doctor import files, rules
-from hpo.doctor.repair import outcome_of
+from hpo.doctor.repair import outcome_of_state
 from hpo.doctor.rules import (
     Finding,
-    Known,
     Rows,
+    StoredStudy,
     StoredTrial,
-    judge,
+    diagnose,
 )
 from hpo.doctor.scan import (
     check_all,
-    mend,
+    repair_all,
 )
 from hpo.errors import StorageError
 from hpo.paths import Home
@@ -221,8 +221,8 @@ class TestFiles:
         sync.keep(toy, study.row, url, home)
         return tmp_path / "shared" / study.uuid
 
-    def found(self, database: Database, **kwargs: str) -> list[Finding]:
-        return list(check_all(database, Home.default(), **kwargs).found)
+    def findings(self, database: Database, **kwargs: str) -> list[Finding]:
+        return list(check_all(database, Home.default(), **kwargs).findings)
 
     def test_trials_that_are_over_leave_nothing(self, toy: Database, root: Path) -> None:
         stays = [
@@ -234,16 +234,16 @@ class TestFiles:
         goes = ["trials/1/attempt-1/epoch-1.ckpt", "trials/2/attempt-1/.epoch-1.ckpt.ab12cd34"]
         lay(root, *stays, *goes)
         everything = there(root)
-        assert self.found(toy) == []  # somebody works on the study, who tidies up
+        assert self.findings(toy) == []  # somebody works on the study, who tidies up
         hand_back(toy)
-        (one,) = self.found(toy)
-        assert (one.kind, one.study, one.trial) == (rules.SURPLUS, "toy", None)
-        assert str(root) in one.means
-        assert all(name in one.means for name in goes)
+        (one,) = self.findings(toy)
+        assert (one.kind, one.study, one.trial) == (rules.SURPLUS_FILES, "toy", None)
+        assert str(root) in one.message
+        assert all(name in one.message for name in goes)
         assert there(root) == everything
-        assert [x.means for x in mend(toy, check_all(toy, Home.default()))] == [one.means]
+        assert [x.message for x in repair_all(toy, check_all(toy, Home.default()))] == [one.message]
         assert there(root) == sorted({*everything} - {*goes})
-        assert self.found(toy) == []
+        assert self.findings(toy) == []
 
     def test_a_worker_that_lives_is_waited_for(self, toy: Database, root: Path) -> None:
         lay(root, "trials/1/attempt-1/epoch-1.ckpt")
@@ -251,12 +251,12 @@ class TestFiles:
         about = {"host": "h", "pid": 1, "device": "cpu"}
         uuid = toy_study(toy).uuid
         records.add_worker(toy, "w-2", uuid, versions={}, process="p", **about)
-        assert self.found(toy) == []
+        assert self.findings(toy) == []
         cure = files.RemoveSurplus(toy_study(toy), files.Place(Home.default()))
         assert not cure.apply(toy)
         records.end_worker(toy, "w-2", "over")
-        (one,) = self.found(toy)
-        assert (one.kind, one.trial) == (rules.SURPLUS, 1)
+        (one,) = self.findings(toy)
+        assert (one.kind, one.trial) == (rules.SURPLUS_FILES, 1)
 
     def test_a_folder_that_goes_meanwhile_is_nothing(
         self, toy: Database, monkeypatch: pytest.MonkeyPatch
@@ -272,43 +272,43 @@ class TestFiles:
             return scandir(path)
 
         monkeypatch.setattr(os, "scandir", removed_under_us)
-        assert self.found(toy) == []
+        assert self.findings(toy) == []
         assert not (trials / "1").exists()
 
     def test_files_of_no_trial_are_left(self, toy: Database, root: Path) -> None:
         lay(root, "trials/99/attempt-1/epoch-1.ckpt", "trials/what")
         before = there(root)
-        (one,) = self.found(toy)
-        assert (one.kind, one.fault, one.cure) == (rules.STRAY, True, None)
-        assert "2 files" in one.means
-        assert "hpo storage copy" in one.left
-        assert mend(toy, check_all(toy, Home.default())) == []
+        (one,) = self.findings(toy)
+        assert (one.kind, one.fault, one.repair) == (rules.ORPHAN_FILES, True, None)
+        assert "2 files" in one.message
+        assert "hpo storage copy" in one.advice
+        assert repair_all(toy, check_all(toy, Home.default())) == []
         assert there(root) == before
 
     def test_a_folder_of_no_study(self, toy: Database, tmp_path: Path) -> None:
         home = Home.default()
         lay(home.root / "studies", f"{UUID}/trials/0/attempt-1/weights.safetensors", "notes/x")
-        (one,) = self.found(toy)
-        assert (one.kind, one.fault, one.cure) == (rules.STRAY, True, None)
-        assert f"studies/{UUID}: 1 file" in one.means
+        (one,) = self.findings(toy)
+        assert (one.kind, one.fault, one.repair) == (rules.ORPHAN_FILES, True, None)
+        assert f"studies/{UUID}: 1 file" in one.message
         other = Home(tmp_path / "elsewhere")  # of other databases too
         lay(other.root / "studies", f"{UUID}/trials/0/attempt-1/weights.safetensors")
-        (one,) = check_all(toy, other).found
-        assert (one.kind, one.fault) == (rules.STRAY, False)
+        (one,) = check_all(toy, other).findings
+        assert (one.kind, one.fault) == (rules.ORPHAN_FILES, False)
 
     def test_a_store_that_the_command_names(self, hpo: Hpo, toy: Database, tmp_path: Path) -> None:
         lay(tmp_path / "shared", f"{UUID}/study.toml", "other/x")
-        (one,) = self.found(toy, artifacts=str(tmp_path / "shared"))
-        assert (one.kind, one.fault) == (rules.STRAY, False)
+        (one,) = self.findings(toy, artifacts=str(tmp_path / "shared"))
+        assert (one.kind, one.fault) == (rules.ORPHAN_FILES, False)
         called = hpo("storage", "check", "--artifacts", tmp_path / "shared")
         assert (called.code, f"shared/{UUID}: 1 file" in called.out) == (0, True)
         called = hpo("storage", "check", "--artifacts", "s3://key:secret@bucket")
         assert (called.code, "secret" in called.err) == (2, False)
 
     def test_a_store_that_cannot_be_reached(self, toy: Database, tmp_path: Path) -> None:
-        (one,) = self.found(toy, artifacts=str(tmp_path / "not-mounted"))
-        assert (one.kind, one.fault) == (rules.UNREAD, True)
-        assert "No such file" in one.means
+        (one,) = self.findings(toy, artifacts=str(tmp_path / "not-mounted"))
+        assert (one.kind, one.fault) == (rules.UNREAD_ARTIFACTS, True)
+        assert "No such file" in one.message
 
 
 def test_a_name_that_leads_elsewhere_is_refused(toy: Database) -> None:
@@ -344,7 +344,7 @@ def test_ten_thousand_trials_take_a_few_queries(database: Database) -> None:
         database.engine, "before_cursor_execute", lambda *args: said.append(str(args[2]))
     )
     checked = check_all(database, Home.default())
-    assert checked.found == ()
+    assert checked.findings == ()
     assert (checked.counts.trials, checked.counts.epochs) == (count, 2 * count)
     assert len(said) < 50
 
@@ -364,7 +364,7 @@ def judged(
     state: str, *rows: Attempt, number: int = 0, epochs: dict[int, int] | None = None
 ) -> list[Finding]:
     trial = StoredTrial(7, number, state, rows, epochs or {})
-    return list(judge(Rows(NOW, [Known(UUID, "toy", 5, LEASE, [trial])])))
+    return list(diagnose(Rows(NOW, [StoredStudy(UUID, "toy", 5, LEASE, [trial])])))
 
 
 @pytest.mark.parametrize(
@@ -386,14 +386,14 @@ def test_what_a_search_may_look_like(state: str, rows: list[Attempt]) -> None:
 @pytest.mark.parametrize("ago", [0.1, 10.0, 1e6])
 def test_an_expired_lease_is_a_note(ago: float) -> None:
     (one,) = judged("RUNNING", attempt(1, NOW - ago))
-    assert (one.kind, one.fault) == (rules.EXPECTED, False)
+    assert (one.kind, one.fault) == (rules.EXPIRED_LEASE, False)
 
 
 @pytest.mark.parametrize("outcome", [None, "lost"])
 def test_nobody_takes_a_trial_beyond_the_budget(outcome: str | None) -> None:
     (one,) = judged("RUNNING", attempt(1, NOW - 9, outcome), number=5)
-    assert (one.fault, one.cure) == (True, None)
-    assert "--trials 6" in one.left
+    assert (one.fault, one.repair) == (True, None)
+    assert "--trials 6" in one.advice
 
 
 @pytest.mark.parametrize("state", [*FINISHED_STATES, "RUNNING", "WAITING"])
@@ -401,10 +401,10 @@ def test_nobody_takes_a_trial_beyond_the_budget(outcome: str | None) -> None:
 def test_every_fault_is_mended_or_left_with_a_reason(state: str, outcome: str | None) -> None:
     for until in (NOW - 9, NOW + 9, NOW + 1e6):
         for found in judged(state, attempt(1, until, outcome), epochs={2: 1}):
-            assert not found.fault or (found.cure is None) == bool(found.left)
+            assert not found.fault or (found.repair is None) == bool(found.advice)
 
 
 def test_the_tables_of_outcomes_are_whole() -> None:
     assert {outcome.optuna_state for outcome in FINAL} == set(FINISHED_STATES)
-    ended = {state: outcome_of(state) for state in ("FAIL", "PRUNED")}
+    ended = {state: outcome_of_state(state) for state in ("FAIL", "PRUNED")}
     assert all(outcome and outcome.optuna_state == state for state, outcome in ended.items())
