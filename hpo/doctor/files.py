@@ -128,6 +128,7 @@ class RemoveSurplus:
         return "they are removed"
 
     def apply(self, database: Database) -> bool:
+        """Apply it; see `Repair`."""
         names = surplus(self.study, self.place)
         self.place.remove(self.study.uuid, names)
         return bool(names)
@@ -283,6 +284,7 @@ class RemoveCheckpoint:
         return "it is removed"
 
     def apply(self, database: Database) -> bool:
+        """Apply it; see `Repair`."""
         reason = _damage_at(self.study, self.place, self.name)
         if is_busy(self.study) or reason is None or reason.startswith(UNREAD_FILE):
             return False
@@ -342,6 +344,7 @@ class RemoveCached:
         return "it is removed"
 
     def apply(self, database: Database) -> bool:
+        """Apply it; see `Repair`."""
         with locked(self.path):
             if _damage_of_cached(self.path) is None:
                 return False

@@ -61,6 +61,7 @@ class EndAttempt:
         return f"the attempt is ended as {self.outcome}"
 
     def apply(self, database: Database) -> bool:
+        """Apply it; see `Repair`."""
         with database.write() as c:
             rows, state = lock_trial(c, database, self.trial_id)
             superseded = bool(rows) and rows[0].k > self.k
@@ -88,6 +89,7 @@ class ShortenLease:
         return f"the lease ends in {self.lease_s:g} s, unless a worker renews it"
 
     def apply(self, database: Database) -> bool:
+        """Apply it; see `Repair`."""
         a, now = attempts.c, database.now()
         with database.write() as c:
             done = c.execute(
@@ -112,6 +114,7 @@ class HandBack:
         return "it is entered as handed back, and the next worker runs it"
 
     def apply(self, database: Database) -> bool:
+        """Apply it; see `Repair`."""
         with database.write() as c:
             rows, state = lock_trial(c, database, self.trial_id)
             if rows or state != "RUNNING":
@@ -138,6 +141,7 @@ class TellOptuna:
         return f"Optuna is told {self.outcome.optuna_state}, as the attempt ended"
 
     def apply(self, database: Database) -> bool:
+        """Apply it; see `Repair`."""
         with database.write() as c:
             rows, state = lock_trial(c, database, self.trial_id)
             last = rows[0] if rows else None
@@ -167,6 +171,7 @@ class EnterAttempt:
         return "the attempt is entered as lost"
 
     def apply(self, database: Database) -> bool:
+        """Apply it; see `Repair`."""
         e = epochs.c
         spans = sa.select(
             sa.func.min(e.epoch), sa.func.max(e.epoch),
@@ -198,6 +203,7 @@ class DropRows:
         return "the rows are deleted"
 
     def apply(self, database: Database) -> bool:
+        """Apply it; see `Repair`."""
         table = tables.metadata.tables[self.table]
         with database.write() as c:
             return c.execute(sa.delete(table).where(is_orphan(database, table))).rowcount > 0
@@ -213,6 +219,7 @@ class DropStudy:
         return "its rows are deleted; its files stay"
 
     def apply(self, database: Database) -> bool:
+        """Apply it; see `Repair`."""
         gone = ~sa.exists().where(optuna_studies.c.study_id == studies.c.study_id)
         with database.write() as c:
             done = c.execute(sa.delete(studies).where(studies.c.uuid == self.uuid, gone))

@@ -283,8 +283,8 @@ def read_overrides(database: Database, uuid: str) -> tuple[Override, ...]:
 
 
 def read_code(database: Database, uuid: str) -> Code | None:
-    """The code with which the study began, with the texts of own modules as its first worker had
-    them; None before that."""
+    """Return the code with which the study began, with the texts of own modules as its first worker
+    had them; None before that."""
     found = records.read_resolved(database, uuid, CODE).get(CODE)
     sources = records.read_resolved(database, uuid, OWN)
     texts = {key.removeprefix(OWN): str(text) for key, text in sorted(sources.items())}

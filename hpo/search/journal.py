@@ -68,7 +68,7 @@ class EpochJournal:
         return self.rows + self.recorded[len(self.rows) :]
 
     def read(self, config: TrainConfig, moved: Moved = nothing) -> None:
-        """What predecessors finished, as far as a checkpoint can be had on this host."""
+        """Read what predecessors finished, as far as a checkpoint can be had on this host."""
         stored = records.read_epochs(self.study.database, self.study.uuid, self.lease.trial_id)
         rows = stored.get(self.lease.number, [])
         self.recorded = rows
@@ -89,8 +89,8 @@ class EpochJournal:
             leases.note_damage(self.study.database, self.lease, k, text)
 
     def _find_later(self, rows: list[Epoch], config: TrainConfig) -> None:
-        """The furthest checkpoint on disk that goes on from what the database has: its worker died
-        before it could deliver."""
+        """Find the furthest checkpoint on disk that goes on from what the database has: its worker
+        died before it could deliver."""
         found = self.checkpoints.directory.checkpoints(self.lease.number)
         for epoch, attempt, path in sorted(found, reverse=True):
             if epoch <= len(rows):
@@ -165,7 +165,7 @@ def _is_same(one: dict[str, float], other: dict[str, float]) -> bool:
 
 
 def _load(path: Path, config: TrainConfig) -> Checkpoint:
-    """Raises Damaged for a file that cannot be used, or is gone."""
+    """Load a checkpoint. Raises Damaged for a file that cannot be used, or is gone."""
     start = Checkpoint.load(path)
     start.require(config)
     return start

@@ -89,6 +89,7 @@ def is_over(attempts: Attempts, name: str) -> bool:
 
 
 def trial_of(name: str) -> int:
+    """Return the number of the trial that a file belongs to; -1 if it belongs to none."""
     found = re.match(r"trials/(\d+)(/|$)", name)
     return int(found[1]) if found else -1
 

@@ -43,14 +43,14 @@ if TYPE_CHECKING:
 
 
 def derive_seed(*parts: object) -> int:
-    """A 32-bit seed that depends on all `parts` and nothing else."""
+    """Return a 32-bit seed that depends on all `parts` and nothing else."""
     text = "/".join(str(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
 
 
 def make_sampler(file: StudyFile, *seeds: int) -> samplers.BaseSampler:
-    """The study's sampler, seeded by the study's seed and `seeds` (trial number, attempt, draw):
-    two workers never draw the same, and a study repeats where its history does."""
+    """Return the study's sampler, seeded by the study's seed and `seeds` (trial number, attempt,
+    draw): two workers never draw the same, and a study repeats where its history does."""
     spec = file.study.sampler
     # One scrambled sequence per study: QMC takes its next point by a counter in the database.
     parts = (file.study.seed,) if spec.name == "qmc" else (file.study.seed, *seeds)
@@ -69,7 +69,7 @@ def make_sampler(file: StudyFile, *seeds: int) -> samplers.BaseSampler:
 
 
 def make_pruner(file: StudyFile) -> pruners.BasePruner:
-    """The study's pruner; Hyperband's largest resource is the space's largest `epochs`."""
+    """Return the study's pruner; Hyperband's largest resource is the space's largest `epochs`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         return _pruner(file, file.study.pruner)
@@ -137,16 +137,19 @@ class DraftTrial:
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
     ) -> float:
+        """Draft a value, as Optuna's trials suggest one."""
         distribution = optuna.distributions.FloatDistribution(low, high, log=log, step=step)
         return float(self._suggest(name, distribution))
 
     def suggest_int(
         self, name: str, low: int, high: int, *, step: int = 1, log: bool = False
     ) -> int:
+        """Draft a value, as Optuna's trials suggest one."""
         distribution = optuna.distributions.IntDistribution(low, high, log=log, step=step)
         return int(self._suggest(name, distribution))
 
     def suggest_categorical(self, name: str, choices: Any) -> Any:
+        """Draft a value, as Optuna's trials suggest one."""
         return self._suggest(name, optuna.distributions.CategoricalDistribution(choices))
 
 
@@ -221,8 +224,9 @@ def values_of(
     network: Mapping[str, float],
     networks: int = 1,
 ) -> tuple[float, ...]:
-    """The values of a trial that ran: metrics of its `best` epoch, costs of its epochs `rows`, the
-    seconds of each of its `networks` (folds), and those of a network (`hpo.training.profiling`)."""
+    """Return the values of a trial that ran: metrics of its `best` epoch, costs of its epochs
+    `rows`, the seconds of each of its `networks` (folds), and those of a network
+    (`hpo.training.profiling`)."""
     costs = {**costs_of(rows, networks), **network}
     return tuple(costs[name] if name in COSTS else best.metrics[name] for name in objectives)
 

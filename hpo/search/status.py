@@ -48,10 +48,12 @@ class StudyStatus:
     """Workers that were made to work with other code or images than the study began with."""
 
     def count(self, *states: str) -> int:
+        """Count the trials in any of `states`."""
         return sum(trial.state in states for trial in self.trials)
 
     @property
     def finished(self) -> int:
+        """Number of trials that have a final outcome."""
         return self.count(*FINAL)
 
     @property
@@ -115,6 +117,7 @@ class StudyStatus:
 
     @property
     def ranking(self) -> Ranking:
+        """Order of trials by the study's objectives."""
         return Ranking(self.file.directions)
 
     def ranked(self, outcome: Outcome = Outcome.COMPLETE) -> list[Trial]:
@@ -237,7 +240,7 @@ class StudyStatus:
 
 
 def read_status(database: Database, name: str) -> StudyStatus:
-    """Raises NotFound naming the nearest studies."""
+    """Read a study's status; raise NotFound naming the nearest studies."""
     row = records.get_study(database, name)
     file = StudyFile.from_definition(row.definition, row.source)
     epochs = records.read_epochs(database, row.uuid)

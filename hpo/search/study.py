@@ -58,20 +58,24 @@ class Study:
 
     @property
     def uuid(self) -> str:
+        """Its uuid."""
         return self.row.uuid
 
     @property
     def maximize(self) -> bool:
+        """True if the first objective is maximized."""
         return self.file.direction == "maximize"
 
     def directory(self, home: Home) -> StudyDir:
+        """Return its directory on this host."""
         return home.study(self.uuid)
 
     def snapshot(self) -> StudySnapshot:
+        """Read the snapshot that decisions are made from."""
         return read_snapshot(self.database, self.uuid, maximize=self.maximize)
 
     def rule(self, snapshot: StudySnapshot) -> str | None:
-        """The stop rule that has fired, written down by whoever saw it first."""
+        """Return the stop rule that has fired; record it if this caller saw it first."""
         if snapshot.stop == "rule":
             return snapshot.stop_reason or "a stop rule fired"
         if snapshot.stop is not None:
@@ -91,13 +95,13 @@ class Study:
 
 
 def load(database: Database, name: str) -> Study:
-    """Raises NotFound naming the nearest studies."""
+    """Return a study by name; raise NotFound naming the nearest studies."""
     row = records.get_study(database, name)
     return Study(database, row, StudyFile.from_definition(row.definition))
 
 
 def create(database: Database, file: StudyFile) -> tuple[Study, bool]:
-    """The study of `file`, made if it is new; whether it was.
+    """Create the study of `file` if it is new. Return it, and whether it was new.
 
     Raises Conflict, showing the difference, where a study of that name has another definition.
     Safe to call from many processes at once, and after a crash at any point of itself.
@@ -234,7 +238,7 @@ def enqueue(study: Study, values: Mapping[str, Any]) -> None:
 
 
 def stop(study: Study) -> None:
-    """Running trials are handed back after their current step; `resume` goes on with them."""
+    """Stop the study: running trials are handed back after their step; `resume` continues them."""
     records.stop_study(study.database, study.uuid, "user", "stopped by hpo stop")
 
 

@@ -65,6 +65,7 @@ class Mirror:
 
     @property
     def url(self) -> str:
+        """URL of the study's folder in the store."""
         return f"{self.store.url}/{self.directory.uuid}"
 
     def put(self, path: Path, name: str = "", moved: Moved = nothing) -> str:
@@ -79,6 +80,7 @@ class Mirror:
         self.store.get(f"{self.directory.uuid}/{self.directory.name_of(path)}", to or path, moved)
 
     def remove(self, name: str) -> None:
+        """Remove a file of the study."""
         self.store.remove(f"{self.directory.uuid}/{name}")
 
     def names(self, folder: str = "trials") -> list[str]:
@@ -115,7 +117,7 @@ class Mirror:
 
 
 def find(database: Database, uuid: str, home: Home) -> Mirror | None:
-    """The mirror of a study; None where it has no artifacts. Touches the database alone."""
+    """Return the mirror of a study; None where it has no artifacts. Touches the database alone."""
     url = records.read_resolved(database, uuid, KEY).get(KEY)
     return None if url is None else Mirror(open_store(str(url)), home.study(uuid))
 
@@ -196,6 +198,7 @@ class Checkpoints:
     """The one that was put there last, not recorded yet."""
 
     def path(self, epoch: int) -> Path:
+        """Return the path of the checkpoint of `epoch` of this attempt."""
         return self.directory.checkpoint(self.lease.number, self.lease.k, epoch)
 
     def newest(
@@ -204,9 +207,9 @@ class Checkpoints:
         fault: Callable[[Path, Sequence[Epoch]], str | None],
         moved: Moved = nothing,
     ) -> tuple[list[Epoch], Path | None]:
-        """The finished epochs to go on from, and their checkpoint on this host; nothing of both
-        where no checkpoint can be had. `fault(path, rows)` says why a file is none of these epochs,
-        or None where it is."""
+        """Return the finished epochs to go on from, and their checkpoint on this host; nothing of
+        both where no checkpoint can be had. `fault(path, rows)` says why a file is none of these
+        epochs, or None where it is."""
         self._there = self._listed()
         for done in range(len(rows), 0, -1):
             row = rows[done - 1]
@@ -246,7 +249,7 @@ class Checkpoints:
             )
 
     def recorded(self, path: Path | None) -> None:
-        """The database points to `path`: those before it are not needed any more."""
+        """Remove the checkpoints before `path`, to which the database now points."""
         if self.pointed is not None and self.pointed != path:
             discard(self.pointed)
         self.pointed = path

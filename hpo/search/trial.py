@@ -98,7 +98,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class TrialRunner:
-    """What a worker has ready for its trials, one after another."""
+    """Resources of a worker, shared by the trials that it runs one after another."""
 
     study: Study
     storage: FencedStorage
@@ -196,8 +196,8 @@ def _open(runner: TrialRunner, claim: Claim) -> optuna.trial.Trial:
 
 
 def _config(runner: TrialRunner, lease: Lease, trial: optuna.trial.Trial) -> TrainConfig:
-    """The configuration from the parameters as they are *stored*: of two workers that suggested,
-    only one wrote."""
+    """Return the configuration from the parameters as they are *stored*: of two workers that
+    suggested, only one wrote."""
     file = runner.study.file
     file.space.suggest(trial)
     stored = runner.storage.get_trial(lease.trial_id).params
@@ -266,10 +266,12 @@ class TrialRun:
 
     @property
     def rows(self) -> list[Epoch]:
+        """Finished epochs in order."""
         return self.journal.rows
 
     @property
     def checkpoint(self) -> Path | None:
+        """The checkpoint to continue from."""
         return self.journal.checkpoint
 
     def _tick(self) -> None:
@@ -277,6 +279,7 @@ class TrialRun:
         self.control.step(epoch=0, images=0)
 
     def run(self) -> Ending:
+        """Train until the trial ends; return its ending."""
         try:
             return self._run()
         except Fenced:
@@ -316,8 +319,8 @@ class TrialRun:
         return unmet(self.limits, costs_of(self.rows, self._networks))
 
     def _unfit(self) -> Ending | None:
-        """The ending of a trial whose network does not meet the constraints; None where it does.
-        One that has epochs did: its latency is measured once."""
+        """Return the ending of a trial whose network does not meet the constraints; None where it
+        does. One that has epochs did: its latency is measured once."""
         if self.journal.known:
             return None
         names = {one.name for one in self.limits}
@@ -328,7 +331,7 @@ class TrialRun:
         return None
 
     def _complete(self, reason: str | None = None) -> Ending:
-        """The ending of a trial that has all that it is to have, its weights kept."""
+        """Return the ending of a trial that has all that it is to have, its weights kept."""
         ending = Ending(Outcome.COMPLETE, self._best(), reason, self._values())
         self._keep_weights(ending)
         return ending
@@ -404,21 +407,21 @@ class TrialRun:
                 self.trial.report(row.metrics[self.metric], row.epoch)
 
     def _falls_behind(self) -> bool:
-        """What the pruner says, once Optuna has every epoch."""
+        """Ask the pruner, once Optuna has every epoch."""
         if self.ranking.has_several:
             return self.runner.first_metric.falls_behind(self.lease.trial_id)
         return self.trial.should_prune()
 
     def _pruned(self) -> Ending:
-        """The ending of a trial that the pruner ends; one that ends by its own curve alone is
-        complete, as after early stopping."""
+        """Return the ending of a trial that the pruner ends; one that ends by its own curve alone
+        is complete, as after early stopping."""
         pruner, epoch = self.runner.study.file.study.pruner, self.rows[-1].epoch
         if is_early_stopping(pruner):
             return self._complete(f"{pruner.name}: stopped improving, ended after epoch {epoch}")
         return Ending(Outcome.PRUNED, self._best(), f"{pruner.name} pruned it after epoch {epoch}")
 
     def _values(self) -> tuple[float, ...] | None:
-        """The values of several objectives, costs measured now; None where there is one."""
+        """Return the values of several objectives, costs measured now; None where there is one."""
         if not self.ranking.has_several:
             return None
         best = self.ranking.best_epoch(self.rows)
@@ -458,7 +461,7 @@ class TrialRun:
         }
 
     def _keep_weights(self, ending: Ending) -> None:
-        """The best epoch's weights, if the trial is among the best so far."""
+        """Save the best epoch's weights if the trial is among the best so far."""
         study = self.runner.study
         if self.checkpoint is None or not retention.is_kept(study, ending):
             return
@@ -493,5 +496,5 @@ def _tell(runner: TrialRunner, lease: Lease, trial: optuna.trial.Trial, ending: 
 
 
 def _is_device_fault(error: Exception) -> bool:
-    """A CUDA error that is not lack of memory leaves the process unusable."""
+    """Return True for a CUDA error other than lack of memory: the process is unusable."""
     return "CUDA error" in str(error)

@@ -143,9 +143,11 @@ class Folder(Store):
 
     @property
     def root(self) -> Path:
+        """Path of the folder."""
         return Path(self.url)
 
     def check(self) -> None:
+        """Make the folder; raise StorageError if that is impossible."""
         with self._told("the folder cannot be made"):
             try:
                 self.root.mkdir(exist_ok=True)
@@ -218,8 +220,8 @@ class Remote(Store):
 
 
 def open_store(url: str) -> Store:
-    """The store at `url`; touches nothing there. Raises InputError as `normal` does, and where a
-    package is missing."""
+    """Return the store at `url`; touches nothing there. Raises InputError as `normal` does, and
+    where a package is missing."""
     url = normal(url)
     return Remote(url) if "://" in url else Folder(url)
 

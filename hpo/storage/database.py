@@ -102,13 +102,14 @@ def as_storage_error(error: DBAPIError, url: URL) -> StorageError:
 
 
 def words(fault: BaseException | None) -> str:
-    """A driver's message in one line; PyMySQL's arguments are a number and the message."""
+    """Return a driver's message in one line; PyMySQL's arguments are a number and the message."""
     text = str(fault.args[-1] if fault is not None and fault.args else fault).strip()
     return next(iter(text.splitlines()), type(fault).__name__)
 
 
 def in_chain(error: BaseException | None) -> DBAPIError | None:
-    """The driver's fault behind `error`: Optuna wraps it, SQLAlchemy follows it by others."""
+    """Return the driver's fault behind `error`: Optuna wraps it, SQLAlchemy follows it by
+    others."""
     while error is not None and not isinstance(error, DBAPIError):
         error = error.__cause__ or error.__context__
     return error
@@ -132,7 +133,7 @@ def is_away(error: DBAPIError) -> bool:
 
 
 def _sqlite_code(error: sqlite3.Error) -> int:
-    """The primary result code; 0 for what the module itself complains about."""
+    """Return the primary result code; 0 for what the module itself complains about."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
@@ -239,6 +240,7 @@ class Database:
 
     @property
     def is_sqlite(self) -> bool:
+        """True if it is SQLite."""
         return self.url.get_backend_name() == "sqlite"
 
     @property
@@ -299,6 +301,7 @@ class Database:
 
     @property
     def is_writing(self) -> bool:
+        """True inside a transaction of this thread that writes."""
         return getattr(self._mode, "writing", False)
 
     def require_file(self) -> None:
@@ -334,15 +337,15 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A transaction that only reads, also beside one of this thread that writes: SQLite would
-        let it wait for that one, which waits for it."""
+        """Return a transaction that only reads, also beside one of this thread that writes: SQLite
+        would let it wait for that one, which waits for it."""
         reading = self._beginning(writing=False)
         with self.translated(), reading, self.engine.begin() as connection:
             yield connection
 
     @contextmanager
     def snapshot(self) -> Iterator[Connection]:
-        """A transaction that reads one moment, as every one of SQLite's does."""
+        """Return a transaction that reads one moment, as every one of SQLite's does."""
         reading = self._beginning(writing=False)
         with self.translated(), reading, self.engine.connect() as connection:
             if not self.is_sqlite:
@@ -352,7 +355,8 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """A transaction that writes: on SQLite it waits for its turn before it reads anything."""
+        """Return a transaction that writes: on SQLite it waits for its turn before it reads
+        anything."""
         with self.translated(), self.writing(), self.engine.begin() as connection:
             yield connection
 
@@ -368,7 +372,8 @@ class Database:
             raise as_storage_error(error, self.url) from error
 
     def now(self) -> sa.ColumnElement[float]:
-        """The database's clock, in seconds since 1970 (SQLite has its host's), as an expression."""
+        """Return the database's clock, in seconds since 1970 (SQLite has its host's), as an
+        expression."""
         if self.is_sqlite:
             return sa.literal_column("(julianday('now') - 2440587.5) * 86400.0", sa.Float)
         if self.url.get_backend_name() == "postgresql":
@@ -403,12 +408,13 @@ class Database:
         return f"hpo:{hashlib.sha1(str(self.url.database).encode()).hexdigest()}"
 
     def dispose(self) -> None:
+        """Close all connections."""
         self.engine.dispose()
 
 
 def connect(text: str) -> Database:
-    """A database for the storage URL `text`; raises StorageError for one that cannot be used.
-    Touches nothing."""
+    """Return a database for the storage URL `text`; raises StorageError for one that cannot be
+    used. Touches nothing."""
     url = parse(text)
     if url.get_backend_name() == "sqlite":
         alone = sqlite_files.may_only_be_read(url) and not sqlite_files.has_writer(url)
@@ -471,7 +477,7 @@ def engine_options(url: URL) -> dict[str, Any]:
 
 
 def connect_args(url: URL) -> dict[str, Any]:
-    """What the driver is told about each connection."""
+    """Return the driver's arguments for each connection."""
     if url.get_backend_name() == "sqlite":
         timeout = float(str(url.query.get("timeout", BUSY_TIMEOUT_S)))
         return {"timeout": timeout, "check_same_thread": False}

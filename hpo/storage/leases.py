@@ -60,7 +60,7 @@ class ContactWindow:
     last: float = -math.inf
 
     def heard(self, now: float, lease_s: float) -> ContactWindow:
-        """The database answered, and its clock said `now`; threads may tell of it in any order."""
+        """Extend it by an answer of the database at `now`; threads may report in any order."""
         unbroken = abs(now - self.last) <= lease_s / 2
         return (
             ContactWindow(self.since, max(self.last, now)) if unbroken else ContactWindow(now, now)
@@ -94,7 +94,7 @@ class Lease:
     lease_s: float
 
     def holds(self) -> sa.ColumnElement[bool]:
-        """The condition under which this lease's owner may write."""
+        """Return the condition under which this lease's owner may write."""
         return sa.and_(
             attempts.c.trial_id == self.trial_id,
             attempts.c.k == self.k,
@@ -103,6 +103,7 @@ class Lease:
         )
 
     def lost(self) -> Fenced:
+        """Return the error for an owner that is fenced."""
         return Fenced(f"trial {self.number}: attempt {self.k} is not its owner any more")
 
 
@@ -117,7 +118,7 @@ class Ending:
     """The values of all objectives, where there are several; `value` is the first."""
 
     def row(self) -> dict[str, Any]:
-        """The columns of the attempt's row."""
+        """Return the columns of the attempt's row."""
         return asdict(self) | {"objectives": self.objectives and json.dumps(self.objectives)}
 
 
@@ -261,7 +262,7 @@ def _open_attempt(c: sa.Connection, lease: Lease, now: float, runtime: str | Non
 
 
 def _runtime(history: Sequence[sa.Row[Any]]) -> str | None:
-    """What the trial computes with since an earlier attempt, as JSON."""
+    """Return how the trial computes since an earlier attempt, as JSON."""
     return next((row.runtime for row in history if row.runtime), None)
 
 
@@ -317,7 +318,7 @@ def _progress(c: sa.Connection, database: Database, worker: str, values: dict[st
 
 @storage_call
 def keep_runtime(database: Database, lease: Lease, runtime: dict[str, Any]) -> None:
-    """What this trial computes with, for whoever takes it over. Raises Fenced."""
+    """Record how this trial computes, for its next attempt. Raises Fenced."""
     with database.write() as c:
         _renew(c, database, lease, runtime=json.dumps(runtime, sort_keys=True))
 
@@ -372,13 +373,13 @@ def record_epochs(
 
 
 def _begun(first: int, last: int) -> dict[str, Any]:
-    """An attempt's columns once it has begun epochs `first` to `last`."""
+    """Return an attempt's columns once it has begun epochs `first` to `last`."""
     return {"epoch": last, "first_epoch": sa.func.coalesce(attempts.c.first_epoch, first)}
 
 
 def _note_begun(c: sa.Connection, trial_id: int, row: Epoch) -> None:
-    """A dead predecessor computed this epoch while the database was away and it could not say so:
-    its attempt is no less its own."""
+    """Credit an epoch to a dead predecessor that computed it while the database was unavailable:
+    the epoch is its own attempt's."""
     a = attempts.c
     c.execute(
         sa.update(attempts)
@@ -448,6 +449,7 @@ def claim_enqueuer(database: Database, uuid: str, worker: str) -> bool:
 
 @storage_call
 def release_enqueuer(database: Database, uuid: str, worker: str) -> None:
+    """Give up the enqueuer's lease."""
     with database.write() as c:
         c.execute(
             sa.update(studies)
@@ -496,7 +498,7 @@ class StudySnapshot:
 
 @storage_call
 def read_snapshot(database: Database, uuid: str, *, maximize: bool) -> StudySnapshot:
-    """Raises NotFound where the study is gone."""
+    """Read a study's snapshot. Raises NotFound if it was deleted."""
     with database.read() as c:
         study = c.execute(sa.select(studies).where(studies.c.uuid == uuid)).one_or_none()
         if study is None:

@@ -22,7 +22,7 @@ from hpo.storage.database import Database
 
 
 def _long_fillers(op: Operations) -> None:
-    """A worker's id may have 64 characters, as in hpo_workers. SQLite does not count them."""
+    """Allow ids of workers of 64 characters, as in hpo_workers. SQLite does not count them."""
     if op.get_context().dialect.name != "sqlite":
         op.alter_column("hpo_studies", "filler", type_=sa.String(64), existing_nullable=True)
 

@@ -87,8 +87,8 @@ Rows = Mapping[int, list[Any]]
 def read_trials(
     c: sa.Connection, *wanted: sa.ColumnElement[bool], bare: Collection[TrialState] = ()
 ) -> list[FrozenTrial]:
-    """The trials that fulfil all of `wanted`, conditions on columns of TRIALS, by their ids. Those
-    in a state of `bare` are without parameters, values and attributes."""
+    """Return the trials that fulfil all of `wanted`, conditions on columns of TRIALS, by their ids.
+    Those in a state of `bare` are without parameters, values and attributes."""
     trials = c.execute(sa.select(TRIALS).where(*wanted).order_by(TRIALS.c.trial_id)).all()
     if all(row.state in bare for row in trials):
         parts: dict[str, Rows] = {name: defaultdict(list) for name in PARTS}
@@ -189,14 +189,14 @@ def _call(
 def _write(
     method: Callable[Concatenate[FencedStorage, P], R],
 ) -> Callable[Concatenate[FencedStorage, P], R]:
-    """A storage method whose transactions write."""
+    """Return a storage method whose transactions write."""
     return _call(method, writes=True)
 
 
 def _read(
     method: Callable[Concatenate[FencedStorage, P], R],
 ) -> Callable[Concatenate[FencedStorage, P], R]:
-    """A storage method that only reads."""
+    """Return a storage method that only reads."""
     return _call(method, writes=False)
 
 
@@ -265,6 +265,7 @@ class FencedStorage(RDBStorage):
         state: TrialState,
         values: Any = None,
     ) -> bool:
+        """Start or end a trial, under the thread's lease."""
         self._guard.finishing = state.is_finished()
         try:
             return super().set_trial_state_values(trial_id, state, values)
@@ -308,7 +309,7 @@ class FencedStorage(RDBStorage):
 
     @_read
     def get_trial(self, trial_id: int) -> optuna.trial.FrozenTrial:
-        """Raises KeyError where it is gone."""
+        """Return a trial; raise KeyError if it is gone."""
         with self.database.read() as c:
             found = read_trials(c, TRIALS.c.trial_id == trial_id)
         if not found:
@@ -352,7 +353,7 @@ def add_waiting(storage: FencedStorage, study_id: int) -> None:
 
 
 def worst_values(c: sa.Connection, trial_id: int) -> tuple[float, ...]:
-    """What Optuna is told of records.WORTHLESS: the worst in each direction of its study."""
+    """Return what Optuna is told of a worthless trial: the worst in each direction of its study."""
     way = models.StudyDirectionModel.__table__.c
     query = (
         sa.select(way.direction)
@@ -381,7 +382,8 @@ def end_trial(
 
 
 def sampling_view(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> optuna.Study:
-    """The study as samplers see it for `trial`: under Hyperband the trials of its bracket only."""
+    """Return the study as samplers see it for `trial`: under Hyperband the trials of its bracket
+    only."""
     return optuna.pruners._filter_study(study, trial)
 
 
@@ -426,7 +428,7 @@ def upgrade_schema(database: Database) -> str:
 
 
 def _create(database: Database) -> None:
-    """The caller is alone. What a process that died here has made stays and is completed."""
+    """Create the tables, alone. What a process that died here has made stays and is completed."""
     use_wal(database)
     for table in (*models.BaseModel.metadata.tables.values(), *tables.OURS):
         table.dialect_kwargs.update(MYSQL_TABLES)
@@ -504,13 +506,14 @@ def _upgrade_optuna(database: Database) -> None:
 
 
 def _optuna_url(database: Database) -> str:
-    """The URL with its password, as SQLAlchemy reads it again: its newer versions take % for an
-    escape also in a path."""
+    """Return the URL with its password, as SQLAlchemy reads it again: its newer versions take % for
+    an escape also in a path."""
     return bare(database.url).render_as_string(hide_password=False)
 
 
 def _versions(database: Database) -> Any:
-    """What Optuna knows of its schema; writes its version where none stands, for its own tools."""
+    """Return Optuna's version of its schema; write its version where none stands, for its own
+    tools."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna.storages._rdb.storage._VersionManager(
         _optuna_url(database),
@@ -536,6 +539,7 @@ class Cached(_CachedStorage):
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Any = None
     ) -> list[optuna.trial.FrozenTrial]:
+        """Return trials; finished ones are kept in memory."""
         is_finished = states is not None and all(
             state.is_finished() for state in TrialState if state in states
         )
@@ -544,7 +548,7 @@ class Cached(_CachedStorage):
 
 
 def cached(storage: FencedStorage) -> optuna.storages.BaseStorage:
-    """What samplers and the dashboard read."""
+    """Return the storage as samplers and the dashboard read it."""
     return Cached(storage)
 
 
@@ -560,14 +564,17 @@ class FirstObjective(Cached):
         self._curves = curves
 
     def get_study_directions(self, study_id: int) -> list[optuna.study.StudyDirection]:
+        """Return the direction of the first objective."""
         return super().get_study_directions(study_id)[:1]
 
     def get_trial(self, trial_id: int) -> optuna.trial.FrozenTrial:
+        """Return a trial with its curve."""
         return _with_curve(super().get_trial(trial_id), self._curves())
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Any = None
     ) -> list[optuna.trial.FrozenTrial]:
+        """Return trials with their curves."""
         curves = self._curves()
         found = super().get_all_trials(study_id, deepcopy=deepcopy, states=states)
         return [_with_curve(trial, curves) for trial in found]

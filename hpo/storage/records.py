@@ -101,6 +101,7 @@ class Outcome(StrEnum):
 
     @property
     def words(self) -> str:
+        """Its value in words."""
         return self.replace("_", " ")
 
 
@@ -196,6 +197,7 @@ class Trial:
         return sum(row.metrics.get("seconds", 0.0) for row in self.epochs)
 
     def to_dict(self) -> dict[str, Any]:
+        """Return it as plain data."""
         return asdict(self) | {"seconds": self.seconds}
 
 
@@ -211,6 +213,7 @@ class Ranking:
 
     @property
     def has_several(self) -> bool:
+        """True if there are several objectives."""
         return len(self.directions) > 1
 
     def order(self, scores: Mapping[int, Sequence[float]]) -> list[int]:
@@ -271,8 +274,8 @@ class WorkerRow:
 
 
 def is_empty(database: Database) -> bool:
-    """True where no study can be: an absent SQLite file, or a database without our tables. Raises
-    StorageError for those of an older or newer hpo."""
+    """Return True if there can be no study: an absent SQLite file, or a database without our
+    tables. Raises StorageError for those of an older or newer hpo."""
     return not exists(database) or not is_current(database)
 
 
@@ -296,6 +299,7 @@ def purge_orphans(database: Database) -> None:
 
 
 def find_study(database: Database, name: str) -> StudyRow | None:
+    """Return a study by name; None if there is none."""
     if is_empty(database):
         return None
     with database.read() as c:
@@ -309,7 +313,7 @@ def find_study(database: Database, name: str) -> StudyRow | None:
 
 
 def get_study(database: Database, name: str) -> StudyRow:
-    """Raises NotFound naming the nearest studies."""
+    """Return a study by name; raise NotFound naming the nearest studies."""
     row = find_study(database, name)
     if row is None:
         names = [study.name for study in list_studies(database)]
@@ -319,6 +323,7 @@ def get_study(database: Database, name: str) -> StudyRow:
 
 
 def list_studies(database: Database) -> list[StudyRow]:
+    """Return all studies, oldest first."""
     if is_empty(database):
         return []
     with database.read() as c:
@@ -348,6 +353,7 @@ def _study(row: sa.Row[Any]) -> StudyRow:
 
 
 def update_study(database: Database, uuid: str, **values: Any) -> None:
+    """Set columns of a study's row."""
     with database.write() as c:
         c.execute(sa.update(studies).where(studies.c.uuid == uuid).values(**values))
 
@@ -365,16 +371,18 @@ def stop_study(database: Database, uuid: str, stop: str, reason: str) -> bool:
 
 
 def resume_study(database: Database, uuid: str) -> None:
+    """Clear the stop of a study; failures before now no longer count."""
     update_study(database, uuid, stop=None, stop_reason=None, resumed=database.now())
 
 
 def enqueue(database: Database, uuid: str, params: Mapping[str, Any]) -> None:
+    """Add a configuration that a coming trial shall try."""
     with database.write() as c:
         c.execute(enqueued.insert().values(study=uuid, params=json.dumps(dict(params))))
 
 
 def read_enqueued(database: Database, uuid: str) -> list[tuple[dict[str, Any], int | None]]:
-    """Configurations put in by hand, oldest first, each with the trial that took it or None."""
+    """Return enqueued configurations, oldest first, each with the trial that took it or None."""
     with database.read() as c:
         query = sa.select(enqueued).where(enqueued.c.study == uuid).order_by(enqueued.c.id)
         return [(json.loads(row.params), row.number) for row in c.execute(query)]
@@ -390,7 +398,7 @@ def assign_enqueued(c: sa.Connection, uuid: str, number: int) -> None:
 
 
 def enqueued_for(c: sa.Connection, uuid: str, number: int) -> tuple[dict[str, Any] | None, int]:
-    """What trial `number` has got, and how many trials before it got something."""
+    """Return the enqueued configuration of trial `number`, and the number of those before it."""
     e = enqueued.c
     mine = c.scalar(sa.select(e.params).where(e.study == uuid, e.number == number))
     before = c.scalar(sa.select(sa.func.count()).where(e.study == uuid, e.number < number))
@@ -413,7 +421,7 @@ def resolve_once(database: Database, uuid: str, key: str, value: Any) -> Any:
 
 @storage_call
 def read_resolved(database: Database, uuid: str, prefix: str = "") -> dict[str, Any]:
-    """What workers found once for all, by key; of keys that begin with `prefix`."""
+    """Return what workers resolved, by key; of keys that begin with `prefix`."""
     here = resolved.c.study == uuid
     wanted = resolved.c.key.startswith(prefix, autoescape=True)
     with database.read() as c:
@@ -508,6 +516,7 @@ def add_worker(
 
 @storage_call
 def update_worker(database: Database, /, worker: str, **values: Any) -> None:
+    """Set columns of a worker's row, and that it was seen now."""
     with database.write() as c:
         c.execute(
             sa.update(workers).where(workers.c.id == worker).values(seen=database.now(), **values)
@@ -516,11 +525,13 @@ def update_worker(database: Database, /, worker: str, **values: Any) -> None:
 
 @storage_call
 def end_worker(database: Database, worker: str, reason: str) -> None:
+    """Record that a worker ended, and why."""
     update_worker(database, worker, ended=database.now(), reason=reason, number=None)
 
 
 @storage_call
 def read_workers(database: Database, uuid: str) -> list[WorkerRow]:
+    """Return a study's workers, oldest first."""
     with database.read() as c:
         query = sa.select(workers).where(workers.c.study == uuid).order_by(workers.c.started)
         rows = []

@@ -89,7 +89,7 @@ class Outage:
 
     @contextmanager
     def noted(self) -> Iterator[None]:
-        """A try: StorageUnavailable inside is said, and goes no further."""
+        """Log StorageUnavailable that is raised inside, and suppress it."""
         tried = time.monotonic()
         try:
             yield
@@ -118,7 +118,8 @@ class Outage:
 
 
 def retry_while_unavailable(pause: Pause | None, call: Callable[[], R]) -> R:
-    """What `call` returns, repeated while it raises StorageUnavailable; once where `pause` is None.
+    """Return what `call` returns; repeat it while it raises StorageUnavailable, if `pause` is
+    given.
 
     Raises what `pause` raises to give up.
     """
@@ -134,7 +135,7 @@ def retry_while_unavailable(pause: Pause | None, call: Callable[[], R]) -> R:
 def storage_call(
     call: Callable[Concatenate[Database, P], R],
 ) -> Callable[Concatenate[Database, P], R]:
-    """A function whose first argument is the database: repeated while its thread retries."""
+    """Repeat a function, whose first argument is the database, while its thread retries."""
 
     @wraps(call)
     def repeated(database: Database, /, *args: P.args, **kwargs: P.kwargs) -> R:

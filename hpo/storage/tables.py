@@ -193,8 +193,8 @@ OURS = (schema, studies, attempts, epochs, enqueued, resolved, workers)
 
 
 def version(database: Database) -> int | None:
-    """The version of our tables in a database, None where there are none. Raises StorageError for
-    one that a newer hpo has written."""
+    """Return the version of our tables in a database, None where there are none. Raises
+    StorageError for one that a newer hpo has written."""
     with database.read() as connection:
         if not sa.inspect(connection).has_table(schema.name):
             return None
@@ -217,6 +217,7 @@ def is_current(database: Database) -> bool:
 
 
 def needs_upgrade(database: Database, what: str) -> StorageError:
+    """Return the error for a database of an older hpo, with the command that upgrades it."""
     flag = option(database.url, usual())
     return StorageError(
         f"{database.shown}: {what}; stop its workers, then: hpo storage upgrade{flag}"

@@ -101,12 +101,12 @@ def _only(key: Sequence[int] | None) -> int:
 
 
 def _refers(table: sa.Table) -> dict[str, sa.Column[Any]]:
-    """The columns that refer to a study or trial, by what they refer to."""
+    """Return the columns that refer to a study or trial, by what they refer to."""
     return {key.target_fullname: key.parent for key in table.foreign_keys}
 
 
 def _rows_of(table: sa.Table, row: StudyRow) -> sa.Select[Any]:
-    """The study's rows in the order in which they were written."""
+    """Return the study's rows in the order in which they were written."""
     refers, query = _refers(table), sa.select(table).order_by(*table.primary_key)
     if table.name == tables.optuna_studies.name:
         return query.where(table.c.study_id == row.study_id)
@@ -120,7 +120,7 @@ def _rows_of(table: sa.Table, row: StudyRow) -> sa.Select[Any]:
 
 
 def _renewed(table: sa.Table, row: Mapping[str, Any], ids: Ids, now: float) -> dict[str, Any]:
-    """The row as the target gets it."""
+    """Return the row as the target gets it."""
     values: dict[str, Any] = {
         # MySQL has no NaN; what today's hpo writes has none either.
         name: None if isinstance(value, float) and not math.isfinite(value) else value

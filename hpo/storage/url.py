@@ -92,8 +92,8 @@ def _refuse_elsewhere(path: str) -> None:
 
 
 def suggestion(text: str) -> str | None:
-    """A URL for `text`, which is none, where it is the path of a file or nearly a URL of one; None
-    where it may be anything else, with a password in it."""
+    """Return a URL for `text`, which is none, where it is the path of a file or nearly a URL of
+    one; None where it may be anything else, with a password in it."""
     if "@" in text:
         return None
     found = re.fullmatch(r"(?:sqlite3?|file):/*(.*)", text)
@@ -125,8 +125,8 @@ def has_writer(url: URL) -> bool:
 
 
 def connect(url: URL, timeout_s: float) -> sqlite3.Connection:
-    """A connection, which waits so long for others unless the URL says otherwise; to a file that
-    may only be read as it stands there at this moment.
+    """Return a connection, which waits so long for others unless the URL says otherwise; to a file
+    that may only be read as it stands there at this moment.
 
     Raises StorageError where that is not the whole of it."""
     asked = {key: str(value) for key, value in url.query.items() if key in ("mode", "immutable")}
@@ -170,7 +170,7 @@ HARMLESS_OPTIONS = {
 
 
 def parse(text: str) -> URL:
-    """The URL with its driver and its password, wherever that comes from.
+    """Return the URL with its driver and its password, wherever that comes from.
 
     Raises StorageError, never with the text itself, for what is no URL, for another database, and
     for an ambiguous password.
@@ -222,7 +222,7 @@ def _with_driver(url: URL) -> URL:
 
 
 def _refuse_ambiguous(text: str, url: URL) -> None:
-    """An @ in a password would end it, and its rest would be taken for a host and shown."""
+    """Refuse an @ in a password: its rest would be taken for a host and shown."""
     user_and_more = text.partition("://")[2]
     after_user = re.sub(r"^[^:/]*:", "", user_and_more)
     split = "@" in (url.host or "") or "@" in (url.database or "")
@@ -234,7 +234,7 @@ def _refuse_ambiguous(text: str, url: URL) -> None:
 
 
 def _with_password(url: URL) -> URL:
-    """The password from the options, where some drivers accept one, or from the file."""
+    """Return the password from the options, where some drivers accept one, or from the file."""
     for name in PASSWORD_OPTIONS:
         if name in url.query:
             given = url.query[name]
@@ -268,7 +268,8 @@ def has_password(text: str) -> bool:
 
 
 def show(url: URL) -> str:
-    """The URL for messages: without its password, and without options that may hold a secret."""
+    """Return the URL for messages: without its password, and without options that may hold a
+    secret."""
     if url.get_backend_name() == "sqlite":
         return as_text(url)
     safe = {name: value if name in HARMLESS_OPTIONS else "..." for name, value in url.query.items()}
@@ -276,7 +277,8 @@ def show(url: URL) -> str:
 
 
 def as_text(url: URL) -> str:
-    """The URL with its password, which `parse` understands: of SQLite with the path as it is."""
+    """Return the URL with its password, which `parse` understands: of SQLite with the path as it
+    is."""
     if url.get_backend_name() != "sqlite":
         return url.render_as_string(hide_password=False)
     options = f"?{urlencode(url.query)}" if url.query else ""
@@ -284,8 +286,8 @@ def as_text(url: URL) -> str:
 
 
 def for_others(url: URL) -> str:
-    """The URL for machines that have the password from elsewhere. Raises StorageError for options
-    that may hold a secret, which cannot go along."""
+    """Return the URL for machines that have the password from elsewhere. Raises StorageError for
+    options that may hold a secret, which cannot go along."""
     secret = [name for name in url.query if name not in HARMLESS_OPTIONS]
     if secret:
         raise StorageError(
@@ -296,13 +298,13 @@ def for_others(url: URL) -> str:
 
 
 def usual() -> str:
-    """The storage that a command uses which is not told another."""
+    """Return the storage that a command uses which is not told another."""
     return os.environ.get("HPO_STORAGE") or Home.default().storage
 
 
 def option(url: URL, otherwise: str) -> str:
-    """What a printed command needs to reach `url`: nothing where it uses that `otherwise`, and
-    never a secret."""
+    """Return what a printed command needs to reach `url`: nothing where it uses that `otherwise`,
+    and never a secret."""
     if _leads_to(otherwise, url):
         return ""
     bare = show(url._replace(password=None))
