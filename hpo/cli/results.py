@@ -185,9 +185,9 @@ def train(
     Example: hpo train best.toml --seeds 3 --set epochs=100
     """
     from hpo.config.study import load_config
-    from hpo.config.toml import assignments
+    from hpo.config.toml import parse_assignments
 
-    overrides = assignments(set_)
+    overrides = parse_assignments(set_)
     jobs = [
         (folder, *load_config(path, overrides))
         for path, folder in zip(configs, _run_folders(configs, output), strict=True)

@@ -69,7 +69,7 @@ def init(
     Example: hpo init photos/ -o photos.toml
     """
     from hpo.config.study import parse_study
-    from hpo.config.template import starter
+    from hpo.config.template import starter_file
     from hpo.data import (
         csv_labels,
         folders,
@@ -77,7 +77,7 @@ def init(
     from hpo.data.dataset import examine_data
 
     summarize = csv_labels.summarize_csv if data_dir.is_file() else folders.summarize_folder
-    text = starter(data_dir, summarize(data_dir.expanduser()), output.stem if output else None)
+    text = starter_file(data_dir, summarize(data_dir.expanduser()), output.stem if output else None)
     file = parse_study(text, str(data_dir))
     path = output or Path(f"{file.name}.toml")
     if path.exists() and not force:
@@ -112,9 +112,9 @@ def check(
     Example: hpo check studies/digits.toml --workers 2
     """
     from hpo.config.study import StudyFile
-    from hpo.config.toml import assignments
+    from hpo.config.toml import parse_assignments
 
-    file = StudyFile.load(study_file, assignments(set_))
+    file = StudyFile.load(study_file, parse_assignments(set_))
     from hpo.trained.dry_run import check as examine
     from hpo.workers.process import (
         spread,
@@ -192,7 +192,7 @@ def run(
         open_study,
     )
     from hpo.config.study import StudyFile
-    from hpo.config.toml import assignments
+    from hpo.config.toml import parse_assignments
     from hpo.workers.process import (
         require_device,
         spread,
@@ -200,7 +200,7 @@ def run(
     )
 
     quiet_optuna()
-    file = StudyFile.load(study_file, assignments(set_))
+    file = StudyFile.load(study_file, parse_assignments(set_))
     devices = spread(workers, workers_per_device, device)
     require_device(device)
     with database(storage) as found:
@@ -311,9 +311,9 @@ def enqueue(
     Example: hpo enqueue digits optimizer.name=adamw optimizer.lr=0.003
     """
     from hpo.api.study import Study
-    from hpo.config.toml import assignments
+    from hpo.config.toml import parse_assignments
 
-    given = assignments(values)
+    given = parse_assignments(values)
     with database(storage) as found:
         Study(study, found).enqueue(given)
     typer.echo(f"the next trial of {study} that starts tries it")

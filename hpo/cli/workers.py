@@ -276,13 +276,13 @@ def _launched_study(
     looked for first). Raises InputError where nothing is left to do."""
     from hpo.api.study import open_study
     from hpo.config.study import StudyFile
-    from hpo.config.toml import assignments
+    from hpo.config.toml import parse_assignments
     from hpo.search import scheduling
     from hpo.search import study as studies
 
     if given.endswith(".toml") or Path(given).is_file():
         study, _ = open_study(
-            found, StudyFile.load(Path(given), assignments(overrides)), None, look=look
+            found, StudyFile.load(Path(given), parse_assignments(overrides)), None, look=look
         )
     elif overrides:
         raise InputError("--set changes a study file; the study of a name is as it was created")

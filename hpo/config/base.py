@@ -36,24 +36,24 @@ Ratio = Annotated[float, Field(ge=0, le=1)]
 Rates = Annotated[tuple[Annotated[float, Field(ge=0)], ...], BeforeValidator(as_tuple)]
 Sizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(as_tuple)]
 
-OWN = {"type": "string", "pattern": r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"}
+FUNCTION_SCHEMA = {"type": "string", "pattern": r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"}
 """JSON Schema of `module:function`, the name of a function of the user's."""
 
 
-def is_own(name: str) -> bool:
+def is_function_name(name: str) -> bool:
     """Return whether `name` has the form `module:function`."""
-    return re.fullmatch(OWN["pattern"], name) is not None
+    return re.fullmatch(FUNCTION_SCHEMA["pattern"], name) is not None
 
 
 @dataclass(frozen=True)
-class NameOrOwn:
+class NameOrFunction:
     """Annotation of a text: one of `names`, or `module:function` of the user's own."""
 
     what: str
     names: Sequence[str]
 
     def _check(self, value: Any) -> Any:
-        if not isinstance(value, str) or value in self.names or is_own(value):
+        if not isinstance(value, str) or value in self.names or is_function_name(value):
             return value
         own, hint = "your own is named module:function", nearest(value, self.names)
         raise ValueError(
@@ -70,7 +70,7 @@ class NameOrOwn:
         self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
         """Return both forms."""
-        return {"anyOf": [{"enum": list(self.names)}, OWN]}
+        return {"anyOf": [{"enum": list(self.names)}, FUNCTION_SCHEMA]}
 
 
 NONE = "none"
@@ -297,7 +297,7 @@ def _locate(
 # Dotted paths
 
 
-def list_of(path: str) -> str:
+def list_path(path: str) -> str:
     """Return the list in which `path` names an item or a field of one, `path` itself without a
     number: `phases` of `phases.1.lr`, `model.head.hidden` of `model.head.hidden.0`."""
     return re.split(r"\.\d+(?:\.|$)", path)[0]

@@ -53,10 +53,10 @@ class Constraint:
 
     def complaint(self, value: float) -> str:
         """Return `parameters 2,278,604 is not <= 1e6`."""
-        return f"{self.name} {amount(value)} is not {self._bound}"
+        return f"{self.name} {format_cost(value)} is not {self._bound}"
 
 
-def amount(value: float) -> str:
+def format_cost(value: float) -> str:
     """Return a cost for people: 2,278,604 or 12.35."""
     whole = math.isfinite(value) and value == int(value)
     return f"{int(value):,}" if whole else f"{value:.4g}" if value < 1000 else f"{value:,.1f}"
@@ -98,12 +98,12 @@ _Table = Annotated[
 Constraints = Annotated[_Table | None, BeforeValidator(_constraints)]
 
 
-def parsed(constraints: Mapping[str, str] | None) -> tuple[Constraint, ...]:
+def parse_constraints(constraints: Mapping[str, str] | None) -> tuple[Constraint, ...]:
     """Return `constraints` of a StudyConfig, one by one."""
     return tuple(Constraint(name, *text.split()) for name, text in (constraints or {}).items())
 
 
-def unmet(constraints: Iterable[Constraint], costs: Mapping[str, float]) -> str | None:
+def unmet_reason(constraints: Iterable[Constraint], costs: Mapping[str, float]) -> str | None:
     """Return, in words, which of `constraints` the known `costs` do not meet; None for none."""
     found = [
         one.complaint(costs[one.name])
@@ -118,7 +118,7 @@ def to_relax(constraints: Iterable[Constraint], reasons: Collection[str]) -> str
     was nearest: `parameters = "<= 1e6" (the nearest: 2,278,604)`."""
     missed = {one: one.nearest_missed(reasons) for one in constraints}
     return ", ".join(
-        f'{one.name} = "{one.relation} {one.bound}" (the nearest: {amount(value)})'
+        f'{one.name} = "{one.relation} {one.bound}" (the nearest: {format_cost(value)})'
         for one, value in missed.items()
         if value is not None
     )

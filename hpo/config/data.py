@@ -10,9 +10,9 @@ from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from hpo.config.base import (
     ConfigModel,
-    NameOrOwn,
+    NameOrFunction,
     fail,
-    is_own,
+    is_function_name,
 )
 
 TORCHVISION: dict[str, int | None] = {
@@ -83,7 +83,7 @@ Background = Annotated[
 class DataConfig(ConfigModel):
     """Where the images come from, how they are split, and the size at which they are kept."""
 
-    dataset: Annotated[str, NameOrOwn("data set", BUILT_IN)] = "digits"
+    dataset: Annotated[str, NameOrFunction("data set", BUILT_IN)] = "digits"
     """digits: scikit-learn's 1,797 scans of handwritten digits, 8 x 8 pixels. folder: images by
     class under `root`, either train/ [val/] [test/] or one folder per class. csv: the images that
     the file `labels` lists, with their classes. cifar10, mnist, ...: torchvision's data set of that
@@ -189,7 +189,11 @@ class DataConfig(ConfigModel):
             fail("root", self.root, 'digits come with scikit-learn; use dataset = "folder"')
         if self.crop_to_box and self.dataset != "stanford_cars":
             fail("crop_to_box", True, 'only dataset = "stanford_cars" has boxes')
-        if self.group_by == "folder" and self.dataset not in FOLDERS and not is_own(self.dataset):
+        if (
+            self.group_by == "folder"
+            and self.dataset not in FOLDERS
+            and not is_function_name(self.dataset)
+        ):
             fail("group_by", "folder", f"images of {self.dataset} lie in no folders of groups")
         if self.resize == "crop" and self.resize_size < self.image_size:
             fail("resize_size", self.resize_size, f"at least image_size = {self.image_size}")

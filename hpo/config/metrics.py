@@ -50,13 +50,13 @@ _MEANT = {
 """What other tools call them, without the part of the images in front."""
 
 
-def own_function(metric: str) -> str | None:
+def user_function(metric: str) -> str | None:
     """Return the `module:function` that `metric` (or another field) names, or None."""
     found = None if metric.startswith(RECALL) else re.fullmatch(_OWN, metric)
     return found[1] if found else None
 
 
-def recalled(metric: str) -> str | None:
+def recall_class(metric: str) -> str | None:
     """Return the class whose recall `metric` is; None for other metrics."""
     return metric.removeprefix(RECALL) if metric.startswith(RECALL) else None
 
@@ -64,13 +64,13 @@ def recalled(metric: str) -> str | None:
 def direction(metric: str) -> Literal["minimize", "maximize"]:
     """Return the direction of `metric`: losses, distances and `...:minimize` are minimized, others
     maximized."""
-    if recalled(metric) is not None or metric.endswith(":maximize"):
+    if recall_class(metric) is not None or metric.endswith(":maximize"):
         return "maximize"
     lower = metric.endswith(("_loss", "_distance", ":minimize"))
     return "minimize" if lower else "maximize"
 
 
-def meant(metric: str, allowed: Iterable[str]) -> str:
+def suggestion(metric: str, allowed: Iterable[str]) -> str:
     """Return the end of a message about a metric that is none of `allowed`."""
     name = re.sub(r"[\s\-]+", "_", metric.strip().lower())
     part, _, rest = name.partition("_")
@@ -94,16 +94,16 @@ def metric_name(value: Any) -> str:
     module = value.partition(":")[0]
     if value == RECALL:
         raise ValueError(f"name a class behind it, as in {RECALL}cat")
-    if ":" in value and module.startswith(("val_", "train_")) and recalled(value) is None:
+    if ":" in value and module.startswith(("val_", "train_")) and recall_class(value) is None:
         raise ValueError(f"of a single class there is its recall alone, {RECALL}CLASS")
-    if value in METRICS or recalled(value) is not None or own_function(value):
+    if value in METRICS or recall_class(value) is not None or user_function(value):
         return value
     if ":" in value:
         raise ValueError(
             "a function of your own is module:function, or module:function:minimize where less is "
             "better"
         )
-    raise ValueError(meant(value, METRICS))
+    raise ValueError(suggestion(value, METRICS))
 
 
 METRIC_SCHEMA: dict[str, Any] = {
@@ -137,7 +137,7 @@ def direction_of(objective: str) -> Literal["minimize", "maximize"]:
     return "minimize" if objective in COSTS else direction(objective)
 
 
-def worst(objective: str) -> float:
+def worst_value(objective: str) -> float:
     """Return the value that all trials are better than: what Optuna gets for a trial that diverged
     or is infeasible, so that its samplers learn from it and it is never the best."""
     return math.inf if direction_of(objective) == "minimize" else -math.inf

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from hpo.config.base import (
     ConfigModel,
-    NameOrOwn,
+    NameOrFunction,
     Ratio,
     Sizes,
     as_tuple,
@@ -196,7 +196,7 @@ class HeadConfig(ConfigModel):
 class ModelConfig(ConfigModel):
     """The network, where its weights come from, and which part of it is trained."""
 
-    architecture: Annotated[str, NameOrOwn("architecture", ARCHITECTURES)] = "small_cnn"
+    architecture: Annotated[str, NameOrFunction("architecture", ARCHITECTURES)] = "small_cnn"
     """small_cnn, the name of a torchvision classification model, or `module:function` of your own,
     found from the working directory: called with classes (int) and image_size (int, pixels), it
     returns the nn.Module that maps (B, 3, image_size, image_size) to (B, classes)."""

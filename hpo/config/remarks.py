@@ -9,7 +9,7 @@ from typing import Any
 from hpo.config.base import (
     NONE,
     flatten,
-    list_of,
+    list_path,
     toml_repr,
 )
 from hpo.config.space import (
@@ -81,7 +81,7 @@ def _without_effect(file: StudyFile) -> Iterator[str]:
     """Yield searched parameters, and given fields, that change nothing in some trials or in all."""
     given = [one for one in flatten(file.train) if one in EFFECTIVE_WITH] if file.text else []
     for name in [*file.space, *given]:
-        for parent, values in EFFECTIVE_WITH.get(list_of(name), {}).items():
+        for parent, values in EFFECTIVE_WITH.get(list_path(name), {}).items():
             possible = _possible(file, name, parent)
             useless = [one for one in possible if not _is_among(one, values)]
             if useless and (name in file.space or len(useless) == len(possible)):

@@ -21,7 +21,7 @@ from hpo.config.base import (
     as_tuple,
     fail,
     flatten,
-    list_of,
+    list_path,
     toml_repr,
     type_at,
     with_values,
@@ -66,7 +66,7 @@ MOST_STEPS = 1_000_000_000
 Scalar = bool | int | float | str
 
 
-def canonical(value: Any) -> str:
+def canonical_json(value: Any) -> str:
     """Return JSON text that is the same for equal values."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
 
@@ -284,11 +284,11 @@ class Choice(Parameter):
 
     def contains(self, value: Any) -> bool:
         """Return whether `value` is one of the choices."""
-        return any(same(one, value) for one in self.choices)
+        return any(is_same(one, value) for one in self.choices)
 
     def encode(self, value: Any) -> Scalar:
         """Return Optuna's value: JSON text for a list or table."""
-        return next(_text(one) for one in self.choices if same(one, value))
+        return next(_text(one) for one in self.choices if is_same(one, value))
 
     def decode(self, value: Any) -> Any:
         """Return the choice for Optuna's value; raises ValueError if there is none."""
@@ -312,7 +312,7 @@ class Choice(Parameter):
 
 
 def _text(choice: Any) -> Scalar:
-    text: Scalar = canonical(choice) if isinstance(choice, list | dict) else choice
+    text: Scalar = canonical_json(choice) if isinstance(choice, list | dict) else choice
     return text
 
 
@@ -321,10 +321,10 @@ def _identity(choice: Any) -> str:
     if isinstance(choice, str):
         return choice
     whole = isinstance(choice, float) and choice.is_integer()
-    return canonical(int(choice) if whole else choice)
+    return canonical_json(int(choice) if whole else choice)
 
 
-def same(one: Any, other: Any) -> bool:
+def is_same(one: Any, other: Any) -> bool:
     """Return whether both are equal as configuration: 1 and 1.0 are, 1 and true are not."""
     return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
 
@@ -410,7 +410,7 @@ class Space(Mapping[str, Parameter]):
     def is_active(self, name: str, values: Mapping[str, Any]) -> bool:
         """Return whether `name` is searched if the others have `values` (config values)."""
         return all(
-            parent in values and any(same(one, values[parent]) for one in allowed)
+            parent in values and any(is_same(one, values[parent]) for one in allowed)
             for parent, allowed in self[name].when.items()
         )
 
@@ -618,7 +618,7 @@ def _check_name(name: str, fixed: Mapping[str, Any]) -> None:
             key=name,
         )
     given = flatten(fixed)
-    base = list_of(name)
+    base = list_path(name)
     if base == name:
         if name in given:
             value = toml_repr(given[name])

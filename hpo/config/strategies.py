@@ -20,7 +20,7 @@ from hpo.config.base import (
 from hpo.config.constraints import (
     Constraint,
     Constraints,
-    parsed,
+    parse_constraints,
 )
 from hpo.config.metrics import (
     COSTS,
@@ -367,4 +367,4 @@ class StudyConfig(ConfigModel):
     @property
     def limits(self) -> tuple[Constraint, ...]:
         """The constraints, one by one."""
-        return parsed(self.constraints)
+        return parse_constraints(self.constraints)

@@ -31,7 +31,7 @@ from hpo.config.metrics import (
     COSTS,
     direction,
     direction_of,
-    own_function,
+    user_function,
 )
 from hpo.config.space import (
     KEYS,
@@ -46,7 +46,7 @@ from hpo.config.strategies import (
     Patient,
     StudyConfig,
 )
-from hpo.config.toml import expand
+from hpo.config.toml import nest
 from hpo.config.train import (
     TrainConfig,
     check_path,
@@ -85,9 +85,9 @@ class Document:
                 message = f"{toml_repr(value)}: a table: write [{name}]"
                 raise ConfigError(message, key=name, where=where)
         return cls(
-            study=expand(data.get("study", {}), where, "study."),
-            train=expand(data.get("train", {}), where, "train."),
-            space=split_space(expand(data.get("space", {}), where, "space.")),
+            study=nest(data.get("study", {}), where, "study."),
+            train=nest(data.get("train", {}), where, "train."),
+            space=split_space(nest(data.get("space", {}), where, "space.")),
             baselines=_baselines(data.get("baseline", []), where),
         )
 
@@ -182,7 +182,7 @@ def _baselines(tables: Any, where: str) -> list[dict[str, Any]]:
             key="baseline",
             where=where,
         )
-    return [flatten(expand(one, where, f"baseline {i}: ")) for i, one in enumerate(tables, 1)]
+    return [flatten(nest(one, where, f"baseline {i}: ")) for i, one in enumerate(tables, 1)]
 
 
 def _unknown_table(name: str) -> str:
@@ -234,7 +234,7 @@ class StudyFile:
         """The most epochs that a trial of this study can have."""
         return max(self.config(corner).epochs for corner in self.space.corners())
 
-    def own_modules(self, *fields: str) -> list[str]:
+    def user_modules(self, *fields: str) -> list[str]:
         """Return modules of the user's that `fields`, fixed or searched, name as module:function;
         `study.metric` stands for all objectives."""
         fixed = flatten(self.train)
@@ -245,7 +245,7 @@ class StudyFile:
         ]
         if "study.metric" in fields:
             values += self.objectives
-        found = [own_function(str(one)) for one in values]
+        found = [user_function(str(one)) for one in values]
         return sorted({one.partition(":")[0] for one in found if one})
 
     def config(self, values: Mapping[str, Any]) -> TrainConfig:
@@ -550,7 +550,7 @@ def _overridden(
     try:
         for key in values:
             check_path(key)
-        return with_values(toml.expand(data, where), values)
+        return with_values(toml.nest(data, where), values)
     except ConfigError as error:
         raise error.at("--set") from None
 

@@ -71,7 +71,7 @@ optimizer.weight_decay = 1e-2
 
 
 @dataclass(frozen=True)
-class Folder:
+class FolderSummary:
     """Summary of a folder of images, found without opening files but for some sizes."""
 
     classes: int
@@ -100,7 +100,7 @@ def median_side(files: list[Path]) -> int:
     return int(statistics.median(sides))
 
 
-def starter(data: Path, folder: Folder, name: str | None = None) -> str:
+def starter_file(data: Path, folder: FolderSummary, name: str | None = None) -> str:
     """Return the text of a study file for the images of `data`, a folder or a CSV file, of which a
     look has told `folder`; it works as it is.
 
@@ -129,7 +129,7 @@ def starter(data: Path, folder: Folder, name: str | None = None) -> str:
     )
 
 
-def _summary(folder: Folder) -> str:
+def _summary(folder: FolderSummary) -> str:
     of = "for training " if folder.parts else ""
     return (
         f"{folder.images:,} images {of}in {folder.classes} classes, "
@@ -137,7 +137,7 @@ def _summary(folder: Folder) -> str:
     )
 
 
-def _split(folder: Folder) -> str:
+def _split(folder: FolderSummary) -> str:
     """Return the comments and fields that say which images validate and test."""
     lines = []
     if "val" not in folder.parts:

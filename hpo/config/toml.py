@@ -95,7 +95,7 @@ def _is_deep(value: Any) -> bool:
     return False
 
 
-def assignments(items: Iterable[str]) -> dict[str, Any]:
+def parse_assignments(items: Iterable[str]) -> dict[str, Any]:
     """Return `KEY=VALUE` of the command line as {key: value}; values are TOML, bare words strings.
 
     Raises ConfigError for a missing `=`, a key given twice and a value that is neither.
@@ -127,7 +127,7 @@ def _value(key: str, text: str) -> Any:
     return value if len(table) == 1 and plain else text
 
 
-def expand(table: Mapping[str, Any], where: str = "", prefix: str = "") -> dict[str, Any]:
+def nest(table: Mapping[str, Any], where: str = "", prefix: str = "") -> dict[str, Any]:
     """Return nested tables for names that may be quoted and dotted: {a: {b: 1}} for {"a.b": 1}.
 
     Raises ConfigError for a name that is given in both ways.
@@ -135,7 +135,7 @@ def expand(table: Mapping[str, Any], where: str = "", prefix: str = "") -> dict[
     result: dict[str, Any] = {}
     for name, value in table.items():
         if isinstance(value, Mapping):
-            value = expand(value, where, f"{prefix}{name}.")
+            value = nest(value, where, f"{prefix}{name}.")
         _merge(result, name.split("."), value, where, prefix)
     return result
 

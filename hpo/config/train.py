@@ -25,7 +25,7 @@ from hpo.config.augment import AugmentConfig
 from hpo.config.base import (
     RULE,
     ConfigModel,
-    NameOrOwn,
+    NameOrFunction,
     Rates,
     Ratio,
     as_tuple,
@@ -33,7 +33,7 @@ from hpo.config.base import (
     fail,
     field_type,
     is_model,
-    list_of,
+    list_path,
     type_at,
 )
 from hpo.config.data import DataConfig
@@ -41,9 +41,9 @@ from hpo.config.metrics import (
     CLASSIFIED,
     RECALL,
     Metric,
-    meant,
-    own_function,
-    recalled,
+    recall_class,
+    suggestion,
+    user_function,
 )
 from hpo.config.model import Blocks, ModelConfig
 from hpo.config.retrieval import (
@@ -187,7 +187,7 @@ class TrainConfig(ConfigModel):
     """Seed of weights, order, augmentation and dropout; never of the split."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Label smoothing of cross_entropy and focal."""
-    loss: Annotated[str, NameOrOwn("loss", LOSSES)] = "cross_entropy"
+    loss: Annotated[str, NameOrFunction("loss", LOSSES)] = "cross_entropy"
     """What training minimizes: cross_entropy, focal, or `module:function` of your own, found from
     the working directory: (logits (B, C) float32, labels (B,) int64) -> mean () or losses (B,).
     val_loss is the cross-entropy, whatever is trained with."""
@@ -259,7 +259,7 @@ class TrainConfig(ConfigModel):
 
     def gives(self, metric: str) -> bool:
         """Return whether this training gives `metric`, if it has validation images."""
-        free = recalled(metric) is not None or own_function(metric) is not None
+        free = recall_class(metric) is not None or user_function(metric) is not None
         return metric in self.metrics or (free and self.task == "classification")
 
     def require_metric(self, metric: str, key: str) -> None:
@@ -272,7 +272,7 @@ class TrainConfig(ConfigModel):
         given = ", ".join(self.metrics)
         if self.task == "classification":
             given += f", {RECALL}CLASS, module:function"
-        hint = meant(metric, self.metrics)
+        hint = suggestion(metric, self.metrics)
         hint = f"{hint} " if hint.startswith("did") else ""
         return f"{metric!r}: task = {self.task!r}{frozen} does not give it; {hint}allowed: {given}"
 
@@ -398,7 +398,7 @@ def check_path(path: str) -> None:
     name, known = path, list(field_paths())
     if is_option(path) or path in known:
         return
-    if list_of(path) in known:
+    if list_path(path) in known:
         if type_at(TrainConfig, path) is not None:
             return
         item, _, last = path.rpartition(".")

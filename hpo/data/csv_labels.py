@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hpo.config.template import (
-    Folder,
+    FolderSummary,
     median_side,
 )
 from hpo.data.cache import file_digests
@@ -114,14 +114,14 @@ def list_csv(labels: Path, root: Path, *, skip_missing: bool = False) -> Listing
     )  # fmt: skip
 
 
-def summarize_csv(labels: Path) -> Folder:
+def summarize_csv(labels: Path) -> FolderSummary:
     """Return the facts about the images of `labels` that a starter study file needs. Raises as
     `list_csv`."""
     listing = list_csv(labels, labels.parent)
     first = listing.parts.get("train") or listing.parts["all"]
     files = [labels.parent / name for name, _ in first]
     parts = () if "all" in listing.parts else tuple(listing.parts)
-    return Folder(len(listing.classes), len(files), median_side(files), parts)
+    return FolderSummary(len(listing.classes), len(files), median_side(files), parts)
 
 
 def csv_test_rows(labels: Path, *, skip_missing: bool = False) -> list[Row]:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpo.config.base import is_own
+from hpo.config.base import is_function_name
 from hpo.config.data import DataConfig
 from hpo.control import (
     ProgressCallback,
@@ -271,7 +271,7 @@ def _open_source(config: DataConfig, *, download: bool) -> DatasetSource:
         return CsvSource(Path(config.labels), root, skip_missing=config.skip_unreadable)
     if config.dataset == "stanford_cars":
         return StanfordCarsSource(root, crop=config.crop_to_box, max_pixels=config.max_pixels)
-    if is_own(config.dataset):
+    if is_function_name(config.dataset):
         return UserSource(config.dataset, root, max_pixels=config.max_pixels)
     return TorchvisionSource(config.dataset, root, download=download)
 

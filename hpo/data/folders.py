@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpo.config.template import (
-    Folder,
+    FolderSummary,
     median_side,
 )
 from hpo.errors import DataError
@@ -102,14 +102,14 @@ def list_folder(root: Path, *, grouped: bool = False) -> Listing:
     return Listing(classes, parts, list(dict.fromkeys(warnings)), left_out=dict(left_out))
 
 
-def summarize_folder(root: Path) -> Folder:
+def summarize_folder(root: Path) -> FolderSummary:
     """Return the facts about the images under `root` that a starter study file needs. Raises as
     `list_folder`."""
     listing = list_folder(root)
     first = listing.parts.get("train") or listing.parts["all"]
     files = [root / name for name, _ in first]
     parts = () if "all" in listing.parts else tuple(listing.parts)
-    return Folder(len(listing.classes), len(files), median_side(files), parts)
+    return FolderSummary(len(listing.classes), len(files), median_side(files), parts)
 
 
 def images_below(folder: Path) -> tuple[list[str], list[str]]:

@@ -17,7 +17,7 @@ from hpo.config.space import (
     Float,
     Int,
     Parameter,
-    canonical,
+    canonical_json,
 )
 from hpo.errors import (
     NotFound,
@@ -101,8 +101,8 @@ def group_by(status: StudyStatus, name: str) -> list[Group]:
 def _sorter(parameter: Parameter, values: Sequence[Any]) -> Callable[[Any], tuple[float, str]]:
     """Return a function that gives a value its sort key and label."""
     if isinstance(parameter, Choice):
-        places = {canonical(one): place for place, one in enumerate(parameter.choices)}
-        return lambda value: (places[canonical(value)], setting(value))
+        places = {canonical_json(one): place for place, one in enumerate(parameter.choices)}
+        return lambda value: (places[canonical_json(value)], setting(value))
     assert isinstance(parameter, Float | Int)
     if len(set(values)) <= (MOST_VALUES if parameter.step else BINS):
         return lambda value: (float(value), setting(value))

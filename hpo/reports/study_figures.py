@@ -11,7 +11,7 @@ from hpo.config.space import (
     Float,
     Int,
     Parameter,
-    canonical,
+    canonical_json,
 )
 from hpo.formatting import (
     number,
@@ -267,7 +267,7 @@ def slice_plot(status: StudyStatus, name: str) -> Figure | None:
 def _place(parameter: Parameter, value: Any) -> float:
     """Return the position of `value` on its axis: the index of a choice."""
     if isinstance(parameter, Choice):
-        return [canonical(one) for one in parameter.choices].index(canonical(value))
+        return [canonical_json(one) for one in parameter.choices].index(canonical_json(value))
     return float(value)
 
 

@@ -88,8 +88,8 @@ def code_of(file: StudyFile) -> Code:
     module of the user's cannot be found."""
     parts = {"hpo sources": _sources_digest()}
     parts |= {name: ".".join(version(name).split(".")[:2]) for name in LIBRARIES}
-    parts |= {f"own {one}": _digest(_file_of(one)) for one in file.own_modules(*DECISIVE)}
-    files = {one: _file_of(one) for one in file.own_modules(*DECISIVE, "data.dataset")}
+    parts |= {f"own {one}": _digest(_file_of(one)) for one in file.user_modules(*DECISIVE)}
+    files = {one: _file_of(one) for one in file.user_modules(*DECISIVE, "data.dataset")}
     return Code(parts, {name: text for name, path in files.items() if (text := _text(path))})
 
 

@@ -22,10 +22,10 @@ import optuna
 import torch
 from optuna.trial import TrialState
 
-from hpo.config.constraints import unmet
+from hpo.config.constraints import unmet_reason
 from hpo.config.metrics import (
     COSTS,
-    worst,
+    worst_value,
 )
 from hpo.config.train import (
     RuntimeConfig,
@@ -316,7 +316,7 @@ class TrialRun:
         """Which constraints the epochs so far do not meet, in words; None where they meet all."""
         if not self.limits or not self.rows or self.journal.is_behind:
             return None
-        return unmet(self.limits, costs_of(self.rows, self._networks))
+        return unmet_reason(self.limits, costs_of(self.rows, self._networks))
 
     def _unfit(self) -> Ending | None:
         """Return the ending of a trial whose network does not meet the constraints; None where it
@@ -326,7 +326,7 @@ class TrialRun:
         names = {one.name for one in self.limits}
         for wanted in (names & {"parameters", "flops"}, names & {"latency_ms"}):
             self._tick()
-            if reason := unmet(self.limits, self._network_costs(wanted)):
+            if reason := unmet_reason(self.limits, self._network_costs(wanted)):
                 return Ending(Outcome.INFEASIBLE, reason=reason)
         return None
 
@@ -487,7 +487,7 @@ def _tell(runner: TrialRunner, lease: Lease, trial: optuna.trial.Trial, ending: 
     with runner.storage.guarded(lease, ending):
         values = ending.objectives or ending.value
         if ending.outcome.is_worthless:
-            values = tuple(worst(name) for name in runner.study.file.objectives)
+            values = tuple(worst_value(name) for name in runner.study.file.objectives)
         runner.optuna_study.tell(
             trial, values if state == TrialState.COMPLETE else None, state=state
         )

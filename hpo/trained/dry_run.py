@@ -18,7 +18,7 @@ import torch
 from hpo.config.base import toml_repr
 from hpo.config.constraints import (
     to_relax,
-    unmet,
+    unmet_reason,
 )
 from hpo.config.remarks import remarks
 from hpo.config.space import (
@@ -409,7 +409,7 @@ def _infeasible(file: StudyFile, configs: list[TrainConfig], classes: int) -> It
         key = f"{config.model!r} {config.data.image_size}"
         if key not in known:
             costs = network_costs(config, wanted, classes=classes, device=cpu)
-            known[key] = unmet(limits, costs)
+            known[key] = unmet_reason(limits, costs)
         found.append(known[key])
     reasons = [why for why in found if why]
     if len(reasons) == len(found):

@@ -22,7 +22,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from hpo.config.base import flatten
-from hpo.config.metrics import own_function
+from hpo.config.metrics import user_function
 from hpo.config.study import (
     dump_config,
     load_config,
@@ -573,7 +573,7 @@ def _report(seed: int, done: Checkpoint) -> dict[str, Any]:
     kept = done.metrics[done.best_epoch - 1]
     train, val = ({name.removeprefix(part): value for name, value in kept.items()
                    if name.startswith(part)} for part in ("train_", "val_"))  # fmt: skip
-    val |= {name: value for name, value in kept.items() if own_function(name)}
+    val |= {name: value for name, value in kept.items() if user_function(name)}
     return {
         "seed": seed,
         "epochs": done.epoch,

@@ -19,8 +19,8 @@ from torch.nn import functional
 from hpo.config.metrics import (
     AUC,
     TOP5,
-    own_function,
-    recalled,
+    recall_class,
+    user_function,
 )
 from hpo.control import Control
 from hpo.data import user_code
@@ -300,7 +300,7 @@ class _Listening:
 
 def need_probabilities(asked: Sequence[str]) -> bool:
     """Return whether any of the `asked` metrics needs class probabilities."""
-    return any(name == AUC or own_function(name) for name in asked)
+    return any(name == AUC or user_function(name) for name in asked)
 
 
 def measure(found: Evaluation, asked: Sequence[str], names: Sequence[str]) -> dict[str, float]:
@@ -315,9 +315,9 @@ def measure(found: Evaluation, asked: Sequence[str], names: Sequence[str]) -> di
         values[TOP5] = found.top5
     values |= {"val_macro_f1": report.macro_f1, "val_balanced_accuracy": report.balanced_accuracy}
     for name in asked:
-        if (one := recalled(name)) is not None:
+        if (one := recall_class(name)) is not None:
             values[name] = float(report.recall[class_named(one, names, name)])
-        elif name == AUC or own_function(name):
+        elif name == AUC or user_function(name):
             values[name] = _of_probabilities(name, found)
     return values
 
@@ -329,7 +329,7 @@ def _of_probabilities(name: str, found: Evaluation) -> float:
         return math.nan
     if name == AUC:
         return macro_auc(probabilities, found.labels)
-    function = user_code.load(str(own_function(name)), KEY)
+    function = user_code.load(str(user_function(name)), KEY)
     given = probabilities.copy(), found.labels.copy()  # theirs to change
     return _number(models.call_user_function(function, repr(name), KEY, *given), name)
 
@@ -363,7 +363,7 @@ def require_measurable(asked: Sequence[str], data: TrainingData) -> None:
 def require_functions(asked: Sequence[str]) -> None:
     """Raise ConfigError if a user function among the `asked` metrics cannot be found."""
     for name in asked:
-        if function := own_function(name):
+        if function := user_function(name):
             user_code.load(function, KEY)
 
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from hpo.config.metrics import (
     AUC,
     TOP5,
-    own_function,
-    recalled,
+    recall_class,
+    user_function,
 )
 from hpo.config.train import TrainConfig
 from hpo.errors import ConfigError
@@ -44,7 +44,7 @@ def asked(config: TrainConfig, *metrics: str) -> tuple[str, ...]:
 
 
 def _is_special(name: str) -> bool:
-    return name in (AUC, TOP5) or recalled(name) is not None or own_function(name) is not None
+    return name in (AUC, TOP5) or recall_class(name) is not None or user_function(name) is not None
 
 
 def require_supported(asked: Sequence[str], validation: Mapping[str, int]) -> None:
@@ -59,7 +59,7 @@ def require_supported(asked: Sequence[str], validation: Mapping[str, int]) -> No
             )
         if name == AUC and sum(count > 0 for count in validation.values()) < 2:
             raise ConfigError(f"{name!r}: needs validation images of at least two classes", key=KEY)
-        if (one := recalled(name)) is not None:
+        if (one := recall_class(name)) is not None:
             classes = list(validation)
             if not validation[classes[class_named(one, classes, name)]]:
                 raise ConfigError(f"{name!r}: no validation image belongs to this class", key=KEY)

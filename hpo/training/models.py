@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision import models as zoo
 
-from hpo.config.base import is_own
+from hpo.config.base import is_function_name
 from hpo.config.model import (
     COLOURS,
     CnnConfig,
@@ -252,7 +252,7 @@ def build(
     if config.stem == "small":
         _shrink_stem(model, config.architecture)
     replaced = _replace_head(model, config, classes)
-    if not is_own(config.architecture):  # which has run already
+    if not is_function_name(config.architecture):  # which has run already
         _check_forward(model, config, image_size)
     if config.weights is not None and pretrained:
         fit = weights.Fit(head=family(model).head, replaced=replaced, image_size=image_size)
@@ -351,7 +351,7 @@ def _bare(config: ModelConfig, classes: int, image_size: int) -> nn.Module:
     name = config.architecture
     if name == "small_cnn":
         return SmallCnn(config.cnn, classes, image_size)
-    if is_own(name):
+    if is_function_name(name):
         return _users(config, classes, image_size)
     options: dict[str, Any] = {}
     if name in ("googlenet", "inception_v3"):
@@ -418,7 +418,7 @@ def _replace_head(model: nn.Module, config: ModelConfig, classes: int) -> str:
         model.set_submodule(name, nn.Sequential(*kept, _own_head(config.head, inputs, classes)))
         return f"{name}.{len(kept)}"
     rate = config.dropout
-    if is_own(config.architecture) and rate is None:
+    if is_function_name(config.architecture) and rate is None:
         return name  # made for these classes by its function
     if rate is not None and _set_dropout(model, rate):
         rate = None

@@ -12,7 +12,7 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from hpo.config.metrics import worst
+from hpo.config.metrics import worst_value
 from hpo.config.study import StudyFile
 from hpo.config.train import TrainConfig
 from hpo.io import write_text
@@ -97,7 +97,7 @@ def _run(study: Study, storage: FencedStorage, view: optuna.Study, wanted: Trial
         state = STATES.get(wanted.outcome, TrialState.COMPLETE)
         values = ending.objectives or ending.value
         if wanted.outcome == "diverged":
-            values = tuple(worst(name) for name in study.file.objectives)
+            values = tuple(worst_value(name) for name in study.file.objectives)
         view.tell(trial, values if state == TrialState.COMPLETE else None, state=state)
 
 

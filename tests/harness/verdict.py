@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo.config.space import canonical
+from hpo.config.space import canonical_json
 from hpo.paths import Home
 from hpo.search import retention
 from hpo.search import study as studies
@@ -49,7 +49,9 @@ class Verdict:
 
 
 def curves(database: Database, name: str) -> dict[str, list[tuple[float, ...]]]:
-    return {canonical(trial.params): _curve(trial) for trial in read_status(database, name).trials}
+    return {
+        canonical_json(trial.params): _curve(trial) for trial in read_status(database, name).trials
+    }
 
 
 def _curve(trial: Trial) -> list[tuple[float, ...]]:
@@ -65,7 +67,7 @@ def judge(database: Database, name: str, home: Home, expected: Curves) -> Verdic
     found = Verdict(status.count(*FINAL), len(tries), epochs, begun - epochs,
                     status.count("failed"))  # fmt: skip
     for trial in status.trials:
-        curve, wanted = _curve(trial), expected.get(canonical(trial.params), [])
+        curve, wanted = _curve(trial), expected.get(canonical_json(trial.params), [])
         found.compared += len(curve)
         if curve != wanted[: len(curve)]:
             found.violations.append(f"trial {trial.number}: other numbers than undisturbed")
@@ -89,7 +91,7 @@ def _budget(status: StudyStatus) -> Iterator[str]:
     unfinished = [t.number for t in status.trials if t.state not in FINAL]
     if unfinished:
         yield f"trials {unfinished} are not finished"
-    tried = [canonical(trial.params) for trial in status.trials]
+    tried = [canonical_json(trial.params) for trial in status.trials]
     if len(set(tried)) != len(tried):
         yield "a point of the grid was tried twice"
 

@@ -13,8 +13,8 @@ import torch
 from optuna.trial import TrialState
 
 from hpo.config.constraints import (
-    parsed,
-    unmet,
+    parse_constraints,
+    unmet_reason,
 )
 from hpo.config.strategies import StudyConfig
 from hpo.config.study import (
@@ -118,12 +118,12 @@ def test_constraints_are_part_of_the_definition_and_none_changes_none() -> None:
 
 
 def test_what_does_not_meet_its_bound_is_said() -> None:
-    limits = parsed({"parameters": "<= 1e6", "latency_ms": "< 20", "flops": "> 5"})
-    assert unmet(limits, {"parameters": 1e6, "latency_ms": 19.9}) is None
-    assert unmet(limits, {"parameters": 2278604.0}) == "parameters 2,278,604 is not <= 1e6"
-    reason = unmet(limits, {"latency_ms": 20.0, "flops": 5.0})
+    limits = parse_constraints({"parameters": "<= 1e6", "latency_ms": "< 20", "flops": "> 5"})
+    assert unmet_reason(limits, {"parameters": 1e6, "latency_ms": 19.9}) is None
+    assert unmet_reason(limits, {"parameters": 2278604.0}) == "parameters 2,278,604 is not <= 1e6"
+    reason = unmet_reason(limits, {"latency_ms": 20.0, "flops": 5.0})
     assert reason == "latency_ms 20 is not < 20; flops 5 is not > 5"
-    assert unmet(limits, {"latency_ms": math.nan}) == "latency_ms nan is not < 20"
+    assert unmet_reason(limits, {"latency_ms": math.nan}) == "latency_ms nan is not < 20"
     reasons = ["parameters 2,278,604 is not <= 1e6", "parameters 1,500,000 is not <= 1e6; x"]
     assert limits[0].nearest_missed(reasons) == 1_500_000
     assert limits[1].nearest_missed(["latency_ms 20.25 is not < 20; after epoch 1"]) == 20.25

@@ -9,7 +9,7 @@ import pytest
 
 from hpo.config.data import DataConfig
 from hpo.config.study import parse_study
-from hpo.config.template import starter
+from hpo.config.template import starter_file
 from hpo.config.train import TrainConfig
 from hpo.data.csv_labels import (
     list_csv,
@@ -277,7 +277,7 @@ def test_a_first_study_file_of_a_csv_works(
 ) -> None:
     listed(root)
     monkeypatch.chdir(root)
-    text = starter(Path("labels.csv"), summarize_csv(Path("labels.csv")))
+    text = starter_file(Path("labels.csv"), summarize_csv(Path("labels.csv")))
     file = parse_study(text, "labels.toml")
     assert file.name == "labels"
     assert f"labels = '{root}/labels.csv'" in text or f'labels = "{root}/labels.csv"' in text

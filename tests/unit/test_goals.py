@@ -18,7 +18,7 @@ from hpo.api.study import open_study
 from hpo.config.metrics import (
     direction,
     metric_name,
-    own_function,
+    user_function,
 )
 from hpo.config.study import (
     StudyFile,
@@ -162,8 +162,8 @@ def test_a_name_tells_its_direction(name: str, way: str) -> None:
 
 
 def test_a_class_is_no_function() -> None:
-    assert own_function("val_recall:cat") is None
-    assert own_function("pack.goals:score:minimize") == "pack.goals:score"
+    assert user_function("val_recall:cat") is None
+    assert user_function("pack.goals:score:minimize") == "pack.goals:score"
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ from hpo.config.study import (
     load_config,
     parse_study,
 )
-from hpo.config.toml import assignments
+from hpo.config.toml import parse_assignments
 from hpo.data import user_code
 from hpo.data.dataset import open_data
 from hpo.errors import (
@@ -370,7 +370,7 @@ def test_a_deeply_nested_override(tmp_path: Path) -> None:
     path.write_text("[space]\noptimizer.lr = [0.1, 0.2]")
     for item in ("x" + ".a" * 100_000 + "=1", "epochs=" + "[" * 100_000, "epochs=1" + "0" * 9999):
         with pytest.raises(ConfigError) as caught:
-            StudyFile.load(path, assignments([item]))
+            StudyFile.load(path, parse_assignments([item]))
         assert len(str(caught.value)) < 1000
 
 

@@ -37,7 +37,7 @@ from hpo.config.study import (
     load_config,
     parse_study,
 )
-from hpo.config.template import starter
+from hpo.config.template import starter_file
 from hpo.config.train import TrainConfig
 from hpo.data.folders import summarize_folder
 from hpo.errors import (
@@ -359,7 +359,7 @@ def test_a_searched_image_size_keeps_its_own_resize_size() -> None:
 class TestOverrides:
     def test_values_are_toml_or_bare_words(self) -> None:
         items = ["a.b=1e-3", "c = true", "d=adamw", "e=[1, 2]", "f={low = 1}", "g=/my data/x=1"]
-        assert toml.assignments([*items, "h=2024-01-01"]) == {
+        assert toml.parse_assignments([*items, "h=2024-01-01"]) == {
             "a.b": 1e-3, "c": True, "d": "adamw", "e": [1, 2], "f": {"low": 1}, "g": "/my data/x=1",
             "h": "2024-01-01",
         }  # fmt: skip
@@ -374,7 +374,7 @@ class TestOverrides:
     )
     def test_what_is_no_assignment(self, items: list[str], expected: str) -> None:
         with pytest.raises(ConfigError) as caught:
-            toml.assignments(items)
+            toml.parse_assignments(items)
         assert str(caught.value) == expected
 
     def test_any_field(self) -> None:
@@ -525,7 +525,7 @@ class TestStarter:
                 (root / part / label).mkdir(parents=True)
                 for i in range(3):
                     Image.new("RGB", (side, side + 9)).save(root / part / label / f"{i}.png")
-        text = starter(root, summarize_folder(root))
+        text = starter_file(root, summarize_folder(root))
         file = parse_study(text)
         assert file.name == "my-photos"
         assert file.train["data"]["root"] == str(root)
