@@ -252,8 +252,8 @@ def embed(
 
 
 def classifier(model: nn.Module) -> nn.Module:
-    """The first layer of the head of `model` that learns to tell classes: its input, pooled, are
-    the features."""
+    """Return the first layer of the head of `model` that learns to tell classes; its input, pooled,
+    is the features."""
     head = model.get_submodule(models.family(model).head)
     return next(part for part in head.modules() if isinstance(part, nn.Linear | nn.Conv2d))
 
@@ -368,7 +368,7 @@ def require_functions(asked: Sequence[str]) -> None:
 
 
 def mean_evaluation(logits: Sequence[NDArray[np.float32]], labels: Counts) -> Evaluation:
-    """The mean of the members' probabilities, judged. `logits` are (N, C) for each member."""
+    """Evaluate the mean of the members' probabilities. `logits` are (N, C) for each member."""
     stacked = torch.stack([torch.from_numpy(one).double() for one in logits])
     # As logarithms, so that no small probability becomes 0.
     mean = stacked.log_softmax(dim=2).logsumexp(dim=0) - math.log(len(logits))

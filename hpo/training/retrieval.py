@@ -378,9 +378,10 @@ class Validation:
         control: Control,
         epoch: int,
     ) -> dict[str, float]:
-        """The metrics of RETRIEVED, and val_loss where the classifier learns; `judged`: `model`, or
-        the part of it for which the batches are. NaN for a network that has diverged; raises
-        TrialFailed where that is no result of training."""
+        """Return the metrics of RETRIEVED, and val_loss if the classifier learns. `judged` is
+        `model`, or the part of it for which the batches are. All are NaN for a network that has
+        diverged; raises TrialFailed where that is no result of training.
+        """
 
         def embedded(images: Images, batches: Iterable[Batch]) -> tuple[Embedded, float]:
             found, evaluation = embed(
