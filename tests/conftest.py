@@ -30,7 +30,7 @@ from tests.harness.mariadb import mariadb
 from tests.harness.servers import postgres, s3, s3_server
 
 if TYPE_CHECKING:
-    from hpo.trained.run import Run
+    from hpo.trained.run import TrainedRun
 
 __all__ = ["mariadb", "postgres", "s3", "s3_server"]
 
@@ -136,7 +136,7 @@ def database(url: str, databases: Databases) -> Iterator[Database]:
 
 
 @pytest.fixture(scope="session")
-def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def trained_run(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     """A run of two seeds that names most of its test images right; tests only read it."""
     from tests.harness.trained import pictures, tiny_config, train_run
 
@@ -146,7 +146,7 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture
-def run_copy(trained_run: Run, tmp_path: Path) -> Run:
+def run_copy(trained_run: TrainedRun, tmp_path: Path) -> TrainedRun:
     """A copy of `trained_run` that a test may change."""
     from hpo.trained.run import load_run
 

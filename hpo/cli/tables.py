@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from hpo.reports.importance import Importances
     from hpo.search.fingerprints import Code
     from hpo.trained.inference import Prediction, RunEvaluation
-    from hpo.trained.run import Run
+    from hpo.trained.run import TrainedRun
 
 
 STYLES = {
@@ -280,7 +280,7 @@ def counts(status: StudyStatus) -> str:
     )
 
 
-def runs_table(runs: Sequence[Run]) -> Table:
+def runs_table(runs: Sequence[TrainedRun]) -> Table:
     """Trained runs, a line each: mean ± standard deviation over their seeds."""
     from hpo.trained.run import PARTS
 
@@ -295,7 +295,7 @@ def runs_table(runs: Sequence[Run]) -> Table:
     return table
 
 
-def networks_table(run: Run) -> Table:
+def networks_table(run: TrainedRun) -> Table:
     """What stands beside each other in a run on the same test images, a line each: its seeds, their
     ensemble, and ONNX files (means over seeds). Empty for one seed without files."""
     summary = run.summary
@@ -332,7 +332,7 @@ def _spread(found: Mapping[str, float | None] | None) -> str:
     return plus_minus(None, None) if found is None else plus_minus(found["mean"], found["std"])
 
 
-def run_notes(runs: Sequence[Run]) -> Iterator[str]:
+def run_notes(runs: Sequence[TrainedRun]) -> Iterator[str]:
     """What one must know to read the numbers."""
     if any(run.summary["test"] is not None for run in runs):
         yield "the test set was opened once per seed, after training"

@@ -53,8 +53,8 @@ from hpo.search.status import (
 from hpo.storage.database import Database
 from hpo.storage.records import Trial
 from hpo.trained.run import (
-    Run,
     RunDir,
+    TrainedRun,
     load_run,
 )
 from hpo.training.device import torch_device
@@ -103,7 +103,7 @@ class RunEntry:
     name: str
     architecture: str
     part: str
-    """Part that the scores are of (`Run.measured_part`)."""
+    """Part that the scores are of (`TrainedRun.measured_part`)."""
     seeds: int
     epochs: int
     seconds: float
@@ -230,7 +230,7 @@ def _entry(
     return replace(entry, curve=curve, **found)  # type: ignore[arg-type]
 
 
-def _run(run: Run, costs: _Costs) -> RunEntry:
+def _run(run: TrainedRun, costs: _Costs) -> RunEntry:
     part = run.measured_part
     spread: Mapping[str, Mapping[str, float | None]] = run.summary[part]
     name = str(run.path)
@@ -249,7 +249,7 @@ def _run(run: Run, costs: _Costs) -> RunEntry:
     )
 
 
-def _f1_by_class(run: Run, part: str) -> dict[str, float]:
+def _f1_by_class(run: TrainedRun, part: str) -> dict[str, float]:
     """Return F1 of the most frequent classes, means over seeds."""
     by_seed = [one.metrics[part].get("per_class", {}) for one in run.seeds]
     names = sorted(by_seed[0], key=lambda name: -by_seed[0][name]["support"])[:MOST_FREQUENT]

@@ -21,7 +21,7 @@ from hpo.reports.page import (
     curve_figures,
     render,
 )
-from hpo.trained.run import PARTS, Run
+from hpo.trained.run import PARTS, TrainedRun
 
 SCORES = ("precision_at_5", "precision_at_k", "top1", "top5", "loss", "mean_distance")
 """Scores in the order in which they are shown; those that a task lacks are left out."""
@@ -29,7 +29,7 @@ PLAIN, RATES = ("top1", "top5", "loss"), ("precision", "recall", "f1")
 MOST_CONFUSED = 10
 
 
-def training_report(run: Run) -> str:
+def training_report(run: TrainedRun) -> str:
     """Return the page of `run` as HTML."""
     part = run.measured_part if run.measured_part != "train" else None
     results = [seed.metrics[part] for seed in run.seeds] if part else []
@@ -75,7 +75,7 @@ def _ordered(summary: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return [(name, summary[name]) for name in dict.fromkeys((*SCORES, *summary)) if name in summary]
 
 
-def _seeds_table(run: Run, part: str | None) -> Table:
+def _seeds_table(run: TrainedRun, part: str | None) -> Table:
     """Return a row for each seed, and one for their ensemble; scores of `part`, and validation's
     next to those of the test."""
     ensemble = run.summary["ensemble"]
@@ -99,7 +99,7 @@ def _seeds_table(run: Run, part: str | None) -> Table:
     return Table(headers, rows)
 
 
-def _onnx_table(run: Run) -> Table:
+def _onnx_table(run: TrainedRun) -> Table:
     """Return a row for each ONNX file: means over the seeds, and the largest difference of any."""
     headers = ("file", "precision", *PLAIN, "macro F1", "MB", "ms per image", "largest difference")
     rows = []

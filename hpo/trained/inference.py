@@ -51,8 +51,8 @@ from hpo.paths import Home
 from hpo.trained.model import TrainedModel
 from hpo.trained.run import (
     UNKNOWN,
-    Run,
     TrainedOn,
+    TrainedRun,
     absent_classes,
     overlap_text,
     spread,
@@ -63,22 +63,21 @@ from hpo.training.tasks import Rows, Task, task_of
 
 
 def whole_note(config: TrainConfig) -> str | None:
-    """What one must know where pictures without boxes meet a network that was trained on pictures
-    cropped to theirs; None for others."""
+    """Return a warning if the network was trained on images cropped to their boxes; else None."""
     if not config.data.crop_to_box:
         return None
     return (
-        "the run was trained on pictures cropped to their boxes (data.crop_to_box); these have "
+        "the run was trained on images cropped to their boxes (data.crop_to_box); these have "
         "none and are taken whole: crop them to the object first"
     )
 
 
 @dataclass(frozen=True)
 class RunEvaluation:
-    """Every seed of a run on the same images."""
+    """Scores of every seed of a run on the same images."""
 
     data: str
-    """Which images: the test split of the run's data, or a folder."""
+    """Name of the images: the test split of the run's data, or a folder or file."""
     images: int
     classes: tuple[str, ...]
     seeds: Mapping[int, Scored]
@@ -86,13 +85,13 @@ class RunEvaluation:
     """Of the mean of the seeds' probabilities; None for one seed, and where they cannot answer
     together."""
     note: str | None = None
-    """What one must know to read the numbers."""
+    """A warning about the scores."""
     trained_on: tuple[str, ...] | None = None
-    """Names of the images that the run was trained on; None where that is not known."""
+    """Names of the images that the run was trained on; None if unknown."""
 
     @property
     def overlap(self) -> str | None:
-        """A line on the images that were trained on, where there are any or it is not known."""
+        """Return a line on the images that were trained on, if any or if unknown."""
         if self.trained_on is None:
             return UNKNOWN
         if not self.trained_on:
@@ -101,7 +100,7 @@ class RunEvaluation:
 
     @property
     def absent(self) -> str | None:
-        """A line on the classes without images, where there are some."""
+        """Return a line on the classes without images, if any."""
         return absent_classes(next(iter(self.scores().values())))
 
     def scores(self) -> dict[int, dict[str, Any]]:
@@ -110,17 +109,17 @@ class RunEvaluation:
 
     @property
     def ensemble(self) -> dict[str, Any] | None:
-        """Scores of the seeds together."""
+        """Return the scores of the ensemble."""
         return None if self.together is None else full_scores(self.together, self.classes)
 
     @property
     def summary(self) -> dict[str, dict[str, float | None]]:
-        """Mean and standard deviation (n - 1; None for one seed) of each score over the seeds."""
+        """Return mean and standard deviation (n - 1; None for one seed) of each score."""
         return spread(list(self.scores().values()))
 
 
 def evaluate_run(
-    run: Run,
+    run: TrainedRun,
     *,
     data: Path | None = None,
     home: Home,
@@ -128,12 +127,12 @@ def evaluate_run(
     control: Control | None = None,
     force: bool = False,
 ) -> RunEvaluation:
-    """Run every seed of `run`, and several as an ensemble, over the test split of its data, or over
-    the folder `data`: test/ inside it where it has one, else itself, one folder per class; or over
-    the images that the CSV file `data` lists, those of its split test where it has splits.
+    """Evaluate every seed of `run`, and several as an ensemble, on the test split of its data, or
+    on `data`: a folder (its test/ if it has one) with a folder per class, or a CSV file (its split
+    test if it has splits).
 
-    Raises DataError where there is no test split, for classes that the run does not know, and,
-    unless `force`, where images of `data` are among those that the run was trained on; InputError
+    Raises DataError if there is no test split, for classes that the run does not know, and, unless
+    `force`, if the run was trained on images of `data`; InputError
     for an unknown device.
     """
     chosen, note = torch_device(device), None
@@ -156,7 +155,8 @@ def evaluate_run(
             "images that the run has not seen, or evaluate these all the same with --force"
         )
     if run.config.runtime.threads:
-        torch.set_num_threads(run.config.runtime.threads)  # as it was tested: it decides last bits
+        # As in training: the number of threads changes the last bits.
+        torch.set_num_threads(run.config.runtime.threads)
     task, found = task_of(run.config), {}
     for one in run.seeds:
         model = TrainedModel.of_seeds(run.config, run.metadata, (one.files,), chosen, control)
@@ -166,9 +166,8 @@ def evaluate_run(
 
 
 def open_labelled(data: Path, classes: tuple[str, ...], config: DataConfig, cache: Path) -> Images:
-    """The pictures of a folder by class or of a CSV file, labelled by their place in `classes`, at
-    the size of `config`. Raises DataError for other classes and for pictures that cannot be read.
-    """
+    """Open the images of a folder by class or of a CSV file, labelled by their index in `classes`,
+    at the size of `config`. Raises DataError for other classes and for unreadable images."""
     if data.is_file():
         rows = csv_test_rows(data, skip_missing=config.skip_unreadable)
         root, listed = data.parent, [(row.file, row.label) for row in rows]
@@ -196,7 +195,7 @@ def open_labelled(data: Path, classes: tuple[str, ...], config: DataConfig, cach
 
 
 def _listed(root: Path, *, grouped: bool) -> list[tuple[str, str]]:
-    """Name and class of each picture of a folder by class."""
+    """Return name and class of each image of a folder by class."""
     listing = list_folder(root, grouped=grouped)
     if "all" not in listing.parts:
         raise DataError(f"{root}: has train/ but no test/; give a folder with one folder per class")
@@ -217,7 +216,7 @@ class Prediction:
     """(class, probability), or of a retrieval (name, class, distance) of each neighbour; the best
     first."""
     trained_on: bool | None = None
-    """Whether it is among the images that the run was trained on; None where that is unknown."""
+    """Whether the run was trained on it; None if unknown."""
     error: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -232,15 +231,15 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Selection:
-    """The files that were asked for."""
+    """Image files to predict."""
 
     files: tuple[Path, ...]
     left_out: Counter[str] = field(default_factory=Counter)
-    """Files in folders that are no images by their extension: how many of each."""
+    """Files in folders that are no images by their extension: count by extension."""
 
     @property
     def note(self) -> str | None:
-        """A line on what was left out."""
+        """Return a line on the files that were left out, if any."""
         if not self.left_out:
             return None
         kinds = ", ".join(f"{kind or 'without'} {n:,}" for kind, n in self.left_out.most_common(8))
@@ -248,11 +247,11 @@ class Selection:
 
 
 def select(paths: Sequence[Path]) -> Selection:
-    """`paths` in their order: files as they are, also such as cannot be read; of folders the images
-    below them, by the rules of `data.root`; of a pattern (`*`, `?`, `[`; `**` for any folders) that
-    is no file what it matches.
+    """Expand `paths` in their order: files as they are, even unreadable ones; folders to the images
+    below them, by the rules of `data.root`; patterns (`*`, `?`, `[`; `**` for any folders) that are
+    no files to what they match.
 
-    Raises InputError for folders or patterns without any image, and for no paths.
+    Raises InputError if no image is left.
     """
     files: list[Path] = []
     left_out: Counter[str] = Counter()
@@ -306,7 +305,7 @@ def predictions(
 
 
 class Chunk(Images):
-    """Some files from anywhere, without labels, decoded into memory."""
+    """Unlabelled images in memory, with the reasons why others cannot be read."""
 
     streamed = True  # of several sizes
     in_memory = True
@@ -341,7 +340,7 @@ def _chunks(
         given = {f"image {i}": one for i, one in chunk if isinstance(one, Image.Image)}
         paths = [Path(f"image {i}") if isinstance(one, Image.Image) else one for i, one in chunk]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd metadata is of no interest here
+            warnings.simplefilter("ignore")  # about odd metadata
             look = partial(try_read, _read, _Anywhere(given), sizing)
             read = list(map_threaded(look, map(str, paths)))
         yield Chunk(paths, read, trained)
@@ -351,7 +350,7 @@ def _chunks(
 class _Read:
     pixels: Pixels
     digest: str
-    """Of the file's content; of an image in memory, of its pixels."""
+    """Digest of the file's content, or of the pixels of an image in memory."""
 
 
 def _read(source: ImageReader, name: str, sizing: Sizing) -> _Read:

@@ -16,7 +16,7 @@ from hpo.control import Control, NullControl
 from hpo.data.images import Images
 from hpo.errors import InputError
 from hpo.paths import Home
-from hpo.trained.run import Run, RunMetadata, SeedDir, load_run
+from hpo.trained.run import RunMetadata, SeedDir, TrainedRun, load_run
 from hpo.training import inputs, models
 from hpo.training.checkpoint import load_trained
 from hpo.training.device import default_device, torch_device
@@ -66,7 +66,7 @@ class TrainedModel:
     """The network of each seed."""
     device: torch.device
     control: Control = field(default_factory=NullControl)
-    run: Run | None = None
+    run: TrainedRun | None = None
     """What `load` read."""
 
     def __repr__(self) -> str:
@@ -84,7 +84,7 @@ class TrainedModel:
         return cls.of_run(load_run(Path(path)), torch_device(device or default_device()))
 
     @classmethod
-    def of_run(cls, run: Run, device: torch.device) -> TrainedModel:
+    def of_run(cls, run: TrainedRun, device: torch.device) -> TrainedModel:
         """Load the networks of all seeds of `run`; of a task whose seeds do not answer together the
         first."""
         seeds = run.seeds if task_of(run.config).averages else run.seeds[:1]
@@ -100,7 +100,7 @@ class TrainedModel:
         device: torch.device,
         control: Control | None = None,
         *,
-        run: Run | None = None,
+        run: TrainedRun | None = None,
     ) -> TrainedModel:
         """Load the networks in `files`. `control` is asked between batches."""
         networks = tuple(load_network(config, metadata, one.weights, device) for one in files)
@@ -128,7 +128,7 @@ class TrainedModel:
         return self.loaded.summary
 
     @property
-    def loaded(self) -> Run:
+    def loaded(self) -> TrainedRun:
         """The run that `load` read."""
         assert self.run is not None, "only of a run that was loaded"
         return self.run

@@ -1,4 +1,4 @@
-"""What `hpo train` makes of a trained network beside its weights: ONNX files, also in int8."""
+"""ONNX files of a trained network, in float32 and int8."""
 
 from __future__ import annotations
 
@@ -45,20 +45,20 @@ if TYPE_CHECKING:
 FLOAT = "float32"
 KINDS = ("dynamic", "static")
 CALIBRATION = 256
-"""Training images, evenly spread, by which static quantisation finds its ranges."""
-REHEARSED = 8
-"""Of them, when an untrained network shows before the training whether it can be written."""
+"""Training images, evenly spread, from which static quantization takes its ranges."""
+TRIED = 8
+"""Images for the export of an untrained network, which finds errors before training."""
 
 
 @dataclass(frozen=True)
 class OnnxTargets:
-    """Which files to make: precision by name of the file."""
+    """ONNX files to write: precision by file name."""
 
     files: Mapping[str, str]
 
     @classmethod
     def of(cls, task: Task, *, onnx: bool = False, quantize: Sequence[str] = ()) -> OnnxTargets:
-        """model.onnx where `onnx`, or where anything is to be quantised from it, and a file for
+        """Return model.onnx if `onnx` or anything is quantized from it, and a file for
         each of `quantize`. Raises InputError for another kind than KINDS, for a task that
         cannot be exported, and without the extra."""
         for kind in quantize:
@@ -73,8 +73,8 @@ class OnnxTargets:
 
 
 def try_export(config: TrainConfig, data: Data, wanted: OnnxTargets) -> None:
-    """Make the files of an untrained network, and drop them: what cannot be made is told before
-    the training. Raises InputError or HpoError, as `write_files` does."""
+    """Export an untrained network to temporary files, so that errors are found before training.
+    Raises InputError or HpoError, as `write_files` does."""
     if not wanted.files:
         return
     size, classes = config.data.image_size, len(data.classes)
@@ -82,19 +82,19 @@ def try_export(config: TrainConfig, data: Data, wanted: OnnxTargets) -> None:
     metadata = RunMetadata(data.classes, data.mean, data.std, "", False, False, 0)
     model = TrainedModel(config, metadata, (), (network.eval(),), torch_device("cpu"))
     with TemporaryDirectory() as folder:
-        _make(model, _calibration(model, data.train, REHEARSED), Path(folder), wanted)
+        _make(model, _calibration(model, data.train, TRIED), Path(folder), wanted)
 
 
 def write_files(
     model: TrainedModel, folder: Path, train: Images, wanted: OnnxTargets
 ) -> list[dict[str, Any]]:
     """Write the `wanted` files of a trained seed, whose `model` lies on the CPU, into its `folder`;
-    each is complete or not there.
+    each is written atomically.
 
-    Returns for each: file, precision, bytes, latency_ms (median of one image alone, onnxruntime on
+    Return for each: file, precision, bytes, latency_ms (median of one image alone, onnxruntime on
     the CPU with runtime.threads), and of the float32 one max_difference (the largest of a logit to
-    torch's, on training images). Raises HpoError where that is beyond the tolerance, InputError
-    for a network that cannot be exported or has nothing to quantise.
+    torch's, on training images). Raises HpoError if that exceeds the tolerance, InputError
+    for a network that cannot be exported or has nothing to quantize.
     """
     batches = _calibration(model, train, CALIBRATION)
     with (
@@ -113,7 +113,7 @@ def _copied(path: Path, to: Sink) -> None:
 
 
 def open_files(files: SeedDir, names: Sequence[str], config: TrainConfig) -> dict[str, OnnxNetwork]:
-    """The networks in files of a seed, by name."""
+    """Open the ONNX files of a seed, by name."""
     threads = config.runtime.threads
     return {name: OnnxNetwork(files.root / name, threads=threads) for name in names}
 
@@ -150,7 +150,7 @@ def _make(
 
 
 def _metadata(model: TrainedModel) -> dict[str, str]:
-    """Return what one must know to use the file without hpo."""
+    """Return metadata with which the file can be used without hpo."""
     data = model.config.data
     side = data.image_size
     resize = (
@@ -180,7 +180,7 @@ def _calibration(model: TrainedModel, train: Images, most: int) -> list[Tensor]:
 
 
 class _Picked(Images):
-    """Some images of a set."""
+    """A subset of images."""
 
     streamed = True
     in_memory = True

@@ -1,9 +1,8 @@
-"""Retraining: several seeds without validation, then the test set, once.
-
-The test set is not opened for it: `test.npz` of each seed is read instead.
+"""Retraining: several seeds on training and validation images, then the test set, once per seed.
 
 The trial chose its best epoch by the validation images; retraining adds them to the training
-images, so nothing is left to choose by, and the full schedule is run instead.
+images, so nothing is left to choose an epoch by, and the full schedule is run instead. The ensemble
+of the seeds is computed from `test.npz` of each: the test set is not opened for it.
 """
 
 from __future__ import annotations
@@ -59,11 +58,11 @@ from hpo.paths import Home
 from hpo.trained.model import TrainedModel
 from hpo.trained.onnx_files import OnnxTargets, open_files, try_export, write_files
 from hpo.trained.run import (
-    Run,
     RunDir,
     RunMetadata,
     SeedDir,
     TrainedOn,
+    TrainedRun,
     as_json,
     read_run,
 )
@@ -89,27 +88,28 @@ KEEP = "--keep-validation trains without the validation images and watches them"
 
 @dataclass(frozen=True)
 class Recipe:
-    """A training and where it ends."""
+    """A configuration to train, and when to stop."""
 
     config: TrainConfig
     epochs: int
-    """Leave after so many: schedules keep the shape that `config.epochs` gives them."""
+    """Epochs after which training stops; schedules keep the shape of `config.epochs`."""
     metric: str = "val_top1"
-    """Which epoch is best, where there is validation."""
+    """Metric that decides which epoch is best, if there is validation."""
     notes: tuple[str, ...] = ()
 
     def with_runtime(self, runtime: RuntimeConfig) -> Recipe:
+        """Return it with another runtime."""
         return replace(self, config=self.config.model_copy(update={"runtime": runtime}))
 
 
 def make_recipe(
     config: TrainConfig, provenance: Mapping[str, Any], keep_validation: bool
 ) -> Recipe:
-    """The full schedule of `config`. Without validation images a plateau replays the rates that
-    the trial recorded, and early stopping stops after the epoch in which the trial did; both as
-    they are where they watch a training metric and no trial tells more.
+    """Return the full schedule of `config`. Without validation images a plateau schedule replays
+    the rates that the trial recorded, and early stopping stops after the epoch in which the trial
+    stopped; without a trial, both are kept if they watch a training metric.
 
-    Raises ConfigError where `provenance` does not say what would be needed.
+    Raises ConfigError if `provenance` lacks what is needed.
     """
     metric = str(provenance.get("metric", "val_top1"))
     if config.frozen:
@@ -139,7 +139,7 @@ def _replayed(recipe: Recipe, provenance: Mapping[str, Any]) -> Recipe:
             "schedule.name=cosine",
             key="schedule.name",
         )
-    # What stands behind the epoch of early stopping is never reached.
+    # Rates after the epoch of early stopping are never used.
     padded = rates[: config.epochs] + rates[-1:] * (config.epochs - len(rates))
     schedule = config.schedule.model_copy(update={"name": "replay", "rates": padded})
     note = f"Plateau: the rates of trial {provenance.get('trial')} were replayed."
@@ -178,9 +178,9 @@ def _stopped(recipe: Recipe, provenance: Mapping[str, Any]) -> Recipe:
 
 
 @contextmanager
-def alone(out: Path) -> Iterator[None]:
-    """One writer at a time. Raises Conflict where there is another, InputError where `out` cannot
-    be a directory."""
+def exclusive(out: Path) -> Iterator[None]:
+    """Lock `out` for one writer. Raises Conflict if another holds it, InputError if `out` cannot be
+    a directory."""
     lock = FileLock(out / ".lock", timeout=0)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -196,8 +196,8 @@ def alone(out: Path) -> Iterator[None]:
 
 
 def stored_recipe(files: RunDir, asked: Recipe, keep_validation: bool) -> Recipe | None:
-    """The recipe of the run that `files` holds, if it is the one asked for; None if there is no
-    run. Raises Conflict where it is another."""
+    """Return the recipe of the run in `files`; None if there is no run. Raises Conflict if it is
+    not the one asked for."""
     if not files.exists:
         if files.config.exists():
             raise Conflict(f"{files.config} is not of a run; choose another directory with -o")
@@ -217,7 +217,7 @@ def stored_recipe(files: RunDir, asked: Recipe, keep_validation: bool) -> Recipe
 
 
 def _differences(stored: Recipe, asked: Recipe) -> list[str]:
-    """A line for each field; what is left to be resolved matches whatever it was resolved to."""
+    """Return a line for each field that differs; an `auto` matches what it was resolved to."""
     there, here = flatten(stored.config.to_dict()), flatten(asked.config.to_dict())
     if there["epochs"] == here["epochs"]:
         there["epochs trained"], here["epochs trained"] = stored.epochs, asked.epochs
@@ -233,8 +233,8 @@ def _differences(stored: Recipe, asked: Recipe) -> list[str]:
 
 
 def seeds_needed(config: TrainConfig, seeds: int) -> int:
-    """Return 1 where nothing learns and the weights come from a file: every seed would give the
-    same; else `seeds`."""
+    """Return 1 if nothing is trained and the weights come from a file, since every seed would give
+    the same; else `seeds`."""
     return 1 if config.frozen and config.model.weights is not None else seeds
 
 
@@ -249,7 +249,7 @@ def begin(
     threads: int,
     keep_validation: bool,
 ) -> Recipe:
-    """Resolve what is `auto` and write down what the run is; returns the recipe with that in it."""
+    """Resolve what is `auto`, write run.json and config.toml, and return the resolved recipe."""
     runtime = resolve(config, classes=len(data.classes), device=device, threads=threads)
     about = RunMetadata(
         classes=data.classes,
@@ -267,8 +267,8 @@ def begin(
     return recipe.with_runtime(runtime)
 
 
-def begun(files: RunDir, data: Data) -> RunMetadata:
-    """What the run that `files` hold was begun with. Raises Conflict where that is not `data`."""
+def read_metadata(files: RunDir, data: Data) -> RunMetadata:
+    """Read the metadata of the run in `files`. Raises Conflict if it has other images."""
     about = RunMetadata.read(files.about)
     if about.fingerprint != data.fingerprint:
         raise Conflict(f"{files.root} was begun with other images; restore them, or use -o")
@@ -284,12 +284,12 @@ def _data_notes(
             "used, as in the search; --set data.limit_train=1000000000 uses all"
         )
     if config.data.folds is not None:
-        yield f"data.folds = {config.data.folds} is of the search: a seed trains one network."
+        yield f"data.folds = {config.data.folds} applies to the search: a seed trains one network."
     known = provenance.get("data_fingerprints", [])
     if known and data.fingerprint not in known:
         yield "The images are not those of the search: their contents or their split changed."
     if seeds_needed(config, 2) == 1:
-        yield "Nothing learns here: every seed would give the same result, so one is run."
+        yield "Nothing is trained: every seed would give the same result, so one is run."
     yield from report.oddities()
     if not data.has_test:
         yield "There is no test split: no number here is a test result."
@@ -297,14 +297,14 @@ def _data_notes(
 
 def write_ensemble(files: RunDir, seeds: Sequence[int], classes: Sequence[str]) -> None:
     """Write ensemble.json of the finished `seeds`: {"seeds", "test": scores or None, "why": why
-    there are none}; nothing where there is only one. Raises DataError for a damaged file."""
+    there are none}; remove it for a single seed. Raises DataError for a damaged file."""
     if len(seeds) < 2:
         files.ensemble.unlink(missing_ok=True)
         return
     found: dict[str, Any] = {"seeds": list(seeds), "test": None, "why": None}
     lacking = [seed for seed in seeds if not files.seed(seed).test_logits.exists()]
     if lacking:
-        found["why"] = _kept_none(lacking)
+        found["why"] = _missing_logits(lacking)
     else:
         stored = [load_logits(files.seed(seed).test_logits) for seed in seeds]
         if all(_same_images(stored[0], one) for one in stored[1:]):
@@ -315,16 +315,16 @@ def write_ensemble(files: RunDir, seeds: Sequence[int], classes: Sequence[str]) 
     write_text(files.ensemble, as_json(found))
 
 
-def _kept_none(seeds: Sequence[int]) -> str:
+def _missing_logits(seeds: Sequence[int]) -> str:
     named = ", ".join(map(str, seeds))
-    return f"No ensemble: of seed {named} there are no answers to the test images (test.npz)."
+    return f"No ensemble: there are no logits of the test images (test.npz) of seed {named}."
 
 
 def _same_images(first: StoredLogits, second: StoredLogits) -> bool:
     return np.array_equal(first.names, second.names) and np.array_equal(first.labels, second.labels)
 
 
-__all__ = ["Run", "retrain"]
+__all__ = ["TrainedRun", "retrain"]
 
 Tell = Callable[[str], object]
 
@@ -342,16 +342,16 @@ def retrain(
     quantize: Sequence[str] = (),
     control: Control | None = None,
     progress: Tell = lambda line: None,
-) -> Run:
+) -> TrainedRun:
     """Train `config` with the seeds config.seed, +1, ... into the directory `out`, each to the end
-    of its schedule, then evaluate each once on the test split, if there is one.
+    of its schedule, then evaluate each once on the test split, if any.
 
     `provenance` is that of an exported trial, or empty. Training takes in the validation images,
     unless `keep_validation`: then the best epoch's weights are kept, and early stopping and the
     plateau schedule watch validation. `onnx` writes each seed as model.onnx too, `quantize`
     ("dynamic", "static") also in int8; all are evaluated in one pass over the test images. Several
-    seeds are also evaluated as one, from their answers. Interrupted, the same call goes on where it
-    was; finished seeds are not run again. `progress` gets a line for each epoch and step.
+    seeds are also evaluated as an ensemble, from their logits. After an interruption the same call
+    resumes; finished seeds are not run again. `progress` gets a line for each epoch and step.
 
     Raises ConfigError where the schedule cannot be run without validation images, InputError for
     what cannot be written as ONNX or is not installed for it, Conflict where `out` holds the run of
@@ -365,7 +365,7 @@ def retrain(
     recipe = make_recipe(config, provenance, keep_validation)
     files = RunDir(out)
     asked = range(config.seed, config.seed + seeds_needed(config, seeds))
-    with alone(out):
+    with exclusive(out):
         stored = stored_recipe(files, recipe, keep_validation)
         data = dataset.open_data(config.data, home.cache)
         if any(not files.seed(seed).metrics.exists() for seed in asked):
@@ -378,7 +378,7 @@ def retrain(
             recipe = begin(files, config, provenance, recipe, data, report, *how)
         job = _Job(
             files=files,
-            metadata=begun(files, data),
+            metadata=read_metadata(files, data),
             recipe=stored or recipe,
             data=data,
             home=home,
@@ -390,11 +390,11 @@ def retrain(
         job.keep_digests()
         for seed in asked:
             job.run(seed)
-        return _summed_up(files, job.metadata)
+        return _summarize(files, job.metadata)
 
 
-def _summed_up(files: RunDir, metadata: RunMetadata) -> Run:
-    """The finished seeds as a run, with the ensemble of several and a summary of all on disk."""
+def _summarize(files: RunDir, metadata: RunMetadata) -> TrainedRun:
+    """Load the finished seeds as a run; write the ensemble of several, and the summary."""
     run = read_run(files, files.finished())
     if task_of(run.config).averages and all(one.metrics["test"] is not None for one in run.seeds):
         write_ensemble(files, files.finished(), metadata.classes)
@@ -405,7 +405,7 @@ def _summed_up(files: RunDir, metadata: RunMetadata) -> Run:
 
 @dataclass(frozen=True)
 class _Job:
-    """What all seeds of a run share."""
+    """A retraining: trains and tests each seed."""
 
     files: RunDir
     metadata: RunMetadata
@@ -418,12 +418,12 @@ class _Job:
     progress: Tell
 
     def keep_digests(self) -> None:
-        """Of the images that are trained on, unless they are there."""
+        """Write digests of the training images, unless they exist."""
         if not self.files.trained_on.exists():
             TrainedOn.of(self.training_data().train).save(self.files.trained_on)
 
     def run(self, seed: int) -> None:
-        """Train one seed and test it, unless that is done; then drop its checkpoints."""
+        """Train one seed and test it, unless that is done; then remove its checkpoints."""
         files = self.files.seed(seed)
         if files.metrics.exists():
             self.progress(f"seed {seed}: finished before")
@@ -434,6 +434,7 @@ class _Job:
             discard(path)
 
     def complete(self, seed: int, files: SeedDir) -> None:
+        """Train one seed, test it, and write its metrics last."""
         seen = self.training_data()
         trained = self.train(seed, files, seen)
         save_weights(files.weights, best_weights(trained), {"seed": str(seed)})
@@ -456,7 +457,7 @@ class _Job:
         return TrainedModel.of_seeds(config, metadata, (files,), device, self.control)
 
     def training_data(self) -> TrainingData:
-        """Normalised by the training part alone, whatever is trained on."""
+        """Return the images to train on; mean and deviation are of the training part alone."""
         data, kept = self.data, self.metadata.keep_validation
         return TrainingData(
             classes=len(data.classes),
@@ -468,7 +469,8 @@ class _Job:
         )
 
     def newest(self, seed: int, files: SeedDir, config: TrainConfig) -> tuple[int, Path | None]:
-        """The epoch to go on after, and its checkpoint; damaged ones are told of and removed."""
+        """Return the last epoch with a sound checkpoint, and its path; report and remove damaged
+        ones."""
         for epoch, path in reversed(files.checkpoints()):
             try:
                 Checkpoint.load(path).require(config)
@@ -479,7 +481,7 @@ class _Job:
         return 0, None
 
     def train(self, seed: int, files: SeedDir, seen: TrainingData) -> Path:
-        """Train to the end of the recipe; returns the last checkpoint."""
+        """Train to the end of the recipe; return the last checkpoint."""
         config = self.recipe.config.model_copy(update={"seed": seed})
         done, last = self.newest(seed, files, config)
         if done < self.recipe.epochs:
@@ -506,7 +508,7 @@ class _Job:
         return last
 
     def write_files(self, seed: int, files: SeedDir, train: Images) -> list[dict[str, Any]]:
-        """The ONNX files, not tested yet."""
+        """Write the ONNX files, not tested yet."""
         if not self.wanted.files:
             return []
         self.progress(f"seed {seed}: writing {', '.join(self.wanted.files)}")
@@ -515,7 +517,7 @@ class _Job:
         return [{**one, "test": None} for one in made]
 
     def add_files(self, seed: int, files: SeedDir) -> None:
-        """Files that a finished seed lacks. Its test set was opened: they are not tested."""
+        """Write ONNX files that a finished seed lacks, untested: its test set was opened before."""
         metrics = files.read_metrics()
         there = metrics.get("onnx", [])
         if self.wanted.files.keys() <= {one["file"] for one in there}:
@@ -532,9 +534,9 @@ class _Job:
     def test(
         self, seed: int, model: TrainedModel, seen: TrainingData, made: list[dict[str, Any]]
     ) -> tuple[dict[str, Any] | None, int, list[str]]:
-        """Open the test set: the one place where training does, once for each seed, and for all
-        that was `made` of it together, which gets its scores. Returns the network's, how many
-        images there are, and the names of those that were trained on."""
+        """Open the test set, once for each seed, and evaluate the network and the ONNX files that
+        were `made` of it together; each file gets its scores. Return the network's scores, the
+        number of images, and the names of those that were trained on."""
         if not self.metadata.has_test:
             return None, 0, []
         config, classes, [files] = self.recipe.config, self.metadata.classes, model.files
@@ -569,7 +571,7 @@ def _require_finite(seed: int, checkpoint: Path) -> None:
 
 
 def _report(seed: int, done: Checkpoint) -> dict[str, Any]:
-    """What metrics.json says of the training: its kept epoch's scores, and how it went."""
+    """Return the part of metrics.json about the training, with the scores of the kept epoch."""
     kept = done.metrics[done.best_epoch - 1]
     train, val = ({name.removeprefix(part): value for name, value in kept.items()
                    if name.startswith(part)} for part in ("train_", "val_"))  # fmt: skip
@@ -586,7 +588,7 @@ def _report(seed: int, done: Checkpoint) -> dict[str, Any]:
 
 
 def curves(metrics: list[dict[str, float]]) -> str:
-    """Every metric of every epoch as CSV."""
+    """Return every metric of every epoch as CSV."""
     text = io.StringIO()
     writer = csv.DictWriter(text, ["epoch", *metrics[0]], lineterminator="\n")
     writer.writeheader()

@@ -1,22 +1,22 @@
-"""A trained run on disk: what `hpo train` writes, and what others read.
+"""Trained runs on disk, as `hpo train` writes them.
 
     RUN/
-    ├── run.json                 classes, normalisation, what was trained on what
+    ├── run.json                 classes, normalisation, what was trained on
     ├── config.toml              the configuration with its runtime resolved, and its provenance
     ├── summary.json             mean and standard deviation over the seeds
     ├── ensemble.json            the test scores of several seeds' mean probabilities
-    ├── trained-on.bin           digests of the training images (see `hpo.trained.run`)
+    ├── trained-on.bin           digests of the training images (see `TrainedOn`)
     └── seed-<s>/
         ├── epoch-<n>.ckpt       while it trains
         ├── weights.safetensors
         ├── curves.csv           every metric of every epoch
-        ├── model.onnx           also model-int8-dynamic.onnx, ...: as asked for
+        ├── model.onnx           also model-int8-dynamic.onnx, ..., if asked for
         ├── test.npz             logits (N, C), labels (N,) and names (N,) of the test images
         ├── index.npz            the gallery, where images are looked up in one
-        ├── neighbours.json      and what its report shows of it
+        ├── neighbours.json      examples of retrieved images for the report
         └── metrics.json         written last: a seed that has it is finished
 
-Each file is written beside, synced and moved: what is visible is complete.
+Each file is written atomically: what is visible is complete.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from hpo.io import atomic_write, write_text
 SIZE = 16
 """Bytes of a digest."""
 SHOWN = 10
-"""Names that a line tells of."""
+"""Most names in a line."""
 
 UNKNOWN = (
     "whether these images were trained on is unknown: the run keeps no digests of its training "
@@ -56,21 +56,22 @@ UNKNOWN = (
 
 @dataclass(frozen=True)
 class TrainedOn:
-    """Of each training image two digests: of its file's content, and of its pixels at the size of
-    the run. A copy under another name has both, one stored anew without loss the second."""
+    """Two digests of each training image: of its file's content, and of its pixels at the size of
+    the run. A copy under another name matches both, a lossless re-encoding the second."""
 
     digests: bytes
     """Sorted, SIZE bytes each, without repetition."""
 
     @classmethod
     def of(cls, images: Images) -> TrainedOn:
-        found = {bytes.fromhex(one) for one in (*images.identities, *images.files)}
-        return cls(b"".join(sorted(found)))
+        """Collect the digests of `images`."""
+        digests = {bytes.fromhex(one) for one in (*images.identities, *images.files)}
+        return cls(b"".join(sorted(digests)))
 
     @classmethod
     def load(cls, path: Path) -> TrainedOn | None:
-        """None where there is no file: the run is of an earlier version. Raises InputError for one
-        that is not what `save` wrote."""
+        """Read a file; return None if there is none: the run is of an earlier version. Raises
+        InputError for a damaged file."""
         if not path.exists():
             return None
         data = path.read_bytes()
@@ -82,11 +83,11 @@ class TrainedOn:
         return cls(data[SIZE:])
 
     def save(self, path: Path) -> None:
-        """Complete or not there; a checksum first. Raises DiskFull."""
+        """Write a checksum and the digests atomically. Raises DiskFull."""
         atomic_write(path, lambda file: file.write(_checksum(self.digests) + self.digests))
 
     def __contains__(self, digest: str) -> bool:
-        """Whether a digest of 32 hex digits is among them."""
+        """Return whether a digest of 32 hex digits is among them."""
         wanted = bytes.fromhex(digest)
         count = len(self.digests) // SIZE
         place = bisect_left(range(count), wanted, key=self._at)
@@ -96,17 +97,17 @@ class TrainedOn:
         return self.digests[place * SIZE : (place + 1) * SIZE]
 
     def marks(self, images: Images) -> list[bool]:
-        """Of each of `images`, whether it was trained on."""
+        """Return whether each of `images` was trained on."""
         pixels = [one in self for one in images.identities]
         return [a or b in self for a, b in zip(pixels, images.files, strict=True)]
 
     def among(self, images: Images) -> list[str]:
-        """Names of those of `images` that were trained on."""
+        """Return the names of those of `images` that were trained on."""
         return [name for name, seen in zip(images.names, self.marks(images), strict=True) if seen]
 
 
 def overlap_text(names: Sequence[str], images: int, what: str = "images") -> str:
-    """`3 of 15 images were trained on: a.jpg, b.jpg, c.jpg`; the first SHOWN are named."""
+    """Return `3 of 15 images were trained on: a.jpg, b.jpg, c.jpg`; the first SHOWN are named."""
     more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
     verb = "was" if len(names) == 1 else "were"
     shown = ", ".join(names[:SHOWN])
@@ -120,7 +121,7 @@ def _checksum(data: bytes) -> bytes:
 REPAIR = "restore it, or train into another folder"
 
 MOST_NAMED = 10
-"""Classes that a line names."""
+"""Most classes in a line."""
 PARTS = {"test": "test", "val": "validation", "train": "training only"}
 """Parts of the data with their names; metrics.json and summary.json have scores of each, or null.
 The most honest comes first."""
@@ -134,43 +135,50 @@ class SeedDir:
 
     @property
     def weights(self) -> Path:
+        """Trained weights."""
         return self.root / "weights.safetensors"
 
     @property
     def curves(self) -> Path:
+        """Every metric of every epoch, as CSV."""
         return self.root / "curves.csv"
 
     @property
     def test_logits(self) -> Path:
+        """Logits of the test images."""
         return self.root / "test.npz"
 
     @property
     def index(self) -> Path:
+        """Features of the gallery."""
         return self.root / "index.npz"
 
     @property
     def neighbours(self) -> Path:
+        """Examples for the report."""
         return self.root / "neighbours.json"
 
     @property
     def metrics(self) -> Path:
+        """Scores; written last."""
         return self.root / "metrics.json"
 
     def read_metrics(self) -> dict[str, Any]:
-        """Raises InputError for a file that lacks a part."""
-        found = read_json(self.metrics)
+        """Read the metrics. Raises InputError for a file that lacks a part."""
+        metrics = read_json(self.metrics)
         for part in PARTS:
-            if part not in found or not isinstance(found[part], dict | None):
+            if part not in metrics or not isinstance(metrics[part], dict | None):
                 raise InputError(f"{self.metrics}: {part!r} is no table of scores; {REPAIR}")
-        return found
+        return metrics
 
     def checkpoint(self, epoch: int) -> Path:
+        """Return the checkpoint after `epoch`."""
         return self.root / f"epoch-{epoch}.ckpt"
 
     def checkpoints(self) -> list[tuple[int, Path]]:
-        """(epoch, file) of those that are there, oldest first."""
-        found = self.root.glob("epoch-*.ckpt")
-        return sorted((int(path.stem.removeprefix("epoch-")), path) for path in found)
+        """Return (epoch, file) of the existing checkpoints, oldest first."""
+        paths = self.root.glob("epoch-*.ckpt")
+        return sorted((int(path.stem.removeprefix("epoch-")), path) for path in paths)
 
 
 @dataclass(frozen=True)
@@ -181,58 +189,65 @@ class RunDir:
 
     @property
     def about(self) -> Path:
+        """Metadata (`RunMetadata`)."""
         return self.root / "run.json"
 
     @property
     def config(self) -> Path:
+        """Configuration and provenance."""
         return self.root / "config.toml"
 
     @property
     def summary(self) -> Path:
+        """Mean and standard deviation over the seeds."""
         return self.root / "summary.json"
 
     @property
     def ensemble(self) -> Path:
+        """Scores of the ensemble."""
         return self.root / "ensemble.json"
 
     @property
     def trained_on(self) -> Path:
+        """Digests of the training images (`TrainedOn`)."""
         return self.root / "trained-on.bin"
 
     @property
     def exists(self) -> bool:
+        """Whether it holds a run, finished or not."""
         return self.about.is_file() and self.config.is_file()
 
     def seed(self, seed: int) -> SeedDir:
+        """Return the files of a seed."""
         return SeedDir(self.root / f"seed-{seed}")
 
     def finished(self) -> list[int]:
-        """The seeds whose training and test are over, in order."""
-        found = self.root.glob("seed-*/metrics.json")
-        return sorted(int(path.parent.name.removeprefix("seed-")) for path in found)
+        """Return the seeds that were trained and tested, in order."""
+        paths = self.root.glob("seed-*/metrics.json")
+        return sorted(int(path.parent.name.removeprefix("seed-")) for path in paths)
 
 
 @dataclass(frozen=True)
 class RunMetadata:
-    """What all seeds of a run share, beside the configuration."""
+    """Facts that all seeds of a run share, configuration apart."""
 
     classes: tuple[str, ...]
     """Names, in the order of the network's outputs."""
     mean: tuple[float, ...]
-    """Per channel, of pixels scaled to 0..1; of the training part alone, or ImageNet's."""
+    """Mean of each channel, of pixels scaled to 0..1: of the training part alone, or ImageNet's."""
     std: tuple[float, ...]
     fingerprint: str
-    """Of the training and validation images."""
+    """Fingerprint of the training and validation images."""
     keep_validation: bool
-    """Whether the validation images were kept for validation instead of being trained on."""
+    """Whether the validation images validate instead of being trained on."""
     has_test: bool
     epochs: int
-    """The most epochs that are trained."""
+    """Most epochs that are trained."""
     notes: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, path: Path) -> RunMetadata:
-        """Raises InputError for a file that is not what `write` wrote."""
+        """Read a file. Raises InputError for one that `write` did not write."""
         try:
             return TypeAdapter(cls).validate_python(read_json(path))
         except ValidationError as error:
@@ -241,12 +256,13 @@ class RunMetadata:
             raise InputError(f"{path}: {where}: {first['msg']}; {REPAIR}") from None
 
     def write(self, path: Path) -> None:
+        """Write it as JSON, atomically."""
         write_text(path, as_json(asdict(self)))
 
 
 @dataclass(frozen=True)
 class SeedResult:
-    """One finished seed."""
+    """A finished seed."""
 
     seed: int
     files: SeedDir
@@ -254,24 +270,24 @@ class SeedResult:
     """metrics.json: epochs, best_epoch, micro_batch, seconds, images {part: count}, and scores of
     test, val and train, each null where there are none; onnx: a list with file, precision, bytes,
     latency_ms, test (plain scores, or null) and, of the float32 file, max_difference; trained_on:
-    names of the test images that are training images too."""
+    names of the test images that are training images, too."""
 
     @property
     def onnx(self) -> list[dict[str, Any]]:
-        """Empty for a run of a version that made none."""
-        found: list[dict[str, Any]] = self.metrics.get("onnx", [])
-        return found
+        """Return the ONNX files; none for a run of a version without them."""
+        entries: list[dict[str, Any]] = self.metrics.get("onnx", [])
+        return entries
 
     @cached_property
     def epochs(self) -> tuple[dict[str, float], ...]:
-        """Every metric of every epoch: {"epoch": number from 1, metric: value, ...}."""
+        """Return every metric of every epoch: {"epoch": number from 1, metric: value, ...}."""
         with self.files.curves.open(newline="") as file:
             rows = csv.DictReader(file)
             return tuple({"epoch": int(row.pop("epoch")), **_floats(row)} for row in rows)
 
     @property
     def neighbours(self) -> dict[str, Any] | None:
-        """Examples of what is found in an index; None where there is no index."""
+        """Return examples of retrieved images; None for a task without an index."""
         file = self.files.neighbours
         return read_json(file) if file.exists() else None
 
@@ -281,8 +297,8 @@ def _floats(row: Mapping[str, str]) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class Run:
-    """A trained run as it lies on disk."""
+class TrainedRun:
+    """A trained run with its finished seeds."""
 
     path: Path
     config: TrainConfig
@@ -290,29 +306,32 @@ class Run:
     metadata: RunMetadata
     seeds: tuple[SeedResult, ...]
     ensemble: dict[str, Any] | None = None
-    """Of exactly these seeds: `seeds`, `test` (scores, or None), `why` there are none."""
+    """Ensemble of exactly these seeds: `seeds`, `test` (scores or None), `why` there are none."""
 
     @property
     def files(self) -> RunDir:
+        """Files of the run."""
         return RunDir(self.path)
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """Class names, in the order of the network's outputs."""
         return self.metadata.classes
 
     @property
     def notes(self) -> tuple[str, ...]:
+        """Lines that a reader of the scores must know."""
         why = self.ensemble and self.ensemble["why"]
         return (*self.metadata.notes, *self._overlap(), *self._absent(), *([why] if why else []))
 
     def _absent(self) -> Iterator[str]:
-        """A line where the images of the scores are not of all classes; equal for every seed."""
+        """Yield a line if test images of some class are missing; it is the same for every seed."""
         metrics = self.seeds[0].metrics
         if metrics["test"] and (line := absent_classes(metrics["test"])):
             yield line
 
     def _overlap(self) -> Iterator[str]:
-        """A line where test images were trained on; every seed saw the same ones."""
+        """Yield a line if test images were trained on; it is the same for every seed."""
         metrics = self.seeds[0].metrics
         if names := metrics.get("trained_on"):
             told = overlap_text(names, metrics["images"]["test"], "test images")
@@ -328,10 +347,10 @@ class Run:
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """Over all finished seeds: {"test": {"top1": {"mean": .., "std": ..}, ...} or None, "val":
-        .., "train": .., "seeds": [..], "ensemble": test scores or None, "onnx": {file: {score: ..,
-        "bytes": .., "latency_ms": ..}}, "notes": [..]}. `std` is of a sample (n - 1), None for one
-        seed."""
+        """Summarize all finished seeds: {"test": {"top1": {"mean": .., "std": ..}, ...} or None,
+        "val": .., "train": .., "seeds": [..], "ensemble": test scores or None, "onnx": {file:
+        {score: .., "bytes": .., "latency_ms": ..}}, "notes": [..]}. `std` is of a sample (n - 1),
+        None for one seed."""
         parts: dict[str, Any] = {}
         for part in PARTS:
             found = [one.metrics[part] for one in self.seeds if one.metrics[part] is not None]
@@ -348,7 +367,7 @@ class Run:
         }
 
     def _onnx(self) -> dict[str, Any]:
-        """Of each file, over the seeds that were tested with it."""
+        """Summarize each ONNX file over the seeds that have it."""
         found: dict[str, list[dict[str, float]]] = {}
         for entry in (entry for one in self.seeds for entry in one.onnx):
             row = {"bytes": float(entry["bytes"]), "latency_ms": entry["latency_ms"]}
@@ -363,7 +382,7 @@ class Run:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file of a run. Raises InputError where there is none."""
+    """Read the JSON object in a file of a run. Raises InputError for any other content."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -373,10 +392,10 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def load_run(path: Path) -> Run:
-    """The run in the directory `path`, or one seed of it where `path` is that seed's directory.
+def load_run(path: Path) -> TrainedRun:
+    """Load the run in the directory `path`, or one seed of it if `path` is that seed's directory.
 
-    Raises NotFound where there is none, or none of its seeds is finished.
+    Raises NotFound if there is no run or none of its seeds is finished.
     """
     root, only = path, None
     if not RunDir(path).exists and RunDir(path.absolute().parent).exists:
@@ -395,8 +414,8 @@ def load_run(path: Path) -> Run:
     return read_run(files, finished)
 
 
-def read_run(files: RunDir, seeds: Sequence[int]) -> Run:
-    """The run in `files` with these seeds, which must be finished."""
+def read_run(files: RunDir, seeds: Sequence[int]) -> TrainedRun:
+    """Load the run in `files` with these seeds, which must be finished."""
     config, provenance = load_config(files.config)
     results = [
         SeedResult(seed, files.seed(seed), files.seed(seed).read_metrics()) for seed in seeds
@@ -405,11 +424,11 @@ def read_run(files: RunDir, seeds: Sequence[int]) -> Run:
     if together and together.get("seeds") != list(seeds):
         together = None
     metadata = RunMetadata.read(files.about)
-    return Run(files.root, config, provenance, metadata, tuple(results), together)
+    return TrainedRun(files.root, config, provenance, metadata, tuple(results), together)
 
 
 def absent_classes(scores: Mapping[str, Any]) -> str | None:
-    """A line on the classes without images among those of `scores` (`full_scores`)."""
+    """Return a line on the classes without images in `scores` (`full_scores`), or None."""
     names = [name for name, row in scores["per_class"].items() if not row["support"]]
     if not names:
         return None
@@ -422,7 +441,8 @@ def absent_classes(scores: Mapping[str, Any]) -> str | None:
 
 
 def spread(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
-    """Mean and sample standard deviation (n - 1; None of a single one) of every plain number."""
+    """Return {score: {"mean", "std"}} of every plain number; the standard deviation is of a sample
+    (n - 1), None for a single seed."""
     numbers = [
         key
         for key, value in results[0].items()
@@ -438,4 +458,5 @@ def spread(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | 
 
 
 def as_json(value: Any) -> str:
+    """Return indented JSON with a line end."""
     return json.dumps(value, indent=2) + "\n"

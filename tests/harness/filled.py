@@ -31,7 +31,7 @@ from hpo.storage.records import (
     Outcome,
 )
 from hpo.trained.retrain import curves
-from hpo.trained.run import Run, RunDir, RunMetadata, SeedDir, SeedResult
+from hpo.trained.run import RunDir, RunMetadata, SeedDir, SeedResult, TrainedRun
 
 STATES = {"pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
@@ -114,7 +114,7 @@ def trained(
     part: str | None = "test",
     classes: Sequence[str] = ("cat", "dog", "frog"),
     note: str = "a note",
-) -> Run:
+) -> TrainedRun:
     """A run of two seeds under `path` that was measured on `part`; `note` names its folder, too."""
     name = note.rpartition("/")[2]
     files = RunDir(path / "run")
@@ -123,7 +123,7 @@ def trained(
     )
     seeds = [_seed(files.seed(seed), part, classes, top1) for seed, top1 in ((0, 0.9), (1, 0.92))]
     config = TrainConfig.parse({"optimizer": {"lr": 0.01}, "epochs": 3})
-    return Run(path / name, config, {"study": "toy", "trial": 4}, metadata, tuple(seeds))
+    return TrainedRun(path / name, config, {"study": "toy", "trial": 4}, metadata, tuple(seeds))
 
 
 def _seed(files: SeedDir, part: str | None, classes: Sequence[str], top1: float) -> SeedResult:

@@ -14,7 +14,7 @@ from hpo.paths import Home
 from hpo.trained.inference import Prediction
 from hpo.trained.model import TrainedModel
 from hpo.trained.retrain import retrain
-from hpo.trained.run import Run
+from hpo.trained.run import TrainedRun
 from tests.harness.images import make_folder
 
 SPLITS = {"train": 8, "val": 4, "test": 5}
@@ -38,12 +38,12 @@ def pictures(tmp_path: Path, splits: Mapping[str, int] | None = None) -> Path:
     return make_folder(tmp_path / "pictures", splits or SPLITS, size=(20, 16))
 
 
-def train_run(config: TrainConfig, out: Path, home: Home, **options: Any) -> Run:
+def train_run(config: TrainConfig, out: Path, home: Home, **options: Any) -> TrainedRun:
     """`retrain` on the CPU; handwritten unless `provenance` is given."""
     provenance = options.pop("provenance", {})
     return retrain(config, provenance, out=out, home=home, device="cpu", **options)
 
 
-def predict(run: Run, images: Sequence[Path], k: int = 5) -> list[Prediction]:
+def predict(run: TrainedRun, images: Sequence[Path], k: int = 5) -> list[Prediction]:
     """Return the answers of `run` to `images`, on the CPU."""
     return TrainedModel.of_run(run, torch.device("cpu")).predict(images, k=k)

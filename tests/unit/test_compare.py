@@ -17,7 +17,7 @@ from hpo.paths import Home
 from hpo.reports.compare import compare, comparison_report, figures_of
 from hpo.search.status import read_status
 from hpo.storage.database import Database
-from hpo.trained.run import Run, load_run
+from hpo.trained.run import TrainedRun, load_run
 from hpo.training.models import build
 from tests.harness.fakes import study_file
 from tests.harness.filled import Trial, fill
@@ -136,7 +136,7 @@ def test_runs_before_and_after_tuning(database: Database, home: Home, tmp_path: 
     assert legend == ["before", "after"]
 
 
-def test_only_the_most_frequent_classes_are_compared(run_copy: Run) -> None:
+def test_only_the_most_frequent_classes_are_compared(run_copy: TrainedRun) -> None:
     from hpo.reports import compare as comparing
 
     path = run_copy.seeds[0].files.metrics

@@ -32,7 +32,7 @@ from hpo.search import study as studies
 from hpo.search import sync
 from hpo.search.study import Study
 from hpo.storage.database import Database
-from hpo.trained.run import Run
+from hpo.trained.run import TrainedRun
 from hpo.training.inputs import TrainingData
 from hpo.training.train import EpochResult, train
 from tests.harness.commands import calls
@@ -166,7 +166,7 @@ def test_the_command_says_it(
 
 
 def test_trained_runs_are_read_too(
-    database: Database, home: Home, study: Study, trained_run: Run
+    database: Database, home: Home, study: Study, trained_run: TrainedRun
 ) -> None:
     out = shutil.copytree(trained_run.path, home.trained("best"))
     assert spoiled(database, home) == []

@@ -32,8 +32,8 @@ from hpo.paths import Home
 from hpo.reports.training import training_report
 from hpo.trained.onnx_files import OnnxTargets
 from hpo.trained.run import (
-    Run,
     RunDir,
+    TrainedRun,
     load_run,
 )
 from hpo.training import (
@@ -68,7 +68,7 @@ def config(root: Path) -> TrainConfig:
 
 
 @pytest.fixture(scope="module")
-def run(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     """Two seeds with every file; the test set was opened twice."""
     folder = tmp_path_factory.mktemp("runs")
     opened = []
@@ -97,7 +97,7 @@ def sealed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dataset, "open_test", refuse)
 
 
-def test_images(run: Run) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def test_images(run: TrainedRun) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Normalised as the properties of the file say, by hand: (15, 3, 12, 12), and labels."""
     props = properties(run.seeds[0].files.root / "model.onnx")
     images = dataset.open_test(run.config.data, run.path.parent / "cache")
@@ -130,7 +130,7 @@ def small(classes: int = 3) -> nn.Module:
 # The files
 
 
-def test_every_file_has_its_scores_size_and_latency(run: Run) -> None:
+def test_every_file_has_its_scores_size_and_latency(run: TrainedRun) -> None:
     for one in run.seeds:
         assert {entry["file"]: entry["precision"] for entry in one.onnx} == ALL
         for entry in one.onnx:
@@ -147,7 +147,7 @@ def test_every_file_has_its_scores_size_and_latency(run: Run) -> None:
     assert run.summary["onnx"]["model-int8-static.onnx"]["top1"]["mean"] == sum(top1) / 2
 
 
-def test_int8_stands_in_the_files(run: Run) -> None:
+def test_int8_stands_in_the_files(run: TrainedRun) -> None:
     for name, operators in [
         ("model-int8-dynamic.onnx", {"MatMulInteger", "Conv"}),
         ("model-int8-static.onnx", {"QuantizeLinear", "DequantizeLinear"}),
@@ -157,7 +157,7 @@ def test_int8_stands_in_the_files(run: Run) -> None:
         assert properties(path)["quantization"] == f"int8 {name.split('-')[2].split('.')[0]}"
 
 
-def test_the_properties_are_enough_to_use_the_file(run: Run) -> None:
+def test_the_properties_are_enough_to_use_the_file(run: TrainedRun) -> None:
     images, labels = test_images(run)
     one = run.seeds[1]
     path = one.files.root / "model.onnx"
@@ -172,7 +172,7 @@ def test_the_properties_are_enough_to_use_the_file(run: Run) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7])
-def test_batches_of_any_size(run: Run, batch: int) -> None:
+def test_batches_of_any_size(run: TrainedRun, batch: int) -> None:
     for name in ALL:
         written = OnnxNetwork(run.seeds[0].files.root / name)
         assert written(torch.zeros(batch, 3, 12, 12)).shape == (batch, 3)
@@ -285,7 +285,7 @@ def test_one_kind_twice_is_one_file() -> None:
 
 
 @pytest.mark.usefixtures("sealed")
-def test_a_finished_run_is_left_as_it_is(run: Run, config: TrainConfig) -> None:
+def test_a_finished_run_is_left_as_it_is(run: TrainedRun, config: TrainConfig) -> None:
     before = [one.files.metrics.read_bytes() for one in run.seeds]
     home = Home(run.path.parent)
     again = train_run(config, run.path, home, seeds=2, onnx=True, quantize=["static"])
@@ -320,7 +320,7 @@ def test_files_for_a_finished_seed_are_written_and_not_tested(
 # The ensemble
 
 
-def test_the_ensemble_is_the_mean_of_probabilities(run: Run) -> None:
+def test_the_ensemble_is_the_mean_of_probabilities(run: TrainedRun) -> None:
     images, labels = test_images(run)
     members = []
     for one in run.seeds:
@@ -336,7 +336,7 @@ def test_the_ensemble_is_the_mean_of_probabilities(run: Run) -> None:
     assert sum(map(sum, found["confusion"])) == len(labels)
 
 
-def test_the_ensemble_stands_beside_its_members(run: Run) -> None:
+def test_the_ensemble_stands_beside_its_members(run: TrainedRun) -> None:
     assert json.loads(RunDir(run.path).summary.read_text())["ensemble"] == run.summary["ensemble"]
     rows = list(networks_table(run).columns[0].cells)
     assert [str(row) for row in rows] == ["seed 0", "seed 1", "ensemble of 2", *ALL]
@@ -348,7 +348,7 @@ def test_the_ensemble_stands_beside_its_members(run: Run) -> None:
     assert "int8 static" in page
 
 
-def test_stored_answers_are_those_of_the_test(run: Run) -> None:
+def test_stored_answers_are_those_of_the_test(run: TrainedRun) -> None:
     for one in run.seeds:
         stored = evaluation.load_logits(one.files.test_logits)
         assert stored.logits.shape == (15, 3)
@@ -376,7 +376,7 @@ def test_a_seed_later_joins_from_stored_answers(
     RunDir(tmp_path / "run").seed(0).test_logits.unlink()
     lacking = train_run(short, tmp_path / "run", home, seeds=2)
     assert lacking.summary["ensemble"] is None
-    assert lacking.notes[-1].startswith("No ensemble: of seed 0 there are no answers")
+    assert lacking.notes[-1].startswith("No ensemble: there are no logits")
     assert [str(cell) for cell in networks_table(lacking).columns[0].cells] == ["seed 0", "seed 1"]
     RunDir(tmp_path / "run").seed(0).test_logits.write_bytes(b"PK no archive")
     with pytest.raises(DataError, match=r"test\.npz cannot be read: .*; remove it"):

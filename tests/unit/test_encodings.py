@@ -24,7 +24,7 @@ from hpo.paths import Home
 from hpo.redaction import keep_secret
 from hpo.reports.page import write_report
 from hpo.reports.training import training_report
-from hpo.trained.run import Run
+from hpo.trained.run import TrainedRun
 from tests.harness.trained import pictures, tiny_config, train_run
 
 DUCK = "日本語 🦆"
@@ -50,7 +50,7 @@ optimizer.lr = [0.01]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     place = tmp_path_factory.mktemp("encodings")
     root = pictures(place)
     for part in root.iterdir():
@@ -62,7 +62,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture
-def streams(monkeypatch: pytest.MonkeyPatch, run: Run) -> Streams:
+def streams(monkeypatch: pytest.MonkeyPatch, run: TrainedRun) -> Streams:
     """Calls `hpo` where the run is, with standard streams of an encoding: exit code, output and
     errors, decoded strictly."""
     monkeypatch.setattr(sys, "argv", ["hpo"])
@@ -92,7 +92,9 @@ def shown(text: str, encoding: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_every_command_writes_to_any_stream(streams: Streams, run: Run, encoding: str) -> None:
+def test_every_command_writes_to_any_stream(
+    streams: Streams, run: TrainedRun, encoding: str
+) -> None:
     Path("s.toml").write_text(STUDY, encoding="utf-8")
     for args in (
         ["--help"],
@@ -118,7 +120,7 @@ def test_every_command_writes_to_any_stream(streams: Streams, run: Run, encoding
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_json_and_csv_are_read_back(streams: Streams, run: Run, encoding: str) -> None:
+def test_json_and_csv_are_read_back(streams: Streams, run: TrainedRun, encoding: str) -> None:
     _, out, _ = streams(encoding, "evaluate", "run", "--json")
     assert set(json.loads(out)["seeds"]["0"]["per_class"]) == {DUCK, CAFE, "class2"}
     _, out, _ = streams(encoding, "predict", "run", f"pictures/test/{DUCK}", "--json")
@@ -139,7 +141,7 @@ def test_ascii_is_not_passed_by(streams: Streams, monkeypatch: pytest.MonkeyPatc
     assert "***" in err
 
 
-def test_names_that_are_not_utf8_are_whole_in_files(run: Run) -> None:
+def test_names_that_are_not_utf8_are_whole_in_files(run: TrainedRun) -> None:
     with np.load(run.seeds[0].files.test_logits) as answers:
         names = answers["names"].tolist()
     assert {name.split("/")[1] for name in names} == {DUCK, CAFE, "class2"}

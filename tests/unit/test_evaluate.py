@@ -38,19 +38,19 @@ from hpo.trained.inference import (
     select,
 )
 from hpo.trained.model import TrainedModel
-from hpo.trained.run import Run, load_run
+from hpo.trained.run import TrainedRun, load_run
 from hpo.training.checkpoint import load_trained
 from tests.harness.images import make_folder
 from tests.harness.trained import pictures, predict, tiny_config, train_run
 
 
 @pytest.fixture
-def run(trained_run: Run) -> Run:
+def run(trained_run: TrainedRun) -> TrainedRun:
     return trained_run
 
 
 @pytest.fixture
-def root(run: Run) -> Path:
+def root(run: TrainedRun) -> Path:
     """The images of `run`."""
     return Path(str(run.config.data.root))
 
@@ -70,7 +70,7 @@ def shown(path: Path, config: TrainConfig) -> torch.Tensor:
 # Evaluation
 
 
-def test_the_test_split_gives_what_training_found(run: Run, home: Home) -> None:
+def test_the_test_split_gives_what_training_found(run: TrainedRun, home: Home) -> None:
     found = evaluate_run(run, home=home, device="cpu")
     assert found.scores() == {one.seed: one.metrics["test"] for one in run.seeds}
     assert found.summary == run.summary["test"]
@@ -80,7 +80,7 @@ def test_the_test_split_gives_what_training_found(run: Run, home: Home) -> None:
     assert found.summary["top1"]["mean"] > 0.5
 
 
-def test_the_ensemble_stands_beside_its_members(run: Run, root: Path, home: Home) -> None:
+def test_the_ensemble_stands_beside_its_members(run: TrainedRun, root: Path, home: Home) -> None:
     found = evaluate_run(run, home=home, device="cpu")
     assert found.ensemble == run.summary["ensemble"]
     shown = Console(width=120, record=True)
@@ -97,7 +97,7 @@ def test_the_ensemble_stands_beside_its_members(run: Run, root: Path, home: Home
 
 
 def test_the_command_line_tells_of_the_ensemble(
-    run: Run, home: Home, monkeypatch: pytest.MonkeyPatch
+    run: TrainedRun, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HPO_HOME", str(home.root))
     told = CliRunner().invoke(app, ["evaluate", str(run.path), "--device", "cpu", "--json"])
@@ -105,14 +105,14 @@ def test_the_command_line_tells_of_the_ensemble(
     assert json.loads(told.output)["ensemble"] == run.summary["ensemble"]
 
 
-def test_one_seed_alone(run: Run, home: Home) -> None:
+def test_one_seed_alone(run: TrainedRun, home: Home) -> None:
     found = evaluate_run(load_run(run.path / "seed-1"), home=home, device="cpu")
     assert list(found.seeds) == [1]
     assert found.summary["loss"]["std"] is None
     assert found.ensemble is None
 
 
-def test_a_folder_with_test_inside_and_one_without(run: Run, root: Path, home: Home) -> None:
+def test_a_folder_with_test_inside_and_one_without(run: TrainedRun, root: Path, home: Home) -> None:
     whole = evaluate_run(run, data=root, home=home, device="cpu")
     assert whole.data == str(root / "test")
     top1, loss = whole.summary["top1"], whole.summary["loss"]
@@ -122,7 +122,9 @@ def test_a_folder_with_test_inside_and_one_without(run: Run, root: Path, home: H
     assert train.images == 24
 
 
-def test_some_of_the_classes_are_enough(run: Run, root: Path, tmp_path: Path, home: Home) -> None:
+def test_some_of_the_classes_are_enough(
+    run: TrainedRun, root: Path, tmp_path: Path, home: Home
+) -> None:
     for label in ("class0", "class2"):
         shutil.copytree(root / "test" / label, tmp_path / "some" / label)
     found = evaluate_run(run, data=tmp_path / "some", home=home, device="cpu")
@@ -133,7 +135,7 @@ def test_some_of_the_classes_are_enough(run: Run, root: Path, tmp_path: Path, ho
     assert confusion[2].tolist() == whole[2]  # labels are the run's, not the folder's
 
 
-def test_unknown_classes_are_named(run: Run, tmp_path: Path, home: Home) -> None:
+def test_unknown_classes_are_named(run: TrainedRun, tmp_path: Path, home: Home) -> None:
     folder = make_folder(tmp_path / "more", count=2, classes=5)
     with pytest.raises(DataError, match=r"does not know the classes class3, class4; it was"):
         evaluate_run(run, data=folder, home=home, device="cpu")
@@ -141,14 +143,14 @@ def test_unknown_classes_are_named(run: Run, tmp_path: Path, home: Home) -> None
 
 @pytest.mark.parametrize("splits", [{"train": 2}, {"train": 2, "val": 1}])
 def test_training_pictures_are_not_taken_for_a_test(
-    run: Run, tmp_path: Path, home: Home, splits: dict[str, int]
+    run: TrainedRun, tmp_path: Path, home: Home, splits: dict[str, int]
 ) -> None:
     folder = make_folder(tmp_path / "no-test", splits)
     with pytest.raises(DataError, match="has train/ but no test/"):
         evaluate_run(run, data=folder, home=home, device="cpu")
 
 
-def test_broken_pictures_in_a_folder_are_named(run: Run, tmp_path: Path, home: Home) -> None:
+def test_broken_pictures_in_a_folder_are_named(run: TrainedRun, tmp_path: Path, home: Home) -> None:
     folder = make_folder(tmp_path / "broken", count=2)
     (folder / "class1" / "x.png").write_text("no")
     with pytest.raises(DataError, match=r"class1/x\.png \(not an image\)"):
@@ -164,7 +166,7 @@ def test_no_test_split_and_no_folder(tmp_path: Path, home: Home) -> None:
         evaluate_run(without, data=tmp_path / "nowhere", home=home, device="cpu")
 
 
-def test_unknown_devices_and_runs(run: Run, tmp_path: Path, home: Home) -> None:
+def test_unknown_devices_and_runs(run: TrainedRun, tmp_path: Path, home: Home) -> None:
     with pytest.raises(InputError, match="'tpu'"):
         evaluate_run(run, home=home, device="tpu")
     with pytest.raises(NotFound, match="not a trained run"):
@@ -174,7 +176,9 @@ def test_unknown_devices_and_runs(run: Run, tmp_path: Path, home: Home) -> None:
 # Prediction
 
 
-def test_probabilities_are_the_mean_of_the_seeds(run: Run, root: Path, tmp_path: Path) -> None:
+def test_probabilities_are_the_mean_of_the_seeds(
+    run: TrainedRun, root: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "square.png"
     side = run.config.data.image_size
     with Image.open(first_of(root, "class1")[0]) as image:
@@ -196,7 +200,7 @@ def test_probabilities_are_the_mean_of_the_seeds(run: Run, root: Path, tmp_path:
     )
 
 
-def test_predictions_agree_with_evaluation(run: Run, root: Path, home: Home) -> None:
+def test_predictions_agree_with_evaluation(run: TrainedRun, root: Path, home: Home) -> None:
     one = load_run(run.path / "seed-0")
     evaluation = evaluate_run(one, home=home, device="cpu").seeds[0]
     paths = [path for label in run.classes for path in sorted((root / "test" / label).iterdir())]
@@ -208,7 +212,7 @@ def test_predictions_agree_with_evaluation(run: Run, root: Path, home: Home) -> 
     assert confusion.tolist() == evaluation.confusion.tolist()
 
 
-def test_the_most_likely_first_and_no_more_than_there_are(run: Run, root: Path) -> None:
+def test_the_most_likely_first_and_no_more_than_there_are(run: TrainedRun, root: Path) -> None:
     paths = [*first_of(root, "class2"), *first_of(root, "class0")]
     found = predict(run, paths, k=5)
     assert [one.path for one in found] == paths
@@ -220,7 +224,7 @@ def test_the_most_likely_first_and_no_more_than_there_are(run: Run, root: Path) 
     assert [one.rows for one in predict(run, paths, k=1)] == [one.rows[:1] for one in found]
 
 
-def test_pictures_of_any_shape_and_mode(run: Run, tmp_path: Path) -> None:
+def test_pictures_of_any_shape_and_mode(run: TrainedRun, tmp_path: Path) -> None:
     paths = []
     for mode, size in (("L", (9, 40)), ("RGBA", (64, 13)), ("P", (12, 12)), ("RGB", (5, 5))):
         paths.append(tmp_path / f"{mode}.png")
@@ -229,7 +233,7 @@ def test_pictures_of_any_shape_and_mode(run: Run, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_read_does_not_spoil_the_others(
-    run: Run, root: Path, tmp_path: Path
+    run: TrainedRun, root: Path, tmp_path: Path
 ) -> None:
     good = first_of(root, "class0")[0]
     text = tmp_path / "text.png"
@@ -270,7 +274,7 @@ def test_huge_pictures_are_refused_by_their_header(
     assert found.error == "30 x 30 pixels, data.max_pixels allows 400"
 
 
-def test_nothing_to_predict(run: Run, root: Path, tmp_path: Path) -> None:
+def test_nothing_to_predict(run: TrainedRun, root: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no images"):
         select([])
     (tmp_path / "notes.txt").touch()
@@ -306,7 +310,7 @@ def test_folders_patterns_and_files_may_be_mixed(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_end_stands_in_memory_a_few_images_at_a_time(
-    run: Run, root: Path, monkeypatch: pytest.MonkeyPatch
+    run: TrainedRun, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hpo.trained.inference.CHUNK", 4)
     read: list[int] = []
@@ -343,7 +347,7 @@ def failure(*args: str) -> str:
     return str(found.exception)
 
 
-def test_csv_has_a_row_for_each_file(run: Run, root: Path, tmp_path: Path) -> None:
+def test_csv_has_a_row_for_each_file(run: TrainedRun, root: Path, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     shutil.copytree(root / "test" / "class0", folder / "sub")
     (folder / "bad.png").write_text("no image")
@@ -368,7 +372,7 @@ def test_csv_has_a_row_for_each_file(run: Run, root: Path, tmp_path: Path) -> No
 
 
 def test_csv_to_standard_output_is_safe_for_a_spreadsheet(
-    run: Run, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: TrainedRun, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("=cmd.png").write_bytes(first_of(root, "class1")[0].read_bytes())
@@ -378,7 +382,7 @@ def test_csv_to_standard_output_is_safe_for_a_spreadsheet(
     assert "is a folder" in failure("predict", str(run.path), "x", "--csv", str(tmp_path))
 
 
-def test_the_exit_code_is_2_only_where_nothing_can_be_read(run: Run, tmp_path: Path) -> None:
+def test_the_exit_code_is_2_only_where_nothing_can_be_read(run: TrainedRun, tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_text("no image")
     found = told("predict", str(run.path), str(tmp_path), "--json")
@@ -406,7 +410,7 @@ def copies(root: Path, folder: Path) -> Path:
 
 
 def test_training_images_are_refused_under_any_name(
-    run: Run, root: Path, tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+    run: TrainedRun, root: Path, tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HPO_HOME", str(home.root))
     folder = copies(root, tmp_path / "more")
@@ -422,7 +426,7 @@ def test_training_images_are_refused_under_any_name(
     assert "top1" in shown
 
 
-def test_many_names_are_counted(run: Run, root: Path, home: Home) -> None:
+def test_many_names_are_counted(run: TrainedRun, root: Path, home: Home) -> None:
     with pytest.raises(DataError, match=r"24 of 24 images were trained on: .* and 14 more"):
         evaluate_run(run, data=root / "train", home=home, device="cpu")
     moved = run.path.with_name("moved")
@@ -433,7 +437,7 @@ def test_many_names_are_counted(run: Run, root: Path, home: Home) -> None:
     assert (new.trained_on, new.overlap) == ((), None)
 
 
-def test_predict_marks_training_images(run: Run, root: Path, tmp_path: Path) -> None:
+def test_predict_marks_training_images(run: TrainedRun, root: Path, tmp_path: Path) -> None:
     folder = copies(root, tmp_path / "more")
     found = {one.path.name: one.trained_on for one in predict(
         run, sorted((folder / "class1").iterdir()))}  # fmt: skip
@@ -469,7 +473,7 @@ def test_duplicates_in_the_test_split_are_told_everywhere(tmp_path: Path, home: 
 
 
 def test_a_run_of_an_earlier_version_does_not_know(
-    run: Run, run_copy: Run, root: Path, home: Home
+    run: TrainedRun, run_copy: TrainedRun, root: Path, home: Home
 ) -> None:
     old = run_copy
     old.files.trained_on.unlink()
@@ -481,7 +485,7 @@ def test_a_run_of_an_earlier_version_does_not_know(
     assert again.files.trained_on.read_bytes() == run.files.trained_on.read_bytes()
 
 
-def test_damaged_digests_are_no_answer(run_copy: Run, home: Home) -> None:
+def test_damaged_digests_are_no_answer(run_copy: TrainedRun, home: Home) -> None:
     file = run_copy.files.trained_on
     data = bytearray(file.read_bytes())
     data[40] ^= 1

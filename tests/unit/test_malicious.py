@@ -57,7 +57,7 @@ from hpo.search.sync import Checkpoints
 from hpo.storage import records
 from hpo.storage.database import Database
 from hpo.storage.leases import Lease
-from hpo.trained.run import Run, load_run
+from hpo.trained.run import TrainedRun, load_run
 from hpo.training.checkpoint import Checkpoint
 from hpo.training.pretrained import read_file
 from tests.harness.fakes import study_file
@@ -143,7 +143,7 @@ def test_a_pickle_does_harm_where_it_is_unpickled(tmp_path: Path, mark: Path) ->
     assert mark.is_dir()
 
 
-def test_weights_of_a_trained_run(run_copy: Run, mark: Path) -> None:
+def test_weights_of_a_trained_run(run_copy: TrainedRun, mark: Path) -> None:
     image = next(Path(str(run_copy.config.data.root)).rglob("*.png"))
     plain_pickle(run_copy.seeds[0].files.weights, mark)
     with pytest.raises(DataError, match=r"weights\.safetensors: cannot be read"):
@@ -177,7 +177,9 @@ MANY = r"12000 x 9000 pixels, data\.max_pixels allows 50000000|too large"
 
 
 @pytest.mark.parametrize("kind", BOMBS)
-def test_a_picture_that_grows(tmp_path: Path, home: Home, kind: str, trained_run: Run) -> None:
+def test_a_picture_that_grows(
+    tmp_path: Path, home: Home, kind: str, trained_run: TrainedRun
+) -> None:
     root = make_folder(tmp_path / "photos", count=6)
     content = BOMBS[kind]()
     assert len(content) < 250_000
@@ -435,7 +437,7 @@ TAMPERED = {
 
 
 @pytest.mark.parametrize("name", TAMPERED)
-def test_a_run_that_somebody_edited(run_copy: Run, name: str) -> None:
+def test_a_run_that_somebody_edited(run_copy: TrainedRun, name: str) -> None:
     run_folder = run_copy.path
     original = (run_folder / name).read_bytes()
     for content in TAMPERED[name]:
@@ -456,7 +458,7 @@ def test_a_run_that_somebody_edited(run_copy: Run, name: str) -> None:
     ],
 )
 def test_a_module_from_elsewhere_is_never_imported(
-    run_copy: Run, name: str, monkeypatch: pytest.MonkeyPatch
+    run_copy: TrainedRun, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the packages themselves lie under the working directory, as in .venv."""
     monkeypatch.chdir(Path(sys.prefix).parent)

@@ -27,8 +27,8 @@ from hpo.paths import Home
 from hpo.trained import retrain as retraining
 from hpo.trained.retrain import make_recipe
 from hpo.trained.run import (
-    Run,
     RunDir,
+    TrainedRun,
     load_run,
 )
 from tests.harness.trained import SPLITS, pictures, tiny_config, train_run
@@ -60,11 +60,11 @@ def provenance(**fields: Any) -> dict[str, Any]:
     return {**base, "rates": [0.05, 0.05, 0.005], **fields}
 
 
-def weights(run: Run) -> dict[str, torch.Tensor]:
+def weights(run: TrainedRun) -> dict[str, torch.Tensor]:
     return safetensors.torch.load_file(run.seeds[0].files.weights)
 
 
-def curves(run: Run, seed: int = 0) -> list[dict[str, str]]:
+def curves(run: TrainedRun, seed: int = 0) -> list[dict[str, str]]:
     return list(csv.DictReader(run.files.seed(seed).curves.read_text().splitlines()))
 
 

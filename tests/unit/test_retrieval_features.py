@@ -15,7 +15,7 @@ from hpo.data import images
 from hpo.data.images import MemmapImages
 from hpo.paths import Home
 from hpo.trained.retrain import retrain
-from hpo.trained.run import Run
+from hpo.trained.run import TrainedRun
 from hpo.training import feature_cache
 from hpo.training.retrieval import Index
 from hpo.training.tracing import MORE
@@ -145,7 +145,7 @@ def test_a_network_that_learns_in_part(
         assert one == pytest.approx(other, rel=1e-4)
 
 
-def retrained(folder: Path, cache: Path, out: Path, home: Home) -> Run:
+def retrained(folder: Path, cache: Path, out: Path, home: Home) -> TrainedRun:
     settings = config(folder, task="retrieval", model=FROZEN)
     found(folder, cache)
     return retrain(settings, {}, out=out, home=home, device="cpu")

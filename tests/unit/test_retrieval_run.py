@@ -16,7 +16,7 @@ from hpo.paths import Home
 from hpo.reports.training import training_report
 from hpo.trained.inference import evaluate_run
 from hpo.trained.run import (
-    Run,
+    TrainedRun,
     load_run,
 )
 from hpo.training.checkpoint import save_weights
@@ -33,7 +33,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(place: Path) -> Run:
+def run(place: Path) -> TrainedRun:
     """Trained with the weights of a file."""
     weights = place / "known.safetensors"
     config = tiny_config(pictures(place), FROZEN)
@@ -43,7 +43,7 @@ def run(place: Path) -> Run:
     return train_run(config, place / "run", Home(place / "home"), seeds=3)
 
 
-def test_a_frozen_run_needs_one_seed_and_says_so(run: Run) -> None:
+def test_a_frozen_run_needs_one_seed_and_says_so(run: TrainedRun) -> None:
     assert [one.seed for one in run.seeds] == [0]
     assert any("every seed would give the same" in note for note in run.notes)
     metrics = run.seeds[0].metrics
@@ -54,7 +54,7 @@ def test_a_frozen_run_needs_one_seed_and_says_so(run: Run) -> None:
     assert 1 / 3 < metrics["test"]["precision_at_k"] <= 1
 
 
-def test_the_index_holds_training_and_validation_images(run: Run) -> None:
+def test_the_index_holds_training_and_validation_images(run: TrainedRun) -> None:
     index = Index.load(run.seeds[0].files.index)
     assert len(index.gallery) == 36
     assert {name.split("/")[0] for name in index.gallery.names} == {"train", "val"}
@@ -69,7 +69,7 @@ def test_random_frozen_features_differ_by_seed(place: Path) -> None:
     assert first != second
 
 
-def test_evaluating_again_gives_the_same(run: Run, place: Path) -> None:
+def test_evaluating_again_gives_the_same(run: TrainedRun, place: Path) -> None:
     found = evaluate_run(run, home=Home(place / "home"), device="cpu")
     assert found.scores() == {0: run.seeds[0].metrics["test"]}
     folder = evaluate_run(run, data=place / "pictures", home=Home(place / "home"), device="cpu")
@@ -79,7 +79,9 @@ def test_evaluating_again_gives_the_same(run: Run, place: Path) -> None:
     assert folder.summary["top1"] == found.summary["top1"]
 
 
-def test_training_images_looked_up_are_not_their_own_neighbours(run: Run, place: Path) -> None:
+def test_training_images_looked_up_are_not_their_own_neighbours(
+    run: TrainedRun, place: Path
+) -> None:
     found = evaluate_run(
         run, data=place / "pictures/train", home=Home(place / "home"), device="cpu", force=True
     )
@@ -92,7 +94,7 @@ def test_training_images_looked_up_are_not_their_own_neighbours(run: Run, place:
     assert "train/class1/0003.png" not in {name for name, *_ in lookup.rows}
 
 
-def test_predict_lists_the_nearest_images(run: Run, place: Path) -> None:
+def test_predict_lists_the_nearest_images(run: TrainedRun, place: Path) -> None:
     paths = [place / f"pictures/test/class{label}/0000.png" for label in range(3)]
     found = predict(run, paths, k=3)
     assert [one.path for one in found] == paths
@@ -102,7 +104,7 @@ def test_predict_lists_the_nearest_images(run: Run, place: Path) -> None:
         assert all(label == name.split("/")[1] for name, label, _ in one.rows)
 
 
-def test_without_its_index_a_run_cannot_be_used(run: Run, place: Path) -> None:
+def test_without_its_index_a_run_cannot_be_used(run: TrainedRun, place: Path) -> None:
     shutil.copytree(run.path, place / "broken")
     (place / "broken/seed-0/index.npz").unlink()
     with pytest.raises(DataError, match=r"index\.npz cannot be read"):
@@ -133,7 +135,7 @@ def test_a_network_that_learns_keeps_its_best_epoch(place: Path) -> None:
     assert len(Index.load(found.seeds[0].files.index).gallery) == 24
 
 
-def test_the_report_shows_queries_with_their_neighbours(run: Run) -> None:
+def test_the_report_shows_queries_with_their_neighbours(run: TrainedRun) -> None:
     page = training_report(run)
     figures = json.loads(re.search(r'id="figures">(.*?)</script>', page, re.DOTALL)[1])  # type: ignore[index]
     assert sum(figures["precision"]["data"][0]["y"]) == 15
@@ -148,7 +150,7 @@ def test_the_report_shows_queries_with_their_neighbours(run: Run) -> None:
         assert said in page.replace("neighbours'", "neighbours&#39;")
 
 
-def test_the_command_line(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_line(run: TrainedRun, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HPO_HOME", str(place / "home"))
     monkeypatch.setenv("COLUMNS", "200")
     image = str(place / "pictures/test/class0/0000.png")
