@@ -62,7 +62,7 @@ class View:
         self.due = clock() + READ_S
         self.note = ""
         self.away = ""
-        """Why the database cannot be read now; what is shown is from before."""
+        """Why the database cannot be read now; the status is an earlier one."""
 
     def tick(self) -> StudyStatus:
         """Read and show the status again if it is due; return the latest."""
@@ -80,14 +80,14 @@ class View:
         self.tick()
 
     def finish(self) -> None:
-        """Read and show now; while the database is away, say so. That it is gone is said by whoever
-        runs the workers, and ends them."""
+        """Read and show the status now, or that the database is unavailable. That it was removed is
+        reported by the supervisor, which ends the workers."""
         try:
             self.status = self.read()
         except StorageGone:
             return
         except StorageUnavailable as error:
-            self.away = f"the database is away; workers wait for it and go on training: {error}"
+            self.away = f"database unavailable; workers go on training and retry: {error}"
         else:
             self.away = ""
         self.show()
@@ -112,17 +112,17 @@ class PlainView(View):
     ) -> None:
         super().__init__(read, tell, clock)
         self.seen = {trial.number for trial in self.status.trials if trial.state in FINAL}
-        self.told: set[tuple[str, str]] = set()
+        self.reported: set[tuple[str, str]] = set()
         self.was_away = False
 
     def show(self) -> None:
         """Print what is new since the last call."""
         if bool(self.away) != self.was_away:
             self.was_away = not self.was_away
-            self.say(self.away or "the database is back")
+            self.say(self.away or "database available again")
         for worker in self.status.live_workers:
-            if worker.reason and (worker.id, worker.reason) not in self.told:
-                self.told.add((worker.id, worker.reason))
+            if worker.reason and (worker.id, worker.reason) not in self.reported:
+                self.reported.add((worker.id, worker.reason))
                 self.say(f"{worker.id}: {worker.reason}")
         fresh = [t for t in self.status.trials if t.state in FINAL and t.number not in self.seen]
         for trial in sorted(fresh, key=_ended):

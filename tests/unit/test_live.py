@@ -219,14 +219,14 @@ def test_a_live_view_shows_what_was_read_last() -> None:
 AWAY = StorageUnavailable("db: connection refused")
 
 
-def test_a_live_view_says_that_the_database_is_away_and_shows_what_it_had() -> None:
+def test_a_live_view_says_that_the_database_is_unavailable_and_shows_what_it_had() -> None:
     readings = Readings(status(), AWAY, AWAY, status())
     view = LiveView(plain_console(), readings.read, readings.clock)
     for away in (True, True, False):
         view.finish()
         text = "\n".join(drawn(view.screen, 200))
         assert "3/6 trials" in text
-        assert ("the database is away" in text) is away
+        assert ("database unavailable" in text) is away
         assert ("connection refused" in text) is away
 
 
@@ -237,8 +237,8 @@ def test_plain_lines_tell_an_outage_once() -> None:
     for _ in range(3):
         view.finish()
     away, back, trial = lines
-    assert away.startswith("the database is away")
-    assert back == "the database is back"
+    assert away.startswith("database unavailable")
+    assert back == "database available again"
     assert trial.startswith("[2/6] trial 1 pruned")
 
 
