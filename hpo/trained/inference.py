@@ -296,7 +296,7 @@ def predictions(
     task = model.task
     answer = task.predictor(model, model.files[0])
     trained = TrainedOn.load(model.loaded.files.trained_on)
-    for chunk in _chunks(iter(images), Sizing.of(model.config.data), trained):
+    for chunk in read_images(iter(images), Sizing.of(model.config.data), trained):
         answered = answer(chunk, k) if len(chunk) else []
         pairs = zip(chunk.good, answered, chunk.trained_on, strict=True)
         found = {i: Prediction(chunk.paths[i], task, rows, known) for i, rows, known in pairs}
@@ -332,9 +332,10 @@ class Chunk(Images):
         return self._pixels[i]
 
 
-def _chunks(
+def read_images(
     images: Iterator[Path | Image.Image], sizing: Sizing, trained: TrainedOn | None
 ) -> Iterator[Chunk]:
+    """Yield `images`, a file or in memory each, CHUNK at a time and as `sizing` says."""
     numbered = enumerate(images)
     while chunk := list(islice(numbered, CHUNK)):
         given = {f"image {i}": one for i, one in chunk if isinstance(one, Image.Image)}

@@ -23,6 +23,7 @@ from hpo.data.dataset import (
     open_data,
     open_test,
 )
+from hpo.data.images import Sizing
 from hpo.errors import (
     ConfigError,
     DataError,
@@ -75,7 +76,7 @@ def test_pictures_without_boxes_are_taken_whole_and_told_so(
         assert ("these have none and are taken whole" in told.stderr) == crop
     boxed = CliRunner().invoke(app, ["evaluate", str(run.path), "--device", "cpu"])
     assert not boxed.stderr
-    seen = next(read_images(run, [photo], 5)).pixels(0)
+    seen = next(read_images(iter([photo]), Sizing.of(settings.data), None)).pixels(0)
     with Image.open(photo) as image:
         expected = image.convert("RGB").resize((16, 16), Image.Resampling.BILINEAR)
     assert (seen == np.asarray(expected)).all()
