@@ -216,7 +216,7 @@ class TrainedModel:
             device=self.device,
             precision=config.runtime.precision,
             control=self.control,
-            judged=suffix,
+            suffix=suffix,
         )[0]
 
 

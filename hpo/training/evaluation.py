@@ -39,7 +39,7 @@ from hpo.training.learner import Batch, RunningMeans, autocast
 from hpo.training.metrics import (
     KEY,
     Counts,
-    class_named,
+    class_index,
     classification_report,
     confusion_matrix,
     macro_auc,
@@ -50,37 +50,37 @@ from hpo.training.metrics import (
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The answers of a classifier to N labelled images, in their order, and their scores."""
+    """Predictions of a classifier for N labelled images, in order, and their scores."""
 
     loss: float
     """Mean cross-entropy, without label smoothing."""
     top1: float
     top5: float
-    """Share of the images whose class is among the min(5, classes) most likely ones."""
+    """Fraction of the images whose class is among the min(5, classes) most likely ones."""
     labels: Counts
     """(N,) true classes."""
     predictions: Counts
     """(N,) most likely classes."""
     classes: int
     probabilities: NDArray[np.float32] | None = None
-    """(N, C); None unless asked for."""
+    """(N, C); None unless requested."""
     logits: NDArray[np.float32] | None = None
-    """(N, C); None unless asked for."""
+    """(N, C); None unless requested."""
 
     @cached_property
     def confusion(self) -> Counts:
-        """(C, C) int64: rows are true classes, columns predicted ones."""
+        """(C, C) int64: true classes in rows, predicted ones in columns."""
         return confusion_matrix(self.labels, self.predictions, self.classes)
 
     @property
     def headline(self) -> dict[str, float]:
-        """loss, top1, and top5 of more than five classes."""
+        """loss, top1, and top5 if there are more than five classes."""
         fifth = {"top5": self.top5} if self.classes > 5 else {}
         return {"loss": self.loss, "top1": self.top1, **fifth}
 
 
 class EvalAccumulator:
-    """Adds up the scores of a network batch by batch, without waiting for `device`."""
+    """Accumulates the scores of a network batch by batch, without synchronising with `device`."""
 
     def __init__(
         self,
@@ -178,7 +178,7 @@ def evaluate(
     epoch: int = 0,
     probabilities: bool = False,
 ) -> Evaluation:
-    """Evaluate `model`, which lies on `device`, in eval mode; as `evaluate_all`."""
+    """Evaluate `model`, which is on `device`, in eval mode; as `evaluate_all`."""
     return evaluate_all(
         {"": model.eval()},
         batches,
@@ -192,15 +192,15 @@ def evaluate(
 
 
 class Scored(Protocol):
-    """Labelled images with an answer for each."""
+    """Predictions for labelled images."""
 
     @property
     def headline(self) -> dict[str, float]:
-        """The scores that this task alone has, by name."""
+        """The scores specific to the task, by name."""
 
     @property
     def confusion(self) -> Counts:
-        """(C, C) int64: rows are true classes, columns answered ones."""
+        """(C, C) int64: true classes in rows, predicted ones in columns."""
 
 
 Vectors = NDArray[np.float32]
@@ -208,7 +208,7 @@ Vectors = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Embedded:
-    """N images as vectors, in their order."""
+    """Feature vectors of N images, in order."""
 
     features: Vectors
     """(N, D)."""
@@ -216,9 +216,10 @@ class Embedded:
     """(N,) int64."""
     names: tuple[str, ...]
     identities: tuple[str, ...]
-    """As those of `Images`."""
+    """Digests of the pixels, as `Images.identities`."""
 
     def __len__(self) -> int:
+        """Return the number of images."""
         return len(self.names)
 
 
@@ -232,14 +233,14 @@ def embed(
     precision: str,
     control: Control,
     epoch: int = 0,
-    judged: nn.Module | None = None,
+    suffix: nn.Module | None = None,
 ) -> tuple[Embedded, Evaluation]:
-    """`images`, which `batches` gives in their order, as `model` sees them in eval mode, and what
-    its classifier makes of them. `model` comes from `models.build`; `judged` is its suffix, where
-    `batches` hold what its prefix makes of the images."""
-    with _Listening(classifier(model)) as heard:
-        found = evaluate(
-            judged or model,
+    """Return the feature vectors of `images`, in the order of `batches`, computed by `model` in
+    eval mode, and the evaluation of its classifier. `model` comes from `models.build`; `suffix`
+    replaces it if `batches` hold cached features."""
+    with _InputCapture(classifier(model)) as captured:
+        evaluation = evaluate(
+            suffix or model,
             batches,
             classes=classes,
             device=device,
@@ -247,46 +248,46 @@ def embed(
             control=control,
             epoch=epoch,
         )
-    features = torch.cat(heard.parts).numpy()
-    return Embedded(features, images.labels, images.names, images.identities), found
+    features = torch.cat(captured.parts).numpy()
+    return Embedded(features, images.labels, images.names, images.identities), evaluation
 
 
 def classifier(model: nn.Module) -> nn.Module:
-    """Return the first layer of the head of `model` that learns to tell classes; its input, pooled,
-    is the features."""
+    """Return the first layer of the head of `model` with weights; its pooled input is the feature
+    vector."""
     head = model.get_submodule(models.family(model).head)
     return next(part for part in head.modules() if isinstance(part, nn.Linear | nn.Conv2d))
 
 
 def width(model: nn.Module, image_size: int) -> int:
-    """How many features `model` gives, D, from shapes alone, which costs milliseconds."""
+    """Return the number of features of `model`, D, from shapes alone, which takes milliseconds."""
     tensors = dict(model.state_dict(keep_vars=True))
     shapes = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
     images = torch.empty(2, 3, image_size, image_size, device="meta")
     model.eval()
-    with torch.no_grad(), _Listening(classifier(model), lambda heard: heard) as heard:
+    with torch.no_grad(), _InputCapture(classifier(model), lambda features: features) as captured:
         torch.func.functional_call(model, shapes, (images,))
-    return heard.parts[0].shape[1]
+    return captured.parts[0].shape[1]
 
 
 def pooled(features: Tensor) -> Tensor:
-    """(B, D) float32: the mean over the places of a map (B, D, H, W), which squeezenet has before
-    its classifier; vectors as they are."""
+    """Return feature vectors (B, D) float32: the mean over the positions of a map (B, D, H, W), as
+    before the classifier of squeezenet; vectors are returned as they are."""
     return (features.float().mean((2, 3)) if features.ndim == 4 else features.float()).flatten(1)
 
 
-class _Listening:
-    """Keeps what comes into a layer, pooled, batch by batch; `keep` says where."""
+class _InputCapture:
+    """Records the pooled input of a layer, batch by batch; `keep` decides where."""
 
     def __init__(self, layer: nn.Module, keep: Callable[[Tensor], Tensor] = Tensor.cpu) -> None:
         self.parts: list[Tensor] = []
         self._keep = keep
-        self._handle = layer.register_forward_pre_hook(self._hear)
+        self._handle = layer.register_forward_pre_hook(self._capture)
 
-    def _hear(self, layer: nn.Module, inputs: Sequence[Any]) -> None:
+    def _capture(self, layer: nn.Module, inputs: Sequence[Any]) -> None:
         self.parts.append(self._keep(pooled(inputs[0])))
 
-    def __enter__(self) -> _Listening:
+    def __enter__(self) -> _InputCapture:
         return self
 
     def __exit__(
@@ -303,34 +304,34 @@ def need_probabilities(asked: Sequence[str]) -> bool:
     return any(name == AUC or user_function(name) for name in asked)
 
 
-def measure(found: Evaluation, asked: Sequence[str], names: Sequence[str]) -> dict[str, float]:
+def measure(evaluation: Evaluation, asked: Sequence[str], names: Sequence[str]) -> dict[str, float]:
     """Return the validation metrics, given the class `names`. If probabilities are not finite
     because training diverged, metrics that need them are not either.
 
     Raises ConfigError if a user function does not return a finite number.
     """
-    report = classification_report(found.confusion)
-    values = {"val_loss": found.loss, "val_top1": found.top1}
-    if found.classes > 5:
-        values[TOP5] = found.top5
+    report = classification_report(evaluation.confusion)
+    values = {"val_loss": evaluation.loss, "val_top1": evaluation.top1}
+    if evaluation.classes > 5:
+        values[TOP5] = evaluation.top5
     values |= {"val_macro_f1": report.macro_f1, "val_balanced_accuracy": report.balanced_accuracy}
     for name in asked:
         if (one := recall_class(name)) is not None:
-            values[name] = float(report.recall[class_named(one, names, name)])
+            values[name] = float(report.recall[class_index(one, names, name)])
         elif name == AUC or user_function(name):
-            values[name] = _of_probabilities(name, found)
+            values[name] = _of_probabilities(name, evaluation)
     return values
 
 
-def _of_probabilities(name: str, found: Evaluation) -> float:
-    probabilities = found.probabilities
+def _of_probabilities(name: str, evaluation: Evaluation) -> float:
+    probabilities = evaluation.probabilities
     assert probabilities is not None  # see need_probabilities
     if not np.isfinite(probabilities).all():
         return math.nan
     if name == AUC:
-        return macro_auc(probabilities, found.labels)
+        return macro_auc(probabilities, evaluation.labels)
     function = user_code.load(str(user_function(name)), KEY)
-    given = probabilities.copy(), found.labels.copy()  # theirs to change
+    given = probabilities.copy(), evaluation.labels.copy()  # theirs to change
     return _number(models.call_user_function(function, repr(name), KEY, *given), name)
 
 
@@ -368,7 +369,7 @@ def require_functions(asked: Sequence[str]) -> None:
 
 
 def mean_evaluation(logits: Sequence[NDArray[np.float32]], labels: Counts) -> Evaluation:
-    """Evaluate the mean of the members' probabilities. `logits` are (N, C) for each member."""
+    """Evaluate the mean of the members' probabilities; `logits` are (N, C) for each member."""
     stacked = torch.stack([torch.from_numpy(one).double() for one in logits])
     # As logarithms, so that no small probability becomes 0.
     mean = stacked.log_softmax(dim=2).logsumexp(dim=0) - math.log(len(logits))
@@ -379,44 +380,44 @@ def mean_evaluation(logits: Sequence[NDArray[np.float32]], labels: Counts) -> Ev
 
 @dataclass(frozen=True)
 class StoredLogits:
-    """Logits (N, C), labels (N,) and names (N,) of test images, as a file has them."""
+    """Logits (N, C), labels (N,) and names (N,) of test images, as stored in a file."""
 
     logits: NDArray[np.float32]
     labels: Counts
     names: NDArray[np.str_]
 
 
-def save_logits(path: Path, found: Evaluation, names: Sequence[str]) -> None:
-    """Write an evaluation that keeps its logits as NPZ (logits, labels, names), whole or not at
-    all. Raises DiskFull."""
-    assert found.logits is not None
+def save_logits(path: Path, evaluation: Evaluation, names: Sequence[str]) -> None:
+    """Write an evaluation with logits as NPZ (logits, labels, names), atomically. Raises
+    DiskFull."""
+    assert evaluation.logits is not None
     write_arrays(
         path,
         compressed=True,
-        logits=found.logits,
-        labels=found.labels,
+        logits=evaluation.logits,
+        labels=evaluation.labels,
         names=np.array(names, np.str_),
     )
 
 
 def load_logits(path: Path) -> StoredLogits:
-    """Read what `save_logits` wrote. Raises DataError for a file that is damaged."""
-    found = read_arrays(path, "remove it, and test the weights beside it: hpo evaluate")
+    """Read what `save_logits` wrote. Raises DataError for a damaged file."""
+    arrays = read_arrays(path, "remove it, and test the weights beside it: hpo evaluate")
     try:
-        return StoredLogits(found["logits"], found["labels"], found["names"])
+        return StoredLogits(arrays["logits"], arrays["labels"], arrays["names"])
     except KeyError as error:
         raise DataError(f"{path} cannot be read: it has no {error}; remove it") from error
 
 
-def full_scores(found: Scored, classes: Sequence[str]) -> dict[str, Any]:
+def full_scores(predictions: Scored, classes: Sequence[str]) -> dict[str, Any]:
     """Return the headline scores, macro_precision, macro_recall, macro_f1, balanced_accuracy
     (fractions, each a float); `per_class`: precision, recall, f1 and support of each class by name;
-    `confusion`: rows are true classes, columns predicted ones, in the order of `classes`."""
-    report = classification_report(found.confusion)
+    `confusion`: true classes in rows, predicted ones in columns, in the order of `classes`."""
+    report = classification_report(predictions.confusion)
     columns = (report.precision, report.recall, report.f1, report.support)
     rows = zip(classes, *(column.tolist() for column in columns), strict=True)
     return {
-        **found.headline,
+        **predictions.headline,
         "macro_precision": report.macro_precision,
         "macro_recall": report.macro_recall,
         "macro_f1": report.macro_f1,
@@ -425,11 +426,11 @@ def full_scores(found: Scored, classes: Sequence[str]) -> dict[str, Any]:
             name: {"precision": precision, "recall": recall, "f1": f1, "support": support}
             for name, precision, recall, f1, support in rows
         },
-        "confusion": found.confusion.tolist(),
+        "confusion": predictions.confusion.tolist(),
     }
 
 
-def plain_scores(found: Scored, classes: Sequence[str]) -> dict[str, float]:
+def plain_scores(predictions: Scored, classes: Sequence[str]) -> dict[str, float]:
     """Return the single numbers of `full_scores`."""
-    scores = full_scores(found, classes)
+    scores = full_scores(predictions, classes)
     return {name: value for name, value in scores.items() if isinstance(value, float)}

@@ -96,7 +96,8 @@ class RunningMeans:
         self.images = 0
 
     def add(self, loss: Tensor, hits: Tensor, images: int) -> None:
-        """`loss` () is the mean over `images`, `hits` () their count of correct ones."""
+        """Add a batch: `loss` () is its mean over `images`, `hits` () the number of correct
+        ones."""
         self.loss += loss.detach() * images
         self.hits += hits
         self.images += images

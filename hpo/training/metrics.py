@@ -61,11 +61,11 @@ def require_supported(asked: Sequence[str], validation: Mapping[str, int]) -> No
             raise ConfigError(f"{name!r}: needs validation images of at least two classes", key=KEY)
         if (one := recall_class(name)) is not None:
             classes = list(validation)
-            if not validation[classes[class_named(one, classes, name)]]:
+            if not validation[classes[class_index(one, classes, name)]]:
                 raise ConfigError(f"{name!r}: no validation image belongs to this class", key=KEY)
 
 
-def class_named(name: str, classes: Sequence[str], metric: str) -> int:
+def class_index(name: str, classes: Sequence[str], metric: str) -> int:
     """Return the index of the class `name`, whatever its Unicode form. Raises ConfigError if there
     is none."""
     for form in (str, _composed):

@@ -370,7 +370,7 @@ class Validation:
     def measure(
         self,
         model: nn.Module,
-        judged: nn.Module,
+        suffix: nn.Module,
         config: TrainConfig,
         *,
         classes: int,
@@ -378,10 +378,9 @@ class Validation:
         control: Control,
         epoch: int,
     ) -> dict[str, float]:
-        """Return the metrics of RETRIEVED, and val_loss if the classifier learns. `judged` is
-        `model`, or the part of it for which the batches are. All are NaN for a network that has
-        diverged; raises TrialFailed where that is no result of training.
-        """
+        """Return the metrics of RETRIEVED, and val_loss if the classifier is trained; `suffix`:
+        `model`, or the part of it that the batches feed. NaN for a network that has diverged;
+        raises TrialFailed if features are not finite although nothing was trained."""
 
         def embedded(images: Images, batches: Iterable[Batch]) -> tuple[Embedded, float]:
             found, evaluation = embed(
@@ -393,7 +392,7 @@ class Validation:
                 precision=config.runtime.precision,
                 control=control,
                 epoch=epoch,
-                judged=judged,
+                suffix=suffix,
             )
             return found, evaluation.loss
 

@@ -1,4 +1,4 @@
-"""Tasks: what an epoch measures, what a trained seed leaves behind, what it answers to an image."""
+"""Tasks: the metrics of an epoch, the files of a trained seed, and the predictions for an image."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from hpo.training.learner import Learner
 from hpo.training.retrieval import Found, Index, Validation, require_components
 
 Rows = tuple[tuple[Any, ...], ...]
-"""What is answered to one image: a row for each class or neighbour, the best first."""
+"""Predictions for one image: a row for each class or neighbour, best first."""
 
 EXAMPLES = 12
 """Queries that a report shows with their neighbours."""
@@ -89,18 +89,18 @@ class SeedFiles(Protocol):
 
 
 class Task(Protocol):
-    """What differs between classification and retrieval, once an image is an array."""
+    """The differences between classification and retrieval."""
 
     columns: tuple[str, ...]
-    """Names of the columns of an answer; the last holds a number."""
+    """Column names of a prediction; the last column is numeric."""
     averages: bool
-    """Do several seeds answer as one, by the mean of their probabilities?"""
+    """Whether several seeds predict together, by the mean of their probabilities."""
 
     def require(self, config: TrainConfig, images: int, classes: int) -> None:
-        """Raise ConfigError where `images` training images cannot serve `config`."""
+        """Raise ConfigError if `images` training images are not enough for `config`."""
 
     def require_export(self) -> None:
-        """Raise InputError where the network alone, as ONNX, does not answer."""
+        """Raise InputError if the network alone, as ONNX, cannot predict."""
 
     def validate(
         self,
@@ -111,10 +111,10 @@ class Task(Protocol):
         control: Control,
         epoch: int,
     ) -> dict[str, float]:
-        """Return the val_ metrics of an epoch, and those that are `asked` for."""
+        """Return the val_ metrics of an epoch, including the `asked` ones."""
 
     def save(self, model: Model, files: SeedFiles, train: Images, cache: Path) -> None:
-        """Write what `predict` needs beside the weights."""
+        """Write the files that `predict` needs in addition to the weights."""
 
     def test(
         self,
@@ -124,26 +124,26 @@ class Task(Protocol):
         train: Images,
         others: Mapping[str, Network],
     ) -> dict[str, Scored]:
-        """Evaluate on the test images and keep what reports and ensembles need: the network by "",
-        `others`, which are exported from it, by name."""
+        """Evaluate on the test images and store what reports and ensembles need: the network by "",
+        and `others`, exported from it, by name."""
 
     def test_on_training(self, model: Model, files: SeedFiles, train: Images) -> dict[str, Any]:
-        """Return scores on the training images where no others are left; empty: there are none."""
+        """Return scores on the training images if there are no others; empty if not applicable."""
 
     def evaluate(self, model: Model, files: SeedFiles, images: Images) -> Scored:
-        """Evaluate on labelled images, keeping nothing."""
+        """Evaluate on labelled images without storing anything."""
 
     def combine(self, found: Sequence[Scored]) -> Scored | None:
-        """Return several seeds as one; None where they cannot answer together."""
+        """Combine several seeds into one; None if they cannot predict together."""
 
     def predictor(self, model: Model, files: SeedFiles) -> Callable[[Images, int], list[Rows]]:
-        """Return a function of images and k: the k best answers to each image."""
+        """Return a function of images and k that returns the k best predictions for each image."""
 
     def answers(self, k: int, classes: int) -> int:
-        """Return how many rows an image has at most."""
+        """Return the maximum number of rows for an image."""
 
     def as_dict(self, rows: Rows) -> dict[str, Any]:
-        """Return an answer as plain data for JSON."""
+        """Return a prediction as a JSON-serialisable dictionary."""
 
 
 class Classification:
@@ -153,10 +153,10 @@ class Classification:
     averages = True
 
     def require(self, config: TrainConfig, images: int, classes: int) -> None:
-        """Do nothing: any images serve."""
+        """Accept any number of images."""
 
     def require_export(self) -> None:
-        """Do nothing: the network alone answers."""
+        """Accept: the network alone is enough."""
 
     def validate(
         self,
@@ -169,7 +169,7 @@ class Classification:
     ) -> dict[str, float]:
         """Return scores of the classifier on the validation images."""
         assert batches.val is not None
-        found = evaluate(
+        evaluation = evaluate(
             learner.eval_forward,
             batches.val,
             classes=data.classes,
@@ -179,10 +179,10 @@ class Classification:
             epoch=epoch,
             probabilities=need_probabilities(asked),
         )
-        return measure(found, asked, data.names)
+        return measure(evaluation, asked, data.names)
 
     def save(self, model: Model, files: SeedFiles, train: Images, cache: Path) -> None:
-        """Do nothing: the weights are all."""
+        """Write nothing: the weights are enough."""
 
     def test(
         self,
@@ -192,13 +192,13 @@ class Classification:
         train: Images,
         others: Mapping[str, Network],
     ) -> dict[str, Scored]:
-        """Keep the network's logits, from which ensembles are made."""
-        found = model.score(images, others)
-        save_logits(files.test_logits, found[""], images.names)
-        return {**found}
+        """Evaluate, and store the network's logits for ensembles."""
+        evaluations = model.score(images, others)
+        save_logits(files.test_logits, evaluations[""], images.names)
+        return {**evaluations}
 
     def test_on_training(self, model: Model, files: SeedFiles, train: Images) -> dict[str, Any]:
-        """Return nothing: the last epoch's training scores stand for them."""
+        """Return nothing: the training scores of the last epoch take their place."""
         return {}
 
     def evaluate(self, model: Model, files: SeedFiles, images: Images) -> Evaluation:
@@ -213,19 +213,19 @@ class Classification:
         return mean_evaluation([one.logits for one in members], members[0].labels)  # type: ignore[misc]
 
     def predictor(self, model: Model, files: SeedFiles) -> Callable[[Images, int], list[Rows]]:
-        """Answer by the mean of the seeds' probabilities."""
+        """Predict by the mean of the seeds' probabilities."""
         return partial(self._predict, model)
 
     def _predict(self, model: Model, images: Images, k: int) -> list[Rows]:
-        found = model.probabilities(images).topk(self.answers(k, len(model.classes)), dim=1)
-        pairs = zip(found.indices.tolist(), found.values.tolist(), strict=True)
+        best = model.probabilities(images).topk(self.answers(k, len(model.classes)), dim=1)
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [
             tuple((model.classes[c], p) for c, p in zip(places, values, strict=True))
             for places, values in pairs
         ]
 
     def answers(self, k: int, classes: int) -> int:
-        """Return k, or the number of classes where that is less."""
+        """Return k, or the number of classes if that is smaller."""
         return min(k, classes)
 
     def as_dict(self, rows: Rows) -> dict[str, Any]:
@@ -247,7 +247,7 @@ class Retrieval:
             require_components(config.retrieval.pca, images, features)
 
     def require_export(self) -> None:
-        """Raise InputError: without its index a network finds nothing."""
+        """Raise InputError: a network cannot predict without its index."""
         raise InputError("a retrieval has no ONNX files: leave --onnx and --quantize out")
 
     def validate(
@@ -275,7 +275,7 @@ class Retrieval:
         )
 
     def save(self, model: Model, files: SeedFiles, train: Images, cache: Path) -> None:
-        """Write the index of the training images; what frozen layers make of them is kept under
+        """Write the index of the training images; outputs of frozen layers are cached below
         `cache`. Raises as `Index.fit`."""
         embedded = model.embed(train, cache)
         Index.fit(embedded, model.config.retrieval).save(files.index)
@@ -288,13 +288,13 @@ class Retrieval:
         train: Images,
         others: Mapping[str, Network],
     ) -> dict[str, Scored]:
-        """Look the images up in the index, and keep examples for the report."""
+        """Look the images up in the index, and store examples for the report."""
         found = self.evaluate(model, files, images)
         save_examples(files, found, images, train, "test")
         return {"": found}
 
     def test_on_training(self, model: Model, files: SeedFiles, train: Images) -> dict[str, Any]:
-        """Look each training image up among the others, and keep examples for the report."""
+        """Look each training image up among the others, and store examples for the report."""
         index = Index.load(files.index)
         found = index.search(index.gallery, classes=len(model.classes))
         save_examples(files, found, train, train, "training")
@@ -309,19 +309,19 @@ class Retrieval:
         """Return None: each seed has features of its own."""
 
     def predictor(self, model: Model, files: SeedFiles) -> Callable[[Images, int], list[Rows]]:
-        """Answer from the index of the seed; an image is never its own neighbour. Raises DataError
+        """Predict from the index of the seed; an image is never its own neighbour. Raises DataError
         for an unreadable index."""
         return partial(self._predict, model, Index.load(files.index))
 
     def _predict(self, model: Model, index: Index, images: Images, k: int) -> list[Rows]:
-        found, gallery = index.search(model.embed(images), k), index.gallery
+        neighbours, gallery = index.search(model.embed(images), k), index.gallery
         return [
             tuple(
                 (gallery.names[place], model.classes[gallery.labels[place]], float(far))
                 for place, far in zip(places[:k], distances[:k], strict=True)
                 if place >= 0
             )
-            for places, distances in zip(found.indices, found.distances, strict=True)
+            for places, distances in zip(neighbours.indices, neighbours.distances, strict=True)
         ]
 
     def answers(self, k: int, classes: int) -> int:
@@ -344,7 +344,7 @@ def task_of(config: TrainConfig) -> Task:
 
 @cache
 def _width(config: ModelConfig, image_size: int, classes: int) -> int:
-    """Return how many features a network has."""
+    """Return the number of features of a network."""
     model = models.build(config, classes=classes, image_size=image_size)
     return width(model, image_size)
 
@@ -352,7 +352,7 @@ def _width(config: ModelConfig, image_size: int, classes: int) -> int:
 def save_examples(
     files: SeedFiles, found: Found, queries: Images, gallery: Images, part: str
 ) -> None:
-    """Write what a report shows: each query's precision and mean distance, and some queries with
+    """Write the data of the report: each query's precision and mean distance, and some queries with
     their neighbours as thumbnails. `part` names the queries."""
     data = {
         "part": part,
@@ -366,7 +366,8 @@ def save_examples(
 
 
 def _chosen(found: Found) -> list[int]:
-    """Choose queries: half of them with a wrong vote, if so many have; both kinds evenly spread."""
+    """Choose queries: half of them with a wrong vote, if there are enough; both kinds evenly
+    spread."""
     right = np.flatnonzero(found.votes == found.labels).tolist()
     wrong = np.flatnonzero(found.votes != found.labels).tolist()
     some = _spread(wrong, max(EXAMPLES // 2, EXAMPLES - len(right)))
