@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import os
 import shutil
@@ -69,6 +70,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         fixtures = set(getattr(item, "fixturenames", ()))
         if fixtures & SERVERS or {"postgresql", "mysql"} & set(case.split("-")):
             item.add_marker("server")
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from walking what was imported: training collects when it runs out
+    of memory."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -123,8 +123,8 @@ def test_the_image_installs_what_pyproject_asks_for() -> None:
     optional = project["optional-dependencies"]
     wanted = project["dependencies"] + [one for name in extras.split() for one in optional[name]]
     assert done.stdout.splitlines() == wanted
-    # Everything but the tests and the launchers that place workers elsewhere.
-    assert set(optional) - set(extras.split()) <= {"test", "ray"}
+    # Everything but the tests, data frames, and the launchers that place workers elsewhere.
+    assert set(optional) - set(extras.split()) <= {"test", "pandas", "ray"}
 
 
 def test_the_image_is_nobody_special_and_starts_hpo() -> None:

@@ -497,6 +497,7 @@ def test_an_unknown_quantisation_is_refused_before_anything_is_written(hpo: Hpo)
     assert here() == ["best.toml"]
 
 
+@pytest.mark.slow
 def test_run_searches_and_says_what_came_out(hpo: Hpo) -> None:
     Path("toy.toml").write_text(STUDY)
     done = subprocess.run(
@@ -516,6 +517,7 @@ def test_run_searches_and_says_what_came_out(hpo: Hpo) -> None:
     assert "trial 1: complete" in hpo("logs", "toy").out
 
 
+@pytest.mark.process
 def test_a_signal_hands_back_and_says_how_to_go_on(hpo: Hpo) -> None:
     Path("toy.toml").write_text(STUDY.replace("trials = 2", "trials = 1000"))
     with subprocess.Popen(

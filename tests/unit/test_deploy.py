@@ -216,7 +216,9 @@ def test_nothing_to_quantise_is_told(tmp_path: Path) -> None:
         quantize(tmp_path / "r.onnx", tmp_path / "d.onnx", "static", images)
 
 
-@pytest.mark.parametrize("architecture", ["resnet18", "squeezenet1_1"])
+@pytest.mark.parametrize(
+    "architecture", ["resnet18", pytest.param("squeezenet1_1", marks=pytest.mark.slow)]
+)
 def test_architectures_answer_as_torch_does(tmp_path: Path, architecture: str) -> None:
     settings = TrainConfig.parse({"model": {"architecture": architecture}}).model
     network = models.build(settings, classes=3, image_size=32).eval()

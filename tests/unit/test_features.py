@@ -135,7 +135,11 @@ def test_the_results_are_those_of_a_training_without(
 
 @pytest.mark.parametrize(
     ("architecture", "trainable_blocks"),
-    [("mobilenet_v2", 1), ("resnet18", 1), ("efficientnet_b0", 0)],
+    [
+        ("resnet18", 1),
+        pytest.param("mobilenet_v2", 1, marks=pytest.mark.slow),
+        pytest.param("efficientnet_b0", 0, marks=pytest.mark.slow),
+    ],
 )
 def test_families_of_torchvision_too(
     folder: Path, tmp_path: Path, architecture: str, trainable_blocks: int

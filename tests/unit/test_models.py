@@ -21,6 +21,7 @@ from hpo.training import (
     pretrained,
 )
 
+QUICK = {"small_cnn", "resnet18", "mobilenet_v2", "vit_b_32"}
 # One small member of each family: image size, stem, blocks.
 FAMILIES = {
     "small_cnn": (8, "small", 3),
@@ -61,7 +62,10 @@ def test_the_list_of_architectures_is_torchvisions() -> None:
     assert sorted(TORCHVISION_ARCHITECTURES) == sorted(known)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(one, marks=() if one in QUICK else pytest.mark.slow) for one in FAMILIES],
+)
 def test_a_member_of_each_family(name: str) -> None:
     size, stem, count = FAMILIES[name]
     model = build(name, size, stem=stem, dropout=0.25).eval()

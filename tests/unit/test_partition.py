@@ -142,6 +142,7 @@ def test_the_parts_are_the_network(architecture: str, trainable_blocks: int, hea
     assert_same(found, model, frozen, size)
 
 
+@pytest.mark.slow
 def test_every_family_is_tried() -> None:
     assert {type(build(name)) for name in SMALLEST} == set(FAMILIES)
 

@@ -39,8 +39,8 @@ def spin_count(**settings: str) -> str:
     [
         ({}, "1000"),
         ({"GOMP_SPINCOUNT": "77"}, "77"),
-        ({"OMP_WAIT_POLICY": "PASSIVE"}, "0"),
-        ({"OMP_WAIT_POLICY": "ACTIVE"}, "30000000000"),
+        pytest.param({"OMP_WAIT_POLICY": "PASSIVE"}, "0", marks=pytest.mark.slow),
+        pytest.param({"OMP_WAIT_POLICY": "ACTIVE"}, "30000000000", marks=pytest.mark.slow),
     ],
 )
 def test_threads_spin_briefly_unless_the_user_has_chosen(
