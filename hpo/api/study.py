@@ -178,7 +178,7 @@ class Study:
         require_device(device)
         say = progress or (lambda line: None)
         if self.resume_stopped():
-            say(f"study {self.name} was stopped; it goes on")
+            say(f"study {self.name} was stopped; resuming it")
         if not self.is_over:
             supervisor = self.supervisor(devices, force=force)
             report = self.data_report

@@ -24,23 +24,23 @@ def dashboard(
         str,
         typer.Option(
             metavar="ADDRESS",
-            help="Address to listen on; 0.0.0.0: all of this machine's, with a password.",
+            help="Address to listen on; 0.0.0.0: all addresses of this machine (needs a password).",
         ),
     ] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(metavar="N", min=0, max=65535, help="TCP port; 0: any that is free.")
+        int, typer.Option(metavar="N", min=0, max=65535, help="TCP port; 0: any free one.")
     ] = 8080,
     read_only: Annotated[
-        bool, typer.Option("--read-only", help="Refuse every change: notes, deleting, uploads.")
+        bool, typer.Option("--read-only", help="Refuse every change: notes, deletions, uploads.")
     ] = False,
     password_file: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
             envvar="HPO_DASHBOARD_PASSWORD_FILE",
-            help="A file with the password, for your eyes alone (chmod 600); or the password in "
+            help="File with the password, readable by you alone (chmod 600); or the password in "
             "HPO_DASHBOARD_PASSWORD.",
-            show_default="nobody is asked",
+            show_default="no login",
         ),
     ] = None,
     token_file: Annotated[
@@ -48,7 +48,7 @@ def dashboard(
         typer.Option(
             metavar="FILE",
             envvar="HPO_DASHBOARD_TOKEN_FILE",
-            help="A file with a token for scripts (Authorization: Bearer TOKEN); or the token in "
+            help="File with a token for scripts (Authorization: Bearer TOKEN); or the token in "
             "HPO_DASHBOARD_TOKEN.",
             show_default="none",
         ),
@@ -57,8 +57,8 @@ def dashboard(
         list[str],
         typer.Option(
             metavar="NAME",
-            help="A further name that browsers call it by, repeatable; or "
-            f"{ALLOWED_HOSTS}, with commas.",
+            help="Another name by which browsers reach it, repeatable; or "
+            f"{ALLOWED_HOSTS}, separated by commas.",
             show_default="none",
         ),
     ] = [],  # noqa: B006
@@ -66,7 +66,7 @@ def dashboard(
         str | None,
         typer.Option(
             metavar="ADDRESS",
-            help="The proxy whose X-Forwarded-For and X-Forwarded-Proto count; *: whoever asks.",
+            help="Proxy whose X-Forwarded-For and X-Forwarded-Proto are trusted; *: any sender.",
             show_default="none",
         ),
     ] = None,
@@ -74,10 +74,10 @@ def dashboard(
 ) -> None:
     """Serve optuna-dashboard until Ctrl-C, on this machine alone unless --host says otherwise.
 
-    On any other address it needs a password or a token, and with one it asks on this machine too;
-    other users of the machine reach 127.0.0.1 as well as you do. It speaks plain HTTP, in which a
-    network can read passwords: put a proxy with TLS in front, under a host name of its own (its
-    paths begin at /, so it cannot live under a sub-path).
+    Any other address requires a password or a token; once set, it is also asked for on this
+    machine, whose other users reach 127.0.0.1 as well as you do. The dashboard speaks plain HTTP,
+    which lets the network read passwords: put a proxy with TLS in front of it, under a host name of
+    its own (its paths begin at /, so it cannot run under a sub-path).
 
     Example: hpo dashboard --port 8080
     """
@@ -104,12 +104,14 @@ def dashboard(
     )
 
     def ready(address: str) -> None:
-        typer.echo(f"dashboard: {address}  (Ctrl-C ends)")
+        typer.echo(f"dashboard: {address}  (Ctrl-C to stop)")
 
     with database(storage) as found:
-        # On a server one may look before the first study is there.
+        # On a server the dashboard may start before the first study.
         if found.is_sqlite and is_empty(found):
-            raise NotFound(f"no studies in {found.shown}; to make one: {program()} run STUDY.toml")
+            raise NotFound(
+                f"no studies in {found.shown}; to create one: {program()} run STUDY.toml"
+            )
         logging.basicConfig(format="%(asctime)s %(message)s")  # wrong passwords, with their time
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # what ends a container
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # how a container is stopped
         serve(found, settings, host=host, port=port, trusted_proxy=trusted_proxy, ready=ready)

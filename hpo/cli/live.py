@@ -1,6 +1,6 @@
-"""A study at work: a live view or plain lines, and the summary at its end.
+"""The live view of a running study, or plain lines, and the summary at its end.
 
-Drawn from plain data alone (`StudyStatus`), so that a test can draw any moment at any width.
+Drawn from `StudyStatus` alone, so that a test can draw any moment at any width.
 """
 
 from __future__ import annotations
@@ -43,34 +43,34 @@ from hpo.storage.records import (
 
 REFRESHES_PER_S = 4
 NARROW = 76
-"""Below so many columns a worker's line leaves out its throughput's unit and its host."""
-WIDEST = 100
-MOST_WORKERS = 24
+"""Narrower terminals hide the host, and shorten the unit of throughput."""
+MAX_WIDTH = 100
+MAX_WORKERS = 24
 
 
 @dataclass
 class Screen:
-    """The live view of one moment; `age_s` seconds have passed since it was read."""
+    """The live view of a status that was read at `read`, by `clock`."""
 
     status: StudyStatus
     note: str = ""
     read: float = field(default_factory=time.monotonic)
     clock: Callable[[], float] = time.monotonic
-    away: str = ""
+    problem: str = ""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         age = self.clock() - self.read if self.status.state == "running" else 0.0
-        width = min(options.max_width, WIDEST)
+        width = min(options.max_width, MAX_WIDTH)
         yield study_lines(self.status, width, age)
         if self.status.state in ("running", "waiting"):
             yield worker_lines(self.status, width)
-        for note in (self.away, self.note):
+        for note in (self.problem, self.note):
             if note:
                 yield Text(note, "yellow")
 
 
 def study_lines(status: StudyStatus, width: int, age_s: float = 0.0) -> RenderableType:
-    """Name, bar and counts; below them the best value, elapsed and remaining time."""
+    """Draw name, bar and counts; below them the best value, elapsed and remaining time."""
     done, budget = status.finished, status.row.trials
     head = Table.grid(padding=(0, 2, 0, 0))
     head.width = width
@@ -90,7 +90,7 @@ def _outcomes(status: StudyStatus) -> list[Text]:
     parts = [Text(f"{n} {kind}", STYLES[kind]) for kind in kinds if (n := status.count(kind))]
     if status.state != "running":
         parts.insert(0, state_text(status.state))
-    return parts or [Text("no trial has begun yet", "dim")]
+    return parts or [Text("no trial has started yet", "dim")]
 
 
 def _best_and_time(status: StudyStatus, age_s: float) -> list[Text]:
@@ -111,10 +111,10 @@ def _joined(parts: list[Text]) -> RenderableType:
 
 
 def worker_lines(status: StudyStatus, width: int) -> RenderableType:
-    """A line for each live worker: device, trial, epoch, the metric so far, images per second."""
+    """Draw a line for each live worker: device, trial, epoch, last metric, images per second."""
     workers = status.live_workers
     if not workers:
-        return Text("no worker is alive" if status.workers else "no worker has begun yet", "dim")
+        return Text("no live workers" if status.workers else "no worker has started yet", "dim")
     hosts = len({worker.host for worker in workers}) > 1
     wide = width >= NARROW
     table = Table.grid(padding=(0, 2, 0, 0))
@@ -126,18 +126,18 @@ def worker_lines(status: StudyStatus, width: int) -> RenderableType:
         table.add_column(justify="right", no_wrap=True)
     heads = ("worker", "trial", "epoch", "", status.file.metric, "images/s" if wide else "img/s")
     table.add_row(*(Text(head, "dim") for head in heads))
-    for worker in workers[:MOST_WORKERS]:
-        place = f"{worker.host}:{worker.device}" if hosts and wide else worker.device
-        table.add_row(Text(place), *_work(worker))
-    if len(workers) > MOST_WORKERS:
-        table.add_row(Text(f"and {len(workers) - MOST_WORKERS} more", "dim"))
+    for worker in workers[:MAX_WORKERS]:
+        device = f"{worker.host}:{worker.device}" if hosts and wide else worker.device
+        table.add_row(Text(device), *_work(worker))
+    if len(workers) > MAX_WORKERS:
+        table.add_row(Text(f"and {len(workers) - MAX_WORKERS} more", "dim"))
     return Group(Text(), table)
 
 
 def _work(worker: WorkerRow) -> list[RenderableType]:
     if worker.number is None or not worker.epochs:
-        waiting = Text(worker.reason, "yellow") if worker.reason else Text("between trials", "dim")
-        return [Text("-", "dim"), waiting]
+        idle = Text(worker.reason, "yellow") if worker.reason else Text("between trials", "dim")
+        return [Text("-", "dim"), idle]
     epoch = worker.epoch or 1
     speed = "-" if worker.images_per_s is None else f"{worker.images_per_s:,.0f}"
     return [
@@ -150,7 +150,7 @@ def _work(worker: WorkerRow) -> list[RenderableType]:
 
 
 class LiveView(View):
-    """Redraws itself in place."""
+    """Progress view that is redrawn in place."""
 
     def __init__(
         self,
@@ -166,20 +166,22 @@ class LiveView(View):
         )
 
     def show(self) -> None:
-        self.screen.away = self.away
-        if not self.away:
+        """Show the latest status."""
+        self.screen.problem = self.problem
+        if not self.problem:
             self.screen.status, self.screen.read = self.status, self.clock()
 
     def say(self, note: str) -> None:
+        """Show `note` below the workers."""
         self.note = self.screen.note = note
-        self.console.show_cursor(True)  # a second signal ends the process without any cleaning up
+        self.console.show_cursor(True)  # a second signal ends the process without cleaning up
 
 
 @contextmanager
 def opened(
     console: Console, read: Callable[[], StudyStatus], *, plain: bool = False, quiet: bool = False
 ) -> Iterator[View]:
-    """The view that suits `console`: live on a terminal, else (or with `plain`) lines."""
+    """Open the view that suits `console`: live on a terminal, else (or if `plain`) lines."""
     say = partial(console.print, markup=False, soft_wrap=True)
     if quiet:
         yield View(read, say)
@@ -194,8 +196,8 @@ def opened(
 def print_ending(
     database: Database, status: StudyStatus, out: Console, *, hpo: str, flag: str
 ) -> None:
-    """Print the result of a study that is over; `hpo` and `flag` begin and end each command that
-    is printed."""
+    """Print the result of a finished study; `hpo` and `flag` are the start and the end of each
+    command that is printed."""
     out.print()
     out.print(Text(f"{status.row.name} is finished", "bold"))
     out.print(_summary(status), markup=False, soft_wrap=True)
@@ -214,7 +216,7 @@ def print_ending(
 
 def _summary(status: StudyStatus) -> str:
     elapsed = duration(status.elapsed_s)
-    return f"{counts(status)}  |  {elapsed} elapsed, {duration(status.active_s)} of work"
+    return f"{counts(status)}  |  {elapsed} elapsed, {duration(status.active_s)} active"
 
 
 def _print_best(database: Database, status: StudyStatus, out: Console) -> None:
@@ -241,19 +243,19 @@ def _print_pruned(status: StudyStatus, out: Console) -> None:
 def _print_front(status: StudyStatus, out: Console) -> None:
     names = ", ".join(status.file.objectives)
     out.print()
-    out.print(Text(f"the front: trials that none beats in all of {names}", "bold green"))
+    out.print(Text(f"Pareto front: trials that no other beats in all of {names}", "bold green"))
     out.print()
     out.print(cells_table(front_table(status)))
 
 
 def _print_next(status: StudyStatus, out: Console, hpo: str, flag: str) -> None:
     name = status.row.name
-    front = ((f"{hpo} export {name} --pareto{flag}", "every configuration of the front"),)
+    front = ((f"{hpo} export {name} --pareto{flag}", "every configuration on the Pareto front"),)
     steps = (
         (f"{hpo} export {name}{flag}", "the best configuration, with its provenance"),
         *(front if len(status.file.objectives) > 1 else ()),
         (f"{hpo} train {name}.best.toml --seeds 3", "retrain it, then open the test set"),
-        (f"{hpo} report {name}{flag}", "the whole search in one page"),
+        (f"{hpo} report {name}{flag}", "the whole search as one page"),
         (f"{hpo} dashboard{flag}", "browse the trials in optuna-dashboard"),
     )
     width = max(len(command) for command, _ in steps)

@@ -1,4 +1,4 @@
-"""`hpo`: the commands, and how every error leaves."""
+"""`hpo`: the commands, and what every error prints."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ COMMANDS: dict[str, dict[str, Command]] = {
     },
 }
 GROUPS: dict[Command, dict[str, Command]] = {storage.storage: storage.COMMANDS}
-"""What has commands of its own."""
+"""Commands that have subcommands."""
 
 app = typer.Typer(
     name="hpo",
@@ -100,9 +100,9 @@ def hpo(
 
 
 def _help(command: Command) -> str:
-    """The docstring with its paragraphs unbroken, to be filled to the terminal's width."""
+    """Return the docstring, each paragraph as one line, for Typer to fill to the terminal."""
     paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
-    return "\n\n".join(" ".join(one.split()) for one in paragraphs)
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
 def _add(panel: str, name: str, command: Command) -> None:
@@ -110,8 +110,8 @@ def _add(panel: str, name: str, command: Command) -> None:
         app.command(name, rich_help_panel=panel, help=_help(command))(command)
         return
     group = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
-    for inner, one in GROUPS[command].items():
-        group.command(inner, help=_help(one))(one)
+    for inner, subcommand in GROUPS[command].items():
+        group.command(inner, help=_help(subcommand))(subcommand)
     app.add_typer(group, name=name, rich_help_panel=panel, help=_help(command))
 
 
@@ -125,7 +125,7 @@ for name in ("agent", "keep"):  # its old name: launchers that are still running
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit: 0, or the code of its error with one message on stderr.
 
-    HPO_DEBUG=1 shows the traceback. Ctrl-C and a reader that has left are Typer's: 130 and 1.
+    HPO_DEBUG=1 shows the traceback. Typer exits with 130 after Ctrl-C, and with 1 on a closed pipe.
     """
     spin_briefly()
     with safe_streams():
@@ -135,10 +135,10 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 def spin_briefly() -> None:
     """Let OpenMP's threads spin 1,000 times before they sleep, unless the user has chosen.
 
-    libgomp spins for milliseconds by default, which on a busy machine keeps the very thread that is
-    waited for from its core; 1,000 is its own number where it knows that threads outnumber cores.
-    It must stand in the environment before torch is imported; child processes inherit it
-    (`benchmarks/waiting.py` times it).
+    By default libgomp spins for milliseconds, which on a busy machine keeps the very thread that it
+    waits for off its core; 1,000 is its own default where threads outnumber cores. The variable
+    must be set before torch is imported; child processes inherit it (`benchmarks/waiting.py` times
+    it).
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -159,7 +159,7 @@ def _call(args: Sequence[str] | None) -> int:
 
 
 def _message(error: HpoError | OSError) -> str:
-    """What the user is told: of a file that cannot be read or written its name and the reason."""
+    """Return the message for the user; a file that cannot be read or written is named."""
     if isinstance(error, OSError) and error.filename is not None:
         if is_full(error):
             return str(disk_full(Path(error.filename)))
@@ -168,5 +168,5 @@ def _message(error: HpoError | OSError) -> str:
 
 
 def _say(message: str) -> None:
-    """One message on standard error; what a terminal would obey is shown instead."""
+    """Print one message on standard error, control characters escaped."""
     print(f"hpo: {printable(message)}", file=sys.stderr)

@@ -1,32 +1,41 @@
-"""Arguments and options that several commands share, and what every command does with them."""
+"""Arguments and options that several commands share, and what commands do with them."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hpo.errors import InputError
 from hpo.formatting import printable
 from hpo.paths import Home
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from hpo.search.study import Study
     from hpo.storage.database import Database
 
 PIPE_WIDTH = 200
-"""Columns of a table that goes into a file or a pipe."""
+"""Columns of a table in a file or a pipe."""
 
 StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="Name of the study.")]
+StudyOrFile = Annotated[
+    str,
+    typer.Argument(
+        metavar="STUDY",
+        help="Name of the study, or a study file (.toml), which creates it if it is new.",
+    ),
+]
 RunPath = Annotated[
     Path,
-    typer.Argument(metavar="RUN", help="What `hpo train` wrote: its folder.", show_default=False),
+    typer.Argument(metavar="RUN", help="Folder that `hpo train` wrote.", show_default=False),
 ]
 StudyPath = Annotated[
     Path, typer.Argument(metavar="STUDY.toml", help="The study file.", show_default=False)
@@ -34,7 +43,7 @@ StudyPath = Annotated[
 
 
 def warn_of_password(context: typer.Context, param: typer.CallbackParam, url: str) -> str:
-    """One line on standard error where a password stands in argv."""
+    """Warn on standard error of a password on the command line; return `url`."""
     source = context.get_parameter_source(param.name or "")
     if url and source is not None and source.name == "COMMANDLINE":
         from hpo.storage.url import (
@@ -44,7 +53,7 @@ def warn_of_password(context: typer.Context, param: typer.CallbackParam, url: st
 
         if has_password(url):
             typer.echo(
-                "hpo: warning: everybody on this machine can read a password on the command line; "
+                "hpo: warning: every user of this machine can read a password on the command line; "
                 f"put the URL into HPO_STORAGE, or the password alone into a file that "
                 f"{PASSWORD_FILE} names",
                 err=True,
@@ -68,10 +77,10 @@ Artifacts = Annotated[
     typer.Option(
         metavar="URL",
         envvar="HPO_ARTIFACTS",
-        help="Where checkpoints and weights also go, for workers on other hosts: a folder that all "
-        "of them mount, or s3://BUCKET/FOLDER (extra s3) and what else fsspec knows. Kept with the "
-        "study; never with a password in it.",
-        show_default="nowhere: a trial that moves to another host begins again",
+        help="Where checkpoints and weights are also written, for workers on other hosts: a folder "
+        "that all of them mount, s3://BUCKET/FOLDER (extra s3), or any other URL that fsspec "
+        "knows. Stored with the study; never with a password in it.",
+        show_default="nowhere: a trial that moves to another host restarts from epoch 1",
     ),
 ]
 Overrides = Annotated[
@@ -87,8 +96,8 @@ Force = Annotated[
     bool,
     typer.Option(
         "--force",
-        help="Work although the code or the images here are not those that the study began with; "
-        "it is recorded.",
+        help="Run although the code or the images here differ from those that the study started "
+        "with; this is recorded.",
     ),
 ]
 Device = Annotated[
@@ -99,27 +108,26 @@ Device = Annotated[
         show_default="the first GPU, else the CPU",
     ),
 ]
-
-
+Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
 On = Annotated[
     str | None,
     typer.Option(
         "--on",
         metavar="LAUNCHER",
-        help="Also ask what placed them: local, slurm, ray or ray://HOST:PORT.",
+        help="Also ask the launcher: local, slurm, ray or ray://HOST:PORT.",
         show_default="the database alone",
     ),
 ]
 Insecure = Annotated[
     bool,
-    typer.Option("--insecure", help="Also a Ray cluster that asks for no token."),
+    typer.Option("--insecure", help="Allow a Ray cluster without a token."),
 ]
 
 
 @contextmanager
 def database(storage: str | None) -> Iterator[Database]:
-    """The database of `--storage`, closed at the end; raises StorageError for a bad URL. Touches
-    nothing."""
+    """Open the database of `--storage`, and close it at the end; raise StorageError for a bad URL.
+    Nothing is read or created."""
     from hpo.storage.database import connect
 
     found = connect(storage or Home.default().storage)
@@ -129,8 +137,34 @@ def database(storage: str | None) -> Iterator[Database]:
         found.dispose()
 
 
+def open_study_or_file(
+    found: Database,
+    given: str,
+    artifacts: str | None,
+    overrides: Sequence[str] = (),
+    *,
+    look: bool = True,
+) -> Study:
+    """Load the study of a name, or open that of a study file. The first of any number of callers
+    creates it, with its `artifacts` and, if `look`, after a look at its images."""
+    from hpo.search import study as studies
+
+    if not given.endswith(".toml"):
+        if overrides:
+            raise InputError("--set changes a study file; an existing study is as it was created")
+        return studies.load(found, given)
+    from hpo.api.study import open_study
+    from hpo.config.study import StudyFile
+    from hpo.config.toml import parse_assignments
+    from hpo.storage.records import find_study
+
+    file = StudyFile.load(Path(given), parse_assignments(overrides))
+    is_new = find_study(found, file.name) is None
+    return open_study(found, file, artifacts if is_new else None, look=look)[0]
+
+
 def console() -> Console:
-    """Standard output; as wide as the terminal, and wide in a pipe, where nothing is to be cut."""
+    """Return a console on standard output: as wide as the terminal, and PIPE_WIDTH in a pipe."""
     from hpo.cli.console import SafeConsole
 
     out = SafeConsole(highlight=False)
@@ -140,13 +174,13 @@ def console() -> Console:
 
 
 def tell_note(line: str | None) -> None:
-    """On standard error: beside the output, which a program may read."""
+    """Print a note on standard error; standard output may be read by a program."""
     if line:
         typer.echo(f"note: {printable(line)}", err=True)
 
 
 def program() -> str:
-    """hpo as it was called, so that a command that we print can be typed."""
+    """Return how hpo was called, so that commands that we print can be typed."""
     called = Path(sys.argv[0])
     if called.name != "hpo":
         return "python -m hpo"
@@ -158,7 +192,7 @@ def program() -> str:
 
 
 def storage_flag(found: Database) -> str:
-    """What a command that is printed here needs to reach this database."""
+    """Return the --storage option with which a printed command reaches this database."""
     from hpo.storage.url import (
         option,
         usual,
@@ -168,7 +202,7 @@ def storage_flag(found: Database) -> str:
 
 
 def quiet_optuna() -> None:
-    """No messages of Optuna's own: we say what its trials do."""
+    """Silence Optuna's own messages; hpo reports its trials."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -13,6 +13,7 @@ import typer
 
 from hpo.cli.options import (
     Device,
+    Json,
     Overrides,
     RunPath,
     Storage,
@@ -46,14 +47,14 @@ KeepValidation = Annotated[
     bool,
     typer.Option(
         "--keep-validation",
-        help="Do not train on the validation images: choose the best epoch by them.",
+        help="Do not train on the validation images; choose the best epoch by them.",
     ),
 ]
 Onnx = Annotated[
     bool,
     typer.Option(
         "--onnx",
-        help="Also write each seed as model.onnx, checked against torch; needs the extra onnx.",
+        help="Also write each seed as model.onnx, verified against torch; needs the extra onnx.",
     ),
 ]
 Quantize = Annotated[
@@ -71,19 +72,24 @@ def export(
     study: StudyName,
     trial: Annotated[
         int | None,
-        typer.Option(metavar="N", min=0, help="This trial.", show_default="the best one"),
+        typer.Option(
+            metavar="N", min=0, help="Number of the trial.", show_default="the best trial"
+        ),
     ] = None,
     top: Annotated[
         int | None,
         typer.Option(
-            metavar="K", min=1, help="The best K trials, a file each.", show_default="only the best"
+            metavar="K",
+            min=1,
+            help="Export the best K trials, a file each.",
+            show_default="only the best",
         ),
     ] = None,
     pareto: Annotated[
         bool,
         typer.Option(
             "--pareto",
-            help="Of several metrics: every trial that none beats in all of them, a file each.",
+            help="With several metrics: export every trial of the Pareto front, a file each.",
         ),
     ] = False,
     output: Annotated[
@@ -92,7 +98,7 @@ def export(
             "--output",
             "-o",
             metavar="PATH",
-            help="File, or with --top and --pareto a folder.",
+            help="File, or folder with --top and --pareto.",
             show_default="STUDY.best.toml, STUDY.trial-N.toml, or the folder STUDY.top or "
             "STUDY.pareto",
         ),
@@ -101,16 +107,16 @@ def export(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Also copy the weights of its best epoch there, from this host or the artifacts: "
-            "the best three trials have them, or the whole front of several metrics; of folds "
-            "all, with fold0., fold1., ... before the names.",
+            help="Also copy the weights of its best epoch to FILE, from here or the artifacts. "
+            "They are kept for the best three trials, or for the Pareto front; with folds, all of "
+            "them are copied, their names prefixed with fold0., fold1., ...",
             show_default=False,
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
     storage: Storage = None,
 ) -> None:
-    """Write a trial's complete configuration, with where it comes from, for `hpo train`.
+    """Write a trial's complete configuration and its provenance, for `hpo train`.
 
     Example: hpo export digits -o best.toml
     """
@@ -120,7 +126,7 @@ def export(
     if (trial is not None) + (top is not None) + pareto > 1:
         raise InputError("--trial, --top and --pareto exclude each other")
     if weights is not None and (pareto or top is not None):
-        raise InputError("--weights: of one trial; not with --top or --pareto")
+        raise InputError("--weights is for one trial, not for --top or --pareto")
     with database(storage) as found:
         if pareto or top is not None:
             chosen = (
@@ -153,12 +159,12 @@ def train(
         list[Path],
         typer.Argument(
             metavar="CONFIG.toml...",
-            help="Configurations, exported or written by hand; a run for each.",
+            help="Configurations, exported or written by hand; one run each.",
             show_default=False,
         ),
     ],
     seeds: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Train with so many seeds, one after another.")
+        int, typer.Option(metavar="N", min=1, help="Number of seeds to train, one after another.")
     ] = 1,
     output: Annotated[
         Path | None,
@@ -166,7 +172,7 @@ def train(
             "--output",
             "-o",
             metavar="DIR",
-            help="The run's folder; with several files, a folder of runs.",
+            help="Folder of the run; with several files, parent folder of the runs.",
             show_default="hpo_runs/trained/CONFIG",
         ),
     ] = None,
@@ -179,8 +185,8 @@ def train(
     """Train on training and validation images over the full schedule, then open the test set.
 
     The test set is opened once per seed. The run's folder has weights (safetensors), curves,
-    metrics per class, the confusion matrix, and report.html. Interrupted, the same command goes on.
-    Several seeds are also tested as an ensemble: the mean of their probabilities.
+    metrics per class, the confusion matrix, and report.html. After an interruption the same command
+    resumes. Several seeds are also tested as an ensemble, by the mean of their probabilities.
 
     Example: hpo train best.toml --seeds 3 --set epochs=100
     """
@@ -192,14 +198,19 @@ def train(
         (folder, *load_config(path, overrides))
         for path, folder in zip(configs, _run_folders(configs, output), strict=True)
     ]
-    asked = {"seeds": seeds, "keep_validation": keep_validation, "onnx": onnx, "quantize": quantize}
-    _train(jobs, first_device(device), asked)
+    options = {
+        "seeds": seeds,
+        "keep_validation": keep_validation,
+        "onnx": onnx,
+        "quantize": quantize,
+    }
+    _train(jobs, first_device(device), options)
 
 
 def _train(
-    jobs: list[tuple[Path, TrainConfig, dict[str, Any]]], device: str, asked: dict[str, Any]
+    jobs: list[tuple[Path, TrainConfig, dict[str, Any]]], device: str, options: dict[str, Any]
 ) -> None:
-    """A run for each (folder, configuration, provenance), `asked` of all, then the table of all."""
+    """Train each (folder, configuration, provenance) with the same `options`; print a table."""
     from hpo.api import trained
     from hpo.cli.tables import (
         networks_table,
@@ -216,7 +227,7 @@ def _train(
                 provenance=provenance,
                 out=folder,
                 device=device,
-                **asked,
+                **options,
                 control=control,
                 progress=tell,
             )
@@ -232,30 +243,30 @@ def _train(
 
 
 def _run_folders(configs: Sequence[Path], output: Path | None) -> list[Path]:
-    """Where each configuration's run goes; raises InputError where two would share a folder."""
+    """Return the folder of each configuration's run; raise InputError if two would share one."""
     if len(configs) == 1 and output is not None:
         return [output]
     folders = [output / path.stem if output else Home.default().trained(path.stem)
                for path in configs]  # fmt: skip
     if len(set(folders)) < len(folders):
-        raise InputError("two configurations of the same file name: rename one")
+        raise InputError("two configurations have the same file name: rename one")
     return folders
 
 
 class _UntilStopped:
-    """Training goes on until a signal comes."""
+    """Control of a training that runs until a signal arrives."""
 
     def __init__(self, stop: threading.Event) -> None:
         self.stop = stop
 
     def step(self, *, epoch: int, images: int) -> None:
         if self.stop.is_set():
-            raise Interrupted("stopped by a signal; type the same command again, it goes on")
+            raise Interrupted("stopped by a signal; the same command resumes")
 
 
 @contextmanager
 def _progress(out: Console) -> Iterator[tuple[Callable[[str], None], _UntilStopped]]:
-    """Where lines of progress go (one that changes on a terminal), and what a signal stops."""
+    """Yield a function for progress lines (a status line on a terminal), and a control."""
     from hpo.workers.process import stop_on_signal
 
     with stop_on_signal() as stop:
@@ -264,7 +275,7 @@ def _progress(out: Console) -> Iterator[tuple[Callable[[str], None], _UntilStopp
             return
         from hpo.cli.console import Text
 
-        with out.status("preparing the images", spinner="line") as status:
+        with out.status("preparing images", spinner="line") as status:
             yield lambda line: status.update(Text(line)), _UntilStopped(stop)
 
 
@@ -274,24 +285,24 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="PATH",
-            help="Folder of images by class, its test/ or itself; or a CSV file (file, label).",
+            help="Folder of images by class (or with test/ in it), or a CSV file (file, label).",
             show_default="the test split of the run's own data",
         ),
     ] = None,
     device: Device = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Everything as JSON, confusion matrices too.")
+        bool, typer.Option("--json", help="Everything as JSON, confusion matrices included.")
     ] = False,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Also a folder with images that the run was trained on."),
+        typer.Option("--force", help="Accept images that the run was trained on."),
     ] = False,
 ) -> None:
-    """Measure a trained run: top-1, top-5, loss, and precision, recall, F1 of each class; several
-    seeds also as an ensemble, the mean of their probabilities.
+    """Evaluate a trained run: top-1, top-5, loss, and precision, recall, F1 of each class; several
+    seeds also as an ensemble, by the mean of their probabilities.
 
-    A folder with images that the run was trained on is refused, also under other names or stored
-    anew without loss; with --force the result names them.
+    A folder with images that the run was trained on is refused, even if they were renamed or
+    losslessly re-encoded; with --force the result lists them.
 
     Example: hpo evaluate hpo_runs/trained/best --data new_photos/
     """
@@ -319,15 +330,20 @@ def report(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="Where to.", show_default="STUDY.report.html"
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="File to write.",
+            show_default="STUDY.report.html",
         ),
     ] = None,
     storage: Storage = None,
 ) -> None:
-    """Write the whole search as one page that opens without network.
+    """Write the whole search as one HTML page that works offline.
 
-    History, intermediate values, importances, parallel coordinates, a slice plot per parameter, the
-    best trial's curves, and a table of the trials. A study with artifacts has it there, too.
+    Optimization history, intermediate values, parameter importances, parallel coordinates, a slice
+    plot per parameter, the best trial's curves, and a table of the trials. If the study has
+    artifacts, the page is also stored there.
 
     Example: hpo report digits -o report.html
     """
@@ -340,7 +356,7 @@ def report(
     path = output or Path(f"{study}.report.html")
     with database(storage) as found:
         write_report(path, study_report(found, study))
-        typer.echo(f"{path} written: open it in a browser")
+        typer.echo(f"{path} written; open it in a browser")
         shared = share_report(found, study, path)
     if shared:
         typer.echo(f"also at {shared}")
@@ -352,31 +368,32 @@ def predict(
         list[Path],
         typer.Argument(
             metavar="IMAGE|FOLDER...",
-            help='Image files; folders, with all below them; patterns such as "shots/**/*.jpg".',
+            help='Image files, folders (with subfolders), or patterns such as "shots/**/*.jpg".',
             show_default=False,
         ),
     ],
     top: Annotated[
-        int, typer.Option(metavar="K", min=1, help="Classes, or nearest images, to show.")
+        int,
+        typer.Option(metavar="K", min=1, help="Number of classes, or of nearest images, to show."),
     ] = 5,
     device: Device = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_json: Json = False,
     csv_: Annotated[
         str | None,
         typer.Option(
             "--csv",
             metavar="FILE",
-            help="A row for each image into a file that is complete or not there; - prints them.",
+            help="Write a row per image to FILE, completely or not at all; - prints them.",
             show_default=False,
         ),
     ] = None,
 ) -> None:
-    """What a trained run sees in images: the most likely classes with their probabilities, means
-    over the run's seeds; of a retrieval the nearest training images, by its first seed. Images are
-    taken whole, also where the run was trained on images cropped to their boxes.
+    """Predict images with a trained run: the most likely classes with their probabilities (means
+    over the run's seeds); for retrieval, the nearest training images (by the first seed). Images
+    are used whole, even if the run was trained on images cropped to their boxes.
 
-    A file that cannot be read is a row with the reason; the exit code is 2 only where none can be.
-    Images that the run was trained on, also copies, are marked.
+    An unreadable file gets a row with the reason; the exit code is 2 only if none can be read.
+    Images that the run was trained on, copies included, are marked.
 
     Example: hpo predict hpo_runs/trained/best cat.jpg holiday/ --csv holiday.csv
     """
@@ -395,7 +412,7 @@ def predict(
     if as_json and csv_ is not None:
         raise InputError("--json and --csv exclude each other")
     if csv_ is not None and Path(csv_).is_dir():
-        raise InputError(f"--csv {csv_}: is a folder; name a file")
+        raise InputError(f"--csv {csv_} is a folder; name a file")
     model, found = TrainedModel.load(run, device=first_device(device)), select(images)
     for note in (whole_note(model.config), found.note):
         tell_note(note)
@@ -418,7 +435,7 @@ def predict(
 
 @dataclass
 class _Count:
-    """What became of the images."""
+    """Counts of predicted, unreadable and training images."""
 
     images: int
     trained_on: int = 0
@@ -429,7 +446,7 @@ class _Count:
     def counted(
         self, answers: Iterable[Prediction], tell: Callable[[int], None]
     ) -> Iterator[Prediction]:
-        """`answers`, each counted and told of before it is passed on."""
+        """Yield `answers`, each counted and reported to `tell`."""
         for done, one in enumerate(answers, 1):
             if one.error is not None:
                 self.failed.append(one)
@@ -440,13 +457,13 @@ class _Count:
             yield one
 
     def report(self) -> None:
-        """Tell of what is odd. Raises DataError where no image could be read."""
+        """Print notes on the counts. Raises DataError if no image could be read."""
         from hpo.trained.run import UNKNOWN
 
         if len(self.failed) == self.images:
             first = f"{self.failed[0].path}: {self.failed[0].error}"
             raise DataError(
-                f"none of {self.images:,} files can be read; the first: {first}"
+                f"none of {self.images:,} files can be read; the first one: {first}"
                 if self.images > 1
                 else first
             )
@@ -460,19 +477,19 @@ class _Count:
 
 @contextmanager
 def _prediction_progress(images: int) -> Iterator[Callable[[int], None]]:
-    """Takes how many images are done, and shows it on a terminal beside the output."""
+    """Yield a function of the number of images done, which a terminal shows on standard error."""
     from hpo.cli.console import SafeConsole
 
     out = SafeConsole(stderr=True)
     if not out.is_terminal:
         yield lambda done: None
         return
-    with out.status("loading the networks", spinner="line") as status:
+    with out.status("loading networks", spinner="line") as status:
         yield lambda done: status.update(f"{done:,} of {images:,} images")
 
 
 def _write_csv(file: str, rows: Iterable[str]) -> None:
-    """To the file, or to standard output for `-`."""
+    """Write to the file, or to standard output for `-`."""
     if file == "-":
         for row in rows:
             typer.echo(row, nl=False)
@@ -497,27 +514,32 @@ def compare(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="A page with figures.", show_default="none"
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Also write a page with figures.",
+            show_default="none",
         ),
     ] = None,
     top: Annotated[
-        int, typer.Option(metavar="K", min=1, help="Trials of the mean beside the best.")
+        int, typer.Option(metavar="K", min=1, help="Number of best trials in the mean.")
     ] = 5,
     latency: Annotated[
         bool,
         typer.Option(
-            "--latency", help="Time one image here where a study has no latency_ms of its own."
+            "--latency", help="Time one image here if a study has no latency_ms of its own."
         ),
     ] = False,
     device: Device = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON, curves too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, curves included.")] = False,
     storage: Storage = None,
 ) -> None:
-    """Studies and the architectures in them, and trained runs, beside each other.
+    """Compare studies, the architectures in them, and trained runs.
 
-    Of studies: best, mean of the best trials, epochs and time spent, and what the best network
-    costs; of runs: top-1, top-5, precision, recall and F1, as before and after tuning. The page has
-    accuracy against cost, curves laid over each other, and F1 of the 20 most frequent classes.
+    For studies: best trial, mean of the best trials, epochs and time spent, and the cost of the
+    best network; for runs: top-1, top-5, precision, recall and F1, for example before and after
+    tuning. The page plots accuracy against cost, overlaid curves, and F1 of the 20 most frequent
+    classes.
 
     Example: hpo compare resnet mobilenet -o compare.html
     """
@@ -549,4 +571,4 @@ def compare(
     for note in result.notes:
         out.print(note, markup=False, soft_wrap=True)
     if output is not None:
-        typer.echo(f"{output} written: open it in a browser")
+        typer.echo(f"{output} written; open it in a browser")

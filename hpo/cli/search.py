@@ -1,4 +1,4 @@
-"""`hpo init`, `check`, `schema`, `run`, and what steers a study."""
+"""`hpo init`, `check`, `schema`, `run`, and commands that steer a study."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from hpo.api.study import Study
     from hpo.workers.supervisor import Supervisor
 
-MOST_LOOKED = 2_000
-"""Images that a first look decodes; of more, `hpo check` does."""
+MAX_INSPECTED = 2_000
+"""Images that `hpo init` decodes at most; `hpo check` decodes all."""
 
 
 def init(
@@ -52,19 +52,24 @@ def init(
         Path,
         typer.Argument(
             metavar="DATA",
-            help="Folder of images: train/, maybe val/ and test/, by class; or one folder per "
-            "class; or a CSV file with the columns file and label (and maybe split, group).",
+            help="Folder of images: train/ and optionally val/ and test/, with a folder per class; "
+            "or just a folder per class; or a CSV file with columns file and label (optionally "
+            "split, group).",
         ),
     ],
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="Where to.", show_default="the folder's name"
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="File to write.",
+            show_default="the folder's name",
         ),
     ] = None,
     force: Annotated[bool, typer.Option(help="Overwrite the file.")] = False,
 ) -> None:
-    """Write a commented study file for your own photographs, which works as it is.
+    """Write a commented study file for your own images, ready to run.
 
     Example: hpo init photos/ -o photos.toml
     """
@@ -81,11 +86,11 @@ def init(
     file = parse_study(text, str(data_dir))
     path = output or Path(f"{file.name}.toml")
     if path.exists() and not force:
-        raise Conflict(f"{path} exists: choose another name with -o, or --force to overwrite it")
+        raise Conflict(f"{path} exists: choose another name with -o, or overwrite it with --force")
     atomic_write(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
     hpo = program()
     config = file.config(file.baselines[0]).data
-    report = examine_data(config, Home.default().cache, remember=False, looked=MOST_LOOKED)
+    report = examine_data(config, Home.default().cache, remember=False, looked=MAX_INSPECTED)
     console().print("\n".join(report.lines()), markup=False, soft_wrap=True)
     typer.echo(f"{path} written. Next:\n  {hpo} check {path}\n  {hpo} run {path}")
 
@@ -95,19 +100,22 @@ def check(
     workers: Annotated[
         int | None,
         typer.Option(
-            metavar="N", min=1, help="Estimate for so many workers.", show_default="one a device"
+            metavar="N",
+            min=1,
+            help="Number of workers to estimate for.",
+            show_default="one per device",
         ),
     ] = None,
     device: Device = None,
     set_: Overrides = [],  # noqa: B006  (Typer's way to say: repeatable)
 ) -> None:
-    """Look at the data and try every architecture before a search; writes nothing.
+    """Check the data and try every architecture before a search; nothing is written.
 
-    Validates the file, decodes every image of every part, test included (what cannot be read is
-    named, and no pixels are used), tells what is odd about the data, builds every architecture of
-    the space, runs one training step at the largest batch, and estimates memory, seconds per epoch
-    and total time; of frozen layers, which are computed once, the disk that they take, and what the
-    first and the later trials cost.
+    Validates the file; decodes every image of every split, test included (unreadable files are
+    named; the test pixels are not used); reports anomalies in the data; builds every architecture
+    of the space; runs one training step at the largest batch size; and estimates memory, seconds
+    per epoch and total time. For frozen layers, whose outputs are computed once, it estimates the
+    disk space, and the cost of the first and of later trials.
 
     Example: hpo check studies/digits.toml --workers 2
     """
@@ -135,7 +143,7 @@ def check(
 def schema() -> None:
     """Print the JSON Schema of a study file: every field, its range and default.
 
-    A TOML editor uses it to complete and check while you type.
+    A TOML editor completes and checks with it while you type.
 
     Example: hpo schema > study.schema.json
     """
@@ -149,7 +157,7 @@ def run(
     workers: Annotated[
         int | None,
         typer.Option(
-            metavar="N", min=1, help="Worker processes in all.", show_default="one a device"
+            metavar="N", min=1, help="Worker processes in total.", show_default="one per device"
         ),
     ] = None,
     workers_per_device: Annotated[
@@ -159,31 +167,31 @@ def run(
         str | None,
         typer.Option(
             metavar="DEVICE",
-            help="Put all workers there: cpu, cuda:1 or mps.",
+            help="Device of all workers: cpu, cuda:1 or mps.",
             show_default="all visible GPUs in turn, else the CPU",
         ),
     ] = None,
     dashboard: Annotated[
-        bool, typer.Option("--dashboard", help="Serve optuna-dashboard beside the search.")
+        bool, typer.Option("--dashboard", help="Serve optuna-dashboard during the search.")
     ] = False,
     plain: Annotated[
         bool, typer.Option("--plain", help="One line per finished trial instead of a live view.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Only the result.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print only the result.")] = False,
     force: Force = False,
     set_: Overrides = [],  # noqa: B006
     storage: Storage = None,
     artifacts: Artifacts = None,
 ) -> None:
-    """Search: create or resume the study, start workers, show them live, end with the result.
+    """Search: create or resume the study, run workers, show them live, and print the result.
 
-    Ctrl-C once hands the running trials back and ends; the same command goes on with them. Twice
-    ends at once. More workers may join at any time, from any host: hpo worker STUDY.
+    Ctrl-C hands the running trials back and exits; the same command resumes them. A second Ctrl-C
+    exits at once. More workers may join at any time, from any host: hpo worker STUDY.
 
-    The exit code is 0 only where the study is finished and has a best trial: in `hpo run ... && hpo
-    export ...` nothing follows otherwise. 130 after Ctrl-C or SIGTERM, 1 where no trial was
-    completed or another command stopped the study, 2 where nothing could begin, or the database's
-    file was removed meanwhile.
+    The exit code is 0 only if the study is finished and has a best trial, so that `hpo run ... &&
+    hpo export ...` is safe; 130 after Ctrl-C or SIGTERM; 1 if no trial was completed or another
+    command stopped the study; 2 if the search could not start, or the database file was removed
+    meanwhile.
 
     Example: hpo run studies/digits.toml --workers 2
     """
@@ -220,11 +228,11 @@ def run(
 
 
 def _opening(study: Study, *, is_new: bool, quiet: bool) -> Iterator[str]:
-    """Lift a stop; yield a word on that, and lines on the data."""
+    """Lift a stop, and say so; yield lines about the data."""
     if study.resume_stopped():
-        yield f"study {study.name} was stopped; it goes on"
+        yield f"study {study.name} was stopped; resuming it"
     elif not is_new and not study.is_over:
-        yield f"study {study.name} goes on where it was"
+        yield f"resuming study {study.name}"
     report = None if quiet else study.data_report
     yield from report.lines() if report else ()
 
@@ -264,7 +272,7 @@ def _search(
 
 @contextmanager
 def _logged(out: Console) -> Iterator[None]:
-    """Warnings of the supervisor, above the live view."""
+    """Print the supervisor's warnings above the live view."""
     from rich.logging import RichHandler
 
     log = logging.getLogger("hpo.workers")
@@ -277,16 +285,16 @@ def _logged(out: Console) -> Iterator[None]:
 
 
 def _end(study: Study, again: str, out: Console, *, interrupted: bool) -> int:
-    """Print the result, or how to go on where the study or all of its workers here were stopped:
-    `again` are the arguments that name it. Returns the exit code."""
+    """Print the result, or the command that resumes a stopped study, with the arguments `again`;
+    return the exit code."""
     from hpo.cli.live import print_ending
 
     hpo, flag = program(), storage_flag(study.database)
     status = study.status()
     if status.state != "finished":
         out.print(
-            f"\nstopped: {status.finished} of {status.row.trials} trials are finished, the running "
-            f"ones were handed back.\nTo go on: {hpo} run {again}{flag}",
+            f"\nstopped: {status.finished} of {status.row.trials} trials finished, the running "
+            f"ones were handed back.\nTo resume: {hpo} run {again}{flag}",
             markup=False,
             soft_wrap=True,
         )
@@ -301,12 +309,12 @@ def enqueue(
         list[str],
         typer.Argument(
             metavar="KEY=VALUE...",
-            help="Searched parameters by dotted name; what is left out is sampled.",
+            help="Searched parameters by dotted name; the others are sampled.",
         ),
     ],
     storage: Storage = None,
 ) -> None:
-    """Let the next trial try this configuration, within the budget.
+    """Make the next trial try this configuration, within the budget.
 
     Example: hpo enqueue digits optimizer.name=adamw optimizer.lr=0.003
     """
@@ -316,7 +324,7 @@ def enqueue(
     given = parse_assignments(values)
     with database(storage) as found:
         Study(study, found).enqueue(given)
-    typer.echo(f"the next trial of {study} that starts tries it")
+    typer.echo(f"the next trial of {study} will try it")
 
 
 def stop(
@@ -324,8 +332,8 @@ def stop(
 ) -> None:
     """Hand running trials back after their current epoch and end the workers; nothing is lost.
 
-    Reaches every worker, wherever it was placed, through the database. What waits for a place in
-    Slurm or Ray ends when it gets one; with --on it is taken back at once.
+    Reaches every worker, on any host, through the database. Workers that are queued in Slurm or Ray
+    end as soon as they start; --on cancels them at once.
 
     Example: hpo stop digits
     """
@@ -342,11 +350,11 @@ def stop(
             with open_launcher(on, Home.default(), insecure=insecure) as launcher:
                 launcher.stop(Target(study, chosen.row.uuid))
         flag = storage_flag(found)
-    typer.echo(f"{study} stops; to go on: {program()} resume {study}{flag}")
+    typer.echo(f"{study} is stopping; to resume: {program()} resume {study}{flag}")
 
 
 def resume(study: StudyName, storage: Storage = None) -> None:
-    """Let a stopped study go on. Starts no worker: `hpo run`, `launch` or `worker` does.
+    """Resume a stopped study. Starts no worker: `hpo run`, `launch` and `worker` do.
 
     Example: hpo resume digits
     """
@@ -355,7 +363,7 @@ def resume(study: StudyName, storage: Storage = None) -> None:
     with database(storage) as found:
         Study(study, found).resume()
         flag = storage_flag(found)
-    typer.echo(f"{study} may go on; start workers: {program()} worker {study}{flag}")
+    typer.echo(f"{study} is resumed; start workers: {program()} worker {study}{flag}")
 
 
 def extend(
@@ -363,7 +371,7 @@ def extend(
     trials: Annotated[
         str | None,
         typer.Option(
-            metavar="N|+N", help="New budget in trials, or so many more.", show_default="unchanged"
+            metavar="N|+N", help="New budget in trials, or +N for N more.", show_default="unchanged"
         ),
     ] = None,
     timeout_s: Annotated[
@@ -374,7 +382,11 @@ def extend(
     ] = None,
     target: Annotated[
         float | None,
-        typer.Option(metavar="V", help="New value to stop at.", show_default="unchanged"),
+        typer.Option(
+            metavar="V",
+            help="New target value, at which the study stops.",
+            show_default="unchanged",
+        ),
     ] = None,
     retry_failed: Annotated[
         bool,
@@ -382,7 +394,7 @@ def extend(
     ] = False,
     storage: Storage = None,
 ) -> None:
-    """Raise the limits of a study and let it go on. Starts no worker.
+    """Raise the limits of a study and resume it. Starts no worker.
 
     Example: hpo extend digits --trials +20
     """
@@ -399,37 +411,40 @@ def extend(
             trials=budget, timeout_s=timeout_s, target=target, retry_failed=retry_failed
         )
         total, flag = chosen.row.trials, storage_flag(found)
-    again = f", {retried} failed configurations come again" if retry_failed else ""
-    typer.echo(f"{study}: {total} trials in all{again}")
+    again = f", {retried} failed configurations will be retried" if retry_failed else ""
+    typer.echo(f"{study}: {total} trials in total{again}")
     typer.echo(f"start workers: {program()} worker {study}{flag}")
 
 
 def _budget(text: str, now: int) -> int:
-    """`50` is the new total, `+20` is twenty more than now."""
+    """Return the new total for `50`, and for `+20`, twenty more than now."""
     digits = text.removeprefix("+")
     if not (digits.isascii() and digits.isdigit()):
-        raise InputError(f"--trials {text!r}: a whole number such as 50, or +20 for so many more")
+        raise InputError(f"--trials {text!r}: a whole number such as 50, or +20 for 20 more")
     return now + int(digits) if text.startswith("+") else int(digits)
 
 
 def delete(
     study: StudyName,
     force: Annotated[
-        bool, typer.Option("--force", help="Also while workers are at it; ends their trials first.")
+        bool,
+        typer.Option(
+            "--force", help="Also while workers are running; their trials are ended first."
+        ),
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     keep_files: Annotated[
         bool,
         typer.Option(
             "--keep-files",
-            help="Leave logs, checkpoints and weights to its copy (hpo storage copy).",
+            help="Keep logs, checkpoints and weights for its copy (hpo storage copy).",
         ),
     ] = False,
     storage: Storage = None,
 ) -> None:
-    """Remove a study: its trials, curves, logs, checkpoints and weights. There is no way back.
+    """Remove a study: its trials, curves, logs, checkpoints and weights. This cannot be undone.
 
-    Refused while a worker holds a trial; --force ends that first.
+    Refused while a worker holds a trial, unless --force.
 
     Example: hpo delete digits
     """

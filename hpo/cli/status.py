@@ -1,4 +1,4 @@
-"""`hpo list`, `status`, `trials`, `trial`, `logs`, `workers`: looking at studies."""
+"""`hpo list`, `status`, `trials`, `trial`, `logs`, `workers`: the state of studies."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ POLL_S = 0.5
 
 
 def list_studies(storage: Storage = None) -> None:
-    """All studies: state, finished trials of the budget, best value, workers, when created.
+    """List all studies: state, finished trials of the budget, best value, workers, creation time.
 
     Example: hpo list
     """
@@ -48,7 +48,7 @@ def list_studies(storage: Storage = None) -> None:
     with database(storage) as found:
         rows = records.list_studies(found)
         if not rows:
-            typer.echo(f"no studies in {found.shown}; to make one: {program()} run STUDY.toml")
+            typer.echo(f"no studies in {found.shown}; to create one: {program()} run STUDY.toml")
             return
         console().print(studies_table([read_status(found, row.name) for row in rows]))
 
@@ -56,16 +56,17 @@ def list_studies(storage: Storage = None) -> None:
 def status(
     study: StudyName,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Go on showing it until it is over; Ctrl-C ends.")
+        bool,
+        typer.Option("--watch", help="Keep showing it until the study is over; Ctrl-C to stop."),
     ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="As JSON; times in seconds, also since 1970.")
+        bool, typer.Option("--json", help="As JSON; times in seconds, dates in seconds since 1970.")
     ] = False,
     storage: Storage = None,
 ) -> None:
-    """What a study is doing: trials by state, best so far, time left, and its workers.
+    """Show a study's progress: trials by state, best so far, time left, and its workers.
 
-    Of each worker its device, trial, epoch, metric so far and images per second.
+    Of each worker: device, trial, epoch, last metric and images per second.
 
     Example: hpo status digits --watch
     """
@@ -115,18 +116,18 @@ def trials(
         str | None,
         typer.Option(
             metavar="PARAM",
-            help="A line for each value of this searched parameter: mean, spread and best of the "
-            "metrics at each trial's best epoch.",
+            help="A line for each value of this searched parameter: mean, standard deviation and "
+            "best of the metrics at each trial's best epoch.",
             show_default="a line for each trial",
         ),
     ] = None,
     storage: Storage = None,
 ) -> None:
-    """All trials of a study: state, epochs, value, training time, parameters.
+    """List all trials of a study: state, epochs, value, training time, parameters.
 
-    In csv and json numbers stand in full and times in seconds; json has every epoch and attempt.
-    With --by model.architecture, for example, the trials are summed up by architecture; those that
-    were pruned are counted, but stand in no mean.
+    csv and json have numbers in full precision and times in seconds; json has every epoch and
+    attempt. With --by model.architecture, for example, trials are summarized by architecture;
+    pruned ones are counted, but in no mean.
 
     Example: hpo trials digits --format csv > trials.csv
     """
@@ -165,12 +166,14 @@ def trial(
     number: Annotated[int, typer.Argument(metavar="N", min=0, help="Number of the trial, from 0.")],
     source: Annotated[
         bool,
-        typer.Option("--source", help="Print your own modules that it ran, as they were, instead."),
+        typer.Option(
+            "--source", help="Print the modules of yours that it ran, as they were, instead."
+        ),
     ] = False,
     storage: Storage = None,
 ) -> None:
-    """One trial: parameters, its curve epoch by epoch, its attempts, the code, why it ended, and
-    where its weights are, if they were kept.
+    """Show one trial: parameters, metrics of every epoch, attempts, code, why it ended, and where
+    its weights are, if they were kept.
 
     Example: hpo trial digits 12
     """
@@ -200,7 +203,7 @@ def trial(
 
 
 def _weights(found: Database, now: StudyStatus, trial: Trial) -> str | None:
-    """Where a complete trial's weights are, or why that cannot be told; None if none were kept."""
+    """Return where a complete trial's weights are, or why that is unknown; None if not kept."""
     from hpo.search.sync import find_weights
 
     if trial.state != "complete" or not trial.attempts:  # another tool may have made it
@@ -215,7 +218,9 @@ def logs(
     study: StudyName,
     follow: Annotated[
         bool,
-        typer.Option("--follow", "-f", help="Go on until the study is over; Ctrl-C ends."),
+        typer.Option(
+            "--follow", "-f", help="Keep printing until the study is over; Ctrl-C to stop."
+        ),
     ] = False,
     worker: Annotated[
         str | None,
@@ -226,17 +231,17 @@ def logs(
         typer.Option(
             "--on",
             metavar="LAUNCHER",
-            help="From the nodes of ray or ray://HOST:PORT, through Ray.",
+            help="Read them from the nodes of ray or ray://HOST:PORT, through Ray.",
             show_default="the files under HPO_HOME",
         ),
     ] = None,
     insecure: Insecure = False,
     storage: Storage = None,
 ) -> None:
-    """The logs of the workers that `hpo run` or `hpo launch` started.
+    """Print the logs of the workers that `hpo run` or `hpo launch` started.
 
-    They are files under HPO_HOME on the host of the worker; Slurm's hosts usually share them, and
-    Ray's are asked with --on, as long as the worker is there.
+    They are files under HPO_HOME on the worker's host; Slurm's hosts usually share them, and Ray's
+    are read with --on, as long as the worker is alive.
 
     Example: hpo logs digits -f
     """
@@ -267,23 +272,23 @@ def logs(
 
 def _no_logs(study: str, worker: str | None, others: set[str], on: str | None) -> str:
     if worker is not None and others:
-        return f"no log of a worker {worker!r}; there are: {', '.join(sorted(others))}"
+        return f"no log of a worker {worker!r}; there are logs of: {', '.join(sorted(others))}"
     if on is not None:
         return (
-            f"no worker of study {study!r} is on {on}; the logs of those that were are files "
-            "under HPO_HOME on their hosts"
+            f"no worker of study {study!r} is on {on}; logs of earlier ones are files under "
+            "HPO_HOME on their hosts"
         )
     return (
-        f"no logs of study {study!r} under {Home.default().root} on this host: workers that `hpo "
-        "run` or `hpo launch` starts write there; those on Ray: --on ray://...; `hpo worker` "
-        "writes to its terminal"
+        f"no logs of study {study!r} under {Home.default().root} on this host: workers of `hpo "
+        "run` and `hpo launch` write there; for those on Ray: --on ray://...; `hpo worker` logs "
+        "to its terminal"
     )
 
 
 class Tail:
-    """Lines of logs, each read once; with several logs the worker stands before its lines.
+    """Lines of logs, each read once; with several logs a line begins with its worker.
 
-    `after` gives what stands in each worker's log after its first so many bytes.
+    `after` returns, for each worker, its log from an offset in bytes.
     """
 
     def __init__(
@@ -294,7 +299,7 @@ class Tail:
         self.others: set[str] = set()
 
     def fresh(self) -> Iterator[str]:
-        """Complete lines that were written since the last call."""
+        """Yield complete lines that were written since the last call."""
         while True:
             found = self.after(self.read)
             self.others = {name for name in found if self.worker not in (None, name)}
@@ -314,7 +319,7 @@ class Tail:
 def workers(
     study: StudyName,
     all_: Annotated[
-        bool, typer.Option("--all", help="Also those that have ended, with the reason.")
+        bool, typer.Option("--all", help="Also ended workers, with the reason.")
     ] = False,
     on: On = None,
     insecure: Insecure = False,
@@ -323,9 +328,9 @@ def workers(
     ] = False,
     storage: Storage = None,
 ) -> None:
-    """The workers of a study: where they are, what they do, when they were last heard of.
+    """List a study's workers: host, device, state, trial, and when they were last seen.
 
-    With --on also what the launcher has of them: what waits for a place is known to it alone.
+    With --on, also as the launcher lists them: only it knows those that still wait in its queue.
 
     Example: hpo workers digits --all
     """
@@ -349,16 +354,18 @@ def workers(
         return
     out = console()
     if not chosen:
-        out.print(f"no worker of {study} is alive" + ("" if all_ else "; --all: those that were"))
+        out.print(
+            f"no live workers of {study}" + ("" if all_ else "; --all lists those that have ended")
+        )
     else:
         out.print(workers_table(now, chosen))
     if on is not None:
         out.print()
-        out.print(placed_table(placed) if placed else f"nothing of {study} on {on}")
+        out.print(placed_table(placed) if placed else f"no workers of {study} on {on}")
 
 
 def _state(now: StudyStatus, worker: WorkerRow) -> str:
-    """training, between trials, lost (not heard of for long), or ended."""
+    """Return training, between trials, lost (its heartbeat stopped), or ended."""
     if worker.ended is not None:
         return "ended"
     if worker not in now.live_workers:
@@ -367,7 +374,7 @@ def _state(now: StudyStatus, worker: WorkerRow) -> str:
 
 
 def workers_table(now: StudyStatus, workers: Iterable[WorkerRow]) -> Table:
-    """Workers, a line each."""
+    """Return a table of workers, a line each."""
     from hpo.cli.console import Text
     from hpo.cli.tables import plain_table
     from hpo.formatting import duration
@@ -392,7 +399,7 @@ STYLES = {"training": "cyan", "between trials": "dim", "lost": "magenta", "ended
 
 
 def placed_table(placed: Sequence[LaunchedWorker]) -> Table:
-    """What a launcher has placed, a line each."""
+    """Return a table of a launcher's workers, a line each."""
     from hpo.cli.console import Text
     from hpo.cli.tables import plain_table
 

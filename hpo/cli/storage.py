@@ -10,6 +10,7 @@ import typer
 
 from hpo.api.study import make_home
 from hpo.cli.options import (
+    Json,
     Storage,
     database,
     program,
@@ -24,32 +25,34 @@ if TYPE_CHECKING:
     from hpo.doctor.scan import CheckResult, Counts
 
 
-def output_lines(checked: CheckResult, mended: Sequence[Finding], *, repair: bool) -> Iterator[str]:
-    """The lines: what was mended, what is wrong, what only looks so, and the sum."""
-    for one in mended:
-        yield f"mended: {line(one)}"
+def output_lines(
+    checked: CheckResult, repaired: Sequence[Finding], *, repair: bool
+) -> Iterator[str]:
+    """Yield lines: what was repaired, what is wrong, what only looks wrong, and the sum."""
+    for one in repaired:
+        yield f"repaired: {line(one)}"
         yield f"    {one.repair}"
     for one in checked.faults:
         yield line(one)
         if one.repair is None:
             yield f"    left to you: {one.advice}"
         elif repair:
-            yield "    left as it is: it has changed in this moment, check again"
+            yield "    not repaired: it has just changed, check again"
         else:
             yield f"    --repair: {one.repair}"
     for one in checked.notes:
         yield f"no fault: {line(one)}"
-    looked_at = counted(checked.counts) if checked.readable else "nothing else was looked at"
-    yield f"{looked_at}: {verdict(checked, repair=repair)}"
+    summary = counted(checked.counts) if checked.readable else "nothing else was checked"
+    yield f"{summary}: {verdict(checked, repair=repair)}"
 
 
 def line(one: Finding) -> str:
-    """`attempt without end: digits, trial 3, attempt 1: it is ...`."""
+    """Return `attempt without end: digits, trial 3, attempt 1: it is ...`."""
     return ": ".join(part for part in (one.kind, one.where, one.message) if part)
 
 
 def counted(counts: Counts) -> str:
-    """`3 studies, 120 trials, ...`."""
+    """Return `3 studies, 120 trials, ...`."""
     ones = {"studies": "study"}
     return ", ".join(
         f"{count} {name if count != 1 else ones.get(name, name.removesuffix('s'))}"
@@ -58,37 +61,38 @@ def counted(counts: Counts) -> str:
 
 
 def verdict(checked: CheckResult, *, repair: bool) -> str:
+    """Return how many faults there are, and how many can be repaired."""
     count = len(checked.faults)
     if not count:
-        return "nothing wrong"
-    mendable = sum(one.repair is not None for one in checked.faults)
+        return "no faults"
+    repairable = sum(one.repair is not None for one in checked.faults)
     faults = "1 fault" if count == 1 else f"{count} faults"
-    return faults if repair or not mendable else f"{faults}, --repair mends {mendable}"
+    return faults if repair or not repairable else f"{faults}, --repair repairs {repairable}"
 
 
-def as_data(checked: CheckResult, mended: Sequence[Finding]) -> dict[str, Any]:
-    """The same for `--json`."""
+def as_data(checked: CheckResult, repaired: Sequence[Finding]) -> dict[str, Any]:
+    """Return the same for `--json`."""
     return {
         "counts": asdict(checked.counts),
         "faults": [one.to_dict() for one in checked.faults],
         "notes": [one.to_dict() for one in checked.notes],
-        "mended": [one.to_dict() for one in mended],
+        "mended": [one.to_dict() for one in repaired],
     }
 
 
 def storage() -> None:
-    """Set up a database, bring it up to date, copy its studies elsewhere, look for what is wrong.
+    """Set up a database, upgrade it, copy its studies elsewhere, check it for faults.
 
     Example: hpo storage upgrade
     """
 
 
 def upgrade(storage: Storage = None) -> None:
-    """Make the tables, or bring those of an older hpo or Optuna up to date: the first step of a
+    """Create the tables, or upgrade those of an older hpo or Optuna: the first step of a
     deployment, and the first one after an upgrade of hpo.
 
-    Nothing happens where all is up to date, so it may run at every start, also from several hosts
-    at once. Stop the workers of an older hpo first; a copy of the database is a good idea.
+    Does nothing if the tables are up to date, so it may run at every start, also from several hosts
+    at once. Stop the workers of an older hpo first, and back up the database.
 
     Example: HPO_STORAGE=postgresql+psycopg://me@server/hpo hpo storage upgrade
     """
@@ -110,24 +114,24 @@ def copy(
         str,
         typer.Argument(
             metavar="DST",
-            help="URL of the database to copy to; its tables are made if they are missing.",
+            help="URL of the database to copy to; its tables are created if they are missing.",
             callback=warn_of_password,
         ),
     ],
     study: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Only this study.", show_default="all of hpo's"),
+        typer.Option(metavar="NAME", help="Only this study.", show_default="all of hpo's studies"),
     ] = None,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Also while workers are at it, as of one moment."),
+        typer.Option("--force", help="Also while workers run: copy a snapshot."),
     ] = False,
 ) -> None:
-    """Copy studies to another database of any kind: trials, curves, attempts, workers, all of it.
+    """Copy studies with everything in them to another database of any kind.
 
-    Each study is copied whole or not at all, and never onto one of the same name. It can go on in
-    the copy: files stay where they are, under the study's uuid. So only one of the two should go
-    on; remove the other with hpo delete --keep-files.
+    Each study is copied completely or not at all, and never over one of the same name. The copy can
+    be continued: files stay where they are, under the study's uuid. Continue only one of the two;
+    remove the other with hpo delete --keep-files.
 
     Example: hpo storage copy sqlite:///hpo_runs/hpo.db postgresql+psycopg://me@server/hpo
     """
@@ -148,7 +152,7 @@ def copy(
             count = transfer.copy_study(old, new, row)
             typer.echo(f"{row.name}: {count} trials copied")
         typer.echo(
-            f"both use the same files; go on with one alone, and remove the other: {program()} "
+            f"both use the same files; continue only one, and remove the other: {program()} "
             "delete STUDY --keep-files --storage URL"
         )
 
@@ -156,14 +160,14 @@ def copy(
 def check(
     repair: Annotated[
         bool,
-        typer.Option("--repair", help="Mend what can be mended safely; tell what is left to you."),
+        typer.Option("--repair", help="Repair what can be repaired safely; list the rest."),
     ] = False,
     artifacts: Annotated[
         str | None,
         typer.Option(
             metavar="URL",
             envvar="HPO_ARTIFACTS",
-            help="A folder or store of artifacts to look into, beside those that the studies name.",
+            help="Another folder or store of artifacts to check, besides those of the studies.",
             show_default="none",
         ),
     ] = None,
@@ -171,37 +175,35 @@ def check(
         bool,
         typer.Option(
             "--files",
-            help="Also read checkpoints, weights, caches and trained runs through, for damage.",
+            help="Also read all checkpoints, weights, caches and trained runs, to find damage.",
         ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_json: Json = False,
     storage: Storage = None,
 ) -> None:
-    """Look for what is wrong: trials without attempts, attempts without end, rows and files of no
-    trial, what contradicts Optuna's tables, a damaged or an old database. Exit code 1 if there is
-    something.
+    """Check for faults: trials without attempts, attempts without end, orphaned rows and files,
+    contradictions with Optuna's tables, a damaged or an old database. Exit code 1 if there are any.
 
     It may run while workers do. --repair never touches a trial that a worker holds, results, the
     weights of finished trials, or studies that another tool made. Files are those under HPO_HOME
-    on this host and in the artifacts of each study. With --files each of them is held against its
-    checksum; --repair then removes damaged caches, and checkpoints that nobody works on.
+    on this host and in the artifacts of each study. With --files each is verified against its
+    checksum; --repair then removes damaged caches, and checkpoints that no worker uses.
 
     Example: hpo storage check --files
     """
-
     from hpo.cli.tables import to_json
     from hpo.doctor.scan import check_all, repair_all
 
     with database(storage) as found:
         home = Home.default()
         checked = check_all(found, home, artifacts, files=files)
-        mended = repair_all(found, checked) if repair else []
-        if mended:
+        repaired = repair_all(found, checked) if repair else []
+        if repaired:
             checked = check_all(found, home, artifacts, files=files)
     if as_json:
-        typer.echo(to_json(as_data(checked, mended)))
+        typer.echo(to_json(as_data(checked, repaired)))
     else:
-        for line in output_lines(checked, mended, repair=repair):
+        for line in output_lines(checked, repaired, repair=repair):
             typer.echo(printable(line))
     if checked.faults:
         raise typer.Exit(1)

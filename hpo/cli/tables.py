@@ -1,4 +1,4 @@
-"""Plain data of a study as tables for the terminal."""
+"""Studies, trials and runs as tables for the terminal, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ STYLES = {
 }
 PLAIN = ("top1", "top5", "loss", "macro_f1")
 SCORES = ("precision_at_5", "precision_at_k", *PLAIN)
-"""Scores by which networks are compared, of every task."""
+"""Scores by which networks are compared, for all tasks."""
 BAR = 20
-"""Cells of the bar that shows a parameter's importance."""
+"""Width of the bar of a parameter's importance."""
 
 
 def plain_table(*headers: str, right: Iterable[str] = ()) -> Table:
-    """A table without lines; columns named in `right` hold numbers."""
+    """Return a table without lines; columns named in `right` hold numbers."""
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for header in headers:
         justify = "right" if header in set(right) else "left"
@@ -68,7 +68,7 @@ def plain_table(*headers: str, right: Iterable[str] = ()) -> Table:
 
 
 def cells_table(table: Cells) -> Table:
-    """A table of a report, for a terminal."""
+    """Return a report's table for a terminal."""
     heads = [head.replace(".", "\n.") for head in table.headers]
     pairs = zip(heads, table.kinds, strict=True)
     shown = plain_table(*heads, right=[head for head, kind in pairs if kind == "number"])
@@ -78,7 +78,7 @@ def cells_table(table: Cells) -> Table:
 
 
 def groups_csv(groups: Sequence[Mapping[str, Any]]) -> str:
-    """Trials summed up by a parameter's value (see `results.groups.group_data`)."""
+    """Return trials summarized by a parameter's value (`reports.groups.group_data`), as CSV."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     for place, row in enumerate(groups):
@@ -92,11 +92,12 @@ def groups_csv(groups: Sequence[Mapping[str, Any]]) -> str:
 
 
 def state_text(state: str) -> Text:
+    """Return a state in its color."""
     return Text(state, STYLES.get(state, ""))
 
 
 def studies_table(studies: Sequence[StudyStatus]) -> Table:
-    """All studies of a database, a line each."""
+    """Return a table of all studies of a database, a line each."""
     numbers = ("trials", "best", "workers")
     table = plain_table("study", "state", "trials", "metric", "best", "workers", "created",
                         right=numbers)  # fmt: skip
@@ -115,8 +116,8 @@ def studies_table(studies: Sequence[StudyStatus]) -> Table:
 
 
 def trials_table(status: StudyStatus) -> Table:
-    """Trials, a line each, with a column for each searched parameter (its dotted name, broken at
-    the dots)."""
+    """Return a table of trials, a line each, with a column for each searched parameter (its dotted
+    name, broken at the dots)."""
     names, costs = list(status.file.space), status.file.objectives[1:]
     broken = [name.replace(".", "\n.") for name in names]
     numbers = ("trial", "epochs", status.file.metric, *costs, "time", *broken)
@@ -138,7 +139,7 @@ def trials_table(status: StudyStatus) -> Table:
 
 
 def trials_csv(status: StudyStatus) -> str:
-    """Trials for a spreadsheet or another program; numbers in full, times in seconds."""
+    """Return trials as CSV, numbers in full precision, times in seconds."""
     head, rows = status.trial_rows()
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -148,7 +149,7 @@ def trials_csv(status: StudyStatus) -> str:
 
 
 def to_json(data: Any) -> str:
-    """Indented JSON; a number that JSON lacks (a loss that is not finite) becomes null."""
+    """Return indented JSON; a number that JSON lacks (a loss that is not finite) becomes null."""
     return as_json(_finite(data))
 
 
@@ -162,8 +163,8 @@ def _finite(data: Any) -> Any:
 
 
 def trial_page(status: StudyStatus, trial: Trial, code: Code | None) -> Group:
-    """Everything about one trial: parameters, curve, attempts, why it ended; and the `code` with
-    which its study began."""
+    """Return everything about a trial: parameters, curve, attempts, why it ended, and the `code`
+    with which its study started."""
     shown = number(trial.value)
     epoch = f" (epoch {trial.best_epoch})" if trial.best_epoch else ""
     title = Text.assemble(
@@ -188,7 +189,7 @@ def trial_page(status: StudyStatus, trial: Trial, code: Code | None) -> Group:
 
 
 def _code(status: StudyStatus, trial: Trial, code: Code) -> Iterator[Text]:
-    """What computed a trial, and which of its workers were forced to."""
+    """Yield the code that computed a trial, and the attempts with other code."""
     yield Text(f"code {code}")
     used = {one.worker: one.k for one in trial.attempts}
     for forced in status.forced:
@@ -198,8 +199,8 @@ def _code(status: StudyStatus, trial: Trial, code: Code) -> Iterator[Text]:
 
 
 def sources(status: StudyStatus, trial: Trial, code: Code | None) -> str:
-    """The user's own modules that a trial names, as the study's first worker had them. Raises
-    NotFound where there is none."""
+    """Return the user's own modules that a trial names, as the study's first worker had them.
+    Raises NotFound if there are none."""
     config = status.file.config(trial.params)
     named = {name.partition(":")[0] for name in (config.loss, config.model.architecture,
                                                  config.data.dataset)}  # fmt: skip
@@ -207,7 +208,7 @@ def sources(status: StudyStatus, trial: Trial, code: Code | None) -> str:
     if not texts:
         raise NotFound(
             f"trial {trial.number} of {status.row.name!r} names no module of your own as its loss, "
-            "architecture or data set, or none of its workers has begun"
+            "architecture or data set, or none of its workers has started"
         )
     return "".join(f"# {one}\n{text}" for one, text in texts.items())
 
@@ -225,7 +226,7 @@ def _curve(status: StudyStatus, trial: Trial) -> Group:
 
 
 def _measured(name: str, measured: float | None) -> str:
-    """Shares and losses with four decimals; rates, seconds and megabytes with four digits."""
+    """Format fractions and losses with four decimals, other numbers with four digits."""
     if measured is None or name.startswith(("train_", "val_")):
         return number(measured)
     if name == "images_per_s":
@@ -254,8 +255,8 @@ def _attempts(status: StudyStatus, trial: Trial) -> Table:
 
 
 def parameters_table(params: Mapping[str, Any], found: Importances | None = None) -> Table:
-    """Parameters and their values, aligned; with importances, where some stand out, of every
-    parameter of the study, most important first."""
+    """Return a table of parameters and values. If some importances stand out, it has those of all
+    parameters of the study, most important first."""
     shares = found.shares if found and found.outstanding else {}
     table = plain_table("parameter", "value", *(["importance"] * bool(shares)))
     names = [*shares, *(name for name in params if name not in shares)]
@@ -272,7 +273,7 @@ def parameters_table(params: Mapping[str, Any], found: Importances | None = None
 
 
 def counts(status: StudyStatus) -> str:
-    """`30 trials: 18 complete, 11 pruned, 1 failed`, the finished ones."""
+    """Return `30 trials finished: 18 complete, 11 pruned, 1 failed`."""
     kinds = ("complete", "pruned", "diverged", "infeasible", "failed")
     parts = [f"{found} {kind}" for kind in kinds if (found := status.count(kind))]
     return f"{plural(status.finished, 'trial')} finished" + (
@@ -281,7 +282,7 @@ def counts(status: StudyStatus) -> str:
 
 
 def runs_table(runs: Sequence[TrainedRun]) -> Table:
-    """Trained runs, a line each: mean ± standard deviation over their seeds."""
+    """Return a table of trained runs, a line each: mean ± standard deviation over their seeds."""
     from hpo.trained.run import PARTS
 
     known = {name for run in runs for name in run.summary[run.measured_part]}
@@ -296,8 +297,8 @@ def runs_table(runs: Sequence[TrainedRun]) -> Table:
 
 
 def networks_table(run: TrainedRun) -> Table:
-    """What stands beside each other in a run on the same test images, a line each: its seeds, their
-    ensemble, and ONNX files (means over seeds). Empty for one seed without files."""
+    """Return a table of a run's networks on the same test images, a line each: seeds, ensemble, and
+    ONNX files (means over seeds). It is empty for one seed without files."""
     summary = run.summary
     known = {*(summary["test"] or {}), *(name for one in summary["onnx"].values() for name in one)}
     scores = [name for name in PLAIN if name in known]
@@ -319,7 +320,7 @@ def _add_members(
     seeds: Mapping[int, Mapping[str, Any]],
     ensemble: Mapping[str, Any] | None,
 ) -> None:
-    """A line for each of several seeds, and one for their ensemble, where there is one."""
+    """Add a line for each of several seeds, and one for their ensemble, if any."""
     for seed, found in seeds.items() if len(seeds) > 1 else ():
         table.add_row(f"seed {seed}", *(number(found.get(name)) for name in scores))
     if ensemble:
@@ -328,27 +329,27 @@ def _add_members(
 
 
 def _spread(found: Mapping[str, float | None] | None) -> str:
-    """`0.9812 ± 0.0021`; a dash where it was not measured."""
+    """Format as `0.9812 ± 0.0021`; a dash if it was not measured."""
     return plus_minus(None, None) if found is None else plus_minus(found["mean"], found["std"])
 
 
 def run_notes(runs: Sequence[TrainedRun]) -> Iterator[str]:
-    """What one must know to read the numbers."""
+    """Yield notes on how to read the numbers."""
     if any(run.summary["test"] is not None for run in runs):
         yield "the test set was opened once per seed, after training"
     if any(len(run.seeds) > 1 for run in runs):
         yield "mean ± standard deviation over seeds (n - 1)"
     if any(run.summary["ensemble"] for run in runs):
-        yield "ensemble: the mean of the seeds' probabilities, on the same answers"
+        yield "ensemble: mean of the seeds' probabilities, from the same logits"
     if any(run.summary["onnx"] for run in runs):
-        yield "ONNX files: on the CPU with onnxruntime, one image at a time for ms/image (median)"
+        yield "ONNX files: onnxruntime on the CPU; ms/image is a median, one image at a time"
     for run in runs:
         entries = [entry for one in run.seeds for entry in one.onnx]
         found = [entry["max_difference"] for entry in entries if "max_difference" in entry]
         if found:
             yield (
-                f"{run.path}: checked against torch on the same training images: logits differ by "
-                f"at most {max(found):.2g}"
+                f"{run.path}: ONNX logits differ from torch's, on the same training images, by at "
+                f"most {max(found):.2g}"
             )
     for run in runs:
         yield from (f"{run.path}: {note}" for note in run.notes)
@@ -356,8 +357,8 @@ def run_notes(runs: Sequence[TrainedRun]) -> Iterator[str]:
 
 
 def evaluation_page(found: RunEvaluation) -> Group:
-    """Scores of a run on one set of images; of its seeds, and of their ensemble beside them; and of
-    each class (means over seeds)."""
+    """Return the scores of a run on one set of images, of its seeds and their ensemble, and of each
+    class (means over seeds)."""
     seeds = plural(len(found.seeds), "seed")
     title = Text(f"{found.data}: {plural(found.images, 'image')}, {seeds}", "bold")
     scores = plain_table("score", "mean ± std" if len(found.seeds) > 1 else "value",
@@ -382,7 +383,7 @@ def evaluation_page(found: RunEvaluation) -> Group:
 
 
 def answers_table(answers: Iterable[Prediction], columns: Sequence[str]) -> Table:
-    """A line for each class or neighbour of an image, the first of an image in bold."""
+    """Return a table with a line per class or neighbour of each image, the first one in bold."""
     table = plain_table("image", *columns, "note", right=(columns[-1],))
     for one in answers:
         image, empty = str(one.path), [""] * len(columns)
@@ -401,7 +402,7 @@ def answers_table(answers: Iterable[Prediction], columns: Sequence[str]) -> Tabl
 
 
 def answers_json(answers: Iterable[Prediction]) -> Iterator[str]:
-    """A list, entry by entry as they come."""
+    """Yield a JSON list, entry by entry as they come."""
     before = "["
     for one in answers:
         yield f"{before}\n{indent(to_json(one.to_dict()), '  ')}"
@@ -410,7 +411,7 @@ def answers_json(answers: Iterable[Prediction]) -> Iterator[str]:
 
 
 def answers_csv(answers: Iterable[Prediction], columns: Sequence[str], shown: int) -> Iterator[str]:
-    """Lines with a group of `columns` for each of the `shown` classes or neighbours."""
+    """Yield CSV lines with a group of `columns` for each of the `shown` classes or neighbours."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     numbered = [f"{name}{place or ''}" for place in (0, *range(2, shown + 1)) for name in columns]

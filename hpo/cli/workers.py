@@ -6,7 +6,6 @@ import inspect
 import logging
 import re
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -22,8 +21,10 @@ from hpo.cli.options import (
     Overrides,
     Storage,
     StudyName,
+    StudyOrFile,
     console,
     database,
+    open_study_or_file,
     program,
     quiet_optuna,
     storage_flag,
@@ -51,13 +52,7 @@ if TYPE_CHECKING:
 
 
 def worker(
-    study: Annotated[
-        str,
-        typer.Argument(
-            metavar="STUDY",
-            help="Name of the study, or a study file (.toml), which makes the study if it is new.",
-        ),
-    ],
+    study: StudyOrFile,
     device: Device = None,
     threads: Annotated[
         int | None,
@@ -73,20 +68,20 @@ def worker(
 ) -> None:
     """Pull trials of a study until it is over. Start any number, anywhere.
 
-    Needs the storage and the study's name alone (and the images at the same path): the study file
-    is in the database, and so is where its artifacts are. Ctrl-C once: stop after the current step
-    and hand the trial back; twice: stop now.
+    Needs only the storage and the study's name (and the images at the same path): the study file
+    and the location of its artifacts are in the database. Ctrl-C: stop after the current step and
+    hand the trial back; again: stop now.
 
-    The exit code tells whoever starts workers what to do: 0, the study is over or stopped; 130, a
-    signal ended this worker and its trial was handed back, start another one; 2, no worker can work
-    like this, or the database's file was removed; else it died, start another one.
+    The exit code says whether to start another worker: 0, no, the study is over or stopped; 130,
+    yes, a signal ended this one and its trial was handed back; 2, no, it would fail for the same
+    reason, or the database file was removed; any other, yes, this one died.
 
     Example: HPO_STORAGE=postgresql+psycopg://me@server/hpo hpo worker digits --device cuda:1
     """
     from hpo.search import sync
 
     with database(storage) as found:
-        wanted = _study(found, study, artifacts)
+        wanted = open_study_or_file(found, study, artifacts)
         home = Home.default()
         from hpo.config.remarks import remarks
         from hpo.search.fingerprints import agree_on_code
@@ -111,29 +106,13 @@ def worker(
         with stop_on_signal() as stop:
             reason = worker.run(stop, supervised=supervised)
     if stop.is_set():
-        became = "is held until its lease ends" if worker.still_held else "was handed back"
-        raise Interrupted(f"{wanted.row.name}: {reason}; its trial {became}")
+        outcome = "is held until its lease expires" if worker.still_held else "was handed back"
+        raise Interrupted(f"{wanted.row.name}: {reason}; its trial {outcome}")
     logging.getLogger("hpo.cli").info("%s: %s", wanted.row.name, reason)
 
 
-def _study(found: Database, study: str, artifacts: str | None) -> Study:
-    """The study of that name; or of that file, made by the first of any number of workers, who
-    alone needs `artifacts`."""
-    from hpo.search import study as studies
-
-    if not study.endswith(".toml"):
-        return studies.load(found, study)
-    from hpo.api.study import open_study
-    from hpo.config.study import StudyFile
-    from hpo.storage.records import find_study
-
-    file = StudyFile.load(Path(study))
-    is_new = find_study(found, file.name) is None
-    return open_study(found, file, artifacts if is_new else None)[0]
-
-
 def log_to_stderr() -> None:
-    """Times and messages on standard error, which is a supervised worker's log file."""
+    """Log to standard error, which is a supervised worker's log file."""
     logging.basicConfig(
         level=logging.INFO,
         format="%(asctime)s %(levelname)s %(message)s",
@@ -144,12 +123,16 @@ def log_to_stderr() -> None:
 
 def agent(
     study: StudyName,
-    uuid: Annotated[str, typer.Option(help="The study's id: another of its name is refused.")],
+    uuid: Annotated[
+        str, typer.Option(help="The study's uuid; another study of the same name is refused.")
+    ],
     launcher: Annotated[
         Literal["local", "slurm"],
-        typer.Option("--launcher", "--engine", help="What started it; --engine is its old name."),
+        typer.Option(
+            "--launcher", "--engine", help="The launcher that started it; --engine is its old name."
+        ),
     ],
-    device: Annotated[list[str], typer.Option(help="A worker on each; repeatable.")],
+    device: Annotated[list[str], typer.Option(help="Run a worker on it; repeatable.")],
     threads: Annotated[int, typer.Option(help="CPU threads of each worker.")],
     storage: Storage = None,
 ) -> None:
@@ -173,29 +156,24 @@ def agent(
         return
     with stop_on_signal() as stop:
         running.run(stop)
-    logging.getLogger("hpo.cli").info("%s: the agent ends", study)
+    logging.getLogger("hpo.cli").info("%s: the agent is done", study)
 
 
 NEWS_S = 30.0
-"""How long `hpo launch` waits to show what became of its workers; they go on without it."""
+"""How long `hpo launch` waits for its workers to start; they do not need it."""
 POLL_S = 0.5
 
 
 def launch(
-    study: Annotated[
-        str,
-        typer.Argument(
-            metavar="STUDY", help="Name of the study, or its file (.toml), which creates it."
-        ),
-    ],
+    study: StudyOrFile,
     workers: Annotated[
-        int, typer.Option("--workers", "-n", metavar="N", min=1, help="So many more workers.")
+        int, typer.Option("--workers", "-n", metavar="N", min=1, help="Number of workers to add.")
     ] = 1,
     on: Annotated[
         str,
         typer.Option(
             metavar="LAUNCHER",
-            help="local (in the background of this host), slurm, ray (the cluster of this host) or "
+            help="local (in the background on this host), slurm, ray (the cluster of this host) or "
             "ray://HOST:PORT.",
         ),
     ] = "local",
@@ -203,8 +181,8 @@ def launch(
         float | None,
         typer.Option(
             metavar="G",
-            help="1, a share such as 0.5, or 0 for the CPU.",
-            show_default="1 where there are GPUs",
+            help="1, a fraction such as 0.5, or 0 for the CPU.",
+            show_default="1 if there are GPUs",
         ),
     ] = None,
     cpus_per_worker: Annotated[
@@ -212,32 +190,32 @@ def launch(
         typer.Option(
             metavar="N",
             min=1,
-            help="CPU threads of each.",
-            show_default="1; local: the cores, shared",
+            help="CPU threads per worker.",
+            show_default="1; local: an equal share of the cores",
         ),
     ] = None,
     sbatch: Annotated[
         list[str],
         typer.Option(
             metavar="OPTION",
-            help="A further #SBATCH line, such as partition=gpu or time=4:00:00; repeatable.",
+            help="Another #SBATCH line, such as partition=gpu or time=4:00:00; repeatable.",
             show_default="none",
         ),
     ] = [],  # noqa: B006  (Typer's way to say: repeatable)
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the script for sbatch, submit nothing.")
+        bool, typer.Option("--dry-run", help="Print the sbatch script without submitting it.")
     ] = False,
     insecure: Insecure = False,
     set_: Overrides = [],  # noqa: B006
     storage: Storage = None,
     artifacts: Artifacts = None,
 ) -> None:
-    """Place workers and leave them: in the background, on a Ray cluster, or through Slurm.
+    """Start workers that outlive this terminal: in the background, on a Ray cluster, or on Slurm.
 
-    The study goes on without this terminal. A worker that dies is replaced; one whose host dies is
-    placed elsewhere, and its trial goes on from its last checkpoint that others can read. On other
-    hosts a worker needs hpo, the images at the same path, and a database that it reaches. `hpo stop
-    STUDY` ends all of them; so does the end of the study.
+    A worker that dies is replaced; if its host dies, it is started on another one, and its trial
+    resumes from the last checkpoint that can be read there. On other hosts a worker needs hpo, the
+    images at the same path, and access to the database. All workers end with the study, or with
+    `hpo stop STUDY`.
 
     Example: hpo launch studies/digits.toml --workers 4 --gpus-per-worker 0.5 --on ray://head:10001
     """
@@ -258,7 +236,9 @@ def launch(
     ):
         size = Size(workers, gpus_per_worker, cpus_per_worker)
         launcher.check(size)
-        chosen = _launched_study(found, study, set_, artifacts, look=launcher.has_our_files)
+        look = launcher.has_our_files
+        chosen = open_study_or_file(found, study, artifacts, set_, look=look)
+        _require_unfinished(chosen)
         target = Target(chosen.row.name, chosen.uuid)
         request = LaunchRequest(target, size, found.secret_url, home)
         if dry_run:
@@ -269,36 +249,20 @@ def launch(
         _start(found, launcher, request, on)
 
 
-def _launched_study(
-    found: Database, given: str, overrides: Sequence[str], artifacts: str | None, *, look: bool
-) -> Study:
-    """The study of that name; or of that file, made if it is new (with `look`, its images are
-    looked for first). Raises InputError where nothing is left to do."""
-    from hpo.api.study import open_study
-    from hpo.config.study import StudyFile
-    from hpo.config.toml import parse_assignments
+def _require_unfinished(study: Study) -> None:
+    """Raise InputError if nothing is left to do."""
     from hpo.search import scheduling
-    from hpo.search import study as studies
 
-    if given.endswith(".toml") or Path(given).is_file():
-        study, _ = open_study(
-            found, StudyFile.load(Path(given), parse_assignments(overrides)), None, look=look
-        )
-    elif overrides:
-        raise InputError("--set changes a study file; the study of a name is as it was created")
-    else:
-        study = studies.load(found, given)
     snapshot = study.snapshot()
     rule = snapshot.stop_reason if snapshot.stop == "rule" else None
     decision = scheduling.decide(snapshot, rule)
     if snapshot.stop != "user" and isinstance(decision, scheduling.Over):
         name, hpo = study.row.name, program()
-        raise InputError(f"{name} is over: {decision.reason}; to go on: {hpo} extend {name} ...")
-    return study
+        raise InputError(f"{name} is over: {decision.reason}; to continue: {hpo} extend {name} ...")
 
 
 def _resume(study: Study, launcher: Launcher, target: Target) -> None:
-    """Lift a stop, once the workers that end because of it have ended: they would stay."""
+    """Lift a stop once the workers that it ends have ended; else they would stay."""
     from hpo.search import study as studies
 
     if study.row.stop != "user":
@@ -308,13 +272,13 @@ def _resume(study: Study, launcher: Launcher, target: Target) -> None:
         if time.monotonic() > deadline or all(one.state == "waiting" for one in left):
             names, hpo = ", ".join(one.name for one in left[:4]), program()
             raise Conflict(
-                f"{study.row.name} was stopped, and {len(left)} of its workers are still there "
-                f"({names}): try again when they have handed back; to take back those that wait "
-                f"for a place: {hpo} stop {study.row.name} --on ..."
+                f"{study.row.name} was stopped, and {len(left)} of its workers have not ended yet "
+                f"({names}): try again later; to cancel those that are still queued: "
+                f"{hpo} stop {study.row.name} --on ..."
             )
         time.sleep(POLL_S)
     studies.resume(study)
-    typer.echo(f"study {study.row.name} was stopped; it goes on")
+    typer.echo(f"study {study.row.name} was stopped; resuming it")
 
 
 def _start(found: Database, launcher: Launcher, request: LaunchRequest, on: str) -> None:
@@ -324,8 +288,10 @@ def _start(found: Database, launcher: Launcher, request: LaunchRequest, on: str)
 
     name, began = request.target.study, clock(found)
     launcher.start(request)
-    some = plural(request.size.workers, "worker")
-    typer.echo(f"{some} of {name} on {on}: waiting for their first news (Ctrl-C: they go on)")
+    workers = plural(request.size.workers, "worker")
+    typer.echo(
+        f"{workers} of {name} on {on}: waiting for them to start (Ctrl-C does not stop them)"
+    )
     placed = _news(found, launcher, request, began)
     if placed:
         console().print(placed_table(placed))
@@ -333,21 +299,21 @@ def _start(found: Database, launcher: Launcher, request: LaunchRequest, on: str)
     for line in failed:
         typer.echo(line, err=True)
     if failed and not placed:
-        raise LauncherError(f"no worker of {name} could work on {on}: see above")
+        raise LauncherError(f"no worker of {name} could start on {on}: see above")
     hpo, flag = program(), storage_flag(found)
     logs = "" if launcher.has_our_files else f" --on {on}"
     typer.echo(
-        f"watch it: {hpo} status {name} --watch{flag}\n"
-        f"logs:     {hpo} logs {name} -f{logs}{flag}\n"
-        f"end it:   {hpo} stop {name}{flag}"
+        f"watch: {hpo} status {name} --watch{flag}\n"
+        f"logs:  {hpo} logs {name} -f{logs}{flag}\n"
+        f"stop:  {hpo} stop {name}{flag}"
     )
 
 
 def _news(
     found: Database, launcher: Launcher, request: LaunchRequest, began: float
 ) -> list[LaunchedWorker]:
-    """What is placed once as many workers have begun as were ordered, all have ended, or it takes
-    too long: a queue may."""
+    """Wait until the requested workers have started or ended, or NEWS_S have passed, as in a queue;
+    return what is placed."""
     from hpo.storage.records import read_workers
 
     deadline = time.monotonic() + NEWS_S
@@ -361,7 +327,7 @@ def _news(
 
 
 def _failed(found: Database, target: Target, since: float) -> list[str]:
-    """Workers that have ended since then though the study is not over, with their reasons."""
+    """Return the reasons of workers that have ended since then although the study is not over."""
     from hpo.search.status import read_status
 
     now = read_status(found, target.study)
@@ -377,9 +343,9 @@ NEXT = """\
 #   kubectl{namespace} create secret generic {storage} --from-file=password=secrets/database
 #   kubectl{namespace} create secret generic {dashboard} --from-file=password=secrets/dashboard \
 --from-file=token=secrets/token
-# Then feed this to: kubectl apply -f -
+# Then pipe this to: kubectl apply -f -
 # Look: kubectl{namespace} port-forward service/hpo-dashboard 8080:8080
-# A Job that has ended is not run again by apply: kubectl{namespace} delete job {job}
+# apply does not run a finished Job again; first: kubectl{namespace} delete job {job}
 """
 
 
@@ -387,43 +353,42 @@ NEXT = """\
 class ManifestOptions:
     """The options of `hpo manifest`. Raises InputError for what Kubernetes would refuse."""
 
-    study: Annotated[
-        str,
-        typer.Argument(
-            metavar="STUDY",
-            help="Name of the study, or a study file (.toml), which makes the study if it is new.",
-        ),
-    ]
+    study: StudyOrFile
     workers: Annotated[int, typer.Option(metavar="N", min=1, max=10_000, help="Pods.")] = 1
     image: Annotated[
-        str, typer.Option(metavar="IMAGE", help="What the Dockerfile makes, where pods find it.")
+        str, typer.Option(metavar="IMAGE", help="Image built from the Dockerfile, as pods pull it.")
     ] = f"hpo:{__version__}"
     namespace: Annotated[str | None, typer.Option(metavar="NAME", show_default="kubectl's own")] = (
         None
     )
-    cpus: Annotated[int, typer.Option(metavar="N", min=1, help="Processors of each worker.")] = 2
+    cpus: Annotated[int, typer.Option(metavar="N", min=1, help="CPU cores per worker.")] = 2
     memory: Annotated[
-        str, typer.Option(metavar="SIZE", help="Memory of each worker, 1 GiB of it for batches.")
+        str,
+        typer.Option(
+            metavar="SIZE", help="Memory per worker, 1 GiB of it as shared memory for batches."
+        ),
     ] = "4Gi"
     gpus: Annotated[
-        int, typer.Option(metavar="N", min=0, max=1, help="GPUs of each worker: 0 or 1.")
+        int, typer.Option(metavar="N", min=0, max=1, help="GPUs per worker: 0 or 1.")
     ] = 0
     data_claim: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Claim with the images, mounted read-only.", show_default="none"
+            metavar="NAME",
+            help="Volume claim with the images, mounted read-only.",
+            show_default="none",
         ),
     ] = None
     data_path: Annotated[
-        str, typer.Option(metavar="DIR", help="Where it is mounted: `data/` of a study file.")
+        str, typer.Option(metavar="DIR", help="Its mount path: `data/` in a study file.")
     ] = "/srv/hpo/data"
     home_claim: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Claim that all workers may write, for checkpoints and caches: a trial goes on in "
-            "another pod from its last epoch.",
-            show_default="none: such a trial begins anew, unless there are artifacts",
+            help="Volume claim that all workers can write, for checkpoints and caches: a trial "
+            "resumes in another pod from its last epoch.",
+            show_default="none: a moved trial restarts from epoch 1, unless there are artifacts",
         ),
     ] = None
     artifacts: Artifacts = None
@@ -431,7 +396,7 @@ class ManifestOptions:
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Secret whose keys are the variables that the artifacts need, such as "
+            help="Secret whose keys are environment variables for the artifacts, such as "
             "AWS_ACCESS_KEY_ID.",
             show_default="none",
         ),
@@ -457,19 +422,20 @@ class ManifestOptions:
             )
         if self.artifacts is not None and "://" not in self.artifacts:
             raise InputError(
-                f"--artifacts {self.artifacts!r}: pods see no folder of this machine; a URL, "
-                "such as s3://BUCKET/FOLDER (a volume of the cluster: --home-claim)"
+                f"--artifacts {self.artifacts!r}: pods cannot see this machine's folders; give a "
+                "URL, such as s3://BUCKET/FOLDER (a volume of the cluster: --home-claim)"
             )
         if not self.image or re.search(r"\s", self.image):
             raise InputError(f"--image {self.image!r}: the name of an image, such as hpo:1.0")
 
 
 def manifest(**given: Any) -> None:
-    """Print what runs a study on Kubernetes: an Indexed Job of workers, a dashboard and its
-    service.
+    """Print manifests that run a study on Kubernetes: an Indexed Job of workers, a dashboard and
+    its service.
 
-    Nothing is started, and no database is asked. Secrets are named, never printed; the comment on
-    top says how they are made. Pods that are moved or die are replaced; their trials go on.
+    Nothing is started, and no database is read. Secrets are named, never printed; the comment at
+    the top says how to create them. Pods that are evicted or die are replaced, and their trials
+    resume.
 
     Example: hpo manifest studies/digits.toml --workers 4 --storage
     postgresql+psycopg://hpo@database/hpo
@@ -488,7 +454,7 @@ manifest.__signature__ = inspect.signature(ManifestOptions, eval_str=True)  # ty
 
 
 def _manifest_study(study: str) -> tuple[str, str | None]:
-    """Its name and, of a file, the text."""
+    """Return the study's name and, if it is a file, its text."""
     from hpo.config.strategies import StudyConfig
     from hpo.config.study import StudyFile
 
@@ -499,7 +465,7 @@ def _manifest_study(study: str) -> tuple[str, str | None]:
 
 
 def _reachable(storage: str | None) -> str:
-    """The URL for pods, without its password: that is in the secret."""
+    """Return the URL for pods, without its password, which is in the secret."""
     from hpo.storage.url import (
         for_others,
         parse,
@@ -509,13 +475,13 @@ def _reachable(storage: str | None) -> str:
     url = parse(storage or Home.default().storage)
     if url.get_backend_name() == "sqlite":
         raise InputError(
-            f"{show(url)}: pods do not share a file; name a server's database with --storage "
+            f"{show(url)}: pods cannot share a file; name a database server with --storage "
             "postgresql+psycopg://USER@HOST/NAME"
         )
     if url.host is None or url.host in THIS_HOST:
         raise InputError(
-            f"{show(url)}: to a pod that host is the pod itself; name the database's host as the "
-            "cluster knows it"
+            f"{show(url)}: in a pod, that host is the pod itself; use the name of the database's "
+            "host in the cluster"
         )
     return for_others(url)
 
@@ -531,7 +497,7 @@ def _comment(options: ManifestOptions) -> str:
 
 
 def _yaml(documents: list[dict[str, Any]]) -> str:
-    """Readable: keys in our order, text of several lines as a block."""
+    """Dump readable YAML: keys in our order, text of several lines as a block."""
     import yaml
 
     class Dumper(yaml.SafeDumper):

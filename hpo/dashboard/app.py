@@ -48,6 +48,7 @@ class DashboardApp:
         self._app = _optuna_dashboard(database)
 
     def __call__(self, environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+        """Answer a request that the gateway let through."""
         return self._respond(Request(environ))(environ, start)
 
     def _respond(self, request: Request) -> Response:

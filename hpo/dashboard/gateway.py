@@ -49,7 +49,7 @@ class Request(werkzeug.Request):
 
     @cached_property
     def host(self) -> str:
-        """The Host header alone: werkzeug would put the server's own name in its place."""
+        """Return the Host header alone: werkzeug would put the server's own name in its place."""
         return self.headers.get("Host", "").lower()
 
     @property
@@ -59,6 +59,7 @@ class Request(werkzeug.Request):
 
     @property
     def reads(self) -> bool:
+        """True if the request changes nothing."""
         return self.method in READS
 
     @property
@@ -79,6 +80,7 @@ class Request(werkzeug.Request):
 
     @property
     def session(self) -> str | None:
+        """The token of the session cookie; None without one."""
         return self.cookies.get(self.cookie_name)
 
     @property
@@ -354,6 +356,7 @@ class Gateway:
     throttle: LoginThrottle
 
     def __call__(self, environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+        """Answer a request, or pass it to the app."""
         request = Request(environ)
         gzipped = request.accept_encodings.quality("gzip") > 0
         response = harden(self._respond(request), path=request.path, gzipped=gzipped)

@@ -61,7 +61,7 @@ class View:
         self.status = read()
         self.due = clock() + READ_S
         self.note = ""
-        self.away = ""
+        self.problem = ""
         """Why the database cannot be read now; the status is an earlier one."""
 
     def tick(self) -> StudyStatus:
@@ -87,9 +87,9 @@ class View:
         except StorageGone:
             return
         except StorageUnavailable as error:
-            self.away = f"database unavailable; workers go on training and retry: {error}"
+            self.problem = f"database unavailable, retrying; workers keep training: {error}"
         else:
-            self.away = ""
+            self.problem = ""
         self.show()
 
     def show(self) -> None:
@@ -113,13 +113,13 @@ class PlainView(View):
         super().__init__(read, tell, clock)
         self.seen = {trial.number for trial in self.status.trials if trial.state in FINAL}
         self.reported: set[tuple[str, str]] = set()
-        self.was_away = False
+        self.was_unavailable = False
 
     def show(self) -> None:
         """Print what is new since the last call."""
-        if bool(self.away) != self.was_away:
-            self.was_away = not self.was_away
-            self.say(self.away or "database available again")
+        if bool(self.problem) != self.was_unavailable:
+            self.was_unavailable = not self.was_unavailable
+            self.say(self.problem or "database available again")
         for worker in self.status.live_workers:
             if worker.reason and (worker.id, worker.reason) not in self.reported:
                 self.reported.add((worker.id, worker.reason))

@@ -91,7 +91,7 @@ def test_a_search_survives_the_kill_of_its_worker(url: str, study: Path) -> None
     assert len({one.worker for trial in status.trials for one in trial.attempts}) == 2
     report = json.loads(end(start("status", "digits", "--json")))
     assert report["state"] == "finished"
-    assert "nothing wrong" in end(start("storage", "check"))
+    assert "no faults" in end(start("storage", "check"))
 
 
 def test_two_workers_share_a_study(url: str, study: Path) -> None:

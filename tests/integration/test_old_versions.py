@@ -57,7 +57,7 @@ def test_a_database_is_read(hpo: Hpo) -> None:
     assert "code " in trial
     assert "0.4944" in trial
     assert "trial 2: complete 0.5836" in hpo("logs", "old")[1]
-    assert "nothing wrong" in hpo("storage", "check", "--files")[1]
+    assert "no faults" in hpo("storage", "check", "--files")[1]
     hpo("report", "old", "-o", "report.html")
     assert "0.5836" in Path("report.html").read_text(encoding="utf-8")
 
@@ -75,7 +75,7 @@ def test_a_study_goes_on(old: Path, hpo: Hpo) -> None:
     trials = hpo("trials", "old")[1].splitlines()[-4:]
     assert [line.split()[3] for line in trials[:3]] == VALUES
     assert trials[3].split()[:3] == ["3", "complete", "2"]
-    assert "nothing wrong" in hpo("storage", "check", "--files")[1]
+    assert "no faults" in hpo("storage", "check", "--files")[1]
 
 
 def test_a_trained_run_opens(old: Path, hpo: Hpo) -> None:

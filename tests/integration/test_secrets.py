@@ -185,7 +185,7 @@ def test_no_command_prints_a_password(
             assert says is not None or "Traceback" not in said, (name, said)
             if in_argv and kind_of_url != "driver":
                 given = 2 if name == "storage copy" else 1
-                assert said.count("warning: everybody on this machine") == given, (name, said)
+                assert said.count("warning: every user of this machine") == given, (name, said)
             if traces_in(said):
                 wrong[kind_of_url, name] = said
     assert not wrong

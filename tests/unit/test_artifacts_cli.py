@@ -10,6 +10,7 @@ import pytest
 from safetensors import safe_open
 
 from hpo.cli import search as run_module
+from hpo.cli.options import open_study_or_file
 from hpo.paths import Home
 from hpo.search import study as studies
 from hpo.search import sync
@@ -91,6 +92,14 @@ def test_the_place_is_kept_and_another_one_refused(
     monkeypatch.delenv("HPO_ARTIFACTS")
     assert hpo("run", "toy.toml")[0] == 1
     assert hpo("run", "toy.toml", "--artifacts", f"file://{here}/shared/")[0] == 1
+
+
+def test_who_creates_the_study_of_a_file_names_the_place(hpo: Hpo, default: Database) -> None:
+    """`hpo worker` and `hpo launch` on a study file."""
+    for place in ("shared", "other"):  # the second one finds the study
+        open_study_or_file(default, "toy.toml", place)
+        assert url_of(default) == f"{Path.cwd()}/shared"
+    assert not Path("other").exists()
 
 
 @pytest.fixture

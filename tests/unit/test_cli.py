@@ -410,7 +410,7 @@ def test_a_study_that_another_command_stops_ends_with_1(
     Path("toy.toml").write_text(study_file(trials=2).text)
     called = hpo("run", "toy.toml")
     assert called.code == 1
-    assert "To go on: hpo run toy.toml" in called.out
+    assert "To resume: hpo run toy.toml" in called.out
 
 
 def test_a_finished_study_ends_at_once_with_its_result(hpo: Hpo, toy: Database) -> None:
@@ -532,7 +532,7 @@ def test_a_signal_hands_back_and_says_how_to_go_on(hpo: Hpo) -> None:
         process.send_signal(signal.SIGINT)
         rest = process.stdout.read()
         assert process.wait(timeout=120) == 130
-    assert "To go on: python -m hpo run toy.toml --set study.seed=3\n" in rest
+    assert "To resume: python -m hpo run toy.toml --set study.seed=3\n" in rest
     states = {one["state"] for one in json.loads(hpo("trials", "toy", "--format", "json").out)}
     assert "running" not in states
 

@@ -387,7 +387,7 @@ def test_the_exit_code_is_2_only_where_nothing_can_be_read(run: TrainedRun, tmp_
         (tmp_path / name).write_text("no image")
     found = told("predict", str(run.path), str(tmp_path), "--json")
     assert isinstance(found.exception, DataError)
-    assert str(found.exception).startswith("none of 2 files can be read; the first: ")
+    assert str(found.exception).startswith("none of 2 files can be read; the first one: ")
     rows = json.loads(found.stdout)
     assert [row["error"] for row in rows] == ["not an image"] * 2
     single = told("predict", str(run.path), str(tmp_path / "a.png"))

@@ -203,7 +203,7 @@ def test_the_command_prints_yaml_without_the_password(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["digits"], "pods do not share a file"),
+        (["digits"], "pods cannot share a file"),
         (["digits", "--storage", "postgresql+psycopg://hpo@localhost/hpo"], "the pod itself"),
         (["digits", "--storage", "postgresql+psycopg:///hpo"], "the pod itself"),
         (["digits", "--storage", f"{URL}?sslpassword=x"], "sslpassword may hold a secret"),

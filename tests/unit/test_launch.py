@@ -122,13 +122,13 @@ def test_launched_stopped_launched_again_and_finished(
 
     assert hpo("stop", "toy", "--on", "slurm")[0] == 0
     join(fake)
-    assert "no worker of toy is alive" in hpo("workers", "toy")[1]
+    assert "no live workers of toy" in hpo("workers", "toy")[1]
     assert hpo("workers", "toy", "--all")[1].count("ended") == 2
 
     fake.pace = float
     code, out, _ = hpo("launch", "toy", "-n", 3)
     assert code == 0
-    assert "study toy was stopped; it goes on" in out
+    assert "study toy was stopped; resuming it" in out
     join(fake)
     told = json.loads(hpo("status", "toy", "--json")[1])
     assert (told["state"], told["finished"], told["budget"]) == ("finished", 6, 6)
@@ -156,7 +156,7 @@ def test_what_was_stopped_is_not_begun_before_it_has_ended(
     code, _, err = hpo("launch", "toy")
     assert code == 2
     go.set()
-    assert "still there (fake-" in err
+    assert "have not ended yet (fake-" in err
     assert len(fake.requests) == 1
 
 
@@ -177,7 +177,7 @@ def test_workers_that_cannot_work_say_why(
     code, out, err = hpo("launch", "toy", "--gpus-per-worker", 1)
     assert code == 2, out
     assert "cuda:0" in err
-    assert "no worker of toy could work on local" in err
+    assert "no worker of toy could start on local" in err
     assert "cannot work" in hpo("workers", "toy", "--all")[1]
 
 

@@ -134,7 +134,7 @@ def test_many_workers_are_counted() -> None:
 def test_an_empty_study_says_so() -> None:
     text = "\n".join(drawn(Screen(status(trials=(), workers=()))))
     assert "0/6 trials" in text
-    assert "no worker has begun yet" in text
+    assert "no worker has started yet" in text
     assert "best" not in text
 
 

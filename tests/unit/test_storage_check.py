@@ -97,7 +97,7 @@ class TestCommand:
     def test_nothing_wrong_is_one_line(self, hpo: Hpo, toy: Database) -> None:
         called = hpo("storage", "check")
         assert called.code == 0, called.out
-        assert called.out == "1 study, 6 trials, 6 attempts, 5 epochs: nothing wrong\n"
+        assert called.out == "1 study, 6 trials, 6 attempts, 5 epochs: no faults\n"
 
     def test_without_a_database_none_is_made(self, hpo: Hpo) -> None:
         for args in ([], ["--repair"], ["--storage", "sqlite:///other.db"]):
@@ -145,12 +145,12 @@ class TestCommand:
             "hpo had it: another tool made it",
             "    left to you: whether it is a result only you can know; for one more trial of "
             "hpo's own: hpo extend toy --trials +1",
-            "1 study, 7 trials, 6 attempts, 5 epochs: 2 faults, --repair mends 1",
+            "1 study, 7 trials, 6 attempts, 5 epochs: 2 faults, --repair repairs 1",
         ]
         called = hpo("storage", "check", "--repair")
         assert called.code == 1
         lines = called.out.splitlines()
-        assert lines[0].startswith("mended: contradiction: toy, trial 0, attempt 1: ")
+        assert lines[0].startswith("repaired: contradiction: toy, trial 0, attempt 1: ")
         assert lines[-1] == "1 study, 7 trials, 6 attempts, 5 epochs: 1 fault"
         told = json.loads(hpo("storage", "check", "--json").out)
         assert [(one["kind"], one["trial"]) for one in told["faults"]] == [
@@ -169,7 +169,7 @@ class TestCommand:
         called = hpo("storage", "check", "--repair")
         assert called.code == 0
         assert called.out.startswith("no fault: study of Optuna's own: evil\\x1b[2Jname: ")
-        assert called.out.endswith("nothing wrong\n")
+        assert called.out.endswith("no faults\n")
 
     def test_an_old_schema(self, hpo: Hpo, toy: Database) -> None:
         with toy.write() as c:
@@ -178,7 +178,7 @@ class TestCommand:
         called = hpo("storage", "check", "--repair")
         assert called.code == 1
         assert "hpo storage upgrade" in called.out
-        assert called.out.splitlines()[-1] == "nothing else was looked at: 1 fault"
+        assert called.out.splitlines()[-1] == "nothing else was checked: 1 fault"
 
     def test_a_newer_schema(self, hpo: Hpo, toy: Database) -> None:
         with toy.write() as c:
