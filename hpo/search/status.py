@@ -243,10 +243,11 @@ def read_status(database: Database, name: str) -> StudyStatus:
     """Read a study's status; raise NotFound naming the nearest studies."""
     row = records.get_study(database, name)
     file = StudyFile.from_definition(row.definition, row.source)
-    epochs = records.read_epochs(database, row.uuid)
-    attempts = records.read_attempts(database, row.uuid)
-    params = read_params(database, row.study_id)
+    # In this order: of a trial that ends meanwhile, what was written before its end is read after.
     states = records.read_states(database, row.study_id)
+    attempts = records.read_attempts(database, row.uuid)
+    epochs = records.read_epochs(database, row.uuid)
+    params = read_params(database, row.study_id)
     hidden = row.stop == "rule"
     trials = [
         _trial(file, number, state, params.get(number, {}), epochs.get(number, []),
@@ -277,10 +278,10 @@ def _trial(
 ) -> Trial:
     last = attempts[-1] if attempts else None
     shown = {"WAITING": "waiting", "COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
-    if state == "RUNNING":
+    if last is not None and last.outcome is not None and last.outcome.is_final:
+        name: str = last.outcome  # told in one transaction with the state, and read later
+    elif state == "RUNNING":
         name = "running" if last is not None and last.live else "interrupted"
-    elif last is not None and last.outcome is not None and last.outcome.is_final:
-        name = last.outcome
     else:
         name = shown[state]
     worthless = name in WORTHLESS
