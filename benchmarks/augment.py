@@ -23,10 +23,7 @@ import torch
 from torchvision.transforms import v2
 
 from benchmarks.host import machine, versions
-from hpo.config.augment import (
-    PRESETS,
-    AugmentConfig,
-)
+from hpo.config.augment import PRESETS, AugmentConfig
 from hpo.data.images import Images
 from hpo.extras import DISTRIBUTION
 from hpo.training.loader import TrainBatches

@@ -48,22 +48,13 @@ from hpo.paths import Home
 from hpo.search import study as studies
 from hpo.search import trial
 from hpo.search.trial import TrialRunner
-from hpo.storage import (
-    leases,
-    records,
-)
+from hpo.storage import leases, records
 from hpo.storage.database import connect
 from hpo.storage.leases import Claim
-from hpo.storage.optuna import (
-    FencedStorage,
-    add_waiting,
-)
+from hpo.storage.optuna import FencedStorage, add_waiting
 from hpo.training.train import EpochResult
 from hpo.workers.process import stop_on_signal
-from hpo.workers.worker import (
-    Progress,
-    Worker,
-)
+from hpo.workers.worker import Progress, Worker
 from tests.harness.swarm import forked
 
 EPOCHS = 5

@@ -28,10 +28,7 @@ from typing import Protocol, Self
 
 import psutil
 
-from hpo.errors import (
-    DiskFull,
-    InputError,
-)
+from hpo.errors import DiskFull, InputError
 from hpo.formatting import file_size
 
 MARK = b"\nhpo crc32 "

@@ -22,10 +22,7 @@ import hpo.data.cache
 import hpo.io
 import hpo.redaction
 from hpo.paths import Home
-from hpo.storage.database import (
-    Database,
-    connect,
-)
+from hpo.storage.database import Database, connect
 from tests.harness.databases import KINDS, Databases
 from tests.harness.mariadb import mariadb
 from tests.harness.servers import postgres, s3, s3_server

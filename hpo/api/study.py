@@ -165,14 +165,8 @@ class Study:
         goes on. Raises HpoError where workers cannot work, with the last one's words.
         """
         from hpo.config.remarks import remarks
-        from hpo.reports.progress import (
-            PlainView,
-            headline,
-        )
-        from hpo.workers.process import (
-            require_device,
-            spread,
-        )
+        from hpo.reports.progress import PlainView, headline
+        from hpo.workers.process import require_device, spread
 
         devices = spread(workers, workers_per_device, device)
         require_device(device)
@@ -447,10 +441,7 @@ def check_data(file: StudyFile) -> DataReport:
     known of the first; raises DataError, and ConfigError where they cannot measure what is
     optimized. Writes nothing but downloads of torchvision's data sets."""
     from hpo.data.dataset import examine_data
-    from hpo.training.metrics import (
-        asked,
-        require_supported,
-    )
+    from hpo.training.metrics import asked, require_supported
 
     matters = {"dataset", "root", "labels", "val_fraction", "test_fraction", "split_seed",
                "limit_train", "skip_unreadable",

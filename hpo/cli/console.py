@@ -13,11 +13,7 @@ import rich.text
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from hpo.formatting import (
-    UNPRINTABLE,
-    printable,
-    spreadsheet_text,
-)
+from hpo.formatting import UNPRINTABLE, printable, spreadsheet_text
 
 SPARKS = "▁▂▃▄▅▆▇█"
 

@@ -9,11 +9,7 @@ from typing import Annotated
 
 import typer
 
-from hpo.cli.options import (
-    Storage,
-    database,
-    program,
-)
+from hpo.cli.options import Storage, database, program
 from hpo.errors import NotFound
 
 ALLOWED_HOSTS = "HPO_DASHBOARD_ALLOWED_HOSTS"
@@ -85,14 +81,8 @@ def dashboard(
     import signal
 
     from hpo.dashboard.auth import read_credentials
-    from hpo.dashboard.gateway import (
-        Settings,
-        host_name,
-    )
-    from hpo.dashboard.server import (
-        own_hosts,
-        serve,
-    )
+    from hpo.dashboard.gateway import Settings, host_name
+    from hpo.dashboard.server import own_hosts, serve
     from hpo.storage.records import is_empty
 
     names = [*allowed_host, *filter(None, os.environ.get(ALLOWED_HOSTS, "").split(","))]

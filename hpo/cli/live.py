@@ -17,29 +17,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from hpo.cli.console import Text
-from hpo.cli.tables import (
-    STYLES,
-    cells_table,
-    counts,
-    parameters_table,
-    state_text,
-)
-from hpo.formatting import (
-    duration,
-    number,
-    plural,
-)
+from hpo.cli.tables import STYLES, cells_table, counts, parameters_table, state_text
+from hpo.formatting import duration, number, plural
 from hpo.reports.groups import front_table
-from hpo.reports.progress import (
-    PlainView,
-    View,
-)
+from hpo.reports.progress import PlainView, View
 from hpo.search.status import StudyStatus
 from hpo.storage.database import Database
-from hpo.storage.records import (
-    FINAL,
-    WorkerRow,
-)
+from hpo.storage.records import FINAL, WorkerRow
 
 REFRESHES_PER_S = 4
 NARROW = 76

@@ -14,20 +14,10 @@ import typer
 from typer.main import get_command
 
 from hpo import __version__
-from hpo.cli import (
-    dashboard,
-    results,
-    search,
-    status,
-    storage,
-    workers,
-)
+from hpo.cli import dashboard, results, search, status, storage, workers
 from hpo.errors import HpoError
 from hpo.formatting import printable
-from hpo.io import (
-    disk_full,
-    is_full,
-)
+from hpo.io import disk_full, is_full
 from hpo.redaction import safe_streams
 
 Command = Callable[..., Any]

@@ -46,10 +46,7 @@ def warn_of_password(context: typer.Context, param: typer.CallbackParam, url: st
     """Warn on standard error of a password on the command line; return `url`."""
     source = context.get_parameter_source(param.name or "")
     if url and source is not None and source.name == "COMMANDLINE":
-        from hpo.storage.url import (
-            PASSWORD_FILE,
-            has_password,
-        )
+        from hpo.storage.url import PASSWORD_FILE, has_password
 
         if has_password(url):
             typer.echo(
@@ -193,10 +190,7 @@ def program() -> str:
 
 def storage_flag(found: Database) -> str:
     """Return the --storage option with which a printed command reaches this database."""
-    from hpo.storage.url import (
-        option,
-        usual,
-    )
+    from hpo.storage.url import option, usual
 
     return option(found.url, usual())
 

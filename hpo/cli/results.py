@@ -23,16 +23,9 @@ from hpo.cli.options import (
     program,
     tell_note,
 )
-from hpo.errors import (
-    DataError,
-    InputError,
-    Interrupted,
-)
+from hpo.errors import DataError, InputError, Interrupted
 from hpo.formatting import plural
-from hpo.io import (
-    Sink,
-    atomic_write,
-)
+from hpo.io import Sink, atomic_write
 from hpo.paths import Home
 from hpo.workers.process import first_device
 
@@ -212,11 +205,7 @@ def _train(
 ) -> None:
     """Train each (folder, configuration, provenance) with the same `options`; print a table."""
     from hpo.api import trained
-    from hpo.cli.tables import (
-        networks_table,
-        run_notes,
-        runs_table,
-    )
+    from hpo.cli.tables import networks_table, run_notes, runs_table
 
     out = console()
     runs = []
@@ -306,10 +295,7 @@ def evaluate(
 
     Example: hpo evaluate hpo_runs/trained/best --data new_photos/
     """
-    from hpo.cli.tables import (
-        evaluation_page,
-        to_json,
-    )
+    from hpo.cli.tables import evaluation_page, to_json
     from hpo.trained.inference import evaluate_run
     from hpo.trained.run import load_run
 
@@ -348,10 +334,7 @@ def report(
     Example: hpo report digits -o report.html
     """
     from hpo.reports.page import write_report
-    from hpo.reports.study import (
-        share_report,
-        study_report,
-    )
+    from hpo.reports.study import share_report, study_report
 
     path = output or Path(f"{study}.report.html")
     with database(storage) as found:
@@ -397,16 +380,8 @@ def predict(
 
     Example: hpo predict hpo_runs/trained/best cat.jpg holiday/ --csv holiday.csv
     """
-    from hpo.cli.tables import (
-        answers_csv,
-        answers_json,
-        answers_table,
-    )
-    from hpo.trained.inference import (
-        predictions,
-        select,
-        whole_note,
-    )
+    from hpo.cli.tables import answers_csv, answers_json, answers_table
+    from hpo.trained.inference import predictions, select, whole_note
     from hpo.trained.model import TrainedModel
 
     if as_json and csv_ is not None:
@@ -543,16 +518,9 @@ def compare(
 
     Example: hpo compare resnet mobilenet -o compare.html
     """
-    from hpo.cli.tables import (
-        cells_table,
-        to_json,
-    )
+    from hpo.cli.tables import cells_table, to_json
     from hpo.reports import compare as comparing
-    from hpo.reports.compare import (
-        comparison_report,
-        entries_table,
-        runs_table,
-    )
+    from hpo.reports.compare import comparison_report, entries_table, runs_table
     from hpo.reports.page import write_report
 
     with database(storage) as found:

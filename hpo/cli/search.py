@@ -75,10 +75,7 @@ def init(
     """
     from hpo.config.study import parse_study
     from hpo.config.template import starter_file
-    from hpo.data import (
-        csv_labels,
-        folders,
-    )
+    from hpo.data import csv_labels, folders
     from hpo.data.dataset import examine_data
 
     summarize = csv_labels.summarize_csv if data_dir.is_file() else folders.summarize_folder
@@ -124,10 +121,7 @@ def check(
 
     file = StudyFile.load(study_file, parse_assignments(set_))
     from hpo.trained.dry_run import check as examine
-    from hpo.workers.process import (
-        spread,
-        threads_for,
-    )
+    from hpo.workers.process import spread, threads_for
 
     count = len(spread(workers, 1, device))
     result = examine(
@@ -195,17 +189,10 @@ def run(
 
     Example: hpo run studies/digits.toml --workers 2
     """
-    from hpo.api.study import (
-        Study,
-        open_study,
-    )
+    from hpo.api.study import Study, open_study
     from hpo.config.study import StudyFile
     from hpo.config.toml import parse_assignments
-    from hpo.workers.process import (
-        require_device,
-        spread,
-        stop_on_signal,
-    )
+    from hpo.workers.process import require_device, spread, stop_on_signal
 
     quiet_optuna()
     file = StudyFile.load(study_file, parse_assignments(set_))
@@ -338,10 +325,7 @@ def stop(
     Example: hpo stop digits
     """
     from hpo.api.study import Study
-    from hpo.workers.launchers.base import (
-        Target,
-        open_launcher,
-    )
+    from hpo.workers.launchers.base import Target, open_launcher
 
     with database(storage) as found:
         chosen = Study(study, found)

@@ -9,19 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from hpo.cli.options import (
-    Insecure,
-    On,
-    Storage,
-    StudyName,
-    console,
-    database,
-    program,
-)
-from hpo.errors import (
-    NotFound,
-    StorageError,
-)
+from hpo.cli.options import Insecure, On, Storage, StudyName, console, database, program
+from hpo.errors import NotFound, StorageError
 from hpo.formatting import printable
 from hpo.paths import Home
 
@@ -70,10 +59,7 @@ def status(
 
     Example: hpo status digits --watch
     """
-    from hpo.cli import (
-        live,
-        tables,
-    )
+    from hpo.cli import live, tables
     from hpo.reports.groups import front_table
     from hpo.search.status import read_status
 
@@ -148,10 +134,7 @@ def trials(
 
 def _print_groups(now: StudyStatus, by: str, format_: str) -> None:
     from hpo.cli import tables
-    from hpo.reports.groups import (
-        group_data,
-        group_table,
-    )
+    from hpo.reports.groups import group_data, group_table
 
     if format_ == "json":
         typer.echo(tables.to_json(group_data(now, by)))
@@ -177,10 +160,7 @@ def trial(
 
     Example: hpo trial digits 12
     """
-    from hpo.cli.tables import (
-        sources,
-        trial_page,
-    )
+    from hpo.cli.tables import sources, trial_page
     from hpo.search.fingerprints import read_code
     from hpo.search.status import read_status
 
@@ -246,10 +226,7 @@ def logs(
     Example: hpo logs digits -f
     """
     from hpo.search.status import read_status
-    from hpo.workers.launchers.base import (
-        Target,
-        open_launcher,
-    )
+    from hpo.workers.launchers.base import Target, open_launcher
 
     with (
         database(storage) as found,
@@ -336,10 +313,7 @@ def workers(
     """
     from hpo.cli.tables import to_json
     from hpo.search.status import read_status
-    from hpo.workers.launchers.base import (
-        Target,
-        open_launcher,
-    )
+    from hpo.workers.launchers.base import Target, open_launcher
 
     with database(storage) as found:
         now = read_status(found, study)

@@ -9,13 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hpo.api.study import make_home
-from hpo.cli.options import (
-    Json,
-    Storage,
-    database,
-    program,
-    warn_of_password,
-)
+from hpo.cli.options import Json, Storage, database, program, warn_of_password
 from hpo.errors import NotFound
 from hpo.formatting import printable
 from hpo.paths import Home
@@ -135,10 +129,7 @@ def copy(
 
     Example: hpo storage copy sqlite:///hpo_runs/hpo.db postgresql+psycopg://me@server/hpo
     """
-    from hpo.storage import (
-        records,
-        transfer,
-    )
+    from hpo.storage import records, transfer
     from hpo.storage.optuna import create_schema
 
     with database(source) as old, database(target) as new:

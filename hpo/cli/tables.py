@@ -11,24 +11,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from hpo.cli.console import (
-    Text,
-    as_json,
-    bar,
-    cell,
-    moment,
-    sparkline,
-)
+from hpo.cli.console import Text, as_json, bar, cell, moment, sparkline
 from hpo.errors import NotFound
 from hpo.formatting import Table as Cells
-from hpo.formatting import (
-    duration,
-    measured,
-    number,
-    plural,
-    plus_minus,
-    setting,
-)
+from hpo.formatting import duration, measured, number, plural, plus_minus, setting
 from hpo.search.status import StudyStatus
 from hpo.storage.records import Trial
 

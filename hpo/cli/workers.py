@@ -29,20 +29,9 @@ from hpo.cli.options import (
     quiet_optuna,
     storage_flag,
 )
-from hpo.errors import (
-    Conflict,
-    InputError,
-    Interrupted,
-    LauncherError,
-)
+from hpo.errors import Conflict, InputError, Interrupted, LauncherError
 from hpo.paths import Home
-from hpo.workers.launchers.kubernetes import (
-    LABEL,
-    QUANTITY,
-    job_name,
-    manifests,
-    require_name,
-)
+from hpo.workers.launchers.kubernetes import LABEL, QUANTITY, job_name, manifests, require_name
 from hpo.workers.process import first_device
 
 if TYPE_CHECKING:
@@ -140,10 +129,7 @@ def agent(
 
     Example: hpo agent digits --uuid ... --launcher local --device cpu --threads 1
     """
-    from hpo.workers.agent import (
-        Agent,
-        AgentSpec,
-    )
+    from hpo.workers.agent import Agent, AgentSpec
     from hpo.workers.launchers.slurm import run_in_task
     from hpo.workers.process import stop_on_signal
 
@@ -219,12 +205,7 @@ def launch(
 
     Example: hpo launch studies/digits.toml --workers 4 --gpus-per-worker 0.5 --on ray://head:10001
     """
-    from hpo.workers.launchers.base import (
-        LaunchRequest,
-        Size,
-        Target,
-        open_launcher,
-    )
+    from hpo.workers.launchers.base import LaunchRequest, Size, Target, open_launcher
     from hpo.workers.launchers.slurm import Slurm
 
     home = Home.default()
@@ -466,11 +447,7 @@ def _manifest_study(study: str) -> tuple[str, str | None]:
 
 def _reachable(storage: str | None) -> str:
     """Return the URL for pods, without its password, which is in the secret."""
-    from hpo.storage.url import (
-        for_others,
-        parse,
-        show,
-    )
+    from hpo.storage.url import for_others, parse, show
 
     url = parse(storage or Home.default().storage)
     if url.get_backend_name() == "sqlite":

@@ -6,12 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from hpo.config.base import (
-    ConfigModel,
-    Ratio,
-    as_tuple,
-    fail,
-)
+from hpo.config.base import ConfigModel, Ratio, as_tuple, fail
 
 Range = Annotated[tuple[float, float], BeforeValidator(as_tuple)]
 Jitter = Annotated[float, Field(ge=0, le=1)]

@@ -21,10 +21,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError, core_schema
 
-from hpo.errors import (
-    ConfigError,
-    nearest,
-)
+from hpo.errors import ConfigError, nearest
 
 
 def as_tuple(value: Any) -> Any:

@@ -8,12 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
-from hpo.config.base import (
-    ConfigModel,
-    NameOrFunction,
-    fail,
-    is_function_name,
-)
+from hpo.config.base import ConfigModel, NameOrFunction, fail, is_function_name
 
 TORCHVISION: dict[str, int | None] = {
     "cifar10": 32,

@@ -7,14 +7,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
-from hpo.config.base import (
-    ConfigModel,
-    NameOrFunction,
-    Ratio,
-    Sizes,
-    as_tuple,
-    fail,
-)
+from hpo.config.base import ConfigModel, NameOrFunction, Ratio, Sizes, as_tuple, fail
 
 # torchvision's classification models by name, kept here so that a study file is validated without
 # importing torch; a test holds the list against torchvision's own.

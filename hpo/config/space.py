@@ -26,17 +26,8 @@ from hpo.config.base import (
     type_at,
     with_values,
 )
-from hpo.config.train import (
-    OPTIONS,
-    TrainConfig,
-    check_path,
-    field_paths,
-    value_error,
-)
-from hpo.errors import (
-    ConfigError,
-    nearest,
-)
+from hpo.config.train import OPTIONS, TrainConfig, check_path, field_paths, value_error
+from hpo.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

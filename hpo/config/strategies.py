@@ -11,23 +11,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
-from hpo.config.base import (
-    ConfigModel,
-    as_tuple,
-    fail,
-    members,
-)
-from hpo.config.constraints import (
-    Constraint,
-    Constraints,
-    parse_constraints,
-)
-from hpo.config.metrics import (
-    COSTS,
-    MOST_OBJECTIVES,
-    Metric,
-    Objective,
-)
+from hpo.config.base import ConfigModel, as_tuple, fail, members
+from hpo.config.constraints import Constraint, Constraints, parse_constraints
+from hpo.config.metrics import COSTS, MOST_OBJECTIVES, Metric, Objective
 
 
 def _as_table(value: Any) -> Any:

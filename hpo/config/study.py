@@ -16,47 +16,14 @@ import tomli_w
 
 from hpo.config import toml
 from hpo.config.augment import PRESET_OR_CROP
-from hpo.config.base import (
-    NONE,
-    combined,
-    flatten,
-    toml_repr,
-    with_values,
-)
-from hpo.config.data import (
-    DEFAULT_ROOT,
-    FOLDERS,
-)
-from hpo.config.metrics import (
-    COSTS,
-    direction,
-    direction_of,
-    user_function,
-)
-from hpo.config.space import (
-    KEYS,
-    Space,
-    parse_space,
-    split_space,
-)
-from hpo.config.strategies import (
-    CmaEs,
-    Grid,
-    Hyperband,
-    Patient,
-    StudyConfig,
-)
+from hpo.config.base import NONE, combined, flatten, toml_repr, with_values
+from hpo.config.data import DEFAULT_ROOT, FOLDERS
+from hpo.config.metrics import COSTS, direction, direction_of, user_function
+from hpo.config.space import KEYS, Space, parse_space, split_space
+from hpo.config.strategies import CmaEs, Grid, Hyperband, Patient, StudyConfig
 from hpo.config.toml import nest
-from hpo.config.train import (
-    TrainConfig,
-    check_path,
-    field_errors,
-    field_paths,
-)
-from hpo.errors import (
-    ConfigError,
-    nearest,
-)
+from hpo.config.train import TrainConfig, check_path, field_errors, field_paths
+from hpo.errors import ConfigError, nearest
 from hpo.io import same_place
 
 TABLES = ("study", "train", "space", "baseline")

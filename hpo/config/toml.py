@@ -10,11 +10,7 @@ from typing import Any
 
 import tomli_w
 
-from hpo.errors import (
-    LONGEST_KEY,
-    ConfigError,
-    nearest,
-)
+from hpo.errors import LONGEST_KEY, ConfigError, nearest
 
 LARGEST = 1_000_000  # bytes; a study file has some thousand
 DEEPEST = 32  # tables, lists and parts of a name in each other; a study file has six

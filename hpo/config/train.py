@@ -13,13 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from hpo.config.augment import AugmentConfig
 from hpo.config.base import (
@@ -37,23 +31,10 @@ from hpo.config.base import (
     type_at,
 )
 from hpo.config.data import DataConfig
-from hpo.config.metrics import (
-    CLASSIFIED,
-    RECALL,
-    Metric,
-    recall_class,
-    suggestion,
-    user_function,
-)
+from hpo.config.metrics import CLASSIFIED, RECALL, Metric, recall_class, suggestion, user_function
 from hpo.config.model import Blocks, ModelConfig
-from hpo.config.retrieval import (
-    RETRIEVED,
-    RetrievalConfig,
-)
-from hpo.errors import (
-    ConfigError,
-    nearest,
-)
+from hpo.config.retrieval import RETRIEVED, RetrievalConfig
+from hpo.errors import ConfigError, nearest
 
 
 class PhaseConfig(ConfigModel):

@@ -16,19 +16,12 @@ from typing import TYPE_CHECKING
 from werkzeug.wrappers import Response
 
 from hpo.dashboard.gateway import Request, json_response, refusal
-from hpo.errors import (
-    InputError,
-    StorageError,
-)
+from hpo.errors import InputError, StorageError
 from hpo.paths import Home
 from hpo.search import study as studies
 from hpo.storage import records
 from hpo.storage.database import Database
-from hpo.storage.optuna import (
-    FencedStorage,
-    cached,
-    create_schema,
-)
+from hpo.storage.optuna import FencedStorage, cached, create_schema
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment

@@ -26,22 +26,10 @@ from waitress.server import TcpWSGIServer
 from waitress.task import ErrorTask
 
 from hpo.dashboard.app import DashboardApp, Health
-from hpo.dashboard.auth import (
-    PASSWORD_FILE,
-    TOKEN_FILE,
-    LoginThrottle,
-    Sessions,
-    from_environment,
-)
+from hpo.dashboard.auth import PASSWORD_FILE, TOKEN_FILE, LoginThrottle, Sessions, from_environment
 from hpo.dashboard.gateway import LOOPBACK, SECURITY_HEADERS, Gateway, Settings
-from hpo.errors import (
-    HpoError,
-    InputError,
-)
-from hpo.storage.database import (
-    Database,
-    connect,
-)
+from hpo.errors import HpoError, InputError
+from hpo.storage.database import Database, connect
 from hpo.storage.optuna import create_schema
 
 if TYPE_CHECKING:

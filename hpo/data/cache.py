@@ -36,14 +36,8 @@ import numpy as np
 import PIL
 from filelock import FileLock, Timeout
 
-from hpo.control import (
-    ProgressCallback,
-    no_progress,
-)
-from hpo.data.arrays import (
-    read_arrays,
-    write_arrays,
-)
+from hpo.control import ProgressCallback, no_progress
+from hpo.data.arrays import read_arrays, write_arrays
 from hpo.data.images import (
     Form,
     ImageInfo,
@@ -60,18 +54,8 @@ from hpo.data.images import (
     require_size,
     upright_size,
 )
-from hpo.errors import (
-    DataError,
-    DiskFull,
-)
-from hpo.io import (
-    CountingFile,
-    Sink,
-    atomic_write,
-    disk_full,
-    is_sound,
-    raising_disk_full,
-)
+from hpo.errors import DataError, DiskFull
+from hpo.io import CountingFile, Sink, atomic_write, disk_full, is_sound, raising_disk_full
 
 log = logging.getLogger(__name__)
 

@@ -14,31 +14,13 @@ from pathlib import Path
 
 from hpo.config.base import is_function_name
 from hpo.config.data import DataConfig
-from hpo.control import (
-    ProgressCallback,
-    no_progress,
-)
-from hpo.data.cache import (
-    ImageCache,
-    Index,
-    inspect_images,
-    inspection_file,
-    mean_std,
-    short_hash,
-)
+from hpo.control import ProgressCallback, no_progress
+from hpo.data.cache import ImageCache, Index, inspect_images, inspection_file, mean_std, short_hash
 from hpo.data.csv_labels import CsvSource
 from hpo.data.duplicates import find_near_duplicates
 from hpo.data.folders import Listing
-from hpo.data.images import (
-    REFUSED,
-    Images,
-    Sizing,
-    concat,
-)
-from hpo.data.report import (
-    DataReport,
-    unreadable_error,
-)
+from hpo.data.images import REFUSED, Images, Sizing, concat
+from hpo.data.report import DataReport, unreadable_error
 from hpo.data.sources import (
     DatasetSource,
     DigitsReader,

@@ -10,10 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hpo.config.template import (
-    FolderSummary,
-    median_side,
-)
+from hpo.config.template import FolderSummary, median_side
 from hpo.errors import DataError
 
 EXTENSIONS = frozenset([

@@ -17,31 +17,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hpo.control import (
-    ProgressCallback,
-    no_progress,
-)
+from hpo.control import ProgressCallback, no_progress
 from hpo.data import user_code
-from hpo.data.cache import (
-    file_digests,
-    short_hash,
-)
-from hpo.data.folders import (
-    Listing,
-    list_folder,
-)
-from hpo.data.images import (
-    ImageReader,
-    Pixels,
-    array_digest,
-    image_digest,
-    open_file,
-    too_large,
-)
-from hpo.errors import (
-    ConfigError,
-    DataError,
-)
+from hpo.data.cache import file_digests, short_hash
+from hpo.data.folders import Listing, list_folder
+from hpo.data.images import ImageReader, Pixels, array_digest, image_digest, open_file, too_large
+from hpo.errors import ConfigError, DataError
 
 
 class DatasetSource(ABC):

@@ -16,10 +16,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from hpo.config.data import (
-    REGEX,
-    DataConfig,
-)
+from hpo.config.data import REGEX, DataConfig
 from hpo.data.cache import short_hash
 from hpo.data.folders import Listing
 from hpo.errors import DataError, DiskFull

@@ -17,11 +17,7 @@ from PIL import Image
 
 from hpo.data.cache import file_digests
 from hpo.data.folders import Listing
-from hpo.data.images import (
-    ImageReader,
-    open_file,
-    too_large,
-)
+from hpo.data.images import ImageReader, open_file, too_large
 from hpo.data.sources import DatasetSource
 from hpo.errors import DataError
 

@@ -12,28 +12,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hpo.control import (
-    ProgressCallback,
-    no_progress,
-)
-from hpo.data.cache import (
-    file_digests,
-    locked,
-)
+from hpo.control import ProgressCallback, no_progress
+from hpo.data.cache import file_digests, locked
 from hpo.data.folders import Listing
-from hpo.data.images import (
-    ImageReader,
-    Pixels,
-    array_digest,
-)
-from hpo.data.sources import (
-    DatasetSource,
-    FolderReader,
-)
-from hpo.errors import (
-    DataError,
-    HpoError,
-)
+from hpo.data.images import ImageReader, Pixels, array_digest
+from hpo.data.sources import DatasetSource, FolderReader
+from hpo.errors import DataError, HpoError
 
 Options = Mapping[str, Any]
 

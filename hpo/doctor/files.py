@@ -22,51 +22,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpo.data.arrays import HEADER
-from hpo.data.cache import (
-    Index,
-    locked,
-)
-from hpo.doctor.rules import (
-    DAMAGED_FILE,
-    ORPHAN_FILES,
-    SURPLUS_FILES,
-    UNREAD_ARTIFACTS,
-    Finding,
-)
-from hpo.errors import (
-    DataError,
-    NotFound,
-    StorageError,
-)
+from hpo.data.cache import Index, locked
+from hpo.doctor.rules import DAMAGED_FILE, ORPHAN_FILES, SURPLUS_FILES, UNREAD_ARTIFACTS, Finding
+from hpo.errors import DataError, NotFound, StorageError
 from hpo.formatting import file_size, plural
-from hpo.io import (
-    find_damage,
-    stamp_of,
-)
-from hpo.paths import (
-    CHECKPOINT,
-    WEIGHTS,
-    Home,
-    files_in,
-    is_uuid,
-)
-from hpo.search import (
-    retention,
-    sync,
-)
+from hpo.io import find_damage, stamp_of
+from hpo.paths import CHECKPOINT, WEIGHTS, Home, files_in, is_uuid
+from hpo.search import retention, sync
 from hpo.search import study as studies
 from hpo.search.status import is_alive
 from hpo.search.study import Study
 from hpo.search.sync import Mirror
-from hpo.storage import (
-    leases,
-    records,
-)
-from hpo.storage.artifacts import (
-    Store,
-    normal,
-    open_store,
-)
+from hpo.storage import leases, records
+from hpo.storage.artifacts import Store, normal, open_store
 from hpo.storage.database import Database
 
 SHOWN = 3

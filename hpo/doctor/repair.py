@@ -16,10 +16,7 @@ from sqlalchemy.exc import IntegrityError
 
 from hpo.storage import tables
 from hpo.storage.database import Database
-from hpo.storage.optuna import (
-    end_trial,
-    worst_values,
-)
+from hpo.storage.optuna import end_trial, worst_values
 from hpo.storage.records import (
     FINISHED_STATES,
     UNFINISHED_STATES,
@@ -27,13 +24,7 @@ from hpo.storage.records import (
     Outcome,
     select_attempts,
 )
-from hpo.storage.tables import (
-    attempts,
-    epochs,
-    optuna_studies,
-    optuna_trials,
-    studies,
-)
+from hpo.storage.tables import attempts, epochs, optuna_studies, optuna_trials, studies
 
 REPAIRER = "hpo storage check"
 """Worker of an attempt that is inserted."""

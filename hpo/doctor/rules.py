@@ -23,11 +23,7 @@ from hpo.doctor.repair import (
     values_to_tell,
 )
 from hpo.formatting import plural
-from hpo.storage.records import (
-    FINISHED_STATES,
-    Attempt,
-    Outcome,
-)
+from hpo.storage.records import FINISHED_STATES, Attempt, Outcome
 
 UNATTEMPTED_TRIAL = "trial without attempt"
 CONTRADICTION = "contradiction"

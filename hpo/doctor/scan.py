@@ -12,33 +12,14 @@ import sqlalchemy as sa
 from hpo.doctor import rules
 from hpo.doctor.files import find_damaged, find_leftovers
 from hpo.doctor.repair import is_orphan
-from hpo.doctor.rules import (
-    Finding,
-    OrphanStudy,
-    Rows,
-    StoredStudy,
-    StoredTrial,
-)
+from hpo.doctor.rules import Finding, OrphanStudy, Rows, StoredStudy, StoredTrial
 from hpo.errors import NotFound
 from hpo.formatting import plural
 from hpo.paths import Home
-from hpo.storage import (
-    tables,
-)
-from hpo.storage.database import (
-    Database,
-    exists,
-)
-from hpo.storage.records import (
-    Attempt,
-    select_attempts,
-)
-from hpo.storage.tables import (
-    epochs,
-    optuna_studies,
-    optuna_trials,
-    studies,
-)
+from hpo.storage import tables
+from hpo.storage.database import Database, exists
+from hpo.storage.records import Attempt, select_attempts
+from hpo.storage.tables import epochs, optuna_studies, optuna_trials, studies
 
 
 @dataclass(frozen=True)

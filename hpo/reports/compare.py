@@ -11,10 +11,7 @@ from typing import Any
 from hpo.config.metrics import direction_of
 from hpo.config.train import TrainConfig
 from hpo.data.dataset import describe
-from hpo.errors import (
-    HpoError,
-    InputError,
-)
+from hpo.errors import HpoError, InputError
 from hpo.formatting import (
     Cell,
     Table,
@@ -46,17 +43,10 @@ from hpo.reports.figures import (
     short,
 )
 from hpo.reports.page import render
-from hpo.search.status import (
-    StudyStatus,
-    read_status,
-)
+from hpo.search.status import StudyStatus, read_status
 from hpo.storage.database import Database
 from hpo.storage.records import Trial
-from hpo.trained.run import (
-    RunDir,
-    TrainedRun,
-    load_run,
-)
+from hpo.trained.run import RunDir, TrainedRun, load_run
 from hpo.training.device import torch_device
 from hpo.training.profiling import network_costs
 

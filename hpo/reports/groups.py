@@ -8,40 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hpo.config.metrics import (
-    COSTS,
-    direction_of,
-)
-from hpo.config.space import (
-    Choice,
-    Float,
-    Int,
-    Parameter,
-    canonical_json,
-)
-from hpo.errors import (
-    NotFound,
-    nearest,
-)
-from hpo.formatting import (
-    Cell,
-    Table,
-    measured,
-    measured_cell,
-    setting,
-    setting_cell,
-    text_cell,
-)
-from hpo.reports.figures import (
-    BLUE,
-    ORANGE,
-    Figure,
-    Trace,
-    axis,
-    cost_axis,
-    figure,
-    plain,
-)
+from hpo.config.metrics import COSTS, direction_of
+from hpo.config.space import Choice, Float, Int, Parameter, canonical_json
+from hpo.errors import NotFound, nearest
+from hpo.formatting import Cell, Table, measured, measured_cell, setting, setting_cell, text_cell
+from hpo.reports.figures import BLUE, ORANGE, Figure, Trace, axis, cost_axis, figure, plain
 from hpo.search.status import StudyStatus
 from hpo.storage.records import Trial
 

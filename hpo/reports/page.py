@@ -15,11 +15,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from hpo.formatting import (
-    duration,
-    number,
-    plural,
-)
+from hpo.formatting import duration, number, plural
 from hpo.io import write_text
 from hpo.reports import figures
 

@@ -6,20 +6,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from hpo.errors import (
-    StorageGone,
-    StorageUnavailable,
-)
-from hpo.formatting import (
-    duration,
-    number,
-    plural,
-)
+from hpo.errors import StorageGone, StorageUnavailable
+from hpo.formatting import duration, number, plural
 from hpo.search.status import StudyStatus
-from hpo.storage.records import (
-    FINAL,
-    Trial,
-)
+from hpo.storage.records import FINAL, Trial
 
 READ_S = 1.0
 """Shortest time between two reads of the database, which take a tenth of the time at most."""

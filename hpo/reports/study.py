@@ -19,34 +19,15 @@ from hpo.formatting import (
     text_cell,
 )
 from hpo.paths import Home
-from hpo.reports import (
-    figures,
-    groups,
-    study_figures,
-)
+from hpo.reports import figures, groups, study_figures
 from hpo.reports.groups import group_table
-from hpo.reports.importance import (
-    Importances,
-    importances,
-)
-from hpo.reports.page import (
-    curve_figures,
-    render,
-)
-from hpo.search import (
-    fingerprints,
-    sync,
-)
-from hpo.search.status import (
-    StudyStatus,
-    read_status,
-)
+from hpo.reports.importance import Importances, importances
+from hpo.reports.page import curve_figures, render
+from hpo.search import fingerprints, sync
+from hpo.search.status import StudyStatus, read_status
 from hpo.storage import records
 from hpo.storage.database import Database
-from hpo.storage.records import (
-    FINAL,
-    Trial,
-)
+from hpo.storage.records import FINAL, Trial
 from hpo.storage.url import option
 
 

@@ -6,17 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from hpo.config.space import (
-    Choice,
-    Float,
-    Int,
-    Parameter,
-    canonical_json,
-)
-from hpo.formatting import (
-    number,
-    setting,
-)
+from hpo.config.space import Choice, Float, Int, Parameter, canonical_json
+from hpo.formatting import number, setting
 from hpo.reports.figures import (
     AMBER,
     BLUE,
@@ -38,10 +29,7 @@ from hpo.reports.figures import (
     short,
 )
 from hpo.search.status import StudyStatus
-from hpo.storage.records import (
-    WORTHLESS,
-    Trial,
-)
+from hpo.storage.records import WORTHLESS, Trial
 
 STATE_COLORS = {
     "complete": BLUE,

@@ -6,21 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hpo.config.base import flatten
-from hpo.formatting import (
-    Cell,
-    Table,
-    number_cell,
-    setting_cell,
-    settings_table,
-    text_cell,
-)
-from hpo.reports import (
-    figures,
-)
-from hpo.reports.page import (
-    curve_figures,
-    render,
-)
+from hpo.formatting import Cell, Table, number_cell, setting_cell, settings_table, text_cell
+from hpo.reports import figures
+from hpo.reports.page import curve_figures, render
 from hpo.trained.run import PARTS, TrainedRun
 
 SCORES = ("precision_at_5", "precision_at_k", "top1", "top5", "loss", "mean_distance")

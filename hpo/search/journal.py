@@ -20,14 +20,8 @@ from hpo.errors import Damaged
 from hpo.io import discard
 from hpo.search.study import Study
 from hpo.search.sync import Checkpoints
-from hpo.storage import (
-    leases,
-    records,
-)
-from hpo.storage.artifacts import (
-    Moved,
-    nothing,
-)
+from hpo.storage import leases, records
+from hpo.storage.artifacts import Moved, nothing
 from hpo.storage.records import Epoch
 from hpo.training.checkpoint import Checkpoint
 from hpo.training.train import EpochResult

@@ -15,21 +15,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from hpo.errors import StorageError
-from hpo.paths import (
-    CHECKPOINT,
-    WEIGHTS,
-    Home,
-    files_in,
-    folders_in,
-)
+from hpo.paths import CHECKPOINT, WEIGHTS, Home, files_in, folders_in
 from hpo.search import sync
 from hpo.search.study import Study
 from hpo.storage import records
 from hpo.storage.leases import Ending
-from hpo.storage.records import (
-    Attempt,
-    Ranking,
-)
+from hpo.storage.records import Attempt, Ranking
 
 log = logging.getLogger(__name__)
 

@@ -33,10 +33,7 @@ from hpo.config.strategies import (
 from hpo.config.study import StudyFile
 from hpo.storage import records
 from hpo.storage.optuna import FencedStorage, FirstObjective, sampling_view
-from hpo.storage.records import (
-    FINISHED_STATES,
-    Epoch,
-)
+from hpo.storage.records import FINISHED_STATES, Epoch
 
 if TYPE_CHECKING:
     from hpo.search.study import Study

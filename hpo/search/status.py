@@ -11,10 +11,7 @@ from typing import Any
 
 from hpo.config.constraints import to_relax
 from hpo.config.study import StudyFile
-from hpo.search.fingerprints import (
-    Override,
-    read_overrides,
-)
+from hpo.search.fingerprints import Override, read_overrides
 from hpo.storage import records
 from hpo.storage.database import Database
 from hpo.storage.records import (

@@ -11,40 +11,15 @@ from typing import Any
 
 import optuna
 
-from hpo.config.study import (
-    StudyFile,
-    difference,
-)
-from hpo.errors import (
-    ConfigError,
-    Conflict,
-    InputError,
-    StorageError,
-)
-from hpo.paths import (
-    Home,
-    StudyDir,
-)
-from hpo.search import (
-    scheduling,
-    sync,
-)
+from hpo.config.study import StudyFile, difference
+from hpo.errors import ConfigError, Conflict, InputError, StorageError
+from hpo.paths import Home, StudyDir
+from hpo.search import scheduling, sync
 from hpo.search.sampling import make_pruner
-from hpo.storage import (
-    leases,
-    records,
-)
+from hpo.storage import leases, records
 from hpo.storage.database import Database
-from hpo.storage.leases import (
-    StudySnapshot,
-    read_snapshot,
-)
-from hpo.storage.optuna import (
-    FencedStorage,
-    cached,
-    create_schema,
-    find_optuna_study,
-)
+from hpo.storage.leases import StudySnapshot, read_snapshot
+from hpo.storage.optuna import FencedStorage, cached, create_schema, find_optuna_study
 from hpo.storage.records import StudyRow
 
 

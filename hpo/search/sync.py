@@ -16,37 +16,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hpo.errors import (
-    Conflict,
-    DiskFull,
-    HpoError,
-    InputError,
-    NotFound,
-    StorageError,
-)
-from hpo.io import (
-    atomic_path,
-    discard,
-)
-from hpo.paths import (
-    Home,
-    StudyDir,
-)
+from hpo.errors import Conflict, DiskFull, HpoError, InputError, NotFound, StorageError
+from hpo.io import atomic_path, discard
+from hpo.paths import Home, StudyDir
 from hpo.storage import records
-from hpo.storage.artifacts import (
-    Moved,
-    Store,
-    normal,
-    nothing,
-    open_store,
-)
+from hpo.storage.artifacts import Moved, Store, normal, nothing, open_store
 from hpo.storage.database import Database
 from hpo.storage.leases import Lease
-from hpo.storage.records import (
-    Attempt,
-    Epoch,
-    StudyRow,
-)
+from hpo.storage.records import Attempt, Epoch, StudyRow
 
 log = logging.getLogger(__name__)
 

@@ -23,35 +23,14 @@ import torch
 from optuna.trial import TrialState
 
 from hpo.config.constraints import unmet_reason
-from hpo.config.metrics import (
-    COSTS,
-    worst_value,
-)
-from hpo.config.train import (
-    RuntimeConfig,
-    TrainConfig,
-)
-from hpo.control import (
-    Control,
-    ProgressCallback,
-)
-from hpo.data.dataset import (
-    Data,
-    open_data,
-)
+from hpo.config.metrics import COSTS, worst_value
+from hpo.config.train import RuntimeConfig, TrainConfig
+from hpo.control import Control, ProgressCallback
+from hpo.data.dataset import Data, open_data
 from hpo.data.split import listing_differences
-from hpo.errors import (
-    ConfigError,
-    Fenced,
-    Interrupted,
-    TrialFailed,
-)
+from hpo.errors import ConfigError, Fenced, Interrupted, TrialFailed
 from hpo.paths import Home
-from hpo.search import (
-    retention,
-    scheduling,
-    sync,
-)
+from hpo.search import retention, scheduling, sync
 from hpo.search.fingerprints import agree_on_images
 from hpo.search.journal import EpochJournal
 from hpo.search.sampling import (
@@ -64,34 +43,16 @@ from hpo.search.sampling import (
 )
 from hpo.search.study import Study
 from hpo.search.sync import Checkpoints
-from hpo.storage import (
-    leases,
-    records,
-)
-from hpo.storage.leases import (
-    Claim,
-    Ending,
-    Lease,
-)
+from hpo.storage import leases, records
+from hpo.storage.leases import Claim, Ending, Lease
 from hpo.storage.optuna import FencedStorage
-from hpo.storage.records import (
-    Epoch,
-    Outcome,
-    Ranking,
-)
+from hpo.storage.records import Epoch, Outcome, Ranking
 from hpo.storage.retry import Outage
 from hpo.training import device as runtime
-from hpo.training.checkpoint import (
-    best_weights,
-    save_weights,
-)
+from hpo.training.checkpoint import best_weights, save_weights
 from hpo.training.inputs import TrainingData
 from hpo.training.profiling import network_costs
-from hpo.training.train import (
-    EpochResult,
-    is_last,
-    train,
-)
+from hpo.training.train import EpochResult, is_last, train
 
 log = logging.getLogger(__name__)
 

@@ -22,17 +22,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from hpo.errors import (
-    HpoError,
-    InputError,
-    NotFound,
-    StorageError,
-)
+from hpo.errors import HpoError, InputError, NotFound, StorageError
 from hpo.extras import install_command
-from hpo.io import (
-    atomic_path,
-    raising_disk_full,
-)
+from hpo.io import atomic_path, raising_disk_full
 
 OBJECT_STORES = frozenset(
     ["s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss", "r2", "tos"]

@@ -34,20 +34,11 @@ from filelock import FileLock
 from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from hpo.errors import (
-    StorageError,
-    StorageGone,
-    StorageUnavailable,
-)
+from hpo.errors import StorageError, StorageGone, StorageUnavailable
 from hpo.extras import install_command
 from hpo.io import disk_of
 from hpo.storage import url as sqlite_files
-from hpo.storage.url import (
-    EXTRAS,
-    as_text,
-    parse,
-    show,
-)
+from hpo.storage.url import EXTRAS, as_text, parse, show
 
 AWAY_CLASSES = {
     "08",  # connection exception

@@ -39,13 +39,7 @@ from hpo.storage.records import (
     finite,
 )
 from hpo.storage.retry import storage_call
-from hpo.storage.tables import (
-    attempts,
-    epochs,
-    optuna_trials,
-    studies,
-    workers,
-)
+from hpo.storage.tables import attempts, epochs, optuna_trials, studies, workers
 
 
 @dataclass(frozen=True)

@@ -40,33 +40,13 @@ from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import orm
 
-from hpo.errors import (
-    Fenced,
-    StorageError,
-)
-from hpo.storage import (
-    database as faults,
-)
-from hpo.storage import (
-    tables,
-)
-from hpo.storage.database import (
-    Database,
-    bare,
-    engine_options,
-    use_wal,
-)
-from hpo.storage.leases import (
-    Ending,
-    Lease,
-)
+from hpo.errors import Fenced, StorageError
+from hpo.storage import database as faults
+from hpo.storage import tables
+from hpo.storage.database import Database, bare, engine_options, use_wal
+from hpo.storage.leases import Ending, Lease
 from hpo.storage.retry import retry_while_unavailable
-from hpo.storage.tables import (
-    attempts,
-    is_current,
-    needs_upgrade,
-    version,
-)
+from hpo.storage.tables import attempts, is_current, needs_upgrade, version
 
 TRIALS = models.TrialModel.__table__
 PARTS: dict[str, tuple[Any, tuple[str, ...]]] = {

@@ -14,14 +14,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from hpo.errors import (
-    NotFound,
-    nearest,
-)
-from hpo.storage.database import (
-    Database,
-    exists,
-)
+from hpo.errors import NotFound, nearest
+from hpo.storage.database import Database, exists
 from hpo.storage.retry import storage_call
 from hpo.storage.tables import (
     attempts,

@@ -42,14 +42,8 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Concatenate, ParamSpec, TypeVar
 
-from hpo.errors import (
-    Fenced,
-    StorageUnavailable,
-)
-from hpo.storage.database import (
-    Database,
-    Pause,
-)
+from hpo.errors import Fenced, StorageUnavailable
+from hpo.storage.database import Database, Pause
 
 log = logging.getLogger(__name__)
 

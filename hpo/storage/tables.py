@@ -28,10 +28,7 @@ from sqlalchemy.dialects.mysql import MEDIUMTEXT
 
 from hpo.errors import StorageError
 from hpo.storage.database import Database
-from hpo.storage.url import (
-    option,
-    usual,
-)
+from hpo.storage.url import option, usual
 
 VERSION = 2
 """Version of our schema; `migrations` leads to it from the ones before."""

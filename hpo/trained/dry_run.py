@@ -16,37 +16,20 @@ from typing import Any
 import torch
 
 from hpo.config.base import toml_repr
-from hpo.config.constraints import (
-    to_relax,
-    unmet_reason,
-)
+from hpo.config.constraints import to_relax, unmet_reason
 from hpo.config.remarks import remarks
-from hpo.config.space import (
-    Choice,
-)
+from hpo.config.space import Choice
 from hpo.config.study import StudyFile
 from hpo.config.train import TrainConfig
 from hpo.data.dataset import examine_data
 from hpo.data.report import DataReport
-from hpo.errors import (
-    ConfigError,
-    HpoError,
-    InputError,
-)
+from hpo.errors import ConfigError, HpoError, InputError
 from hpo.formatting import approximately, file_size, rough_duration
 from hpo.paths import Home
-from hpo.training import (
-    device as runtime,
-)
-from hpo.training import (
-    feature_cache,
-    models,
-)
+from hpo.training import device as runtime
+from hpo.training import feature_cache, models
 from hpo.training.evaluation import require_functions
-from hpo.training.metrics import (
-    asked,
-    require_supported,
-)
+from hpo.training.metrics import asked, require_supported
 from hpo.training.pretrained import SUFFIXES, require_name
 from hpo.training.profiling import network_costs
 from hpo.training.tasks import task_of

@@ -10,33 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from hpo.config.study import dump_config
-from hpo.config.train import (
-    RuntimeConfig,
-    TrainConfig,
-)
-from hpo.errors import (
-    Conflict,
-    InputError,
-    NotFound,
-)
+from hpo.config.train import RuntimeConfig, TrainConfig
+from hpo.errors import Conflict, InputError, NotFound
 from hpo.io import write_text
 from hpo.paths import Home
 from hpo.search import sync
-from hpo.search.fingerprints import (
-    IMAGES,
-    read_code,
-)
-from hpo.search.status import (
-    StudyStatus,
-    read_status,
-)
+from hpo.search.fingerprints import IMAGES, read_code
+from hpo.search.status import StudyStatus, read_status
 from hpo.storage import records
 from hpo.storage.database import Database
-from hpo.storage.records import (
-    FINAL,
-    WORTHLESS,
-    Trial,
-)
+from hpo.storage.records import FINAL, WORTHLESS, Trial
 
 GIT_TIMEOUT_S = 10
 

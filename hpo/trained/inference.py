@@ -21,42 +21,15 @@ from PIL import Image
 from hpo.config.data import DataConfig
 from hpo.config.train import TrainConfig
 from hpo.control import Control
-from hpo.data.cache import (
-    ImageCache,
-    content_digest,
-    file_digests,
-    map_threaded,
-    try_read,
-)
+from hpo.data.cache import ImageCache, content_digest, file_digests, map_threaded, try_read
 from hpo.data.csv_labels import csv_test_rows
-from hpo.data.dataset import (
-    FolderReader,
-    open_test,
-)
-from hpo.data.folders import (
-    folder_to_test,
-    images_below,
-    list_folder,
-)
-from hpo.data.images import (
-    ImageReader,
-    Images,
-    Pixels,
-    Sizing,
-    decode,
-    open_file,
-)
+from hpo.data.dataset import FolderReader, open_test
+from hpo.data.folders import folder_to_test, images_below, list_folder
+from hpo.data.images import ImageReader, Images, Pixels, Sizing, decode, open_file
 from hpo.errors import DataError, InputError
 from hpo.paths import Home
 from hpo.trained.model import TrainedModel
-from hpo.trained.run import (
-    UNKNOWN,
-    TrainedOn,
-    TrainedRun,
-    absent_classes,
-    overlap_text,
-    spread,
-)
+from hpo.trained.run import UNKNOWN, TrainedOn, TrainedRun, absent_classes, overlap_text, spread
 from hpo.training.device import torch_device
 from hpo.training.evaluation import Scored, full_scores
 from hpo.training.tasks import Rows, Task, task_of
@@ -329,6 +302,7 @@ class Chunk(Images):
         )
 
     def pixels(self, i: int) -> Pixels:
+        """Return the pixels of one image."""
         return self._pixels[i]
 
 

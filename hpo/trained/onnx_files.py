@@ -14,27 +14,13 @@ import numpy as np
 
 from hpo.config.train import TrainConfig
 from hpo.data.dataset import Data
-from hpo.data.images import (
-    Images,
-    Pixels,
-)
-from hpo.errors import (
-    InputError,
-    nearest,
-)
-from hpo.io import (
-    Sink,
-    atomic_write,
-    raising_disk_full,
-)
+from hpo.data.images import Images, Pixels
+from hpo.errors import InputError, nearest
+from hpo.io import Sink, atomic_write, raising_disk_full
 from hpo.trained.model import TrainedModel
 from hpo.trained.run import RunMetadata, SeedDir
-from hpo.training import (
-    models,
-)
-from hpo.training import (
-    onnx as onnx_files,
-)
+from hpo.training import models
+from hpo.training import onnx as onnx_files
 from hpo.training.device import torch_device
 from hpo.training.onnx import OnnxNetwork
 from hpo.training.tasks import Task

@@ -22,55 +22,20 @@ from filelock import FileLock, Timeout
 
 from hpo.config.base import flatten
 from hpo.config.metrics import user_function
-from hpo.config.study import (
-    dump_config,
-    load_config,
-)
-from hpo.config.train import (
-    EarlyStoppingConfig,
-    RuntimeConfig,
-    TrainConfig,
-)
-from hpo.control import (
-    Control,
-    NullControl,
-)
+from hpo.config.study import dump_config, load_config
+from hpo.config.train import EarlyStoppingConfig, RuntimeConfig, TrainConfig
+from hpo.control import Control, NullControl
 from hpo.data import dataset
-from hpo.data.dataset import (
-    Data,
-    concat,
-)
+from hpo.data.dataset import Data, concat
 from hpo.data.images import Images
 from hpo.data.report import DataReport
-from hpo.errors import (
-    ConfigError,
-    Conflict,
-    Damaged,
-    InputError,
-    TrialFailed,
-)
-from hpo.io import (
-    discard,
-    same_place,
-    write_text,
-)
+from hpo.errors import ConfigError, Conflict, Damaged, InputError, TrialFailed
+from hpo.io import discard, same_place, write_text
 from hpo.paths import Home
 from hpo.trained.model import TrainedModel
 from hpo.trained.onnx_files import OnnxTargets, open_files, try_export, write_files
-from hpo.trained.run import (
-    RunDir,
-    RunMetadata,
-    SeedDir,
-    TrainedOn,
-    TrainedRun,
-    as_json,
-    read_run,
-)
-from hpo.training.checkpoint import (
-    Checkpoint,
-    best_weights,
-    save_weights,
-)
+from hpo.trained.run import RunDir, RunMetadata, SeedDir, TrainedOn, TrainedRun, as_json, read_run
+from hpo.training.checkpoint import Checkpoint, best_weights, save_weights
 from hpo.training.device import resolve, torch_device
 from hpo.training.evaluation import (
     StoredLogits,

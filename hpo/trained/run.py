@@ -37,10 +37,7 @@ from pydantic import TypeAdapter, ValidationError
 from hpo.config.study import load_config
 from hpo.config.train import TrainConfig
 from hpo.data.images import Images
-from hpo.errors import (
-    InputError,
-    NotFound,
-)
+from hpo.errors import InputError, NotFound
 from hpo.io import atomic_write, write_text
 
 SIZE = 16

@@ -14,20 +14,9 @@ from torch import Tensor, nn
 from hpo.config.base import flatten
 from hpo.config.model import ModelConfig
 from hpo.config.train import TrainConfig
-from hpo.errors import (
-    Damaged,
-    DataError,
-)
-from hpo.io import (
-    atomic_write,
-    blank,
-    find_damage,
-    with_checksum,
-)
-from hpo.training import (
-    models,
-    pretrained,
-)
+from hpo.errors import Damaged, DataError
+from hpo.io import atomic_write, blank, find_damage, with_checksum
+from hpo.training import models, pretrained
 from hpo.training.pretrained import safe_load
 
 State = dict[str, Tensor]

@@ -14,26 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hpo.config.train import (
-    RuntimeConfig,
-    TrainConfig,
-)
-from hpo.control import (
-    ProgressCallback,
-    no_progress,
-)
+from hpo.config.train import RuntimeConfig, TrainConfig
+from hpo.control import ProgressCallback, no_progress
 from hpo.errors import InputError
-from hpo.training.feature_cache import (
-    Extractor,
-    Preprocessing,
-    find_cut_or_obstacle,
-)
-from hpo.training.learner import (
-    Batch,
-    Learner,
-    autocast,
-    memory_format,
-)
+from hpo.training.feature_cache import Extractor, Preprocessing, find_cut_or_obstacle
+from hpo.training.learner import Batch, Learner, autocast, memory_format
 
 # Simplest first: the choice among those that are about as fast.
 PRECISIONS = ("float32", "bfloat16")

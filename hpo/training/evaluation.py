@@ -16,22 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hpo.config.metrics import (
-    AUC,
-    TOP5,
-    recall_class,
-    user_function,
-)
+from hpo.config.metrics import AUC, TOP5, recall_class, user_function
 from hpo.control import Control
 from hpo.data import user_code
-from hpo.data.arrays import (
-    read_arrays,
-    write_arrays,
-)
-from hpo.data.images import (
-    Images,
-    Numbers,
-)
+from hpo.data.arrays import read_arrays, write_arrays
+from hpo.data.images import Images, Numbers
 from hpo.errors import ConfigError, DataError
 from hpo.training import models
 from hpo.training.inputs import TrainingData

@@ -31,34 +31,14 @@ from hpo.config.augment import AugmentConfig
 from hpo.config.train import TrainConfig
 from hpo.control import Control
 from hpo.data.arrays import HEADER
-from hpo.data.cache import (
-    ImageCache,
-    locked,
-    short_hash,
-)
+from hpo.data.cache import ImageCache, locked, short_hash
 from hpo.data.images import Images
 from hpo.errors import DiskFull
-from hpo.io import (
-    CountingFile,
-    atomic_write,
-    discard,
-    disk_full,
-    is_sound,
-    raising_disk_full,
-)
-from hpo.training.learner import (
-    autocast,
-    memory_format,
-)
+from hpo.io import CountingFile, atomic_write, discard, disk_full, is_sound, raising_disk_full
+from hpo.training.learner import autocast, memory_format
 from hpo.training.loader import TrainBatches
-from hpo.training.partition import (
-    Partition,
-    partition,
-)
-from hpo.training.tracing import (
-    MORE,
-    CannotPartition,
-)
+from hpo.training.partition import Partition, partition
+from hpo.training.tracing import MORE, CannotPartition
 
 log = logging.getLogger(__name__)
 

@@ -8,17 +8,9 @@ import torch
 
 from hpo.config.train import TrainConfig
 from hpo.data.images import Images
-from hpo.training.feature_cache import (
-    NO_AUGMENT,
-    Features,
-    FeatureSets,
-    View,
-)
+from hpo.training.feature_cache import NO_AUGMENT, Features, FeatureSets, View
 from hpo.training.learner import memory_format
-from hpo.training.loader import (
-    EvalBatches,
-    TrainBatches,
-)
+from hpo.training.loader import EvalBatches, TrainBatches
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,10 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from hpo.config.train import Phase, TrainConfig
 from hpo.errors import TrialFailed
-from hpo.training import (
-    metrics,
-    models,
-)
+from hpo.training import metrics, models
 from hpo.training.augment import ops
 from hpo.training.losses import make_loss
-from hpo.training.optim import (
-    make_optimizer,
-    set_lr,
-)
+from hpo.training.optim import make_optimizer, set_lr
 from hpo.training.partition import Partition
 
 

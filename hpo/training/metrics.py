@@ -15,12 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpo.config.metrics import (
-    AUC,
-    TOP5,
-    recall_class,
-    user_function,
-)
+from hpo.config.metrics import AUC, TOP5, recall_class, user_function
 from hpo.config.train import TrainConfig
 from hpo.errors import ConfigError
 

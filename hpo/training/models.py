@@ -18,13 +18,7 @@ from torch.nn import functional
 from torchvision import models as zoo
 
 from hpo.config.base import is_function_name
-from hpo.config.model import (
-    COLOURS,
-    CnnConfig,
-    HeadConfig,
-    ModelConfig,
-    repeated,
-)
+from hpo.config.model import COLOURS, CnnConfig, HeadConfig, ModelConfig, repeated
 from hpo.data import user_code
 from hpo.errors import ConfigError
 from hpo.training import pretrained as weights

@@ -22,10 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hpo.errors import (
-    HpoError,
-    InputError,
-)
+from hpo.errors import HpoError, InputError
 from hpo.extras import install_command
 
 INPUT, OUTPUT = "images", "logits"

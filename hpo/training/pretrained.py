@@ -21,10 +21,7 @@ from torchvision import models as zoo
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from hpo.config.model import TORCHVISION_ARCHITECTURES
-from hpo.errors import (
-    ConfigError,
-    DataError,
-)
+from hpo.errors import ConfigError, DataError
 
 UNREADABLE = (
     *(OSError, EOFError, struct.error, zipfile.BadZipFile, zlib.error),

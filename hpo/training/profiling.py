@@ -17,10 +17,7 @@ from hpo.config.train import TrainConfig
 from hpo.training import models
 from hpo.training.checkpoint import Checkpoint
 from hpo.training.device import seconds_of
-from hpo.training.learner import (
-    autocast,
-    memory_format,
-)
+from hpo.training.learner import autocast, memory_format
 
 WARM_UP, REPEATS, ENOUGH_S = 10, 50, 10.0
 """Calls before the timed ones; timed calls; seconds after which fewer are enough."""

@@ -20,36 +20,15 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from hpo.config.retrieval import (
-    RETRIEVED,
-    RetrievalConfig,
-)
+from hpo.config.retrieval import RETRIEVED, RetrievalConfig
 from hpo.config.train import TrainConfig
 from hpo.control import Control
-from hpo.data.arrays import (
-    read_arrays,
-    write_arrays,
-)
-from hpo.data.images import (
-    Images,
-    Numbers,
-)
-from hpo.errors import (
-    ConfigError,
-    DataError,
-    TrialFailed,
-)
-from hpo.training.evaluation import (
-    Embedded,
-    Vectors,
-    embed,
-)
+from hpo.data.arrays import read_arrays, write_arrays
+from hpo.data.images import Images, Numbers
+from hpo.errors import ConfigError, DataError, TrialFailed
+from hpo.training.evaluation import Embedded, Vectors, embed
 from hpo.training.learner import Batch
-from hpo.training.metrics import (
-    ClassificationReport,
-    classification_report,
-    confusion_matrix,
-)
+from hpo.training.metrics import ClassificationReport, classification_report, confusion_matrix
 
 Matrix = NDArray[np.float64]
 Ranked = tuple[Numbers, Matrix]

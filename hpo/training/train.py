@@ -31,28 +31,13 @@ from hpo.config.metrics import direction
 from hpo.config.train import TrainConfig
 from hpo.control import Control
 from hpo.errors import TrialFailed
-from hpo.training import (
-    metrics as goals,
-)
+from hpo.training import metrics as goals
 from hpo.training import optim
 from hpo.training.checkpoint import Checkpoint, best_of
 from hpo.training.evaluation import require_measurable
-from hpo.training.feature_cache import (
-    FeatureSets,
-    Preprocessing,
-    build_cache,
-    find_cut_or_warn,
-)
-from hpo.training.inputs import (
-    Batches,
-    TrainingData,
-    make_batches,
-    views,
-)
-from hpo.training.learner import (
-    Learner,
-    RunningMeans,
-)
+from hpo.training.feature_cache import FeatureSets, Preprocessing, build_cache, find_cut_or_warn
+from hpo.training.inputs import Batches, TrainingData, make_batches, views
+from hpo.training.learner import Learner, RunningMeans
 from hpo.training.loader import TrainBatches, class_weights
 from hpo.training.partition import Partition
 from hpo.training.tasks import task_of

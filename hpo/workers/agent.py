@@ -20,28 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from hpo.config.study import StudyFile
-from hpo.errors import (
-    HpoError,
-    NotFound,
-    StorageError,
-    StorageGone,
-)
-from hpo.paths import (
-    Home,
-    StudyDir,
-)
+from hpo.errors import HpoError, NotFound, StorageError, StorageGone
+from hpo.paths import Home, StudyDir
 from hpo.search import scheduling
 from hpo.storage import records
-from hpo.storage.database import (
-    Database,
-    connect,
-)
+from hpo.storage.database import Database, connect
 from hpo.storage.leases import read_snapshot
-from hpo.workers.process import (
-    LocalProcesses,
-    Process,
-    ProcessSpawner,
-)
+from hpo.workers.process import LocalProcesses, Process, ProcessSpawner
 from hpo.workers.supervisor import Supervisor
 
 log = logging.getLogger(__name__)

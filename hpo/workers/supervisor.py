@@ -16,33 +16,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hpo.errors import (
-    HpoError,
-    InputError,
-    Interrupted,
-    StorageGone,
-    StorageUnavailable,
-)
-from hpo.io import (
-    HeldFolders,
-    disk_full,
-    is_full,
-)
+from hpo.errors import HpoError, InputError, Interrupted, StorageGone, StorageUnavailable
+from hpo.io import HeldFolders, disk_full, is_full
 from hpo.paths import StudyDir
-from hpo.storage import (
-    leases,
-    records,
-)
+from hpo.storage import leases, records
 from hpo.storage.database import Database
 from hpo.storage.retry import Outage
-from hpo.workers.process import (
-    Process,
-    ProcessSpawner,
-    Watchdog,
-    is_gone,
-    new_worker_id,
-    no_step,
-)
+from hpo.workers.process import Process, ProcessSpawner, Watchdog, is_gone, new_worker_id, no_step
 
 log = logging.getLogger(__name__)
 

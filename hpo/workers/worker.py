@@ -27,38 +27,16 @@ from hpo.errors import (
     StorageError,
     StorageGone,
 )
-from hpo.io import (
-    HeldFolders,
-    has_room,
-    raising_disk_full,
-)
+from hpo.io import HeldFolders, has_room, raising_disk_full
 from hpo.paths import Home
-from hpo.search import (
-    retention,
-    scheduling,
-)
+from hpo.search import retention, scheduling
 from hpo.search.study import Study
-from hpo.storage import (
-    leases,
-    records,
-)
-from hpo.storage.leases import (
-    NO_CONTACT,
-    Claim,
-    Lease,
-)
-from hpo.storage.optuna import (
-    FencedStorage,
-    add_waiting,
-)
+from hpo.storage import leases, records
+from hpo.storage.leases import NO_CONTACT, Claim, Lease
+from hpo.storage.optuna import FencedStorage, add_waiting
 from hpo.storage.records import Outcome
 from hpo.storage.retry import Outage
-from hpo.workers.process import (
-    Watchdog,
-    new_worker_id,
-    no_step,
-    process_identity,
-)
+from hpo.workers.process import Watchdog, new_worker_id, no_step, process_identity
 
 log = logging.getLogger(__name__)
 

@@ -15,10 +15,7 @@ import pytest
 
 from hpo.search.status import read_status
 from hpo.storage import records
-from hpo.storage.database import (
-    Database,
-    connect,
-)
+from hpo.storage.database import Database, connect
 from tests.integration.test_scenes import check_exact, computed_twice
 
 STUDY = Path(__file__).parents[2] / "studies" / "digits.toml"

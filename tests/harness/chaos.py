@@ -34,14 +34,8 @@ from typing import Any
 import psutil
 import torch
 
-from hpo.config.study import (
-    StudyFile,
-    parse_study,
-)
-from hpo.errors import (
-    Interrupted,
-    StorageUnavailable,
-)
+from hpo.config.study import StudyFile, parse_study
+from hpo.errors import Interrupted, StorageUnavailable
 from hpo.paths import Home
 from hpo.search import study as studies
 from hpo.search.study import Study

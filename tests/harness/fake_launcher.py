@@ -13,16 +13,8 @@ from hpo.storage import leases
 from hpo.storage.database import connect
 from hpo.storage.leases import Claim
 from hpo.storage.optuna import FencedStorage
-from hpo.workers.launchers.base import (
-    LaunchedWorker,
-    LaunchRequest,
-    Size,
-    Target,
-)
-from hpo.workers.worker import (
-    Progress,
-    Worker,
-)
+from hpo.workers.launchers.base import LaunchedWorker, LaunchRequest, Size, Target
+from hpo.workers.worker import Progress, Worker
 from tests.harness.fakes import InstantTrials
 
 ROOM = 8

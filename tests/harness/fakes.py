@@ -8,26 +8,14 @@ from dataclasses import dataclass, field
 import optuna
 from optuna.trial import TrialState
 
-from hpo.config.study import (
-    StudyFile,
-    parse_study,
-)
+from hpo.config.study import StudyFile, parse_study
 from hpo.search import scheduling
-from hpo.search.sampling import (
-    draft_params,
-    make_sampler,
-)
+from hpo.search.sampling import draft_params, make_sampler
 from hpo.search.study import Study
 from hpo.storage import leases
-from hpo.storage.leases import (
-    Claim,
-    Ending,
-)
+from hpo.storage.leases import Claim, Ending
 from hpo.storage.optuna import FencedStorage
-from hpo.storage.records import (
-    Epoch,
-    Outcome,
-)
+from hpo.storage.records import Epoch, Outcome
 from hpo.workers.worker import Progress
 
 STUDY = """

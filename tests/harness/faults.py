@@ -20,23 +20,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from hpo.errors import (
-    Fenced,
-    Interrupted,
-)
+from hpo.errors import Fenced, Interrupted
 from hpo.paths import Home
 from hpo.search import study as studies
 from hpo.search.status import read_status
 from hpo.search.study import Study
-from hpo.storage import (
-    leases,
-    records,
-)
+from hpo.storage import leases, records
 from hpo.storage.database import connect
-from hpo.storage.optuna import (
-    FencedStorage,
-    add_waiting,
-)
+from hpo.storage.optuna import FencedStorage, add_waiting
 from hpo.storage.records import Attempt
 from hpo.workers.supervisor import Supervisor
 from hpo.workers.worker import Progress

@@ -22,14 +22,8 @@ from hpo.search.study import Study
 from hpo.storage import leases
 from hpo.storage.database import Database
 from hpo.storage.leases import Ending
-from hpo.storage.optuna import (
-    FencedStorage,
-    add_waiting,
-)
-from hpo.storage.records import (
-    Epoch,
-    Outcome,
-)
+from hpo.storage.optuna import FencedStorage, add_waiting
+from hpo.storage.records import Epoch, Outcome
 from hpo.trained.retrain import curves
 from hpo.trained.run import RunDir, RunMetadata, SeedDir, SeedResult, TrainedRun
 

@@ -23,15 +23,9 @@ import psutil
 
 from hpo.paths import Home
 from hpo.search import study as studies
-from hpo.search.status import (
-    StudyStatus,
-    read_status,
-)
+from hpo.search.status import StudyStatus, read_status
 from hpo.storage import records
-from hpo.storage.database import (
-    Database,
-    connect,
-)
+from hpo.storage.database import Database, connect
 from hpo.storage.records import WorkerRow
 from hpo.workers.launchers.base import (
     LaunchedWorker,

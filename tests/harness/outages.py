@@ -31,13 +31,8 @@ from hpo.paths import Home
 from hpo.search import study as studies
 from hpo.search.status import read_status
 from hpo.search.study import Study
-from hpo.storage import (
-    database as db,
-)
-from hpo.storage import (
-    records,
-    retry,
-)
+from hpo.storage import database as db
+from hpo.storage import records, retry
 from hpo.storage.database import connect
 from hpo.storage.records import FINAL
 from hpo.workers.supervisor import Supervisor

@@ -19,10 +19,7 @@ from hpo.search import study as studies
 from hpo.storage import leases
 from hpo.storage.database import connect
 from hpo.storage.leases import Ending
-from hpo.storage.optuna import (
-    FencedStorage,
-    add_waiting,
-)
+from hpo.storage.optuna import FencedStorage, add_waiting
 from hpo.storage.records import Outcome
 from tests.harness.fakes import study_file
 from tests.harness.scene import Scene, run_scene, together

@@ -26,14 +26,8 @@ from hpo.errors import Interrupted
 from hpo.paths import Home
 from hpo.search import study as studies
 from hpo.search import trial
-from hpo.storage import (
-    leases,
-    records,
-)
-from hpo.storage.database import (
-    Database,
-    connect,
-)
+from hpo.storage import leases, records
+from hpo.storage.database import Database, connect
 from hpo.storage.optuna import FencedStorage
 from hpo.training.checkpoint import Checkpoint
 from hpo.workers import worker as worker_module

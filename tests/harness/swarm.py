@@ -26,10 +26,7 @@ import sklearn.datasets  # noqa: F401  (imported here so that a fork need not: t
 import torch
 
 import hpo.search.trial  # noqa: F401  (likewise)
-from hpo.errors import (
-    Interrupted,
-    StorageUnavailable,
-)
+from hpo.errors import Interrupted, StorageUnavailable
 from hpo.paths import Home
 from hpo.search import study as studies
 from hpo.search.study import Study

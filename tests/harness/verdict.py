@@ -13,17 +13,11 @@ from hpo.config.space import canonical_json
 from hpo.paths import Home
 from hpo.search import retention
 from hpo.search import study as studies
-from hpo.search.status import (
-    StudyStatus,
-    read_status,
-)
+from hpo.search.status import StudyStatus, read_status
 from hpo.storage.database import Database
 from hpo.storage.leases import MAX_FRUITLESS
 from hpo.storage.optuna import FencedStorage
-from hpo.storage.records import (
-    FINAL,
-    Trial,
-)
+from hpo.storage.records import FINAL, Trial
 from hpo.storage.tables import attempts
 
 METRICS = ("train_loss", "train_top1", "val_loss", "val_top1")

@@ -12,18 +12,8 @@ import fsspec
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from hpo.errors import (
-    InputError,
-    NotFound,
-    StorageError,
-)
-from hpo.storage.artifacts import (
-    Folder,
-    Remote,
-    Store,
-    normal,
-    open_store,
-)
+from hpo.errors import InputError, NotFound, StorageError
+from hpo.storage.artifacts import Folder, Remote, Store, normal, open_store
 
 
 class Tree(LocalFileSystem):

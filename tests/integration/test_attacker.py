@@ -22,10 +22,7 @@ import pytest
 
 from hpo.search.study import Study
 from hpo.storage import records
-from hpo.storage.database import (
-    Database,
-    connect,
-)
+from hpo.storage.database import Database, connect
 from tests.harness.dashboards import PASSWORD, TOKEN, Dashboard, running
 from tests.harness.fakes import study_file
 from tests.harness.filled import Trial, fill

@@ -12,44 +12,19 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo.doctor import (
-    repair,
-    rules,
-)
+from hpo.doctor import repair, rules
 from hpo.doctor.rules import Finding
-from hpo.doctor.scan import (
-    Counts,
-    check_database,
-    repair_all,
-)
+from hpo.doctor.scan import Counts, check_database, repair_all
 from hpo.paths import Home
 from hpo.search import study as studies
 from hpo.search.status import read_status
 from hpo.search.study import Study
-from hpo.storage import (
-    leases,
-    records,
-    tables,
-)
-from hpo.storage.database import (
-    Database,
-    connect,
-)
+from hpo.storage import leases, records, tables
+from hpo.storage.database import Database, connect
 from hpo.storage.leases import ContactWindow, Lease
-from hpo.storage.optuna import (
-    FencedStorage,
-    add_waiting,
-)
-from hpo.storage.records import (
-    Epoch,
-    Outcome,
-)
-from hpo.storage.tables import (
-    attempts,
-    epochs,
-    optuna_studies,
-    optuna_trials,
-)
+from hpo.storage.optuna import FencedStorage, add_waiting
+from hpo.storage.records import Epoch, Outcome
+from hpo.storage.tables import attempts, epochs, optuna_studies, optuna_trials
 from hpo.workers.worker import Worker
 from tests.harness.fakes import InstantTrials, study_file
 from tests.harness.filled import MIXED, Trial, fill

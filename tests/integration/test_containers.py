@@ -13,14 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from hpo.search.status import (
-    StudyStatus,
-    read_status,
-)
-from hpo.storage.database import (
-    Database,
-    connect,
-)
+from hpo.search.status import StudyStatus, read_status
+from hpo.storage.database import Database, connect
 from tests.harness.containers import Containers, until
 from tests.harness.deployment import ROOT
 from tests.integration.test_scenes import check_exact, computed_twice

@@ -14,34 +14,16 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo.errors import (
-    Conflict,
-    StorageError,
-)
+from hpo.errors import Conflict, StorageError
 from hpo.paths import Home
 from hpo.reports.study import study_report
 from hpo.search import study as studies
 from hpo.search.status import read_status
 from hpo.search.study import Study
-from hpo.storage import (
-    leases,
-    records,
-    tables,
-    transfer,
-)
-from hpo.storage.database import (
-    Database,
-    connect,
-)
-from hpo.storage.optuna import (
-    FencedStorage,
-    add_waiting,
-)
-from hpo.storage.transfer import (
-    copied_tables,
-    copy_study,
-    refuse,
-)
+from hpo.storage import leases, records, tables, transfer
+from hpo.storage.database import Database, connect
+from hpo.storage.optuna import FencedStorage, add_waiting
+from hpo.storage.transfer import copied_tables, copy_study, refuse
 from hpo.workers.worker import Worker
 from tests.harness.databases import Databases
 from tests.harness.fakes import InstantTrials, study_file

@@ -24,28 +24,14 @@ from werkzeug.test import Client, TestResponse
 from hpo.dashboard.app import Health
 from hpo.dashboard.auth import LoginThrottle, Sessions
 from hpo.dashboard.gateway import Gateway, Settings
-from hpo.dashboard.server import (
-    make_app,
-    serve,
-    start_subprocess,
-)
+from hpo.dashboard.server import make_app, serve, start_subprocess
 from hpo.errors import InputError
 from hpo.paths import Home
 from hpo.search import study as studies
 from hpo.search.study import Study
-from hpo.storage import (
-    leases,
-    tables,
-)
-from hpo.storage.database import (
-    Database,
-    connect,
-)
-from hpo.storage.optuna import (
-    FencedStorage,
-    add_waiting,
-    cached,
-)
+from hpo.storage import leases, tables
+from hpo.storage.database import Database, connect
+from hpo.storage.optuna import FencedStorage, add_waiting, cached
 from tests.harness.fakes import study_file
 from tests.harness.filled import Trial, fill
 

@@ -16,10 +16,7 @@ import pytest
 
 from hpo.config.study import StudyFile
 from hpo.paths import Home
-from hpo.workers.healthcheck import (
-    host,
-    is_alive,
-)
+from hpo.workers.healthcheck import host, is_alive
 from hpo.workers.process import new_worker_id
 from tests.harness.deployment import ROOT, VARIABLE, compose, in_order, parse, shown_commands
 

@@ -17,44 +17,16 @@ import sqlalchemy as sa
 from optuna.storages import RDBStorage
 from optuna.trial import Trial, TrialState
 
-from hpo.errors import (
-    Conflict,
-    Fenced,
-    InputError,
-    NotFound,
-    StorageError,
-    StorageUnavailable,
-)
+from hpo.errors import Conflict, Fenced, InputError, NotFound, StorageError, StorageUnavailable
 from hpo.paths import Home
 from hpo.search import study as studies
 from hpo.search.study import Study
-from hpo.storage import (
-    leases,
-    records,
-    tables,
-)
-from hpo.storage.database import (
-    Database,
-    connect,
-)
-from hpo.storage.leases import (
-    Claim,
-    ClaimableTrial,
-    ContactWindow,
-    Ending,
-)
-from hpo.storage.optuna import (
-    FencedStorage,
-    add_waiting,
-)
-from hpo.storage.records import (
-    Epoch,
-    Outcome,
-)
-from hpo.workers.worker import (
-    Progress,
-    Worker,
-)
+from hpo.storage import leases, records, tables
+from hpo.storage.database import Database, connect
+from hpo.storage.leases import Claim, ClaimableTrial, ContactWindow, Ending
+from hpo.storage.optuna import FencedStorage, add_waiting
+from hpo.storage.records import Epoch, Outcome
+from hpo.workers.worker import Progress, Worker
 from tests.harness.fakes import InstantTrials, study_file
 
 pytestmark = pytest.mark.databases()

@@ -12,10 +12,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from hpo.search.study import Study
 from hpo.storage import leases
 from hpo.storage.database import Database
-from hpo.storage.optuna import (
-    FencedStorage,
-    add_waiting,
-)
+from hpo.storage.optuna import FencedStorage, add_waiting
 from tests.harness.browser import Browser, browser, missing
 from tests.harness.dashboards import PASSWORD, running
 from tests.harness.fakes import study_file

@@ -15,14 +15,8 @@ from optuna.testing.pytest_storages import StorageTestCase
 from optuna.trial import TrialState
 
 from hpo.storage import database as db
-from hpo.storage.database import (
-    Database,
-    connect,
-)
-from hpo.storage.optuna import (
-    FencedStorage,
-    create_schema,
-)
+from hpo.storage.database import Database, connect
+from hpo.storage.optuna import FencedStorage, create_schema
 
 pytestmark = pytest.mark.databases("sqlite", "postgresql")
 

@@ -15,43 +15,18 @@ import sqlalchemy as sa
 import torch
 from optuna.trial import TrialState
 
-from hpo.errors import (
-    Fenced,
-    Interrupted,
-    StorageUnavailable,
-)
+from hpo.errors import Fenced, Interrupted, StorageUnavailable
 from hpo.paths import Home
 from hpo.search import study as studies
 from hpo.search.status import read_status
 from hpo.search.study import Study
 from hpo.search.trial import TrialRunner
-from hpo.storage import (
-    database as db,
-)
-from hpo.storage import (
-    leases,
-    records,
-    retry,
-    tables,
-)
-from hpo.storage.database import (
-    Database,
-    connect,
-)
-from hpo.storage.leases import (
-    Claim,
-    Ending,
-    Lease,
-)
-from hpo.storage.optuna import (
-    FencedStorage,
-    add_waiting,
-)
-from hpo.storage.records import (
-    FINAL,
-    Epoch,
-    Outcome,
-)
+from hpo.storage import database as db
+from hpo.storage import leases, records, retry, tables
+from hpo.storage.database import Database, connect
+from hpo.storage.leases import Claim, Ending, Lease
+from hpo.storage.optuna import FencedStorage, add_waiting
+from hpo.storage.records import FINAL, Epoch, Outcome
 from hpo.workers.worker import Worker
 from tests.harness.fakes import study_file
 from tests.harness.faulty import AFTER, BEFORE, breaking

@@ -12,10 +12,7 @@ from typing import Any
 import pytest
 
 from hpo.search import study as studies
-from hpo.search.status import (
-    StudyStatus,
-    read_status,
-)
+from hpo.search.status import StudyStatus, read_status
 from hpo.storage.database import Database
 from hpo.storage.records import FINAL
 from tests.harness.fakes import study_file

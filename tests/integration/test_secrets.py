@@ -15,14 +15,8 @@ import sqlalchemy as sa
 from typer.main import get_command
 
 from hpo.cli import main as entry
-from hpo.errors import (
-    InputError,
-    StorageUnavailable,
-)
-from hpo.storage.database import (
-    Database,
-    connect,
-)
+from hpo.errors import InputError, StorageUnavailable
+from hpo.storage.database import Database, connect
 from tests.harness.fakes import study_file
 from tests.harness.filled import MIXED, fill
 from tests.harness.secrets import SECRET, traces_in, traces_in_files

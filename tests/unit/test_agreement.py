@@ -14,10 +14,7 @@ from hpo.config.data import DataConfig
 from hpo.config.study import StudyFile
 from hpo.data import split
 from hpo.data.split import Item
-from hpo.errors import (
-    ConfigError,
-    Conflict,
-)
+from hpo.errors import ConfigError, Conflict
 from hpo.paths import Home
 from hpo.reports.study import study_report
 from hpo.search import fingerprints
@@ -33,10 +30,7 @@ from hpo.search.fingerprints import (
 from hpo.search.status import read_status
 from hpo.search.study import Study
 from hpo.storage import records
-from hpo.storage.database import (
-    Database,
-    connect,
-)
+from hpo.storage.database import Database, connect
 from tests.harness.commands import Hpo, calls
 from tests.harness.fakes import study_file
 from tests.harness.searches import TINY

@@ -15,10 +15,7 @@ from hpo.paths import Home
 from hpo.search import study as studies
 from hpo.search import sync
 from hpo.search.status import read_status
-from hpo.storage.database import (
-    Database,
-    connect,
-)
+from hpo.storage.database import Database, connect
 from tests.harness.commands import Hpo, calls
 from tests.harness.fakes import study_file
 from tests.harness.searches import TINY, search

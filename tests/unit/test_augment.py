@@ -13,9 +13,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from hpo.config.augment import AugmentConfig
 from hpo.training import augment as aug
-from hpo.training.augment import (
-    ops,
-)
+from hpo.training.augment import ops
 
 
 def _batch(count: int = 6, size: int = 17) -> torch.Tensor:

@@ -7,16 +7,8 @@ from typing import Any
 
 import pytest
 
-from hpo.config.augment import (
-    PRESETS,
-    AugmentConfig,
-)
-from hpo.config.study import (
-    StudyFile,
-    dump_config,
-    load_config,
-    parse_study,
-)
+from hpo.config.augment import PRESETS, AugmentConfig
+from hpo.config.study import StudyFile, dump_config, load_config, parse_study
 from hpo.config.train import TrainConfig
 from hpo.errors import ConfigError
 

@@ -22,11 +22,7 @@ from hpo.paths import Home
 from hpo.trained.dry_run import check
 from hpo.training.inputs import TrainingData
 from hpo.training.learner import Learner
-from hpo.training.loader import (
-    TrainBatches,
-    balanced_order,
-    class_weights,
-)
+from hpo.training.loader import TrainBatches, balanced_order, class_weights
 from hpo.training.losses import make_loss
 from hpo.training.train import train
 from tests.harness.fakes import study_file

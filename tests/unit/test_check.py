@@ -14,31 +14,15 @@ from hpo.config.study import StudyFile
 from hpo.control import NullControl
 from hpo.data.dataset import open_data
 from hpo.data.report import DataReport
-from hpo.errors import (
-    ConfigError,
-    DataError,
-    InputError,
-)
+from hpo.errors import ConfigError, DataError, InputError
 from hpo.formatting import rough_duration
 from hpo.paths import Home
 from hpo.trained import dry_run as checks
-from hpo.trained.dry_run import (
-    CheckResult,
-    Cost,
-    check,
-)
-from hpo.training import (
-    device as runtime,
-)
-from hpo.training import (
-    feature_cache,
-    models,
-)
+from hpo.trained.dry_run import CheckResult, Cost, check
+from hpo.training import device as runtime
+from hpo.training import feature_cache, models
 from hpo.training.checkpoint import save_weights
-from hpo.training.device import (
-    FeatureCacheCost,
-    StepCost,
-)
+from hpo.training.device import FeatureCacheCost, StepCost
 from hpo.training.inputs import TrainingData
 from hpo.training.train import train
 from tests.harness.fakes import study_file

@@ -13,19 +13,10 @@ import torch
 
 from hpo.config.model import CnnConfig, ModelConfig
 from hpo.config.train import TrainConfig
-from hpo.errors import (
-    Damaged,
-    DataError,
-    DiskFull,
-)
+from hpo.errors import Damaged, DataError, DiskFull
 from hpo.io import KEY
 from hpo.training import models
-from hpo.training.checkpoint import (
-    Checkpoint,
-    best_weights,
-    load_trained,
-    save_weights,
-)
+from hpo.training.checkpoint import Checkpoint, best_weights, load_trained, save_weights
 
 
 def checkpoint(**fields: Any) -> Checkpoint:

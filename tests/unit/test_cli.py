@@ -14,27 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from hpo import (
-    __version__,
-)
+from hpo import __version__
 from hpo.api.study import Study as PublicStudy
-from hpo.cli import (
-    options,
-    storage,
-)
-from hpo.cli.main import (
-    COMMANDS,
-    main,
-)
+from hpo.cli import options, storage
+from hpo.cli.main import COMMANDS, main
 from hpo.cli.status import Tail
 from hpo.errors import Interrupted
 from hpo.paths import Home
 from hpo.search import study as studies
 from hpo.storage import leases
-from hpo.storage.database import (
-    Database,
-    connect,
-)
+from hpo.storage.database import Database, connect
 from hpo.storage.optuna import FencedStorage
 from hpo.workers.worker import Worker
 from tests.harness.fakes import InstantTrials, study_file

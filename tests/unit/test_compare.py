@@ -9,10 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from hpo.cli.main import app
-from hpo.errors import (
-    InputError,
-    NotFound,
-)
+from hpo.errors import InputError, NotFound
 from hpo.paths import Home
 from hpo.reports.compare import compare, comparison_report, figures_of
 from hpo.search.status import read_status

@@ -8,18 +8,10 @@ import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpo.config.base import (
-    flatten,
-    with_values,
-)
+from hpo.config.base import flatten, with_values
 from hpo.config.metrics import direction
 from hpo.config.model import TORCHVISION_ARCHITECTURES
-from hpo.config.train import (
-    TrainConfig,
-    check_path,
-    field_errors,
-    field_paths,
-)
+from hpo.config.train import TrainConfig, check_path, field_errors, field_paths
 from hpo.errors import ConfigError
 
 

@@ -12,27 +12,14 @@ import pytest
 import torch
 from optuna.trial import TrialState
 
-from hpo.config.constraints import (
-    parse_constraints,
-    unmet_reason,
-)
+from hpo.config.constraints import parse_constraints, unmet_reason
 from hpo.config.strategies import StudyConfig
-from hpo.config.study import (
-    StudyFile,
-    difference,
-    parse_study,
-)
-from hpo.errors import (
-    ConfigError,
-    InputError,
-)
+from hpo.config.study import StudyFile, difference, parse_study
+from hpo.errors import ConfigError, InputError
 from hpo.paths import Home
 from hpo.search import study as studies
 from hpo.search import trial as objective
-from hpo.search.status import (
-    StudyStatus,
-    read_status,
-)
+from hpo.search.status import StudyStatus, read_status
 from hpo.search.study import Study
 from hpo.search.trial import TrialRunner
 from hpo.storage import leases

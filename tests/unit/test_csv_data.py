@@ -11,20 +11,9 @@ from hpo.config.data import DataConfig
 from hpo.config.study import parse_study
 from hpo.config.template import starter_file
 from hpo.config.train import TrainConfig
-from hpo.data.csv_labels import (
-    list_csv,
-    read_rows,
-    summarize_csv,
-)
-from hpo.data.dataset import (
-    describe,
-    open_data,
-    open_test,
-)
-from hpo.errors import (
-    ConfigError,
-    DataError,
-)
+from hpo.data.csv_labels import list_csv, read_rows, summarize_csv
+from hpo.data.dataset import describe, open_data, open_test
+from hpo.errors import ConfigError, DataError
 from hpo.paths import Home
 from hpo.storage.database import Database
 from hpo.trained.dry_run import check

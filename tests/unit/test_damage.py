@@ -18,14 +18,8 @@ from hpo.data import arrays
 from hpo.data.dataset import open_data
 from hpo.doctor import files, rules
 from hpo.doctor.rules import Finding
-from hpo.doctor.scan import (
-    check_all,
-    repair_all,
-)
-from hpo.errors import (
-    DiskFull,
-    Interrupted,
-)
+from hpo.doctor.scan import check_all, repair_all
+from hpo.errors import DiskFull, Interrupted
 from hpo.io import stamp_of
 from hpo.paths import Home
 from hpo.search import study as studies

@@ -16,16 +16,10 @@ from hpo.config.data import DataConfig
 from hpo.data import cache as cache_module
 from hpo.data.dataset import examine_data
 from hpo.data.report import DataReport
-from hpo.errors import (
-    ConfigError,
-    DataError,
-)
+from hpo.errors import ConfigError, DataError
 from hpo.paths import Home
 from hpo.search import study as studies
-from hpo.search.fingerprints import (
-    keep_report,
-    read_report,
-)
+from hpo.search.fingerprints import keep_report, read_report
 from hpo.storage.database import Database
 from hpo.trained.dry_run import check
 from tests.harness.fakes import study_file

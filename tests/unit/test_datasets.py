@@ -23,26 +23,11 @@ from torchvision.transforms import v2
 
 from hpo.config.data import DataConfig
 from hpo.data import cache as cache_module
-from hpo.data import (
-    dataset,
-    images,
-)
+from hpo.data import dataset, images
 from hpo.data.cache import Index
-from hpo.data.dataset import (
-    concat,
-    describe,
-    open_data,
-    open_test,
-)
-from hpo.data.split import (
-    Item,
-    limit_items,
-    split,
-)
-from hpo.errors import (
-    DataError,
-    DiskFull,
-)
+from hpo.data.dataset import concat, describe, open_data, open_test
+from hpo.data.split import Item, limit_items, split
+from hpo.errors import DataError, DiskFull
 from hpo.io import LENGTH
 from tests.harness.images import make_folder, picture
 

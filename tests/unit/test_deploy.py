@@ -16,39 +16,18 @@ import torch
 from sklearn.metrics import accuracy_score, log_loss
 from torch import Tensor, nn
 
-from hpo.cli.tables import (
-    networks_table,
-    run_notes,
-)
+from hpo.cli.tables import networks_table, run_notes
 from hpo.config.train import TrainConfig
 from hpo.data import dataset
-from hpo.errors import (
-    DataError,
-    HpoError,
-    InputError,
-)
+from hpo.errors import DataError, HpoError, InputError
 from hpo.extras import install_command
 from hpo.paths import Home
 from hpo.reports.training import training_report
 from hpo.trained.onnx_files import OnnxTargets
-from hpo.trained.run import (
-    RunDir,
-    TrainedRun,
-    load_run,
-)
-from hpo.training import (
-    evaluation,
-    models,
-)
-from hpo.training import (
-    onnx as onnx_files,
-)
-from hpo.training.onnx import (
-    OnnxNetwork,
-    difference,
-    export,
-    quantize,
-)
+from hpo.trained.run import RunDir, TrainedRun, load_run
+from hpo.training import evaluation, models
+from hpo.training import onnx as onnx_files
+from hpo.training.onnx import OnnxNetwork, difference, export, quantize
 from hpo.training.tasks import TASKS
 from tests.harness.trained import pictures, tiny_config, train_run
 

@@ -14,11 +14,7 @@ import numpy as np
 import pytest
 from rich.table import Table
 
-from hpo.cli.console import (
-    SafeConsole,
-    Text,
-    as_json,
-)
+from hpo.cli.console import SafeConsole, Text, as_json
 from hpo.cli.main import main
 from hpo.paths import Home
 from hpo.redaction import keep_secret

@@ -14,30 +14,18 @@ import sqlalchemy as sa
 import torch
 
 from hpo.errors import StorageUnavailable
-from hpo.paths import (
-    Home,
-    StudyDir,
-)
+from hpo.paths import Home, StudyDir
 from hpo.search import study as studies
 from hpo.search import trial as objective
-from hpo.search.journal import (
-    _is_same,
-    continues,
-)
+from hpo.search.journal import _is_same, continues
 from hpo.search.status import read_status
 from hpo.search.study import Study
 from hpo.search.trial import TrialRunner
-from hpo.storage import (
-    leases,
-    tables,
-)
+from hpo.storage import leases, tables
 from hpo.storage.database import Database
 from hpo.storage.leases import Lease
 from hpo.storage.optuna import FencedStorage
-from hpo.storage.records import (
-    Epoch,
-    Trial,
-)
+from hpo.storage.records import Epoch, Trial
 from hpo.training.checkpoint import Checkpoint
 from hpo.workers.worker import Worker
 from tests.harness.fakes import study_file

@@ -17,26 +17,13 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from hpo.cli.main import app
-from hpo.cli.tables import (
-    PLAIN,
-    evaluation_page,
-)
+from hpo.cli.tables import PLAIN, evaluation_page
 from hpo.config.train import TrainConfig
-from hpo.errors import (
-    DataError,
-    HpoError,
-    InputError,
-    NotFound,
-)
+from hpo.errors import DataError, HpoError, InputError, NotFound
 from hpo.formatting import number
 from hpo.paths import Home
 from hpo.reports.training import training_report
-from hpo.trained.inference import (
-    Chunk,
-    evaluate_run,
-    predictions,
-    select,
-)
+from hpo.trained.inference import Chunk, evaluate_run, predictions, select
 from hpo.trained.model import TrainedModel
 from hpo.trained.run import TrainedRun, load_run
 from hpo.training.checkpoint import load_trained

@@ -10,25 +10,14 @@ import pytest
 import sqlalchemy as sa
 
 from hpo.config.study import load_config
-from hpo.errors import (
-    Conflict,
-    DiskFull,
-    InputError,
-    NotFound,
-)
+from hpo.errors import Conflict, DiskFull, InputError, NotFound
 from hpo.paths import Home
 from hpo.search import study as studies
 from hpo.search.status import read_status
 from hpo.storage import tables
 from hpo.storage.database import Database
 from hpo.trained import export as exports
-from hpo.trained.export import (
-    export,
-    export_top,
-    git_commit,
-    write_export,
-    write_top,
-)
+from hpo.trained.export import export, export_top, git_commit, write_export, write_top
 from tests.harness.fakes import study_file
 from tests.harness.searches import TINY, search
 

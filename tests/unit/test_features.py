@@ -15,26 +15,12 @@ from filelock import FileLock
 import hpo.data.cache
 from hpo.config.train import TrainConfig
 from hpo.control import NullControl
-from hpo.data.dataset import (
-    concat,
-    open_data,
-)
+from hpo.data.dataset import concat, open_data
 from hpo.errors import Interrupted
-from hpo.training import (
-    feature_cache,
-    inputs,
-)
-from hpo.training.checkpoint import (
-    Checkpoint,
-    best_weights,
-    load_trained,
-    save_weights,
-)
+from hpo.training import feature_cache, inputs
+from hpo.training.checkpoint import Checkpoint, best_weights, load_trained, save_weights
 from hpo.training.evaluation import evaluate
-from hpo.training.feature_cache import (
-    Extractor,
-    Features,
-)
+from hpo.training.feature_cache import Extractor, Features
 from hpo.training.inputs import TrainingData
 from hpo.training.learner import Learner
 from hpo.training.loader import EvalBatches

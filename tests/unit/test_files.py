@@ -11,14 +11,7 @@ from pathlib import Path
 import pytest
 
 from hpo.errors import DiskFull
-from hpo.io import (
-    CountingFile,
-    HeldFolders,
-    atomic_write,
-    disk_full,
-    has_room,
-    raising_disk_full,
-)
+from hpo.io import CountingFile, HeldFolders, atomic_write, disk_full, has_room, raising_disk_full
 
 
 def test_a_file_appears_whole(tmp_path: Path) -> None:

@@ -12,13 +12,7 @@ from PIL import Image
 from hpo.config.data import DataConfig
 from hpo.data import images
 from hpo.data.dataset import describe
-from hpo.data.folders import (
-    EXTENSIONS,
-    folder_to_test,
-    list_folder,
-    parse_part,
-    summarize_folder,
-)
+from hpo.data.folders import EXTENSIONS, folder_to_test, list_folder, parse_part, summarize_folder
 from hpo.errors import DataError
 
 NFC, NFD = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))

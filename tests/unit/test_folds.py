@@ -17,43 +17,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpo.config.data import DataConfig
-from hpo.config.study import (
-    load_config,
-    parse_study,
-)
+from hpo.config.study import load_config, parse_study
 from hpo.config.train import TrainConfig
-from hpo.data.dataset import (
-    Images,
-    describe,
-    open_data,
-    open_test,
-)
-from hpo.data.split import (
-    Item,
-    make_folds,
-)
-from hpo.errors import (
-    Damaged,
-    DataError,
-    Interrupted,
-    TrialFailed,
-)
+from hpo.data.dataset import Images, describe, open_data, open_test
+from hpo.data.split import Item, make_folds
+from hpo.errors import Damaged, DataError, Interrupted, TrialFailed
 from hpo.paths import Home
 from hpo.search import trial as objective
-from hpo.storage.database import (
-    Database,
-    connect,
-)
+from hpo.storage.database import Database, connect
 from hpo.trained.dry_run import check
-from hpo.trained.export import (
-    export,
-    write_export,
-)
+from hpo.trained.export import export, write_export
 from hpo.trained.retrain import retrain
-from hpo.training import (
-    learner,
-    train,
-)
+from hpo.training import learner, train
 from hpo.training.checkpoint import Checkpoint
 from hpo.training.inputs import TrainingData
 from hpo.training.train import EpochResult, fold_config, mean_over_folds

@@ -15,10 +15,7 @@ import pytest
 from werkzeug.test import Client, TestResponse
 from werkzeug.wrappers import Response
 
-from hpo.dashboard import (
-    auth,
-    gateway,
-)
+from hpo.dashboard import auth, gateway
 from hpo.dashboard.auth import (
     Credentials,
     LoginThrottle,

@@ -15,31 +15,16 @@ from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score, roc_auc_score
 
 from hpo.api.study import open_study
-from hpo.config.metrics import (
-    direction,
-    metric_name,
-    user_function,
-)
-from hpo.config.study import (
-    StudyFile,
-    parse_study,
-)
+from hpo.config.metrics import direction, metric_name, user_function
+from hpo.config.study import StudyFile, parse_study
 from hpo.config.train import TrainConfig
 from hpo.errors import ConfigError
 from hpo.paths import Home
 from hpo.search.fingerprints import code_of
-from hpo.search.status import (
-    StudyStatus,
-    read_status,
-)
+from hpo.search.status import StudyStatus, read_status
 from hpo.storage.database import connect
 from hpo.trained.run import absent_classes
-from hpo.training.evaluation import (
-    EvalAccumulator,
-    Evaluation,
-    full_scores,
-    measure,
-)
+from hpo.training.evaluation import EvalAccumulator, Evaluation, full_scores, measure
 from hpo.training.metrics import (
     classification_report,
     confusion_matrix,

@@ -10,33 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from hpo.cli.tables import (
-    groups_csv,
-    trials_csv,
-)
+from hpo.cli.tables import groups_csv, trials_csv
 from hpo.config.study import load_config
-from hpo.errors import (
-    InputError,
-    NotFound,
-)
-from hpo.reports.groups import (
-    front_figure,
-    front_table,
-    group_by,
-    group_data,
-    group_table,
-)
+from hpo.errors import InputError, NotFound
+from hpo.reports.groups import front_figure, front_table, group_by, group_data, group_table
 from hpo.reports.importance import importances
 from hpo.reports.study import study_report
-from hpo.search.status import (
-    StudyStatus,
-    read_status,
-)
+from hpo.search.status import StudyStatus, read_status
 from hpo.storage.database import Database
-from hpo.trained.export import (
-    export_front,
-    write_top,
-)
+from hpo.trained.export import export_front, write_top
 from tests.harness.fakes import study_file
 from tests.harness.filled import Trial, fill
 from tests.unit.test_report import drawn, text_of

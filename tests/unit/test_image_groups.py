@@ -15,21 +15,9 @@ from hypothesis import strategies as st
 
 from hpo.config.data import DataConfig
 from hpo.config.train import TrainConfig
-from hpo.data.dataset import (
-    describe,
-    open_data,
-    open_test,
-)
-from hpo.data.split import (
-    Item,
-    make_folds,
-    merge_groups,
-    split_groups,
-)
-from hpo.errors import (
-    ConfigError,
-    DataError,
-)
+from hpo.data.dataset import describe, open_data, open_test
+from hpo.data.split import Item, make_folds, merge_groups, split_groups
+from hpo.errors import ConfigError, DataError
 from tests.harness.images import make_folder, picture
 
 SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}

@@ -15,24 +15,10 @@ import pytest
 from PIL import Image, ImageOps
 
 from hpo.config.data import DataConfig
-from hpo.data.dataset import (
-    FolderReader,
-    open_data,
-)
-from hpo.data.images import (
-    Form,
-    Sizing,
-    decode,
-    decode_with_form,
-    image_digest,
-    open_file,
-    to_rgb,
-)
+from hpo.data.dataset import FolderReader, open_data
+from hpo.data.images import Form, Sizing, decode, decode_with_form, image_digest, open_file, to_rgb
 from hpo.data.stanford_cars import BoxReader
-from hpo.errors import (
-    ConfigError,
-    DataError,
-)
+from hpo.errors import ConfigError, DataError
 from tests.harness.images import make_folder, picture
 
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255,) * 3, (0,) * 3

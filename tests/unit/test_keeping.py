@@ -9,11 +9,7 @@ from typing import Any
 
 import pytest
 
-from hpo.paths import (
-    Home,
-    files_in,
-    folders_in,
-)
+from hpo.paths import Home, files_in, folders_in
 from hpo.search import retention
 from hpo.storage.database import Database
 from tests.harness.fakes import study_file

@@ -16,11 +16,7 @@ from hpo.cli.workers import ManifestOptions
 from hpo.config.study import StudyFile
 from hpo.errors import InputError
 from hpo.workers.launchers import kubernetes
-from hpo.workers.launchers.kubernetes import (
-    LABEL,
-    LONGEST_NAME,
-    job_name,
-)
+from hpo.workers.launchers.kubernetes import LABEL, LONGEST_NAME, job_name
 from tests.harness.deployment import ROOT, parse
 
 URL = "postgresql+psycopg://hpo@database/hpo"

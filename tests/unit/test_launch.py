@@ -20,43 +20,16 @@ from typing import Any
 import pytest
 
 from hpo.cli import workers
-from hpo.errors import (
-    HpoError,
-    InputError,
-    LauncherError,
-    NotFound,
-)
+from hpo.errors import HpoError, InputError, LauncherError, NotFound
 from hpo.paths import Home
 from hpo.search import study as studies
-from hpo.storage import (
-    database,
-    records,
-)
-from hpo.storage.database import (
-    Database,
-    connect,
-)
+from hpo.storage import database, records
+from hpo.storage.database import Database, connect
 from hpo.workers import agent
-from hpo.workers.agent import (
-    Agent,
-    AgentSpec,
-)
-from hpo.workers.launchers import (
-    base,
-    ray,
-    slurm,
-)
-from hpo.workers.launchers.base import (
-    LaunchRequest,
-    Size,
-    Target,
-    open_launcher,
-)
-from hpo.workers.launchers.local import (
-    Local,
-    _is_agent,
-    agent_command,
-)
+from hpo.workers.agent import Agent, AgentSpec
+from hpo.workers.launchers import base, ray, slurm
+from hpo.workers.launchers.base import LaunchRequest, Size, Target, open_launcher
+from hpo.workers.launchers.local import Local, _is_agent, agent_command
 from hpo.workers.launchers.ray import check_room
 from hpo.workers.launchers.slurm import Slurm
 from hpo.workers.process import stop_on_signal

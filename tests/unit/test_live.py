@@ -8,35 +8,13 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from hpo.cli.console import (
-    bar,
-    cell,
-    sparkline,
-)
-from hpo.cli.live import (
-    LiveView,
-    Screen,
-    opened,
-)
-from hpo.cli.tables import (
-    trials_csv,
-    trials_table,
-)
+from hpo.cli.console import bar, cell, sparkline
+from hpo.cli.live import LiveView, Screen, opened
+from hpo.cli.tables import trials_csv, trials_table
 from hpo.errors import StorageUnavailable
-from hpo.reports.progress import (
-    PlainView,
-    View,
-    headline,
-)
+from hpo.reports.progress import PlainView, View, headline
 from hpo.search.status import StudyStatus
-from hpo.storage.records import (
-    Attempt,
-    Epoch,
-    Outcome,
-    StudyRow,
-    Trial,
-    WorkerRow,
-)
+from hpo.storage.records import Attempt, Epoch, Outcome, StudyRow, Trial, WorkerRow
 from tests.harness.fakes import study_file
 
 WIDTHS = (60, 100, 140)

@@ -15,17 +15,11 @@ from torchvision.transforms import v2
 
 from hpo.config.augment import AugmentConfig
 from hpo.config.data import DataConfig
-from hpo.data.dataset import (
-    concat,
-    open_data,
-)
+from hpo.data.dataset import concat, open_data
 from hpo.data.images import Images
 from hpo.training import loader
 from hpo.training.augment import ops
-from hpo.training.loader import (
-    EvalBatches,
-    TrainBatches,
-)
+from hpo.training.loader import EvalBatches, TrainBatches
 from tests.harness.images import make_folder
 
 CPU = torch.device("cpu")

@@ -26,26 +26,13 @@ from rich.text import Text
 from torch import Tensor
 
 from hpo.cli.console import SafeConsole, cell
-from hpo.cli.tables import (
-    to_json,
-    trials_csv,
-)
+from hpo.cli.tables import to_json, trials_csv
 from hpo.config.data import DataConfig
-from hpo.config.study import (
-    StudyFile,
-    load_config,
-    parse_study,
-)
+from hpo.config.study import StudyFile, load_config, parse_study
 from hpo.config.toml import parse_assignments
 from hpo.data import user_code
 from hpo.data.dataset import open_data
-from hpo.errors import (
-    ConfigError,
-    Damaged,
-    DataError,
-    InputError,
-    StorageError,
-)
+from hpo.errors import ConfigError, Damaged, DataError, InputError, StorageError
 from hpo.formatting import printable
 from hpo.paths import Home
 from hpo.reports.study import study_report

@@ -6,11 +6,7 @@ import torch
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 from sklearn.metrics import confusion_matrix as reference_matrix
 
-from hpo.training.metrics import (
-    classification_report,
-    confusion_matrix,
-    top_k_correct,
-)
+from hpo.training.metrics import classification_report, confusion_matrix, top_k_correct
 
 CASES = {
     "random": ([0, 1, 2, 2, 1, 0, 2, 1], [0, 2, 2, 1, 1, 0, 2, 0], 3),

@@ -12,43 +12,20 @@ from typing import Any
 import pytest
 
 from hpo.config.study import StudyFile
-from hpo.errors import (
-    Conflict,
-    DiskFull,
-    InputError,
-    StorageError,
-)
+from hpo.errors import Conflict, DiskFull, InputError, StorageError
 from hpo.paths import Home
-from hpo.search import (
-    retention,
-    sync,
-)
+from hpo.search import retention, sync
 from hpo.search import study as studies
-from hpo.search import (
-    trial as objective,
-)
+from hpo.search import trial as objective
 from hpo.search.retention import Best
-from hpo.search.status import (
-    StudyStatus,
-    read_status,
-)
+from hpo.search.status import StudyStatus, read_status
 from hpo.search.study import Study
-from hpo.search.sync import (
-    Checkpoints,
-    Mirror,
-)
+from hpo.search.sync import Checkpoints, Mirror
 from hpo.storage import records
-from hpo.storage.artifacts import (
-    Folder,
-    Store,
-)
+from hpo.storage.artifacts import Folder, Store
 from hpo.storage.database import Database
 from hpo.storage.leases import Lease
-from hpo.storage.records import (
-    Attempt,
-    Epoch,
-    Outcome,
-)
+from hpo.storage.records import Attempt, Epoch, Outcome
 from hpo.training.checkpoint import Checkpoint
 from tests.harness.fakes import study_file
 from tests.harness.filled import Trial, fill

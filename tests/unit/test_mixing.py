@@ -14,14 +14,8 @@ from torchvision.transforms import v2
 from hpo.config.augment import AugmentConfig
 from hpo.config.train import TrainConfig
 from hpo.training.augment import ops
-from hpo.training.augment.ops import (
-    Mix,
-    Mixed,
-)
-from hpo.training.learner import (
-    Learner,
-    RunningMeans,
-)
+from hpo.training.augment.ops import Mix, Mixed
+from hpo.training.learner import Learner, RunningMeans
 
 STEPS = 4_000
 

@@ -12,14 +12,8 @@ import torchvision
 from torch import nn
 
 from hpo.config.model import TORCHVISION_ARCHITECTURES, ModelConfig
-from hpo.errors import (
-    ConfigError,
-    DataError,
-)
-from hpo.training import (
-    models,
-    pretrained,
-)
+from hpo.errors import ConfigError, DataError
+from hpo.training import models, pretrained
 
 QUICK = {"small_cnn", "resnet18", "mobilenet_v2", "vit_b_32"}
 # One small member of each family: image size, stem, blocks.

@@ -15,15 +15,8 @@ from PIL import Image, ImageEnhance
 
 from hpo.config.data import DataConfig
 from hpo.data import duplicates
-from hpo.data.dataset import (
-    describe,
-    open_data,
-    open_test,
-)
-from hpo.data.duplicates import (
-    cluster_hashes,
-    perceptual_hash,
-)
+from hpo.data.dataset import describe, open_data, open_test
+from hpo.data.duplicates import cluster_hashes, perceptual_hash
 
 SIZE = (60, 45)
 

@@ -11,26 +11,11 @@ import jsonschema
 import pytest
 from pydantic import BaseModel
 
-from hpo.config.base import (
-    field_type,
-    flatten,
-    is_model,
-    may_be_none,
-    type_at,
-    with_values,
-)
+from hpo.config.base import field_type, flatten, is_model, may_be_none, type_at, with_values
 from hpo.config.schema import json_schema
 from hpo.config.strategies import StudyConfig
-from hpo.config.study import (
-    StudyFile,
-    dump_config,
-    load_config,
-    parse_study,
-)
-from hpo.config.train import (
-    TrainConfig,
-    field_paths,
-)
+from hpo.config.study import StudyFile, dump_config, load_config, parse_study
+from hpo.config.train import TrainConfig, field_paths
 from hpo.errors import ConfigError
 from hpo.paths import Home
 from hpo.search import study as studies

@@ -20,29 +20,17 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 from hpo.cli.live import print_ending
-from hpo.config.study import (
-    StudyFile,
-    parse_study,
-)
+from hpo.config.study import StudyFile, parse_study
 from hpo.errors import Conflict
 from hpo.paths import Home
 from hpo.search import study as studies
 from hpo.search import trial as objective
-from hpo.search.sampling import (
-    draft_params,
-    make_sampler,
-)
-from hpo.search.status import (
-    StudyStatus,
-    read_status,
-)
+from hpo.search.sampling import draft_params, make_sampler
+from hpo.search.status import StudyStatus, read_status
 from hpo.search.study import Study
 from hpo.search.trial import TrialRunner
 from hpo.storage import records
-from hpo.storage.database import (
-    Database,
-    connect,
-)
+from hpo.storage.database import Database, connect
 from hpo.storage.optuna import FencedStorage
 from hpo.storage.records import Trial
 from hpo.training import learner

@@ -8,17 +8,9 @@ import pytest
 import torch
 from torch.optim import lr_scheduler as reference
 
-from hpo.config.train import (
-    EarlyStoppingConfig,
-    OptimizerConfig,
-    TrainConfig,
-)
+from hpo.config.train import EarlyStoppingConfig, OptimizerConfig, TrainConfig
 from hpo.errors import TrialFailed
-from hpo.training.optim import (
-    learning_rates,
-    make_optimizer,
-    should_stop,
-)
+from hpo.training.optim import learning_rates, make_optimizer, should_stop
 
 EPOCHS, STEPS, LR = 8, 5, 0.3
 

@@ -12,29 +12,15 @@ from torch import nn
 
 from hpo.config.model import ModelConfig
 from hpo.config.schema import json_schema
-from hpo.config.space import (
-    Choice,
-    Int,
-)
-from hpo.config.study import (
-    StudyFile,
-    parse_study,
-)
+from hpo.config.space import Choice, Int
+from hpo.config.study import StudyFile, parse_study
 from hpo.config.toml import parse as parse_toml
 from hpo.config.train import TrainConfig
 from hpo.errors import ConfigError
 from hpo.training import models
-from hpo.training.checkpoint import (
-    Checkpoint,
-    best_weights,
-    load_trained,
-    save_weights,
-)
+from hpo.training.checkpoint import Checkpoint, best_weights, load_trained, save_weights
 from hpo.training.learner import Learner
-from hpo.training.losses import (
-    focal,
-    make_loss,
-)
+from hpo.training.losses import focal, make_loss
 from tests.harness.training import CPU, assert_resumes, config, files, run
 
 MINE = """

@@ -12,11 +12,7 @@ import numpy as np
 import pytest
 
 from hpo.config.data import DataConfig
-from hpo.data.dataset import (
-    describe,
-    open_data,
-    open_test,
-)
+from hpo.data.dataset import describe, open_data, open_test
 from hpo.errors import DataError
 from hpo.paths import Home
 from tests.harness.images import make_folder

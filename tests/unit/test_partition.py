@@ -11,23 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from hpo.config.model import ModelConfig
-from hpo.training import (
-    models,
-)
+from hpo.training import models
 from hpo.training.learner import Average
-from hpo.training.models import (
-    FAMILIES,
-    Family,
-)
-from hpo.training.partition import (
-    PackedTensor,
-    Partition,
-    partition,
-)
-from hpo.training.tracing import (
-    MORE,
-    CannotPartition,
-)
+from hpo.training.models import FAMILIES, Family
+from hpo.training.partition import PackedTensor, Partition, partition
+from hpo.training.tracing import MORE, CannotPartition
 from tests.harness import networks
 
 SMALLEST = {

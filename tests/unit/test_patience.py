@@ -13,28 +13,13 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, InternalError, OperationalError, ProgrammingError
 
-from hpo.errors import (
-    Fenced,
-    Interrupted,
-    StorageError,
-    StorageGone,
-    StorageUnavailable,
-)
+from hpo.errors import Fenced, Interrupted, StorageError, StorageGone, StorageUnavailable
 from hpo.io import mount_of
-from hpo.storage import (
-    database as db,
-)
-from hpo.storage import (
-    database as faults,
-)
-from hpo.storage import (
-    retry,
-)
+from hpo.storage import database as db
+from hpo.storage import database as faults
+from hpo.storage import retry
 from hpo.storage.database import connect
-from hpo.storage.leases import (
-    NO_CONTACT,
-    ContactWindow,
-)
+from hpo.storage.leases import NO_CONTACT, ContactWindow
 
 AWAY = StorageUnavailable("gone")
 

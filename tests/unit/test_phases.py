@@ -8,24 +8,11 @@ import jsonschema
 import pytest
 import torch
 
-from hpo.config.base import (
-    flatten,
-    with_values,
-)
+from hpo.config.base import flatten, with_values
 from hpo.config.schema import json_schema
-from hpo.config.study import (
-    StudyFile,
-    difference,
-    dump_config,
-    load_config,
-    parse_study,
-)
+from hpo.config.study import StudyFile, difference, dump_config, load_config, parse_study
 from hpo.config.toml import parse as parse_toml
-from hpo.config.train import (
-    Phase,
-    TrainConfig,
-    check_path,
-)
+from hpo.config.train import Phase, TrainConfig, check_path
 from hpo.errors import ConfigError
 from hpo.training.checkpoint import Checkpoint
 from hpo.training.learner import Learner

@@ -8,15 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from hpo.cli.main import (
-    COMMANDS,
-    GROUPS,
-    app,
-)
-from hpo.config.study import (
-    StudyFile,
-    parse_study,
-)
+from hpo.cli.main import COMMANDS, GROUPS, app
+from hpo.config.study import StudyFile, parse_study
 
 ROOT = Path(__file__).parents[2]
 GROUP_NAMES = {command.__name__ for command in GROUPS}

@@ -11,11 +11,7 @@ from urllib.parse import quote, quote_plus
 import pytest
 
 from hpo import redaction
-from hpo.redaction import (
-    keep_secret,
-    redact,
-    safe_streams,
-)
+from hpo.redaction import keep_secret, redact, safe_streams
 
 
 @pytest.fixture(autouse=True)

@@ -9,22 +9,10 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from hpo.config.base import (
-    field_type,
-    is_model,
-)
-from hpo.config.remarks import (
-    EFFECTIVE_WITH,
-    remarks,
-)
-from hpo.config.study import (
-    StudyFile,
-    parse_study,
-)
-from hpo.config.train import (
-    TrainConfig,
-    check_path,
-)
+from hpo.config.base import field_type, is_model
+from hpo.config.remarks import EFFECTIVE_WITH, remarks
+from hpo.config.study import StudyFile, parse_study
+from hpo.config.train import TrainConfig, check_path
 from hpo.errors import ConfigError
 from hpo.paths import Home
 from hpo.trained.dry_run import check

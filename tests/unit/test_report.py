@@ -18,20 +18,9 @@ from rich.console import Console
 from hpo.cli.live import print_ending
 from hpo.cli.tables import parameters_table
 from hpo.errors import NotFound
-from hpo.formatting import (
-    duration,
-    number,
-    setting,
-)
-from hpo.reports import (
-    figures,
-    study_figures,
-)
-from hpo.reports.importance import (
-    Importances,
-    importances,
-    importances_of,
-)
+from hpo.formatting import duration, number, setting
+from hpo.reports import figures, study_figures
+from hpo.reports.importance import Importances, importances, importances_of
 from hpo.reports.page import write_report
 from hpo.reports.study import study_report
 from hpo.reports.training import training_report

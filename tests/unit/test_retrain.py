@@ -15,22 +15,11 @@ import torch
 from hpo.config.study import load_config
 from hpo.config.train import TrainConfig
 from hpo.data import dataset
-from hpo.errors import (
-    ConfigError,
-    Conflict,
-    InputError,
-    Interrupted,
-    NotFound,
-    TrialFailed,
-)
+from hpo.errors import ConfigError, Conflict, InputError, Interrupted, NotFound, TrialFailed
 from hpo.paths import Home
 from hpo.trained import retrain as retraining
 from hpo.trained.retrain import make_recipe
-from hpo.trained.run import (
-    RunDir,
-    TrainedRun,
-    load_run,
-)
+from hpo.trained.run import RunDir, TrainedRun, load_run
 from tests.harness.trained import SPLITS, pictures, tiny_config, train_run
 
 

@@ -15,33 +15,14 @@ from sklearn.metrics import precision_recall_fscore_support
 from sklearn.metrics.pairwise import cosine_distances
 from sklearn.preprocessing import StandardScaler
 
-from hpo.config.retrieval import (
-    RETRIEVED,
-    RetrievalConfig,
-)
+from hpo.config.retrieval import RETRIEVED, RetrievalConfig
 from hpo.config.study import parse_study
 from hpo.config.train import TrainConfig
 from hpo.control import NullControl
-from hpo.errors import (
-    ConfigError,
-    DataError,
-    TrialFailed,
-)
-from hpo.training import (
-    learner,
-    models,
-    retrieval,
-)
-from hpo.training.evaluation import (
-    Embedded,
-    classifier,
-    embed,
-    width,
-)
-from hpo.training.retrieval import (
-    Found,
-    Index,
-)
+from hpo.errors import ConfigError, DataError, TrialFailed
+from hpo.training import learner, models, retrieval
+from hpo.training.evaluation import Embedded, classifier, embed, width
+from hpo.training.retrieval import Found, Index
 from hpo.training.train import EpochResult, train
 from tests.harness.training import DATA, Pictures, config
 

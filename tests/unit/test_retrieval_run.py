@@ -15,10 +15,7 @@ from hpo.errors import DataError
 from hpo.paths import Home
 from hpo.reports.training import training_report
 from hpo.trained.inference import evaluate_run
-from hpo.trained.run import (
-    TrainedRun,
-    load_run,
-)
+from hpo.trained.run import TrainedRun, load_run
 from hpo.training.checkpoint import save_weights
 from hpo.training.models import build
 from hpo.training.retrieval import Index

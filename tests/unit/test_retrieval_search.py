@@ -6,10 +6,7 @@ import math
 
 import pytest
 
-from hpo.config.study import (
-    StudyFile,
-    parse_study,
-)
+from hpo.config.study import StudyFile, parse_study
 from hpo.errors import ConfigError
 from hpo.paths import Home
 from hpo.reports.study import study_report

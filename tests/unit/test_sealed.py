@@ -17,12 +17,7 @@ from hpo.config.data import DataConfig
 from hpo.config.study import StudyFile
 from hpo.config.train import TrainConfig
 from hpo.data import dataset
-from hpo.data.dataset import (
-    DigitsReader,
-    FolderReader,
-    open_data,
-    open_test,
-)
+from hpo.data.dataset import DigitsReader, FolderReader, open_data, open_test
 from hpo.data.images import Images
 from hpo.data.sources import UserReader
 from hpo.data.stanford_cars import BoxReader

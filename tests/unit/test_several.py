@@ -14,32 +14,19 @@ import torch
 from optuna.trial import TrialState
 
 from hpo.config.strategies import StudyConfig
-from hpo.config.study import (
-    StudyFile,
-    parse_study,
-)
+from hpo.config.study import StudyFile, parse_study
 from hpo.errors import ConfigError
 from hpo.paths import Home
 from hpo.search import study as studies
-from hpo.search.sampling import (
-    FirstMetric,
-    values_of,
-)
-from hpo.search.status import (
-    StudyStatus,
-    read_status,
-)
+from hpo.search.sampling import FirstMetric, values_of
+from hpo.search.status import StudyStatus, read_status
 from hpo.search.study import Study
 from hpo.search.trial import TrialRunner
 from hpo.storage.database import Database
 from hpo.storage.optuna import FencedStorage
 from hpo.storage.records import Epoch, Ranking
 from hpo.training.models import build
-from hpo.training.profiling import (
-    latency_ms,
-    multiply_adds,
-    network_costs,
-)
+from hpo.training.profiling import latency_ms, multiply_adds, network_costs
 from hpo.workers.worker import Worker
 from tests.harness.fakes import study_file
 from tests.harness.filled import Trial, fill

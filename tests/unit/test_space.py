@@ -8,15 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpo.config.space import (
-    Choice,
-    Float,
-    Int,
-    Parameter,
-    Space,
-    parse_space,
-    split_space,
-)
+from hpo.config.space import Choice, Float, Int, Parameter, Space, parse_space, split_space
 from hpo.errors import ConfigError
 
 SPACE = Space(

@@ -18,16 +18,9 @@ from typer.testing import CliRunner
 from hpo.cli.main import app
 from hpo.config.data import DataConfig
 from hpo.config.train import TrainConfig
-from hpo.data.dataset import (
-    describe,
-    open_data,
-    open_test,
-)
+from hpo.data.dataset import describe, open_data, open_test
 from hpo.data.images import Sizing
-from hpo.errors import (
-    ConfigError,
-    DataError,
-)
+from hpo.errors import ConfigError, DataError
 from hpo.paths import Home
 from hpo.trained.inference import read_images
 from hpo.trained.retrain import retrain

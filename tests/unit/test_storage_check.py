@@ -16,38 +16,17 @@ import sqlalchemy as sa
 
 from hpo.doctor import files, rules
 from hpo.doctor.repair import outcome_of_state
-from hpo.doctor.rules import (
-    Finding,
-    Rows,
-    StoredStudy,
-    StoredTrial,
-    diagnose,
-)
-from hpo.doctor.scan import (
-    check_all,
-    repair_all,
-)
+from hpo.doctor.rules import Finding, Rows, StoredStudy, StoredTrial, diagnose
+from hpo.doctor.scan import check_all, repair_all
 from hpo.errors import StorageError
 from hpo.paths import Home
 from hpo.search import study as studies
 from hpo.search import sync
 from hpo.search.study import Study
-from hpo.storage import (
-    leases,
-    records,
-    tables,
-)
-from hpo.storage.database import (
-    Database,
-    connect,
-)
+from hpo.storage import leases, records, tables
+from hpo.storage.database import Database, connect
 from hpo.storage.optuna import FencedStorage
-from hpo.storage.records import (
-    FINAL,
-    FINISHED_STATES,
-    Attempt,
-    Outcome,
-)
+from hpo.storage.records import FINAL, FINISHED_STATES, Attempt, Outcome
 from tests.harness.fakes import study_file
 from tests.harness.filled import Trial as Filled
 from tests.harness.filled import fill

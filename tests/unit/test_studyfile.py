@@ -17,33 +17,13 @@ from PIL import Image
 
 from hpo.config import toml
 from hpo.config.schema import json_schema
-from hpo.config.space import (
-    Choice,
-    Float,
-    Int,
-)
-from hpo.config.strategies import (
-    PRUNERS,
-    SAMPLERS,
-    Grid,
-    Hyperband,
-    Median,
-    Patient,
-)
-from hpo.config.study import (
-    StudyFile,
-    difference,
-    dump_config,
-    load_config,
-    parse_study,
-)
+from hpo.config.space import Choice, Float, Int
+from hpo.config.strategies import PRUNERS, SAMPLERS, Grid, Hyperband, Median, Patient
+from hpo.config.study import StudyFile, difference, dump_config, load_config, parse_study
 from hpo.config.template import starter_file
 from hpo.config.train import TrainConfig
 from hpo.data.folders import summarize_folder
-from hpo.errors import (
-    ConfigError,
-    DataError,
-)
+from hpo.errors import ConfigError, DataError
 
 STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("*.toml"))
 

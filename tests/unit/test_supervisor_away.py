@@ -8,22 +8,13 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from hpo.errors import (
-    HpoError,
-    StorageUnavailable,
-)
+from hpo.errors import HpoError, StorageUnavailable
 from hpo.paths import Home
 from hpo.search import study as studies
 from hpo.search.study import Study
-from hpo.storage import (
-    leases,
-    records,
-)
+from hpo.storage import leases, records
 from hpo.storage.database import Database
-from hpo.storage.optuna import (
-    FencedStorage,
-    add_waiting,
-)
+from hpo.storage.optuna import FencedStorage, add_waiting
 from hpo.workers import supervisor as module
 from hpo.workers.process import process_identity
 from hpo.workers.supervisor import Supervisor

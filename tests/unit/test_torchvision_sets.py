@@ -18,27 +18,12 @@ import numpy as np
 import pytest
 import torchvision.datasets as tv
 
-from hpo.config.data import (
-    NATIVE,
-    TORCHVISION,
-    DataConfig,
-)
+from hpo.config.data import NATIVE, TORCHVISION, DataConfig
 from hpo.config.study import parse_study
 from hpo.config.train import TrainConfig
-from hpo.data.dataset import (
-    describe,
-    open_data,
-    open_test,
-)
-from hpo.data.torchvision import (
-    KINDS,
-    ArrayReader,
-    TorchvisionSource,
-)
-from hpo.errors import (
-    ConfigError,
-    DataError,
-)
+from hpo.data.dataset import describe, open_data, open_test
+from hpo.data.torchvision import KINDS, ArrayReader, TorchvisionSource
+from hpo.errors import ConfigError, DataError
 from tests.harness.formats import make_set, unchecked
 
 OTHER = {

@@ -14,20 +14,9 @@ from torch import nn
 from hpo.config.train import TrainConfig
 from hpo.control import NullControl
 from hpo.data.dataset import open_data
-from hpo.errors import (
-    Damaged,
-    Interrupted,
-    TrialFailed,
-)
-from hpo.training import (
-    learner,
-    models,
-    train,
-)
-from hpo.training.checkpoint import (
-    Checkpoint,
-    best_weights,
-)
+from hpo.errors import Damaged, Interrupted, TrialFailed
+from hpo.training import learner, models, train
+from hpo.training.checkpoint import Checkpoint, best_weights
 from hpo.training.evaluation import evaluate
 from hpo.training.inputs import TrainingData
 from hpo.training.learner import Learner, RunningMeans

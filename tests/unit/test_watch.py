@@ -16,24 +16,11 @@ import pytest
 from hpo.paths import Home
 from hpo.search import study as studies
 from hpo.search.study import Study
-from hpo.storage import (
-    leases,
-    records,
-)
+from hpo.storage import leases, records
 from hpo.storage.database import Database
-from hpo.storage.optuna import (
-    FencedStorage,
-    add_waiting,
-)
-from hpo.workers.process import (
-    LONGEST_LOOK_S,
-    Child,
-    Watchdog,
-)
-from hpo.workers.supervisor import (
-    Supervisor,
-    last_sign,
-)
+from hpo.storage.optuna import FencedStorage, add_waiting
+from hpo.workers.process import LONGEST_LOOK_S, Child, Watchdog
+from hpo.workers.supervisor import Supervisor, last_sign
 from tests.harness.fakes import study_file
 
 

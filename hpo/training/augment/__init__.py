@@ -5,17 +5,8 @@ the same on every device, and one augmentation does not shift the parameters of 
 is fixed: crop, flips, policy, one resampling by a matrix per image, colour, erasing, mixing.
 """
 
-from hpo.training.augment.ops import (
-    centre,
-    erase,
-    generator,
-)
-from hpo.training.augment.params import (
-    AugmentParams,
-    apply_float,
-    apply_uint8,
-    draw_params,
-)
+from hpo.training.augment.ops import centre, erase, generator
+from hpo.training.augment.params import AugmentParams, apply_float, apply_uint8, draw_params
 
 __all__ = [
     "AugmentParams",

@@ -10,10 +10,7 @@ import torch
 from torch import Tensor
 
 from hpo.config.augment import AugmentConfig
-from hpo.training.augment import (
-    ops,
-    policies,
-)
+from hpo.training.augment import ops, policies
 from hpo.training.augment.ops import at_once, generator, moved
 
 _VIEWS = -1

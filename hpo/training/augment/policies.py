@@ -15,12 +15,7 @@ import torch
 from torch import Tensor
 
 from hpo.training.augment import ops
-from hpo.training.augment.ops import (
-    at_once,
-    grey,
-    moved,
-    per_image,
-)
+from hpo.training.augment.ops import at_once, grey, moved, per_image
 
 Policy = Literal["randaugment", "trivialaugment"]
 

@@ -16,10 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from hpo.errors import (
-    InputError,
-    nearest,
-)
+from hpo.errors import InputError, nearest
 from hpo.paths import Home
 
 NAMES = ("local", "slurm", "ray", "ray://HOST:PORT")

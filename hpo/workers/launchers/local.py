@@ -20,17 +20,8 @@ import psutil
 from hpo.errors import InputError
 from hpo.paths import Home
 from hpo.workers.agent import logs_after
-from hpo.workers.launchers.base import (
-    LaunchedWorker,
-    LaunchRequest,
-    Size,
-    Target,
-)
-from hpo.workers.process import (
-    spread,
-    threads_for,
-    visible_gpus,
-)
+from hpo.workers.launchers.base import LaunchedWorker, LaunchRequest, Size, Target
+from hpo.workers.process import spread, threads_for, visible_gpus
 
 
 class _Agent(subprocess.Popen[bytes]):

@@ -27,23 +27,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from hpo.errors import (
-    HpoError,
-    InputError,
-    LauncherError,
-)
+from hpo.errors import HpoError, InputError, LauncherError
 from hpo.extras import install_command
-from hpo.workers.agent import (
-    Agent,
-    AgentSpec,
-    logs_after,
-)
-from hpo.workers.launchers.base import (
-    LaunchedWorker,
-    LaunchRequest,
-    Size,
-    Target,
-)
+from hpo.workers.agent import Agent, AgentSpec, logs_after
+from hpo.workers.launchers.base import LaunchedWorker, LaunchRequest, Size, Target
 
 log = logging.getLogger(__name__)
 

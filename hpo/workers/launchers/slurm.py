@@ -19,21 +19,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpo.errors import (
-    InputError,
-    LauncherError,
-)
+from hpo.errors import InputError, LauncherError
 from hpo.paths import Home
-from hpo.workers.agent import (
-    Agent,
-    logs_after,
-)
-from hpo.workers.launchers.base import (
-    LaunchedWorker,
-    LaunchRequest,
-    Size,
-    Target,
-)
+from hpo.workers.agent import Agent, logs_after
+from hpo.workers.launchers.base import LaunchedWorker, LaunchRequest, Size, Target
 from hpo.workers.launchers.local import agent_command
 from hpo.workers.process import event_on_signal
 
