@@ -442,7 +442,7 @@ def _manifest_study(study: str) -> tuple[str, str | None]:
     if study.endswith(".toml"):
         file = StudyFile.load(Path(study))
         return file.name, file.text
-    return StudyConfig.parse({"name": study}).name, None
+    return StudyConfig.parse({"name": study}, prefix="study.").name, None
 
 
 def _reachable(storage: str | None) -> str:
