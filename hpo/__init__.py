@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hpo.config.space import Space
     from hpo.config.study import StudyFile
     from hpo.config.train import TrainConfig
-    from hpo.trained.model import TrainedModel
+    from hpo.trained.inference import TrainedModel
 
 __version__ = "0.1.0"
 __all__ = [
@@ -36,7 +36,7 @@ _MODULES = {
     "Study": "hpo.api.study",
     "StudyFile": "hpo.config.study",
     "TrainConfig": "hpo.config.train",
-    "TrainedModel": "hpo.trained.model",
+    "TrainedModel": "hpo.trained.inference",
     "load_study": "hpo.api.study",
     "train": "hpo.api.trained",
 }

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from hpo.search.status import StudyStatus
     from hpo.storage.database import Database
     from hpo.storage.records import StudyRow, Trial
-    from hpo.trained.model import TrainedModel
+    from hpo.trained.inference import TrainedModel
     from hpo.workers.supervisor import Supervisor
 
 

@@ -13,7 +13,7 @@ from hpo.paths import Home
 if TYPE_CHECKING:
     from hpo.config.train import TrainConfig
     from hpo.control import Control
-    from hpo.trained.model import TrainedModel
+    from hpo.trained.inference import TrainedModel
 
 Progress = Callable[[str], object]
 """Takes each line of progress."""
@@ -71,7 +71,7 @@ def train(
     from hpo.config.train import TrainConfig
     from hpo.reports.page import write_report
     from hpo.reports.training import training_report
-    from hpo.trained.model import TrainedModel
+    from hpo.trained.inference import TrainedModel
     from hpo.trained.retrain import retrain
     from hpo.training.device import torch_device
     from hpo.workers.process import first_device

@@ -381,8 +381,7 @@ def predict(
     Example: hpo predict hpo_runs/trained/best cat.jpg holiday/ --csv holiday.csv
     """
     from hpo.cli.tables import answers_csv, answers_json, answers_table
-    from hpo.trained.inference import predictions, select, whole_note
-    from hpo.trained.model import TrainedModel
+    from hpo.trained.inference import TrainedModel, predictions, select, whole_note
 
     if as_json and csv_ is not None:
         raise InputError("--json and --csv exclude each other")

@@ -325,7 +325,8 @@ def stop(
     Example: hpo stop digits
     """
     from hpo.api.study import Study
-    from hpo.workers.launchers.base import Target, open_launcher
+    from hpo.workers.launchers import open_launcher
+    from hpo.workers.launchers.base import Target
 
     with database(storage) as found:
         chosen = Study(study, found)

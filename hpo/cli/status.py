@@ -226,7 +226,8 @@ def logs(
     Example: hpo logs digits -f
     """
     from hpo.search.status import read_status
-    from hpo.workers.launchers.base import Target, open_launcher
+    from hpo.workers.launchers import open_launcher
+    from hpo.workers.launchers.base import Target
 
     with (
         database(storage) as found,
@@ -313,7 +314,8 @@ def workers(
     """
     from hpo.cli.tables import to_json
     from hpo.search.status import read_status
-    from hpo.workers.launchers.base import Target, open_launcher
+    from hpo.workers.launchers import open_launcher
+    from hpo.workers.launchers.base import Target
 
     with database(storage) as found:
         now = read_status(found, study)

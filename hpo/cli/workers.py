@@ -205,7 +205,8 @@ def launch(
 
     Example: hpo launch studies/digits.toml --workers 4 --gpus-per-worker 0.5 --on ray://head:10001
     """
-    from hpo.workers.launchers.base import LaunchRequest, Size, Target, open_launcher
+    from hpo.workers.launchers import open_launcher
+    from hpo.workers.launchers.base import LaunchRequest, Size, Target
     from hpo.workers.launchers.slurm import Slurm
 
     home = Home.default()

@@ -1,8 +1,8 @@
 """The epochs of one trial: those that the database has, and those that wait on this host's disk.
 
-While the database is away training goes on. A checkpoint holds the metrics of all epochs before it,
-so the latest one on disk is all that is needed to deliver them: by this worker, or, should it die,
-by whoever takes the trial over on this host.
+While the database is unavailable training continues. A checkpoint holds the metrics of all epochs
+before it, so the latest one on disk is all that is needed to deliver them: by this worker, or, if
+it dies, by the worker that takes the trial over on this host.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import hashlib
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import optuna
 from optuna import pruners, samplers
@@ -32,11 +32,9 @@ from hpo.config.strategies import (
 )
 from hpo.config.study import StudyFile
 from hpo.storage import records
+from hpo.storage.database import Database
 from hpo.storage.optuna import FencedStorage, FirstObjective, sampling_view
-from hpo.storage.records import FINISHED_STATES, Epoch
-
-if TYPE_CHECKING:
-    from hpo.search.study import Study
+from hpo.storage.records import FINISHED_STATES, Epoch, StudyRow
 
 
 def derive_seed(*parts: object) -> int:
@@ -184,28 +182,29 @@ def draft_params(
 class FirstMetric:
     """The pruner of a study of several objectives, asked about its first metric."""
 
-    def __init__(self, study: Study, storage: FencedStorage) -> None:
-        self._study = study
+    def __init__(
+        self, file: StudyFile, row: StudyRow, database: Database, storage: FencedStorage
+    ) -> None:
+        self._metric, self._row, self._database = file.metric, row, database
         self._curves: dict[int, dict[int, float]] = {}
         self._settled = 0
         self._storage = FirstObjective(storage, lambda: self._curves)
-        self._pruner = make_pruner(study.file)
+        self._pruner = make_pruner(file)
         self._view = optuna.load_study(
-            study_name=study.row.name, storage=self._storage, pruner=self._pruner
+            study_name=row.name, storage=self._storage, pruner=self._pruner
         )
 
     def falls_behind(self, trial_id: int) -> bool:
-        """Whether the pruner ends the trial now, by the epochs in our table."""
+        """Return whether the pruner ends the trial now, by the epochs in our table."""
         self._read()
         return self._pruner.prune(self._view, self._storage.get_trial(trial_id))
 
     def _read(self) -> None:
-        """Curves of the first trials that are all over were read before and stay as they are."""
-        study, metric = self._study, self._study.file.metric
-        states = list(records.read_states(study.database, study.row.study_id).values())
-        fresh = records.read_epochs(study.database, study.uuid, first=self._settled)
+        """Read the curves anew but for those of the first trials that are all over."""
+        states = list(records.read_states(self._database, self._row.study_id).values())
+        fresh = records.read_epochs(self._database, self._row.uuid, first=self._settled)
         kept = {number: one for number, one in self._curves.items() if number < self._settled}
-        self._curves = kept | {number: _curve(rows, metric) for number, rows in fresh.items()}
+        self._curves = kept | {number: _curve(rows, self._metric) for number, rows in fresh.items()}
         over = [state in FINISHED_STATES for state in states]
         self._settled = over.index(False) if False in over else len(over)
 

@@ -210,7 +210,7 @@ class Checkpoints:
 
     def share(self, path: Path | None, moved: Moved = nothing) -> None:
         """Put a file of the trial into the mirror, a checkpoint before it is recorded. One that
-        never was, because the database is away, makes room for the next."""
+        never was, because the database is unavailable, makes room for the next."""
         before, self._fresh = self._fresh, None
         if self.mirror is None or path is None:
             return

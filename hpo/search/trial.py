@@ -3,7 +3,7 @@
 Order within an epoch: checkpoint file -> the same in the artifacts, where there are some -> one
 transaction {metrics, pointer to the checkpoint} -> report -> prune question. Whoever takes over
 after a death between any two of them resumes from the pointer, makes up for missing reports, asks,
-then trains. While the database is away the next epoch begins nevertheless: what could not be
+then trains. While the database is unavailable the next epoch begins nevertheless: what could not be
 recorded waits on disk (`epochs`), and the end of the trial waits for the database.
 """
 
@@ -74,7 +74,8 @@ class TrialRunner:
     @cached_property
     def first_metric(self) -> FirstMetric:
         """The pruner, where there are several objectives."""
-        return FirstMetric(self.study, self.storage)
+        study = self.study
+        return FirstMetric(study.file, study.row, study.database, self.storage)
 
     def data(self, config: TrainConfig, worker: str, tick: ProgressCallback) -> Data:
         """Images for `config`, opened once for trials that share them; refuses other images under

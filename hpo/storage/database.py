@@ -251,8 +251,9 @@ class Database:
 
     @contextmanager
     def retrying(self, pause: Pause | None) -> Iterator[None]:
-        """Storage calls of this thread inside wait while the database is away: `pause(seconds)`
-        waits, and raises to give up. None: they raise StorageUnavailable at once."""
+        """Let storage calls of this thread inside wait while the database is unavailable:
+        `pause(seconds)` waits, and raises to give up. None: they raise StorageUnavailable at
+        once."""
         before = self.pause
         self._mode.pause = pause
         try:
@@ -262,7 +263,7 @@ class Database:
 
     @property
     def pause(self) -> Pause | None:
-        """How this thread waits while the database is away; None where it does not."""
+        """How this thread waits while the database is unavailable; None where it does not."""
         return getattr(self._mode, "pause", None)
 
     @contextmanager

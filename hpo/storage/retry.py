@@ -1,4 +1,4 @@
-"""Waiting out a database that is away: every storage call of a retrying thread is repeated.
+"""Retries while the database is unavailable: every storage call of a retrying thread is repeated.
 
 A thread retries inside `Database.retrying(pause)`: a worker's main thread is, a plain command is
 not. A call is one transaction, repeated whole until the database answers. The answer to a commit
@@ -65,7 +65,7 @@ def delays() -> Iterator[float]:
 
 
 class Outage:
-    """What one thread says of a database that is away: once, once a minute, once when it is back.
+    """Log a database outage of one thread: at its start, every minute, at recovery.
 
     `consequence` says in words what this thread does meanwhile.
     """
@@ -100,14 +100,14 @@ class Outage:
     def _goes_on(self, error: StorageUnavailable, now: float) -> None:
         if self.began is None:
             self.began = self._said = now
-            log.warning("the database is away; %s: %s", self.consequence, error)
+            log.warning("database unavailable, retrying; %s: %s", self.consequence, error)
         elif now - self._said >= REMINDER_S:
             self._said = now
-            log.warning("the database is away for %.0f s now: %s", now - self.began, error)
+            log.warning("database unavailable for %.0f s, retrying: %s", now - self.began, error)
 
     def _is_over(self) -> None:
         if self.began is not None:
-            log.warning("the database is back after %.1f s", time.monotonic() - self.began)
+            log.warning("database available again after %.1f s", time.monotonic() - self.began)
             self.began = None
 
 

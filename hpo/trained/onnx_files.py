@@ -17,7 +17,7 @@ from hpo.data.dataset import Data
 from hpo.data.images import Images, Pixels
 from hpo.errors import InputError, nearest
 from hpo.io import Sink, atomic_write, raising_disk_full
-from hpo.trained.model import TrainedModel
+from hpo.trained.inference import TrainedModel
 from hpo.trained.run import RunMetadata, SeedDir
 from hpo.training import models
 from hpo.training import onnx as onnx_files

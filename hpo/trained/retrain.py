@@ -32,7 +32,7 @@ from hpo.data.report import DataReport
 from hpo.errors import ConfigError, Conflict, Damaged, InputError, TrialFailed
 from hpo.io import discard, same_place, write_text
 from hpo.paths import Home
-from hpo.trained.model import TrainedModel
+from hpo.trained.inference import TrainedModel
 from hpo.trained.onnx_files import OnnxTargets, open_files, try_export, write_files
 from hpo.trained.run import RunDir, RunMetadata, SeedDir, TrainedOn, TrainedRun, as_json, read_run
 from hpo.training.checkpoint import Checkpoint, best_weights, save_weights

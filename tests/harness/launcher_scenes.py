@@ -27,13 +27,13 @@ from hpo.search.status import StudyStatus, read_status
 from hpo.storage import records
 from hpo.storage.database import Database, connect
 from hpo.storage.records import WorkerRow
+from hpo.workers.launchers import open_launcher
 from hpo.workers.launchers.base import (
     LaunchedWorker,
     Launcher,
     LaunchRequest,
     Size,
     Target,
-    open_launcher,
 )
 from tests.harness.clusters import RayCluster, ray_cluster, slurm_cluster, until
 from tests.harness.fake_launcher import FakeLauncher

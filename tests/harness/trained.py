@@ -11,8 +11,7 @@ import torch
 from hpo.config.base import with_values
 from hpo.config.train import TrainConfig
 from hpo.paths import Home
-from hpo.trained.inference import Prediction
-from hpo.trained.model import TrainedModel
+from hpo.trained.inference import Prediction, TrainedModel
 from hpo.trained.retrain import retrain
 from hpo.trained.run import TrainedRun
 from tests.harness.images import make_folder

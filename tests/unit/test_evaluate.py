@@ -23,8 +23,7 @@ from hpo.errors import DataError, HpoError, InputError, NotFound
 from hpo.formatting import number
 from hpo.paths import Home
 from hpo.reports.training import training_report
-from hpo.trained.inference import Chunk, evaluate_run, predictions, select
-from hpo.trained.model import TrainedModel
+from hpo.trained.inference import Chunk, TrainedModel, evaluate_run, predictions, select
 from hpo.trained.run import TrainedRun, load_run
 from hpo.training.checkpoint import load_trained
 from tests.harness.images import make_folder

@@ -27,8 +27,8 @@ from hpo.storage import database, records
 from hpo.storage.database import Database, connect
 from hpo.workers import agent
 from hpo.workers.agent import Agent, AgentSpec
-from hpo.workers.launchers import base, ray, slurm
-from hpo.workers.launchers.base import LaunchRequest, Size, Target, open_launcher
+from hpo.workers.launchers import open_launcher, ray, slurm
+from hpo.workers.launchers.base import LaunchRequest, Size, Target
 from hpo.workers.launchers.local import Local, _is_agent, agent_command
 from hpo.workers.launchers.ray import check_room
 from hpo.workers.launchers.slurm import Slurm
@@ -57,7 +57,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeLauncher]:
     def opened(*_args: object, **_options: object) -> AbstractContextManager[FakeLauncher]:
         return nullcontext(launcher)
 
-    monkeypatch.setattr(base, "open_launcher", opened)
+    monkeypatch.setattr("hpo.workers.launchers.open_launcher", opened)
     yield launcher
     for one in launcher.hired.values():
         one.stop.set()

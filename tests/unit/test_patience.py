@@ -199,14 +199,14 @@ def test_an_outage_is_said_once_and_once_a_minute_and_when_it_is_over(
         now[0] += 0.75
     said = [record.getMessage() for record in caplog.records]
     assert said == [
-        "the database is away; we wait: gone",
-        "the database is away for 60 s now: gone",
-        "the database is away for 120 s now: gone",
+        "database unavailable, retrying; we wait: gone",
+        "database unavailable for 60 s, retrying: gone",
+        "database unavailable for 120 s, retrying: gone",
     ]
     for _ in range(2):
         with outage.noted():
             pass
-    assert caplog.messages[3:] == ["the database is back after 124.8 s"]
+    assert caplog.messages[3:] == ["database available again after 124.8 s"]
 
 
 def test_a_slow_try_is_followed_by_as_long_a_rest(monkeypatch: pytest.MonkeyPatch) -> None:

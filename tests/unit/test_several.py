@@ -187,7 +187,11 @@ def _verdicts(database: Database, study: Study, curves: Sequence[tuple[float, ..
                 trial.report(value, epoch)
             found.append(trial.should_prune())
         else:
-            found.append(FirstMetric(study, storage).falls_behind(taken.lease.trial_id))
+            found.append(
+                FirstMetric(study.file, study.row, study.database, storage).falls_behind(
+                    taken.lease.trial_id
+                )
+            )
     return found
 
 
