@@ -243,7 +243,7 @@ class Retrieval:
         """Raise ConfigError for more principal components than there can be."""
         if config.retrieval.pca:
             bare = config.model.model_copy(update={"weights": None})
-            features = _width(bare, config.data.image_size, classes)
+            features = _width(bare.model_dump_json(), config.data.image_size, classes)
             require_components(config.retrieval.pca, images, features)
 
     def require_export(self) -> None:
@@ -343,9 +343,10 @@ def task_of(config: TrainConfig) -> Task:
 
 
 @cache
-def _width(config: ModelConfig, image_size: int, classes: int) -> int:
-    """Return the number of features of a network."""
-    model = models.build(config, classes=classes, image_size=image_size)
+def _width(config: str, image_size: int, classes: int) -> int:
+    """Return the number of features of a network; `config` is its configuration as JSON."""
+    parsed = ModelConfig.model_validate_json(config)
+    model = models.build(parsed, classes=classes, image_size=image_size)
     return width(model, image_size)
 
 

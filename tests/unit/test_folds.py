@@ -301,7 +301,7 @@ def test_a_search_prunes_by_the_mean_and_keeps_every_fold(database: Database, ho
     write_export(home.root / "best.toml", made, provenance)
     trained = retrain(*load_config(home.root / "best.toml"), out=home.root / "out", home=home,
                       device="cpu")  # fmt: skip
-    assert any("data.folds = 3 is of the search" in note for note in trained.notes)
+    assert any("data.folds = 3 applies to the search" in note for note in trained.notes)
     assert not any("are not those of the search" in note for note in trained.notes)
     weights = safetensors.torch.load_file(trained.seeds[0].files.weights)
     assert not any(name.startswith("fold") for name in weights)

@@ -418,15 +418,15 @@ def test_the_task_is_not_searched() -> None:
         ({"retrieval": {"k": 0}}, "retrieval.k: 0: "),
         ({"retrieval": {"k": 1001}}, "retrieval.k: 1001: "),
         ({"retrieval": {"pca": -1}}, "retrieval.pca: -1: "),
-        ({"retrieval": {"distance": "manhattan"}}, "retrieval.distance: 'manhattan': "),
-        ({"task": "segmentation"}, "task: 'segmentation': "),
+        ({"retrieval": {"distance": "manhattan"}}, 'retrieval.distance: "manhattan": '),
+        ({"task": "segmentation"}, 'task: "segmentation": '),
         (
             {"task": "retrieval", "early_stopping": {"patience": 2, "metric": "val_top5"}},
-            "early_stopping.metric: 'val_top5': task = 'retrieval' does not give it",
+            "early_stopping.metric: \"val_top5\": task = 'retrieval' does not give it",
         ),
         (
             {"schedule": {"name": "plateau", "metric": "val_f1"}},
-            "schedule.metric: 'val_f1': task = 'classification' does not give it",
+            "schedule.metric: \"val_f1\": task = 'classification' does not give it",
         ),
     ],
 )
