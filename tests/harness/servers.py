@@ -84,7 +84,7 @@ def copy_database(server: Any, template: str, name: str) -> None:
     """Replace the database `name`, which nobody uses, by a copy of `template`."""
     admin = sa.create_engine(_url(server, "postgres"), isolation_level="AUTOCOMMIT")
     with admin.connect() as connection:
-        connection.exec_driver_sql(f'DROP DATABASE "{name}"')
+        connection.exec_driver_sql(f'DROP DATABASE "{name}" WITH (FORCE)')
         connection.exec_driver_sql(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
     admin.dispose()
 
