@@ -9,15 +9,17 @@ import math
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from hpo.config.metrics import AUC, TOP5, recall_class, user_function
 from hpo.config.train import TrainConfig
 from hpo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 KEY = "metric"
 """Name of the field at fault in messages: it belongs to a study, a schedule or early stopping."""

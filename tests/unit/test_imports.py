@@ -164,4 +164,5 @@ def test_looking_for_faults_loads_no_torch(tmp_path: Path) -> None:
 
 def test_the_supervisor_loads_no_torch(tmp_path: Path) -> None:
     code = "import hpo.cli.search, hpo.api.study, hpo.data.dataset, hpo.workers.supervisor"
+    code += ", hpo.training.metrics, hpo.reports.progress"
     assert "torch" not in loaded_by(code, tmp_path)
