@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -88,7 +89,7 @@ class SeedFiles(Protocol):
         """Examples for the report."""
 
 
-class Task(Protocol):
+class Task(ABC):
     """The differences between classification and retrieval."""
 
     columns: tuple[str, ...]
@@ -96,12 +97,15 @@ class Task(Protocol):
     averages: bool
     """Whether several seeds predict together, by the mean of their probabilities."""
 
-    def require(self, config: TrainConfig, images: int, classes: int) -> None:
+    def require(  # noqa: B027  (by default nothing is required)
+        self, config: TrainConfig, images: int, classes: int
+    ) -> None:
         """Raise ConfigError if `images` training images are not enough for `config`."""
 
-    def require_export(self) -> None:
+    def require_export(self) -> None:  # noqa: B027  (by default it can)
         """Raise InputError if the network alone, as ONNX, cannot predict."""
 
+    @abstractmethod
     def validate(
         self,
         learner: Learner,
@@ -113,9 +117,12 @@ class Task(Protocol):
     ) -> dict[str, float]:
         """Return the val_ metrics of an epoch, including the `asked` ones."""
 
-    def save(self, model: Model, files: SeedFiles, train: Images, cache: Path) -> None:
+    def save(  # noqa: B027  (by default the weights are enough)
+        self, model: Model, files: SeedFiles, train: Images, cache: Path
+    ) -> None:
         """Write the files that `predict` needs in addition to the weights."""
 
+    @abstractmethod
     def test(
         self,
         model: Model,
@@ -129,34 +136,34 @@ class Task(Protocol):
 
     def test_on_training(self, model: Model, files: SeedFiles, train: Images) -> dict[str, Any]:
         """Return scores on the training images if there are no others; empty if not applicable."""
+        return {}
 
+    @abstractmethod
     def evaluate(self, model: Model, files: SeedFiles, images: Images) -> Scored:
         """Evaluate on labelled images without storing anything."""
 
     def combine(self, found: Sequence[Scored]) -> Scored | None:
         """Combine several seeds into one; None if they cannot predict together."""
+        return None
 
+    @abstractmethod
     def predictor(self, model: Model, files: SeedFiles) -> Callable[[Images, int], list[Rows]]:
         """Return a function of images and k that returns the k best predictions for each image."""
 
     def answers(self, k: int, classes: int) -> int:
         """Return the maximum number of rows for an image."""
+        return k
 
+    @abstractmethod
     def as_dict(self, rows: Rows) -> dict[str, Any]:
         """Return a prediction as a JSON-serialisable dictionary."""
 
 
-class Classification:
+class Classification(Task):
     """The most likely classes of an image."""
 
     columns: tuple[str, ...] = ("class", "probability")
     averages = True
-
-    def require(self, config: TrainConfig, images: int, classes: int) -> None:
-        """Accept any number of images."""
-
-    def require_export(self) -> None:
-        """Accept: the network alone is enough."""
 
     def validate(
         self,
@@ -181,9 +188,6 @@ class Classification:
         )
         return measure(evaluation, asked, data.names)
 
-    def save(self, model: Model, files: SeedFiles, train: Images, cache: Path) -> None:
-        """Write nothing: the weights are enough."""
-
     def test(
         self,
         model: Model,
@@ -196,10 +200,6 @@ class Classification:
         evaluations = model.score(images, others)
         save_logits(files.test_logits, evaluations[""], images.names)
         return {**evaluations}
-
-    def test_on_training(self, model: Model, files: SeedFiles, train: Images) -> dict[str, Any]:
-        """Return nothing: the training scores of the last epoch take their place."""
-        return {}
 
     def evaluate(self, model: Model, files: SeedFiles, images: Images) -> Evaluation:
         """Return the network's scores with its logits."""
@@ -233,7 +233,7 @@ class Classification:
         return {"top": rows}
 
 
-class Retrieval:
+class Retrieval(Task):
     """The training images nearest to an image, by the network's features."""
 
     columns: tuple[str, ...] = ("nearest", "class", "distance")
@@ -305,9 +305,6 @@ class Retrieval:
         index = Index.load(files.index)
         return index.search(model.embed(images), classes=len(model.classes))
 
-    def combine(self, found: Sequence[Scored]) -> None:
-        """Return None: each seed has features of its own."""
-
     def predictor(self, model: Model, files: SeedFiles) -> Callable[[Images, int], list[Rows]]:
         """Predict from the index of the seed; an image is never its own neighbour. Raises DataError
         for an unreadable index."""
@@ -323,10 +320,6 @@ class Retrieval:
             )
             for places, distances in zip(neighbours.indices, neighbours.distances, strict=True)
         ]
-
-    def answers(self, k: int, classes: int) -> int:
-        """Return k."""
-        return k
 
     def as_dict(self, rows: Rows) -> dict[str, Any]:
         """Return image, class and distance of each neighbour as `nearest`."""
