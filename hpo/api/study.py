@@ -396,19 +396,6 @@ def _connect(storage: str | None) -> Database:
     return connect(storage or os.environ.get("HPO_STORAGE") or Home.default().storage)
 
 
-@contextmanager
-def _quiet_optuna() -> Iterator[None]:
-    """Silence Optuna's own messages inside: we say what happens."""
-    import optuna
-
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(before)
-
-
 def open_study(
     found: Database, file: StudyFile, artifacts: str | None, *, look: bool = True
 ) -> tuple[studies.Study, bool]:
@@ -418,6 +405,7 @@ def open_study(
     from hpo.search import study as studies
     from hpo.search import sync
     from hpo.search.fingerprints import code_of, keep_report
+    from hpo.storage.optuna import quiet_optuna
     from hpo.storage.records import find_study
 
     row = find_study(found, file.name)
@@ -427,7 +415,7 @@ def open_study(
         code_of(file)
         report = check_data(file)
     make_home(found)
-    with _quiet_optuna():
+    with quiet_optuna():
         study, is_new = studies.create(found, file)
     if report:
         keep_report(found, study.uuid, report)

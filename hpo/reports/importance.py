@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.search.study import load
 from hpo.storage.database import Database
-from hpo.storage.optuna import FencedStorage
+from hpo.storage.optuna import FencedStorage, quiet_optuna
 from hpo.storage.records import WORTHLESS
 
 MIN_COMPLETE = 8
@@ -99,7 +99,8 @@ class _PedAnova:
     """PED-ANOVA over the same trials for different values (less is better)."""
 
     def __init__(self, trials: Sequence[FrozenTrial]) -> None:
-        self._study = optuna.create_study(storage=optuna.storages.InMemoryStorage())
+        with quiet_optuna():
+            self._study = optuna.create_study(storage=optuna.storages.InMemoryStorage())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._evaluator = optuna.importance.PedAnovaImportanceEvaluator()

@@ -485,6 +485,17 @@ def _upgrade_optuna(database: Database) -> None:
         root.removeHandler(quiet)
 
 
+@contextmanager
+def quiet_optuna() -> Iterator[None]:
+    """Silence Optuna's own messages inside: hpo reports its studies and trials."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
 def _optuna_url(database: Database) -> str:
     """Return the URL with its password, as SQLAlchemy reads it again: its newer versions take % for
     an escape also in a path."""
