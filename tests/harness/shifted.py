@@ -8,10 +8,14 @@ A time zone is set by TZ and PGTZ, as on any host.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import sys
 import time
 from datetime import tzinfo
+
+with contextlib.suppress(ImportError):  # its compiled modules die of a datetime that is not the real one
+    import pandas  # noqa: F401
 
 SECONDS = float(sys.argv[1])
 _time, _time_ns = time.time, time.time_ns
