@@ -14,7 +14,7 @@ import sys
 import time
 from datetime import tzinfo
 
-with contextlib.suppress(ImportError):  # its compiled modules die of a datetime that is not the real one
+with contextlib.suppress(ImportError):  # its compiled modules die of a replaced datetime
     import pandas  # noqa: F401
 
 SECONDS = float(sys.argv[1])
