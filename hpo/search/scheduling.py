@@ -5,6 +5,7 @@ A snapshot goes in, a decision comes out, so that both are tested by table.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -128,3 +129,13 @@ def planned(
     rest = [point for point in grid if point not in baselines]
     place -= len(baselines)
     return rest[place] if place < len(rest) else {}
+
+
+def is_protected(number: int, epoch: int, lengths: Mapping[int, int]) -> bool:
+    """Return whether trial `number`, which tries a recommended configuration, goes on after `epoch`
+    (from 1) whatever its value: while the median of the other trials' numbers of epochs is smaller.
+
+    `lengths`: finished epochs by trial number; trials without any do not count.
+    """
+    others = [count for trial, count in lengths.items() if trial != number and count > 0]
+    return not others or statistics.median(others) < epoch

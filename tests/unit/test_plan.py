@@ -114,3 +114,21 @@ def test_planned_shifts_by_what_was_enqueued() -> None:
     assert scheduling.planned(0, [], [a, b], None, 0) == a
     assert scheduling.planned(1, [], [a, b], {"x": 9}, 0) == {"x": 9}
     assert scheduling.planned(2, [], [a, b], None, 1) == b
+
+
+@pytest.mark.parametrize(
+    ("epoch", "lengths", "protected"),
+    [
+        (1, {}, True),
+        (1, {0: 1}, True),  # its own epochs do not count
+        (1, {0: 1, 1: 0, 2: 0}, True),  # nor trials that have just begun
+        (2, {0: 2, 1: 1, 2: 2}, True),  # the median is 1.5
+        (2, {0: 2, 1: 1, 2: 2, 3: 9}, False),
+        (3, {0: 3, 1: 2, 2: 2, 3: 9}, True),
+        (9, {0: 9, 1: 9}, False),
+    ],
+)
+def test_a_recommended_trial_goes_on_until_the_median_of_the_others_reaches_its_epoch(
+    epoch: int, lengths: dict[int, int], protected: bool
+) -> None:
+    assert scheduling.is_protected(0, epoch, lengths) is protected
