@@ -111,6 +111,37 @@ def duration(seconds: float) -> str:
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
 
 
+_UNITS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
+_NUMBER = r"\d+(?:\.\d+)?"
+_PARTS = r"\s*".join(rf"(?:({_NUMBER})\s*{unit})?" for unit in ("d", "h", "m(?:in)?", "s"))
+DURATION_PATTERN = rf"^\s*({_NUMBER}|{_PARTS})\s*$"
+LONGEST_S = 10_000 * 86_400
+DURATION_RULE = "a time such as 90s, 30m, 1h30m, 2 h or a number of seconds, above 0, up to 10000d"
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds of a duration such as 90s, 30m, 1h30m, 2 h, 1 d or 45, which is a number
+    of seconds; thousandths are the smallest. Raises ValueError for others, and for none at all."""
+    text = text.strip()
+    text += "s" * bool(re.fullmatch(_NUMBER, text, re.ASCII))
+    found = re.fullmatch(_PARTS, text, re.ASCII)
+    parts = zip(found.groups("0"), _UNITS.values(), strict=True) if found else ()
+    seconds = round(sum(float(count) * size for count, size in parts), 3)
+    if not 0 < seconds <= LONGEST_S:
+        raise ValueError(f"allowed: {DURATION_RULE}")
+    return seconds
+
+
+def exact_duration(seconds: float) -> str:
+    """Return seconds, whole or thousandths, as `parse_duration` takes them: 45s, 1h30m, 0.5s."""
+    parts, left = [], round(seconds * 1000)
+    for unit, size in _UNITS.items():
+        count, left = (left / 1000, 0) if unit == "s" else divmod(left, size * 1000)
+        if count:
+            parts.append(f"{count:.15g}{unit}")
+    return "".join(parts) or "0s"
+
+
 def rough_duration(seconds: float) -> str:
     """Return seconds as 0.4 s, 12 s, 3 min, 2.5 h."""
     if seconds < 0.1:

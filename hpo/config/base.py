@@ -17,17 +17,42 @@ from pydantic import (
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
+    PlainSerializer,
     ValidationError,
+    WithJsonSchema,
 )
 from pydantic_core import PydanticCustomError, core_schema
 
 from hpo.errors import ConfigError, nearest
+from hpo.formatting import DURATION_PATTERN, LONGEST_S, exact_duration, parse_duration
 
 
 def as_tuple(value: Any) -> Any:
     """Return a list as a tuple: TOML has lists only, frozen models hold tuples."""
     return tuple(value) if isinstance(value, list) else value
 
+
+def _seconds(value: Any) -> Any:
+    """Return a duration in seconds; a value that is neither a text nor a number as it is."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return value
+    return parse_duration(value if isinstance(value, str) else f"{value:.20g}")
+
+
+Duration = Annotated[
+    float,
+    BeforeValidator(_seconds),
+    PlainSerializer(exact_duration, return_type=str, when_used="json"),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "exclusiveMinimum": 0, "maximum": LONGEST_S},
+                {"type": "string", "pattern": DURATION_PATTERN},
+            ]
+        }
+    ),
+]
+"""Seconds, also written 90s, 30m, 1h30m or 2 h."""
 
 Ratio = Annotated[float, Field(ge=0, le=1)]
 Rates = Annotated[tuple[Annotated[float, Field(ge=0)], ...], BeforeValidator(as_tuple)]

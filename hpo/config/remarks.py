@@ -3,6 +3,7 @@ effect, samplers that draw at random, pruners that can never act."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -118,7 +119,7 @@ def _plainly(value: Any) -> str:
 
 
 def _drawn_at_random(file: StudyFile) -> Iterator[str]:
-    sampler, trials = file.study.sampler, file.study.trials
+    sampler, trials = file.study.sampler, _most_trials(file)
     first = getattr(sampler, "n_startup_trials", getattr(sampler, "population_size", 0))
     option = "n_startup_trials" if hasattr(sampler, "n_startup_trials") else "population_size"
     if isinstance(sampler, TPE | GP | CmaEs | NSGA2) and first >= trials:
@@ -133,10 +134,16 @@ def _drawn_at_random(file: StudyFile) -> Iterator[str]:
             f"{', '.join(names)} ({why})" for why, names in alone.items()
         )
     if isinstance(sampler, GP) and trials > MOST_OF_GP:
+        of = "" if trials == math.inf else f" (of {trials})"
         yield (
-            f"gp grows slow beyond some {MOST_OF_GP} trials (of {trials}): a minute for each at "
+            f"gp grows slow beyond some {MOST_OF_GP} trials{of}: a minute for each at "
             "5,000; tpe does not"
         )
+
+
+def _most_trials(file: StudyFile) -> float:
+    """Return the number of trials, infinite without a limit."""
+    return math.inf if file.study.trials is None else file.study.trials
 
 
 MOST_OF_GP = 500
@@ -163,12 +170,12 @@ def _independent(file: StudyFile, sampler: Strategy) -> dict[str, list[str]]:
 
 
 def _never_pruning(file: StudyFile) -> Iterator[str]:
-    pruner, epochs, trials = file.study.pruner, file.max_epochs, file.study.trials
+    pruner, epochs, trials = file.study.pruner, file.max_epochs, _most_trials(file)
     for option, value, why in _obstacles(pruner, epochs, trials):
         yield f"{pruner.name} never ends a trial: {option} = {value}, and {why}"
 
 
-def _obstacles(pruner: Strategy, epochs: int, trials: int) -> Iterator[tuple[str, Any, str]]:
+def _obstacles(pruner: Strategy, epochs: int, trials: float) -> Iterator[tuple[str, Any, str]]:
     """Yield (option, its value, what it cannot reach) of options that are not at their default. The
     pruner is never asked after a trial's last epoch."""
     short = f"no trial has more than {epochs} epoch{'s' * (epochs > 1)}"

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
-from hpo.config.base import ConfigModel, as_tuple, fail, members
+from hpo.config.base import ConfigModel, Duration, as_tuple, fail, members
 from hpo.config.constraints import Constraint, Constraints, parse_constraints
 from hpo.config.metrics import COSTS, MOST_OBJECTIVES, Metric, Objective
 
@@ -238,6 +238,9 @@ SAMPLERS, WRAPPED, PRUNERS = members(_Samplers), members(_Wrapped), members(_Pru
 Sampler = Annotated[_Samplers, Field(discriminator="name"), _by_name(_Samplers)]
 Pruner = Annotated[_Pruners, Field(discriminator="name"), _by_name(_Pruners)]
 
+OPENING = ("max_time", "max_full_trainings")
+"""Limits beside which a study needs no number of trials."""
+
 SMALL_STUDY = 40
 """Below this many trials hyperband's brackets are too thin, and the median prunes by default."""
 
@@ -284,10 +287,19 @@ class StudyConfig(ConfigModel):
     >= or >; the costs are those of metrics. A trial that does not meet them ends at once as
     infeasible, which counts in trials and is never best: by parameters, flops and latency_ms before
     its first epoch, by epoch_seconds and peak_memory_mb of its epochs so far after each."""
-    trials: int = Field(default=50, ge=1, le=1_000_000)
-    """Budget: exactly so many trials finish. Under grid its default is the number of points."""
+    trials: int | None = Field(default=50, ge=1, le=1_000_000)
+    """Budget: exactly so many trials finish. Under grid its default is the number of points; beside
+    max_time or max_full_trainings it is None: there is no limit on trials."""
+    max_time: Duration | None = None
+    """Stop after so much time by the clock, in which anything ran: "90s", "30m", "1h30m" or a
+    number of seconds; pauses of the whole study do not count. None: never. As the other limits it
+    is met after an epoch: running trials end with the one that they are at."""
+    max_full_trainings: float | None = Field(default=None, gt=0)
+    """Stop once the epochs of all trials are as many as those of so many full trainings, each of
+    the largest epochs in the study; None: never. At most one epoch of each worker comes on top."""
     timeout_s: float | None = Field(default=None, gt=0)
-    """Stop after so many seconds of work, pauses of the whole study not counted; None: never."""
+    """Stop after so many seconds of work, summed over all workers: with four of them after a fourth
+    of that by the clock, which max_time limits; None: never."""
     target: float | None = None
     """Stop as soon as the best value reaches this; None: never."""
     patience_trials: int | None = Field(default=None, ge=1)
@@ -318,6 +330,21 @@ class StudyConfig(ConfigModel):
         if isinstance(trials, int) and trials < SMALL_STUDY:
             return {"pruner": Median(), **data}
         return data
+
+    @model_validator(mode="before")
+    @classmethod
+    def _open_ended(cls, data: Any) -> Any:
+        """Without a number of trials, time or epochs alone end the study."""
+        if not isinstance(data, Mapping) or not any(data.get(one) is not None for one in OPENING):
+            return data
+        return {"trials": None, **data}
+
+    @model_validator(mode="after")
+    def _ends(self) -> Self:
+        grid = isinstance(self.sampler, Grid)
+        if self.trials is None and not grid and all(getattr(self, x) is None for x in OPENING):
+            fail("trials", None, "allowed only beside max_time or max_full_trainings")
+        return self
 
     @model_validator(mode="before")
     @classmethod

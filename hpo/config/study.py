@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -196,7 +197,7 @@ class StudyFile:
         """The direction of `metric`."""
         return direction(self.study.metric)
 
-    @property
+    @cached_property
     def max_epochs(self) -> int:
         """The most epochs that a trial of this study can have."""
         return max(self.config(corner).epochs for corner in self.space.corners())
@@ -401,7 +402,7 @@ def _study_config(given: dict[str, Any], space: Space) -> StudyConfig:
     except ConfigError as error:
         message = f"{error.message}; or use another study.sampler"
         raise ConfigError(message, key=f"space.{error.key}") from None
-    if "trials" not in given:
+    if study.trials is None or "trials" not in given:
         return StudyConfig.parse({**given, "trials": points}, prefix="study.")
     if study.trials > points:
         message = f"{study.trials}: the grid has {points} points; allowed: 1 to {points}"

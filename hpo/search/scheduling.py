@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hpo.formatting import exact_duration
 from hpo.storage.leases import ClaimableTrial, ContactWindow, StudySnapshot
+from hpo.storage.spending import Spending
 
 Values = Mapping[str, Any]
 
@@ -45,22 +47,72 @@ class Over:
 Decision = Run | Drain | Wait | Over
 
 
-def stop_reason(snapshot: StudySnapshot, *, maximize: bool, max_failures: int) -> str | None:
-    """Return the stop rule that fires now, in words; None while the search goes on.
+@dataclass(frozen=True)
+class StopRule:
+    """A stop rule that has fired."""
+
+    reason: str
+    option: str
+    """The option of `hpo extend` that raises its limit; empty: there is none."""
+
+
+CLOSING = 2 / 3
+"""Part of a budget of time or epochs after which a study closes: it begins no new trial."""
+
+
+def stop_rule(snapshot: StudySnapshot, *, maximize: bool, max_failures: int) -> StopRule | None:
+    """Return the stop rule that fires now; None while the search goes on.
 
     The number of trials is no rule: trials at or above the budget are simply never taken.
     """
     best, target = snapshot.best, snapshot.target
     if best is not None and target is not None and (best >= target if maximize else best <= target):
-        return f"the target {target:g} was reached: {best:g}"
-    if snapshot.timeout_s is not None and snapshot.active_s >= snapshot.timeout_s:
-        return f"timeout_s = {snapshot.timeout_s:g} of training were spent"
+        return StopRule(f"the target {target:g} was reached: {best:g}", "--target")
+    if (spent := spent_budget(snapshot)) is not None:
+        return spent
     if snapshot.patience_trials is not None and snapshot.since_best >= snapshot.patience_trials:
-        return f"{snapshot.since_best} trials in a row brought nothing better than {best:g}"
+        since = snapshot.since_best
+        reason = f"{since} trials in a row brought nothing better than {best:g}"
+        return StopRule(reason, "--patience-trials")
     same = snapshot.failures[:max_failures]
     if len(same) == max_failures and len(set(same)) == 1:
-        return f"{max_failures} trials in a row failed for the same reason: {same[0]}"
+        return StopRule(f"{max_failures} trials in a row failed for the same reason: {same[0]}", "")
     return None
+
+
+def spent_budget(spending: Spending) -> StopRule | None:
+    """Return the budget of time or epochs that is spent, the first in the order of their names in
+    `[study]`; None while all have something left."""
+    for name, part in budget_parts(spending).items():
+        if part >= 1.0:
+            return StopRule(_spent_reason(name, spending), f"--{name.replace('_', '-')}")
+    return None
+
+
+def _spent_reason(name: str, spending: Spending) -> str:
+    if name == "max_full_trainings":
+        spent = f"{spending.spent_epochs} epochs were spent"
+        return f"max_full_trainings = {spending.max_full_trainings:g}: {spent}"
+    if name == "max_time":
+        return f"max_time = {exact_duration(spending.max_time_s or 0.0)} is over"
+    return f"timeout_s = {spending.timeout_s:g} of training were spent"
+
+
+def budget_parts(spending: Spending) -> dict[str, float]:
+    """Return which part of each budget of time or epochs is spent, by its name in `[study]`; 1 and
+    more: all of it. Those without a limit are left out."""
+    spent = {
+        "max_time": (spending.elapsed_s, spending.max_time_s),
+        "max_full_trainings": (spending.full_trainings, spending.max_full_trainings),
+        "timeout_s": (spending.active_s, spending.timeout_s),
+    }
+    return {name: part / limit for name, (part, limit) in spent.items() if limit is not None}
+
+
+def closing(spending: Spending) -> bool:
+    """Return whether two thirds of a budget of time or epochs are spent: what is left is for trials
+    that have begun."""
+    return any(part >= CLOSING for part in budget_parts(spending).values())
 
 
 def decide(snapshot: StudySnapshot, rule: str | None) -> Decision:

@@ -336,7 +336,7 @@ class TrialRun:
             return self._pruned()
         if stop == "user":
             raise Interrupted("the study was stopped")
-        if stop == "rule":
+        if stop == "rule" or (self.rows and self.runner.study.spent()):
             return Ending(Outcome.PRUNED, self._best(), "the study is over: a stop rule fired")
         return None
 

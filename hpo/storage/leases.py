@@ -25,7 +25,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from hpo.errors import Fenced, NotFound
+from hpo.errors import Fenced
 from hpo.redaction import redact
 from hpo.storage.database import Database
 from hpo.storage.records import (
@@ -39,6 +39,7 @@ from hpo.storage.records import (
     finite,
 )
 from hpo.storage.retry import storage_call
+from hpo.storage.spending import Spending, select_spending, select_study
 from hpo.storage.tables import attempts, epochs, optuna_trials, studies, workers
 
 
@@ -213,6 +214,8 @@ def _claim_in(c: sa.Connection, database: Database, request: _ClaimRequest) -> C
     ).one_or_none()
     if trial is None or trial.state not in UNFINISHED_STATES:
         return None
+    if study.stop is not None and trial.state == "WAITING":
+        return None  # a stop rule has fired since: what was begun is told, nothing begins
     now = float(c.scalar(sa.select(database.now())) or 0)
     is_open = bool(history) and history[0].outcome is None
     if is_open and history[0].token == request.token:
@@ -465,13 +468,13 @@ def live_leases(database: Database, uuid: str) -> list[str]:
         )
 
 
-@dataclass(frozen=True)
-class StudySnapshot:
+@dataclass(frozen=True, kw_only=True)
+class StudySnapshot(Spending):
     """What a decision needs to know of a study, read in one transaction."""
 
     uuid: str
     trials: int
-    timeout_s: float | None
+    """The budget; `tables.OPEN_ENDED` where only time or epochs end the study."""
     target: float | None
     patience_trials: int | None
     stop: str | None
@@ -481,7 +484,6 @@ class StudySnapshot:
     running: int
     waiting: int
     free: tuple[ClaimableTrial, ...]
-    active_s: float
     best: float | None
     since_best: int
     failures: tuple[str, ...]
@@ -491,12 +493,13 @@ class StudySnapshot:
 
 
 @storage_call
-def read_snapshot(database: Database, uuid: str, *, maximize: bool) -> StudySnapshot:
-    """Read a study's snapshot. Raises NotFound if it was deleted."""
+def read_snapshot(
+    database: Database, uuid: str, *, maximize: bool, max_epochs: int
+) -> StudySnapshot:
+    """Read a study's snapshot; `max_epochs` are those of a full training. Raises NotFound if it was
+    deleted."""
     with database.read() as c:
-        study = c.execute(sa.select(studies).where(studies.c.uuid == uuid)).one_or_none()
-        if study is None:
-            raise NotFound("the study was deleted")
+        study = select_study(c, uuid)
         t = optuna_trials.c
         below = sa.case((t.number < study.trials, 1), else_=0)
         counts = {
@@ -513,9 +516,9 @@ def read_snapshot(database: Database, uuid: str, *, maximize: bool) -> StudySnap
 
         best, since_best = _best(c, uuid, maximize)
         return StudySnapshot(
+            **vars(select_spending(c, database, study, max_epochs)),
             uuid=uuid,
             trials=study.trials,
-            timeout_s=study.timeout_s,
             target=study.target,
             patience_trials=study.patience_trials,
             stop=study.stop,
@@ -525,7 +528,6 @@ def read_snapshot(database: Database, uuid: str, *, maximize: bool) -> StudySnap
             running=inside("RUNNING"),
             waiting=inside("WAITING"),
             free=_free(c, database, study.study_id, study.trials),
-            active_s=_active_s(c, database, uuid),
             best=best,
             since_best=since_best,
             failures=_failures(c, uuid, study.resumed),
@@ -551,13 +553,6 @@ def _free(
         ClaimableTrial(row.trial_id, row.number, row.state == "RUNNING", bool(row.expired))
         for row in c.execute(query)
     )
-
-
-def _active_s(c: sa.Connection, database: Database, uuid: str) -> float:
-    a, now = attempts.c, database.now()
-    until = sa.case((a.until < now, a.until), else_=now)
-    spent = sa.func.sum(sa.func.coalesce(a.ended, until) - a.started)
-    return float(c.scalar(sa.select(spent).where(a.study == uuid)) or 0.0)
 
 
 def _best(c: sa.Connection, uuid: str, maximize: bool) -> tuple[float | None, int]:

@@ -27,7 +27,18 @@ def _long_fillers(op: Operations) -> None:
         op.alter_column("hpo_studies", "filler", type_=sa.String(64), existing_nullable=True)
 
 
-MIGRATIONS: Mapping[int, Callable[[Operations], None]] = {2: _long_fillers}
+def _budgets_of_time_and_epochs(op: Operations) -> None:
+    """Add the limits of a study's time by the clock, and of its epochs."""
+    there = {column["name"] for column in sa.inspect(op.get_bind()).get_columns("hpo_studies")}
+    for name in ("max_time_s", "max_full_trainings"):
+        if name not in there:
+            op.add_column("hpo_studies", sa.Column(name, sa.Float(53)))
+
+
+MIGRATIONS: Mapping[int, Callable[[Operations], None]] = {
+    2: _long_fillers,
+    3: _budgets_of_time_and_epochs,
+}
 """What leads to each version from the one before."""
 
 

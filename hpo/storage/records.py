@@ -18,6 +18,7 @@ from hpo.errors import NotFound, nearest
 from hpo.storage.database import Database, exists
 from hpo.storage.retry import storage_call
 from hpo.storage.tables import (
+    OPEN_ENDED,
     attempts,
     enqueued,
     epochs,
@@ -120,6 +121,13 @@ class StudyRow:
     lease_s: float
     stop: str | None
     stop_reason: str | None
+    max_time_s: float | None = None
+    max_full_trainings: float | None = None
+
+    @property
+    def is_open_ended(self) -> bool:
+        """True if time or epochs end it, not a number of trials."""
+        return self.trials == OPEN_ENDED
 
 
 @dataclass(frozen=True)

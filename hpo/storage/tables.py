@@ -30,8 +30,11 @@ from hpo.errors import StorageError
 from hpo.storage.database import Database
 from hpo.storage.url import option, usual
 
-VERSION = 2
+VERSION = 3
 """Version of our schema; `migrations` leads to it from the ones before."""
+
+OPEN_ENDED = 2**31 - 1
+"""The budget of a study that time or epochs end, not a number of trials."""
 
 LongText = Text().with_variant(MEDIUMTEXT(), "mysql")
 """Text of any length that occurs; MySQL's TEXT ends at 64 KiB, shorter than some study files."""
@@ -84,7 +87,7 @@ studies = Table(
     Column("source", LongText, nullable=False),  # the study file's text
     Column("created", Float(53), nullable=False),
     Column("trials", Integer, nullable=False),  # the budget
-    Column("timeout_s", Float(53)),
+    Column("timeout_s", Float(53)),  # of all workers together
     Column("target", Float(53)),
     Column("patience_trials", Integer),
     Column("lease_s", Float(53), nullable=False),
@@ -93,6 +96,8 @@ studies = Table(
     Column("resumed", Float(53), nullable=False),  # failures before this do not count
     Column("filler", String(64)),
     Column("filler_until", Float(53)),
+    Column("max_time_s", Float(53)),  # by the clock
+    Column("max_full_trainings", Float(53)),
 )
 
 attempts = Table(

@@ -24,7 +24,7 @@ from hpo.config.train import TrainConfig
 from hpo.data.dataset import examine_data
 from hpo.data.report import DataReport
 from hpo.errors import ConfigError, HpoError, InputError
-from hpo.formatting import approximately, file_size, rough_duration
+from hpo.formatting import approximately, file_size, plural, rough_duration
 from hpo.paths import Home
 from hpo.training import device as runtime
 from hpo.training import feature_cache, models
@@ -288,7 +288,8 @@ class CheckResult:
     report: DataReport
     """Report of the first choice if the data are searched."""
     costs: tuple[Cost, ...]
-    trials: int
+    trials: int | None
+    """None: no limit."""
     epochs: int
     """Most epochs of a trial."""
     workers: int
@@ -304,22 +305,23 @@ class CheckResult:
     def total_s(self) -> float | None:
         """Return the seconds of the budget without pruning; None if nothing was timed."""
         timed = [cost.mean_epoch_s for cost in self.costs if cost.mean_epoch_s is not None]
-        if not timed:
+        if not timed or self.trials is None:
             return None
         rounds = math.ceil(self.trials / self.workers)
-        return self._once_s() + rounds * self.epochs * sum(timed) / len(timed)
+        return self._once_s(self.trials) + rounds * self.epochs * sum(timed) / len(timed)
 
-    def _once_s(self) -> float:
+    def _once_s(self, trials: int) -> float:
         """Return the seconds for outputs that the first worker to need them computes and caches."""
         found = [cost.kept for cost in self.costs if cost.kept and cost.kept.fits]
         many = sum(one.prefixes for one in found)
         if not many:
             return 0.0
         mean = sum(one.prefixes * one.once_s for one in found) / many
-        return mean * math.ceil(min(many, self.trials) / self.workers)
+        return mean * math.ceil(min(many, trials) / self.workers)
 
     def __str__(self) -> str:
-        lines = [f"study {self.name}: {self.trials} trials of up to {self.epochs} epochs", "data:"]
+        trials = "trials" if self.trials is None else plural(self.trials, "trial")
+        lines = [f"study {self.name}: {trials} of up to {plural(self.epochs, 'epoch')}", "data:"]
         lines += [f"  {line}" for line in self.report.lines()]
         lines += [f"  {line}" for line in _imbalance(self.data["train"])]
         lines.append(f"networks, a step on {self.device}:")

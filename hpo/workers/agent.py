@@ -112,7 +112,8 @@ class Agent:
         except HpoError as error:
             self._record_reason(database, str(error))
             raise
-        snapshot = read_snapshot(database, spec.uuid, maximize=file.direction == "maximize")
+        maximize = file.direction == "maximize"
+        snapshot = read_snapshot(database, spec.uuid, maximize=maximize, max_epochs=file.max_epochs)
         rule = snapshot.stop_reason if snapshot.stop == "rule" else None
         return isinstance(scheduling.decide(snapshot, rule), scheduling.Over)
 

@@ -47,6 +47,7 @@ def hpo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.usefixtures("old")
 def test_a_database_is_read(hpo: Hpo) -> None:
+    hpo("storage", "upgrade")
     assert "finished     3/3  val_top1  0.5836" in hpo("list")[1]
     assert "best val_top1 0.5836 (trial 2)" in hpo("status", "old")[1]
     trials = hpo("trials", "old")[1].splitlines()[-3:]
@@ -80,6 +81,7 @@ def test_a_study_goes_on(old: Path, hpo: Hpo) -> None:
 
 def test_a_trained_run_opens(old: Path, hpo: Hpo) -> None:
     assert f"top1               {TOP1:.4f}" in hpo("evaluate", "run")[1]
+    hpo("storage", "upgrade")
     compared = hpo("compare", "old", "run", "-o", "compared.html")[1]
     assert "0.5836" in compared
     assert f"{TOP1:.4f}" in compared

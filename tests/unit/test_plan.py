@@ -8,6 +8,7 @@ import pytest
 
 from hpo.search import scheduling
 from hpo.storage.leases import ClaimableTrial, StudySnapshot
+from hpo.storage.tables import OPEN_ENDED
 
 FACTS = StudySnapshot(
     uuid="u",
@@ -56,6 +57,14 @@ def test_decide(changes: dict[str, object], rule: str | None, expected: object) 
         ({"target": 0.9, "best": None}, True, None),
         ({"timeout_s": 12.5}, True, None),
         ({"timeout_s": 12.0}, True, "timeout_s = 12"),
+        ({"max_time_s": 90.0, "elapsed_s": 89.9}, True, None),
+        ({"max_time_s": 90.0, "elapsed_s": 90.0}, True, "max_time = 1m30s is over"),
+        ({"max_full_trainings": 2.5, "max_epochs": 10, "spent_epochs": 24}, True, None),
+        (
+            {"max_full_trainings": 2.5, "max_epochs": 10, "spent_epochs": 25},
+            True,
+            "max_full_trainings = 2.5: 25 epochs were spent",
+        ),
         ({"patience_trials": 3}, True, None),
         ({"patience_trials": 2}, True, "2 trials in a row brought nothing better than 0.8"),
         ({"failures": ("a", "a")}, True, None),
@@ -64,13 +73,54 @@ def test_decide(changes: dict[str, object], rule: str | None, expected: object) 
     ],
 )
 def test_stop_rules(changes: dict[str, object], maximize: bool, part: str | None) -> None:
-    found = scheduling.stop_reason(replace(FACTS, **changes), maximize=maximize, max_failures=3)  # type: ignore[arg-type]
-    assert (found is None) if part is None else (part in str(found))
+    found = scheduling.stop_rule(replace(FACTS, **changes), maximize=maximize, max_failures=3)  # type: ignore[arg-type]
+    assert (found is None) if part is None else (found is not None and part in found.reason)
+
+
+@pytest.mark.parametrize(
+    ("changes", "option"),
+    [
+        ({"target": 0.8}, "--target"),
+        ({"timeout_s": 12.0}, "--timeout-s"),
+        ({"max_time_s": 1.0, "elapsed_s": 1.0}, "--max-time"),
+        ({"max_full_trainings": 1.0, "spent_epochs": 1}, "--max-full-trainings"),
+        ({"patience_trials": 2}, "--patience-trials"),
+        ({"max_full_trainings": 1.0, "spent_epochs": 1, "timeout_s": 1.0}, "--max-full-trainings"),
+    ],
+)
+def test_a_stop_rule_names_the_option_that_raises_its_limit(
+    changes: dict[str, object], option: str
+) -> None:
+    fired = scheduling.stop_rule(replace(FACTS, **changes), maximize=True, max_failures=3)  # type: ignore[arg-type]
+    assert fired is not None
+    assert fired.option == option
 
 
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
+        ({}, False),
+        ({"trials": 4}, False),  # nine of ten trials are no budget of time
+        ({"timeout_s": 18.1}, False),
+        ({"timeout_s": 18.0}, True),
+        ({"max_time_s": 3.0, "elapsed_s": 1.9}, False),
+        ({"max_time_s": 3.0, "elapsed_s": 2.0}, True),
+        ({"max_full_trainings": 3.0, "max_epochs": 10, "spent_epochs": 19}, False),
+        ({"max_full_trainings": 3.0, "max_epochs": 10, "spent_epochs": 20}, True),
+        ({"max_time_s": 9.0, "elapsed_s": 1.0, "timeout_s": 13.0}, True),  # the first of them
+    ],
+)
+def test_a_study_closes_after_two_thirds_of_a_budget(
+    changes: dict[str, object], expected: bool
+) -> None:
+    assert scheduling.closing(replace(FACTS, **changes)) is expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"trials": OPEN_ENDED}, 2),
+        ({"trials": OPEN_ENDED, "created": 5_000_000, "running": 8, "waiting": 0}, 10),
         ({"created": 0, "running": 0, "waiting": 0}, 2),
         ({}, 2),
         ({"waiting": 3}, 0),

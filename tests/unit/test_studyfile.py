@@ -178,7 +178,7 @@ SPACE = '[space]\noptimizer.lr = {low = 0.1, high = 0.5}\noptimizer.name = ["sgd
         ("baseline = 3\n", "baseline: 3: a list of tables: write [[baseline]] above each"),
         ("[study]\ntrails = 3\n", "study.trails: unknown key; did you mean 'trials' or 'metrics'?"),
         ("[study]\ntrials = 0\n", "study.trials: 0: input should be greater than or equal to 1"),
-        ("[study]\ntrials = '5'\n", 'study.trials: "5": allowed: a whole number'),
+        ("[study]\ntrials = '5'\n", 'study.trials: "5": allowed: a whole number or "none"'),
         ("[study]\nname = '.hidden'\n", 'study.name: ".hidden": allowed: 1 to 64 letters, '
          "digits, '.', '_' and '-', not starting with '.' or '-'"),
         ("[study]\nmetric = 'val_top2'\n",
