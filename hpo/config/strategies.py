@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
-from hpo.config.base import ConfigModel, Duration, as_tuple, fail, members
+from hpo.config.base import NONE, ConfigModel, Duration, as_tuple, fail, members
 from hpo.config.constraints import Constraint, Constraints, parse_constraints
 from hpo.config.metrics import COSTS, MOST_OBJECTIVES, Metric, Objective
 
@@ -231,18 +231,52 @@ class Patient(Strategy):
     """How much worse than before the latest epochs may be without the question."""
 
 
+def _at_least(least: int) -> AfterValidator:
+    """Validate a number that may also be auto."""
+
+    def check(value: int | str) -> int | str:
+        if isinstance(value, int) and value < least:
+            raise ValueError(f'allowed: {least} and more, or "auto"')
+        return value
+
+    return AfterValidator(check)
+
+
+class Promote(Strategy):
+    """Asynchronous successive halving by promotion: trials pause at rungs, and the best go on."""
+
+    name: Literal["promote"] = "promote"
+    reduction_factor: Annotated[int | Literal["auto"], _at_least(2)] = "auto"
+    """One of this many goes on at each rung; auto: 3, of trials below 10 epochs 4."""
+    first_epochs: Annotated[int | Literal["auto"], _at_least(1)] = "auto"
+    """Epochs up to the first rung; auto: 6 % of the largest `epochs`, and at least one after the
+    warm-up or the first of several phases."""
+    finish: int = Field(default=5, ge=0)
+    """So many trials are complete at the end, if the budget allows."""
+    random_fraction: float = Field(default=1 / 3, ge=0, le=1)
+    """Part of the new trials that is drawn at random, so that the sampler's model, which knows
+    many trials by their first epochs alone, is not all that is tried."""
+
+
 _Samplers = TPE | Random | Grid | GP | CmaEs | QMC | NSGA2
 _Pruners = _Wrapped | Patient
 SAMPLERS, WRAPPED, PRUNERS = members(_Samplers), members(_Wrapped), members(_Pruners)
 """Models by the names of samplers and pruners."""
 Sampler = Annotated[_Samplers, Field(discriminator="name"), _by_name(_Samplers)]
+Scheduler = Annotated[
+    Promote,
+    BeforeValidator(_as_table, json_schema_input_type=Literal["auto", "promote"] | Promote),
+]
 Pruner = Annotated[_Pruners, Field(discriminator="name"), _by_name(_Pruners)]
 
 OPENING = ("max_time", "max_full_trainings")
 """Limits beside which a study needs no number of trials."""
 
 SMALL_STUDY = 40
-"""Below this many trials hyperband's brackets are too thin, and the median prunes by default."""
+"""Below this many trials hyperband's brackets are too thin: the median prunes where trials are not
+promoted."""
+LARGE_STUDY = 100
+"""From this many trials on hyperband prunes by default: it is as cheap there as promotion."""
 
 
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$"
@@ -257,6 +291,33 @@ def _name(value: str) -> str:
 
 
 Objectives = Annotated[tuple[Objective, ...], BeforeValidator(as_tuple)]
+
+
+def _require_alone(study: Mapping[str, Any]) -> None:
+    """Raise ConfigError if a study with a scheduler has a pruner too, other than none."""
+    pruner = study.get("pruner")
+    name = pruner.get("name") if isinstance(pruner, Mapping) else pruner
+    if name not in (None, "none") and not isinstance(pruner, NoPruner):
+        fail("pruner", name, "give either scheduler or pruner: promote decides which trials go on")
+
+
+def _expected_trials(study: Mapping[str, Any]) -> int:
+    """Return the number of trials that a study is given, or its default."""
+    trials = study.get("trials")
+    return trials if isinstance(trials, int) else 50
+
+
+def _needs_pruner(study: Mapping[str, Any]) -> bool:
+    """Return whether a study cannot be promoted: of several metrics, with a sampler that learns
+    from complete trials alone, or with a patience that counts trials as they finish."""
+    sampler = study.get("sampler")
+    name = sampler.get("name") if isinstance(sampler, Mapping) else sampler
+    return (
+        study.get("metrics") is not None
+        or name in ("gp", "cmaes")
+        or isinstance(sampler, GP | CmaEs)
+        or study.get("patience_trials") is not None
+    )
 
 
 class StudyConfig(ConfigModel):
@@ -308,9 +369,15 @@ class StudyConfig(ConfigModel):
     """Seed of the sampler; a training's own is train.seed."""
     sampler: Sampler = Field(default_factory=TPE)
     """By name, or a table {name = "tpe", ...} with its options."""
-    pruner: Pruner = Field(default_factory=Hyperband)
-    """By name, or a table with its options. Default: hyperband, below 40 trials median. none where
-    every trial must run to its end, as in the reproduction of a published grid."""
+    scheduler: Scheduler | None = Field(default=None, json_schema_extra={"default": "auto"})
+    """promote, or a table {name = "promote", ...} with its options: trials pause at rungs, and the
+    best of each go on. Instead of a pruner. Default, or auto: promote below 100 trials of one
+    metric, where the sampler learns from trials that are not complete and patience_trials is not
+    given; else a pruner."""
+    pruner: Pruner = Field(default_factory=NoPruner, json_schema_extra={"default": "auto"})
+    """By name, or a table with its options, instead of a scheduler. Default: none with a scheduler;
+    else hyperband, below 40 trials median. none where every trial must run to its end, as in the
+    reproduction of a published grid."""
     lease_s: float = Field(default=30.0, ge=1, le=86_400)
     """Seconds after which another worker may take over the trial of a worker that is silent; 30 and
     more, except in tests."""
@@ -325,11 +392,21 @@ class StudyConfig(ConfigModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _pruner_by_budget(cls, data: Any) -> Any:
-        trials = data.get("trials") if isinstance(data, Mapping) else None
-        if isinstance(trials, int) and trials < SMALL_STUDY:
-            return {"pruner": Median(), **data}
-        return data
+    def _default_scheduler(cls, data: Any) -> Any:
+        """Choose what decides which trials go on, where the file leaves it open."""
+        if not isinstance(data, Mapping):
+            return data
+        scheduler = data.get("scheduler", "auto")
+        if scheduler not in ("auto", None, NONE):
+            _require_alone(data)
+            return data
+        rest = {key: value for key, value in data.items() if key != "scheduler"}
+        if data.get("pruner") is not None:
+            return rest
+        trials = _expected_trials(data)
+        if scheduler == "auto" and trials < LARGE_STUDY and not _needs_pruner(data):
+            return {**rest, "scheduler": "promote"}
+        return {**rest, "pruner": "median" if trials < SMALL_STUDY else "hyperband"}
 
     @model_validator(mode="before")
     @classmethod
@@ -358,6 +435,19 @@ class StudyConfig(ConfigModel):
         if metrics[0] in COSTS:
             fail("metrics", metrics[0], "a metric of an epoch comes first")
         return {**data, "metric": metrics[0]}
+
+    @model_validator(mode="after")
+    def _promotes(self) -> Self:
+        if self.scheduler is None:
+            return self
+        if self.metrics is not None:
+            fail("scheduler", "promote", "it ranks by one metric; with several use a pruner")
+        if self.patience_trials is not None:
+            message = (
+                "under promote trials are complete only at the end: give a pruner, or leave it out"
+            )
+            fail("patience_trials", self.patience_trials, message)
+        return self
 
     @model_validator(mode="after")
     def _several(self) -> Self:

@@ -7,6 +7,7 @@ and what is allowed.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,6 +29,10 @@ from hpo.errors import ConfigError, nearest
 from hpo.io import same_place
 
 TABLES = ("study", "train", "space", "baseline")
+FIRST_RUNG = 0.06
+"""Part of the largest number of epochs after which trials are first compared, under promote."""
+FEW_EPOCHS = 10
+"""Below so many epochs there are few rungs, and each must sort out more."""
 
 
 @dataclass
@@ -171,6 +176,8 @@ class StudyFile:
     """{dotted path: config value} each, tried first; under grid complete, else maybe partial."""
     text: str = field(default="", compare=False)
     """The file as it was read; empty where the study comes from a database."""
+    automatic: bool = field(default=False, compare=False)
+    """Whether the file leaves to hpo which trials go on, by a scheduler or a pruner."""
 
     @property
     def name(self) -> str:
@@ -201,6 +208,27 @@ class StudyFile:
     def max_epochs(self) -> int:
         """The most epochs that a trial of this study can have."""
         return max(self.config(corner).epochs for corner in self.space.corners())
+
+    @property
+    def first_rung(self) -> int:
+        """Epochs after which trials are first compared, under promote."""
+        scheduler = self.study.scheduler
+        if scheduler is not None and scheduler.first_epochs != "auto":
+            return int(scheduler.first_epochs)
+        configs = [self.config(corner) for corner in self.space.corners()]
+        begun = max(one.schedule.warmup_epochs for one in configs)
+        if any(one.phases for one in configs):
+            begun = max(begun, *(one.phases[0].epochs for one in configs if one.phases))
+        # A first rung that tells nothing makes a model with early halving worse than chance.
+        return max(1, round(FIRST_RUNG * self.max_epochs), math.ceil(begun) + 1 if begun else 1)
+
+    @property
+    def reduction_factor(self) -> int:
+        """One trial of this many goes on at each rung, under promote."""
+        scheduler = self.study.scheduler
+        if scheduler is not None and scheduler.reduction_factor != "auto":
+            return int(scheduler.reduction_factor)
+        return 4 if self.max_epochs < FEW_EPOCHS else 3
 
     def user_modules(self, *fields: str) -> list[str]:
         """Return modules of the user's that `fields`, fixed or searched, name as module:function;
@@ -372,9 +400,9 @@ def _build(document: Document, text: str) -> StudyFile:
             "configuration",
             key="space",
         )
-    study = _study_config(_with_metric(document.study, train), space)
+    study = _study_config(_with_pruner(_with_metric(document.study, train), document), space)
     baselines = _checked(document.baselines, space, train, complete=isinstance(study.sampler, Grid))
-    file = StudyFile(study, train, space, baselines, text)
+    file = StudyFile(study, train, space, baselines, text, _is_automatic(document.study))
     for values in [*space.corners(), *baselines]:
         _check_together(file, values)
         for metric in study.objectives:
@@ -390,6 +418,21 @@ def _with_metric(given: dict[str, Any], train: Mapping[str, Any]) -> dict[str, A
     if train.get("task") != "retrieval" or {"metric", "metrics"} & given.keys():
         return given
     return {**given, "metric": "val_precision_at_k"}
+
+
+def _is_automatic(given: Mapping[str, Any]) -> bool:
+    return "pruner" not in given and given.get("scheduler", "auto") == "auto"
+
+
+def _with_pruner(given: dict[str, Any], document: Document) -> dict[str, Any]:
+    """Return [study]; where the last epochs of a one-cycle schedule decide, a trial's first ones do
+    not tell which trials to promote."""
+    fixed = flatten(document.train).get("schedule.name")
+    searched = document.space.get("schedule.name", ())
+    choices = searched.get("choices", ()) if isinstance(searched, Mapping) else searched
+    if _is_automatic(given) and "onecycle" in (fixed, *choices):
+        return {**given, "scheduler": NONE}
+    return given
 
 
 def _study_config(given: dict[str, Any], space: Space) -> StudyConfig:
@@ -464,6 +507,10 @@ def _check_together(file: StudyFile, values: Mapping[str, Any]) -> None:
 
 
 def _check_resources(file: StudyFile) -> None:
+    first = "auto" if file.study.scheduler is None else file.study.scheduler.first_epochs
+    if first != "auto" and file.first_rung >= file.max_epochs:
+        allowed = f"1 to {file.max_epochs - 1}, below the largest number of epochs"
+        raise ConfigError(f"{first}: allowed: {allowed}", key="study.scheduler.first_epochs")
     pruner, key = file.study.pruner, "study.pruner.min_resource"
     if isinstance(pruner, Patient):
         pruner, key = pruner.wrapped_pruner, "study.pruner.wrapped_pruner.min_resource"

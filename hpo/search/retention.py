@@ -1,7 +1,8 @@
 """Which files of a study stay: nothing of a trial that is over, but the weights of the best ones
 (three, or the whole front of several metrics), and their last checkpoints where that is asked for.
 
-The same here and in the study's artifacts. A trial that runs, or is free to be resumed, keeps all.
+The same here and in the study's artifacts. A trial that runs, or is free to be resumed, keeps all;
+one that is paused, while it may still be promoted: without them it would be trained again.
 A trial that is not among the best once never is again, so nobody removes what another worker has
 just added.
 """
@@ -17,10 +18,11 @@ from dataclasses import dataclass
 from hpo.errors import StorageError
 from hpo.paths import CHECKPOINT, WEIGHTS, Home, files_in, folders_in
 from hpo.search import sync
+from hpo.search.standings import Standings
 from hpo.search.study import Study
 from hpo.storage import records
 from hpo.storage.leases import Ending
-from hpo.storage.records import Attempt, Ranking
+from hpo.storage.records import Attempt, Outcome, Ranking
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,8 @@ class Best:
 
     weights: frozenset[int]
     checkpoints: frozenset[int]
+    paused: frozenset[int] = frozenset()
+    """Paused trials that may still be promoted."""
 
 
 def apply_retention(study: Study, home: Home) -> None:
@@ -63,10 +67,12 @@ def surplus(names: Iterable[str], attempts: Attempts, best: Best) -> list[str]:
     """Of files by their names within the study, those that need not stay: of trials that are over,
     all but the final attempt's weights and the newest checkpoint, where `best` says so."""
     by_trial: dict[int, list[str]] = {}
+    gone = []
     for name in names:
         if is_over(attempts, name):
             by_trial.setdefault(trial_of(name), []).append(name)
-    gone = []
+        elif is_paused(attempts, name) and trial_of(name) not in best.paused:
+            gone.append(name)
     for number, files in by_trial.items():
         stay = _staying(number, files, attempts[number][-1].k, best)
         gone += [name for name in files if name not in stay]
@@ -77,6 +83,12 @@ def is_over(attempts: Attempts, name: str) -> bool:
     """Whether a file or folder belongs to a trial that is over; what belongs to none does not."""
     rows = attempts.get(trial_of(name))
     return rows is not None and rows[-1].is_final
+
+
+def is_paused(attempts: Attempts, name: str) -> bool:
+    """Whether a file or folder belongs to a paused trial."""
+    rows = attempts.get(trial_of(name))
+    return rows is not None and rows[-1].outcome == Outcome.PAUSED
 
 
 def trial_of(name: str) -> int:
@@ -102,8 +114,18 @@ def best_of_all(study: Study, attempts: Attempts) -> Best:
     ranking, scores = Ranking(study.file.directions), _scores(attempts)
     order, front = ranking.order(scores), ranking.front(scores)
     weights = front if ranking.has_several else order[:KEPT]
+    paused = _promotable(study, attempts)
     checkpoints = [*front, *(number for number in order if number not in front)]
-    return Best(frozenset(weights), frozenset(checkpoints[: study.file.study.keep_checkpoints]))
+    kept = frozenset(checkpoints[: study.file.study.keep_checkpoints])
+    return Best(frozenset(weights), kept, paused)
+
+
+def _promotable(study: Study, attempts: Attempts) -> frozenset[int]:
+    """Return the paused trials that may still be promoted, whatever the trials to come reach."""
+    if study.file.study.scheduler is None:
+        return frozenset()
+    live = sum(rows[-1].live for rows in attempts.values())
+    return frozenset(Standings(study).kept(study.snapshot().trials, live))
 
 
 def is_kept(study: Study, ending: Ending) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -22,6 +22,9 @@ from hpo.config.metrics import COSTS
 from hpo.config.space import Space
 from hpo.config.strategies import (
     ASHA,
+    GP,
+    TPE,
+    CmaEs,
     Hyperband,
     Median,
     NoPruner,
@@ -47,6 +50,8 @@ def make_sampler(file: StudyFile, *seeds: int) -> samplers.BaseSampler:
     """Return the study's sampler, seeded by the study's seed and `seeds` (trial number, attempt,
     draw): two workers never draw the same, and a study repeats where its history does."""
     spec = file.study.sampler
+    if _is_at_random(file, *seeds[:1]):
+        return samplers.RandomSampler(seed=derive_seed(file.study.seed, *seeds))
     # One scrambled sequence per study: QMC takes its next point by a counter in the database.
     parts = (file.study.seed,) if spec.name == "qmc" else (file.study.seed, *seeds)
     kinds: dict[str, Callable[..., samplers.BaseSampler]] = {
@@ -61,6 +66,15 @@ def make_sampler(file: StudyFile, *seeds: int) -> samplers.BaseSampler:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         return kinds[spec.name](seed=derive_seed(*parts), **spec.options())
+
+
+def _is_at_random(file: StudyFile, number: int = 0) -> bool:
+    """Return whether trial `number` is drawn at random although the sampler has a model."""
+    scheduler = file.study.scheduler
+    if scheduler is None or not isinstance(file.study.sampler, TPE | GP | CmaEs):
+        return False
+    drawn = derive_seed(file.study.seed, number, "at random") / 2**32
+    return drawn < scheduler.random_fraction
 
 
 def make_pruner(file: StudyFile) -> pruners.BasePruner:
@@ -157,9 +171,10 @@ def draft_params(
     frozen: FrozenTrial,
     planned: Mapping[str, Any],
     new_sampler: Callable[[int], samplers.BaseSampler],
+    paused: Collection[int] = (),
 ) -> dict[str, Any]:
     """Parameters, in Optuna's form, for the trial `frozen` that tries `planned` and samples the
-    rest with `new_sampler(draw)`.
+    rest with `new_sampler(draw)`, which takes the trials `paused` for pruned ones.
 
     A configuration that some trial has already is drawn again up to REDRAWS times, then allowed:
     in a small discrete space there may be no other.
@@ -171,7 +186,9 @@ def draft_params(
         # GP takes the infinite value of a trial that diverged for the worst finite one.
         warnings.filterwarnings("ignore", message="Clip non-finite values")
         for draw in range(REDRAWS + 1):
-            draft = DraftTrial(sampling_view(study, frozen), new_sampler(draw), frozen, fixed)
+            draft = DraftTrial(
+                sampling_view(study, frozen, paused), new_sampler(draw), frozen, fixed
+            )
             space.suggest(draft)
             params = draft.params
             if params not in others or params.keys() <= fixed.keys():

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hpo.formatting import exact_duration
+from hpo.search.promotion import Prospects
 from hpo.storage.leases import ClaimableTrial, ContactWindow, StudySnapshot
 from hpo.storage.spending import Spending
 
@@ -26,7 +27,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Drain:
-    """A stop rule fired: take these abandoned running trials and tell them pruned."""
+    """A stop rule fired, or promotion has come to its end: take these abandoned or paused trials
+    and tell them pruned."""
 
     free: tuple[ClaimableTrial, ...]
     reason: str
@@ -115,18 +117,46 @@ def closing(spending: Spending) -> bool:
     return any(part >= CLOSING for part in budget_parts(spending).values())
 
 
-def decide(snapshot: StudySnapshot, rule: str | None) -> Decision:
-    """Return what a worker does next. `rule` is the stop rule that has fired, if any."""
+OUTRANKED = "paused, and not among the best at the end of the study"
+
+
+def decide(
+    snapshot: StudySnapshot, rule: str | None, prospects: Prospects | None = None
+) -> Decision:
+    """Return what a worker does next. `rule` is the stop rule that has fired, if any; `prospects`
+    are those of paused trials, in a study whose scheduler promotes them."""
     if snapshot.stop == "user":
         return Over(snapshot.stop_reason or "stopped")
     if rule is not None:
-        left = tuple(free for free in snapshot.free if free.started)
+        left = (*(free for free in snapshot.free if free.started), *snapshot.paused)
         if left:
             return Drain(left, rule)
         return Wait() if snapshot.running else Over(rule)
     if snapshot.finished >= snapshot.trials:
         return Over(f"all {snapshot.trials} trials are finished")
-    return Run(snapshot.free) if snapshot.free else Wait()
+    free = snapshot.free if prospects is None else _with_promoted(snapshot, prospects)
+    if free:
+        return Run(free)
+    if snapshot.paused and all_begun(snapshot) and not snapshot.running:
+        return Drain(snapshot.paused, OUTRANKED)
+    return Wait()
+
+
+def _with_promoted(snapshot: StudySnapshot, prospects: Prospects) -> tuple[ClaimableTrial, ...]:
+    """Return what is free: what was begun, then promotable trials, then new ones, but none of
+    these while others are to be finished."""
+    paused = {one.number: one for one in snapshot.paused}
+    begun = tuple(one for one in snapshot.free if one.started)
+    promoted = tuple(paused[number] for number in prospects.promotable if number in paused)
+    new = tuple(one for one in snapshot.free if not one.started)
+    if prospects.closing and (snapshot.running or snapshot.paused):
+        new = ()
+    return (*begun, *promoted, *new)
+
+
+def all_begun(snapshot: StudySnapshot) -> bool:
+    """Return whether no trial within the budget of trials is left to begin."""
+    return snapshot.created >= snapshot.trials and not snapshot.waiting
 
 
 def within_reach(snapshot: StudySnapshot, contact: ContactWindow, lease_s: float) -> StudySnapshot:

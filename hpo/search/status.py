@@ -191,7 +191,7 @@ class StudyStatus:
     def to_dict(self) -> dict[str, Any]:
         """For `hpo status --json`; times in seconds, also since 1970."""
         best = self.best
-        names = ("waiting", "running", "interrupted", *FINAL)
+        names = ("waiting", "running", "paused", "interrupted", *FINAL)
         return {
             "study": self.row.name,
             "state": self.state,
@@ -265,6 +265,15 @@ def is_alive(worker: WorkerRow, row: StudyRow, now: float) -> bool:
     return worker.ended is None and now - worker.seen < ALIVE_S + row.lease_s
 
 
+def _unfinished(last: Attempt | None) -> str:
+    """Return the state of a trial that runs for Optuna, by its last attempt."""
+    if last is None:
+        return "interrupted"
+    if last.outcome == Outcome.PAUSED:
+        return "paused"
+    return "running" if last.live else "interrupted"
+
+
 def _trial(
     file: StudyFile,
     number: int,
@@ -278,7 +287,7 @@ def _trial(
     if last is not None and last.outcome is not None and last.outcome.is_final:
         name: str = last.outcome  # told in one transaction with the state, and read later
     elif state == "RUNNING":
-        name = "running" if last is not None and last.live else "interrupted"
+        name = _unfinished(last)
     else:
         name = shown[state]
     worthless = name in WORTHLESS

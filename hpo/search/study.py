@@ -146,7 +146,12 @@ def _row_values(file: StudyFile, uuid: str, study_id: int) -> dict[str, Any]:
 
 def _same(database: Database, row: StudyRow, file: StudyFile) -> Study:
     stored = StudyFile.from_definition(row.definition)  # with fields that are newer than the study
-    changed = difference(stored.definition(), file.definition())
+    before, now = stored.definition(), file.definition()
+    if file.automatic:  # the study keeps what was chosen when it was created
+        for field in ("scheduler", "pruner"):
+            now["study"].pop(field, None)
+            before["study"].pop(field, None)
+    changed = difference(before, now)
     if changed:
         lines = "".join(f"\n  {line}" for line in changed)
         only_trials = all(line.startswith("study.trials:") for line in changed)
@@ -217,7 +222,8 @@ def enqueue(study: Study, values: Mapping[str, Any]) -> None:
     waiting = sum(
         1 for _, number in records.read_enqueued(study.database, study.uuid) if number is None
     )
-    if snapshot.finished + snapshot.running + waiting >= snapshot.trials:
+    taken = snapshot.finished + snapshot.running + len(snapshot.paused)
+    if taken + waiting >= snapshot.trials:
         raise InputError(
             f"all {snapshot.trials} trials of {study.row.name!r} are finished, running or spoken "
             f"for; first: hpo extend {study.row.name} --trials {snapshot.trials + waiting + 1}"

@@ -18,6 +18,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import torch
 from optuna.trial import TrialState
@@ -41,6 +42,7 @@ from hpo.search.sampling import (
     make_sampler,
     values_of,
 )
+from hpo.search.standings import Standings
 from hpo.search.study import Study
 from hpo.search.sync import Checkpoints
 from hpo.storage import leases, records
@@ -76,6 +78,11 @@ class TrialRunner:
         """The pruner, where there are several objectives."""
         study = self.study
         return FirstMetric(study.file, study.row, study.database, self.storage)
+
+    @cached_property
+    def standings(self) -> Standings:
+        """How the trials stand, in a study whose scheduler promotes them."""
+        return Standings(self.study)
 
     def data(self, config: TrainConfig, worker: str, tick: ProgressCallback) -> Data:
         """Images for `config`, opened once for trials that share them; refuses other images under
@@ -113,23 +120,29 @@ class TrialRunner:
                 log.exception("trial %d failed", lease.number)
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
                 ending = Ending(Outcome.FAILED, reason=reason)
-            _tell(self, lease, trial, ending)
+            if ending.outcome == Outcome.PAUSED:
+                _pause(self, lease, ending.reason or "")
+            else:
+                _tell(self, lease, trial, ending)
         retention.apply_retention(self.study, self.home)
 
     def drain(self, claim: Claim, reason: str, control: Control) -> None:
-        """End a trial that nobody runs any more, because the study is over: pruned, unless it has
-        all its epochs."""
+        """End a trial that nobody runs, because the study is over: pruned, unless it has all its
+        epochs."""
         lease, file = claim.lease, self.study.file
         stored = records.read_epochs(self.study.database, self.study.uuid, lease.trial_id)
         with self.storage.guarded(lease):
             trial = optuna.trial.Trial(self.optuna_study, lease.trial_id)
+        value = None
         if rows := stored.get(lease.number):
+            if best := Ranking(file.directions).best_epoch(rows):
+                value = best.metrics[file.metric]
             config = file.config(file.space.decode(self.storage.get_trial(lease.trial_id).params))
             if is_last(config, [row.metrics for row in rows]):
                 self.run(claim, control)
                 return
         with self.storage.guarded(lease):
-            _tell(self, lease, trial, Ending(Outcome.PRUNED, reason=reason))
+            _tell(self, lease, trial, Ending(Outcome.PRUNED, value, reason))
 
 
 def _open(runner: TrialRunner, claim: Claim) -> optuna.trial.Trial:
@@ -149,6 +162,7 @@ def _open(runner: TrialRunner, claim: Claim) -> optuna.trial.Trial:
             frozen,
             values,
             lambda draw: make_sampler(file, lease.number, lease.k, draw),
+            paused=() if file.study.scheduler is None else runner.standings.paused(),
         )
         runner.storage.set_trial_system_attr(lease.trial_id, "fixed_params", params)
     if frozen.state == TrialState.WAITING:
@@ -173,6 +187,12 @@ def _training_data(data: Data) -> TrainingData | list[TrainingData]:
     return [
         TrainingData(classes, one.train, one.val, one.mean, one.std, names) for one in data.folds
     ]
+
+
+def _class_counts(data: Data) -> list[int]:
+    """Return the number of validation images of each class; of folds in the first."""
+    val = data.folds[0].val if data.folds else data.val
+    return [int(count) for count in np.bincount(val.labels, minlength=len(data.classes))]
 
 
 def _runtime(
@@ -217,6 +237,8 @@ class TrialRun:
         self.limits = runner.study.file.study.limits
         config = _config(runner, claim.lease, trial)
         self.data = runner.data(config, claim.lease.worker, self._tick)
+        if runner.study.file.study.scheduler is not None:
+            runner.standings.resolve_chance(_class_counts(self.data))
         resolved = _runtime(runner, claim, config, len(self.data.classes), self._tick)
         self.config = config.model_copy(update={"runtime": resolved})
         self.directory = runner.study.directory(runner.home)
@@ -334,6 +356,8 @@ class TrialRun:
             return None
         if self.rows and not self.journal.is_behind and self._falls_behind():
             return self._pruned()
+        if stop != "rule" and not self.journal.is_behind and self._is_outranked():
+            return self._paused()
         if stop == "user":
             raise Interrupted("the study was stopped")
         if stop == "rule" or (self.rows and self.runner.study.spent()):
@@ -381,6 +405,15 @@ class TrialRun:
         if is_early_stopping(pruner):
             return self._complete(f"{pruner.name}: stopped improving, ended after epoch {epoch}")
         return Ending(Outcome.PRUNED, self._best(), f"{pruner.name} pruned it after epoch {epoch}")
+
+    def _is_outranked(self) -> bool:
+        """Ask the scheduler, at a rung, once the database has every epoch."""
+        return not self.runner.standings.may_go_on(self.lease.number, len(self.rows))
+
+    def _paused(self) -> Ending:
+        """Return the ending of an attempt whose trial waits until it is among the best."""
+        reason = f"paused after epoch {self.rows[-1].epoch}"
+        return Ending(Outcome.PAUSED, self._best(), reason)
 
     def _values(self) -> tuple[float, ...] | None:
         """Return the values of several objectives, costs measured now; None where there is one."""
@@ -437,6 +470,13 @@ class TrialRun:
         of the training: an epoch that is finished is recorded first."""
         with suppress(Interrupted, Fenced):
             self.control.step(epoch=len(self.rows) + 1, images=0)
+
+
+def _pause(runner: TrialRunner, lease: Lease, reason: str) -> None:
+    """Let go of a trial, which stays running for Optuna: any worker may go on with it."""
+    if not leases.release(runner.study.database, lease, Outcome.PAUSED, reason):
+        raise lease.lost()
+    log.info("trial %d: %s", lease.number, reason)
 
 
 def _tell(runner: TrialRunner, lease: Lease, trial: optuna.trial.Trial, ending: Ending) -> None:

@@ -402,8 +402,8 @@ def note_damage(database: Database, lease: Lease, k: int, text: str) -> None:
 
 @storage_call
 def release(database: Database, lease: Lease, outcome: Outcome, reason: str) -> bool:
-    """Give the trial up so that it can be taken at once: `handed_back` on purpose, or `lost` with
-    a process that cannot go on. False where it was lost already."""
+    """Give the trial up so that it can be taken: `handed_back` on purpose, `lost` with a process
+    that cannot go on, `paused` at a rung. False where it was lost already."""
     with database.write() as c:
         done = c.execute(
             sa.update(attempts)
@@ -484,12 +484,15 @@ class StudySnapshot(Spending):
     running: int
     waiting: int
     free: tuple[ClaimableTrial, ...]
+    """Trials that may be taken; of many the first."""
     best: float | None
     since_best: int
     failures: tuple[str, ...]
     """Reasons of the latest trials that failed in a row, newest first."""
     now: float = 0.0
     """By the database's clock."""
+    paused: tuple[ClaimableTrial, ...] = ()
+    """Trials that paused at a rung, which count neither as running nor as free."""
 
 
 @storage_call
@@ -515,6 +518,7 @@ def read_snapshot(
             return sum(int(counts[s][0]) for s in states if s in counts)
 
         best, since_best = _best(c, uuid, maximize)
+        paused = _paused(c, uuid, study.study_id, study.trials)
         return StudySnapshot(
             **vars(select_spending(c, database, study, max_epochs)),
             uuid=uuid,
@@ -525,14 +529,37 @@ def read_snapshot(
             stop_reason=study.stop_reason,
             created=sum(int(total) for _, total in counts.values()),
             finished=inside(*FINISHED_STATES),
-            running=inside("RUNNING"),
+            running=inside("RUNNING") - len(paused),
             waiting=inside("WAITING"),
             free=_free(c, database, study.study_id, study.trials),
             best=best,
             since_best=since_best,
             failures=_failures(c, uuid, study.resumed),
             now=float(c.scalar(sa.select(database.now())) or 0.0),
+            paused=paused,
         )
+
+
+def _is_paused(trial_id: sa.ColumnElement[int]) -> sa.ColumnElement[bool]:
+    """Return the condition under which the last attempt of a trial ended with a pause."""
+    last, later = attempts.alias(), attempts.alias()
+    return sa.exists().where(
+        last.c.trial_id == trial_id,
+        last.c.outcome == Outcome.PAUSED,
+        ~sa.exists().where(later.c.trial_id == last.c.trial_id, later.c.k > last.c.k),
+    )
+
+
+def _paused(c: sa.Connection, uuid: str, study_id: int, trials: int) -> tuple[ClaimableTrial, ...]:
+    t, a = optuna_trials.c, attempts.c
+    some = sa.select(a.trial_id).where(a.study == uuid, a.outcome == Outcome.PAUSED)
+    query = (
+        sa.select(t.trial_id, t.number)
+        .where(t.trial_id.in_(some), t.study_id == study_id, t.number < trials)
+        .where(t.state == "RUNNING", _is_paused(t.trial_id))
+        .order_by(t.number)
+    )
+    return tuple(ClaimableTrial(row.trial_id, row.number, True) for row in c.execute(query))
 
 
 def _free(
@@ -545,7 +572,7 @@ def _free(
     query = (
         sa.select(t.trial_id, t.number, t.state, expired)
         .where(t.study_id == study_id, t.number < trials, t.state.in_(UNFINISHED_STATES))
-        .where(~leased)
+        .where(~leased, ~_is_paused(t.trial_id))
         .order_by(t.number)
         .limit(32)
     )

@@ -29,7 +29,7 @@ from collections.abc import Callable, Collection, Container, Iterator, Mapping, 
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from functools import lru_cache, wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import optuna
 import sqlalchemy as sa
@@ -361,10 +361,42 @@ def end_trial(
         c.execute(models.TrialValueModel.__table__.insert().values(row))
 
 
-def sampling_view(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> optuna.Study:
+def sampling_view(
+    study: optuna.Study, trial: optuna.trial.FrozenTrial, paused: Collection[int] = ()
+) -> optuna.Study:
     """Return the study as samplers see it for `trial`: under Hyperband the trials of its bracket
-    only."""
-    return optuna.pruners._filter_study(study, trial)
+    only; the trials `paused` as pruned ones, since TPE keeps away from what is running."""
+    if not paused:
+        return optuna.pruners._filter_study(study, trial)
+    view = copy.copy(study)  # with a cache of its own
+    view._storage = cast(optuna.storages.BaseStorage, _PausedAsPruned(study._storage, paused))
+    return view
+
+
+class _PausedAsPruned:
+    """A storage in which paused trials, which run, are pruned; else the storage behind."""
+
+    def __init__(self, storage: optuna.storages.BaseStorage, paused: Collection[int]) -> None:
+        self._behind, self._paused = storage, frozenset(paused)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._behind, name)
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Any = None
+    ) -> list[FrozenTrial]:
+        """Return trials as Optuna's storages do."""
+        found = [
+            self._seen(trial) for trial in self._behind.get_all_trials(study_id, deepcopy=deepcopy)
+        ]
+        return [trial for trial in found if states is None or trial.state in states]
+
+    def _seen(self, trial: FrozenTrial) -> FrozenTrial:
+        if trial.number not in self._paused or trial.state != TrialState.RUNNING:
+            return trial
+        seen = copy.copy(trial)  # the original belongs to the cache
+        seen.state = TrialState.PRUNED
+        return seen
 
 
 def create_schema(database: Database) -> None:

@@ -76,13 +76,14 @@ class Outcome(StrEnum):
     FAILED = "failed"
     DIVERGED = "diverged"
     INFEASIBLE = "infeasible"
+    PAUSED = "paused"
     HANDED_BACK = "handed_back"
     LOST = "lost"
 
     @property
     def is_final(self) -> bool:
         """True if it ends the trial, False if it permits a successor."""
-        return self not in (Outcome.HANDED_BACK, Outcome.LOST)
+        return self not in (Outcome.PAUSED, Outcome.HANDED_BACK, Outcome.LOST)
 
     @property
     def is_worthless(self) -> bool:
@@ -181,7 +182,8 @@ class Trial:
 
     number: int
     state: str
-    """waiting, running, interrupted (no worker holds it), or its final outcome."""
+    """waiting, running, paused (at a rung), interrupted (no worker holds it), or its final
+    outcome."""
     params: dict[str, Any]
     """Searched fields by dotted path, as config values."""
     value: float | None
@@ -429,6 +431,31 @@ def read_resolved(database: Database, uuid: str, prefix: str = "") -> dict[str, 
     with database.read() as c:
         rows = c.execute(sa.select(resolved).where(here, wanted).order_by(resolved.c.key))
         return {row.key: json.loads(row.value) for row in rows}
+
+
+@storage_call
+def read_outcomes(database: Database, uuid: str) -> dict[int, Outcome | None]:
+    """Return how the last attempt of each trial ended, by trial number; None if it goes on."""
+    a = attempts.c
+    query = sa.select(a.number, a.outcome).where(a.study == uuid).order_by(a.number, a.k)
+    with database.read() as c:
+        found = {row.number: row.outcome for row in c.execute(query)}
+    return {number: Outcome(name) if name else None for number, name in found.items()}
+
+
+@storage_call
+def read_epoch_marks(database: Database, uuid: str) -> dict[int, tuple[int, float]]:
+    """Return the last epoch of each trial that has any and when its newest was stored, by trial
+    number: what changes with every epoch that is stored."""
+    e, t = epochs.c, optuna_trials.c
+    query = (
+        sa.select(t.number, sa.func.max(e.epoch), sa.func.max(e.finished))
+        .join(optuna_trials, t.trial_id == e.trial_id)
+        .where(e.study == uuid)
+        .group_by(t.number)
+    )
+    with database.read() as c:
+        return {number: (int(last), float(at)) for number, last, at in c.execute(query)}
 
 
 @storage_call

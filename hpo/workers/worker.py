@@ -30,6 +30,7 @@ from hpo.errors import (
 from hpo.io import HeldFolders, has_room, raising_disk_full
 from hpo.paths import Home
 from hpo.search import retention, scheduling
+from hpo.search.standings import Standings
 from hpo.search.study import Study
 from hpo.storage import leases, records
 from hpo.storage.leases import NO_CONTACT, Claim, Lease
@@ -142,6 +143,7 @@ class Worker:
         """The reason why this worker takes no trial now."""
         self.look_again = 0.0
         self.contact = NO_CONTACT
+        self.standings = Standings(study)
         self.still_held = False
         """Whether a trial could not be handed back, because the database was unavailable."""
 
@@ -232,7 +234,7 @@ class Worker:
         self._heard(snapshot.now)
         snapshot = scheduling.within_reach(snapshot, self.contact, self.study.row.lease_s)
         rule = self.study.rule(snapshot)
-        decision = scheduling.decide(snapshot, rule)
+        decision = scheduling.decide(snapshot, rule, self.standings.prospects(snapshot))
         if rule is None and snapshot.stop is None and len(snapshot.free) < 2:
             self._fill(snapshot)
         if isinstance(decision, scheduling.Over):

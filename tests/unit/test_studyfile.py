@@ -1,6 +1,7 @@
 """Study files: what a good one means, and one message for each bad one."""
 
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -18,7 +19,17 @@ from PIL import Image
 from hpo.config import toml
 from hpo.config.schema import json_schema
 from hpo.config.space import Choice, Float, Int
-from hpo.config.strategies import PRUNERS, SAMPLERS, Grid, Hyperband, Median, Patient
+from hpo.config.strategies import (
+    PRUNERS,
+    SAMPLERS,
+    Grid,
+    Hyperband,
+    Median,
+    NoPruner,
+    Patient,
+    Promote,
+    Strategy,
+)
 from hpo.config.study import StudyFile, difference, dump_config, load_config, parse_study
 from hpo.config.template import starter_file
 from hpo.config.train import TrainConfig
@@ -252,10 +263,68 @@ def test_a_grid_runs_its_points_and_no_more() -> None:
     )
 
 
-def test_default_pruner_depends_on_the_budget() -> None:
-    assert parse(f"[study]\ntrials = 39\n{SPACE}").study.pruner == Median()
-    assert parse(f"[study]\ntrials = 40\n{SPACE}").study.pruner == Hyperband()
-    assert parse(SPACE).study.pruner == Hyperband()
+@pytest.mark.parametrize(
+    ("fields", "scheduler", "pruner"),
+    [
+        ("trials = 99", Promote(), NoPruner()),
+        ("", Promote(), NoPruner()),
+        ("scheduler = 'auto'", Promote(), NoPruner()),
+        ("scheduler = {name = 'promote', finish = 3}", Promote(finish=3), NoPruner()),
+        ("trials = 100", None, Hyperband()),
+        ("trials = 100\nscheduler = 'promote'", Promote(), NoPruner()),
+        ("trials = 39\nscheduler = 'none'", None, Median()),
+        ("trials = 40\nscheduler = 'none'", None, Hyperband()),
+        ("pruner = 'median'", None, Median()),
+        ("pruner = 'none'", None, NoPruner()),
+        ("trials = 39\npatience_trials = 5", None, Median()),
+        ("sampler = 'gp'", None, Hyperband()),
+        ("metrics = ['val_top1', 'parameters']", None, Hyperband()),
+    ],
+)
+def test_what_decides_which_trials_go_on(
+    fields: str, scheduler: Promote | None, pruner: Strategy
+) -> None:
+    study = parse(f"[study]\n{fields}\n{SPACE}").study
+    assert (study.scheduler, study.pruner) == (scheduler, pruner)
+
+
+def test_a_one_cycle_schedule_is_not_promoted() -> None:
+    text = f"{SPACE}\n[train.schedule]\nname = 'onecycle'\n"
+    assert parse(text).study.scheduler is None
+    assert parse(f"{SPACE}\nschedule.name = ['cosine', 'onecycle']\n").study.scheduler is None
+    assert parse(f"[study]\nscheduler = 'promote'\n{text}").study.scheduler == Promote()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ("scheduler = 'promote'\npruner = 'median'", "give either scheduler or pruner"),
+        ("scheduler = 'asha'", "allowed: promote"),
+        ("scheduler = 'promote'\npatience_trials = 3", "study.patience_trials: 3: under promote"),
+        ("scheduler = 'promote'\nmetrics = ['val_top1', 'flops']", "it ranks by one metric"),
+        ("scheduler = {name = 'promote', first_epochs = 99}", "first_epochs: 99: allowed: 1 to"),
+        ("scheduler = {name = 'promote', first_epochs = 0}", "allowed: 1 and more, or"),
+        ("scheduler = {name = 'promote', reduction_factor = 1}", "allowed: 2 and more, or"),
+    ],
+)
+def test_errors_of_a_scheduler(fields: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        parse(f"[study]\n{fields}\n{SPACE}")
+
+
+@pytest.mark.parametrize(
+    ("epochs", "train", "first", "factor"),
+    [
+        (6, "", 1, 4),
+        (15, "", 1, 3),
+        (50, "", 3, 3),
+        (50, "schedule.warmup_epochs = 4.5\n", 6, 3),
+        (100, "", 6, 3),
+    ],
+)
+def test_rungs_follow_the_epochs(epochs: int, train: str, first: int, factor: int) -> None:
+    file = parse(f"{train and '[train]'}\n{train}[space]\nepochs = [{epochs - 2}, {epochs}]\n")
+    assert (file.first_rung, file.reduction_factor) == (first, factor)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -1,0 +1,161 @@
+"""Promotion: which paused trials may go on, a pure function of the trials' curves.
+
+Asynchronous successive halving by promotion (Li et al. 2020, arXiv:1810.05934): every trial pauses
+at the first rung; of the n trials that reached a rung the best floor(n / reduction_factor) may go
+on to the next. In the closing phase, when no new trial is to begin, the best unfinished ones go on
+until `finish` trials are complete. No clock, no database: curves go in, a decision comes out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+State = Literal["running", "paused", "complete", "over"]
+"""How a trial stands: over is pruned for good, which still counts among those of its rungs."""
+
+
+@dataclass(frozen=True)
+class Rungs:
+    """Where trials pause, and how many of them go on."""
+
+    epochs: tuple[int, ...]
+    """Epochs after which a trial asks whether it may go on, rising, all below its last."""
+    reduction_factor: int
+    finish: int
+    """So many trials are to be complete at the end."""
+    maximize: bool = True
+    chance: float | None = None
+    """Value that guessing gives; a rung where no trial beats it decides nothing."""
+
+    def standing(self, number: int, state: State, values: Sequence[float]) -> Standing:
+        """Return how the trial stands whose metric after epoch 1, 2, ... is `values`."""
+        losses: list[float] = []
+        least = math.inf
+        for value in values:
+            if not math.isnan(value):
+                least = min(least, -value if self.maximize else value)
+            losses.append(least)
+        reached = tuple(losses[epoch - 1] for epoch in self.epochs if epoch <= len(losses))
+        return Standing(number, state, len(losses), reached, least)
+
+    def _beats_chance(self, loss: float) -> bool:
+        return self.chance is None or loss < (-self.chance if self.maximize else self.chance)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far one trial is, and how good."""
+
+    number: int
+    state: State
+    epochs: int
+    losses: tuple[float, ...]
+    """Its best value up to each rung that it reached; less is better."""
+    loss: float
+    """Its best value so far; less is better."""
+
+
+@dataclass(frozen=True)
+class Prospects:
+    """What promotion has to offer now."""
+
+    promotable: tuple[int, ...]
+    """Paused trials that may go on, in the order in which to take them."""
+    closing: bool
+    """No new trial is to begin: the best of those that were begun are finished."""
+
+
+def geometric(first: int, reduction_factor: int, last: int) -> tuple[int, ...]:
+    """Return rungs at `first`, `first * reduction_factor`, ..., all below `last` epochs."""
+    rungs = []
+    while first < last:
+        rungs.append(first)
+        first *= reduction_factor
+    return tuple(rungs)
+
+
+def may_go_on(rungs: Rungs, standings: Sequence[Standing], number: int, *, closing: bool) -> bool:
+    """Return whether trial `number` may train beyond the epochs that it has; it asks at rungs
+    alone."""
+    one = next(one for one in standings if one.number == number)
+    if one.epochs not in rungs.epochs:
+        return True
+    rung = len(one.losses) - 1
+    return number in _promoted(rungs, rung, standings) or (
+        closing and number in _finalists(rungs, standings)
+    )
+
+
+def promotable(rungs: Rungs, standings: Sequence[Standing], *, closing: bool) -> list[int]:
+    """Return the paused trials that may go on, in the order in which to take them: of the highest
+    rung first, there the best first; if there are none in the closing phase, the best ones."""
+    paused = {one.number for one in standings if one.state == "paused"}
+    found: list[int] = []
+    for rung in reversed(range(len(rungs.epochs))):
+        here = {one.number for one in standings if len(one.losses) == rung + 1} & paused
+        found += [number for number in _promoted(rungs, rung, standings) if number in here]
+    if found or not closing:
+        return found
+    return [number for number in _finalists(rungs, standings) if number in paused]
+
+
+def may_be_promoted(rungs: Rungs, standings: Sequence[Standing], most: int, spare: int) -> set[int]:
+    """Return the paused trials that may still go on if `most` trials reach each rung: the others
+    never can. `spare` more of each rung allow for workers that decide at the same time."""
+    paused = [one for one in standings if one.state == "paused"]
+    kept = {one.number for one in sorted(paused, key=_by_loss)[: rungs.finish + spare]}
+    places = math.ceil(most / rungs.reduction_factor) + spare
+    for rung in range(len(rungs.epochs)):
+        here = {one.number for one in paused if len(one.losses) == rung + 1}
+        kept |= here & {one.number for one in _ranked(rung, standings)[:places]}
+    return kept
+
+
+def _promoted(rungs: Rungs, rung: int, standings: Iterable[Standing]) -> list[int]:
+    """Return the trials that may go beyond `rung`, best first: all where none is better than
+    guessing, since their order there is noise."""
+    ranked = _ranked(rung, standings)
+    if ranked and not rungs._beats_chance(ranked[0].losses[rung]):
+        return [one.number for one in ranked]
+    return [one.number for one in ranked[: len(ranked) // rungs.reduction_factor]]
+
+
+def _ranked(rung: int, standings: Iterable[Standing]) -> list[Standing]:
+    """Return the trials that reached `rung`, best value up to it first; of equals the earlier."""
+    here = [one for one in standings if len(one.losses) > rung]
+    return sorted(here, key=lambda one: (one.losses[rung], one.number))
+
+
+def _finalists(rungs: Rungs, standings: Sequence[Standing]) -> list[int]:
+    """Return the unfinished trials, best first, that are to be complete at the end."""
+    complete = sum(one.state == "complete" for one in standings)
+    open_ = [one for one in standings if one.state in ("paused", "running") and one.losses]
+    left = max(0, rungs.finish - complete)
+    return [one.number for one in sorted(open_, key=_by_loss)[:left]]
+
+
+def _by_loss(one: Standing) -> tuple[float, int]:
+    return one.loss, one.number
+
+
+def chance_level(metric: str, counts: Sequence[int]) -> float | None:
+    """Return what guessing reaches in `metric` on validation images of which `counts` are of each
+    class, two standard errors included: of always the most frequent classes for val_top1 and
+    val_top5, of their shares as probabilities for val_loss; None where it is not known.
+    """
+    images, classes = sum(counts), len(counts)
+    if not images or classes < 2:
+        return None
+    shares = sorted((count / images for count in counts), reverse=True)
+    if metric == "val_loss":
+        return -sum(share * math.log(share) for share in shares if share)
+    level = {
+        "val_top1": shares[0],
+        "val_top5": min(sum(shares[:5]), 1.0),
+        "val_balanced_accuracy": 1 / classes,
+        "val_macro_f1": 1 / classes,
+    }.get(metric)
+    return None if level is None else level + 2 * math.sqrt(level * (1 - level) / images)
