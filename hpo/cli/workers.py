@@ -6,6 +6,7 @@ import inspect
 import logging
 import re
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from hpo.search.study import Study
     from hpo.storage.database import Database
     from hpo.workers.launchers.base import LaunchedWorker, Launcher, LaunchRequest, Target
+    from hpo.workers.worker import Worker
 
 
 def worker(
@@ -67,37 +69,46 @@ def worker(
 
     Example: HPO_STORAGE=postgresql+psycopg://me@server/hpo hpo worker digits --device cuda:1
     """
-    from hpo.search import sync
+    from hpo.workers.process import starting, stop_on_signal
 
-    with database(storage) as found:
-        wanted = open_study_or_file(found, study, artifacts)
-        home = Home.default()
-        from hpo.config.remarks import remarks
-        from hpo.search.fingerprints import agree_on_code
-        from hpo.search.trial import TrialRunner
-        from hpo.storage.optuna import FencedStorage
-        from hpo.training.device import torch_device
-        from hpo.workers.process import new_worker_id, stop_on_signal, threads_for
-        from hpo.workers.worker import Worker
-
-        place = torch_device(first_device(device))
-        log_to_stderr()
-        name = worker_id or new_worker_id()
-        agree_on_code(found, wanted.uuid, wanted.file, worker=name, force=force)
-        if (kept := sync.find(found, wanted.uuid, home)) is not None:
-            kept.verify()
-        own = FencedStorage(found)
-        view, cores = wanted.optuna_study(own), threads or threads_for(1)
-        runner = TrialRunner(wanted, own, view, home, place, cores, force)
-        worker = Worker(wanted, own, runner, home=home, device=str(place), worker_id=name)
-        for line in remarks(wanted.file):
-            logging.getLogger("hpo.cli").warning("%s", line)
-        with stop_on_signal() as stop:
-            reason = worker.run(stop, supervised=supervised)
+    with ExitStack() as stack:
+        with starting():
+            found = stack.enter_context(database(storage))
+            wanted = open_study_or_file(found, study, artifacts)
+            log_to_stderr()
+            ready = _ready(wanted, device, threads, worker_id, force=force)
+        stop = stack.enter_context(stop_on_signal())
+        reason = ready.run(stop, supervised=supervised)
     if stop.is_set():
-        outcome = "is held until its lease expires" if worker.still_held else "was handed back"
+        outcome = "is held until its lease expires" if ready.still_held else "was handed back"
         raise Interrupted(f"{wanted.row.name}: {reason}; its trial {outcome}")
     logging.getLogger("hpo.cli").info("%s: %s", wanted.row.name, reason)
+
+
+def _ready(
+    study: Study, device: str | None, threads: int | None, worker_id: str | None, *, force: bool
+) -> Worker:
+    """Return a worker of `study` that has imported all that it needs, and may work on it."""
+    from hpo.config.remarks import remarks
+    from hpo.search import sync
+    from hpo.search.fingerprints import agree_on_code
+    from hpo.search.trial import TrialRunner
+    from hpo.storage.optuna import FencedStorage
+    from hpo.training.device import torch_device
+    from hpo.workers.process import new_worker_id, threads_for
+    from hpo.workers.worker import Worker
+
+    home, name = Home.default(), worker_id or new_worker_id()
+    place = torch_device(first_device(device))
+    agree_on_code(study.database, study.uuid, study.file, worker=name, force=force)
+    if (kept := sync.find(study.database, study.uuid, home)) is not None:
+        kept.verify()
+    own = FencedStorage(study.database)
+    view, cores = study.optuna_study(own), threads or threads_for(1)
+    runner = TrialRunner(study, own, view, home, place, cores, force)
+    for line in remarks(study.file):
+        logging.getLogger("hpo.cli").warning("%s", line)
+    return Worker(study, own, runner, home=home, device=str(place), worker_id=name)
 
 
 def log_to_stderr() -> None:

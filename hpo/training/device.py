@@ -25,9 +25,9 @@ PRECISIONS = ("float32", "bfloat16")
 FORMATS = ("contiguous", "channels_last")
 CLEARLY = 1.1
 """Factor by which a less simple choice has to be faster."""
-FIRST, SHORT_S = 8, 0.1
-"""Images of a first trial, and how long a timed step should take."""
-STEPS, ENOUGH_S, HOPELESS = 6, 0.4, 4.0
+FEW, SHORT_S = 2, 0.1
+"""Images of each choice's first step, and how long its timed steps should take."""
+STEPS, ENOUGH_S, HOPELESS = 6, 0.25, 3.0
 """Steps of each choice; seconds after which fewer are enough; slowdown relative to the best so far
 at which a choice is dropped. The fastest step counts: other processes may use the same cores."""
 LONG_S = 2.0
@@ -65,9 +65,11 @@ def resolve(
 ) -> RuntimeConfig:
     """Return `config.runtime` with `auto` replaced by what trains this network fastest on `device`,
     measured on random images; the simpler choice unless another is clearly faster. A precision that
-    the device only emulates is not tried. `threads` replaces 0; `tick` is called for each choice.
+    the device only emulates is not tried; any other choice is dropped after one step of FEW images
+    if that shows it to be hopeless. `threads` replaces 0; `tick` is called for each choice.
 
-    Takes about a second for a small network.
+    Takes about ENOUGH_S for each choice of a small network, and three steps of FEW images for each
+    of a large one.
     """
     runtime = config.runtime.model_copy(update={"threads": config.runtime.threads or threads})
     with _threads(runtime.threads):
@@ -80,13 +82,11 @@ def resolve(
     ]
     if len(choices) == 1 or device.type not in ("cpu", "cuda"):
         return choices[0]
+    comparison, seconds = Comparison(config, classes, device), []
     with _threads(runtime.threads):
-        images = _trial_batch_size(config, choices[0], classes, device)
-        seconds: list[float] = []
         for choice in choices:
             tick()
-            best = min(seconds, default=math.inf)
-            seconds.append(_step_seconds(config, choice, images, classes, device, best))
+            seconds.append(comparison.step_seconds(choice))
     return choices[fastest(seconds)]
 
 
@@ -110,33 +110,47 @@ def fastest(seconds: list[float]) -> int:
     return next(i for i, own in enumerate(seconds) if own <= CLEARLY * min(seconds))
 
 
-def _trial_batch_size(
-    config: TrainConfig, runtime: RuntimeConfig, classes: int, device: torch.device
-) -> int:
-    """Return how many images keep a CPU busy for no longer than a short step, or fill a GPU."""
-    if device.type == "cuda":
-        return min(config.batch_size, 64)
-    learner = _learner(config, runtime, classes, device)
-    batch = _random_batch(learner.config, FIRST, classes, device)
-    seconds = min(_step_times(learner, batch, math.inf))
-    return max(2, min(config.batch_size, int(FIRST * SHORT_S / seconds)))
+@dataclass
+class Comparison:
+    """Steps of one configuration computed in several ways, one after another."""
 
+    config: TrainConfig
+    classes: int
+    device: torch.device
+    few_s: float = math.inf
+    """Seconds of the shortest first step of FEW images so far."""
+    best_s: float = math.inf
+    images: int = 0
+    """Images of the timed steps; 0 before the first choice decides it."""
 
-def _step_seconds(
-    config: TrainConfig,
-    runtime: RuntimeConfig,
-    images: int,
-    classes: int,
-    device: torch.device,
-    best: float,
-) -> float:
-    """Return the seconds of one training step; infinity if it does not fit in memory."""
-    try:
-        learner = _learner(config, runtime, classes, device)
-        batch = _random_batch(learner.config, images, classes, device)
-        return min(_step_times(learner, batch, best))
-    except torch.OutOfMemoryError:
-        return math.inf
+    def step_seconds(self, runtime: RuntimeConfig) -> float:
+        """Return the seconds of one training step; infinity if the first one shows that it is
+        hopeless, or if it does not fit in memory."""
+        try:
+            learner = _learner(self.config, runtime, self.classes, self.device)
+            first_s = self._seconds(learner, FEW)
+            if first_s > HOPELESS * self.few_s:
+                return math.inf
+            self.few_s = min(self.few_s, first_s)
+            self.images = self.images or self._enough_images(learner)
+            batch = _random_batch(learner.config, self.images, self.classes, self.device)
+            seconds = min(_step_times(learner, batch, self.best_s))
+        except torch.OutOfMemoryError:
+            return math.inf
+        self.best_s = min(self.best_s, seconds)
+        return seconds
+
+    def _enough_images(self, learner: Learner) -> int:
+        """Return how many images keep a CPU busy for no longer than a short step, or fill a GPU."""
+        if self.device.type == "cuda":
+            return min(self.config.batch_size, 64)
+        images = int(FEW * SHORT_S / self._seconds(learner, FEW))
+        return max(FEW, min(self.config.batch_size, images))
+
+    def _seconds(self, learner: Learner, images: int) -> float:
+        batch = _random_batch(learner.config, images, self.classes, self.device)
+        learner.train_mode()
+        return seconds_of(lambda: learner.step(batch, lr=1e-6), self.device)
 
 
 def _learner(

@@ -15,10 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision import models as zoo
 
 from hpo.config.base import is_function_name
-from hpo.config.model import COLOURS, CnnConfig, HeadConfig, ModelConfig, repeated
+from hpo.config.model import (
+    COLOURS,
+    TORCHVISION_ARCHITECTURES,
+    CnnConfig,
+    HeadConfig,
+    ModelConfig,
+    repeated,
+)
 from hpo.data import user_code
 from hpo.errors import ConfigError
 from hpo.training import pretrained as weights
@@ -95,7 +101,8 @@ def user_model_parts(model: nn.Module, name: str) -> tuple[list[str], str]:
 
 class SmallCnn(nn.Module):
     """The convolutions of `config`, a pool to a fixed size or none, fully connected layers with
-    dropout before the last. Maps (B, 3, S, S) to (B, classes) logits, with S = `image_size`."""
+    dropout before the last. Maps (B, 3, S, S) to (B, classes) logits, with S = `image_size` of any
+    size: convolutions are padded and pools round up."""
 
     def __init__(self, config: CnnConfig, classes: int, image_size: int) -> None:
         super().__init__()
@@ -192,32 +199,36 @@ class Family:
     stem: tuple[str, ...] | None = None
 
 
-FAMILIES: dict[type[nn.Module], Family] = {
-    SmallCnn: Family(r"features\.\w+", "classifier", ()),
-    zoo.AlexNet: Family(r"features\.\w+", "classifier", ("features.0", "features.2")),
-    zoo.ConvNeXt: Family(r"features\.\w+", "classifier", ("features.0.0",)),
-    zoo.DenseNet: Family(r"features\.\w+", "classifier", ("features.conv0", "features.pool0")),
-    zoo.EfficientNet: Family(r"features\.\w+", "classifier", ("features.0.0",)),
-    zoo.GoogLeNet: Family(r"inception\w+", "fc", ("conv1.conv", "maxpool1")),
-    zoo.Inception3: Family(r"Mixed_\w+", "fc"),
-    zoo.MaxVit: Family(r"blocks\.\w+", "classifier"),
-    zoo.MNASNet: Family(r"layers\.\w+", "classifier", ("layers.0",)),
-    zoo.MobileNetV2: Family(r"features\.\w+", "classifier", ("features.0.0",)),
-    zoo.MobileNetV3: Family(r"features\.\w+", "classifier", ("features.0.0",)),
-    zoo.RegNet: Family(r"trunk_output\.\w+", "fc", ("stem.0",)),
-    zoo.ResNet: Family(r"layer\d", "fc", ("conv1", "maxpool")),
-    zoo.ShuffleNetV2: Family(r"stage\d|conv5", "fc", ("conv1.0", "maxpool")),
-    zoo.SqueezeNet: Family(r"features\.\w+", "classifier", ("features.0", "features.2")),
-    zoo.SwinTransformer: Family(r"features\.\w+", "head"),
-    zoo.VGG: Family(r"features\.\w+", "classifier", ()),
-    zoo.VisionTransformer: Family(r"encoder\.layers\.\w+", "heads"),
+FAMILIES: dict[str, Family] = {
+    "SmallCnn": Family(r"features\.\w+", "classifier", ()),
+    "AlexNet": Family(r"features\.\w+", "classifier", ("features.0", "features.2")),
+    "ConvNeXt": Family(r"features\.\w+", "classifier", ("features.0.0",)),
+    "DenseNet": Family(r"features\.\w+", "classifier", ("features.conv0", "features.pool0")),
+    "EfficientNet": Family(r"features\.\w+", "classifier", ("features.0.0",)),
+    "GoogLeNet": Family(r"inception\w+", "fc", ("conv1.conv", "maxpool1")),
+    "Inception3": Family(r"Mixed_\w+", "fc"),
+    "MaxVit": Family(r"blocks\.\w+", "classifier"),
+    "MNASNet": Family(r"layers\.\w+", "classifier", ("layers.0",)),
+    "MobileNetV2": Family(r"features\.\w+", "classifier", ("features.0.0",)),
+    "MobileNetV3": Family(r"features\.\w+", "classifier", ("features.0.0",)),
+    "RegNet": Family(r"trunk_output\.\w+", "fc", ("stem.0",)),
+    "ResNet": Family(r"layer\d", "fc", ("conv1", "maxpool")),
+    "ShuffleNetV2": Family(r"stage\d|conv5", "fc", ("conv1.0", "maxpool")),
+    "SqueezeNet": Family(r"features\.\w+", "classifier", ("features.0", "features.2")),
+    "SwinTransformer": Family(r"features\.\w+", "head"),
+    "VGG": Family(r"features\.\w+", "classifier", ()),
+    "VisionTransformer": Family(r"encoder\.layers\.\w+", "heads"),
 }
+"""By the name of the network's class: torchvision, which takes a second to import, is loaded only
+for networks of its own."""
 
 
 NOTHING = r"(?!)"
 """A pattern that no name matches."""
 _OWN = "_hpo_family"
 """Attribute of a user's network that holds its Family."""
+_KNOWN = ("torchvision.models.", __name__)
+"""Where the classes of FAMILIES are."""
 
 
 class DropoutLinear(nn.Linear):
@@ -230,6 +241,10 @@ class DropoutLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Apply dropout and the linear layer."""
         return super().forward(functional.dropout(input, self.dropout, self.training))
+
+
+_CHECKED: set[tuple[str, int]] = set()
+"""Networks, in words, and sides of images that are known to fit."""
 
 
 def build(
@@ -246,8 +261,10 @@ def build(
     if config.stem == "small":
         _shrink_stem(model, config.architecture)
     replaced = _replace_head(model, config, classes)
-    if not is_function_name(config.architecture):  # which has run already
-        _check_forward(model, config, image_size)
+    known = repr(config), image_size
+    if config.architecture in TORCHVISION_ARCHITECTURES and known not in _CHECKED:
+        _check_forward(model, config, image_size)  # the user's own has run already
+        _CHECKED.add(known)
     if config.weights is not None and pretrained:
         fit = weights.Fit(head=family(model).head, replaced=replaced, image_size=image_size)
         weights.load_into(model, config.weights, config.architecture, fit)
@@ -257,9 +274,22 @@ def build(
 def family(model: nn.Module) -> Family:
     """Return the Family of `model`, which must come from `build`."""
     if _OWN in vars(model):
-        found: Family = vars(model)[_OWN]
-        return found
-    return next(found for kind, found in FAMILIES.items() if isinstance(model, kind))
+        own: Family = vars(model)[_OWN]
+        return own
+    found = _known_family(model)
+    assert found is not None
+    return found
+
+
+def _known_family(model: nn.Module) -> Family | None:
+    """Return the Family of a network of torchvision's or ours; None of the user's own."""
+    return next((FAMILIES[name] for name in _known_kinds(model) if name in FAMILIES), None)
+
+
+def _known_kinds(model: nn.Module) -> list[str]:
+    """Return the names of those classes of `model` that are torchvision's or ours."""
+    kinds = type(model).__mro__
+    return [kind.__name__ for kind in kinds if kind.__module__.startswith(_KNOWN)]
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
@@ -361,8 +391,10 @@ def _bare(config: ModelConfig, classes: int, image_size: int) -> nn.Module:
         options = {"image_size": image_size}
     elif name.startswith("maxvit"):
         options = {"input_size": (image_size, image_size)}
+    from torchvision.models import get_model
+
     try:
-        model: nn.Module = zoo.get_model(name, weights=None, **options)
+        model: nn.Module = get_model(name, weights=None, **options)
     except ValueError as error:
         raise _wrong_size(name, image_size, str(error)) from error
     return model
@@ -371,7 +403,7 @@ def _bare(config: ModelConfig, classes: int, image_size: int) -> nn.Module:
 def _users(config: ModelConfig, classes: int, image_size: int) -> nn.Module:
     name = config.architecture
     model = build_user_model(name, config.options, classes=classes, image_size=image_size)
-    if not any(isinstance(model, kind) for kind in FAMILIES):
+    if _known_family(model) is None:
         places, head = user_model_parts(model, name)
         pattern = "|".join(re.escape(place) for place in places)
         setattr(model, _OWN, Family(pattern or NOTHING, head))
@@ -388,7 +420,7 @@ def _shrink_stem(model: nn.Module, architecture: str) -> None:
     nothing (He et al. 2016, section 4.2: ResNets for CIFAR)."""
     parts = family(model).stem
     if parts is None:
-        have = sorted(kind.__name__ for kind, one in FAMILIES.items() if one.stem is not None)
+        have = sorted(kind for kind, one in FAMILIES.items() if one.stem is not None)
         raise ConfigError(
             f"'small': {architecture} has none; allowed: 'default', or one of {', '.join(have)}",
             key="model.stem",
@@ -453,8 +485,8 @@ def _own_head(config: HeadConfig, inputs: int, classes: int) -> nn.Sequential:
 def _set_dropout(model: nn.Module, rate: float) -> bool:
     """Set every dropout of the classifier; return False if it has none."""
     places = [model.get_submodule(family(model).head)]
-    if isinstance(model, zoo.GoogLeNet | zoo.Inception3):
-        places.append(model.dropout)
+    if not {"GoogLeNet", "Inception3"}.isdisjoint(_known_kinds(model)):
+        places.append(model.get_submodule("dropout"))
     dropouts = [
         part for place in places for part in place.modules() if isinstance(part, nn.Dropout)
     ]

@@ -6,12 +6,14 @@ epochs before, so that a resumed training needs no state of a scheduler.
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
-from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
+import torch
+from torch import nn, optim
+from torch.optim import Optimizer
 
 from hpo.config.metrics import direction
 from hpo.config.train import (
@@ -28,6 +30,21 @@ FACTOR = "lr_factor"
 
 History = Sequence[Mapping[str, float]]
 """Metrics of the epochs so far, in order."""
+
+DECORATED = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
+"""Methods that torch.compile must not trace."""
+
+
+def _bare(kind: type[Optimizer]) -> Callable[..., Optimizer]:
+    """Return the optimizer class `kind` without its decorators for torch.compile, which no
+    optimizer here needs: the first call of any loads torch._dynamo, which takes a second and 170 MB
+    in each worker. The update is the same function."""
+    methods = {name: inspect.unwrap(getattr(kind, name)) for name in DECORATED}
+    step = torch.no_grad()(inspect.unwrap(kind.step))  # one of them switches autograd off
+    return type(kind.__name__, (kind,), methods | {"step": step})
+
+
+SGD, Adam, AdamW, RMSprop = map(_bare, (optim.SGD, optim.Adam, optim.AdamW, optim.RMSprop))
 
 
 def make_optimizer(

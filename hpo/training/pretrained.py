@@ -17,8 +17,6 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torchvision import models as zoo
-from torchvision.models.vision_transformer import interpolate_embeddings
 
 from hpo.config.model import TORCHVISION_ARCHITECTURES
 from hpo.errors import ConfigError, DataError
@@ -134,7 +132,9 @@ def require_name(name: str, architecture: str) -> None:
     if architecture not in TORCHVISION_ARCHITECTURES:
         message = f"{name!r}: {architecture} has none by name; give a file"
         raise ConfigError(message, key="model.weights")
-    known = zoo.get_model_weights(architecture)
+    from torchvision.models import get_model_weights
+
+    known = get_model_weights(architecture)
     if name not in known.__members__:
         raise ConfigError(
             f"{name!r}: {architecture} has {', '.join(known.__members__)}; or give a file "
@@ -144,8 +144,10 @@ def require_name(name: str, architecture: str) -> None:
 
 
 def _download(name: str, architecture: str) -> dict[str, Tensor]:
+    from torchvision.models import get_model_weights
+
     require_name(name, architecture)
-    chosen = zoo.get_model_weights(architecture)[name]
+    chosen = get_model_weights(architecture)[name]
     try:
         state = chosen.get_state_dict(progress=False, check_hash=True, map_location="cpu")
     except (OSError, RuntimeError) as error:
@@ -169,6 +171,8 @@ def _stretch_positions(
     key = "encoder.pos_embedding"
     vit = architecture.startswith("vit_")
     if vit and key in state and key in own and state[key].shape[1] != own[key].shape[1]:
+        from torchvision.models.vision_transformer import interpolate_embeddings
+
         patch = int(architecture.rpartition("_")[2])
         state.update(interpolate_embeddings(image_size, patch, cast(Any, dict(state))))
 

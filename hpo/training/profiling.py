@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from hpo.config.train import TrainConfig
 from hpo.training import models
@@ -64,6 +63,8 @@ def network_costs(
 def multiply_adds(model: nn.Module, image: Tensor) -> int:
     """Return the multiply-adds of one forward pass of `image` (1, 3, S, S): half of torch's FLOP
     count."""
+    from torch.utils.flop_counter import FlopCounterMode  # brings triton
+
     with torch.no_grad(), _plain_attention(), FlopCounterMode(display=False) as counter:
         model(image)
     return int(counter.get_total_flops()) // 2

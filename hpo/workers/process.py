@@ -12,6 +12,7 @@ adds the time of the boot, which moves when the clock is set: a living worker wo
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 import shutil
@@ -32,6 +33,18 @@ from hpo.workers.healthcheck import host
 
 if TYPE_CHECKING:
     from hpo.storage.database import Database
+
+
+@contextmanager
+def starting() -> Iterator[None]:
+    """Pause Python's garbage collector while a process starts: a seventh of the time of its imports
+    would go into looking through objects that all stay. Later collections leave them out, too."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def visible_gpus() -> list[str]:

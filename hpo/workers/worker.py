@@ -235,8 +235,8 @@ class Worker:
         snapshot = scheduling.within_reach(snapshot, self.contact, self.study.row.lease_s)
         rule = self.study.rule(snapshot)
         decision = scheduling.decide(snapshot, rule, self.standings.prospects(snapshot))
-        if rule is None and snapshot.stop is None and len(snapshot.free) < 2:
-            self._fill(snapshot)
+        few = rule is None and snapshot.stop is None and len(snapshot.free) < 2
+        filled = few and self._fill(snapshot)
         if isinstance(decision, scheduling.Over):
             return decision.reason
         if isinstance(decision, scheduling.Run) and self._has_room():
@@ -248,7 +248,7 @@ class Worker:
                 progress,
                 lambda claim: self._run(claim, progress, drained=decision.reason),
             )
-        else:
+        elif not filled:
             progress.touch(time.monotonic())
             progress.stop.wait(POLL_S * random.uniform(0.5, 1.0))
         return None
@@ -278,15 +278,18 @@ class Worker:
         """Note that the database answered, at `now` by its clock."""
         self.contact = self.contact.heard(now, self.study.row.lease_s)
 
-    def _fill(self, snapshot: Any) -> None:
-        """Add waiting trials if some are missing; they are counted again while it is our turn."""
+    def _fill(self, snapshot: Any) -> bool:
+        """Add waiting trials if some are missing, and return whether there were any to add; they
+        are counted again while it is our turn."""
         if not scheduling.missing(snapshot):
-            return
+            return False
         if not leases.claim_enqueuer(self.database, self.study.uuid, self.id):
-            return
-        for _ in range(scheduling.missing(self.study.snapshot())):
+            return False
+        count = scheduling.missing(self.study.snapshot())
+        for _ in range(count):
             add_waiting(self.storage, self.study.row.study_id)
         leases.release_enqueuer(self.database, self.study.uuid, self.id)
+        return count > 0
 
     def _try(self, free: Any, progress: Progress, work: Callable[[Claim], None]) -> None:
         for candidate in free:

@@ -1,5 +1,6 @@
 """Learning rates, held against torch's schedulers; optimizers; early stopping."""
 
+import copy
 import math
 import warnings
 from typing import Any
@@ -130,21 +131,53 @@ def test_replay_repeats_a_plateau_with_its_warm_up() -> None:
     assert ours({"name": "replay", "rates": rates, "warmup_epochs": 1.4}) == pytest.approx(plateau)
 
 
-@pytest.mark.parametrize(
-    ("config", "kind", "expected"),
-    [
-        ({"name": "sgd", "nesterov": True}, torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
-        ({"name": "adam", "betas": [0.8, 0.9]}, torch.optim.Adam, {"betas": (0.8, 0.9)}),
-        ({"name": "adamw", "weight_decay": 0.1}, torch.optim.AdamW, {"weight_decay": 0.1}),
-        ({"name": "rmsprop", "momentum": 0.5}, torch.optim.RMSprop, {"momentum": 0.5}),
-    ],
-)
+OPTIMIZERS: list[tuple[dict[str, Any], type[torch.optim.Optimizer], dict[str, Any]]] = [
+    ({"name": "sgd", "nesterov": True}, torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
+    ({"name": "adam", "betas": [0.8, 0.9]}, torch.optim.Adam, {"betas": (0.8, 0.9)}),
+    ({"name": "adamw", "weight_decay": 0.1}, torch.optim.AdamW, {"weight_decay": 0.1}),
+    ({"name": "rmsprop", "momentum": 0.5}, torch.optim.RMSprop, {"momentum": 0.5}),
+]
+
+
+@pytest.mark.parametrize(("config", "kind", "expected"), OPTIMIZERS)
 def test_optimizers_take_their_options(
     config: dict[str, Any], kind: type, expected: dict[str, Any]
 ) -> None:
     made = make_optimizer(torch.nn.Linear(2, 2), OptimizerConfig.model_validate(config))
-    assert type(made) is kind
+    assert isinstance(made, kind)
+    assert type(made).__name__ == kind.__name__
     assert expected.items() <= made.param_groups[0].items()
+
+
+@pytest.mark.parametrize(("config", "kind", "options"), OPTIMIZERS)
+def test_an_optimizer_computes_the_bits_of_torch(
+    config: dict[str, Any], kind: Any, options: dict[str, Any]
+) -> None:
+    """Without torch's decorators, and with its state loaded into another one midway."""
+
+    def trained(make: Any) -> tuple[list[torch.Tensor], dict[str, Any]]:
+        source = torch.Generator().manual_seed(0)
+        model = torch.nn.Linear(3, 2)
+        with torch.no_grad():
+            for part in model.parameters():
+                part.copy_(torch.randn(part.shape, generator=source))
+        one = make(model)
+        for step in range(6):
+            one.zero_grad()
+            model(torch.randn(4, 3, generator=source)).square().sum().backward()
+            one.step()
+            if step == 2:
+                state, one = copy.deepcopy(one.state_dict()), make(model)
+                one.load_state_dict(state)
+        return list(model.parameters()), one.state_dict()
+
+    wanted = OptimizerConfig.model_validate(config)
+    own, own_state = trained(lambda model: make_optimizer(model, wanted))
+    momentum = {"momentum": 0.9} if config["name"] == "sgd" else {}
+    settings = {"lr": wanted.lr, "weight_decay": wanted.weight_decay} | momentum | options
+    theirs, state = trained(lambda model: kind(model.parameters(), **settings))
+    assert all(torch.equal(a, b) for a, b in zip(own, theirs, strict=True))
+    assert str(own_state) == str(state)
 
 
 def test_an_optimizer_holds_only_what_learns() -> None:

@@ -2,6 +2,8 @@
 
 import itertools
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -50,11 +52,11 @@ def test_what_is_auto_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     asked = []
 
-    def timed(_config: object, choice: Any, *_rest: object) -> float:
+    def timed(_comparison: object, choice: Any) -> float:
         asked.append((choice.precision, choice.memory_format))
         return times[asked[-1]]
 
-    monkeypatch.setattr(runtime, "_step_seconds", timed)
+    monkeypatch.setattr(runtime.Comparison, "step_seconds", timed)
     monkeypatch.setattr(runtime, "is_too_slow", lambda *_: False)
     found = runtime.resolve(config(), classes=3, device=CPU, threads=3)
     assert asked == list(itertools.product(runtime.PRECISIONS, runtime.FORMATS))
@@ -82,13 +84,70 @@ def test_a_precision_that_is_imitated_is_not_tried(
     Slow(monkeypatch, seconds)
     asked = set()
 
-    def timed(_config: object, choice: Any, *_rest: object) -> float:
+    def timed(_comparison: object, choice: Any) -> float:
         asked.add(choice.precision)
         return 1.0
 
-    monkeypatch.setattr(runtime, "_step_seconds", timed)
+    monkeypatch.setattr(runtime.Comparison, "step_seconds", timed)
     runtime.resolve(config(), classes=3, device=CPU, threads=1)
     assert asked == ({"float32"} if dropped else set(runtime.PRECISIONS))
+
+
+class FakeSteps:
+    """An image takes the seconds that `speeds` say of its precision and layout; `sizes` keeps how
+    many images each step had."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, speeds: dict[tuple[str, str], float]
+    ) -> None:
+        self.seconds = 0.0
+        self.sizes: dict[tuple[str, str], list[int]] = {choice: [] for choice in speeds}
+
+        def step(learner: runtime.Learner, batch: runtime.Batch, lr: float) -> None:
+            chosen = learner.config.runtime.precision, learner.config.runtime.memory_format
+            self.sizes[chosen].append(len(batch[0]))
+            self.seconds = speeds[chosen] * len(batch[0])
+
+        def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+            work()
+            return self.seconds
+
+        monkeypatch.setattr(runtime.Learner, "step", step)
+        monkeypatch.setattr(runtime, "seconds_of", seconds_of)
+        monkeypatch.setattr(runtime, "is_too_slow", lambda *_: False)
+
+
+def test_a_hopeless_choice_takes_one_step_of_two_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = FakeSteps(
+        monkeypatch,
+        {
+            ("float32", "contiguous"): 0.010,
+            ("float32", "channels_last"): 0.005,
+            ("bfloat16", "contiguous"): 0.100,
+            ("bfloat16", "channels_last"): 0.004,
+        },
+    )
+    found = runtime.resolve(config(batch_size=64), classes=3, device=CPU, threads=1)
+    assert (found.precision, found.memory_format) == ("bfloat16", "channels_last")
+    sizes = steps.sizes
+    assert sizes["bfloat16", "contiguous"] == [runtime.FEW]
+    assert sizes["float32", "contiguous"][:2] == [runtime.FEW] * 2
+    timed = {choice: taken[-1] for choice, taken in sizes.items() if len(taken) > 1}
+    assert set(timed.values()) == {10}, "a step of the first choice takes a tenth of a second"
+
+
+@pytest.mark.parametrize("seconds", [0.0001, 0.01, 2.0])
+def test_the_time_of_a_choice_is_bounded(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    speeds = dict.fromkeys(itertools.product(runtime.PRECISIONS, runtime.FORMATS), seconds)
+    steps = FakeSteps(monkeypatch, speeds)
+    ticks: list[int] = []
+    wanted = config(batch_size=64)
+    tick = partial(ticks.append, 1)
+    runtime.resolve(wanted, classes=3, device=CPU, threads=1, tick=tick)
+    assert len(ticks) == len(speeds)
+    longest = runtime.ENOUGH_S + runtime.SHORT_S + 3 * runtime.FEW * seconds
+    for choice, sizes in steps.sizes.items():
+        assert sum(sizes) * seconds <= longest, choice
 
 
 def test_the_cost_of_a_step_is_a_median(monkeypatch: pytest.MonkeyPatch) -> None:
