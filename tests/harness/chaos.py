@@ -68,12 +68,17 @@ runtime = {{precision = "float32", memory_format = "contiguous", threads = 1}}
 """
 
 
+PROMOTE = 'scheduler = {name = "promote", reduction_factor = 2, finish = 2}'
+
+
 def chaos_study(name: str, *, trials: int, folded: bool = False, pruner: str = "none") -> StudyFile:
-    """The first points of one grid: every study computes what the reference did."""
+    """The first points of one grid: every study computes what the reference did. `pruner` may also
+    be promote, the scheduler."""
     train = TRAIN + "data.folds = 3\n" * folded
     file = study_file(name=name, trials=trials, sampler="grid", lease_s=LEASE_S, train=train,
                       space=SPACE)  # fmt: skip
-    return parse_study(file.text.replace('pruner = "none"', f'pruner = "{pruner}"'), name)
+    chosen = PROMOTE if pruner == "promote" else f'pruner = "{pruner}"'
+    return parse_study(file.text.replace('pruner = "none"', chosen), name)
 
 
 @dataclass
@@ -348,7 +353,7 @@ def chaos(kind: str, seconds: float, seed: int, home: Home) -> Tally:
     expected = reference(url, home, folded)
     while time.monotonic() < until and not tally.violations:
         name = f"chaos-{tally.studies}"
-        trials, pruner = rng.randint(4, POINTS), rng.choice(["none", "none", "median"])
+        trials, pruner = rng.randint(4, POINTS), rng.choice(["none", "promote", "median"])
         database = connect(url)
         studies.create(database, chaos_study(name, trials=trials, folded=folded, pruner=pruner))
         database.dispose()

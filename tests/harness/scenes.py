@@ -103,16 +103,16 @@ def killed_after(owner: Any, name: str, calls: int = 1) -> None:
 class KilledOnce(Forks):
     """The first worker dies after a given write, its successors live."""
 
-    def __init__(self, *args: Any, write: tuple[str, Any, str]) -> None:
+    def __init__(self, *args: Any, write: tuple[str, Any, str], calls: int = 1) -> None:
         super().__init__(*args)
-        self.write = write
+        self.write, self.calls = write, calls
 
     def start(self, worker: str, device: str) -> Child:
         if self.children:
             return super().start(worker, device)
         _, owner, name = self.write
         original = getattr(owner, name)
-        killed_after(owner, name)
+        killed_after(owner, name, self.calls)
         try:
             return super().start(worker, device)  # forked with the trap set
         finally:
@@ -130,6 +130,59 @@ def killed_between_writes(url: str) -> dict[str, Any]:
         supervise(database, study, launcher, 1)
         assert launcher.children[0].code == -signal.SIGKILL, write[0]
     return {"writes": [name for name, _, _ in WRITES]}
+
+
+PAUSES: list[tuple[str, Any, str, int]] = [
+    ("epoch at a rung", leases, "record_epochs", 1),
+    ("report at a rung", FencedStorage, "set_trial_intermediate_value", 1),
+    ("pause", leases, "release", 1),
+    ("claim of a promoted trial", leases, "claim", 3),
+    ("its epoch begun", leases, "begin_epoch", 3),
+    ("its checkpoint", Checkpoint, "save", 3),
+    ("its epoch", leases, "record_epochs", 3),
+    ("its report", FencedStorage, "set_trial_intermediate_value", 3),
+    ("its second pause", leases, "release", 3),
+    ("claim of the last promoted one", leases, "claim", 7),
+    ("weights", trial, "save_weights", 1),
+    ("end of a complete trial", trial, "_tell", 1),
+    ("claim of an outranked trial", leases, "claim", 8),
+    ("its reason", FencedStorage, "set_trial_user_attr", 4),
+    ("end of an outranked trial", trial, "_tell", 2),
+]
+"""Writes of pauses, of promotions and of the end, with a single worker on `promoting_study`: trials
+0, 1, 0 (promoted), 2, 3, 1 (promoted), 0 (to its end), and 1, 2, 3 are told."""
+
+
+def promoting_study(name: str, scheduler: str = "promote") -> StudyFile:
+    """Four trials of three epochs with rungs after the first and the second, better than guessing
+    at once."""
+    study = (
+        'scheduler = {name = "promote", first_epochs = 1, reduction_factor = 2, finish = 1}'
+        if scheduler == "promote"
+        else ""
+    )
+    train = "epochs = 3\nbatch_size = 16\ndata.limit_train = 400\n[train.model]\n"
+    train += 'cnn.filters = [8]\ndropout = 0.2\n[train.runtime]\nprecision = "float32"\n'
+    train += 'memory_format = "contiguous"\n'
+    space = "optimizer.lr = [0.02, 0.01, 0.005, 0.003]"
+    return study_file(
+        name=name, trials=4, sampler="grid", study=study, train=train, space=space, lease_s=2.0
+    )
+
+
+def killed_while_promoting(url: str) -> dict[str, Any]:
+    """One study per write of a pause or a promotion: its first worker dies right after it."""
+    database = connect(url)
+    whole, _ = studies.create(database, promoting_study("whole", "none"))
+    supervise(database, whole, forks(whole), 1)
+    for number, (name, owner, attribute, calls) in enumerate(PAUSES):
+        study, _ = studies.create(database, promoting_study(f"pause-{number}"))
+        launcher = KilledOnce(
+            study, Home.default(), "real", write=(name, owner, attribute), calls=calls
+        )
+        supervise(database, study, launcher, 1)
+        assert launcher.children[0].code == -signal.SIGKILL, name
+    return {"writes": [name for name, *_ in PAUSES]}
 
 
 class StopsItself(Forks):
@@ -240,6 +293,7 @@ def deleted_under_a_worker(url: str) -> dict[str, Any]:
 
 SCENES = (
     killed_between_writes,
+    killed_while_promoting,
     stopped_past_its_lease,
     handed_back_on_sigterm,
     created_by_many,

@@ -13,11 +13,12 @@ from hpo.config.space import canonical_json
 from hpo.paths import Home
 from hpo.search import retention
 from hpo.search import study as studies
+from hpo.search.promotion import geometric
 from hpo.search.status import StudyStatus, read_status
 from hpo.storage.database import Database
 from hpo.storage.leases import MAX_FRUITLESS
 from hpo.storage.optuna import FencedStorage
-from hpo.storage.records import FINAL, Trial
+from hpo.storage.records import FINAL, Outcome, Trial
 from hpo.storage.tables import attempts
 
 METRICS = ("train_loss", "train_top1", "val_loss", "val_top1")
@@ -70,6 +71,7 @@ def judge(database: Database, name: str, home: Home, expected: Curves) -> Verdic
     found.violations += [
         *_budget(status),
         *_attempts(status),
+        *promotions(status),
         *late_writes(database, status),
         *_optuna(database, status),
         *_integrity(database),
@@ -98,7 +100,8 @@ def _attempts(status: StudyStatus) -> Iterator[str]:
         if sum(one.outcome in FINAL for one in rows) != 1 or rows[-1].outcome not in FINAL:
             yield f"trial {number}: outcomes {[one.outcome for one in rows]}"
         begun = sum(one.epoch - (one.first_epoch or 0) + 1 for one in rows if one.epoch)
-        if begun - len(trial.epochs) > len(rows) - 1:
+        interrupted = sum(one.outcome in ("lost", "handed_back") for one in rows)
+        if begun - len(trial.epochs) > interrupted:
             again = begun - len(trial.epochs)
             yield f"trial {number}: {again} epochs again in {len(rows)} attempts"
         owners = [row.attempt for row in trial.epochs]
@@ -107,6 +110,32 @@ def _attempts(status: StudyStatus) -> Iterator[str]:
         fruitless = sum(one.outcome == "lost" for one in rows)
         if trial.state == "failed" and fruitless < MAX_FRUITLESS:
             yield f"trial {number} failed after {fruitless} lost attempts: {trial.reason}"
+
+
+def promotions(status: StudyStatus) -> Iterator[str]:
+    """Of a study with a scheduler: who paused did so at a rung, and no more went beyond it than
+    were among its best or are to be finished, but for decisions at the same time."""
+    file, scheduler = status.file, status.file.study.scheduler
+    if scheduler is None:
+        return
+    rungs = geometric(file.first_rung, file.reduction_factor, file.max_epochs)
+    lengths = [len(trial.epochs) for trial in status.trials if trial.state != "failed"]
+    for trial in status.trials:
+        outcomes = [one.outcome for one in trial.attempts]
+        pauses = outcomes.count(Outcome.PAUSED)
+        again = outcomes.count(Outcome.LOST) + outcomes.count(Outcome.HANDED_BACK)
+        if pauses > len(rungs) + again or (
+            trial.state == "pruned" and len(trial.epochs) not in rungs
+        ):
+            yield f"trial {trial.number}: {pauses} pauses in {len(trial.epochs)} epochs"
+    for rung in rungs:
+        reached, beyond = (sum(one >= least for one in lengths) for least in (rung, rung + 1))
+        most = reached // file.reduction_factor + scheduler.finish + len(status.workers)
+        if beyond > most:
+            yield f"rung {rung}: {beyond} of {reached} trials went on"
+    complete = status.count("complete")
+    if complete + status.count("failed") < min(scheduler.finish, status.row.trials):
+        yield f"{complete} trials are complete"
 
 
 def late_writes(database: Database, status: StudyStatus) -> Iterator[str]:

@@ -16,7 +16,8 @@ from hpo.search.status import StudyStatus, read_status
 from hpo.storage.database import Database
 from hpo.storage.records import FINAL
 from tests.harness.fakes import study_file
-from tests.harness.scenes import WRITES, small_study
+from tests.harness.scenes import PAUSES, WRITES, small_study
+from tests.harness.verdict import promotions
 
 pytestmark = pytest.mark.process
 
@@ -93,6 +94,23 @@ def test_killed_after_each_write(url: str, database: Database) -> None:
         for row, expected in zip(first.epochs, reference.epochs, strict=True):
             for metric in ("train_loss", "val_loss", "val_top1"):
                 assert row.metrics[metric] == expected.metrics[metric], (name, row.epoch)
+
+
+@on_both
+def test_killed_after_each_write_of_a_pause_and_a_promotion(url: str, database: Database) -> None:
+    run("scenes", "killed_while_promoting", url)
+    whole = check_exact(database, "whole", 4)
+    expected = {trial.params["optimizer.lr"]: trial for trial in whole.trials}
+    for number, (name, *_) in enumerate(PAUSES):
+        status = check_exact(database, f"pause-{number}", 4)
+        assert computed_twice(status) <= 1, name
+        assert list(promotions(status)) == [], name
+        assert sum(len(trial.epochs) for trial in status.trials) < 12, name
+        for trial in status.trials:
+            known = expected[trial.params["optimizer.lr"]]
+            for row, wanted in zip(trial.epochs, known.epochs, strict=False):
+                for metric in ("train_loss", "val_loss", "val_top1"):
+                    assert row.metrics[metric] == wanted.metrics[metric], (name, row.epoch)
 
 
 @on_both
