@@ -385,8 +385,9 @@ class StudyConfig(ConfigModel):
     """A worker that has made no step for so many seconds, nor decoded an image, is ended and
     replaced; its trial goes on elsewhere, and fails after five such attempts in a row."""
     keep_checkpoints: int = Field(default=0, ge=0, le=1_000_000)
-    """The last checkpoints of so many best complete trials stay on disk, and in the artifacts. The
-    weights of the best three stay anyway, or of the whole front of several metrics."""
+    """The last checkpoints of so many best complete trials stay on disk, and in the artifacts;
+    under promote of paused ones too, which go on from them if the study is extended. The weights of
+    the best three stay anyway, or of the whole front of several metrics."""
     max_failures: int = Field(default=3, ge=1)
     """Stop after so many trials in a row have failed for the same reason."""
 

@@ -116,6 +116,8 @@ def best_of_all(study: Study, attempts: Attempts) -> Best:
     weights = front if ranking.has_several else order[:KEPT]
     paused = _promotable(study, attempts)
     checkpoints = [*front, *(number for number in order if number not in front)]
+    if study.file.study.scheduler is not None:  # they would go on if the study were extended
+        checkpoints = ranking.order(scores | _scores(attempts, Outcome.PRUNED))
     kept = frozenset(checkpoints[: study.file.study.keep_checkpoints])
     return Best(frozenset(weights), kept, paused)
 
@@ -138,6 +140,11 @@ def is_kept(study: Study, ending: Ending) -> bool:
     return better < (1 if ranking.has_several else KEPT)
 
 
-def _scores(attempts: Attempts) -> dict[int, tuple[float, ...]]:
-    """Return the values of complete trials by number."""
-    return {number: rows[-1].scores for number, rows in attempts.items() if rows[-1].scores}
+def _scores(
+    attempts: Attempts, outcome: Outcome = Outcome.COMPLETE
+) -> dict[int, tuple[float, ...]]:
+    """Return the values of trials that ended so by number."""
+    last = {number: rows[-1] for number, rows in attempts.items() if rows[-1].outcome == outcome}
+    if outcome != Outcome.COMPLETE:
+        return {number: (one.value,) for number, one in last.items() if one.value is not None}
+    return {number: one.scores for number, one in last.items() if one.scores}

@@ -19,7 +19,13 @@ from hpo.search.sampling import make_pruner
 from hpo.storage import leases, records
 from hpo.storage.database import Database
 from hpo.storage.leases import StudySnapshot, read_snapshot
-from hpo.storage.optuna import FencedStorage, cached, create_schema, find_optuna_study
+from hpo.storage.optuna import (
+    FencedStorage,
+    cached,
+    create_schema,
+    find_optuna_study,
+    reopen_pruned,
+)
 from hpo.storage.records import StudyRow
 from hpo.storage.spending import read_spending
 from hpo.storage.tables import OPEN_ENDED
@@ -176,7 +182,9 @@ def extend(
     retry_failed: bool = False,
 ) -> int:
     """Raise the limits of a study and let it go on; returns how many failed configurations were
-    enqueued again (within the budget). Raises InputError for a limit that is not larger."""
+    enqueued again (within the budget). Under a scheduler the trials that were told pruned at the
+    end are paused again, and go on where they are among the best of more trials. Raises InputError
+    for a limit that is not larger."""
     row = study.row
     if trials is not None and trials <= row.trials:
         raise InputError(
@@ -190,6 +198,8 @@ def extend(
     if any(value is not None for value in new.values()):
         given = {key: value for key, value in new.items() if value is not None}
         records.update_study(study.database, study.uuid, **given)
+        if study.file.study.scheduler is not None:
+            reopen_pruned(study.database, study.uuid)
     retried = _enqueue_failed(study) if retry_failed else 0
     records.resume_study(study.database, study.uuid)
     return retried

@@ -47,7 +47,7 @@ from hpo.search.study import Study
 from hpo.search.sync import Checkpoints
 from hpo.storage import leases, records
 from hpo.storage.leases import Claim, Ending, Lease
-from hpo.storage.optuna import FencedStorage
+from hpo.storage.optuna import FencedStorage, read_again
 from hpo.storage.records import Epoch, Outcome, Ranking
 from hpo.storage.retry import Outage
 from hpo.training import device as runtime
@@ -131,6 +131,7 @@ class TrialRunner:
         epochs."""
         lease, file = claim.lease, self.study.file
         stored = records.read_epochs(self.study.database, self.study.uuid, lease.trial_id)
+        read_again(self.optuna_study, lease.trial_id)
         with self.storage.guarded(lease):
             trial = optuna.trial.Trial(self.optuna_study, lease.trial_id)
         value = None
@@ -148,6 +149,7 @@ class TrialRunner:
 def _open(runner: TrialRunner, claim: Claim) -> optuna.trial.Trial:
     """Decide what the trial tries, write that down first, then start it; all of it repeatable."""
     lease, study = claim.lease, runner.optuna_study
+    read_again(study, lease.trial_id)  # `hpo extend` lets pruned trials go on
     study.get_trials(deepcopy=False)  # Optuna's cache must know the trial before its first write
     frozen = runner.storage.get_trial(lease.trial_id)
     file = runner.study.file

@@ -45,6 +45,7 @@ from hpo.storage import database as faults
 from hpo.storage import tables
 from hpo.storage.database import Database, bare, engine_options, use_wal
 from hpo.storage.leases import Ending, Lease
+from hpo.storage.records import Outcome
 from hpo.storage.retry import retry_while_unavailable
 from hpo.storage.tables import attempts, is_current, needs_upgrade, version
 
@@ -359,6 +360,35 @@ def end_trial(
         stored, kind = models.TrialValueModel.value_to_stored_repr(value)
         row = {"trial_id": trial_id, "objective": objective, "value": stored, "value_type": kind}
         c.execute(models.TrialValueModel.__table__.insert().values(row))
+
+
+def reopen_pruned(database: Database, uuid: str) -> int:
+    """Let all pruned trials of a study go on as paused ones, in our tables and Optuna's; return
+    their number. Storages that have them in memory as finished see it after `read_again`."""
+    a, ended = attempts.c, Outcome.PRUNED
+    with database.write() as c:
+        query = sa.select(a.trial_id).where(a.study == uuid, a.outcome == ended)
+        ids = list(c.scalars(query.order_by(a.trial_id).with_for_update()))
+        for some in (ids[first : first + 500] for first in range(0, len(ids), 500)):
+            here = a.trial_id.in_(some)
+            c.execute(
+                sa.update(attempts).where(here, a.outcome == ended).values(outcome=Outcome.PAUSED)
+            )
+            row = {"state": TrialState.RUNNING.name, "datetime_complete": None}
+            c.execute(sa.update(TRIALS).where(TRIALS.c.trial_id.in_(some)).values(row))
+            values = models.TrialValueModel.__table__
+            c.execute(sa.delete(values).where(values.c.trial_id.in_(some)))
+    return len(ids)
+
+
+def read_again(study: optuna.Study, trial_id: int) -> None:
+    """Let the cache of `study` read a trial once more that it has as finished."""
+    storage = study._storage
+    if not isinstance(storage, Cached) or storage._get_cached_trial(trial_id) is None:
+        return
+    with storage._lock:
+        storage._studies[study._study_id].unfinished_trial_ids.add(trial_id)
+    study.get_trials(deepcopy=False)
 
 
 def sampling_view(

@@ -142,6 +142,42 @@ def test_what_lost_its_checkpoint_is_trained_again(
         assert curve(after[trial.number])[: len(trial.epochs)] == curve(trial)
 
 
+def test_an_extended_study_lets_paused_trials_go_on(database: Database, home: Home) -> None:
+    study = search(database, home, promoted(trials=5))
+    before = read_status(database, "toy")
+    assert before.state == "finished"
+    studies.extend(study, trials=12)
+    between = read_status(database, "toy")
+    assert between.count("paused") == before.count("pruned") > 0
+    run(studies.load(database, "toy"), home, 10**6)
+    after = read_status(database, "toy")
+    assert [trial.number for trial in after.trials] == list(range(12))
+    assert after.finished == 12
+    theirs = {one.number: one for one in study.optuna_study(FencedStorage(database)).trials}
+    for trial in after.trials:
+        assert theirs[trial.number].state == TrialState[Outcome(trial.state).optuna_state]
+        assert [one.k for one in trial.attempts] == list(range(1, len(trial.attempts) + 1))
+        if trial.number < 5:
+            known = before.trials[trial.number]
+            assert curve(trial)[: len(known.epochs)] == curve(known)
+
+
+def test_a_worker_that_saw_a_trial_pruned_goes_on_with_it(database: Database, home: Home) -> None:
+    study, _ = studies.create(database, promoted(trials=3, finish=0))
+    storage = FencedStorage(database)
+    found = study.optuna_study(storage)
+    for trials in (None, 9):
+        if trials is not None:
+            assert {one.state for one in found.trials} == {TrialState.PRUNED}
+            studies.extend(study, trials=trials)
+        runner = TrialRunner(study, storage, found, home, torch.device("cpu"), threads=1)
+        Worker(study, storage, runner, home=home).run(threading.Event())
+    status = read_status(database, "toy")
+    assert status.finished == 9
+    outcomes = {one.outcome for trial in status.trials for one in trial.attempts}
+    assert outcomes <= {Outcome.PAUSED, Outcome.PRUNED, Outcome.COMPLETE}
+
+
 def test_samplers_see_paused_trials_as_pruned(
     halfway: tuple[Study, StudyStatus], database: Database
 ) -> None:
