@@ -173,6 +173,12 @@ def plural(value: int, noun: str) -> str:
     return f"{value:,} {noun}{ending}"
 
 
+def ordinal(value: int) -> str:
+    """Return `1st`, `2nd`, `3rd`, `11th`."""
+    ending = "th" if value % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(value % 10)
+    return f"{value}{ending or 'th'}"
+
+
 def number_cell(value: float | None, digits: int = 4) -> Cell:
     """Return a cell with `number(value, digits)`."""
     key = value if value is not None and math.isfinite(value) else None

@@ -50,6 +50,7 @@ class Study:
     val: 269 images ...
     test: 269 images ...
     tiny: 0/2 trials; 1 worker on cpu; ...
+    scheduler promote: no rung below epoch 1, so every trial runs to its end
     [1/2] trial 0 complete  val_top1 ... (epoch 1)  1 epoch ...
     [2/2] trial 1 complete  val_top1 ... (epoch 1)  1 epoch ...
     tiny is finished: best trial ..., val_top1 ... in epoch 1
@@ -166,6 +167,7 @@ class Study:
         """
         from hpo.config.remarks import remarks
         from hpo.reports.progress import PlainView, headline
+        from hpo.search.rungs import what_decides
         from hpo.workers.process import require_device, spread
 
         devices = spread(workers, workers_per_device, device)
@@ -179,6 +181,7 @@ class Study:
             for line in report.lines() if report else ():
                 say(line)
             say(headline(self.status(), self.database.shown, devices))
+            say(what_decides(self.file))
             for line in remarks(self.file):
                 say(line)
             view = PlainView(self.status, say)

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from hpo.api.study import Study
+    from hpo.config.study import StudyFile
     from hpo.workers.supervisor import Supervisor
 
 MAX_INSPECTED = 2_000
@@ -201,6 +202,8 @@ def run(
     with database(storage) as found:
         _, is_new = open_study(found, file, artifacts)
         study, out = Study(file.name, found), console()
+        if not file.decides_as(study.file):
+            file = study.file  # made before, with other defaults
         for line in _opening(study, is_new=is_new, quiet=quiet):
             out.print(line, markup=False, soft_wrap=True)
         again = shlex.join([str(study_file), *(part for one in set_ for part in ("--set", one))])
@@ -208,7 +211,7 @@ def run(
             if not study.is_over:
                 supervisor = study.supervisor(devices, force=force)
                 shown = {"plain": plain, "quiet": quiet, "dashboard": dashboard}
-                _search(study, supervisor, out, stop, **shown)
+                _search(study, file, supervisor, out, stop, **shown)
             code = _end(study, again, out, interrupted=stop.is_set())
     if code:
         raise typer.Exit(code)
@@ -226,6 +229,7 @@ def _opening(study: Study, *, is_new: bool, quiet: bool) -> Iterator[str]:
 
 def _search(
     study: Study,
+    file: StudyFile,
     supervisor: Supervisor,
     out: Console,
     stop: threading.Event,
@@ -234,10 +238,11 @@ def _search(
     quiet: bool,
     dashboard: bool,
 ) -> None:
-    """Run workers until the study is over or `stop` is set, and show them."""
+    """Run workers until the study of `file` is over or `stop` is set, and show them."""
     from hpo.cli import live
     from hpo.config.remarks import remarks
     from hpo.reports.progress import headline
+    from hpo.search.rungs import what_decides
 
     with ExitStack() as stack:
         if dashboard:
@@ -249,6 +254,8 @@ def _search(
         if not quiet and (plain or not out.is_terminal):
             line = headline(study.status(), study.database.shown, supervisor.devices)
             out.print(line, markup=False, soft_wrap=True)
+        if not quiet:
+            out.print(what_decides(file), markup=False, soft_wrap=True)
         for line in () if quiet else remarks(study.file):
             out.print(line, markup=False, soft_wrap=True, style="yellow")
         view = stack.enter_context(live.opened(out, study.status, plain=plain, quiet=quiet))

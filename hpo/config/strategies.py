@@ -472,3 +472,25 @@ class StudyConfig(ConfigModel):
     def limits(self) -> tuple[Constraint, ...]:
         """The constraints, one by one."""
         return parse_constraints(self.constraints)
+
+
+def why_default(study: StudyConfig) -> str:
+    """Say of which studies the scheduler or pruner of `study` is the default."""
+    trials = _expected_trials({"trials": study.trials})
+    if study.scheduler is not None:
+        return f"default below {LARGE_STUDY} trials of one metric"
+    if trials >= LARGE_STUDY:
+        return f"default from {LARGE_STUDY} trials on"
+    small = f"default below {SMALL_STUDY} trials" if trials < SMALL_STUDY else "default"
+    return f"{small} {_why_pruner(study)}"
+
+
+def _why_pruner(study: StudyConfig) -> str:
+    """Say why trials are not promoted."""
+    if study.metrics is not None:
+        return "of several metrics"
+    if isinstance(study.sampler, GP | CmaEs):
+        return f"with {study.sampler.name}, which learns from complete trials alone"
+    if study.patience_trials is not None:
+        return "with patience_trials, which counts trials as they finish"
+    return "with a one-cycle schedule, whose first epochs tell little"

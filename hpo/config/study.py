@@ -22,7 +22,7 @@ from hpo.config.base import NONE, combined, flatten, toml_repr, with_values
 from hpo.config.data import DEFAULT_ROOT, FOLDERS
 from hpo.config.metrics import COSTS, direction, direction_of, user_function
 from hpo.config.space import KEYS, Space, parse_space, split_space
-from hpo.config.strategies import CmaEs, Grid, Hyperband, Patient, StudyConfig
+from hpo.config.strategies import CmaEs, Grid, Hyperband, Patient, StudyConfig, why_default
 from hpo.config.toml import nest
 from hpo.config.train import TrainConfig, check_path, field_errors, field_paths
 from hpo.errors import ConfigError, nearest
@@ -229,6 +229,17 @@ class StudyFile:
         if scheduler is not None and scheduler.reduction_factor != "auto":
             return int(scheduler.reduction_factor)
         return 4 if self.max_epochs < FEW_EPOCHS else 3
+
+    @property
+    def why_decided(self) -> str | None:
+        """Where what decides which trials go on is hpo's choice, in words; None where the file
+        chooses."""
+        return why_default(self.study) if self.automatic else None
+
+    def decides_as(self, other: StudyFile) -> bool:
+        """Return whether the same scheduler or pruner decides which trials go on."""
+        mine, theirs = self.study, other.study
+        return (mine.scheduler, mine.pruner) == (theirs.scheduler, theirs.pruner)
 
     def user_modules(self, *fields: str) -> list[str]:
         """Return modules of the user's that `fields`, fixed or searched, name as module:function;

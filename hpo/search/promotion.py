@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from hpo.formatting import ordinal
+
 State = Literal["running", "paused", "complete", "over"]
 """How a trial stands: over is pruned for good, which still counts among those of its rungs."""
 
@@ -66,6 +68,40 @@ class Prospects:
     """Paused trials that may go on, in the order in which to take them."""
     closing: bool
     """No new trial is to begin: the best of those that were begun are finished."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a trial stands among those that reached the same rung."""
+
+    epoch: int
+    """The epoch of the highest rung that it reached."""
+    rank: int
+    """From 1."""
+    among: int
+    going_on: int
+    """So many of them may go on, the best ones."""
+
+    def __str__(self) -> str:
+        stands = f"after epoch {self.epoch}: {ordinal(self.rank)} of {self.among} there"
+        if not self.going_on:
+            return f"{stands}, too few yet for one to go on"
+        best = "the best one goes" if self.going_on == 1 else f"the best {self.going_on} go"
+        return f"{stands}; {best} on"
+
+
+@dataclass(frozen=True)
+class RungCount:
+    """How many trials came to a rung, and what became of them."""
+
+    epoch: int
+    reached: int
+    went_on: int
+    """Trained beyond it, or do so now."""
+    paused: int
+    """Wait there."""
+    threshold: float | None
+    """The value of the last one that may go on; None where none may, or all."""
 
 
 def geometric(first: int, reduction_factor: int, last: int) -> tuple[int, ...]:
@@ -135,6 +171,63 @@ def _finalists(rungs: Rungs, standings: Sequence[Standing]) -> list[int]:
     open_ = [one for one in standings if one.state in ("paused", "running") and one.losses]
     left = max(0, rungs.finish - complete)
     return [one.number for one in sorted(open_, key=_by_loss)[:left]]
+
+
+def place(rungs: Rungs, standings: Sequence[Standing], number: int) -> Place | None:
+    """Return where trial `number` stands among those of the highest rung that it reached; None if
+    it reached none."""
+    one = next((one for one in standings if one.number == number), None)
+    if one is None or not one.losses:
+        return None
+    rung = len(one.losses) - 1
+    ranked = [other.number for other in _ranked(rung, standings)]
+    going_on = len(_promoted(rungs, rung, standings))
+    return Place(rungs.epochs[rung], ranked.index(number) + 1, len(ranked), going_on)
+
+
+def count_rungs(rungs: Rungs, standings: Sequence[Standing]) -> list[RungCount]:
+    """Return the rungs with their trials, the first one first."""
+    return [_count(rungs, rung, standings) for rung in range(len(rungs.epochs))]
+
+
+def _count(rungs: Rungs, rung: int, standings: Sequence[Standing]) -> RungCount:
+    epoch, ranked = rungs.epochs[rung], _ranked(rung, standings)
+    promoted = len(_promoted(rungs, rung, standings))
+    threshold = None
+    if 0 < promoted < len(ranked):
+        loss = ranked[promoted - 1].losses[rung]
+        threshold = -loss if rungs.maximize else loss
+    here = [one for one in ranked if len(one.losses) == rung + 1]
+    return RungCount(
+        epoch=epoch,
+        reached=len(ranked),
+        went_on=sum(one.epochs > epoch or one.state == "running" for one in ranked),
+        paused=sum(one.state == "paused" for one in here),
+        threshold=threshold,
+    )
+
+
+def expected_epochs(
+    rungs: Rungs, last: int, trials: int, standings: Sequence[Standing] = ()
+) -> float:
+    """Return how many epochs `trials` trials of up to `last` epochs will have had at the end, those
+    of `standings` included.
+
+    A few more than one of `reduction_factor` go on at a rung: early ones that later are not among
+    the best any more, by chance about half the square root of the trials there, and more where the
+    sampler learns, which shows in those that went on already.
+    """
+    before, total, expected = 0, 0.0, float(trials)
+    for rung, epoch in enumerate((*rungs.epochs, last)):
+        if rung:
+            there = sum(one.epochs > before for one in standings)
+            came = sum(len(one.losses) >= rung for one in standings)
+            usual = expected / rungs.reduction_factor + math.sqrt(expected) / 2
+            seen = there / came * expected if came >= rungs.reduction_factor else 0.0
+            expected = min(expected, max(usual, seen, there, rungs.finish))
+        total += expected * (epoch - before)
+        before = epoch
+    return total
 
 
 def _by_loss(one: Standing) -> tuple[float, int]:

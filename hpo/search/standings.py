@@ -6,14 +6,12 @@ import math
 from collections.abc import Sequence
 
 from hpo.search import promotion, scheduling
-from hpo.search.promotion import Prospects, Rungs, Standing, State
+from hpo.search.promotion import Place, Prospects, Rungs, Standing, State
+from hpo.search.rungs import CHANCE, rungs_of
 from hpo.search.study import Study
 from hpo.storage import records
 from hpo.storage.leases import StudySnapshot
 from hpo.storage.records import Outcome
-
-CHANCE = "chance"
-"""Key of what guessing reaches, which the first worker that sees the images resolves."""
 
 STATES: dict[Outcome | None, State] = {
     Outcome.PAUSED: "paused",
@@ -44,14 +42,17 @@ class Standings:
         found = promotion.promotable(rungs, standings, closing=closing) if snapshot.paused else []
         return Prospects(tuple(found), closing)
 
-    def may_go_on(self, number: int, epochs: int) -> bool:
-        """Return whether a trial that has trained for `epochs` may train on without a pause."""
+    def outranked(self, number: int, epochs: int) -> Place | None:
+        """Return where a trial stands that has trained for `epochs` and is to pause now; None if it
+        may train on."""
         rungs = self.rungs()
         if self._study.file.study.scheduler is None or epochs not in rungs.epochs:
-            return True
+            return None
         standings = self.read()
         closing = self._closing(self._study.snapshot(), standings)
-        return promotion.may_go_on(rungs, standings, number, closing=closing)
+        if promotion.may_go_on(rungs, standings, number, closing=closing):
+            return None
+        return promotion.place(rungs, standings, number)
 
     def paused(self) -> set[int]:
         """Return the paused trials."""
@@ -69,15 +70,7 @@ class Standings:
 
     def rungs(self) -> Rungs:
         """Return the study's rungs."""
-        file, scheduler = self._study.file, self._study.file.study.scheduler
-        epochs = promotion.geometric(file.first_rung, file.reduction_factor, file.max_epochs)
-        return Rungs(
-            epochs=epochs,
-            reduction_factor=file.reduction_factor,
-            finish=0 if scheduler is None else scheduler.finish,
-            maximize=self._study.maximize,
-            chance=self._known_chance(),
-        )
+        return rungs_of(self._study.file, self._known_chance())
 
     def resolve_chance(self, counts: Sequence[int]) -> None:
         """Write down what guessing reaches on validation images of which `counts` are of each

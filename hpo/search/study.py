@@ -15,6 +15,7 @@ from hpo.config.study import StudyFile, difference
 from hpo.errors import ConfigError, Conflict, InputError, StorageError
 from hpo.paths import Home, StudyDir
 from hpo.search import scheduling, sync
+from hpo.search.rungs import study_note
 from hpo.search.sampling import make_pruner
 from hpo.storage import leases, records
 from hpo.storage.database import Database
@@ -24,6 +25,7 @@ from hpo.storage.optuna import (
     cached,
     create_schema,
     find_optuna_study,
+    keep_note,
     reopen_pruned,
 )
 from hpo.storage.records import StudyRow
@@ -128,6 +130,7 @@ def _register(database: Database, file: StudyFile) -> None:
         uuid = uuids.uuid4().hex
         storage.set_study_user_attr(study_id, "hpo:uuid", uuid)
         storage.set_study_system_attr(study_id, "study:metric_names", list(file.objectives))
+        keep_note(storage, study_id, study_note(file))
         if not records.insert_study(database, _row_values(file, uuid, study_id)):
             raise Conflict(f"study {file.name!r} was being made elsewhere; run it again")
 

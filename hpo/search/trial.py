@@ -34,6 +34,7 @@ from hpo.paths import Home
 from hpo.search import retention, scheduling, sync
 from hpo.search.fingerprints import agree_on_images
 from hpo.search.journal import EpochJournal
+from hpo.search.promotion import Place
 from hpo.search.sampling import (
     FirstMetric,
     costs_of,
@@ -358,8 +359,8 @@ class TrialRun:
             return None
         if self.rows and not self.journal.is_behind and self._falls_behind():
             return self._pruned()
-        if stop != "rule" and not self.journal.is_behind and self._is_outranked():
-            return self._paused()
+        if stop != "rule" and not self.journal.is_behind and (place := self._outranked()):
+            return Ending(Outcome.PAUSED, self._best(), str(place))
         if stop == "user":
             raise Interrupted("the study was stopped")
         if stop == "rule" or (self.rows and self.runner.study.spent()):
@@ -408,14 +409,10 @@ class TrialRun:
             return self._complete(f"{pruner.name}: stopped improving, ended after epoch {epoch}")
         return Ending(Outcome.PRUNED, self._best(), f"{pruner.name} pruned it after epoch {epoch}")
 
-    def _is_outranked(self) -> bool:
-        """Ask the scheduler, at a rung, once the database has every epoch."""
-        return not self.runner.standings.may_go_on(self.lease.number, len(self.rows))
-
-    def _paused(self) -> Ending:
-        """Return the ending of an attempt whose trial waits until it is among the best."""
-        reason = f"paused after epoch {self.rows[-1].epoch}"
-        return Ending(Outcome.PAUSED, self._best(), reason)
+    def _outranked(self) -> Place | None:
+        """Ask the scheduler, at a rung, once the database has every epoch; return where the trial
+        stands if it is to pause."""
+        return self.runner.standings.outranked(self.lease.number, len(self.rows))
 
     def _values(self) -> tuple[float, ...] | None:
         """Return the values of several objectives, costs measured now; None where there is one."""
@@ -478,7 +475,7 @@ def _pause(runner: TrialRunner, lease: Lease, reason: str) -> None:
     """Let go of a trial, which stays running for Optuna: any worker may go on with it."""
     if not leases.release(runner.study.database, lease, Outcome.PAUSED, reason):
         raise lease.lost()
-    log.info("trial %d: %s", lease.number, reason)
+    log.info("trial %d: paused %s", lease.number, reason)
 
 
 def _tell(runner: TrialRunner, lease: Lease, trial: optuna.trial.Trial, ending: Ending) -> None:

@@ -333,6 +333,21 @@ def add_waiting(storage: FencedStorage, study_id: int) -> None:
     storage.create_new_trial(study_id, optuna.trial.create_trial(state=TrialState.WAITING))
 
 
+NOTE_VERSION, NOTE_PART, NOTE_LENGTH = "dashboard:note_ver", "dashboard:note_str:{}", 2045
+"""Where optuna-dashboard keeps a study's note: attributes of the study, in parts of this length."""
+
+
+def keep_note(storage: FencedStorage, study_id: int, text: str) -> None:
+    """Give a study a note that optuna-dashboard shows, as Markdown, unless it has one. Written as
+    that writes it, which takes a second and more to import."""
+    if NOTE_VERSION in storage.get_study_system_attrs(study_id):
+        return
+    for part, start in enumerate(range(0, len(text), NOTE_LENGTH)):
+        body = text[start : start + NOTE_LENGTH]
+        storage.set_study_system_attr(study_id, NOTE_PART.format(part), body)
+    storage.set_study_system_attr(study_id, NOTE_VERSION, 1)
+
+
 def worst_values(c: sa.Connection, trial_id: int) -> tuple[float, ...]:
     """Return what Optuna is told of a worthless trial: the worst in each direction of its study."""
     way = models.StudyDirectionModel.__table__.c

@@ -26,6 +26,7 @@ from hpo.data.report import DataReport
 from hpo.errors import ConfigError, HpoError, InputError
 from hpo.formatting import approximately, file_size, plural, rough_duration
 from hpo.paths import Home
+from hpo.search.rungs import what_decides
 from hpo.training import device as runtime
 from hpo.training import feature_cache, models
 from hpo.training.evaluation import require_functions
@@ -295,6 +296,8 @@ class CheckResult:
     workers: int
     device: str
     notes: tuple[str, ...]
+    decides: str
+    """What decides which trials go on, in words."""
 
     @property
     def data(self) -> Mapping[str, Mapping[str, int]]:
@@ -321,7 +324,8 @@ class CheckResult:
 
     def __str__(self) -> str:
         trials = "trials" if self.trials is None else plural(self.trials, "trial")
-        lines = [f"study {self.name}: {trials} of up to {plural(self.epochs, 'epoch')}", "data:"]
+        size = f"{trials} of up to {plural(self.epochs, 'epoch')}"
+        lines = [f"study {self.name}: {size}", self.decides, "data:"]
         lines += [f"  {line}" for line in self.report.lines()]
         lines += [f"  {line}" for line in _imbalance(self.data["train"])]
         lines.append(f"networks, a step on {self.device}:")
@@ -379,6 +383,7 @@ def check(file: StudyFile, *, home: Home, device: str, workers: int, threads: in
         workers=workers,
         device=device,
         notes=(*remarks(file), *_infeasible(file, configs, classes), *_notes(configs, home)),
+        decides=what_decides(file),
     )
 
 

@@ -131,9 +131,9 @@ def untouched(study: Study) -> bool:
     states = records.read_states(study.database, row.study_id)
     with study.database.read() as c:
         notes = c.exec_driver_sql(
-            "SELECT count(*) FROM study_system_attributes WHERE key LIKE 'dashboard:note%'"
+            "SELECT value_json FROM study_system_attributes WHERE key = 'dashboard:note_ver'"
         ).scalar()
-    return (row.uuid, set(states.values()), notes) == (study.uuid, {"COMPLETE"}, 0)
+    return (row.uuid, set(states.values()), notes) == (study.uuid, {"COMPLETE"}, "1")
 
 
 # Each of these gets `refused` from a stranger, and `known` from who has the token.

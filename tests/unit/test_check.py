@@ -79,7 +79,10 @@ def test_the_result_in_words(home: Home) -> None:
     assert cost.memory_mb is not None
     assert cost.memory_mb > 0
     text = str(result)
-    assert text.startswith("study toy: 7 trials of up to 3 epochs\ndata:\n  train: 1259 images (0 ")
+    assert text.startswith(
+        "study toy: 7 trials of up to 3 epochs\npruner none: every trial runs to its end\n"
+        "data:\n  train: 1259 images (0 "
+    )
     assert f"  small_cnn at 8 px: {cost.parameters} parameters, about " in text
     assert "with 2 workers; pruning shortens it" in text
     assert text.endswith("nothing was written")
@@ -336,7 +339,7 @@ def test_durations(seconds: float, text: str) -> None:
 def test_long_lists_of_classes_are_cut(home: Home) -> None:
     cost = Cost("small_cnn", "default", 8, 1, 10, 64, 1.0, 1.0)
     many = {f"c{i}": 2 for i in range(30)}
-    result = CheckResult("x", DataReport("x", {"train": many}), (cost,), 4, 2, 1, "cpu", ())
+    result = CheckResult("x", DataReport("x", {"train": many}), (cost,), 4, 2, 1, "cpu", (), "")
     assert "train: 60 images (c0 2, " in str(result)
     assert "c9 2, ... (30 classes))" in str(result)
     assert dataclasses.replace(result, trials=1).total_s == 2.0

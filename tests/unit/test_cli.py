@@ -497,8 +497,9 @@ def test_run_searches_and_says_what_came_out(hpo: Hpo) -> None:
     data, lines = done.stdout.splitlines()[:3], done.stdout.splitlines()[3:]
     assert [line.partition(":")[0] for line in data] == ["train", "val", "test"]
     assert lines[0].startswith("toy: 0/2 trials; 1 worker on cpu; sqlite:///")
-    assert lines[1].startswith("tpe draws all 2 trials at random")
-    assert [line.partition("  ")[0] for line in lines[2:4]] == [
+    assert lines[1] == "pruner none: every trial runs to its end"
+    assert lines[2].startswith("tpe draws all 2 trials at random")
+    assert [line.partition("  ")[0] for line in lines[3:5]] == [
         *("[1/2] trial 0 complete", "[2/2] trial 1 complete")
     ]
     assert "2 trials finished: 2 complete" in done.stdout
