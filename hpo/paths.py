@@ -2,8 +2,8 @@
 
     hpo_runs/                     HPO_HOME, default under the working directory
     ├── hpo.db                    the default storage
-    ├── cache/                    decoded images, and features/ of frozen layers, shared by all
-    │                             studies and workers of this host
+    ├── cache/                    decoded images, features/ of frozen layers, and compiled/
+    │                             networks, shared by all studies and workers of this host
     ├── studies/<uuid>/
     │   ├── logs/<worker>.log
     │   ├── workers/<worker>.alive   touched at every step; the supervisor's watchdog reads its age

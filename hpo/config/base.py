@@ -95,6 +95,13 @@ class NameOrFunction:
         return {"anyOf": [{"enum": list(self.names)}, FUNCTION_SCHEMA]}
 
 
+def auto_or_flag(value: Any) -> Any:
+    """Return "auto", true or false. Raises ValueError for anything else."""
+    if value != "auto" and not isinstance(value, bool):
+        raise ValueError('allowed: "auto", true, false')
+    return value
+
+
 NONE = "none"
 """None in TOML, which has no null."""
 

@@ -24,7 +24,7 @@ from hpo.config.metrics import COSTS, direction, direction_of, user_function
 from hpo.config.space import KEYS, Space, parse_space, split_space
 from hpo.config.strategies import CmaEs, Grid, Hyperband, Patient, StudyConfig, why_default
 from hpo.config.toml import nest
-from hpo.config.train import TrainConfig, check_path, field_errors, field_paths
+from hpo.config.train import BEFORE, TrainConfig, check_path, field_errors, field_paths
 from hpo.errors import ConfigError, nearest
 from hpo.io import same_place
 
@@ -547,11 +547,13 @@ def _with_absolute_root(train: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_config(
-    path: Path, overrides: Mapping[str, Any] | None = None
+    path: Path, overrides: Mapping[str, Any] | None = None, *, recorded: bool = False
 ) -> tuple[TrainConfig, dict[str, Any]]:
     """Read a TrainConfig, exported or written by hand, and its [provenance] table ({} if none).
 
-    `overrides` are `--set` values by field path. Raises ConfigError, also for a study file.
+    `overrides` are `--set` values by field path. In a file with provenance, or that is `recorded`,
+    runtime fields that are missing were not there yet when it was written (see
+    `RuntimeConfig.recorded`). Raises ConfigError, also for a study file.
     """
     where = str(path)
     data = toml.parse(toml.read_text(path), where)
@@ -564,6 +566,9 @@ def load_config(
     provenance = data.pop("provenance", {})
     if not isinstance(provenance, Mapping):
         raise ConfigError(f"{toml_repr(provenance)}: a table", key="provenance", where=where)
+    runtime = data.get("runtime")
+    if (provenance or recorded) and isinstance(runtime, Mapping):
+        data["runtime"] = {**BEFORE, **runtime}
     fields = _overridden(data, overrides or {}, where)
     return TrainConfig.parse(_with_absolute_root(fields), where=where), dict(provenance)
 

@@ -23,6 +23,7 @@ from hpo.config.base import (
     Rates,
     Ratio,
     as_tuple,
+    auto_or_flag,
     complaint,
     fail,
     field_type,
@@ -139,10 +140,28 @@ class RuntimeConfig(ConfigModel):
     """bfloat16: automatic mixed precision. auto: whichever trains faster here, measured."""
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
     """Layout of images in memory. auto: whichever trains faster here, measured."""
+    deterministic: Annotated[Literal["auto"] | bool, BeforeValidator(auto_or_flag)] = "auto"
+    """true: the same bits on the same device, whatever the speed. false: on an NVIDIA GPU the
+    fastest arithmetic (TF32, cuDNN's autotuner, fused optimizers), whose last bits vary. auto:
+    false on an NVIDIA GPU, true elsewhere."""
+    compile: Literal["auto", "none", "cuda-graph", "inductor"] = "auto"
+    """cuda-graph: a training step is recorded once and replayed without its launches (NVIDIA GPUs).
+    inductor: torch.compile as well, which takes up to minutes first. auto: whichever trains faster
+    on an NVIDIA GPU, measured; none elsewhere."""
     threads: int = Field(default=0, ge=0, le=1024)
     """CPU threads of a trial; 0: this machine's cores divided by its workers."""
     micro_batch: int = Field(default=0, ge=0)
     """Largest batch that is computed at once, the gradients summed to batch_size; 0: batch_size."""
+
+    @classmethod
+    def recorded(cls, data: Mapping[str, Any]) -> Self:
+        """Return the runtime that a trial or a run recorded; fields that it lacks were not there
+        yet (see BEFORE)."""
+        return cls.model_validate({**BEFORE, **data})
+
+
+BEFORE: Mapping[str, Any] = {"deterministic": True, "compile": "none"}
+"""How everything was computed before a runtime had these fields."""
 
 
 class TrainConfig(ConfigModel):

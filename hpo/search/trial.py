@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -25,7 +25,7 @@ from optuna.trial import TrialState
 
 from hpo.config.constraints import unmet_reason
 from hpo.config.metrics import COSTS, worst_value
-from hpo.config.train import RuntimeConfig, TrainConfig
+from hpo.config.train import BEFORE, RuntimeConfig, TrainConfig
 from hpo.control import Control, ProgressCallback
 from hpo.data.dataset import Data, open_data
 from hpo.data.split import listing_differences
@@ -198,28 +198,50 @@ def _class_counts(data: Data) -> list[int]:
     return [int(count) for count in np.bincount(val.labels, minlength=len(data.classes))]
 
 
+MEASURED = ("precision", "memory_format", "deterministic", "compile")
+"""Fields of the runtime that all trials of an architecture share."""
+
+
 def _runtime(
-    runner: TrialRunner, claim: Claim, config: TrainConfig, classes: int, tick: ProgressCallback
+    runner: TrialRunner, claim: Claim, config: TrainConfig, data: Data, tick: ProgressCallback
 ) -> RuntimeConfig:
-    """How this trial computes. Whoever takes it over keeps that; precision and layout are measured
+    """How this trial computes. Whoever takes it over keeps that; what is `auto` is measured
     once per study, device type, architecture and size: each changes the bits of a result."""
     if claim.runtime is not None:
-        return RuntimeConfig.model_validate(claim.runtime)
+        return RuntimeConfig.recorded(claim.runtime)
     study, model = runner.study, config.model
     key = f"runtime {runner.device.type} {model.architecture} {model.stem} {config.data.image_size}"
-    chosen = records.read_resolved(study.database, study.uuid, key).get(key)
+    known = records.read_resolved(study.database, study.uuid, "runtime ")
+    chosen = known.get(key)
     if chosen is None:
+        # A study that began without some of these fields goes on so.
+        before = BEFORE if any(BEFORE.keys() - one.keys() for one in known.values()) else {}
         found = runtime.resolve(
-            config, classes=classes, device=runner.device, threads=runner.threads, tick=tick
+            config.model_copy(update={"runtime": _filled(config.runtime, before)}),
+            classes=len(data.classes),
+            device=runner.device,
+            threads=runner.threads,
+            steps=_steps(config, data),
+            tick=tick,
         )
-        measured = {"precision": found.precision, "memory_format": found.memory_format}
+        measured = {name: getattr(found, name) for name in MEASURED}
         chosen = records.resolve_once(study.database, study.uuid, key, measured)
-    resolved = config.runtime.model_copy(
+    resolved = _filled(config.runtime, {**BEFORE, **chosen}).model_copy(
         update={"threads": config.runtime.threads or runner.threads}
-        | {name: v for name, v in chosen.items() if getattr(config.runtime, name) == "auto"}
     )
     leases.keep_runtime(study.database, claim.lease, resolved.model_dump())
     return resolved
+
+
+def _filled(given: RuntimeConfig, chosen: Mapping[str, Any]) -> RuntimeConfig:
+    """Return `given` with what was `chosen` for its fields that are `auto`."""
+    open_ = {name: value for name, value in chosen.items() if getattr(given, name) == "auto"}
+    return given.model_copy(update=open_)
+
+
+def _steps(config: TrainConfig, data: Data) -> int:
+    """Return the steps of a trial that has all its epochs."""
+    return config.epochs * (len(data.train) // config.batch_size)
 
 
 class TrialRun:
@@ -242,7 +264,7 @@ class TrialRun:
         self.data = runner.data(config, claim.lease.worker, self._tick)
         if runner.study.file.study.scheduler is not None:
             runner.standings.resolve_chance(_class_counts(self.data))
-        resolved = _runtime(runner, claim, config, len(self.data.classes), self._tick)
+        resolved = _runtime(runner, claim, config, self.data, self._tick)
         self.config = config.model_copy(update={"runtime": resolved})
         self.directory = runner.study.directory(runner.home)
         found = sync.find(runner.study.database, runner.study.uuid, runner.home)

@@ -231,6 +231,6 @@ def _exported(database: Database, status: StudyStatus, trial: Trial) -> Export:
     config = status.file.config(trial.params)
     runtimes = [one.runtime for one in trial.attempts if one.runtime is not None]
     if runtimes:
-        runtime = RuntimeConfig.model_validate(runtimes[-1])
+        runtime = RuntimeConfig.recorded(runtimes[-1])
         config = config.model_copy(update={"runtime": runtime})
     return config, describe_trial(database, status, trial, config)

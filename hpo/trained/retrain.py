@@ -168,7 +168,7 @@ def stored_recipe(files: RunDir, asked: Recipe, keep_validation: bool) -> Recipe
             raise Conflict(f"{files.config} is not of a run; choose another directory with -o")
         return None
     about = RunMetadata.read(files.about)
-    stored = make_recipe(*load_config(files.config), about.keep_validation)
+    stored = make_recipe(*load_config(files.config, recorded=True), about.keep_validation)
     changed = _differences(stored, asked)
     if about.keep_validation != keep_validation:
         changed.append(f"keep_validation: {about.keep_validation} -> {keep_validation}")
@@ -189,12 +189,17 @@ def _differences(stored: Recipe, asked: Recipe) -> list[str]:
     for place in ("data.root", "data.labels"):
         if place in here and same_place(there.get(place), here[place]):
             there[place] = here[place]
-    open_ = {key for key in here if key.startswith("runtime.") and here[key] in (0, "auto")}
+    open_ = {key for key in here if key.startswith("runtime.") and _is_open(here[key])}
     return [
         f"{key}: {there.get(key)} -> {here.get(key)}"
         for key in sorted(there.keys() | here.keys())
         if key not in open_ and there.get(key) != here.get(key)
     ]
+
+
+def _is_open(value: Any) -> bool:
+    """Return whether a field of the runtime is to be resolved."""
+    return value == "auto" or (value == 0 and value is not False)
 
 
 def seeds_needed(config: TrainConfig, seeds: int) -> int:
@@ -215,7 +220,13 @@ def begin(
     keep_validation: bool,
 ) -> Recipe:
     """Resolve what is `auto`, write run.json and config.toml, and return the resolved recipe."""
-    runtime = resolve(config, classes=len(data.classes), device=device, threads=threads)
+    runtime = resolve(
+        config,
+        classes=len(data.classes),
+        device=device,
+        threads=threads,
+        steps=recipe.epochs * (len(data.train) // config.batch_size),
+    )
     about = RunMetadata(
         classes=data.classes,
         mean=data.mean,

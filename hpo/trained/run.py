@@ -413,7 +413,7 @@ def load_run(path: Path) -> TrainedRun:
 
 def read_run(files: RunDir, seeds: Sequence[int]) -> TrainedRun:
     """Load the run in `files` with these seeds, which must be finished."""
-    config, provenance = load_config(files.config)
+    config, provenance = load_config(files.config, recorded=True)
     results = [
         SeedResult(seed, files.seed(seed), files.seed(seed).read_metrics()) for seed in seeds
     ]

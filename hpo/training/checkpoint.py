@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hpo.config.base import flatten
 from hpo.config.model import ModelConfig
-from hpo.config.train import TrainConfig
+from hpo.config.train import BEFORE, TrainConfig
 from hpo.errors import Damaged, DataError
 from hpo.io import atomic_write, blank, find_damage, with_checksum
 from hpo.training import models, pretrained
@@ -112,7 +112,8 @@ class Checkpoint:
 
     def require(self, config: TrainConfig) -> None:
         """Raise Damaged unless this is a checkpoint of `config`."""
-        mine, theirs = flatten(self.config), flatten(config.to_dict())
+        before = {f"runtime.{name}": value for name, value in BEFORE.items()}
+        mine, theirs = {**before, **flatten(self.config)}, flatten(config.to_dict())
         differing = [
             f"{key} = {mine.get(key)} instead of {theirs.get(key)}"
             for key in sorted(mine.keys() | theirs.keys())

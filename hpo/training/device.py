@@ -6,10 +6,11 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +18,15 @@ from torch import Tensor, nn
 from hpo.config.train import RuntimeConfig, TrainConfig
 from hpo.control import ProgressCallback, no_progress
 from hpo.errors import InputError
+from hpo.training.arithmetic import is_fast, set_arithmetic
+from hpo.training.compiling import WARM_UP, is_own
 from hpo.training.feature_cache import Extractor, Preprocessing, find_cut_or_obstacle
 from hpo.training.learner import Batch, Learner, autocast, memory_format
 
 # Simplest first: the choice among those that are about as fast.
 PRECISIONS = ("float32", "bfloat16")
 FORMATS = ("contiguous", "channels_last")
+RECORDINGS = ("none", "cuda-graph")
 CLEARLY = 1.1
 """Factor by which a less simple choice has to be faster."""
 FEW, SHORT_S = 2, 0.1
@@ -30,6 +34,11 @@ FEW, SHORT_S = 2, 0.1
 STEPS, ENOUGH_S, HOPELESS = 6, 0.25, 3.0
 """Steps of each choice; seconds after which fewer are enough; slowdown relative to the best so far
 at which a choice is dropped. The fastest step counts: other processes may use the same cores."""
+PAYS_S = 300.0
+"""Seconds of training from which compiling a network is tried: it takes up to minutes, and tens of
+seconds in each process after the first one."""
+FILLED = 256
+"""Largest batch with which choices are compared on a GPU."""
 LONG_S = 2.0
 """Seconds after which fewer than STEPS are enough when a cost is reported, the median of them."""
 
@@ -61,33 +70,69 @@ def resolve(
     classes: int,
     device: torch.device,
     threads: int,
+    steps: int = 0,
     tick: ProgressCallback = no_progress,
 ) -> RuntimeConfig:
     """Return `config.runtime` with `auto` replaced by what trains this network fastest on `device`,
     measured on random images; the simpler choice unless another is clearly faster. A precision that
-    the device only emulates is not tried; any other choice is dropped after one step of FEW images
-    if that shows it to be hopeless. `threads` replaces 0; `tick` is called for each choice.
+    the device only emulates is not tried; on a CPU any other choice is dropped after one step of
+    FEW images if that shows it to be hopeless; on a GPU compiling is tried only if a training of
+    `steps` is long enough for that to pay. `threads` replaces 0; `tick` is called for each choice.
 
     Takes about ENOUGH_S for each choice of a small network, and three steps of FEW images for each
     of a large one.
     """
-    runtime = config.runtime.model_copy(update={"threads": config.runtime.threads or threads})
-    with _threads(runtime.threads):
+    runtime = with_defaults(config.runtime, device, threads)
+    with _arithmetic(runtime, device):
         there = tuple(one for one in PRECISIONS if not is_too_slow(one, device))
-    precisions = there if runtime.precision == "auto" else (runtime.precision,)
-    formats = FORMATS if runtime.memory_format == "auto" else (runtime.memory_format,)
-    choices = [
-        runtime.model_copy(update={"precision": precision, "memory_format": layout})
-        for precision, layout in itertools.product(precisions, formats)
-    ]
-    if len(choices) == 1 or device.type not in ("cpu", "cuda"):
-        return choices[0]
-    comparison, seconds = Comparison(config, classes, device), []
-    with _threads(runtime.threads):
+        recorded = is_fast(runtime, device) and not is_own(config)
+        choices = choices_of(runtime, there, recorded=recorded)
+        if len(choices) == 1 or device.type not in ("cpu", "cuda"):
+            return choices[0]
+        comparison, seconds = Comparison(config, classes, device), []
         for choice in choices:
             tick()
             seconds.append(comparison.step_seconds(choice))
-    return choices[fastest(seconds)]
+        chosen = choices[fastest(seconds)]
+        long = steps * min(seconds) >= PAYS_S
+        if not (recorded and runtime.compile == "auto" and long):
+            return chosen
+        compiled = chosen.model_copy(update={"compile": "inductor"})
+        tick()
+        began = time.perf_counter()
+        step_s = comparison.step_seconds(compiled)
+        prepare_s = time.perf_counter() - began
+    return compiled if pays(prepare_s, step_s, steps, min(seconds)) else chosen
+
+
+def with_defaults(runtime: RuntimeConfig, device: torch.device, threads: int) -> RuntimeConfig:
+    """Return `runtime` with what needs no measurement: its threads, and whether a result is to have
+    the same bits each time."""
+    fields: dict[str, Any] = {"threads": runtime.threads or threads}
+    if runtime.deterministic == "auto":
+        fields["deterministic"] = device.type != "cuda"
+    return runtime.model_copy(update=fields)
+
+
+def choices_of(
+    runtime: RuntimeConfig, precisions: Sequence[str], *, recorded: bool
+) -> list[RuntimeConfig]:
+    """Return what `auto` stands for in `runtime`, simplest first; `recorded`: steps may be."""
+    own = (runtime.precision,), (runtime.memory_format,), (runtime.compile,)
+    auto = precisions, FORMATS, RECORDINGS if recorded else RECORDINGS[:1]
+    tried = [open_ if one == ("auto",) else one for one, open_ in zip(own, auto, strict=True)]
+    return [
+        runtime.model_copy(
+            update={"precision": precision, "memory_format": layout, "compile": compiled}
+        )
+        for precision, layout, compiled in itertools.product(*tried)
+    ]
+
+
+def pays(prepare_s: float, step_s: float, steps: int, best_s: float) -> bool:
+    """Return whether `steps` that take `step_s` each after `prepare_s` are clearly faster than as
+    many that take `best_s`."""
+    return CLEARLY * (prepare_s + steps * step_s) < steps * best_s
 
 
 def is_too_slow(precision: str, device: torch.device) -> bool:
@@ -128,10 +173,8 @@ class Comparison:
         hopeless, or if it does not fit in memory."""
         try:
             learner = _learner(self.config, runtime, self.classes, self.device)
-            first_s = self._seconds(learner, FEW)
-            if first_s > HOPELESS * self.few_s:
+            if self.device.type == "cpu" and self._is_hopeless(learner):
                 return math.inf
-            self.few_s = min(self.few_s, first_s)
             self.images = self.images or self._enough_images(learner)
             batch = _random_batch(learner.config, self.images, self.classes, self.device)
             seconds = min(_step_times(learner, batch, self.best_s))
@@ -140,10 +183,15 @@ class Comparison:
         self.best_s = min(self.best_s, seconds)
         return seconds
 
+    def _is_hopeless(self, learner: Learner) -> bool:
+        first_s = self._seconds(learner, FEW)
+        self.few_s = min(self.few_s, first_s)
+        return first_s > HOPELESS * self.few_s
+
     def _enough_images(self, learner: Learner) -> int:
         """Return how many images keep a CPU busy for no longer than a short step, or fill a GPU."""
         if self.device.type == "cuda":
-            return min(self.config.batch_size, 64)
+            return learner.config.batch_size
         images = int(FEW * SHORT_S / self._seconds(learner, FEW))
         return max(FEW, min(self.config.batch_size, images))
 
@@ -156,16 +204,26 @@ class Comparison:
 def _learner(
     config: TrainConfig, runtime: RuntimeConfig, classes: int, device: torch.device
 ) -> Learner:
-    trial = config.model_copy(update={"runtime": runtime})
+    batch_size = min(config.batch_size, FILLED) if device.type == "cuda" else config.batch_size
+    trial = config.model_copy(update={"runtime": runtime, "batch_size": batch_size})
     # In the last phase, when most is learning as a rule.
     return Learner(trial, classes=classes, device=device, pretrained=False, epoch=trial.epochs)
 
 
 def _step_times(learner: Learner, batch: Batch, best: float) -> Iterator[float]:
-    """Yield the seconds of a few steps, including the first one, which also prepares; stops early
-    if the choice is hopeless."""
+    """Yield the seconds of a few steps, on a CPU including the first one, which also prepares;
+    stops early if the choice is hopeless."""
     learner.train_mode()
+    _prepare(learner, batch)
     return _times(lambda: learner.step(batch, lr=1e-6), learner.device, best)
+
+
+def _prepare(learner: Learner, batch: Batch) -> None:
+    """Take the steps on a GPU in which kernels are loaded and chosen, and the step recorded."""
+    full = len(batch[1]) == learner.config.batch_size
+    if learner.device.type == "cuda" or (learner.is_compiled and full):
+        for _ in range(WARM_UP + 2):
+            learner.step(batch, lr=1e-6)
 
 
 def _times(
@@ -205,9 +263,10 @@ def _random_batch(config: TrainConfig, images: int, classes: int, device: torch.
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def _arithmetic(runtime: RuntimeConfig, device: torch.device) -> Iterator[None]:
+    """Compute as `runtime` says; afterwards with as many threads as before."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
+    set_arithmetic(runtime, device)
     try:
         yield
     finally:
@@ -232,7 +291,7 @@ def measure_step(config: TrainConfig, *, classes: int, device: torch.device) -> 
     Takes two steps, or a few more in LONG_S. Raises what building the network raises, and
     torch.OutOfMemoryError.
     """
-    with _threads(config.runtime.threads):
+    with _arithmetic(config.runtime, device):
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         learner = Learner(
@@ -249,6 +308,7 @@ def measure_step(config: TrainConfig, *, classes: int, device: torch.device) -> 
             learner.step(
                 (batch[0][: learner.micro_batch], batch[1][: learner.micro_batch]), lr=1e-6
             )
+        _prepare(learner, batch)
         seconds = _median(lambda: learner.step(batch, lr=1e-6), device)
     if device.type == "cuda":
         bytes_ = float(torch.cuda.max_memory_allocated(device))
@@ -278,7 +338,7 @@ def measure_feature_cache(
     """Measure the cost of caching the outputs of frozen layers on `device`, on random images and in
     the last phase; return None if they would not be cached whatever the limit of the cache. Raises
     as `measure_step`."""
-    with _threads(config.runtime.threads):
+    with _arithmetic(config.runtime, device):
         learner = Learner(
             config, classes=classes, device=device, pretrained=False, epoch=config.epochs
         )
@@ -304,6 +364,7 @@ def _cached_step_seconds(learner: Learner, rows: Tensor, classes: int) -> float:
     batch = rows[index % len(rows)], index % classes
     learner.train_mode()
     learner.step(batch, lr=1e-6)
+    _prepare(learner, batch)
     return _median(lambda: learner.step(batch, lr=1e-6), learner.device)
 
 

@@ -35,6 +35,8 @@ from hpo.data.cache import ImageCache, locked, short_hash
 from hpo.data.images import Images
 from hpo.errors import DiskFull
 from hpo.io import CountingFile, atomic_write, discard, disk_full, is_sound, raising_disk_full
+from hpo.training.arithmetic import is_fast
+from hpo.training.augment.ops import moved
 from hpo.training.learner import autocast, memory_format
 from hpo.training.loader import TrainBatches
 from hpo.training.partition import Partition, partition
@@ -83,7 +85,7 @@ class Features:
         """Yield the outputs (B, bytes) for each slice of `order`, (N,) indices of images, as fresh
         tensors on the device."""
         parts = [part[view % len(part)] for part in self.parts]
-        index = order.to(parts[0].device)
+        index = moved(order, parts[0].device)
         for part in slices:
             rows = _gathered(parts, index[part])
             if self.device.type == "cuda" and not rows.is_cuda:
@@ -319,6 +321,7 @@ class Extractor:
         config, device = self._how.config, self._how.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         arithmetic: list[object] = [name, config.runtime.precision, config.runtime.memory_format]
+        arithmetic += ["fast"] if is_fast(config.runtime, device) else []
         arithmetic += [torch.__version__, torch.get_num_threads(), self.batch]
         images = [content, self._side, self._how.mean, self._how.std]
         views = augment.model_dump(mode="json") if _fixed(augment) else None

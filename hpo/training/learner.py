@@ -4,8 +4,9 @@ weights."""
 from __future__ import annotations
 
 import copy
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -15,11 +16,17 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from hpo.config.train import Phase, TrainConfig
 from hpo.errors import TrialFailed
-from hpo.training import metrics, models
+from hpo.training import compiling, metrics, models
+from hpo.training.arithmetic import is_fast
 from hpo.training.augment import ops
 from hpo.training.losses import make_loss
 from hpo.training.optim import make_optimizer, set_lr
 from hpo.training.partition import Partition
+
+log = logging.getLogger(__name__)
+
+RECORDED = ("cuda-graph", "inductor")
+"""Values of `runtime.compile` with which steps are recorded on an NVIDIA GPU."""
 
 
 class Average:
@@ -46,9 +53,9 @@ class Average:
         with torch.no_grad():
             follow = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
             follow([mine for mine, _ in moving], [theirs for _, theirs in moving], 0)
-            for mine, theirs in pairs:
-                if not mine.is_floating_point():
-                    mine.copy_(theirs)
+            counts = [pair for pair in pairs if not pair[0].is_floating_point()]
+            if counts:  # many small ones: together, which is one launch on a GPU
+                torch._foreach_copy_([mine for mine, _ in counts], [one for _, one in counts])
 
     def load(self, state: Mapping[str, Tensor], updates: int) -> None:
         """Restore the average from a checkpoint."""
@@ -128,6 +135,7 @@ class Learner:
             image_size=config.data.image_size,
             pretrained=pretrained,
         )
+        self.is_recorded = config.runtime.compile in RECORDED and device.type == "cuda"
         layout = memory_format(config.runtime.memory_format)
         self.model: nn.Module = model.to(device, memory_format=layout)  # type: ignore[call-overload]
         self.has_batch_norm = any(isinstance(part, _BatchNorm) for part in self.model.modules())
@@ -144,12 +152,18 @@ class Learner:
         self.model.zero_grad(set_to_none=True)
         self.frozen = models.set_trainable(self.model, phase.trainable_blocks)
         head = self.model.get_submodule(models.family(self.model).head)
-        self.optimizer = make_optimizer(self.model, self.config.optimizer, head)
+        recorded = self.device if self.is_recorded else None
+        fused = self.is_recorded or is_fast(self.config.runtime, self.device)
+        self.optimizer = make_optimizer(
+            self.model, self.config.optimizer, head, fused=fused, recorded=recorded
+        )
+        self._start_steps()
         self._learning = [part for group in self.optimizer.param_groups for part in group["params"]]
 
     def set_class_weights(self, class_weights: Tensor) -> None:
         """Weight each class in the training loss, (C,) float32 on the device."""
         self._loss_of = make_loss(self.config, class_weights)
+        self._start_steps()
 
     @property
     def eval_model(self) -> nn.Module:
@@ -164,6 +178,22 @@ class Learner:
         if cut:
             self._train_forward = cut.suffix(self.model)
             self.eval_forward = cut.suffix(self.eval_model) if self.average else self._train_forward
+        self._start_steps()
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether torch.compile compiles the network for its full batches."""
+        return self._compiled is not None
+
+    def _start_steps(self) -> None:
+        """Compile and record anew the steps that follow, those of full batches."""
+        self._compiled = None
+        if self.config.runtime.compile == "inductor":
+            self._compiled = compiling.compiled(self._train_forward)
+        self._step: compiling.Step = self._update
+        if self.is_recorded:
+            recorder = compiling.CudaRecorder(self.device)
+            self._step = compiling.RecordedStep(self._update, recorder)
 
     def train_mode(self) -> None:
         """Set training mode, except for frozen modules."""
@@ -176,30 +206,55 @@ class Learner:
         mixed labels, the label with the larger weight counts for the accuracy."""
         images, labels = batch
         set_lr(self.optimizer, lr)
+        step = self._step if len(labels) == self.config.batch_size else self._update
+        parts = step(images, labels)
+        if means:
+            for loss, hits, count in parts:
+                means.add(loss, hits, count)
+        if self.average:
+            self.average.update(self.model)
+
+    def _update(self, images: Tensor, labels: compiling.Labels) -> compiling.Parts:
+        """Take an optimizer step, compiled if that is possible; return its micro-batches."""
+        if self._compiled is None or len(labels) != self.config.batch_size:
+            return self._update_by(self._train_forward, images, labels)
+        try:
+            return self._update_by(self._compiled, images, labels)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            log.warning("the network is not compiled: %s", compiling.reason(error))
+            self._compiled = None
+        return self._update_by(self._train_forward, images, labels)
+
+    def _update_by(
+        self, forward: Callable[[Tensor], Tensor], images: Tensor, labels: compiling.Labels
+    ) -> compiling.Parts:
         self.optimizer.zero_grad(set_to_none=True)
         count = self._parts(len(labels))
-        truths: Sequence[Tensor | ops.Mixed] = labels.tensor_split(count)
+        done: compiling.Parts = []
+        truths: Sequence[compiling.Labels] = labels.tensor_split(count)
         for part, truth in zip(images.tensor_split(count), truths, strict=True):
-            loss, logits = self._loss(part, truth)
+            loss, logits = self._loss(forward, part, truth)
             (loss * (len(truth) / len(labels)) if count > 1 else loss).backward()  # type: ignore[no-untyped-call]
-            if means:
-                hits = metrics.top_k_correct(logits.detach(), ops.dominant(truth), 1)
-                means.add(loss, hits, len(truth))
+            hits = metrics.top_k_correct(logits.detach(), ops.dominant(truth), 1)
+            done.append((loss.detach(), hits, len(truth)))
         if self.config.clip_grad_norm is not None:
             nn.utils.clip_grad_norm_(self._learning, self.config.clip_grad_norm)
         self.optimizer.step()
-        if self.average:
-            self.average.update(self.model)
+        return done
 
     def _parts(self, images: int) -> int:
         """Return the number of micro-batches; batch norm cannot train on a single image."""
         parts = math.ceil(images / self.micro_batch)
         return max(1, min(parts, images // 2)) if self.has_batch_norm else parts
 
-    def _loss(self, images: Tensor, labels: Tensor | ops.Mixed) -> tuple[Tensor, Tensor]:
+    def _loss(
+        self, forward: Callable[[Tensor], Tensor], images: Tensor, labels: compiling.Labels
+    ) -> tuple[Tensor, Tensor]:
         try:
             with autocast(self.device, self.config.runtime.precision):
-                logits = self._train_forward(images).float()
+                logits = forward(images).float()
         except ValueError as error:
             raise TrialFailed(
                 f"a batch of {len(labels)} cannot be trained on: {error}; choose another batch_size"

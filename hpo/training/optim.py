@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn, optim
+from torch import Tensor, nn, optim
 from torch.optim import Optimizer
 
 from hpo.config.metrics import direction
@@ -48,20 +48,51 @@ SGD, Adam, AdamW, RMSprop = map(_bare, (optim.SGD, optim.Adam, optim.AdamW, opti
 
 
 def make_optimizer(
-    model: nn.Module, config: OptimizerConfig, head: nn.Module | None = None
+    model: nn.Module,
+    config: OptimizerConfig,
+    head: nn.Module | None = None,
+    *,
+    fused: bool = False,
+    recorded: torch.device | None = None,
 ) -> Optimizer:
     """Return an optimizer over the parameters of `model` that require a gradient. If the backbone
     has its own learning rate, there are two groups: the parameters of `head`, and the others (see
-    `set_lr`)."""
+    `set_lr`).
+
+    `fused`: update all parameters in one kernel where torch can. `recorded`: the device on which
+    its steps are recorded as a CUDA graph, where the learning rate has to be as well; `fused` is
+    needed then.
+    """
     learning = _groups(model, config.backbone_lr_factor, head)
     lr, decay = config.lr, config.weight_decay
+    one_kernel = {"fused": True} if fused else {}
+    repeatable = {"capturable": True} if recorded else {}
+    optimizer: Optimizer
     if config.name == "sgd":
-        return SGD(learning, lr, config.momentum, weight_decay=decay, nesterov=config.nesterov)
-    if config.name == "adam":
-        return Adam(learning, lr, config.betas, weight_decay=decay)
-    if config.name == "adamw":
-        return AdamW(learning, lr, config.betas, weight_decay=decay)
-    return RMSprop(learning, lr, momentum=config.momentum, weight_decay=decay)
+        optimizer = SGD(learning, lr, config.momentum, weight_decay=decay,
+                        nesterov=config.nesterov, **one_kernel)  # fmt: skip
+    elif config.name == "rmsprop":
+        optimizer = RMSprop(learning, lr, momentum=config.momentum, weight_decay=decay,
+                            **repeatable)  # fmt: skip
+    else:
+        kind = Adam if config.name == "adam" else AdamW
+        options = one_kernel | repeatable
+        optimizer = kind(learning, lr, config.betas, weight_decay=decay, **options)
+    if recorded:
+        for group in optimizer.param_groups:
+            group["lr"] = torch.tensor(lr, device=recorded)
+    return optimizer
+
+
+def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """Load the `state` of an optimizer of the same configuration, maybe from another device: how
+    `optimizer` computes stays."""
+    own = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    pairs = zip(state["param_groups"], own, strict=True)
+    groups = [{**theirs, **mine} for theirs, mine in pairs]
+    optimizer.load_state_dict({**state, "param_groups": groups})
+    for group, mine in zip(optimizer.param_groups, own, strict=True):
+        group.update(mine)  # the very tensors, which a recording knows
 
 
 def _groups(model: nn.Module, factor: float, head: nn.Module | None) -> Any:
@@ -80,7 +111,11 @@ def set_lr(optimizer: Optimizer, lr: float) -> None:
     """Set the learning rate of the next step: `lr` for the head, a multiple of it for the
     backbone."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group.get(FACTOR, 1.0)
+        rate = lr * group.get(FACTOR, 1.0)
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def learning_rates(

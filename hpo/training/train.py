@@ -33,6 +33,7 @@ from hpo.control import Control
 from hpo.errors import TrialFailed
 from hpo.training import metrics as goals
 from hpo.training import optim
+from hpo.training.arithmetic import set_arithmetic
 from hpo.training.checkpoint import Checkpoint, best_of
 from hpo.training.evaluation import require_measurable
 from hpo.training.feature_cache import FeatureSets, Preprocessing, build_cache, find_cut_or_warn
@@ -88,6 +89,8 @@ class Network:
         self.config, self.data, self.control, self.device = config, data, control, device
         self.micro_batch, self.cache, self.classes = micro_batch, cache, data.classes
         self.best: dict[str, Tensor] = {}
+        self.trained = False
+        """Whether it has trained since it was built."""
         self._batches: tuple[Any, Batches] | None = None
 
     def build(self, state: Mapping[str, Any] | None, epoch: int) -> None:
@@ -117,7 +120,7 @@ class Network:
         """Load weights, optimizer, EMA and best weights from `state`."""
         average = self.learner.average
         self.learner.model.load_state_dict(state["model"])
-        self.learner.optimizer.load_state_dict(state["optimizer"])
+        optim.load_optimizer(self.learner.optimizer, state["optimizer"])
         if average and state["average"] is not None:
             average.load(state["average"], state["averaged"])
         self.best = best_of(state)
@@ -150,10 +153,7 @@ class Network:
     def prepare(self, epoch: int) -> None:
         """Reset the arithmetic settings and the random generators, independent of what ran before
         in this process."""
-        if self.config.runtime.threads:
-            torch.set_num_threads(self.config.runtime.threads)
-        torch.backends.cudnn.benchmark = False
-        torch.backends.cudnn.deterministic = True
+        set_arithmetic(self.config.runtime, self.device)
         mixed = np.random.SeedSequence((self.config.seed, epoch)).generate_state(1, np.uint64)
         torch.manual_seed(int(mixed[0]))
 
@@ -163,8 +163,9 @@ class Network:
         if phase != self.learner.phase:
             self.learner.start_phase(phase)
         self.prepare(epoch)
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
+        if self.device.type == "cuda" and not (self.learner.is_recorded and self.trained):
+            torch.cuda.reset_peak_memory_stats(self.device)  # a replay allocates nothing
+        self.trained = True
         began = time.perf_counter()
         batches = self.make_batches(epoch)
         if batches.train is None:

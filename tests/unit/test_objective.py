@@ -283,10 +283,10 @@ def test_what_runs_out_of_memory_is_marked_and_keeps_its_micro_batch(
 ) -> None:
     original = learner.Learner._loss
 
-    def small_only(self: Any, images: torch.Tensor, labels: torch.Tensor) -> Any:
+    def small_only(self: Any, forward: Any, images: torch.Tensor, labels: torch.Tensor) -> Any:
         if len(images) > 16:
             raise torch.OutOfMemoryError("pretended")
-        return original(self, images, labels)
+        return original(self, forward, images, labels)
 
     monkeypatch.setattr(learner.Learner, "_loss", small_only)
     file = study_file(trials=1, train=TRAIN.replace("epochs = 2", "epochs = 2\nbatch_size = 32"))

@@ -1,8 +1,9 @@
 """Devices by name, what is fastest, what a step costs."""
 
 import itertools
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -10,9 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from hpo.config.train import TrainConfig
+from hpo.config.train import RuntimeConfig, TrainConfig
 from hpo.errors import InputError
 from hpo.training import device as runtime
+from hpo.training.arithmetic import set_arithmetic
 
 CPU = torch.device("cpu")
 
@@ -160,8 +162,84 @@ def test_the_cost_of_a_step_is_a_median(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_what_is_given_stays() -> None:
     given = {"precision": "bfloat16", "memory_format": "contiguous", "threads": 2, "micro_batch": 4}
+    given |= {"deterministic": False, "compile": "inductor"}
     settings = config(runtime=given)
     assert runtime.resolve(settings, classes=3, device=CPU, threads=1) == settings.runtime
+
+
+@pytest.mark.parametrize(
+    ("given", "device", "chosen"),
+    [
+        ("auto", "cpu", True),
+        ("auto", "mps", True),
+        ("auto", "cuda", False),
+        (True, "cuda:1", True),
+        (False, "cpu", False),
+    ],
+)
+def test_the_same_bits_are_the_default_where_they_cost_nothing(
+    given: Any, device: str, chosen: bool
+) -> None:
+    settings = RuntimeConfig(deterministic=given)
+    assert runtime.with_defaults(settings, torch.device(device), 2).deterministic is chosen
+
+
+@pytest.mark.parametrize(
+    ("given", "recorded", "tried"),
+    [
+        ({}, True, list(itertools.product(("float32",), runtime.FORMATS, runtime.RECORDINGS))),
+        ({}, False, [("float32", one, "none") for one in runtime.FORMATS]),
+        (
+            {"memory_format": "contiguous", "compile": "inductor"},
+            True,
+            [("float32", "contiguous", "inductor")],
+        ),
+    ],
+)
+def test_steps_are_recorded_on_trial_where_they_can_be(
+    given: Any, recorded: bool, tried: list[Any]
+) -> None:
+    choices = runtime.choices_of(RuntimeConfig(**given), ("float32",), recorded=recorded)
+    assert [(one.precision, one.memory_format, one.compile) for one in choices] == tried
+
+
+@pytest.mark.parametrize(
+    ("prepare_s", "step_s", "steps", "chosen"),
+    [
+        (60.0, 0.05, 10_000, True),
+        (60.0, 0.05, 1_000, False),  # 110 s against 100
+        (0.0, 0.095, 10_000, False),  # not clearly
+        (0.0, math.inf, 10_000, False),  # did not fit in memory
+    ],
+)
+def test_a_network_is_compiled_where_that_is_made_up_for(
+    prepare_s: float, step_s: float, steps: int, chosen: bool
+) -> None:
+    assert runtime.pays(prepare_s, step_s, steps, best_s=0.1) is chosen
+
+
+@pytest.fixture
+def arithmetic() -> Iterator[None]:
+    """What a test changes of torch's settings is put back."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic, matmul.fp32_precision
+    yield
+    cudnn.benchmark, cudnn.deterministic, matmul.fp32_precision = before
+
+
+@pytest.mark.usefixtures("arithmetic")
+def test_only_a_fast_gpu_changes_the_arithmetic() -> None:
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.fp32_precision
+    set_arithmetic(RuntimeConfig(deterministic=False), CPU)
+    assert (cudnn.benchmark, cudnn.deterministic, matmul.fp32_precision) == (False, True, before)
+    gpu = torch.device("cuda")
+    set_arithmetic(RuntimeConfig(deterministic=False), gpu)
+    assert (cudnn.benchmark, cudnn.deterministic, matmul.fp32_precision) == (True, False, "tf32")
+    for same in (True, "auto"):
+        set_arithmetic(RuntimeConfig(deterministic=same), gpu)
+        assert (cudnn.benchmark, cudnn.deterministic) == (False, True)
+        assert matmul.fp32_precision == "ieee"
 
 
 def test_measuring_leaves_no_auto_and_the_threads_alone() -> None:

@@ -319,8 +319,8 @@ class Mixed:
     """(B,) int64."""
     others: Tensor
     """(B,) int64 labels of the images mixed in."""
-    weight: float
-    """Weight of `labels`, 0..1; `others` have the rest."""
+    weight: float | Tensor
+    """Weight of `labels`, 0..1; `others` have the rest. In a recorded step () on the device."""
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -381,4 +381,6 @@ def dominant(labels: Tensor | Mixed) -> Tensor:
     """Return (B,) int64 labels; for mixed labels, those with the larger weight."""
     if isinstance(labels, Tensor):
         return labels
+    if isinstance(labels.weight, Tensor):
+        return torch.where(labels.weight >= 0.5, labels.labels, labels.others)
     return labels.labels if labels.weight >= 0.5 else labels.others
