@@ -1,6 +1,6 @@
 """Workers whose database goes away, each scene in an interpreter of its own (see `swarm` for why).
 
-    python -m tests.harness.outages restarted {fast,immediate} AWAY_S {real,instant} [DELAY_S]
+    python -m tests.harness.outages restarted {fast,immediate} AWAY_S {real,promoted,instant} [S]
     python -m tests.harness.outages killed_meanwhile
     python -m tests.harness.outages locked
 
@@ -70,8 +70,8 @@ def _or_end(meanwhile: Callable[[Forks], None], forks: Forks) -> None:
         os._exit(1)  # workers would wait for ever
 
 
-def slow_study(*, trials: int, epochs: int) -> StudyFile:
-    """Epochs of half a second that do next to nothing."""
+def slow_study(*, trials: int, epochs: int, study: str = "") -> StudyFile:
+    """Epochs of half a second that do next to nothing; `study` are lines of [study]."""
     train = (
         f"epochs = {epochs}\n"
         + """batch_size = 32
@@ -87,7 +87,13 @@ runtime = {precision = "float32", memory_format = "contiguous"}
         time.sleep(0.04)
 
     Progress.step = slowly  # type: ignore[method-assign]
-    return study_file(trials=trials, lease_s=4.0, train=train)
+    return study_file(trials=trials, lease_s=4.0, train=train, study=study)
+
+
+PROMOTED = """metric = "train_loss"
+scheduler = {name = "promote", first_epochs = 2, reduction_factor = 2, finish = 2}
+"""
+"""A metric of which nobody knows what guessing reaches: trials pause however bad they are."""
 
 
 def facts(study: Study, forks: Forks) -> dict[str, Any]:
@@ -117,7 +123,8 @@ def recorded(study: Study) -> dict[int, int]:
 
 def restarted(mode: str, away_s: str, kind: str, delay_s: str = "0.1") -> dict[str, Any]:
     """The server is stopped under four workers, and started again after `away_s` seconds. Trained
-    are three trials that take longer than that: the fourth worker would have time for more.
+    are three trials that take longer than that: the fourth worker would have time for more;
+    promoted: twelve that pause at rungs, some of them while the server is away.
 
     Who waits tries again after `delay_s` at the latest: where that is short, whoever has nothing to
     do comes back before the owners do.
@@ -125,12 +132,13 @@ def restarted(mode: str, away_s: str, kind: str, delay_s: str = "0.1") -> dict[s
     retry.LARGEST_DELAY_S = float(delay_s)
     server = Postgres()
     database = connect(server.url("hpo"))
-    seconds, is_real = float(away_s), kind == "real"
-    file = (
-        slow_study(trials=3, epochs=round(10 + 2 * seconds))
-        if is_real
-        else study_file(trials=100, lease_s=4.0)
-    )
+    seconds, is_real = float(away_s), kind != "instant"
+    files = {
+        "real": lambda: slow_study(trials=3, epochs=round(10 + 2 * seconds)),
+        "promoted": lambda: slow_study(trials=12, epochs=9, study=PROMOTED),
+        "instant": lambda: study_file(trials=100, lease_s=4.0),
+    }
+    file = files[kind]()
     study, _ = studies.create(database, file)
     back: list[float] = []
 

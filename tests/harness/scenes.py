@@ -213,11 +213,17 @@ class StopsItself(Forks):
 
 def stopped_past_its_lease(url: str) -> dict[str, Any]:
     """SIGSTOP to a worker in mid-trial, its trial is taken over and finished, SIGCONT."""
-    database = connect(url)
-    study, _ = studies.create(
-        database,
-        study_file(trials=4, lease_s=1.0, train="epochs = 3\n[train.model.cnn]\nfilters = [4]"),
-    )
+    train = "epochs = 3\n[train.model.cnn]\nfilters = [4]"
+    return _stopped(url, study_file(trials=4, lease_s=1.0, train=train))
+
+
+def stopped_in_a_promoted_trial(url: str) -> dict[str, Any]:
+    """The same in the second epoch of a trial that had paused after its first."""
+    return _stopped(url, promoting_study("toy"))
+
+
+def _stopped(url: str, file: StudyFile) -> dict[str, Any]:
+    study, _ = studies.create(connect(url), file)
     first = StopsItself(study, Home.default(), "real").start("first", "cpu")
     until(lambda: psutil.Process(first.pid).status() == psutil.STATUS_STOPPED)
     second = forks(study).start("second", "cpu")
@@ -295,6 +301,7 @@ SCENES = (
     killed_between_writes,
     killed_while_promoting,
     stopped_past_its_lease,
+    stopped_in_a_promoted_trial,
     handed_back_on_sigterm,
     created_by_many,
     deleted_under_a_worker,

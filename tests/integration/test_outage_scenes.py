@@ -25,6 +25,17 @@ def test_training_goes_on_while_the_server_is_away(mode: str, away_s: str) -> No
         assert len(told["first_results_after_s"]) == 3
 
 
+@pytest.mark.parametrize(("mode", "away_s"), [("fast", "8"), ("immediate", "0")])
+def test_trials_pause_and_go_on_around_an_outage(mode: str, away_s: str) -> None:
+    told = run("outages", "restarted", mode, away_s, "promoted")
+    assert told["codes"] == [0, 0, 0, 0]
+    assert (told["finished"], told["shown"]) == (12, 12)
+    assert told["complete"] >= 2
+    assert (told["lost"], told["computed_twice"]) == (0, 0)
+    assert told["epochs"] < 12 * 9
+    assert told["attempts"] > 12
+
+
 @pytest.mark.parametrize(("mode", "away_s"), [("fast", "15"), ("immediate", "8")])
 def test_no_write_is_lost_or_doubled_where_the_server_dies_under_it(mode: str, away_s: str) -> None:
     told = run("outages", "restarted", mode, away_s, "instant")

@@ -126,6 +126,19 @@ def test_a_worker_stopped_past_its_lease_drops_its_trial_and_goes_on(
     assert [a.worker for a in taken_over[0].attempts] == ["first", "second"]
 
 
+@on_both
+def test_a_worker_stopped_in_a_promoted_trial_drops_it(url: str, database: Database) -> None:
+    told = run("scenes", "stopped_in_a_promoted_trial", url)
+    assert told["codes"] == [0, 0]
+    status = check_exact(database, "toy", 4)
+    assert list(promotions(status)) == []
+    (taken,) = [one for one in status.trials if any(a.outcome == "lost" for a in one.attempts)]
+    outcomes = [one.outcome for one in taken.attempts]
+    assert outcomes[:2] == ["paused", "lost"]
+    assert [one.worker for one in taken.attempts[1:3]] == ["first", "second"]
+    assert computed_twice(status) <= 1
+
+
 def test_sigterm_hands_the_trial_back_at_once(url: str, database: Database) -> None:
     told = run("scenes", "handed_back_on_sigterm", url)
     assert max(told["seconds"]) < 30  # the lease of 60 s was not waited for
