@@ -119,10 +119,10 @@ LONGEST_S = 10_000 * 86_400
 DURATION_RULE = "a time such as 90s, 30m, 1h30m, 2 h or a number of seconds, above 0, up to 10000d"
 
 
-def parse_duration(text: str) -> float:
+def parse_duration(value: str | float) -> float:
     """Return the seconds of a duration such as 90s, 30m, 1h30m, 2 h, 1 d or 45, which is a number
     of seconds; thousandths are the smallest. Raises ValueError for others, and for none at all."""
-    text = text.strip()
+    text = value.strip() if isinstance(value, str) else f"{value:.3f}"
     text += "s" * bool(re.fullmatch(_NUMBER, text, re.ASCII))
     found = re.fullmatch(_PARTS, text, re.ASCII)
     parts = zip(found.groups("0"), _UNITS.values(), strict=True) if found else ()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from hpo.data.report import DataReport
     from hpo.search import study as studies
     from hpo.search.status import StudyStatus
+    from hpo.search.study import Limits
     from hpo.storage.database import Database
     from hpo.storage.records import StudyRow, Trial
     from hpo.trained.inference import TrainedModel
@@ -248,28 +249,16 @@ class Study:
             self.resume()
         return stopped
 
-    def extend(
-        self,
-        *,
-        trials: int | None = None,
-        timeout_s: float | None = None,
-        target: float | None = None,
-        retry_failed: bool = False,
-    ) -> int:
-        """Raise the limits of the study: its budget of `trials` in all, its time, its target.
-        Starts no worker. Returns how many failed configurations are tried again.
+    def extend(self, *, retry_failed: bool = False, **limits: Unpack[Limits]) -> int:
+        """Raise the limits of the study: its budget of `trials` in all, `max_time` (seconds, or
+        "1h30m"), `max_full_trainings`, `timeout_s`, `target` and `patience_trials`. Starts no
+        worker. Returns how many failed configurations are tried again.
 
-        Raises InputError for a limit that is not larger.
+        Raises InputError for a limit that is not larger, or where another one would end it at once.
         """
         from hpo.search import study as studies
 
-        return studies.extend(
-            self._load(),
-            trials=trials,
-            timeout_s=timeout_s,
-            target=target,
-            retry_failed=retry_failed,
-        )
+        return studies.extend(self._load(), retry_failed=retry_failed, **limits)
 
     def delete(self, *, force: bool = False, keep_files: bool = False) -> None:
         """Remove the study and, unless `keep_files`, its logs, checkpoints and weights. Raises
@@ -350,11 +339,11 @@ def load_study(name: str, *, storage: str | None = None) -> Study:
 def ending(status: StudyStatus) -> str:
     """Return what became of a study that no longer runs, in a line."""
     from hpo.formatting import number
+    from hpo.reports.progress import finished_trials
 
     name, best = status.row.name, status.best
     if status.state != "finished":
-        done = f"{status.finished} of {status.row.trials} trials are finished"
-        return f"{name} is {status.state}: {done}"
+        return f"{name} is {status.state}: {finished_trials(status)} are finished"
     why = f" ({status.row.stop_reason})" if status.row.stop_reason else ""
     if best is None:
         return f"{name} is finished{why}: {status.no_best}"

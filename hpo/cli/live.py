@@ -18,7 +18,7 @@ from rich.table import Table
 
 from hpo.cli.console import Text
 from hpo.cli.tables import STYLES, cells_table, counts, parameters_table, state_text
-from hpo.formatting import duration, number, plural
+from hpo.formatting import duration, exact_duration, number, plural
 from hpo.reports.groups import front_table
 from hpo.reports.progress import PlainView, View
 from hpo.search.status import StudyStatus
@@ -55,7 +55,6 @@ class Screen:
 
 def study_lines(status: StudyStatus, width: int, age_s: float = 0.0) -> RenderableType:
     """Draw name, bar and counts; below them the best value, elapsed and remaining time."""
-    done, budget = status.finished, status.row.trials
     head = Table.grid(padding=(0, 2, 0, 0))
     head.width = width
     head.add_column(no_wrap=True)
@@ -63,8 +62,8 @@ def study_lines(status: StudyStatus, width: int, age_s: float = 0.0) -> Renderab
     head.add_column(no_wrap=True)
     head.add_row(
         Text(status.row.name, "bold"),
-        ProgressBar(total=max(budget, 1), completed=done),
-        Text(f"{done}/{budget} trials"),
+        ProgressBar(total=1.0, completed=status.done),
+        Text(status.finished_of),
     )
     return Group(head, _joined(_outcomes(status)), _joined(_best_and_time(status, age_s)))
 
@@ -79,7 +78,7 @@ def _outcomes(status: StudyStatus) -> list[Text]:
 
 def _best_and_time(status: StudyStatus, age_s: float) -> list[Text]:
     best, eta = status.best, status.eta_s
-    parts = [Text(f"elapsed {duration(status.elapsed_s + age_s)}")]
+    parts = [Text(text) for text in _spent(status, age_s)]
     if best is not None:
         shown = f"best {status.file.metric} {number(best.value)} (trial {best.number})"
         parts.insert(0, Text(shown, "green"))
@@ -88,6 +87,17 @@ def _best_and_time(status: StudyStatus, age_s: float) -> list[Text]:
     if status.state == "running" and eta is not None:
         parts.append(Text(f"~{duration(max(0.0, eta - age_s))} left"))
     return parts
+
+
+def _spent(status: StudyStatus, age_s: float) -> Iterator[str]:
+    """Yield the time so far, and what is spent of each budget of time and epochs."""
+    spent = status.spending
+    of = "" if spent.max_time_s is None else f" of {exact_duration(spent.max_time_s)}"
+    yield f"elapsed {duration(spent.elapsed_s + age_s)}{of}"
+    if spent.max_full_trainings is not None:
+        yield f"{spent.full_trainings:.1f} of {spent.max_full_trainings:g} full trainings"
+    if spent.timeout_s is not None:
+        yield f"{duration(spent.active_s)} of {exact_duration(spent.timeout_s)} of work"
 
 
 def _joined(parts: list[Text]) -> RenderableType:
@@ -186,7 +196,7 @@ def print_ending(
     out.print(Text(f"{status.row.name} is finished", "bold"))
     out.print(_summary(status), markup=False, soft_wrap=True)
     if status.row.stop_reason:
-        out.print(f"stopped early: {status.row.stop_reason}", markup=False, soft_wrap=True)
+        out.print(f"stopped: {status.row.stop_reason}", markup=False, soft_wrap=True)
     if status.best is None:
         why = f"{status.no_best}. Trial by trial: {hpo} trials {status.row.name}{flag}"
         out.print(why, markup=False, soft_wrap=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hpo.cli import limits
 from hpo.cli.options import (
     Artifacts,
     Device,
@@ -105,6 +106,9 @@ def check(
         ),
     ] = None,
     device: Device = None,
+    trials: limits.Trials = None,
+    time: limits.MaxTime = None,
+    max_full_trainings: limits.MaxFullTrainings = None,
     set_: Overrides = [],  # noqa: B006  (Typer's way to say: repeatable)
 ) -> None:
     """Check the data and try every architecture before a search; nothing is written.
@@ -120,6 +124,7 @@ def check(
     from hpo.config.study import StudyFile
     from hpo.config.toml import parse_assignments
 
+    set_ = [*set_, *limits.assignments(trials, time, max_full_trainings)]
     file = StudyFile.load(study_file, parse_assignments(set_))
     from hpo.trained.dry_run import check as examine
     from hpo.workers.process import spread, threads_for
@@ -174,6 +179,9 @@ def run(
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only the result.")] = False,
     force: Force = False,
+    trials: limits.Trials = None,
+    time: limits.MaxTime = None,
+    max_full_trainings: limits.MaxFullTrainings = None,
     set_: Overrides = [],  # noqa: B006
     storage: Storage = None,
     artifacts: Artifacts = None,
@@ -182,6 +190,9 @@ def run(
 
     Ctrl-C hands the running trials back and exits; the same command resumes them. A second Ctrl-C
     exits at once. More workers may join at any time, from any host: hpo worker STUDY.
+
+    The search ends with the first of --trials, --time and --max-full-trainings, or of the limits in
+    the file. With a time and no number of trials there are as many as fit.
 
     The exit code is 0 only if the study is finished and has a best trial, so that `hpo run ... &&
     hpo export ...` is safe; 130 after Ctrl-C or SIGTERM; 1 if no trial was completed or another
@@ -196,6 +207,7 @@ def run(
     from hpo.workers.process import require_device, spread, stop_on_signal
 
     quiet_optuna()
+    set_ = [*set_, *limits.assignments(trials, time, max_full_trainings)]
     file = StudyFile.load(study_file, parse_assignments(set_))
     devices = spread(workers, workers_per_device, device)
     require_device(device)
@@ -282,13 +294,14 @@ def _end(study: Study, again: str, out: Console, *, interrupted: bool) -> int:
     """Print the result, or the command that resumes a stopped study, with the arguments `again`;
     return the exit code."""
     from hpo.cli.live import print_ending
+    from hpo.reports.progress import finished_trials
 
     hpo, flag = program(), storage_flag(study.database)
     status = study.status()
     if status.state != "finished":
         out.print(
-            f"\nstopped: {status.finished} of {status.row.trials} trials finished, the running "
-            f"ones were handed back.\nTo resume: {hpo} run {again}{flag}",
+            f"\nstopped: {finished_trials(status)} finished, the running ones were handed back.\n"
+            f"To resume: {hpo} run {again}{flag}",
             markup=False,
             soft_wrap=True,
         )
@@ -366,10 +379,28 @@ def extend(
             metavar="N|+N", help="New budget in trials, or +N for N more.", show_default="unchanged"
         ),
     ] = None,
-    timeout_s: Annotated[
-        float | None,
+    max_time: Annotated[
+        str | None,
         typer.Option(
-            metavar="S", help="New limit of active time, in seconds.", show_default="unchanged"
+            metavar="T|+T",
+            help="New limit of time by the clock, such as 2h, or +30m for 30 minutes more.",
+            show_default="unchanged",
+        ),
+    ] = None,
+    max_full_trainings: Annotated[
+        str | None,
+        typer.Option(
+            metavar="X|+X",
+            help="New limit of full trainings, or +X for X more.",
+            show_default="unchanged",
+        ),
+    ] = None,
+    timeout_s: Annotated[
+        str | None,
+        typer.Option(
+            metavar="S|+S",
+            help="New limit of the summed time of all workers, in seconds or such as 4h.",
+            show_default="unchanged",
         ),
     ] = None,
     target: Annotated[
@@ -377,6 +408,14 @@ def extend(
         typer.Option(
             metavar="V",
             help="New target value, at which the study stops.",
+            show_default="unchanged",
+        ),
+    ] = None,
+    patience_trials: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="New number of trials in a row without a better one.",
             show_default="unchanged",
         ),
     ] = None,
@@ -391,29 +430,28 @@ def extend(
     Example: hpo extend digits --trials +20
     """
     from hpo.api.study import Study
+    from hpo.reports.progress import time_and_epochs
 
-    if trials is None and timeout_s is None and target is None and not retry_failed:
+    texts = {"trials": trials, "max_time": max_time, "max_full_trainings": max_full_trainings,
+             "timeout_s": timeout_s}  # fmt: skip
+    if {*texts.values(), target, patience_trials} == {None} and not retry_failed:
         raise InputError(
-            "nothing to extend: give --trials, --timeout-s, --target or --retry-failed"
+            "nothing to extend: give --trials, --max-time, --max-full-trainings, --timeout-s, "
+            "--target, --patience-trials or --retry-failed"
         )
     with database(storage) as found:
         chosen = Study(study, found)
-        budget = None if trials is None else _budget(trials, chosen.row.trials)
         retried = chosen.extend(
-            trials=budget, timeout_s=timeout_s, target=target, retry_failed=retry_failed
+            retry_failed=retry_failed,
+            target=target,
+            patience_trials=patience_trials,
+            **limits.raised(chosen, texts),
         )
-        total, flag = chosen.row.trials, storage_flag(found)
+        status, flag = chosen.status(), storage_flag(found)
+    total = "no limit on trials" if status.budget is None else f"{status.budget} trials in total"
     again = f", {retried} failed configurations will be retried" if retry_failed else ""
-    typer.echo(f"{study}: {total} trials in total{again}")
+    typer.echo(f"{study}: {', '.join((total, *time_and_epochs(status)))}{again}")
     typer.echo(f"start workers: {program()} worker {study}{flag}")
-
-
-def _budget(text: str, now: int) -> int:
-    """Return the new total for `50`, and for `+20`, twenty more than now."""
-    digits = text.removeprefix("+")
-    if not (digits.isascii() and digits.isdigit()):
-        raise InputError(f"--trials {text!r}: a whole number such as 50, or +20 for 20 more")
-    return now + int(digits) if text.startswith("+") else int(digits)
 
 
 def delete(

@@ -92,7 +92,7 @@ def studies_table(studies: Sequence[StudyStatus]) -> Table:
         table.add_row(
             Text(one.row.name),
             state_text(one.state),
-            f"{one.finished}/{one.row.trials}",
+            str(one.finished) if one.budget is None else f"{one.finished}/{one.budget}",
             Text(one.file.metric),
             number(best.value if best else None),
             str(len(one.live_workers)),

@@ -36,7 +36,7 @@ def _seconds(value: Any) -> Any:
     """Return a duration in seconds; a value that is neither a text nor a number as it is."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return value
-    return parse_duration(value if isinstance(value, str) else f"{value:.20g}")
+    return parse_duration(value)
 
 
 Duration = Annotated[

@@ -27,9 +27,10 @@ TEMPLATE = """\
 [study]
 name = {name_toml}
 metric = "val_top1"       # share of validation images whose class is named right
-trials = 40               # exactly so many are run
-# timeout_s = 14400       # or stop after so many seconds of work
-# patience_trials = 15    # or after so many trials in a row without a better one
+# The search ends with the first of these:
+# trials = 50             # exactly so many are run; the default where no time is given
+# max_time = "2h"         # by the clock; also: hpo run {file} --time 2h
+# patience_trials = 15    # so many trials in a row without a better one
 
 [train]
 epochs = {epochs}               # of a full trial; most are stopped earlier

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from hpo.errors import StorageGone, StorageUnavailable
-from hpo.formatting import duration, number, plural
+from hpo.formatting import duration, exact_duration, number, plural
 from hpo.search.status import StudyStatus
 from hpo.storage.records import FINAL, Trial
 
@@ -18,14 +18,33 @@ READ_S = 1.0
 def headline(status: StudyStatus, storage: str, devices: Sequence[str]) -> str:
     """Return the first line of a log: study, budget, workers, storage."""
     return (
-        f"{status.row.name}: {status.finished}/{status.row.trials} trials; "
+        f"{status.row.name}: {', '.join((status.finished_of, *time_and_epochs(status)))}; "
         f"{plural(len(devices), 'worker')} on {', '.join(dict.fromkeys(devices))}; {storage}"
     )
 
 
+def time_and_epochs(status: StudyStatus) -> Iterator[str]:
+    """Yield the budgets of time and epochs, in words."""
+    row = status.row
+    if row.max_time_s is not None:
+        yield f"at most {exact_duration(row.max_time_s)}"
+    if row.max_full_trainings is not None:
+        yield f"at most {row.max_full_trainings:g} full trainings"
+    if row.timeout_s is not None:
+        yield f"at most {exact_duration(row.timeout_s)} of work"
+
+
+def finished_trials(status: StudyStatus) -> str:
+    """Return `3 of 40 trials`; without a limit on them `3 trials`."""
+    if status.budget is None:
+        return plural(status.finished, "trial")
+    return f"{status.finished} of {status.budget} trials"
+
+
 def trial_line(status: StudyStatus, trial: Trial, finished: int) -> str:
     """Return one line of a log about a finished trial."""
-    line = f"[{finished}/{status.row.trials}] trial {trial.number} {trial.state}"
+    of = "" if status.budget is None else f"/{status.budget}"
+    line = f"[{finished}{of}] trial {trial.number} {trial.state}"
     if trial.value is not None:
         line += f"  {status.file.metric} {number(trial.value)}"
     if trial.best_epoch:

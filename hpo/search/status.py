@@ -5,13 +5,16 @@ Reads the database alone, without Optuna's storage: `hpo status` answers in a fr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 from hpo.config.constraints import to_relax
 from hpo.config.study import StudyFile
+from hpo.formatting import plural
 from hpo.search.fingerprints import Override, read_overrides
+from hpo.search.scheduling import budget_parts
 from hpo.storage import records
 from hpo.storage.database import Database
 from hpo.storage.records import (
@@ -26,6 +29,7 @@ from hpo.storage.records import (
     WorkerRow,
     read_params,
 )
+from hpo.storage.spending import Spending
 
 ALIVE_S = 30.0
 """A worker that was not seen for this long, and a lease more, is shown as lost."""
@@ -146,42 +150,89 @@ class StudyStatus:
     @property
     def active_s(self) -> float:
         """Summed time of all attempts."""
-        return sum(
-            (a.ended or min(self.now, a.started + 1e9)) - a.started
-            for trial in self.trials
-            for a in trial.attempts
-            if a.ended or a.live
-        )
+        return sum(end - start for start, end in self._spans())
 
     @property
     def elapsed_s(self) -> float:
         """Time in which anything ran, by the clock: pauses between two runs do not count."""
         elapsed = reached = 0.0
-        spans = [
-            (a.started, a.ended or (self.now if a.live else a.started))
-            for trial in self.trials
-            for a in trial.attempts
-        ]
-        for start, end in sorted(spans):
+        for start, end in sorted(self._spans()):
             elapsed += max(0.0, end - max(start, reached))
             reached = max(reached, end)
         return elapsed
 
+    def _spans(self) -> Iterator[tuple[float, float]]:
+        """Yield when each attempt began and ended; of one without an end now, or the end of its
+        lease."""
+        for trial in self.trials:
+            for one in trial.attempts:
+                yield one.started, one.ended or (self.now if one.live else one.until)
+
+    @cached_property
+    def spending(self) -> Spending:
+        """What is spent of its budgets of time and epochs."""
+        return Spending(
+            timeout_s=self.row.timeout_s,
+            active_s=self.active_s,
+            max_time_s=self.row.max_time_s,
+            elapsed_s=self.elapsed_s,
+            max_full_trainings=self.row.max_full_trainings,
+            max_epochs=self.file.max_epochs,
+            spent_epochs=sum(len(trial.epochs) for trial in self.trials),
+        )
+
+    @property
+    def budget(self) -> int | None:
+        """The number of trials that it ends with; None without a limit on them."""
+        return None if self.row.is_open_ended else self.row.trials
+
+    @property
+    def finished_of(self) -> str:
+        """The number of finished trials, and of how many: `3/40 trials`, `3 trials, no limit`."""
+        if self.budget is None:
+            return f"{plural(self.finished, 'trial')}, no limit"
+        return f"{self.finished}/{self.budget} trials"
+
+    @property
+    def done(self) -> float:
+        """Which part of the study is over, 0 to 1, by the budget of which most is spent."""
+        trials = () if self.budget is None else (self.finished / max(1, self.budget),)
+        return min(1.0, max((*trials, *budget_parts(self.spending).values()), default=0.0))
+
     @property
     def eta_s(self) -> float | None:
-        """Time left at the pace of the finished trials with the workers of now; None if unknown."""
-        left = self.row.trials - self.finished
-        if self.state in ("finished", "stopped") or left <= 0:
+        """Time left until the first of its budgets is spent, at the pace so far with the workers of
+        now; None if unknown."""
+        if self.state in ("finished", "stopped"):
             return 0.0
+        known = [
+            left for left in (self._trials_eta_s(), *self._budget_etas_s()) if left is not None
+        ]
+        return max(0.0, min(known)) if known and self.live_workers else None
+
+    def _trials_eta_s(self) -> float | None:
+        """Time left by the pace of the finished trials."""
         done = [t for t in self.trials if t.state in FINAL and t.attempts]
         workers = len(self.live_workers)
-        if not done or not workers:
+        if self.budget is None or not done or not workers:
             return None
+        left = self.budget - self.finished
         spent = [sum((a.ended or a.started) - a.started for a in t.attempts) for t in done]
         running = [self.now - a.started for t in self.trials for a in t.attempts if a.live]
         mean = sum(spent) / len(spent)
         partly = sum(min(mean, seconds) for seconds in running)
-        return max(0.0, left * mean - partly) / min(workers, left)
+        return max(0.0, left * mean - partly) / max(1, min(workers, left))
+
+    def _budget_etas_s(self) -> Iterator[float]:
+        """Yield the time left of each budget of time or epochs."""
+        spent, workers = self.spending, len(self.live_workers)
+        if spent.max_time_s is not None:
+            yield spent.max_time_s - spent.elapsed_s
+        if spent.timeout_s is not None and workers:
+            yield (spent.timeout_s - spent.active_s) / workers
+        if spent.max_full_trainings is not None and workers and spent.spent_epochs:
+            left = spent.max_full_trainings * spent.max_epochs - spent.spent_epochs
+            yield left * spent.active_s / spent.spent_epochs / workers
 
     @property
     def images_per_s(self) -> float:
@@ -199,8 +250,13 @@ class StudyStatus:
             "metric": self.file.metric,
             "direction": self.file.direction,
             **self._front_dict(),
-            "budget": self.row.trials,
+            "budget": self.budget,
             "finished": self.finished,
+            "epochs": self.spending.spent_epochs,
+            "full_trainings": self.spending.full_trainings,
+            "max_full_trainings": self.row.max_full_trainings,
+            "max_time_s": self.row.max_time_s,
+            "timeout_s": self.row.timeout_s,
             "trials": {name: self.count(name) for name in names},
             "best": None if best is None else {
                 "number": best.number,

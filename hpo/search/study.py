@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import uuid as uuids
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypedDict, Unpack
 
 import optuna
 
 from hpo.config.study import StudyFile, difference
 from hpo.errors import ConfigError, Conflict, InputError, StorageError
+from hpo.formatting import exact_duration, parse_duration
 from hpo.paths import Home, StudyDir
 from hpo.search import scheduling, sync
 from hpo.search.rungs import study_note
@@ -55,10 +57,12 @@ class Study:
         """Return its directory on this host."""
         return home.study(self.uuid)
 
-    def snapshot(self) -> StudySnapshot:
-        """Read the snapshot that decisions are made from."""
+    def snapshot(self, *, whole: bool = False) -> StudySnapshot:
+        """Read the snapshot that decisions are made from; `whole`: with what is spent also where
+        nothing limits it."""
+        epochs = self.file.max_epochs
         return read_snapshot(
-            self.database, self.uuid, maximize=self.maximize, max_epochs=self.file.max_epochs
+            self.database, self.uuid, maximize=self.maximize, max_epochs=epochs, whole=whole
         )
 
     def rule(self, snapshot: StudySnapshot) -> str | None:
@@ -153,9 +157,32 @@ def _row_values(file: StudyFile, uuid: str, study_id: int) -> dict[str, Any]:
     }
 
 
+LIMITS = {
+    "trials": "trials",
+    "max_time": "max_time_s",
+    "max_full_trainings": "max_full_trainings",
+    "timeout_s": "timeout_s",
+    "target": "target",
+    "patience_trials": "patience_trials",
+}
+"""Limits of a study that `extend` raises: fields of `[study]`, and their columns."""
+
+
+class Limits(TypedDict, total=False):
+    """New limits of a study; those that are None, or not there, stay as they are."""
+
+    trials: int | None
+    max_time: str | float | None
+    """Seconds, also as "30m" or "1h30m"."""
+    max_full_trainings: float | None
+    timeout_s: str | float | None
+    target: float | None
+    patience_trials: int | None
+
+
 def _same(database: Database, row: StudyRow, file: StudyFile) -> Study:
     stored = StudyFile.from_definition(row.definition)  # with fields that are newer than the study
-    before, now = stored.definition(), file.definition()
+    before, now = _with_limits_now(stored, row, file), file.definition()
     if file.automatic:  # the study keeps what was chosen when it was created
         for field in ("scheduler", "pruner"):
             now["study"].pop(field, None)
@@ -163,49 +190,84 @@ def _same(database: Database, row: StudyRow, file: StudyFile) -> Study:
     changed = difference(before, now)
     if changed:
         lines = "".join(f"\n  {line}" for line in changed)
-        only_trials = all(line.startswith("study.trials:") for line in changed)
-        advice = (
-            f"hpo extend {file.name} --trials {file.study.trials}"
-            if only_trials
-            else "choose another study.name (--set study.name=...), or restore the values"
-        )
         raise Conflict(
             f"study {file.name!r} exists with another definition (database -> file):{lines}\n"
-            f"To go on: {advice}; without a change, hpo resume {file.name} continues it"
+            f"To go on: {_advice(file, changed)}; without a change, hpo resume {file.name} "
+            "continues it"
         )
     return Study(database, row, stored)
 
 
-def extend(
-    study: Study,
-    *,
-    trials: int | None = None,
-    timeout_s: float | None = None,
-    target: float | None = None,
-    retry_failed: bool = False,
-) -> int:
+def _with_limits_now(stored: StudyFile, row: StudyRow, file: StudyFile) -> dict[str, Any]:
+    """Return the definition of a study, with each limit that `extend` has raised to what the file
+    says now."""
+    definition, given = stored.definition(), file.definition()["study"]
+    for name, column in LIMITS.items():
+        if name in given and getattr(file.study, name) == getattr(row, column):
+            definition["study"][name] = given[name]
+    return definition
+
+
+def _advice(file: StudyFile, changed: Sequence[str]) -> str:
+    """Return what helps where the definitions differ by the lines `changed`."""
+    names = [line.partition(":")[0].removeprefix("study.") for line in changed]
+    given = file.definition()["study"]
+    if all(name in LIMITS and name in given for name in names):
+        options = (f"{option(name)} {given[name]}" for name in names)
+        return f"hpo extend {file.name} {' '.join(options)}"
+    return "choose another study.name (--set study.name=...), or restore the values"
+
+
+def option(name: str) -> str:
+    """Return the option of `hpo extend` for a field of `[study]`."""
+    return f"--{name.replace('_', '-')}"
+
+
+def extend(study: Study, *, retry_failed: bool = False, **limits: Unpack[Limits]) -> int:
     """Raise the limits of a study and let it go on; returns how many failed configurations were
     enqueued again (within the budget). Under a scheduler the trials that were told pruned at the
-    end are paused again, and go on where they are among the best of more trials. Raises InputError
-    for a limit that is not larger."""
-    row = study.row
-    if trials is not None and trials <= row.trials:
-        raise InputError(
-            f"--trials {trials}: study {row.name!r} has {row.trials} already; give more"
-        )
-    if timeout_s is not None and timeout_s <= (row.timeout_s or 0.0):
-        raise InputError(
-            f"--timeout-s {timeout_s:g}: give more than the {row.timeout_s:g} s it has"
-        )
-    new = {"trials": trials, "timeout_s": timeout_s, "target": target}
-    if any(value is not None for value in new.values()):
-        given = {key: value for key, value in new.items() if value is not None}
-        records.update_study(study.database, study.uuid, **given)
+    end are paused again, and go on where they are among the best of more trials. Raises InputError,
+    and changes nothing, for a limit that is not larger, and where a stop rule would fire at once.
+    """
+    raised: dict[str, Any] = {name: one for name, one in limits.items() if one is not None}
+    for name in raised.keys() & {"max_time", "timeout_s"}:
+        raised[name] = _seconds(name, raised[name])
+    for name, value in raised.items():
+        _require_larger(study.row, name, value)
+    new = {LIMITS[name]: value for name, value in raised.items()}
+    _require_going_on(study, replace(study.snapshot(whole=True), **new))
+    if new:
+        records.update_study(study.database, study.uuid, **new)
         if study.file.study.scheduler is not None:
             reopen_pruned(study.database, study.uuid)
     retried = _enqueue_failed(study) if retry_failed else 0
     records.resume_study(study.database, study.uuid)
     return retried
+
+
+def _seconds(name: str, value: str | float) -> float:
+    try:
+        return parse_duration(value)
+    except ValueError as error:
+        raise InputError(f"{option(name)} {value}: {error}") from None
+
+
+def _require_larger(row: StudyRow, name: str, value: Any) -> None:
+    """Raise InputError unless `value` is a limit, and larger than the one that the study has."""
+    if name == "target":
+        return
+    given, now = f"{option(name)} {_shown(name, value)}", getattr(row, LIMITS[name])
+    if now == OPEN_ENDED:
+        raise InputError(f"{given}: study {row.name!r} has no limit on trials")
+    if not value > 0 or not math.isfinite(value):
+        raise InputError(f"{given}: give a number above 0")
+    if now is not None and value <= now:
+        has = f"study {row.name!r} has {_shown(name, now)} already; give more"
+        raise InputError(f"{given}: {has}")
+
+
+def _shown(name: str, value: float) -> str:
+    return exact_duration(value) if name == "max_time" else f"{value:g}"
 
 
 def _enqueue_failed(study: Study) -> int:

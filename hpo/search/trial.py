@@ -385,8 +385,10 @@ class TrialRun:
             return Ending(Outcome.PAUSED, self._best(), str(place))
         if stop == "user":
             raise Interrupted("the study was stopped")
-        if stop == "rule" or (self.rows and self.runner.study.spent()):
-            return Ending(Outcome.PRUNED, self._best(), "the study is over: a stop rule fired")
+        spent = self.runner.study.spent() if self.rows else None
+        if stop == "rule" or spent:
+            reason = f"the study is over: {spent or 'a stop rule fired'}"
+            return Ending(Outcome.PRUNED, self._best(), reason)
         return None
 
     def _remember(self) -> None:

@@ -497,10 +497,10 @@ class StudySnapshot(Spending):
 
 @storage_call
 def read_snapshot(
-    database: Database, uuid: str, *, maximize: bool, max_epochs: int
+    database: Database, uuid: str, *, maximize: bool, max_epochs: int, whole: bool = False
 ) -> StudySnapshot:
-    """Read a study's snapshot; `max_epochs` are those of a full training. Raises NotFound if it was
-    deleted."""
+    """Read a study's snapshot; `max_epochs` are those of a full training; `whole`: with what is
+    spent also where nothing limits it. Raises NotFound if it was deleted."""
     with database.read() as c:
         study = select_study(c, uuid)
         t = optuna_trials.c
@@ -520,7 +520,7 @@ def read_snapshot(
         best, since_best = _best(c, uuid, maximize)
         paused = _paused(c, uuid, study.study_id, study.trials)
         return StudySnapshot(
-            **vars(select_spending(c, database, study, max_epochs)),
+            **vars(select_spending(c, database, study, max_epochs, whole=whole)),
             uuid=uuid,
             trials=study.trials,
             target=study.target,

@@ -54,18 +54,24 @@ def select_study(c: sa.Connection, uuid: str, *columns: sa.ColumnElement[Any]) -
 
 
 def select_spending(
-    c: sa.Connection, database: Database, study: sa.Row[Any], max_epochs: int
+    c: sa.Connection,
+    database: Database,
+    study: sa.Row[Any],
+    max_epochs: int,
+    *,
+    whole: bool = False,
 ) -> Spending:
-    """Read what the study of a row of `hpo_studies` has spent."""
-    uuid = study.uuid
+    """Read what the study of a row of `hpo_studies` has spent; `whole`: also without a limit."""
+    uuid, limits = study.uuid, (study.timeout_s, study.max_time_s, study.max_full_trainings)
+    summed, timed, counted = (whole or limit is not None for limit in limits)
     return Spending(
         timeout_s=study.timeout_s,
-        active_s=0.0 if study.timeout_s is None else _active_s(c, database, uuid),
+        active_s=_active_s(c, database, uuid) if summed else 0.0,
         max_time_s=study.max_time_s,
-        elapsed_s=0.0 if study.max_time_s is None else _elapsed_s(c, database, uuid),
+        elapsed_s=_elapsed_s(c, database, uuid) if timed else 0.0,
         max_full_trainings=study.max_full_trainings,
         max_epochs=max_epochs,
-        spent_epochs=0 if study.max_full_trainings is None else _spent_epochs(c, uuid),
+        spent_epochs=_spent_epochs(c, uuid) if counted else 0,
     )
 
 
