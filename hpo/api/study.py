@@ -50,6 +50,8 @@ class Study:
     train: 1259 images ...
     val: 269 images ...
     test: 269 images ...
+    tried first:
+      recommended: ...
     tiny: 0/2 trials; 1 worker on cpu; ...
     scheduler promote: no rung below epoch 1, so every trial runs to its end
     [1/2] trial 0 complete  val_top1 ... (epoch 1)  1 epoch ...
@@ -167,7 +169,7 @@ class Study:
         goes on. Raises HpoError where workers cannot work, with the last one's words.
         """
         from hpo.config.remarks import remarks
-        from hpo.reports.progress import PlainView, headline
+        from hpo.reports.progress import PlainView, first_lines, headline
         from hpo.search.rungs import what_decides
         from hpo.workers.process import require_device, spread
 
@@ -181,7 +183,10 @@ class Study:
             report = self.data_report
             for line in report.lines() if report else ():
                 say(line)
-            say(headline(self.status(), self.database.shown, devices))
+            status = self.status()
+            for line in () if status.finished else first_lines(status.file):
+                say(line)
+            say(headline(status, self.database.shown, devices))
             say(what_decides(self.file))
             for line in remarks(self.file):
                 say(line)

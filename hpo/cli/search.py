@@ -230,13 +230,17 @@ def run(
 
 
 def _opening(study: Study, *, is_new: bool, quiet: bool) -> Iterator[str]:
-    """Lift a stop, and say so; yield lines about the data."""
+    """Lift a stop, and say so; yield lines about the data, and what a new study tries first."""
     if study.resume_stopped():
         yield f"study {study.name} was stopped; resuming it"
     elif not is_new and not study.is_over:
         yield f"resuming study {study.name}"
     report = None if quiet else study.data_report
     yield from report.lines() if report else ()
+    if is_new and not quiet:
+        from hpo.reports.progress import first_lines
+
+        yield from first_lines(study.file)
 
 
 def _search(

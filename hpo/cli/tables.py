@@ -103,17 +103,18 @@ def studies_table(studies: Sequence[StudyStatus]) -> Table:
 
 def trials_table(status: StudyStatus) -> Table:
     """Return a table of trials, a line each, with a column for each searched parameter (its dotted
-    name, broken at the dots)."""
+    name, broken at the dots), and where its configuration comes from in a word."""
     names, costs = list(status.file.space), status.file.objectives[1:]
     broken = [name.replace(".", "\n.") for name in names]
     numbers = ("trial", "epochs", status.file.metric, *costs, "time", *broken)
-    table = plain_table("trial", "state", "epochs", status.file.metric, *costs, "time", *broken,
-                        right=numbers)  # fmt: skip
+    table = plain_table("trial", "state", "origin", "epochs", status.file.metric, *costs, "time",
+                        *broken, right=numbers)  # fmt: skip
     best = status.best
     for trial in status.trials:
         table.add_row(
             str(trial.number),
             state_text(trial.state),
+            Text(trial.origin.partition(" ")[0].rstrip(":")),
             str(len(trial.epochs)),
             number(trial.value),
             *(measured(name, trial.values.get(name)) for name in costs),
@@ -162,6 +163,7 @@ def trial_page(status: StudyStatus, trial: Trial, code: Code | None) -> Group:
     parts: list[RenderableType] = [title]
     if trial.values:
         parts.append(Text("  ".join(f"{k} {measured(k, v)}" for k, v in trial.values.items())))
+    parts.append(Text(f"where it comes from: {trial.origin}"))
     if trial.reason:
         parts.append(Text(f"why it ended: {trial.reason}"))
     parts += [Text(), parameters_table(trial.params)]

@@ -445,10 +445,10 @@ class Space(Mapping[str, Parameter]):
     def corners(self) -> list[dict[str, Any]]:
         """Return complete configurations that show each end and each choice of every parameter, the
         others at their first value: few, but enough to find values that do not go together."""
-        found = [self._around({})]
+        found = [self.around({})]
         for name, parameter in self.items():
             for value in parameter.bounds():
-                corner = self._around({**self._parents(name), name: value})
+                corner = self.around({**self._parents(name), name: value})
                 if corner not in found:
                     found.append(corner)
         return found
@@ -460,7 +460,8 @@ class Space(Mapping[str, Parameter]):
             values |= self._parents(parent) | {parent: allowed[0]}
         return values
 
-    def _around(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def around(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a complete configuration: `given` values, missing ones at their first."""
         values: dict[str, Any] = {}
         for name, parameter in self.items():
             if self.is_active(name, values):

@@ -378,6 +378,12 @@ class StudyConfig(ConfigModel):
     """By name, or a table with its options, instead of a scheduler. Default: none with a scheduler;
     else hyperband, below 40 trials median. none where every trial must run to its end, as in the
     reproduction of a published grid."""
+    defaults: bool = True
+    """Try recommended configurations first, after the study's own baselines: up to four from
+    published recipes for its architecture, its weights and the size of its images, cut to the space
+    (`hpo check` shows them). At most a third of the trials; none under grid. They are chosen when
+    the study is created, and never paused or pruned before the median of the searched trials has
+    had as many epochs."""
     lease_s: float = Field(default=30.0, ge=1, le=86_400)
     """Seconds after which another worker may take over the trial of a worker that is silent; 30 and
     more, except in tests."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -165,6 +165,25 @@ def _unknown_table(name: str) -> str:
 
 
 @dataclass(frozen=True)
+class Proposal:
+    """A configuration that a study tries before it searches, after the baselines of its file."""
+
+    kind: Literal["learned", "recommended"]
+    values: dict[str, Any]
+    """{dotted path: config value}, maybe partial."""
+    source: str
+    """Where it comes from, in words."""
+
+    def __str__(self) -> str:
+        """Return `recommended: SOURCE`, or `learned from SOURCE`."""
+        return (
+            f"learned from {self.source}"
+            if self.kind == "learned"
+            else f"{self.kind}: {self.source}"
+        )
+
+
+@dataclass(frozen=True)
 class StudyFile:
     """A validated study."""
 
@@ -178,6 +197,8 @@ class StudyFile:
     """The file as it was read; empty where the study comes from a database."""
     automatic: bool = field(default=False, compare=False)
     """Whether the file leaves to hpo which trials go on, by a scheduler or a pruner."""
+    proposals: tuple[Proposal, ...] = field(default=(), compare=False)
+    """What it tries after its baselines, chosen when the study was created."""
 
     @property
     def name(self) -> str:
@@ -267,11 +288,13 @@ class StudyFile:
 
         Parameters are a list, since their order counts and not every database keeps that of keys.
         """
+        proposals = [asdict(one) for one in self.proposals]
         return {
             "study": json.loads(self.study.model_dump_json(exclude_none=True)),
             "train": self._resolved_train(),
             "space": [{"name": name, **one} for name, one in self.space.to_dict().items()],
             "baselines": [dict(baseline) for baseline in self.baselines],
+            **({"proposals": proposals} if proposals else {}),
         }
 
     def _resolved_train(self) -> dict[str, Any]:
@@ -334,12 +357,14 @@ class StudyFile:
             space=space,
             baselines=list(definition["baselines"]),
         )
-        return _build(document, text)
+        proposals = tuple(Proposal(**one) for one in definition.get("proposals", ()))
+        return replace(_build(document, text), proposals=proposals)
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return the differences of two definitions, a line each: `study.trials: 20 -> 40`. The same
-    folder of images or file of labels by another path is no difference."""
+    folder of images or file of labels by another path is no difference, nor are proposals, which no
+    file says."""
     before, after = _flat_definition(old), _flat_definition(new)
     for place in ("train.data.root", "train.data.labels"):
         if same_place(before.get(place), after.get(place)):
@@ -355,7 +380,8 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 def _flat_definition(definition: Mapping[str, Any]) -> dict[str, Any]:
     named = {one["name"]: _without(one, "name") for one in definition["space"]}
     numbered = {str(i): one for i, one in enumerate(definition["baselines"], 1)}
-    return flatten({**definition, "space": named, "baselines": numbered})
+    rest = _without(definition, "proposals")
+    return flatten({**rest, "space": named, "baselines": numbered})
 
 
 def _side(flat: Mapping[str, Any], key: str) -> str:

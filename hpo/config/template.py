@@ -5,11 +5,16 @@ from __future__ import annotations
 import re
 import statistics
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tomli_w
 
+from hpo.config.base import toml_repr
+from hpo.config.recommended import recommend
+from hpo.config.study import parse_study
 from hpo.errors import DataError
 
 SAMPLED = 60  # images whose size is read; enough for a median
@@ -71,6 +76,12 @@ optimizer.weight_decay = 1e-2
 """
 
 
+NEXT = """
+# Tried next: recommended configurations, as `hpo check {file}` shows them for the space above once
+# you have changed it; none with defaults = false under [study].
+"""
+
+
 @dataclass(frozen=True)
 class FolderSummary:
     """Summary of a folder of images, found without opening files but for some sizes."""
@@ -111,7 +122,7 @@ def starter_file(data: Path, folder: FolderSummary, name: str | None = None) -> 
     key, dataset = ("labels", "csv") if root.is_file() else ("root", "folder")
     name = name or _name(root)
     small = folder.side <= 64
-    return TEMPLATE.format(
+    text = TEMPLATE.format(
         name=name,
         file=f"{name}.toml",
         name_toml=_quoted(name),
@@ -128,6 +139,13 @@ def starter_file(data: Path, folder: FolderSummary, name: str | None = None) -> 
         crop="# crop_padding = 4\n" if small else "random_resized_crop = [0.5, 1.0]\n",
         batches=_batches(folder.images),
     )
+    found = recommend(parse_study(text, str(root)))
+    lines = (f"#   {one.source}\n#     {_on_one_line(one.values)}\n" for one in found)
+    return text + NEXT.format(file=f"{name}.toml") + "".join(lines)
+
+
+def _on_one_line(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} = {toml_repr(value)}" for name, value in values.items())
 
 
 def _summary(folder: FolderSummary) -> str:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+from hpo.config.study import StudyFile
 from hpo.errors import StorageGone, StorageUnavailable
 from hpo.formatting import duration, exact_duration, number, plural
 from hpo.search.status import StudyStatus
@@ -39,6 +40,16 @@ def finished_trials(status: StudyStatus) -> str:
     if status.budget is None:
         return plural(status.finished, "trial")
     return f"{status.finished} of {status.budget} trials"
+
+
+def first_lines(file: StudyFile) -> list[str]:
+    """Return lines that say what a new study of `file` tries before it searches, and where each
+    comes from; none where that is nothing but baselines."""
+    if not file.proposals:
+        return []
+    count = len(file.baselines)
+    after = f" after {plural(count, 'baseline')}" if count else ""
+    return [f"tried first{after}:", *(f"  {one}" for one in file.proposals)]
 
 
 def trial_line(status: StudyStatus, trial: Trial, finished: int) -> str:

@@ -118,7 +118,7 @@ def _trials_table(status: StudyStatus) -> Table:
     costs = status.file.objectives[1:]
     headers = ("trial", "state", status.file.metric, *costs, "best epoch", "epochs", "seconds")
     rows = [_trial_row(trial, names, costs) for trial in status.trials]
-    return Table((*headers, *names, "reason"), rows)
+    return Table((*headers, *names, "origin", "reason"), rows)
 
 
 def _trial_row(trial: Trial, names: Iterable[str], costs: Iterable[str]) -> list[Cell]:
@@ -134,6 +134,7 @@ def _trial_row(trial: Trial, names: Iterable[str], costs: Iterable[str]) -> list
             setting_cell(trial.params[name]) if name in trial.params else number_cell(None)
             for name in names
         ),
+        text_cell(trial.origin, "reason"),
         text_cell(trial.reason, "reason"),
     ]
 

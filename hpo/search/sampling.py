@@ -100,6 +100,13 @@ def is_early_stopping(pruner: Strategy) -> bool:
     return isinstance(pruner, Patient) and isinstance(pruner.wrapped_pruner, NoPruner)
 
 
+def compares(pruner: Strategy) -> bool:
+    """Whether `pruner` ends a trial because others are better."""
+    if isinstance(pruner, Patient):
+        return compares(pruner.wrapped_pruner)
+    return not isinstance(pruner, Threshold | NoPruner)
+
+
 _PRUNERS: dict[type[Strategy], Callable[..., pruners.BasePruner]] = {
     Hyperband: pruners.HyperbandPruner,
     ASHA: pruners.SuccessiveHalvingPruner,

@@ -5,11 +5,13 @@ A snapshot goes in, a decision comes out, so that both are tested by table.
 
 from __future__ import annotations
 
+import itertools
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hpo.config.study import Proposal, StudyFile
 from hpo.formatting import exact_duration
 from hpo.search.promotion import Prospects
 from hpo.storage.leases import ClaimableTrial, ContactWindow, StudySnapshot
@@ -190,34 +192,67 @@ def missing(snapshot: StudySnapshot) -> int:
     return max(0, min(ahead - snapshot.waiting, snapshot.trials - snapshot.created))
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a trial tries, and where that comes from."""
+
+    values: Values
+    """Config values; what is missing is sampled."""
+    origin: str
+    """Such as `baseline 1`, `recommended: SOURCE`, `enqueued`, `grid` or `sampled`."""
+    is_protected: bool = False
+    """Whether it is known to be good and so not pruned early (`is_protected`)."""
+
+
+def first_plans(baselines: Sequence[Values], proposals: Sequence[Proposal] = ()) -> list[Plan]:
+    """Return what a study tries before its grid or its sampler, in order."""
+    numbered = [Plan(one, f"baseline {i}") for i, one in enumerate(baselines, 1)]
+    return [*numbered, *(Plan(one.values, str(one), is_protected=True) for one in proposals)]
+
+
 def planned(
     number: int,
-    baselines: Sequence[Values],
+    first: Sequence[Plan],
     grid: Sequence[Values],
     enqueued: Values | None,
     enqueued_before: int,
-) -> Values:
-    """Return what trial `number` tries: an enqueued configuration, else the next baseline, else the
-    next grid point; empty: everything is sampled.
+) -> Plan:
+    """Return what trial `number` tries: an enqueued configuration, else the next of `first`, else
+    the next grid point; else everything is sampled.
 
     `enqueued_before` trials of smaller numbers took an enqueued configuration instead. A pure
     function of what is stored, so a successor plans what its predecessor did.
     """
     if enqueued is not None:
-        return enqueued
+        return Plan(enqueued, "enqueued")
     place = number - enqueued_before
-    if place < len(baselines):
-        return baselines[place]
-    rest = [point for point in grid if point not in baselines]
-    place -= len(baselines)
-    return rest[place] if place < len(rest) else {}
+    if place < len(first):
+        return first[place]
+    tried = [one.values for one in first]
+    rest = [point for point in grid if point not in tried]
+    place -= len(first)
+    return Plan(rest[place], "grid") if place < len(rest) else Plan({}, "sampled")
 
 
-def is_protected(number: int, epoch: int, lengths: Mapping[int, int]) -> bool:
-    """Return whether trial `number`, which tries a recommended configuration, goes on after `epoch`
-    (from 1) whatever its value: while the median of the other trials' numbers of epochs is smaller.
+def plan_of(file: StudyFile, number: int, enqueued: Values | None, enqueued_before: int) -> Plan:
+    """Return what trial `number` of the study of `file` tries (see `planned`)."""
+    grid = file.space.grid() if file.study.sampler.name == "grid" else ()
+    first = first_plans(file.baselines, file.proposals)
+    return planned(number, first, grid, enqueued, enqueued_before)
 
-    `lengths`: finished epochs by trial number; trials without any do not count.
+
+def first_trials(file: StudyFile, enqueued: Collection[int | None]) -> Iterator[tuple[int, Plan]]:
+    """Yield the trials that try what comes before the search, each with its plan."""
+    numbers = (number for number in itertools.count() if number not in enqueued)
+    yield from zip(numbers, first_plans(file.baselines, file.proposals), strict=False)
+
+
+def is_protected(epoch: int, lengths: Mapping[int, int], first: Collection[int]) -> bool:
+    """Return whether a recommended trial goes on after `epoch` (from 1) although others are better:
+    while the median of the searched trials' numbers of epochs is smaller.
+
+    `lengths`: finished epochs by trial number, where there are any; those of the `first` trials,
+    which try what comes before the search, do not count.
     """
-    others = [count for trial, count in lengths.items() if trial != number and count > 0]
+    others = [count for number, count in lengths.items() if number not in first]
     return not others or statistics.median(others) < epoch

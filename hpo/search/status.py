@@ -5,14 +5,15 @@ Reads the database alone, without Optuna's storage: `hpo status` answers in a fr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from hpo.config.constraints import to_relax
 from hpo.config.study import StudyFile
 from hpo.formatting import plural
+from hpo.search import scheduling
 from hpo.search.fingerprints import Override, read_overrides
 from hpo.search.scheduling import budget_parts
 from hpo.storage import records
@@ -263,6 +264,7 @@ class StudyStatus:
                 "value": best.value,
                 "epoch": best.best_epoch,
                 "params": best.params,
+                "origin": best.origin,
             },
             "best_pruned": None if self.best_pruned is None else self.best_pruned.number,
             "elapsed_s": self.elapsed_s,
@@ -280,10 +282,10 @@ class StudyStatus:
         rows = [
             [one.number, one.state, one.value, *(one.values.get(name) for name in costs),
              one.best_epoch, len(one.epochs), one.seconds, len(one.attempts), one.reason,
-             *(one.params.get(name) for name in names)]
+             one.origin, *(one.params.get(name) for name in names)]
             for one in self.trials
         ]  # fmt: skip
-        return [*head, "attempts", "reason", *names], rows
+        return [*head, "attempts", "reason", "origin", *names], rows
 
     def _front_dict(self) -> dict[str, Any]:
         if not self.ranking.has_several:
@@ -301,10 +303,15 @@ def read_status(database: Database, name: str) -> StudyStatus:
     attempts = records.read_attempts(database, row.uuid)
     epochs = records.read_epochs(database, row.uuid)
     params = read_params(database, row.study_id)
+    enqueued = [number for _, number in records.read_enqueued(database, row.uuid)]
+    origin, rest = (
+        _origins(file, enqueued),
+        "grid" if file.study.sampler.name == "grid" else "sampled",
+    )
     hidden = row.stop == "rule"
     trials = [
-        _trial(file, number, state, params.get(number, {}), epochs.get(number, []),
-               attempts.get(number, []))
+        replace(_trial(file, number, state, params.get(number, {}), epochs.get(number, []),
+                       attempts.get(number, [])), origin=origin.get(number, rest))
         for number, state in states.items()
         # Surplus waiting trials are never taken; after a stop rule none of the waiting ones is.
         if state != "WAITING" or (number < row.trials and not hidden)
@@ -314,6 +321,13 @@ def read_status(database: Database, name: str) -> StudyStatus:
     live = [one for one in workers if is_alive(one, row, now)]
     forced = read_overrides(database, row.uuid)
     return StudyStatus(row, file, now, tuple(trials), tuple(workers), tuple(live), forced)
+
+
+def _origins(file: StudyFile, enqueued: Collection[int | None]) -> dict[int, str]:
+    """Return where the configurations of trials come from that are neither sampled nor of a grid,
+    by number; `enqueued`: the trials that took an enqueued configuration."""
+    first = {number: one.origin for number, one in scheduling.first_trials(file, enqueued)}
+    return first | {number: "enqueued" for number in enqueued if number is not None}
 
 
 def is_alive(worker: WorkerRow, row: StudyRow, now: float) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, TypedDict, Unpack
 
 import optuna
 
+from hpo.config.recommended import recommend
 from hpo.config.study import StudyFile, difference
 from hpo.errors import ConfigError, Conflict, InputError, StorageError
 from hpo.formatting import exact_duration, parse_duration
@@ -101,7 +102,8 @@ def load(database: Database, name: str) -> Study:
 
 
 def create(database: Database, file: StudyFile) -> tuple[Study, bool]:
-    """Create the study of `file` if it is new. Return it, and whether it was new.
+    """Create the study of `file` if it is new, with the recommended configurations that it tries
+    first. Return it, and whether it was new.
 
     Raises Conflict, showing the difference, where a study of that name has another definition.
     Safe to call from many processes at once, and after a crash at any point of itself.
@@ -110,7 +112,7 @@ def create(database: Database, file: StudyFile) -> tuple[Study, bool]:
     row = records.find_study(database, file.name)
     if row is not None:
         return _same(database, row, file), False
-    _register(database, file)
+    _register(database, replace(file, proposals=recommend(file)))
     return load(database, file.name), True
 
 
@@ -180,6 +182,10 @@ class Limits(TypedDict, total=False):
     patience_trials: int | None
 
 
+NEWER = frozenset({"defaults"})
+"""Fields of [study] that decide on a new study alone: one that was made before them has none."""
+
+
 def _same(database: Database, row: StudyRow, file: StudyFile) -> Study:
     stored = StudyFile.from_definition(row.definition)  # with fields that are newer than the study
     before, now = _with_limits_now(stored, row, file), file.definition()
@@ -187,6 +193,8 @@ def _same(database: Database, row: StudyRow, file: StudyFile) -> Study:
         for field in ("scheduler", "pruner"):
             now["study"].pop(field, None)
             before["study"].pop(field, None)
+    for field in NEWER - row.definition["study"].keys():
+        before["study"][field] = now["study"][field]  # it has none, and keeps that
     changed = difference(before, now)
     if changed:
         lines = "".join(f"\n  {line}" for line in changed)

@@ -37,6 +37,7 @@ from hpo.search.journal import EpochJournal
 from hpo.search.promotion import Place
 from hpo.search.sampling import (
     FirstMetric,
+    compares,
     costs_of,
     draft_params,
     is_early_stopping,
@@ -155,18 +156,16 @@ def _open(runner: TrialRunner, claim: Claim) -> optuna.trial.Trial:
     frozen = runner.storage.get_trial(lease.trial_id)
     file = runner.study.file
     if "fixed_params" not in frozen.system_attrs:
-        grid = file.space.grid() if file.study.sampler.name == "grid" else ()
-        values = scheduling.planned(
-            lease.number, file.baselines, grid, claim.enqueued, claim.enqueued_before
-        )
+        plan = scheduling.plan_of(file, lease.number, claim.enqueued, claim.enqueued_before)
         params = draft_params(
             study,
             file.space,
             frozen,
-            values,
+            plan.values,
             lambda draw: make_sampler(file, lease.number, lease.k, draw),
             paused=() if file.study.scheduler is None else runner.standings.paused(),
         )
+        runner.storage.set_trial_user_attr(lease.trial_id, "origin", plan.origin)
         runner.storage.set_trial_system_attr(lease.trial_id, "fixed_params", params)
     if frozen.state == TrialState.WAITING:
         runner.storage.set_trial_state_values(lease.trial_id, TrialState.RUNNING)
@@ -260,6 +259,9 @@ class TrialRun:
         self.objectives = runner.study.file.objectives
         self.ranking = Ranking(runner.study.file.directions)
         self.limits = runner.study.file.study.limits
+        self.plan = scheduling.plan_of(
+            runner.study.file, claim.lease.number, claim.enqueued, claim.enqueued_before
+        )
         config = _config(runner, claim.lease, trial)
         self.data = runner.data(config, claim.lease.worker, self._tick)
         if runner.study.file.study.scheduler is not None:
@@ -419,8 +421,21 @@ class TrialRun:
             if row.epoch not in known:
                 self.trial.report(row.metrics[self.metric], row.epoch)
 
+    @property
+    def _is_protected(self) -> bool:
+        """Whether it goes on although others are better, as a recommended one does at first."""
+        if not self.plan.is_protected or not self.rows:
+            return False
+        study = self.runner.study
+        enqueued = [number for _, number in records.read_enqueued(study.database, study.uuid)]
+        first = dict(scheduling.first_trials(study.file, enqueued))
+        lengths = records.count_epochs(study.database, study.uuid)
+        return scheduling.is_protected(len(self.rows), lengths, first)
+
     def _falls_behind(self) -> bool:
         """Ask the pruner, once Optuna has every epoch."""
+        if compares(self.runner.study.file.study.pruner) and self._is_protected:
+            return False
         if self.ranking.has_several:
             return self.runner.first_metric.falls_behind(self.lease.trial_id)
         return self.trial.should_prune()
@@ -436,7 +451,8 @@ class TrialRun:
     def _outranked(self) -> Place | None:
         """Ask the scheduler, at a rung, once the database has every epoch; return where the trial
         stands if it is to pause."""
-        return self.runner.standings.outranked(self.lease.number, len(self.rows))
+        found = self.runner.standings.outranked(self.lease.number, len(self.rows))
+        return None if found is not None and self._is_protected else found
 
     def _values(self) -> tuple[float, ...] | None:
         """Return the values of several objectives, costs measured now; None where there is one."""

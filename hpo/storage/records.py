@@ -194,6 +194,8 @@ class Trial:
     reason: str | None
     values: dict[str, float] = field(default_factory=dict)
     """All objectives of a finished trial by name, if the study has several."""
+    origin: str = "sampled"
+    """Where its configuration comes from, such as `baseline 1` or `recommended: SOURCE`."""
 
     @property
     def seconds(self) -> float:
@@ -480,6 +482,20 @@ def read_epochs(
                 Epoch(row.epoch, row.attempt, row.finished, metrics, row.checkpoint)
             )
     return dict(rows)
+
+
+@storage_call
+def count_epochs(database: Database, uuid: str) -> dict[int, int]:
+    """Return how many finished epochs each trial has that has any, by number."""
+    t = optuna_trials
+    query = (
+        sa.select(t.c.number, sa.func.count())
+        .select_from(epochs.join(t, t.c.trial_id == epochs.c.trial_id))
+        .where(epochs.c.study == uuid)
+        .group_by(t.c.number)
+    )
+    with database.read() as c:
+        return {row[0]: row[1] for row in c.execute(query)}
 
 
 @storage_call

@@ -17,9 +17,10 @@ import torch
 
 from hpo.config.base import toml_repr
 from hpo.config.constraints import to_relax, unmet_reason
+from hpo.config.recommended import recommend
 from hpo.config.remarks import remarks
 from hpo.config.space import Choice
-from hpo.config.study import StudyFile
+from hpo.config.study import Proposal, StudyFile
 from hpo.config.train import TrainConfig
 from hpo.data.dataset import examine_data
 from hpo.data.report import DataReport
@@ -298,6 +299,8 @@ class CheckResult:
     notes: tuple[str, ...]
     decides: str
     """What decides which trials go on, in words."""
+    first: tuple[Proposal, ...] = ()
+    """Recommended configurations that a new study tries first."""
 
     @property
     def data(self) -> Mapping[str, Mapping[str, int]]:
@@ -328,6 +331,10 @@ class CheckResult:
         lines = [f"study {self.name}: {size}", self.decides, "data:"]
         lines += [f"  {line}" for line in self.report.lines()]
         lines += [f"  {line}" for line in _imbalance(self.data["train"])]
+        lines += ["tried first, after the baselines:"] if self.first else []
+        for one in self.first:
+            given = ", ".join(f"{name} = {toml_repr(it)}" for name, it in one.values.items())
+            lines += [f"  {one}", f"    {given}"]
         lines.append(f"networks, a step on {self.device}:")
         for cost in self.costs:
             lines.append(f"  {cost}")
@@ -382,6 +389,7 @@ def check(file: StudyFile, *, home: Home, device: str, workers: int, threads: in
         epochs=file.max_epochs,
         workers=workers,
         device=device,
+        first=recommend(file),
         notes=(*remarks(file), *_infeasible(file, configs, classes), *_notes(configs, home)),
         decides=what_decides(file),
     )

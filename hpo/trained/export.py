@@ -41,6 +41,7 @@ def describe_trial(
         "study": status.row.name,
         "trial": trial.number,
         "state": trial.state,
+        "origin": trial.origin,
         "metric": status.file.metric,
         "value": trial.value,
         "values": trial.values or None,

@@ -25,6 +25,7 @@ trials = {trials}
 lease_s = {lease_s}
 sampler = {sampler}
 pruner = {pruner}
+defaults = false
 {study}
 [train]
 {train}
@@ -73,15 +74,12 @@ class InstantTrials:
         with self.storage.guarded(lease):
             self.optuna_study.get_trials(deepcopy=False)
             frozen = self.storage.get_trial(lease.trial_id)
-            grid = file.space.grid() if file.study.sampler.name == "grid" else ()
-            values = scheduling.planned(
-                lease.number, file.baselines, grid, taken.enqueued, taken.enqueued_before
-            )
+            plan = scheduling.plan_of(file, lease.number, taken.enqueued, taken.enqueued_before)
             params = draft_params(
                 self.optuna_study,
                 file.space,
                 frozen,
-                values,
+                plan.values,
                 lambda draw: make_sampler(file, lease.number, lease.k, draw),
             )
             self.storage.set_trial_system_attr(lease.trial_id, "fixed_params", params)

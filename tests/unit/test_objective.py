@@ -161,6 +161,21 @@ def test_a_trial_after_its_last_epoch_is_complete_whatever_the_pruner_says(
     assert all(set(trial.intermediate_values) == {1, 2} for trial in view.trials)
 
 
+def test_a_recommended_trial_is_not_pruned_before_the_others_have_its_epochs(
+    database: Database, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optuna.pruners.MedianPruner, "prune", lambda self, study, trial: True)
+    text = study_file(trials=6, train=TRAIN, pruner="median").text
+    file = parse_study(text.replace("defaults = false", "defaults = true"), "toy.toml")
+    status = search(database, home, file)
+    assert [trial.origin.partition(":")[0] for trial in status.trials] == [
+        "recommended", "recommended", "sampled", "sampled", "sampled", "sampled"
+    ]  # fmt: skip
+    assert [trial.state for trial in status.trials] == ["complete"] * 2 + ["pruned"] * 4
+    told = studies.load(database, "toy").optuna_study(FencedStorage(database)).trials
+    assert [trial.user_attrs["origin"] for trial in told] == [one.origin for one in status.trials]
+
+
 def test_early_stopping_completes_a_trial_before_the_pruner_is_asked(
     database: Database, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:

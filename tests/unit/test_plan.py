@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from hpo.config.study import Proposal
 from hpo.search import scheduling
 from hpo.storage.leases import ClaimableTrial, StudySnapshot
 from hpo.storage.tables import OPEN_ENDED
+from tests.harness.fakes import study_file
 
 FACTS = StudySnapshot(
     uuid="u",
@@ -152,33 +154,61 @@ def test_workers_begin_with_different_trials() -> None:
     assert scheduling.claim_order((ORPHAN,), 9, last) == (ORPHAN,)
 
 
+LEARNED = Proposal("learned", {"x": 4}, "study old, trial 3: val_top1 0.9")
+SHIPPED = Proposal("recommended", {"x": 5}, "a paper")
+
+
 def test_planned_is_baselines_then_grid_then_sampled() -> None:
     a, b, c = {"x": 1}, {"x": 2}, {"x": 3}
-    grid = [a, b, c]
-    tried = [scheduling.planned(n, [b], grid, None, 0) for n in range(4)]
-    assert tried == [b, a, c, {}]
+    tried = [scheduling.planned(n, scheduling.first_plans([b]), [a, b, c], None, 0)
+             for n in range(4)]  # fmt: skip
+    assert [one.values for one in tried] == [b, a, c, {}]
+    assert [one.origin for one in tried] == ["baseline 1", "grid", "grid", "sampled"]
+
+
+def test_planned_is_baselines_then_what_was_learned_then_recommended() -> None:
+    first = scheduling.first_plans([{"x": 1}], [LEARNED, SHIPPED])
+    tried = [scheduling.planned(n, first, (), None, 0) for n in range(4)]
+    assert [one.values for one in tried] == [{"x": 1}, {"x": 4}, {"x": 5}, {}]
+    assert [one.origin for one in tried] == [
+        "baseline 1",
+        "learned from study old, trial 3: val_top1 0.9",
+        "recommended: a paper",
+        "sampled",
+    ]
+    assert [one.is_protected for one in tried] == [False, True, True, False]
 
 
 def test_planned_shifts_by_what_was_enqueued() -> None:
     a, b = {"x": 1}, {"x": 2}
-    assert scheduling.planned(0, [], [a, b], None, 0) == a
-    assert scheduling.planned(1, [], [a, b], {"x": 9}, 0) == {"x": 9}
-    assert scheduling.planned(2, [], [a, b], None, 1) == b
+    first = scheduling.first_plans([], [SHIPPED])
+    assert scheduling.planned(0, [], [a, b], None, 0).values == a
+    assert scheduling.planned(1, [], [a, b], {"x": 9}, 0) == scheduling.Plan({"x": 9}, "enqueued")
+    assert scheduling.planned(2, [], [a, b], None, 1).values == b
+    assert scheduling.planned(0, first, [], {"x": 9}, 0).values == {"x": 9}
+    assert scheduling.planned(1, first, [], None, 1).values == {"x": 5}
 
 
 @pytest.mark.parametrize(
     ("epoch", "lengths", "protected"),
     [
         (1, {}, True),
-        (1, {0: 1}, True),  # its own epochs do not count
-        (1, {0: 1, 1: 0, 2: 0}, True),  # nor trials that have just begun
-        (2, {0: 2, 1: 1, 2: 2}, True),  # the median is 1.5
-        (2, {0: 2, 1: 1, 2: 2, 3: 9}, False),
-        (3, {0: 3, 1: 2, 2: 2, 3: 9}, True),
-        (9, {0: 9, 1: 9}, False),
+        (1, {0: 1, 1: 9}, True),  # trials 0 and 1 come before the search: they do not count
+        (1, {0: 1, 2: 1}, False),
+        (2, {0: 2, 2: 1, 3: 2}, True),  # the median is 1.5
+        (2, {0: 2, 2: 1, 3: 2, 4: 9}, False),
+        (3, {0: 3, 2: 2, 3: 2, 4: 9}, True),
+        (9, {0: 9, 2: 9}, False),
     ],
 )
-def test_a_recommended_trial_goes_on_until_the_median_of_the_others_reaches_its_epoch(
+def test_a_recommended_trial_goes_on_until_the_median_of_the_searched_ones_reaches_its_epoch(
     epoch: int, lengths: dict[int, int], protected: bool
 ) -> None:
-    assert scheduling.is_protected(0, epoch, lengths) is protected
+    assert scheduling.is_protected(epoch, lengths, {0, 1}) is protected
+
+
+def test_the_numbers_of_the_first_trials_shift_by_what_was_enqueued() -> None:
+    file = replace(study_file(trials=9), proposals=(LEARNED, SHIPPED))
+    plans = scheduling.first_plans((), (LEARNED, SHIPPED))
+    assert dict(scheduling.first_trials(file, [])) == dict(enumerate(plans))
+    assert dict(scheduling.first_trials(file, [0, None, 2])) == {1: plans[0], 3: plans[1]}
