@@ -227,6 +227,8 @@ def _print_best(database: Database, status: StudyStatus, out: Console) -> None:
     out.print(parameters_table(best.params, found))
     if found.verdict:
         out.print(Text(found.verdict, "dim"))
+    elif found.epochs is not None:
+        out.print(Text(f"importance of {found.compared}", "dim"))
 
 
 def _print_pruned(status: StudyStatus, out: Console) -> None:

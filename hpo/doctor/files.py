@@ -156,14 +156,18 @@ def _of_study(study: Study, place: Place, names: Sequence[str]) -> Iterator[Find
 
 
 def surplus(study: Study, place: Place) -> list[str]:
-    """Return files of finished trials that need not stay; no weights, and none while a worker is
-    busy with the study: it applies the retention before it ends."""
+    """Return files of finished trials that need not stay; no weights, nothing of a paused trial,
+    and none while a worker is busy with the study: it applies the retention before it ends."""
     if is_busy(study):
         return []
     attempts = records.read_attempts(study.database, study.uuid)
     best = retention.best_of_all(study, attempts)
     found = retention.surplus(place.names(study.uuid), attempts, best)
-    return [name for name in found if not WEIGHTS.fullmatch(name)]
+    return [
+        name
+        for name in found
+        if not WEIGHTS.fullmatch(name) and not retention.is_paused(attempts, name)
+    ]
 
 
 def is_busy(study: Study) -> bool:

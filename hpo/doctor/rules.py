@@ -1,7 +1,7 @@
 """Rules by which faults of a database are diagnosed, from its rows at one moment.
 
-A live search leaves no finding: a trial is RUNNING only under an attempt, and it and its attempt
-end in one transaction.
+A live search leaves no finding: a trial is RUNNING only under an attempt, or paused after one, and
+it and its last attempt end in one transaction.
 """
 
 from __future__ import annotations
@@ -163,6 +163,10 @@ def _trial(study: StoredStudy, trial: StoredTrial, now: float) -> Iterator[Findi
         yield _beyond(study, trial, UNATTEMPTED_TRIAL if last.outcome else UNENDED_ATTEMPT)
     elif last.outcome is None:
         yield from _open(study, trial, last, now)
+    elif last.outcome == Outcome.PAUSED and not trial.epochs:
+        message = "it paused at a rung, and none of its trial's epochs are there"
+        advice = "it is told pruned when the study ends: restore a backup to have it go on"
+        yield Finding(CONTRADICTION, message, study.name, trial.number, last.k, advice=advice)
 
 
 def _without_attempt(study: StoredStudy, trial: StoredTrial) -> Iterator[Finding]:

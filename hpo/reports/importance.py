@@ -3,6 +3,8 @@
 PED-ANOVA's shares add up to 1 even if the values do not depend on the parameters. So importances
 are also computed for random permutations of the values; a parameter is significant if it beats the
 most important one of 95 in 100 permutations.
+
+Where a scheduler lets few trials run to their end, the trials are compared at a rung instead.
 """
 
 from __future__ import annotations
@@ -12,18 +14,20 @@ import random
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo.formatting import plural
+from hpo.search.rungs import rungs_of
 from hpo.search.study import load
 from hpo.storage.database import Database
 from hpo.storage.optuna import FencedStorage, quiet_optuna
 from hpo.storage.records import WORTHLESS
 
-MIN_COMPLETE = 8
-"""Fewest complete trials: PED-ANOVA compares the best tenth, at least two trials, with the rest."""
+MIN_TRIALS = 8
+"""Fewest trials: PED-ANOVA compares the best tenth, at least two trials, with the rest."""
 PERMUTATIONS, FEWEST_PERMUTATIONS = 100, 20
 LONGEST_S = 4.0
 """Seconds after which FEWEST_PERMUTATIONS are enough."""
@@ -39,7 +43,10 @@ class Importances:
     outstanding: frozenset[str] = frozenset()
     """Significant parameters."""
     trials: int = 0
-    """Number of complete trials."""
+    """Number of trials that were compared."""
+    epochs: int | None = None
+    """They were compared by their best value in so many first epochs; None: complete trials, by
+    their values."""
     having: Mapping[str, int] = field(default_factory=dict)
     """Number of trials that have a parameter, of parameters that not all trials have."""
 
@@ -48,12 +55,20 @@ class Importances:
         """Explain why no importance is shown; None if it is."""
         if self.outstanding:
             return None
-        if self.trials < MIN_COMPLETE:
+        if self.trials < MIN_TRIALS:
             few = f"there are {self.trials}"
-            return f"parameter importance needs {MIN_COMPLETE} complete trials, {few}"
+            return f"parameter importance needs {MIN_TRIALS} complete trials, {few}"
         if not self.shares:
-            return f"the {self.trials} complete trials do not tell the parameters apart"
-        return f"no parameter stands out from chance in {self.trials} complete trials"
+            return f"the {self.compared} do not tell the parameters apart"
+        return f"no parameter stands out from chance in {self.compared}"
+
+    @property
+    def compared(self) -> str:
+        """Return `30 complete trials`, or `30 trials by their first 3 epochs`."""
+        if self.epochs is None:
+            return plural(self.trials, "complete trial")
+        first = "epoch" if self.epochs == 1 else f"{self.epochs} epochs"
+        return f"{plural(self.trials, 'trial')} by their first {first}"
 
     def note(self, name: str) -> str:
         """Return what limits the importance of a parameter, or an empty string."""
@@ -64,34 +79,60 @@ class Importances:
 
 def importances(database: Database, name: str) -> Importances:
     """Compute importances by PED-ANOVA (Watanabe et al., 2023, https://arxiv.org/abs/2304.10255)
-    over the complete trials but WORTHLESS ones, for the first objective. Raises NotFound."""
+    over the complete trials but WORTHLESS ones, for the first objective. Under a scheduler, where
+    those are too few, over all that reached a rung, the deepest one with enough trials. Raises
+    NotFound."""
     study = load(database, name)
     found = study.optuna_study(FencedStorage(database))
-    complete = [
+    trials = [
         trial
-        for trial in found.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-        if trial.user_attrs.get("outcome") not in WORTHLESS and math.isfinite(trial.values[0])
+        for trial in found.get_trials(deepcopy=False)
+        if trial.user_attrs.get("outcome") not in WORTHLESS
     ]
     sign = -1.0 if study.maximize else 1.0
-    return importances_of(complete, [sign * trial.values[0] for trial in complete])
+    values = {
+        place: sign * trial.values[0]
+        for place, trial in enumerate(trials)
+        if trial.state == TrialState.COMPLETE and math.isfinite(trial.values[0])
+    }
+    epochs = None
+    if len(values) < MIN_TRIALS and study.file.study.scheduler is not None:
+        for rung in rungs_of(study.file).epochs:
+            reached = _values_at(trials, rung, sign)
+            if len(reached) >= MIN_TRIALS:
+                values, epochs = reached, rung
+    compared = [trials[place] for place in values]
+    return replace(importances_of(compared, list(values.values())), epochs=epochs)
 
 
-def importances_of(complete: Sequence[FrozenTrial], values: Sequence[float]) -> Importances:
+def _values_at(trials: Sequence[FrozenTrial], epochs: int, sign: float) -> dict[int, float]:
+    """Return the best value in the first `epochs` of each trial that had as many, `sign` times the
+    reported ones so that less is better, by its place in `trials`."""
+    found = {}
+    for place, trial in enumerate(trials):
+        first = [sign * one for epoch, one in trial.intermediate_values.items() if epoch <= epochs]
+        known = [one for one in first if math.isfinite(one)]
+        if len(first) == epochs and known:
+            found[place] = min(known)
+    return found
+
+
+def importances_of(trials: Sequence[FrozenTrial], values: Sequence[float]) -> Importances:
     """Compute importances over trials with `values`, of which less is better."""
-    if len(complete) < MIN_COMPLETE or len(set(values)) < 2:
-        return Importances(trials=len(complete))
-    evaluate = _PedAnova(complete)
+    if len(trials) < MIN_TRIALS or len(set(values)) < 2:
+        return Importances(trials=len(trials))
+    evaluate = _PedAnova(trials)
     measured = evaluate(values)
     whole = sum(measured.values())
     if not whole:
-        return Importances(trials=len(complete))
+        return Importances(trials=len(trials))
     shares = sorted(((n, one / whole) for n, one in measured.items()), key=lambda item: -item[1])
-    counts = {n: sum(n in trial.params for trial in complete) for n in measured}
+    counts = {n: sum(n in trial.params for trial in trials) for n in measured}
     return Importances(
         shares=dict(shares),
         outstanding=_outstanding(measured, _permuted(evaluate, values)),
-        trials=len(complete),
-        having={n: count for n, count in counts.items() if count < len(complete)},
+        trials=len(trials),
+        having={n: count for n, count in counts.items() if count < len(trials)},
     )
 
 

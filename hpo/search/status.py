@@ -122,9 +122,11 @@ class StudyStatus:
         """Order of trials by the study's objectives."""
         return Ranking(self.file.directions)
 
-    def ranked(self, outcome: Outcome = Outcome.COMPLETE) -> list[Trial]:
-        """Return trials of one outcome, best value first; of equals the earlier one."""
-        trials = {t.number: t for t in self.trials if t.state == outcome}
+    def ranked(self, *states: str) -> list[Trial]:
+        """Return the complete trials, or those in `states`, best value first; of equals the earlier
+        one."""
+        wanted = states or (Outcome.COMPLETE,)
+        trials = {t.number: t for t in self.trials if t.state in wanted}
         scores = {n: (t.value,) for n, t in trials.items() if t.value is not None}
         return [trials[number] for number in self.ranking.order(scores)]
 

@@ -79,6 +79,10 @@ def _notes(status: StudyStatus, trial: Trial) -> list[str]:
     if trial.state == "pruned":
         reason = f" ({trial.reason})" if trial.reason else ""
         notes.append(f"This trial was pruned{reason}: its full schedule was never run.")
+    if trial.state == "paused":
+        last = status.file.config(trial.params).epochs
+        notes.append(f"This trial is paused after epoch {len(trial.epochs)} of {last}: it has not "
+                     "run to its end.")  # fmt: skip
     if status.pruned_note and trial.state == "complete":
         notes.append(f"{status.pruned_note}.")
     used = {attempt.worker for attempt in trial.attempts}
@@ -115,7 +119,7 @@ def export(database: Database, name: str, *, number: int | None = None) -> Expor
     field, the runtime of the trial, and its provenance (see `describe_trial`).
 
     Raises NotFound for an unknown study or trial, or if no trial is complete yet; InputError for a
-    trial that is not finished or has no result. A pruned one is exported, with a note.
+    trial that runs or has no result. A pruned or paused one is exported, with a note.
     """
     status = read_status(database, name)
     trial = best_trials(status, 1)[0] if number is None else _numbered(status, number)
@@ -198,9 +202,12 @@ def best_trials(status: StudyStatus, k: int) -> list[Trial]:
     ranked = status.ranked()
     if not ranked:
         name = status.row.name
-        states = ("waiting", "running", "interrupted", *FINAL)
+        states = ("waiting", "running", "paused", "interrupted", *FINAL)
         there = [f"{status.count(one)} {one}" for one in states if status.count(one)]
         advice = status.pruned_note or f"hpo run or hpo worker {name} goes on with it"
+        paused = next(iter(status.ranked("paused")), None)
+        if paused is not None and not status.pruned_note:
+            advice += f"; hpo export {name} --trial {paused.number} takes the best paused one"
         raise NotFound(
             f"study {name!r} has no complete trial yet ({', '.join(there) or 'none at all'}). "
             f"{advice}"
@@ -221,7 +228,7 @@ def _numbered(status: StudyStatus, number: int) -> Trial:
             f"trial {number} of {name!r} ended as {trial.state}{reason}: there is nothing "
             f"worth training again; hpo trials {name} shows the others"
         )
-    if trial.state not in FINAL:
+    if trial.state not in (*FINAL, "paused"):
         raise InputError(f"trial {number} of {name!r} is {trial.state}; export it when it is over")
     if not trial.epochs:
         raise InputError(f"trial {number} of {name!r} ended before its first epoch{reason}")

@@ -1,5 +1,5 @@
-"""What reports are made of: studies whose trials ended as a test wishes, through the real leases
-and Optuna, and trained runs."""
+"""What reports are made of: studies whose trials ended or paused as a test wishes, through the real
+leases and Optuna, and trained runs."""
 
 from __future__ import annotations
 
@@ -86,6 +86,9 @@ def _run(study: Study, storage: FencedStorage, view: optuna.Study, wanted: Trial
             _epoch(study, lease, epoch, value)
             if math.isfinite(value) and not wanted.costs:
                 trial.report(value, epoch)
+    if wanted.outcome == "paused":
+        assert leases.release(study.database, lease, Outcome.PAUSED, wanted.reason or "")
+        return
     ending = wanted.ending()
     with storage.guarded(lease, ending):
         state = STATES.get(wanted.outcome, TrialState.COMPLETE)

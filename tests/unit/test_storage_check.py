@@ -224,6 +224,28 @@ class TestFiles:
         assert there(root) == sorted({*everything} - {*goes})
         assert self.findings(toy) == []
 
+    def test_nothing_of_a_paused_trial_is_touched(self, hpo: Hpo) -> None:
+        home = Home.default()
+        home.root.mkdir()
+        scheduler = "scheduler = {name = 'promote', first_epochs = 1, finish = 1}"
+        curves = [(0.1 * n,) for n in range(12)]
+        database = connect(home.storage)
+        file = study_file(trials=12, study=scheduler, train="epochs = 6")
+        study = fill(database, file, [Filled("paused", curve) for curve in curves])
+        names = [f"trials/{n}/attempt-1/epoch-1.ckpt" for n in range(12)]
+        root = study.directory(home).root
+        lay(root, *names)
+        assert len(files.Place(home).names(study.uuid)) == 12
+        before = there(root)
+        for option in ([], ["--repair"]):
+            called = hpo("storage", "check", *option)
+            assert (called.code, called.out.count("no faults")) == (0, 1), called.out
+        for name in names[:5]:  # dropped on purpose: they are trained again if they go on
+            (root / name).unlink()
+        assert hpo("storage", "check").code == 0
+        assert there(root) == sorted(names[5:]) != before
+        database.dispose()
+
     def test_a_worker_that_lives_is_waited_for(self, toy: Database, root: Path) -> None:
         lay(root, "trials/1/attempt-1/epoch-1.ckpt")
         hand_back(toy)
@@ -354,12 +376,31 @@ def judged(
         ("RUNNING", [attempt(1, NOW + 9)]),
         ("RUNNING", [attempt(1, NOW, "handed_back")]),
         ("RUNNING", [attempt(1, NOW, "lost"), attempt(2, NOW + 9)]),
+        ("RUNNING", [attempt(1, NOW, "paused")]),
+        ("RUNNING", [attempt(1, NOW, "paused"), attempt(2, NOW + 9)]),
+        ("RUNNING", [attempt(1, NOW, "lost"), attempt(2, NOW, "paused")]),
+        ("PRUNED", [attempt(1, NOW, "paused"), attempt(2, NOW, "pruned")]),
         *((outcome.optuna_state, [attempt(1, NOW, "lost"), attempt(2, NOW, outcome)])
           for outcome in FINAL),
     ],
 )  # fmt: skip
 def test_what_a_search_may_look_like(state: str, rows: list[Attempt]) -> None:
-    assert judged(state, *rows) == []
+    assert judged(state, *rows, epochs={1: 2} if rows else {}) == []
+
+
+@pytest.mark.parametrize(
+    ("state", "rows", "kind", "says"),
+    [
+        ("RUNNING", ["paused"], rules.CONTRADICTION, "none of its trial's epochs are there"),
+        ("PRUNED", ["paused"], rules.UNATTEMPTED_TRIAL, "its last attempt was paused: another"),
+        ("COMPLETE", ["paused"], rules.UNATTEMPTED_TRIAL, "its last attempt was paused: another"),
+        ("RUNNING", ["pruned", "paused"], rules.CONTRADICTION, "another attempt came after it"),
+    ],
+)
+def test_what_no_pause_looks_like(state: str, rows: list[str], kind: str, says: str) -> None:
+    found = judged(state, *(attempt(k, NOW, one) for k, one in enumerate(rows, 1)))
+    assert (found[0].kind, found[0].fault, found[0].repair) == (kind, True, None)
+    assert says in found[0].message
 
 
 @pytest.mark.parametrize("ago", [0.1, 10.0, 1e6])
@@ -368,7 +409,7 @@ def test_an_expired_lease_is_a_note(ago: float) -> None:
     assert (one.kind, one.fault) == (rules.EXPIRED_LEASE, False)
 
 
-@pytest.mark.parametrize("outcome", [None, "lost"])
+@pytest.mark.parametrize("outcome", [None, "lost", "paused"])
 def test_nobody_takes_a_trial_beyond_the_budget(outcome: str | None) -> None:
     (one,) = judged("RUNNING", attempt(1, NOW - 9, outcome), number=5)
     assert (one.fault, one.repair) == (True, None)
@@ -376,7 +417,7 @@ def test_nobody_takes_a_trial_beyond_the_budget(outcome: str | None) -> None:
 
 
 @pytest.mark.parametrize("state", [*FINISHED_STATES, "RUNNING", "WAITING"])
-@pytest.mark.parametrize("outcome", [None, "lost", "handed_back", *FINAL])
+@pytest.mark.parametrize("outcome", [None, "lost", "handed_back", "paused", *FINAL])
 def test_every_fault_is_mended_or_left_with_a_reason(state: str, outcome: str | None) -> None:
     for until in (NOW - 9, NOW + 9, NOW + 1e6):
         for found in judged(state, attempt(1, until, outcome), epochs={2: 1}):
