@@ -96,7 +96,6 @@ def test_killed_after_each_write(url: str, database: Database) -> None:
                 assert row.metrics[metric] == expected.metrics[metric], (name, row.epoch)
 
 
-@on_both
 def test_killed_after_each_write_of_a_pause_and_a_promotion(url: str, database: Database) -> None:
     run("scenes", "killed_while_promoting", url)
     whole = check_exact(database, "whole", 4)
@@ -126,7 +125,7 @@ def test_a_worker_stopped_past_its_lease_drops_its_trial_and_goes_on(
     assert [a.worker for a in taken_over[0].attempts] == ["first", "second"]
 
 
-@on_both
+@pytest.mark.databases("postgresql")
 def test_a_worker_stopped_in_a_promoted_trial_drops_it(url: str, database: Database) -> None:
     told = run("scenes", "stopped_in_a_promoted_trial", url)
     assert told["codes"] == [0, 0]
