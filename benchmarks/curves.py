@@ -74,8 +74,9 @@ class Table:
     def stressed(self) -> Table:
         """The same with an epoch before training put first, which tells nothing of the others."""
         noise = np.random.default_rng(0).random(len(self.values))
-        first = self.values.min() - 1e-3 * np.ptp(self.values) * noise
-        return replace(self, values=np.column_stack([first, self.values]))
+        chance = float(self.values.min()) if self.chance is None else self.chance
+        first = chance - 1e-3 * np.ptp(self.values) * noise
+        return replace(self, values=np.column_stack([first, self.values]), chance=chance)
 
 
 def embed(space: Space, params: Mapping[str, Any]) -> Floats:

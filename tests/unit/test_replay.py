@@ -105,7 +105,8 @@ def test_shortened_keeps_the_last_epoch(table: Table) -> None:
 def test_stress_puts_an_epoch_first_that_tells_nothing(table: Table) -> None:
     stressed = table.stressed()
     assert stressed.epochs == EPOCHS + 1
-    assert (stressed.values[:, 0] <= table.values.min()).all()
+    assert stressed.chance == table.values.min()
+    assert (stressed.values[:, 0] <= stressed.chance).all()
     assert abs(np.corrcoef(stressed.values[:, 0], table.bests)[0, 1]) < 0.4
     assert (stressed.bests == table.bests).all()
 
