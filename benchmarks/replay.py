@@ -108,7 +108,7 @@ class Arm:
     rule: str
     recommended: int
     protect: bool
-    """Whether the recommended ones are not pruned early, and never paused."""
+    """Whether recommended ones go on at first although others are better."""
     options: Mapping[str, float]
 
     @classmethod
@@ -282,13 +282,14 @@ class Search:
 
     def _may_go_on(self, trial: Trial, rungs: Rungs) -> bool:
         closing = self._closing
-        kept = trial.is_recommended and self.arm.protect
-        return kept or may_go_on(rungs, self.standings, trial.number, closing=closing)
+        ranked = may_go_on(rungs, self.standings, trial.number, closing=closing)
+        return ranked or self._is_protected(trial)
 
     def _is_protected(self, trial: Trial) -> bool:
-        lengths = {one.number: one.epochs for one in self.trials}
-        kept = trial.is_recommended and self.arm.protect
-        return kept and is_protected(trial.number, trial.epochs, lengths)
+        if not trial.is_recommended or not self.arm.protect:
+            return False
+        lengths = {one.number: one.epochs for one in self.trials if one.epochs}
+        return is_protected(trial.epochs, lengths, range(len(self.first)))
 
     def _tell(self, trial: Trial, state: str, told: TrialState) -> None:
         self._set(trial, state)

@@ -150,12 +150,13 @@ def test_promotion_pauses_and_completes_some(table: Table, workers: int) -> None
     assert done.spent < search(table, "tpe+median", f"20@{workers}").spent
 
 
-def test_what_is_tried_first_is_not_paused(table: Table) -> None:
-    worst = tuple(np.argsort(table.bests)[:3].tolist())
-    done = search(table, "3+tpe+promote", first=worst)
+@pytest.mark.parametrize("rule", ["promote", "asha"])
+def test_what_is_recommended_goes_on_at_first(table: Table, rule: str) -> None:
+    worst = tuple(np.argsort(table.bests)[2::-1].tolist())
+    done = search(table, f"3+tpe+{rule}", first=worst)
     assert [one.epochs for one in done.trials[:3]] == [EPOCHS] * 3
-    done = search(table, "3+tpe+promote:protect=0", first=worst)
-    assert max(one.epochs for one in done.trials[:3]) < EPOCHS
+    done = search(table, f"3+tpe+{rule}:protect=0", first=worst)
+    assert min(one.epochs for one in done.trials[:3]) < EPOCHS
 
 
 def test_a_budget_of_epochs_is_kept_and_its_last_third_finishes_trials(table: Table) -> None:
