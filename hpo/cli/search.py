@@ -116,7 +116,8 @@ def check(
     Validates the file; decodes every image of every split, test included (unreadable files are
     named; the test pixels are not used); reports anomalies in the data; builds every architecture
     of the space; runs one training step at the largest batch size; and estimates memory, seconds
-    per epoch and total time. For frozen layers, whose outputs are computed once, it estimates the
+    per epoch, and what the search will spend until its first budget is spent: trials, full
+    trainings, epochs and time. For frozen layers, whose outputs are computed once, it estimates the
     disk space, and the cost of the first and of later trials.
 
     Example: hpo check studies/digits.toml --workers 2

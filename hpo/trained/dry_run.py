@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ from hpo.config.train import TrainConfig
 from hpo.data.dataset import examine_data
 from hpo.data.report import DataReport
 from hpo.errors import ConfigError, HpoError, InputError
-from hpo.formatting import approximately, file_size, plural, rough_duration
+from hpo.formatting import file_size, plural, rough_duration
 from hpo.paths import Home
 from hpo.search.rungs import what_decides
+from hpo.trained.forecast import Forecast, forecast
 from hpo.training import device as runtime
 from hpo.training import feature_cache, models
 from hpo.training.evaluation import require_functions
@@ -103,14 +105,30 @@ class Cost:
     """Of the combination with most trainable parameters among those with outputs to cache."""
     obstacle: str | None = None
     """Why frozen layers of some combination are computed in every epoch nevertheless."""
+    still: float = 1.0
+    """Part of the augmentations that are searched with which outputs can be cached."""
+
+    @property
+    def kept_part(self) -> float:
+        """Return the part of the trials that train on cached outputs."""
+        fits = self.kept is not None and self.kept.fits
+        return self.still * self.kept.choices / self.built if self.kept and fits else 0.0
 
     @property
     def mean_epoch_s(self) -> float | None:
         """Return the mean over all combinations, once the cached outputs were computed."""
-        if self.epoch_s is None or self.kept is None or not self.kept.fits:
+        if self.epoch_s is None or self.kept is None:
             return self.epoch_s
-        others = (self.built - self.kept.choices) * self.epoch_s
-        return (self.kept.choices * self.kept.epoch_s + others) / self.built
+        return self.kept_part * self.kept.epoch_s + (1 - self.kept_part) * self.epoch_s
+
+    @property
+    def _epoch_words(self) -> str:
+        """Return the time of an epoch, on cached outputs where there are some."""
+        full = f"{rough_duration(self.epoch_s or 0.0)} an epoch"
+        if self.kept is None or not self.kept_part:
+            return full
+        fast = f"{rough_duration(self.kept.epoch_s)} an epoch on outputs of frozen layers"
+        return fast if self.kept_part == 1 else f"{full}, {fast}"
 
     def __str__(self) -> str:
         name = f"{self.architecture} at {self.image_size} px"
@@ -123,7 +141,7 @@ class Cost:
             )
         return (
             f"{name}: {text}, about {self.memory_mb:,.0f} MB at batch {self.batch_size}, "
-            f"{rough_duration(self.epoch_s)} an epoch"
+            f"{self._epoch_words}"
         )
 
 
@@ -290,10 +308,7 @@ class CheckResult:
     report: DataReport
     """Report of the first choice if the data are searched."""
     costs: tuple[Cost, ...]
-    trials: int | None
-    """None: no limit."""
-    epochs: int
-    """Most epochs of a trial."""
+    file: StudyFile
     workers: int
     device: str
     notes: tuple[str, ...]
@@ -308,15 +323,13 @@ class CheckResult:
         return self.report.parts
 
     @property
-    def total_s(self) -> float | None:
-        """Return the seconds of the budget without pruning; None if nothing was timed."""
+    def forecast(self) -> Forecast | None:
+        """Return what the study will spend of its budgets; None if that cannot be told."""
         timed = [cost.mean_epoch_s for cost in self.costs if cost.mean_epoch_s is not None]
-        if not timed or self.trials is None:
-            return None
-        rounds = math.ceil(self.trials / self.workers)
-        return self._once_s(self.trials) + rounds * self.epochs * sum(timed) / len(timed)
+        mean = sum(timed) / len(timed) if timed else None
+        return forecast(self.file, workers=self.workers, epoch_s=mean, once_s=self._once_s)
 
-    def _once_s(self, trials: int) -> float:
+    def _once_s(self, trials: float) -> float:
         """Return the seconds for outputs that the first worker to need them computes and caches."""
         found = [cost.kept for cost in self.costs if cost.kept and cost.kept.fits]
         many = sum(one.prefixes for one in found)
@@ -326,9 +339,10 @@ class CheckResult:
         return mean * math.ceil(min(many, trials) / self.workers)
 
     def __str__(self) -> str:
-        trials = "trials" if self.trials is None else plural(self.trials, "trial")
-        size = f"{trials} of up to {plural(self.epochs, 'epoch')}"
-        lines = [f"study {self.name}: {size}", self.decides, "data:"]
+        trials, epochs = self.file.study.trials, self.file.max_epochs
+        shown = "trials, as many as fit," if trials is None else plural(trials, "trial")
+        head = f"study {self.name}: {shown} of up to {plural(epochs, 'epoch')}"
+        lines = [head, self.decides, "data:"]
         lines += [f"  {line}" for line in self.report.lines()]
         lines += [f"  {line}" for line in _imbalance(self.data["train"])]
         lines += ["tried first, after the baselines:"] if self.first else []
@@ -338,13 +352,10 @@ class CheckResult:
         lines.append(f"networks, a step on {self.device}:")
         for cost in self.costs:
             lines.append(f"  {cost}")
-            lines += [f"    {cost.kept.describe(self.epochs)}"] if cost.kept else []
+            lines += [f"    {cost.kept.describe(epochs)}"] if cost.kept else []
             lines += [f"    {cost.obstacle}"] if cost.obstacle else []
-        if self.total_s is not None:
-            lines.append(
-                f"in all: {approximately(self.total_s)} with {self.workers} "
-                f"worker{'s' * (self.workers > 1)}; pruning shortens it"
-            )
+        if (found := self.forecast) is not None:
+            lines.append(f"in all: {found}")
         return "\n".join([*lines, *self.notes, "nothing was written"])
 
 
@@ -368,13 +379,14 @@ def check(file: StudyFile, *, home: Home, device: str, workers: int, threads: in
     for config in map(file.config, file.space.corners()):
         task_of(config).require(config, counts["train"], classes)
     costs, problems = [], []
-    variants = _variants(file)
+    variants, still = _variants(file), _still_part(file)
     for group in grouped(configs):
         try:
             for name in {config.model.weights for config in group}:
                 if name is not None and not is_file(name):
                     require_name(name, group[0].model.architecture)
-            costs.append(estimate(group, classes, counts, chosen, threads, variants))
+            cost = estimate(group, classes, counts, chosen, threads, variants)
+            costs.append(replace(cost, still=still))
         except HpoError as error:
             model = group[0].model
             problems.append(f"{model.architecture} at {group[0].data.image_size} px: {error}")
@@ -385,8 +397,7 @@ def check(file: StudyFile, *, home: Home, device: str, workers: int, threads: in
         name=file.name,
         report=report,
         costs=tuple(costs),
-        trials=file.study.trials,
-        epochs=file.max_epochs,
+        file=file,
         workers=workers,
         device=device,
         first=recommend(file),
@@ -423,11 +434,41 @@ def _infeasible(file: StudyFile, configs: list[TrainConfig], classes: int) -> It
 
 
 def _configs(file: StudyFile) -> Iterator[TrainConfig]:
-    """Yield every combination of the choices that shape the network, at the largest batch."""
+    """Yield every combination of the choices that shape the network, at the largest batch, with an
+    augmentation under which outputs of frozen layers can be cached, if one is searched."""
     batch = max(file.config(corner).batch_size for corner in file.space.corners())
+    still = next((one for one, keeps in _augmentations(file) if keeps), {})
     for values in _combinations(file):
-        config = file.config(values)
-        yield config.model_copy(update={"batch_size": batch})
+        chosen = {name: one for name, one in still.items() if name in values}
+        yield file.config(values | chosen).model_copy(update={"batch_size": batch})
+
+
+def _still_part(file: StudyFile) -> float:
+    """Return the part of the searched augmentations with which frozen layers give the same outputs
+    in every epoch; 1 where no network could use any."""
+    found = [keeps for _, keeps in _augmentations(file)]
+    return sum(found) / len(found) if any(found) else 1.0
+
+
+def _augmentations(file: StudyFile) -> list[tuple[dict[str, Any], bool]]:
+    """Return the combinations of the parameters that decide whether images are the same in every
+    epoch, each with whether outputs of frozen layers can be cached under it; the two ends of all
+    where there are too many."""
+    first = _combinations(file)[0]
+    ends = {
+        name: parameter.bounds()
+        for name, parameter in file.space.items()
+        if name in first and (name.startswith("augment.") or name == "ema_decay")
+    }
+    rows = list(itertools.islice(itertools.product(*ends.values()), MOST_BUILT + 1))
+    if len(rows) > MOST_BUILT:
+        rows = [tuple(one[end] for one in ends.values()) for end in (0, -1)]
+    found = []
+    for row in rows:
+        chosen = dict(zip(ends, row, strict=True))
+        with suppress(ConfigError):  # not all go together
+            found.append((chosen, feature_cache.is_cacheable(file.config(first | chosen))))
+    return found
 
 
 def _combinations(file: StudyFile) -> list[dict[str, Any]]:
