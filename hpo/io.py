@@ -13,6 +13,7 @@ says so. What a disk does to it later is found at the next start, or by `hpo sto
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -26,8 +27,6 @@ from io import FileIO
 from pathlib import Path
 from typing import Protocol, Self
 
-import psutil
-
 from hpo.errors import DiskFull, InputError
 from hpo.formatting import file_size
 
@@ -40,6 +39,11 @@ DIFFERS = "its checksum differs"
 MISSING = "its checksum is missing"
 _CHUNK = 2**24
 _BLANK = "0" * 8
+
+
+def short_hash(value: object) -> str:
+    """Return 32 hex digits that identify any JSON-serialisable value."""
+    return hashlib.blake2b(json.dumps(value).encode(), digest_size=16).hexdigest()
 
 
 def last_line(crc: int) -> bytes:
@@ -91,6 +95,8 @@ def stamp_of(path: Path) -> Path:
 
 
 def _state(path: Path) -> str:
+    import psutil  # most commands look at no cache
+
     stat = path.stat()
     times = (stat.st_mtime_ns, stat.st_ctime_ns)  # the latter changes with every write
     return json.dumps([psutil.boot_time(), stat.st_ino, stat.st_size, *times])

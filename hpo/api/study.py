@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from hpo.storage.database import Database
     from hpo.storage.records import StudyRow, Trial
     from hpo.trained.inference import TrainedModel
+    from hpo.workers.early import EarlyWorkers
     from hpo.workers.supervisor import Supervisor
 
 
@@ -196,18 +197,26 @@ class Study:
                 view.finish()
         say(ending(self.status()))
 
-    def supervisor(self, devices: Sequence[str], *, force: bool = False) -> Supervisor:
-        """Return what keeps a worker alive on each of `devices`. Raises InputError, unless `force`,
-        where the code here is not that with which the study began."""
+    def supervisor(
+        self,
+        devices: Sequence[str],
+        *,
+        force: bool = False,
+        early: EarlyWorkers | None = None,
+    ) -> Supervisor:
+        """Return what keeps a worker alive on each of `devices`, beginning with those that have
+        started `early`. Raises InputError, unless `force`, where the code here is not that with
+        which the study began."""
         from hpo.search.fingerprints import require_code
-        from hpo.workers.process import LocalProcesses, threads_for
+        from hpo.workers.process import LocalProcesses, WorkerCommand, threads_for
         from hpo.workers.supervisor import Supervisor
 
         study = self._load()
         if not force:
             require_code(self.database, study.uuid, study.file)
         directory, threads = study.directory(Home.default()), threads_for(len(devices))
-        spawner = LocalProcesses(self.database, self.name, directory, threads, force)
+        command = WorkerCommand(self.database, self.name, threads, force)
+        spawner = LocalProcesses(command, directory, early)
         stall_timeout_s = study.file.study.stall_timeout_s
         return Supervisor(self.database, study.uuid, directory, spawner, devices, stall_timeout_s)
 

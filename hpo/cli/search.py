@@ -205,27 +205,39 @@ def run(
     from hpo.api.study import Study, open_study
     from hpo.config.study import StudyFile
     from hpo.config.toml import parse_assignments
-    from hpo.workers.process import require_device, spread, stop_on_signal
+    from hpo.workers.early import EarlyWorkers
+    from hpo.workers.process import (
+        WorkerCommand,
+        require_device,
+        spread,
+        starting,
+        stop_on_signal,
+        threads_for,
+    )
 
-    quiet_optuna()
     set_ = [*set_, *limits.assignments(trials, time, max_full_trainings)]
     file = StudyFile.load(study_file, parse_assignments(set_))
     devices = spread(workers, workers_per_device, device)
     require_device(device)
-    with database(storage) as found:
-        _, is_new = open_study(found, file, artifacts)
+    with ExitStack() as stack:
+        with starting():
+            found = stack.enter_context(database(storage))
+            command = WorkerCommand(found, file.name, threads_for(len(devices)), force)
+            early = stack.enter_context(EarlyWorkers(command, devices))
+            quiet_optuna()
+            _, is_new = open_study(found, file, artifacts)
         study, out = Study(file.name, found), console()
         if not file.decides_as(study.file):
             file = study.file  # made before, with other defaults
         for line in _opening(study, is_new=is_new, quiet=quiet):
             out.print(line, markup=False, soft_wrap=True)
         again = shlex.join([str(study_file), *(part for one in set_ for part in ("--set", one))])
-        with stop_on_signal() as stop:
-            if not study.is_over:
-                supervisor = study.supervisor(devices, force=force)
-                shown = {"plain": plain, "quiet": quiet, "dashboard": dashboard}
-                _search(study, file, supervisor, out, stop, **shown)
-            code = _end(study, again, out, interrupted=stop.is_set())
+        stop = stack.enter_context(stop_on_signal())
+        if not study.is_over:
+            supervisor = study.supervisor(devices, force=force, early=early)
+            shown = {"plain": plain, "quiet": quiet, "dashboard": dashboard}
+            _search(study, file, supervisor, out, stop, **shown)
+        code = _end(study, again, out, interrupted=stop.is_set())
     if code:
         raise typer.Exit(code)
 

@@ -56,6 +56,7 @@ def worker(
     artifacts: Artifacts = None,
     worker_id: Annotated[str | None, typer.Option(hidden=True)] = None,
     supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
+    early: Annotated[bool, typer.Option("--early", hidden=True)] = False,
 ) -> None:
     """Pull trials of a study until it is over. Start any number, anywhere.
 
@@ -69,10 +70,12 @@ def worker(
 
     Example: HPO_STORAGE=postgresql+psycopg://me@server/hpo hpo worker digits --device cuda:1
     """
+    from hpo.workers.early import wait_for_call
     from hpo.workers.process import starting, stop_on_signal
 
     with ExitStack() as stack:
         with starting():
+            worker_id = wait_for_call() if early else worker_id
             found = stack.enter_context(database(storage))
             wanted = open_study_or_file(found, study, artifacts)
             log_to_stderr()

@@ -55,7 +55,15 @@ from hpo.data.images import (
     upright_size,
 )
 from hpo.errors import DataError, DiskFull
-from hpo.io import CountingFile, Sink, atomic_write, disk_full, is_sound, raising_disk_full
+from hpo.io import (
+    CountingFile,
+    Sink,
+    atomic_write,
+    disk_full,
+    is_sound,
+    raising_disk_full,
+    short_hash,
+)
 
 log = logging.getLogger(__name__)
 
@@ -319,11 +327,6 @@ def locked(file: Path, tick: ProgressCallback = no_progress) -> Iterator[None]:
 def _key(digests: Sequence[str], sizing: Sizing) -> str:
     facts = [_FORMAT, PIL.__version__, sizing.squash, sizing.resize_size, sizing.max_pixels]
     return short_hash([facts, sizing.orientation, sizing.background, list(digests)])
-
-
-def short_hash(value: object) -> str:
-    """Return 32 hex digits that identify any JSON-serialisable value."""
-    return hashlib.blake2b(json.dumps(value).encode(), digest_size=16).hexdigest()
 
 
 def file_digests(

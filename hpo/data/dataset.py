@@ -15,7 +15,7 @@ from pathlib import Path
 from hpo.config.base import is_function_name
 from hpo.config.data import DataConfig
 from hpo.control import ProgressCallback, no_progress
-from hpo.data.cache import ImageCache, Index, inspect_images, inspection_file, mean_std, short_hash
+from hpo.data.cache import ImageCache, Index, inspect_images, inspection_file, mean_std
 from hpo.data.csv_labels import CsvSource
 from hpo.data.duplicates import find_near_duplicates
 from hpo.data.folders import Listing
@@ -47,6 +47,7 @@ from hpo.data.split import (
 from hpo.data.stanford_cars import StanfordCarsSource
 from hpo.data.torchvision import TorchvisionSource
 from hpo.errors import DataError
+from hpo.io import short_hash
 
 __all__ = [
     "Data",

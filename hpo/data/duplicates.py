@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hpo.control import ProgressCallback, no_progress
-from hpo.data.cache import map_threaded, short_hash, try_read
+from hpo.data.cache import map_threaded, try_read
 from hpo.data.images import ImageReader, Numbers, Sizing, decode
 from hpo.errors import DiskFull
-from hpo.io import atomic_write
+from hpo.io import atomic_write, short_hash
 
 log = logging.getLogger(__name__)
 

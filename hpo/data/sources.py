@@ -20,10 +20,11 @@ from PIL import Image
 
 from hpo.control import ProgressCallback, no_progress
 from hpo.data import user_code
-from hpo.data.cache import file_digests, short_hash
+from hpo.data.cache import file_digests
 from hpo.data.folders import Listing, list_folder
 from hpo.data.images import ImageReader, Pixels, array_digest, image_digest, open_file, too_large
 from hpo.errors import ConfigError, DataError
+from hpo.io import short_hash
 
 
 class DatasetSource(ABC):

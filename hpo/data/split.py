@@ -17,10 +17,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from hpo.config.data import REGEX, DataConfig
-from hpo.data.cache import short_hash
 from hpo.data.folders import Listing
 from hpo.errors import DataError, DiskFull
-from hpo.io import atomic_write
+from hpo.io import atomic_write, short_hash
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ import hpo
 from hpo.config.data import DataConfig
 from hpo.config.study import StudyFile
 from hpo.data import user_code
-from hpo.data.cache import short_hash
 from hpo.data.report import DataReport
 from hpo.errors import ConfigError, Conflict
+from hpo.io import short_hash
 from hpo.storage import records
 from hpo.storage.database import Database
 

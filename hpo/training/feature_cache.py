@@ -31,10 +31,18 @@ from hpo.config.augment import AugmentConfig
 from hpo.config.train import TrainConfig
 from hpo.control import Control
 from hpo.data.arrays import HEADER
-from hpo.data.cache import ImageCache, locked, short_hash
+from hpo.data.cache import ImageCache, locked
 from hpo.data.images import Images
 from hpo.errors import DiskFull
-from hpo.io import CountingFile, atomic_write, discard, disk_full, is_sound, raising_disk_full
+from hpo.io import (
+    CountingFile,
+    atomic_write,
+    discard,
+    disk_full,
+    is_sound,
+    raising_disk_full,
+    short_hash,
+)
 from hpo.training.arithmetic import is_fast
 from hpo.training.augment.ops import moved
 from hpo.training.learner import autocast, memory_format

@@ -26,7 +26,7 @@ from hpo.search import scheduling
 from hpo.storage import records
 from hpo.storage.database import Database, connect
 from hpo.storage.leases import read_snapshot
-from hpo.workers.process import LocalProcesses, Process, ProcessSpawner
+from hpo.workers.process import LocalProcesses, Process, ProcessSpawner, WorkerCommand
 from hpo.workers.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,8 @@ class Agent:
             raise NotFound(f"study {spec.study!r} was deleted and made again: launch the new one")
         self.note = ""
         file = StudyFile.from_definition(row.definition)
-        self.spawner = LocalProcesses(database, spec.study, spec.directory, spec.threads)
+        command = WorkerCommand(database, spec.study, spec.threads)
+        self.spawner = LocalProcesses(command, spec.directory)
         supervisor = Supervisor(
             database, spec.uuid, spec.directory, self, spec.devices, file.study.stall_timeout_s
         )

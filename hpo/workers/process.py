@@ -25,7 +25,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Protocol
+from typing import IO, TYPE_CHECKING, Protocol
 
 from hpo.errors import InputError
 from hpo.paths import StudyDir
@@ -33,6 +33,7 @@ from hpo.workers.healthcheck import host
 
 if TYPE_CHECKING:
     from hpo.storage.database import Database
+    from hpo.workers.early import EarlyWorkers
 
 
 @contextmanager
@@ -264,36 +265,51 @@ class Child(subprocess.Popen[bytes]):
 
 
 @dataclass(frozen=True)
-class LocalProcesses:
-    """`hpo worker` as child processes, each with a log file of its own; never a fork, since CUDA
-    does not survive one."""
+class WorkerCommand:
+    """`hpo worker` for one study, as a supervisor on this host starts it."""
 
     database: Database
     name: str
-    directory: StudyDir
     threads: int
     force: bool = False
     """Whether workers join with other code or images too."""
 
-    def start(self, worker: str, device: str) -> Process:
-        """Start `hpo worker` with the id `worker` on `device`."""
-        path = self.directory.log(worker)
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def start(self, device: str, *options: str, stdin: int, output: int | IO[bytes]) -> Child:
+        """Start it on `device` with further `options`."""
         command = [sys.executable, "-m", "hpo", "worker", self.name, "--device", device]
         command += ["--force"] if self.force else []
-        command += ["--worker-id", worker, "--threads", str(self.threads), "--supervised"]
+        command += [*options, "--threads", str(self.threads), "--supervised"]
         # The URL may hold a password: it travels in the environment, never in argv. A session of
         # its own keeps the terminal's Ctrl-C from a worker; the supervisor passes it on, once.
         environment = os.environ | {
             "HPO_STORAGE": self.database.secret_url,
             "OMP_NUM_THREADS": str(self.threads),
         }
+        return Child(
+            command,
+            env=environment,
+            stdin=stdin,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+
+
+@dataclass(frozen=True)
+class LocalProcesses:
+    """Workers as child processes, each with a log file of its own; never a fork, since CUDA does
+    not survive one. Those that have started early are taken first."""
+
+    command: WorkerCommand
+    directory: StudyDir
+    early: EarlyWorkers | None = None
+
+    def start(self, worker: str, device: str) -> Process:
+        """Start `hpo worker` with the id `worker` on `device`."""
+        path = self.directory.log(worker)
+        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as output:
-            return Child(
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
+            called = self.early.call(worker, device, path) if self.early else None
+            return called or self.command.start(
+                device, "--worker-id", worker, stdin=subprocess.DEVNULL, output=output
             )
