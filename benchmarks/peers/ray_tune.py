@@ -6,6 +6,11 @@ import os
 import secrets
 import sys
 
+# Read when ray is imported. A token, since some of its servers listen on all addresses.
+os.environ["RAY_AUTH_MODE"] = "token"
+os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
 import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
@@ -46,8 +51,6 @@ def trainable(config: Config, search: Search) -> None:
 
 def run(search: Search, algorithm: Searcher | BasicVariantGenerator) -> None:
     """Search on a cluster of this machine alone."""
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
-    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # some of its servers listen everywhere
     ray.init(
         address="local",
         num_cpus=search.workers,
