@@ -49,7 +49,9 @@ ROOT = Path(__file__).parents[2]
 HPO, OPTUNA = "hpo", "Optuna, TPE and median"
 OURS: dict[str, list[str]] = {
     HPO: [],
+    "hpo, no defaults": ["study.defaults=false"],
     "hpo, median": ["study.pruner=median"],
+    "hpo, median, no defaults": ["study.pruner=median", "study.defaults=false"],
 }
 """What each sets in the study file."""
 PEERS: dict[str, list[str]] = {

@@ -14,6 +14,7 @@ from benchmarks.peers.notebook import AXES, grid
 from benchmarks.peers.ours import plain, study_file
 from benchmarks.peers.search import Search
 from hpo.config.study import StudyFile, parse_study
+from hpo.config.toml import parse_assignments
 
 CURVE = [(2.0, 0.2), (3.0, 0.35), (5.0, 0.3), (6.0, 0.4)]
 
@@ -127,10 +128,11 @@ def test_the_study_file_of_each_arm_is_valid(tmp_path: Path) -> None:
     path = tmp_path / "peer.toml"
     path.write_text(study_file(asked(tmp_path)), encoding="utf-8")
     for settings in OURS.values():
-        overrides = dict(one.split("=") for one in settings)
+        overrides = parse_assignments(settings)
         study = StudyFile.load(path, overrides).study
         assert study.trials == 6
         assert (study.pruner.name == "median") == ("study.pruner" in overrides)
+        assert study.defaults == ("study.defaults" not in overrides)
 
 
 def test_a_trial_of_hpo_is_told_in_the_peers_words(tmp_path: Path) -> None:
