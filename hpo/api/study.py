@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from hpo.api.trained import Progress, TrainOptions, print_line, train
 from hpo.errors import InputError, Interrupted
@@ -80,16 +80,21 @@ class Study:
         *,
         storage: str | None = None,
         artifacts: str | None = None,
+        learn_from: Sequence[str] | Literal["auto"] | None = None,
+        learn_storage: str | None = None,
     ) -> Study:
         """Create the study of a study file, its path or its tables as a dict; where a study of that
         name and definition exists, open that one.
 
         `storage` is a URL, by default HPO_STORAGE or hpo_runs/hpo.db under the working directory;
         `artifacts` a folder or URL where checkpoints and weights also go, by default HPO_ARTIFACTS.
-        Every image is decoded first: bad data create nothing.
+        Every image is decoded first: bad data create nothing. A new study first tries the best
+        configurations of the studies `learn_from`, by default `study.learn_from` of the file, in
+        the database `learn_storage`, by default its own; "auto": of every compatible study.
 
-        Raises ConfigError for a file that is wrong, DataError for data that cannot be used, and
-        Conflict where a study of that name has another definition.
+        Raises ConfigError for a file that is wrong, DataError for data that cannot be used,
+        Conflict where a study of that name has another definition, and NotFound or InputError for a
+        study from which it cannot learn.
         """
         from hpo.config.study import StudyFile
 
@@ -99,7 +104,8 @@ class Study:
             file = StudyFile.load(Path(file))
         study = cls(file.name, _connect(storage))
         weakref.finalize(study, study.database.dispose)
-        open_study(study.database, file, artifacts or os.environ.get("HPO_ARTIFACTS"))
+        artifacts = artifacts or os.environ.get("HPO_ARTIFACTS")
+        open_study(study.database, file, artifacts, Learning(learn_from, learn_storage))
         return study
 
     @property
@@ -402,8 +408,23 @@ def _connect(storage: str | None) -> Database:
     return connect(storage or os.environ.get("HPO_STORAGE") or Home.default().storage)
 
 
+@dataclass(frozen=True)
+class Learning:
+    """From which studies a new one learns, and in which database they are."""
+
+    studies: Sequence[str] | Literal["auto"] | None = None
+    """None: as the study file says."""
+    storage: str | None = None
+    """URL; None: the new study's own database."""
+
+
 def open_study(
-    found: Database, file: StudyFile, artifacts: str | None, *, look: bool = True
+    found: Database,
+    file: StudyFile,
+    artifacts: str | None,
+    learning: Learning | None = None,
+    *,
+    look: bool = True,
 ) -> tuple[studies.Study, bool]:
     """Create the study of `file` or open it; return it, and whether it is new. Bad data, own
     modules that are not here and artifacts that cannot be used create nothing; without `look`
@@ -421,8 +442,14 @@ def open_study(
         code_of(file)
         report = check_data(file)
     make_home(found)
-    with quiet_optuna():
-        study, is_new = studies.create(found, file)
+    learning = learning or Learning()
+    source = _connect(learning.storage) if learning.storage else None
+    try:
+        with quiet_optuna():
+            study, is_new = studies.create(found, file, learning.studies, source)
+    finally:
+        if source is not None:
+            source.dispose()
     if report:
         keep_report(found, study.uuid, report)
     if place:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -30,6 +30,8 @@ from hpo.cli.options import (
     program,
     quiet_optuna,
     storage_flag,
+    tell_note,
+    warn_of_password,
 )
 from hpo.errors import Conflict, InputError, Interrupted
 from hpo.io import atomic_write
@@ -184,6 +186,25 @@ def run(
     time: limits.MaxTime = None,
     max_full_trainings: limits.MaxFullTrainings = None,
     set_: Overrides = [],  # noqa: B006
+    learn_from: Annotated[
+        list[str],
+        typer.Option(
+            metavar="STUDY|auto",
+            help="Try the best configurations of this earlier study first; repeatable. auto: of "
+            "every compatible study. Only when the study is created.",
+            show_default="study.learn_from of the file, else none",
+        ),
+    ] = [],  # noqa: B006
+    learn_storage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            envvar="HPO_LEARN_STORAGE",
+            callback=warn_of_password,
+            help="Database of the studies to learn from.",
+            show_default="the same",
+        ),
+    ] = None,
     storage: Storage = None,
     artifacts: Artifacts = None,
 ) -> None:
@@ -202,7 +223,7 @@ def run(
 
     Example: hpo run studies/digits.toml --workers 2
     """
-    from hpo.api.study import Study, open_study
+    from hpo.api.study import Learning, Study, open_study
     from hpo.config.study import StudyFile
     from hpo.config.toml import parse_assignments
     from hpo.workers.early import EarlyWorkers
@@ -219,14 +240,16 @@ def run(
     file = StudyFile.load(study_file, parse_assignments(set_))
     devices = spread(workers, workers_per_device, device)
     require_device(device)
+    learning = Learning(_learning(learn_from), learn_storage)
     with ExitStack() as stack:
         with starting():
             found = stack.enter_context(database(storage))
             command = WorkerCommand(found, file.name, threads_for(len(devices)), force)
             early = stack.enter_context(EarlyWorkers(command, devices))
             quiet_optuna()
-            _, is_new = open_study(found, file, artifacts)
+            _, is_new = open_study(found, file, artifacts, learning)
         study, out = Study(file.name, found), console()
+        tell_note(_on_learning(study.file, learn_from, is_new=is_new))
         if not file.decides_as(study.file):
             file = study.file  # made before, with other defaults
         for line in _opening(study, is_new=is_new, quiet=quiet):
@@ -240,6 +263,22 @@ def run(
         code = _end(study, again, out, interrupted=stop.is_set())
     if code:
         raise typer.Exit(code)
+
+
+def _learning(names: list[str]) -> list[str] | Literal["auto"] | None:
+    """Return what --learn-from says; None where it is not given."""
+    if "auto" in names and len(names) > 1:
+        raise InputError("--learn-from auto: every compatible study; name none beside it")
+    return "auto" if names == ["auto"] else names or None
+
+
+def _on_learning(file: StudyFile, learn_from: list[str], *, is_new: bool) -> str | None:
+    """Return a note where nothing was learned although that was asked for."""
+    if learn_from and not is_new:
+        return f"study {file.name} exists: it tries first what was chosen at its creation"
+    if is_new and (learn_from or file.study.learn_from) and not file.learned:
+        return "nothing was learned: no earlier study is compatible and new to this one"
+    return None
 
 
 def _opening(study: Study, *, is_new: bool, quiet: bool) -> Iterator[str]:

@@ -98,6 +98,28 @@ def situation_of(config: TrainConfig) -> Situation:
     return Situation(config.model.architecture, start, "small" if small else "large")
 
 
+def situations_of(file: StudyFile) -> dict[Situation, list[dict[str, Any]]]:
+    """Return the situations of the trials of `file`, each with the searched values that lead to
+    it."""
+    found: dict[Situation, list[dict[str, Any]]] = {}
+    for pinned in _combinations(file):
+        try:
+            situation = situation_of(file.config(file.space.around(pinned)))
+        except ConfigError:
+            continue  # values that do not go together
+        found.setdefault(situation, []).append(pinned)
+    return found
+
+
+def family(architecture: str) -> str:
+    """Return what architectures have in common that are recommended the same from scratch: their
+    patterns; `architecture` itself where it is named by none."""
+    for one in entries():
+        if one.start == "scratch" and one.names(architecture):
+            return ", ".join(one.architectures)
+    return architecture
+
+
 def entries_for(situation: Situation, known: Iterable[Entry] | None = None) -> list[Entry]:
     """Return the entries for `situation` in order, those for any architecture only where none names
     it. `known`: default: all."""
@@ -151,19 +173,15 @@ def _in_order(
     """Yield entries with the values that put `file` into their situation: the first entry of every
     situation, then the second ones. Of several values for an entry the next ones take turns."""
     options: dict[int, tuple[int, Entry, list[dict[str, Any]]]] = {}
-    for pinned in _situations(file):
-        try:
-            situation = situation_of(file.config(file.space.around(pinned)))
-        except ConfigError:
-            continue  # values that do not go together
+    for situation, pins in situations_of(file).items():
         for rank, entry in enumerate(entries_for(situation, known)):
-            options.setdefault(id(entry), (rank, entry, []))[2].append(pinned)
+            options.setdefault(id(entry), (rank, entry, []))[2].extend(pins)
     in_order = sorted(options.values(), key=lambda one: one[0])
     for turn, (_, entry, pins) in enumerate(in_order):
         yield entry, pins[turn % len(pins)]
 
 
-def _situations(file: StudyFile) -> list[dict[str, Any]]:
+def _combinations(file: StudyFile) -> list[dict[str, Any]]:
     """Return all combinations of searched fields of SITUATION, at most MOST_SITUATIONS."""
     ends = {name: file.space[name].bounds() for name in SITUATION if name in file.space}
     product = itertools.product(*ends.values())
@@ -240,8 +258,9 @@ def _with_scaled_rate(
             batch = nearest(file.space["batch_size"], given["batch_size"])
         ratio = (batch or given["batch_size"]) / given["batch_size"]
         sgd = found.get("optimizer.name", fixed["optimizer.name"]) == "sgd"
-        rate = given["optimizer.lr"] * (ratio if sgd else math.sqrt(ratio))
-        found["optimizer.lr"] = float(f"{rate:.4g}")
+        if ratio != 1:
+            rate = given["optimizer.lr"] * (ratio if sgd else math.sqrt(ratio))
+            found["optimizer.lr"] = float(f"{rate:.4g}")
     return found
 
 

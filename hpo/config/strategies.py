@@ -9,7 +9,14 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
 
 from hpo.config.base import NONE, ConfigModel, Duration, as_tuple, fail, members
 from hpo.config.constraints import Constraint, Constraints, parse_constraints
@@ -320,6 +327,23 @@ def _needs_pruner(study: Mapping[str, Any]) -> bool:
     )
 
 
+def _learn_from(value: Any) -> Any:
+    if value in (None, "auto"):
+        return value
+    names = value if isinstance(value, list | tuple) else ()
+    if not names or not all(isinstance(one, str) and re.fullmatch(NAME, one) for one in names):
+        raise ValueError('allowed: "auto", or a list of names of studies')
+    return tuple(names)
+
+
+LearnFrom = Annotated[
+    Any,
+    BeforeValidator(_learn_from),
+    WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": "array", "minItems": 1,
+                                                  "items": {"type": "string", "pattern": NAME}}]}),
+]  # fmt: skip
+
+
 class StudyConfig(ConfigModel):
     """What is optimized, by which sampler and pruner, and when to stop."""
 
@@ -384,6 +408,11 @@ class StudyConfig(ConfigModel):
     (`hpo check` shows them). At most a third of the trials; none under grid. They are chosen when
     the study is created, and never paused or pruned before the median of the searched trials has
     had as many epochs."""
+    learn_from: LearnFrom = None
+    """Names of earlier studies of the same database whose best configurations are tried first,
+    before the recommended ones; auto: those of every compatible study. Compatible are studies of
+    the same task, direction of the metric and kind of network that search some of the same
+    parameters. They are chosen when the study is created (see also hpo run --learn-from)."""
     lease_s: float = Field(default=30.0, ge=1, le=86_400)
     """Seconds after which another worker may take over the trial of a worker that is silent; 30 and
     more, except in tests."""

@@ -206,6 +206,11 @@ class StudyFile:
         return self.study.name
 
     @property
+    def learned(self) -> tuple[Proposal, ...]:
+        """What it tries first because it did well in earlier studies."""
+        return tuple(one for one in self.proposals if one.kind == "learned")
+
+    @property
     def metric(self) -> str:
         """The metric that decides on pruning, target and best epoch."""
         return self.study.metric

@@ -13,13 +13,14 @@ from typing import Any, TypedDict, Unpack
 import optuna
 
 from hpo.config.recommended import recommend
-from hpo.config.study import StudyFile, difference
+from hpo.config.study import Proposal, StudyFile, difference
 from hpo.errors import ConfigError, Conflict, InputError, StorageError
 from hpo.formatting import exact_duration, parse_duration
 from hpo.paths import Home, StudyDir
 from hpo.search import scheduling, sync
 from hpo.search.rungs import study_note
 from hpo.search.sampling import make_pruner
+from hpo.search.transfer import LearnFrom, learn
 from hpo.storage import leases, records
 from hpo.storage.database import Database
 from hpo.storage.leases import StudySnapshot, read_snapshot
@@ -101,18 +102,30 @@ def load(database: Database, name: str) -> Study:
     return Study(database, row, StudyFile.from_definition(row.definition))
 
 
-def create(database: Database, file: StudyFile) -> tuple[Study, bool]:
-    """Create the study of `file` if it is new, with the recommended configurations that it tries
-    first. Return it, and whether it was new.
+def create(
+    database: Database,
+    file: StudyFile,
+    learn_from: LearnFrom | None = None,
+    learn_storage: Database | None = None,
+) -> tuple[Study, bool]:
+    """Create the study of `file` if it is new, with what it tries first: configurations learned
+    from studies of `learn_storage`, by default of `database` (`learn_from`, by default as the file
+    says), and recommended ones. Return it, and whether it was new.
 
-    Raises Conflict, showing the difference, where a study of that name has another definition.
-    Safe to call from many processes at once, and after a crash at any point of itself.
+    Raises Conflict, showing the difference, where a study of that name has another definition, and
+    NotFound or InputError where nothing can be learned from a study that is named. Safe to call
+    from many processes at once, and after a crash at any point of itself.
     """
     create_schema(database)
     row = records.find_study(database, file.name)
     if row is not None:
         return _same(database, row, file), False
-    _register(database, replace(file, proposals=recommend(file)))
+    learned: tuple[Proposal, ...] = ()
+    if source := learn_from or file.study.learn_from:
+        other = learn_storage is not None and learn_storage.url != database.url
+        learned = learn(file, source, learn_storage or database, elsewhere=other)
+    proposals = (*learned, *recommend(file, learned))
+    _register(database, replace(file, proposals=proposals))
     return load(database, file.name), True
 
 

@@ -401,9 +401,22 @@ def check(file: StudyFile, *, home: Home, device: str, workers: int, threads: in
         workers=workers,
         device=device,
         first=recommend(file),
-        notes=(*remarks(file), *_infeasible(file, configs, classes), *_notes(configs, home)),
+        notes=(
+            *_on_learning(file),
+            *remarks(file),
+            *_infeasible(file, configs, classes),
+            *_notes(configs, home),
+        ),
         decides=what_decides(file),
     )
+
+
+def _on_learning(file: StudyFile) -> Iterator[str]:
+    if source := file.study.learn_from:
+        names = "every compatible study" if source == "auto" else ", ".join(source)
+        yield (
+            f"before these the study tries what it learns from {names}, chosen when it is created"
+        )
 
 
 def _infeasible(file: StudyFile, configs: list[TrainConfig], classes: int) -> Iterator[str]:
