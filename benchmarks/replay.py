@@ -2,7 +2,8 @@
 
     python -m benchmarks.replay --curves FOLDER [--kinds lcbench,taskset,digits] [--only ARM ...]
                                 [--trials 20,50,32x6@2,200@4,12full] [--tasks 8] [--seeds 4]
-                                [--jobs 2] [--stress] [--out FILE] [--tables]
+                                [--jobs 2] [--stress] [--against ARM]
+                                [--out FILE] [--tables]
 
 The product's own code decides: its samplers draft each trial, which becomes the nearest
 configuration of the table (`benchmarks.curves`) that no trial had; its pruners end trials, its rule
@@ -17,9 +18,9 @@ pruner or promote, with their options by their names or those of SHORT.
 
 Regret is 0 for the best configuration of the table and 1 for its median one: that of the best
 complete trial, and of the best epoch seen. Ratios of epochs and differences of regret are against
-tpe+median on the same (task, seed), with 95 % intervals of a bootstrap over those pairs: for a new
-*kind* of task they are too narrow. Each run is a line of `--out`; what stands there already is not
-run again, and `--tables` prints the tables of it alone.
+`--against` (tpe+median) on the same (task, seed), with 95 % intervals of a bootstrap over those
+pairs: for a new *kind* of task they are too narrow. Each run is a line of `--out`; what stands
+there already is not run again, and `--tables` prints the tables of it alone.
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ ARMS = (
     "3+tpe+promote:protect=0",
 )
 REFERENCE = "tpe+median"
+ALL = "all kinds"
 SHORT = {"first": "first_epochs", "eta": "reduction_factor", "random": "random_fraction"}
 FULL_TRAININGS = (2, 4, 6, 12)
 RESAMPLES = 2000
@@ -410,27 +412,34 @@ def against(runs: Sequence[Run], reference: Sequence[Run]) -> dict[str, Any]:
 
 def paired(runs: Sequence[Run], others: Sequence[Run]) -> tuple[list[Run], list[Run]]:
     """Those of both that have the same task and seed."""
-    by_pair = {(one["task"], one["seed"]): one for one in others}
-    both = [one for one in runs if (one["task"], one["seed"]) in by_pair]
-    return both, [by_pair[one["task"], one["seed"]] for one in both]
+    by_pair = {pair_of(one): one for one in others}
+    both = [one for one in runs if pair_of(one) in by_pair]
+    return both, [by_pair[pair_of(one)] for one in both]
+
+
+def pair_of(run: Run) -> tuple[Any, ...]:
+    return run["kind"], run["task"], run["seed"]
 
 
 def mean(values: Iterable[float]) -> float:
     return float(np.mean(list(values)))
 
 
-def tables(runs: Sequence[Run]) -> Iterator[str]:
-    """Lines of Markdown: a table for each setup and kind of curves."""
+def tables(runs: Sequence[Run], reference: str = REFERENCE) -> Iterator[str]:
+    """Lines of Markdown: a table for each setup and kind of curves, and for all kinds together."""
     groups: dict[tuple[Any, ...], dict[str, list[Run]]] = {}
     for run in runs:
-        group = groups.setdefault((run["setup"], run["kind"], run["stress"]), {})
-        group.setdefault(run["arm"], []).append(run)
+        for kind in (run["kind"], ALL):
+            group = groups.setdefault((run["setup"], kind, run["stress"]), {})
+            group.setdefault(run["arm"], []).append(run)
     for (setup, kind, stress), arms in groups.items():
+        if kind == ALL and len({run["kind"] for many in arms.values() for run in many}) == 1:
+            continue
         yield f"\n### {setup}, {kind}{', an epoch before training first' if stress else ''}\n"
-        yield from (any_time if "full" in setup else equal_trials)(arms)
+        yield from (any_time if "full" in setup else equal_trials)(arms, reference)
 
 
-def equal_trials(arms: Mapping[str, Sequence[Run]]) -> Iterator[str]:
+def equal_trials(arms: Mapping[str, Sequence[Run]], reference: str) -> Iterator[str]:
     columns = "epochs | full trainings | complete | regret | seen | fewer epochs | difference"
     yield f"| arm | n | {columns} |"
     yield "|---" * 9 + "|"
@@ -444,9 +453,9 @@ def equal_trials(arms: Mapping[str, Sequence[Run]]) -> Iterator[str]:
             f"{mean(map(regret, runs)):.3f}",
             f"{mean(one['seen'][-1][1] for one in runs):.3f}",
         ]
-        both, reference = paired(runs, arms.get(REFERENCE, ()))
-        if both and name != REFERENCE:
-            one = against(both, reference)
+        both, others = paired(runs, arms.get(reference, ()))
+        if both and name != reference:
+            one = against(both, others)
             ratio, difference = one["ratio_in"], one["difference_in"]
             cells += [
                 f"{one['ratio']:.2f} [{ratio[0]:.2f}, {ratio[1]:.2f}]",
@@ -469,16 +478,16 @@ def sooner(runs: Sequence[Run], reference: Sequence[Run], full: float) -> Callab
     return values
 
 
-def any_time(arms: Mapping[str, Sequence[Run]]) -> Iterator[str]:
+def any_time(arms: Mapping[str, Sequence[Run]], reference: str) -> Iterator[str]:
     columns = " | ".join(f"regret at {one}" for one in FULL_TRAININGS)
     yield f"| arm | n | trials | {columns} | sooner |"
     yield "|---" * (len(FULL_TRAININGS) + 4) + "|"
     for name, runs in arms.items():
         cells = [name, f"{len(runs)}", f"{mean(one['begun'] for one in runs):.0f}"]
         cells += [f"{mean(seen_after(one, at) for one in runs):.3f}" for at in FULL_TRAININGS]
-        both, reference = paired(runs, arms.get(REFERENCE, ()))
-        if both and name != REFERENCE:
-            values = sooner(both, reference, FULL_TRAININGS[-1])
+        both, others = paired(runs, arms.get(reference, ()))
+        if both and name != reference:
+            values = sooner(both, others, FULL_TRAININGS[-1])
             low, high = interval(values, len(both))
             (point,) = values(np.arange(len(both))[None])
             cells.append(f"{point:.1f} [{low:.1f}, {high:.1f}]")
@@ -504,6 +513,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--stress", action="store_true", help="put an epoch before training first")
+    parser.add_argument("--against", default=REFERENCE, metavar="ARM")
     parser.add_argument("--out", type=Path, metavar="FILE")
     parser.add_argument("--tables", action="store_true", help="print those of --out, run nothing")
     options = parser.parse_args(arguments)
@@ -537,7 +547,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse_options(arguments)
     runs = read(options.out) if options.tables else run(options)
     print(f"{machine()}; {versions('optuna', 'numpy')}")
-    print("\n".join(tables(runs)))
+    print("\n".join(tables(runs, options.against)))
 
 
 if __name__ == "__main__":
