@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from hpo.search.status import read_status
+from hpo.search.scheduling import budget_parts
+from hpo.search.status import StudyStatus, read_status
 from hpo.storage import records
 from hpo.storage.database import Database, connect
+from hpo.storage.spending import Spending
 from tests.integration.test_scenes import check_exact, computed_twice
 
 STUDY = Path(__file__).parents[2] / "studies" / "digits.toml"
@@ -100,3 +105,70 @@ def test_two_workers_share_a_study(url: str, study: Path) -> None:
     assert len(attempts) == 12
     assert len({one.worker for one in attempts}) == 2
     assert computed_twice(status) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--max-full-trainings", 4], "max_full_trainings = 4: "),
+        (["--time", "4s"], "max_time = 4s is over"),
+        (["--set", "study.timeout_s=8"], "timeout_s = 8 of training were spent"),
+        (["--trials", 3, "--time", "1h"], None),
+    ],
+)
+def test_the_budget_that_is_spent_first_ends_a_study(
+    url: str, study: Path, options: list[object], reason: str | None
+) -> None:
+    """hpo run with 2 workers: no worker begins an epoch once the budget is spent."""
+    text = study.read_text(encoding="utf-8")
+    study.write_text(re.sub(r"(?m)^(trials|pruner) = .*$", "", text), encoding="utf-8")
+    fields = ["epochs=6", "data.limit_train=200", "model.cnn.filters=[8]"]
+    sets = [word for field in fields for word in ("--set", field)]
+    told = end(start("run", study, *sets, *options, "--workers", 2))
+    database = connect(url)
+    status = read_status(database, "digits")
+    assert status.state == "finished"
+    assert {trial.state for trial in status.trials} <= {"complete", "pruned"}
+    assert computed_twice(status) == 0
+    if reason is None:
+        assert (status.finished, status.row.stop_reason) == (3, None)
+        return
+    assert reason in told
+    assert str(status.row.stop_reason).startswith(reason)
+    assert max(epochs_after(status).values(), default=0) <= 1, status
+    if status.row.max_full_trainings is not None:
+        assert 4 * 6 <= epochs_done(database) <= 4 * 6 + 2
+    if status.row.max_time_s is not None:
+        assert status.budget is None
+        assert status.elapsed_s >= 4
+
+
+def epochs_after(status: StudyStatus) -> Counter[str]:
+    """How many epochs each worker finished after the first one at whose end a budget was spent."""
+    workers = {
+        (trial.number, attempt.k): attempt.worker
+        for trial in status.trials
+        for attempt in trial.attempts
+    }
+    done = [(row.finished, workers[trial.number, row.attempt])
+            for trial in status.trials for row in trial.epochs]  # fmt: skip
+    over = (at for at, _ in sorted(done) if max(budget_parts(until(status, at)).values()) >= 1)
+    first = next(over)
+    return Counter(worker for at, worker in done if at > first)
+
+
+def until(status: StudyStatus, at: float) -> Spending:
+    """What was spent until then."""
+    trials = [
+        replace(
+            trial,
+            epochs=tuple(row for row in trial.epochs if row.finished <= at),
+            attempts=tuple(
+                replace(attempt, ended=min(at, attempt.ended or at))
+                for attempt in trial.attempts
+                if attempt.started <= at
+            ),
+        )
+        for trial in status.trials
+    ]
+    return replace(status, trials=tuple(trials)).spending
