@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
+import textwrap
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -77,8 +78,9 @@ optimizer.weight_decay = 1e-2
 
 
 NEXT = """
-# Tried next: recommended configurations, as `hpo check {file}` shows them for the space above once
-# you have changed it; none with defaults = false under [study].
+# Tried next: recommended configurations, cut to the space above (none: defaults = false under
+# [study]). Once you have changed it, this shows them anew:
+#   hpo check {file}
 """
 
 
@@ -140,12 +142,15 @@ def starter_file(data: Path, folder: FolderSummary, name: str | None = None) -> 
         batches=_batches(folder.images),
     )
     found = recommend(parse_study(text, str(root)))
-    lines = (f"#   {one.source}\n#     {_on_one_line(one.values)}\n" for one in found)
+    lines = (f"#   {one.source}\n{_wrapped(one.values)}\n" for one in found)
     return text + NEXT.format(file=f"{name}.toml") + "".join(lines)
 
 
-def _on_one_line(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} = {toml_repr(value)}" for name, value in values.items())
+def _wrapped(values: Mapping[str, Any]) -> str:
+    """Return `values` as comment lines."""
+    given = ", ".join(f"{name} = {toml_repr(value)}" for name, value in values.items())
+    return textwrap.fill(given, 98, initial_indent="#     ", subsequent_indent="#     ",
+                         break_long_words=False, break_on_hyphens=False)  # fmt: skip
 
 
 def _summary(folder: FolderSummary) -> str:

@@ -25,7 +25,7 @@ MOST = 4
 CANDIDATES = 20
 """Best trials of each earlier study that are considered."""
 ALIKE = 0.1
-"""Configurations that are less apart (mean over the parameters, 0 to 1) are not both tried."""
+"""Configurations are not both tried that differ in no parameter by more of its width."""
 
 LearnFrom = Sequence[str] | Literal["auto"]
 """Names of studies; auto: every compatible one of the database."""
@@ -176,17 +176,21 @@ def _regret_in(one: Evaluated, trials: Sequence[Evaluated], space: Space) -> flo
 
 
 def _is_known(values: Mapping[str, Any], known: Iterable[Mapping[str, Any]], space: Space) -> bool:
-    return any(apart(values, {**values, **other}, space) < ALIKE for other in known)
+    return any(max(_parts(values, {**values, **one}, space)) <= ALIKE for one in known)
 
 
 def apart(one: Mapping[str, Any], other: Mapping[str, Any], space: Space) -> float:
     """Return how far two configurations are apart, from 0 to 1: the mean over the parameters that
     one of them has, of a range by its width (of its logarithm, if that is searched)."""
-    names = [name for name in space if name in one or name in other]
-    return _mean(
+    return _mean(_parts(one, other, space))
+
+
+def _parts(one: Mapping[str, Any], other: Mapping[str, Any], space: Space) -> list[float]:
+    return [
         _apart(space[name], one[name], other[name]) if name in one and name in other else 1.0
-        for name in names
-    )
+        for name in space
+        if name in one or name in other
+    ]
 
 
 def _apart(parameter: Parameter, one: Any, other: Any) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from hpo import io
+from hpo.config.recommended import recommend
 from hpo.config.study import StudyFile
 from hpo.control import NullControl
 from hpo.data.dataset import open_data
@@ -77,6 +79,7 @@ def test_nothing_is_written(tmp_path: Path, home: Home, monkeypatch: pytest.Monk
 def test_the_result_in_words(home: Home) -> None:
     train = TINY.replace("batch_size = 64", "")
     file = study_file(trials=7, train=train, space="batch_size = [32, 128]")
+    file = replace(file, study=file.study.model_copy(update={"defaults": True}))
     result = examined(file, home)
     [cost] = result.costs
     assert cost.batch_size == 128
@@ -85,6 +88,8 @@ def test_the_result_in_words(home: Home) -> None:
     assert cost.memory_mb is not None
     assert cost.memory_mb > 0
     text = str(result)
+    [recommended] = recommend(file)
+    assert f"  recommended: {recommended.source}\n    batch_size = 128\n" in text
     assert text.startswith(
         "study toy: 7 trials of up to 3 epochs\npruner none: every trial runs to its end\n"
         "data:\n  train: 1259 images (0 "

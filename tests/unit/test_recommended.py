@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,9 +24,11 @@ from hpo.config.recommended import (
     situation_of,
 )
 from hpo.config.space import Choice, Float, Int, Parameter
-from hpo.config.study import Proposal, StudyFile, difference
+from hpo.config.study import Proposal, StudyFile, difference, parse_study
+from hpo.config.template import FolderSummary, starter_file
 from hpo.config.train import TrainConfig, check_path, value_error
 from hpo.errors import Conflict
+from hpo.reports.progress import first_lines
 from hpo.search import study as studies
 from hpo.storage import tables
 from hpo.storage.database import Database
@@ -364,3 +367,24 @@ def test_another_setting_than_that_of_the_study_is_a_conflict(database: Database
     studies.create(database, study(BOTH))
     with pytest.raises(Conflict, match=r"study\.defaults: true -> false"):
         studies.create(database, study(BOTH, defaults=False))
+
+
+def test_a_starter_file_says_what_is_tried_and_where_it_comes_from(tmp_path: Path) -> None:
+    folder = FolderSummary(classes=2, images=900, side=32, parts=())
+    text = starter_file(tmp_path, folder)
+    file = parse_study(text)
+    assert len(recommend(file)) == 3
+    for one in recommend(file):
+        assert f"#   {one.source}\n#     optimizer.name = " in text
+    assert max(map(len, text.partition("# Tried next")[2].splitlines())) <= 100
+
+
+def test_what_a_new_study_tries_first_in_words() -> None:
+    learned = Proposal("learned", {"optimizer.lr": 0.1}, "study old, trial 3: val_top1 0.9")
+    shipped = Proposal("recommended", {"optimizer.lr": 0.2}, "a paper")
+    file = replace(study(BOTH), proposals=(learned, shipped))
+    lines = ["  learned from study old, trial 3: val_top1 0.9", "  recommended: a paper"]
+    assert first_lines(file) == ["tried first:", *lines]
+    own = replace(file, baselines=({"optimizer.lr": 0.3},))
+    assert first_lines(own) == ["tried first after 1 baseline:", *lines]
+    assert first_lines(study(BOTH)) == []

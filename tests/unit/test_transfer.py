@@ -13,7 +13,7 @@ from hpo.cli.main import main
 from hpo.config.study import StudyFile
 from hpo.errors import ConfigError, InputError, NotFound
 from hpo.search import study as studies
-from hpo.search.transfer import ALIKE, Evaluated, apart, choose, learn, obstacle, translated
+from hpo.search.transfer import Evaluated, apart, choose, learn, obstacle, translated
 from hpo.storage.database import Database, connect
 from tests.harness.filled import Trial, fill
 
@@ -104,7 +104,8 @@ def test_of_one_study_the_best_ones_that_differ() -> None:
     assert [one.source for one in choose([trials], study().space, [], 2)] == ["best", "other"]
     known = [{"optimizer.name": "sgd", "optimizer.lr": 0.1}]
     assert [one.source for one in choose([trials], study().space, known, 1)] == ["other"]
-    assert apart(trials[0].values, trials[1].values, study().space) < ALIKE
+    far = [at(0.5, 0.0, "far")]  # a fifth of the range, however many parameters are the same
+    assert [one.source for one in choose([far], study().space, known, 1)] == ["far"]
 
 
 def test_of_several_studies_first_what_is_good_in_all_then_what_adds_most() -> None:
