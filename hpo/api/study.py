@@ -359,11 +359,12 @@ def load_study(name: str, *, storage: str | None = None) -> Study:
 def ending(status: StudyStatus) -> str:
     """Return what became of a study that no longer runs, in a line."""
     from hpo.formatting import number
-    from hpo.reports.progress import finished_trials
+    from hpo.reports.progress import and_paused, finished_trials
 
     name, best = status.row.name, status.best
     if status.state != "finished":
-        return f"{name} is {status.state}: {finished_trials(status)} are finished"
+        done = f"{finished_trials(status)} are finished{and_paused(status)}"
+        return f"{name} is {status.state}: {done}"
     why = f" ({status.row.stop_reason})" if status.row.stop_reason else ""
     if best is None:
         return f"{name} is finished{why}: {status.no_best}"

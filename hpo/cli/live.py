@@ -23,7 +23,7 @@ from hpo.reports.groups import front_table
 from hpo.reports.progress import PlainView, View
 from hpo.search.status import StudyStatus
 from hpo.storage.database import Database
-from hpo.storage.records import FINAL, WorkerRow
+from hpo.storage.records import FINAL, Trial, WorkerRow
 
 REFRESHES_PER_S = 4
 NARROW = 76
@@ -63,13 +63,14 @@ def study_lines(status: StudyStatus, width: int, age_s: float = 0.0) -> Renderab
     head.add_row(
         Text(status.row.name, "bold"),
         ProgressBar(total=1.0, completed=status.done),
-        Text(status.finished_of),
+        Text(status.progress),
     )
-    return Group(head, _joined(_outcomes(status)), _joined(_best_and_time(status, age_s)))
+    lines = [_outcomes(status), _best_and_time(status, age_s), _rungs(status)]
+    return Group(head, *(_joined(line) for line in lines if line))
 
 
 def _outcomes(status: StudyStatus) -> list[Text]:
-    kinds = (*FINAL, "running", "interrupted")
+    kinds = (*FINAL, "running", "paused", "interrupted")
     parts = [Text(f"{n} {kind}", STYLES[kind]) for kind in kinds if (n := status.count(kind))]
     if status.state != "running":
         parts.insert(0, state_text(status.state))
@@ -79,9 +80,8 @@ def _outcomes(status: StudyStatus) -> list[Text]:
 def _best_and_time(status: StudyStatus, age_s: float) -> list[Text]:
     best, eta = status.best, status.eta_s
     parts = [Text(text) for text in _spent(status, age_s)]
-    if best is not None:
-        shown = f"best {status.file.metric} {number(best.value)} (trial {best.number})"
-        parts.insert(0, Text(shown, "green"))
+    if status.best_so_far is not None:
+        parts.insert(0, Text(best_text(status, status.best_so_far), "green"))
     if len(status.file.objectives) > 1 and best is not None:
         parts.insert(1, Text(f"front {plural(len(status.front()), 'trial')}", "green"))
     if status.state == "running" and status.row.stop == "rule":
@@ -89,6 +89,24 @@ def _best_and_time(status: StudyStatus, age_s: float) -> list[Text]:
     elif status.state == "running" and eta is not None:
         parts.append(Text(f"~{duration(max(0.0, eta - age_s))} left"))
     return parts
+
+
+def best_text(status: StudyStatus, best: Trial) -> str:
+    """Return `best val_top1 0.91 (trial 7)`; of a trial that has not ended, `best so far`."""
+    value = f"{status.file.metric} {number(best.value)}"
+    if best.state == "complete":
+        return f"best {value} (trial {best.number})"
+    stands = f"{best.state} after epoch {len(best.epochs)}"
+    return f"best so far {value} (trial {best.number}, {stands})"
+
+
+def _rungs(status: StudyStatus) -> list[Text]:
+    """Return how many trials reached each rung, and their end."""
+    found = status.count_rungs()
+    if not found or status.state == "finished":
+        return []
+    counts = [Text(f"epoch {one.epoch}: {one.reached}", "dim") for one in found]
+    return [Text("reached", "dim"), *counts, Text(f"the end: {status.count('complete')}", "dim")]
 
 
 def _spent(status: StudyStatus, age_s: float) -> Iterator[str]:

@@ -350,14 +350,14 @@ def _end(study: Study, again: str, out: Console, *, interrupted: bool) -> int:
     """Print the result, or the command that resumes a stopped study, with the arguments `again`;
     return the exit code."""
     from hpo.cli.live import print_ending
-    from hpo.reports.progress import finished_trials
+    from hpo.reports.progress import and_paused, finished_trials
 
     hpo, flag = program(), storage_flag(study.database)
     status = study.status()
     if status.state != "finished":
         out.print(
-            f"\nstopped: {finished_trials(status)} finished, the running ones were handed back.\n"
-            f"To resume: {hpo} run {again}{flag}",
+            f"\nstopped: {finished_trials(status)} finished{and_paused(status)}, the running ones "
+            f"were handed back.\nTo resume: {hpo} run {again}{flag}",
             markup=False,
             soft_wrap=True,
         )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from hpo.cli.options import Insecure, On, Storage, StudyName, console, database, program
-from hpo.errors import NotFound, StorageError
+from hpo.errors import InputError, NotFound, StorageError
 from hpo.formatting import printable
 from hpo.paths import Home
 
@@ -55,12 +55,14 @@ def status(
 ) -> None:
     """Show a study's progress: trials by state, best so far, time left, and its workers.
 
-    Of each worker: device, trial, epoch, last metric and images per second.
+    Of each worker: device, trial, epoch, last metric and images per second. Where trials pause at
+    rungs: how many reached each, and went on.
 
     Example: hpo status digits --watch
     """
     from hpo.cli import live, tables
     from hpo.reports.groups import front_table
+    from hpo.reports.rungs import rung_table
     from hpo.search.status import read_status
 
     with database(storage) as found:
@@ -75,6 +77,9 @@ def status(
             if len(now.file.objectives) > 1:
                 out.print()
                 out.print(tables.cells_table(front_table(now)))
+            if (rungs := rung_table(now)).rows:
+                out.print()
+                out.print(tables.cells_table(rungs))
             why = now.no_best if now.state == "finished" else None
             for line in (now.row.stop_reason, why, now.pruned_note):
                 if line:
@@ -107,6 +112,15 @@ def trials(
             show_default="a line for each trial",
         ),
     ] = None,
+    state: Annotated[
+        list[str],
+        typer.Option(
+            "--state",
+            metavar="STATE",
+            help="Only trials in this state, such as paused or complete; may be repeated.",
+            show_default="all",
+        ),
+    ] = [],  # noqa: B006
     storage: Storage = None,
 ) -> None:
     """List all trials of a study: state, epochs, value, training time, parameters.
@@ -121,7 +135,7 @@ def trials(
     from hpo.search.status import read_status
 
     with database(storage) as found:
-        now = read_status(found, study)
+        now = _only(read_status(found, study), state)
     if by is not None:
         _print_groups(now, by, format_)
     elif format_ == "csv":
@@ -130,6 +144,18 @@ def trials(
         typer.echo(tables.to_json([one.to_dict() for one in now.trials]))
     else:
         console().print(tables.trials_table(now))
+
+
+def _only(now: StudyStatus, states: Sequence[str]) -> StudyStatus:
+    """Return the status with the trials in `states` alone; all of them where none is named. Raises
+    InputError for another word."""
+    from hpo.search.status import STATES
+
+    for one in states:
+        if one not in STATES:
+            raise InputError(f"--state {one}: allowed: {', '.join(STATES)}")
+    kept = tuple(trial for trial in now.trials if not states or trial.state in states)
+    return replace(now, trials=kept)
 
 
 def _print_groups(now: StudyStatus, by: str, format_: str) -> None:

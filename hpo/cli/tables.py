@@ -15,6 +15,7 @@ from hpo.cli.console import Text, as_json, bar, cell, moment, sparkline
 from hpo.errors import NotFound
 from hpo.formatting import Table as Cells
 from hpo.formatting import duration, measured, number, plural, plus_minus, setting
+from hpo.reports.progress import and_paused
 from hpo.search.status import StudyStatus
 from hpo.storage.records import Trial
 
@@ -32,6 +33,7 @@ STYLES = {
     "diverged": "red",
     "infeasible": "red",
     "running": "cyan",
+    "paused": "blue",
     "interrupted": "magenta",
     "waiting": "dim",
     "finished": "green",
@@ -88,13 +90,14 @@ def studies_table(studies: Sequence[StudyStatus]) -> Table:
     table = plain_table("study", "state", "trials", "metric", "best", "workers", "created",
                         right=numbers)  # fmt: skip
     for one in studies:
-        best = one.best
+        best = one.best_so_far
         table.add_row(
             Text(one.row.name),
             state_text(one.state),
-            str(one.finished) if one.budget is None else f"{one.finished}/{one.budget}",
+            (str(one.finished) if one.budget is None else f"{one.finished}/{one.budget}")
+            + and_paused(one),
             Text(one.file.metric),
-            number(best.value if best else None),
+            number(best.value if best else None) + ("" if one.best or not best else " so far"),
             str(len(one.live_workers)),
             moment(one.row.created),
         )
@@ -164,7 +167,9 @@ def trial_page(status: StudyStatus, trial: Trial, code: Code | None) -> Group:
     if trial.values:
         parts.append(Text("  ".join(f"{k} {measured(k, v)}" for k, v in trial.values.items())))
     parts.append(Text(f"where it comes from: {trial.origin}"))
-    if trial.reason:
+    if place := status.place_of(trial):
+        parts.append(Text(f"paused at its rung: {place}"))
+    elif trial.reason:
         parts.append(Text(f"why it ended: {trial.reason}"))
     parts += [Text(), parameters_table(trial.params)]
     if trial.epochs:

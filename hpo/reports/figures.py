@@ -21,7 +21,7 @@ Epochs = Sequence[Mapping[str, Any]]
 """Epochs in order, each {"epoch": number from 1, metric: value, ...}."""
 
 BLUE, GREY, GREEN, PURPLE, ORANGE = "#3b7dd8", "#9aa3af", "#2a9d6f", "#8b6fc0", "#e0653a"
-AMBER, RED, TEAL, PALE = "#d9a02b", "#d64545", "#2f9fb0", "#c9ced6"
+AMBER, RED, TEAL, PALE, SKY = "#d9a02b", "#d64545", "#2f9fb0", "#c9ced6", "#6fb5e8"
 SCALE = ("#8aa9cf", "#6f86c4", PURPLE, "#b8659a", ORANGE)
 """From low to high, readable on a light and on a dark ground."""
 METRIC_COLORS = {

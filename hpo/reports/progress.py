@@ -1,16 +1,17 @@
-"""Progress of a search as plain lines, one for each finished trial."""
+"""Progress of a search as plain lines, one for each trial that pauses or is finished."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from hpo.config.study import StudyFile
 from hpo.errors import StorageGone, StorageUnavailable
 from hpo.formatting import duration, exact_duration, number, plural
 from hpo.search.status import StudyStatus
-from hpo.storage.records import FINAL, Trial
+from hpo.storage.records import FINAL, Attempt, Outcome, Trial
 
 READ_S = 1.0
 """Shortest time between two reads of the database, which take a tenth of the time at most."""
@@ -52,10 +53,15 @@ def first_lines(file: StudyFile) -> list[str]:
     return [f"tried first{after}:", *(f"  {one}" for one in file.proposals)]
 
 
-def trial_line(status: StudyStatus, trial: Trial, finished: int) -> str:
-    """Return one line of a log about a finished trial."""
-    of = "" if status.budget is None else f"/{status.budget}"
-    line = f"[{finished}{of}] trial {trial.number} {trial.state}"
+def and_paused(status: StudyStatus) -> str:
+    """Return `, 9 paused` where trials are."""
+    paused = status.count(Outcome.PAUSED)
+    return f", {paused} paused" if paused else ""
+
+
+def trial_line(status: StudyStatus, trial: Trial, told: int) -> str:
+    """Return one line of a log about a trial that is finished or paused, the `told`-th one."""
+    line = f"{_counted(status, told)} trial {trial.number} {trial.state}"
     if trial.value is not None:
         line += f"  {status.file.metric} {number(trial.value)}"
     if trial.best_epoch:
@@ -63,6 +69,25 @@ def trial_line(status: StudyStatus, trial: Trial, finished: int) -> str:
     if trial.epochs:
         line += f"  {plural(len(trial.epochs), 'epoch')}  {duration(trial.seconds)}"
     return line + (f": {trial.reason}" if trial.reason else "")
+
+
+def _counted(status: StudyStatus, told: int) -> str:
+    return f"[{told}]" if status.budget is None else f"[{told}/{status.budget}]"
+
+
+def _when_it_paused(status: StudyStatus, trial: Trial, attempt: Attempt) -> Trial:
+    """Return the trial as it was when `attempt` ended."""
+    epochs = tuple(row for row in trial.epochs if row.attempt <= attempt.k)
+    best = status.ranking.best_epoch(epochs)
+    return replace(
+        trial,
+        state=Outcome.PAUSED,
+        attempts=tuple(one for one in trial.attempts if one.k <= attempt.k),
+        epochs=epochs,
+        value=best.metrics[status.file.metric] if best else None,
+        best_epoch=best.epoch if best else None,
+        reason=attempt.reason,
+    )
 
 
 STOPPING = "stopping: running trials are handed back after their current step; again: stop now"
@@ -122,7 +147,8 @@ class View:
 
 
 class PlainView(View):
-    """Prints a line for each trial that finishes, and for each worker that begins to wait."""
+    """Prints a line for each trial that pauses or finishes, and for each worker that begins to
+    wait. Trials that paused and are pruned at the end get one line together."""
 
     def __init__(
         self,
@@ -132,6 +158,10 @@ class PlainView(View):
     ) -> None:
         super().__init__(read, tell, clock)
         self.seen = {trial.number for trial in self.status.trials if trial.state in FINAL}
+        self.pauses = {(one.number, one.k) for _, one in _pauses(self.status)}
+        self.told = self.seen | {number for number, _ in self.pauses}
+        self.pruned: list[Trial] = []
+        """Paused trials that were pruned and have not been told yet."""
         self.reported: set[tuple[str, str]] = set()
         self.was_unavailable = False
 
@@ -144,10 +174,53 @@ class PlainView(View):
             if worker.reason and (worker.id, worker.reason) not in self.reported:
                 self.reported.add((worker.id, worker.reason))
                 self.say(f"{worker.id}: {worker.reason}")
-        fresh = [t for t in self.status.trials if t.state in FINAL and t.number not in self.seen]
-        for trial in sorted(fresh, key=_ended):
+        for trial in sorted(self._fresh(), key=_ended):
+            self._tell(trial)
+        if self.pruned and not self.status.count(Outcome.PAUSED):
+            self.say(self._together(self.pruned))
+            self.pruned = []
+
+    def _fresh(self) -> Iterator[Trial]:
+        """Yield trials that paused or finished since the last call, as they were then."""
+        for trial, one in _pauses(self.status):
+            if (one.number, one.k) not in self.pauses:
+                self.pauses.add((one.number, one.k))
+                yield _when_it_paused(self.status, trial, one)
+        yield from (
+            trial
+            for trial in self.status.trials
+            if trial.state in FINAL and trial.number not in self.seen
+        )
+
+    def _tell(self, trial: Trial) -> None:
+        self.told.add(trial.number)
+        if trial.state in FINAL:
             self.seen.add(trial.number)
-            self.say(trial_line(self.status, trial, len(self.seen)))
+        if trial.state == Outcome.PRUNED and _paused_before(trial):
+            self.pruned.append(trial)
+            return
+        self.say(trial_line(self.status, trial, len(self.told)))
+
+    def _together(self, trials: Sequence[Trial]) -> str:
+        """Return a line on paused trials that were pruned at the end."""
+        reason = (trials[-1].reason or "").removeprefix("paused, and ")
+        pruned = f"{plural(len(trials), 'paused trial')} pruned: {reason}"
+        return f"{_counted(self.status, len(self.told))} {pruned}"
+
+
+def _pauses(status: StudyStatus) -> Iterator[tuple[Trial, Attempt]]:
+    """Yield the attempts that paused, each with its trial."""
+    for trial in status.trials:
+        for attempt in trial.attempts:
+            if attempt.outcome == Outcome.PAUSED:
+                yield trial, attempt
+
+
+def _paused_before(trial: Trial) -> bool:
+    """Return whether the last attempt ended a paused trial and trained nothing."""
+    *before, last = trial.attempts
+    paused = bool(before) and before[-1].outcome == Outcome.PAUSED
+    return paused and all(row.attempt != last.k for row in trial.epochs)
 
 
 def _ended(trial: Trial) -> float:

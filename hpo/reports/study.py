@@ -19,11 +19,12 @@ from hpo.formatting import (
     text_cell,
 )
 from hpo.paths import Home
-from hpo.reports import figures, groups, study_figures
+from hpo.reports import figures, groups, rungs, study_figures
 from hpo.reports.groups import group_table
 from hpo.reports.importance import Importances, importances
 from hpo.reports.page import curve_figures, render
 from hpo.search import fingerprints, sync
+from hpo.search.rungs import what_decides
 from hpo.search.status import StudyStatus, read_status
 from hpo.storage import records
 from hpo.storage.database import Database
@@ -53,6 +54,9 @@ def study_report(database: Database, name: str) -> str:
         searched=None if best is None else settings_table(best.params.items()),
         fixed=None if best is None else settings_table(_fixed(status, best)),
         commands=None if best is None else _commands(database, status, best),
+        rungs=rungs.rung_table(status),
+        decides=what_decides(status.file),
+        so_far=status.best_so_far,
         front=groups.front_table(status) if len(status.file.objectives) > 1 else None,
         fronts=[f"front-{name}" for name in status.file.objectives[1:]],
         groups=[
@@ -86,6 +90,7 @@ def _study_figures(status: StudyStatus, found: Importances) -> dict[str, Any]:
     return {
         "history": study_figures.optimization_history(status),
         "intermediate": study_figures.intermediate_values(status),
+        "rungs": rungs.rung_figure(status),
         "importance": figures.importance(found) if found.outstanding else None,
         "parallel": study_figures.parallel_coordinate(status),
         **slices,

@@ -18,6 +18,7 @@ from hpo.reports.figures import (
     PURPLE,
     RED,
     SCALE,
+    SKY,
     TEAL,
     Figure,
     Trace,
@@ -34,6 +35,7 @@ from hpo.storage.records import WORTHLESS, Trial
 STATE_COLORS = {
     "complete": BLUE,
     "pruned": GREY,
+    "paused": SKY,
     "running": GREEN,
     "interrupted": PURPLE,
     "diverged": AMBER,
@@ -42,7 +44,7 @@ STATE_COLORS = {
     "waiting": PALE,
 }
 SYMBOLS = {"failed": "x", "diverged": "triangle-up", "infeasible": "square-open",
-           "pruned": "circle-open"}  # fmt: skip
+           "pruned": "circle-open", "paused": "circle-open"}  # fmt: skip
 WITHOUT_VALUE = ("failed", *WORTHLESS)
 """States whose value, if any, was not measured."""
 JITTER = 0.36

@@ -83,7 +83,7 @@ class Place:
     """So many of them may go on, the best ones."""
 
     def __str__(self) -> str:
-        stands = f"after epoch {self.epoch}: {ordinal(self.rank)} of {self.among} there"
+        stands = f"{ordinal(self.rank)} of {self.among} after epoch {self.epoch}"
         if not self.going_on:
             return f"{stands}, too few yet for one to go on"
         best = "the best one goes" if self.going_on == 1 else f"the best {self.going_on} go"
@@ -215,16 +215,20 @@ def expected_epochs(
 
     A few more than one of `reduction_factor` go on at a rung: early ones that later are not among
     the best any more, by chance about half the square root of the trials there, and more where the
-    sampler learns, which shows in those that went on already.
+    sampler learns, which shows in those that went on already. Once all are begun it is known who
+    goes on next.
     """
+    all_begun = len(standings) >= trials
     before, total, expected = 0, 0.0, float(trials)
     for rung, epoch in enumerate((*rungs.epochs, last)):
         if rung:
             there = sum(one.epochs > before for one in standings)
             came = sum(len(one.losses) >= rung for one in standings)
-            usual = expected / rungs.reduction_factor + math.sqrt(expected) / 2
-            seen = there / came * expected if came >= rungs.reduction_factor else 0.0
-            expected = min(expected, max(usual, seen, there, rungs.finish))
+            usual = expected / rungs.reduction_factor
+            if not all_begun:
+                seen = there / came * expected if came >= rungs.reduction_factor else 0.0
+                usual = max(usual + math.sqrt(expected) / 2, seen)
+            expected = min(expected, max(usual, there, rungs.finish))
         total += expected * (epoch - before)
         before = epoch
     return total

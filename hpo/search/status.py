@@ -13,8 +13,10 @@ from typing import Any
 from hpo.config.constraints import to_relax
 from hpo.config.study import StudyFile
 from hpo.formatting import plural
-from hpo.search import scheduling
+from hpo.search import promotion, scheduling
 from hpo.search.fingerprints import Override, read_overrides
+from hpo.search.promotion import Place, RungCount, Rungs, Standing
+from hpo.search.rungs import CHANCE, rungs_of, standings_of
 from hpo.search.scheduling import budget_parts
 from hpo.storage import records
 from hpo.storage.database import Database
@@ -34,6 +36,8 @@ from hpo.storage.spending import Spending
 
 ALIVE_S = 30.0
 """A worker that was not seen for this long, and a lease more, is shown as lost."""
+STATES = ("waiting", "running", "paused", "interrupted", *map(str, FINAL))
+"""All states of a trial."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class StudyStatus:
     live_workers: tuple[WorkerRow, ...]
     forced: tuple[Override, ...] = ()
     """Workers that were made to work with other code or images than the study began with."""
+    chance: float | None = None
+    """What guessing reaches, if known: a rung where no trial beats it decides nothing."""
 
     def count(self, *states: str) -> int:
         """Count the trials in any of `states`."""
@@ -62,6 +68,11 @@ class StudyStatus:
     def best(self) -> Trial | None:
         """The best complete trial."""
         return next(iter(self.ranked()), None)
+
+    @property
+    def best_so_far(self) -> Trial | None:
+        """The best complete trial; while none is, the best of those that have not ended."""
+        return self.best or next(iter(self.ranked("running", "interrupted", "paused")), None)
 
     @property
     def best_pruned(self) -> Trial | None:
@@ -197,10 +208,62 @@ class StudyStatus:
         return f"{self.finished}/{self.budget} trials"
 
     @property
+    def begun(self) -> int:
+        """Number of trials that were begun."""
+        return len(self.trials) - self.count("waiting")
+
+    @property
+    def progress(self) -> str:
+        """How far it is: `finished_of`; under a scheduler, where trials finish late, how many were
+        begun, and the epochs: `31/50 begun, 87/~174 epochs`."""
+        if self.rungs is None or self.state == "finished":
+            return self.finished_of
+        if self.expected_epochs is None:
+            return f"{plural(self.begun, 'trial')} begun, no limit"
+        epochs = f"{self.spending.spent_epochs}/~{self.expected_epochs} epochs"
+        return f"{self.begun}/{self.budget} begun, {epochs}"
+
+    @property
     def done(self) -> float:
-        """Which part of the study is over, 0 to 1, by the budget of which most is spent."""
-        trials = () if self.budget is None else (self.finished / max(1, self.budget),)
-        return min(1.0, max((*trials, *budget_parts(self.spending).values()), default=0.0))
+        """Which part of the study is over, 0 to 1, by the budget of which most is spent; of trials
+        under a scheduler by their epochs."""
+        parts = list(budget_parts(self.spending).values())
+        if self.budget is not None:
+            parts.append(self.finished / max(1, self.budget))
+        if self.expected_epochs:
+            parts.append(self.spending.spent_epochs / self.expected_epochs)
+        return min(1.0, max(parts, default=0.0))
+
+    @cached_property
+    def rungs(self) -> Rungs | None:
+        """Where trials pause; None without a scheduler."""
+        return None if self.file.study.scheduler is None else rungs_of(self.file, self.chance)
+
+    @cached_property
+    def _standings(self) -> list[Standing]:
+        return [] if self.rungs is None else standings_of(self.rungs, self.file.metric, self.trials)
+
+    def count_rungs(self) -> list[RungCount]:
+        """Return the rungs with their trials, the first one first; none without a scheduler."""
+        return [] if self.rungs is None else promotion.count_rungs(self.rungs, self._standings)
+
+    def place_of(self, trial: Trial) -> Place | None:
+        """Return where a paused trial stands among those of its rung; None for another trial."""
+        if self.rungs is None or trial.state != Outcome.PAUSED:
+            return None
+        return promotion.place(self.rungs, self._standings, trial.number)
+
+    @cached_property
+    def expected_epochs(self) -> int | None:
+        """The epochs that all trials will have had at the end, about; None without a scheduler or a
+        number of trials."""
+        if self.rungs is None or self.budget is None:
+            return None
+        lost = self.count("failed", *WORTHLESS)
+        trials, last = max(0, self.budget - lost), self.file.max_epochs
+        expected = promotion.expected_epochs(self.rungs, last, trials, self._standings)
+        gone = sum(len(t.epochs) for t in self.trials if t.state in ("failed", *WORTHLESS))
+        return max(round(expected) + gone, self.spending.spent_epochs)
 
     @property
     def eta_s(self) -> float | None:
@@ -214,7 +277,9 @@ class StudyStatus:
         return max(0.0, min(known)) if known and self.live_workers else None
 
     def _trials_eta_s(self) -> float | None:
-        """Time left by the pace of the finished trials."""
+        """Time left by the pace of the finished trials, under a scheduler of the epochs."""
+        if self.expected_epochs is not None:
+            return self._epochs_eta_s(self.expected_epochs)
         done = [t for t in self.trials if t.state in FINAL and t.attempts]
         workers = len(self.live_workers)
         if self.budget is None or not done or not workers:
@@ -225,6 +290,15 @@ class StudyStatus:
         mean = sum(spent) / len(spent)
         partly = sum(min(mean, seconds) for seconds in running)
         return max(0.0, left * mean - partly) / max(1, min(workers, left))
+
+    def _epochs_eta_s(self, expected: int) -> float | None:
+        """Time left until `expected` epochs are done. Those in progress count as half done."""
+        spent, busy = self.spending.spent_epochs, self.count("running")
+        workers = min(len(self.live_workers), max(busy, (self.budget or 0) - self.finished))
+        if not spent or not workers:
+            return None
+        done = spent + busy / 2
+        return (expected - done) * self.active_s / done / workers
 
     def _budget_etas_s(self) -> Iterator[float]:
         """Yield the time left of each budget of time or epochs."""
@@ -245,7 +319,6 @@ class StudyStatus:
     def to_dict(self) -> dict[str, Any]:
         """For `hpo status --json`; times in seconds, also since 1970."""
         best = self.best
-        names = ("waiting", "running", "paused", "interrupted", *FINAL)
         return {
             "study": self.row.name,
             "state": self.state,
@@ -255,12 +328,14 @@ class StudyStatus:
             **self._front_dict(),
             "budget": self.budget,
             "finished": self.finished,
+            "begun": self.begun,
             "epochs": self.spending.spent_epochs,
+            "expected_epochs": self.expected_epochs,
             "full_trainings": self.spending.full_trainings,
             "max_full_trainings": self.row.max_full_trainings,
             "max_time_s": self.row.max_time_s,
             "timeout_s": self.row.timeout_s,
-            "trials": {name: self.count(name) for name in names},
+            "trials": {name: self.count(name) for name in STATES},
             "best": None if best is None else {
                 "number": best.number,
                 "value": best.value,
@@ -268,6 +343,8 @@ class StudyStatus:
                 "params": best.params,
                 "origin": best.origin,
             },
+            "best_so_far": self._so_far_dict(),
+            "rungs": [asdict(rung) for rung in self.count_rungs()],
             "best_pruned": None if self.best_pruned is None else self.best_pruned.number,
             "elapsed_s": self.elapsed_s,
             "active_s": self.active_s,
@@ -276,6 +353,13 @@ class StudyStatus:
             "workers": [asdict(worker) for worker in self.live_workers],
             "forced": [asdict(one) for one in self.forced],
         }  # fmt: skip
+
+    def _so_far_dict(self) -> dict[str, Any] | None:
+        one = self.best_so_far
+        if one is None:
+            return None
+        found = {name: getattr(one, name) for name in ("number", "value", "state")}
+        return found | {"epochs": len(one.epochs)}
 
     def trial_rows(self) -> tuple[list[str], list[list[Any]]]:
         """Return names of columns, and a row for each trial: numbers in full, times in seconds."""
@@ -322,7 +406,8 @@ def read_status(database: Database, name: str) -> StudyStatus:
     workers = records.read_workers(database, row.uuid)
     live = [one for one in workers if is_alive(one, row, now)]
     forced = read_overrides(database, row.uuid)
-    return StudyStatus(row, file, now, tuple(trials), tuple(workers), tuple(live), forced)
+    chance = records.read_resolved(database, row.uuid, CHANCE).get(CHANCE)
+    return StudyStatus(row, file, now, tuple(trials), tuple(workers), tuple(live), forced, chance)
 
 
 def _origins(file: StudyFile, enqueued: Collection[int | None]) -> dict[int, str]:

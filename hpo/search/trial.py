@@ -515,7 +515,7 @@ def _pause(runner: TrialRunner, lease: Lease, reason: str) -> None:
     """Let go of a trial, which stays running for Optuna: any worker may go on with it."""
     if not leases.release(runner.study.database, lease, Outcome.PAUSED, reason):
         raise lease.lost()
-    log.info("trial %d: paused %s", lease.number, reason)
+    log.info("trial %d: paused, %s", lease.number, reason)
 
 
 def _tell(runner: TrialRunner, lease: Lease, trial: optuna.trial.Trial, ending: Ending) -> None:

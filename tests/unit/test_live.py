@@ -240,7 +240,7 @@ def test_csv_is_safe_for_spreadsheets_and_exact() -> None:
     head, row = trials_csv(status((odd,))).splitlines()
     assert head.startswith("number,state,val_top1,best_epoch,epochs,seconds,attempts,reason")
     assert row == (
-        '0,failed,0.30000000000000004,1,1,2.0,1,"\'=HYPERLINK(""http://x"")",0.003'
+        '0,failed,0.30000000000000004,1,1,2.0,1,"\'=HYPERLINK(""http://x"")",sampled,0.003'
     )  # fmt: skip
 
 

@@ -107,8 +107,8 @@ def test_who_asks_at_a_rung_and_goes_on_has_gone_on() -> None:
 @pytest.mark.parametrize(
     ("number", "found", "said"),
     [
-        (1, Place(3, 2, 2, 0), "after epoch 3: 2nd of 2 there, too few yet for one to go on"),
-        (3, Place(1, 4, 8, 2), "after epoch 1: 4th of 8 there; the best 2 go on"),
+        (1, Place(3, 2, 2, 0), "2nd of 2 after epoch 3, too few yet for one to go on"),
+        (3, Place(1, 4, 8, 2), "4th of 8 after epoch 1; the best 2 go on"),
         (8, None, "None"),
         (99, None, "None"),
     ],
@@ -117,7 +117,7 @@ def test_where_a_trial_stands(number: int, found: Place | None, said: str) -> No
     standings = [RUNGS.standing(n, state, values) for n, (state, values) in enumerate(NINE)]
     assert place(RUNGS, standings, number) == found
     assert str(place(RUNGS, standings, number)) == said
-    assert str(Place(1, 3, 3, 1)) == "after epoch 1: 3rd of 3 there; the best one goes on"
+    assert str(Place(1, 3, 3, 1)) == "3rd of 3 after epoch 1; the best one goes on"
 
 
 def test_ordinals() -> None:
