@@ -85,7 +85,7 @@ def _best_and_time(status: StudyStatus, age_s: float) -> list[Text]:
     if len(status.file.objectives) > 1 and best is not None:
         parts.insert(1, Text(f"front {plural(len(status.front()), 'trial')}", "green"))
     if status.state == "running" and status.row.stop == "rule":
-        parts.append(Text("ending with the epochs that run"))
+        parts.append(Text("last epochs"))
     elif status.state == "running" and eta is not None:
         parts.append(Text(f"~{duration(max(0.0, eta - age_s))} left"))
     return parts
