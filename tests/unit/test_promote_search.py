@@ -4,6 +4,7 @@ its paused trials seen, kept and finished as promised."""
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import optuna
 import pytest
@@ -224,3 +225,19 @@ def test_what_the_images_give_to_guesses_is_resolved_once(
     chance = Standings(study).rungs().chance
     assert chance is not None
     assert 0.1 < chance < 0.2  # ten classes, some 270 images
+
+
+def test_a_recommended_trial_does_not_pause_before_the_searched_ones_have_its_epochs(
+    database: Database, home: Home
+) -> None:
+    file = promoted(trials=6, finish=1)
+    file = replace(file, study=file.study.model_copy(update={"defaults": True}))
+    search(database, home, file)
+    status = read_status(database, "toy")
+    first, rest = status.trials[:2], status.trials[2:]
+    assert all(trial.origin.startswith("recommended: ") for trial in first)
+    assert [(one.state, len(one.epochs), len(one.attempts)) for one in first] == [
+        ("complete", EPOCHS, 1)
+    ] * 2
+    assert {trial.origin for trial in rest} == {"sampled"}
+    assert "pruned" in {trial.state for trial in rest}
