@@ -78,7 +78,8 @@ def raised(study: Study, texts: Mapping[str, str | None]) -> dict[str, Any]:
 
 
 def _raised(study: Study, name: str, text: str) -> float:
-    from hpo.search.study import LIMITS, option
+    from hpo.search.scheduling import option
+    from hpo.search.study import LIMITS
     from hpo.storage.tables import OPEN_ENDED
 
     more = text.removeprefix("+")

@@ -21,6 +21,7 @@ from hpo.cli.tables import STYLES, cells_table, counts, parameters_table, state_
 from hpo.formatting import duration, exact_duration, number, plural
 from hpo.reports.groups import front_table
 from hpo.reports.progress import PlainView, View
+from hpo.search.scheduling import budget_parts, option
 from hpo.search.status import StudyStatus
 from hpo.storage.database import Database
 from hpo.storage.records import FINAL, Trial, WorkerRow
@@ -217,6 +218,9 @@ def print_ending(
     out.print(_summary(status), markup=False, soft_wrap=True)
     if status.row.stop_reason:
         out.print(f"stopped: {status.row.stop_reason}", markup=False, soft_wrap=True)
+        for more in _more(status):
+            line = f"to go on: {hpo} extend {status.row.name} {more}{flag}"
+            out.print(line, markup=False, soft_wrap=True)
     if status.best is None:
         why = f"{status.no_best}. Trial by trial: {hpo} trials {status.row.name}{flag}"
         out.print(why, markup=False, soft_wrap=True)
@@ -226,6 +230,18 @@ def print_ending(
     if len(status.file.objectives) > 1:
         _print_front(status, out)
     _print_next(status, out, hpo, flag)
+
+
+def _more(status: StudyStatus) -> Iterator[str]:
+    """Yield the options of `hpo extend` that give as much again of each budget that is spent."""
+    row, parts = status.row, budget_parts(status.spending)
+    again = {
+        "max_time": exact_duration(row.max_time_s or 0.0),
+        "max_full_trainings": f"{row.max_full_trainings or 0.0:g}",
+        "timeout_s": exact_duration(row.timeout_s or 0.0),
+    }
+    spent = [f"{option(name)} +{again[name]}" for name, part in parts.items() if part >= 1]
+    yield from [" ".join(spent)] if spent else []
 
 
 def _summary(status: StudyStatus) -> str:

@@ -71,13 +71,13 @@ def stop_rule(snapshot: StudySnapshot, *, maximize: bool, max_failures: int) -> 
     """
     best, target = snapshot.best, snapshot.target
     if best is not None and target is not None and (best >= target if maximize else best <= target):
-        return StopRule(f"the target {target:g} was reached: {best:g}", "--target")
+        return StopRule(f"the target {target:g} was reached: {best:g}", option("target"))
     if (spent := spent_budget(snapshot)) is not None:
         return spent
     if snapshot.patience_trials is not None and snapshot.since_best >= snapshot.patience_trials:
         since = snapshot.since_best
         reason = f"{since} trials in a row brought nothing better than {best:g}"
-        return StopRule(reason, "--patience-trials")
+        return StopRule(reason, option("patience_trials"))
     same = snapshot.failures[:max_failures]
     if len(same) == max_failures and len(set(same)) == 1:
         return StopRule(f"{max_failures} trials in a row failed for the same reason: {same[0]}", "")
@@ -89,8 +89,13 @@ def spent_budget(spending: Spending) -> StopRule | None:
     `[study]`; None while all have something left."""
     for name, part in budget_parts(spending).items():
         if part >= 1.0:
-            return StopRule(_spent_reason(name, spending), f"--{name.replace('_', '-')}")
+            return StopRule(_spent_reason(name, spending), option(name))
     return None
+
+
+def option(name: str) -> str:
+    """Return the option of `hpo extend` for a field of `[study]`."""
+    return f"--{name.replace('_', '-')}"
 
 
 def _spent_reason(name: str, spending: Spending) -> str:

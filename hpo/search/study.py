@@ -20,6 +20,7 @@ from hpo.paths import Home, StudyDir
 from hpo.search import scheduling, sync
 from hpo.search.rungs import study_note
 from hpo.search.sampling import make_pruner
+from hpo.search.scheduling import option
 from hpo.search.transfer import LearnFrom, learn
 from hpo.storage import leases, records
 from hpo.storage.database import Database
@@ -237,11 +238,6 @@ def _advice(file: StudyFile, changed: Sequence[str]) -> str:
         options = (f"{option(name)} {given[name]}" for name in names)
         return f"hpo extend {file.name} {' '.join(options)}"
     return "choose another study.name (--set study.name=...), or restore the values"
-
-
-def option(name: str) -> str:
-    """Return the option of `hpo extend` for a field of `[study]`."""
-    return f"--{name.replace('_', '-')}"
 
 
 def extend(study: Study, *, retry_failed: bool = False, **limits: Unpack[Limits]) -> int:

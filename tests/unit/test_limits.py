@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from hpo.cli.live import Screen
+from hpo.cli.live import Screen, print_ending
 from hpo.config.study import StudyFile, parse_study
 from hpo.errors import ConfigError, Conflict, InputError
 from hpo.formatting import exact_duration, parse_duration
@@ -137,6 +139,18 @@ def test_once_a_budget_is_spent_the_running_epochs_are_the_last() -> None:
     text = "\n".join(drawn(Screen(open_ended(stop="rule", stop_reason="max_time = 30m is over"))))
     assert "last epochs" in text
     assert "left" not in text
+
+
+def test_the_end_names_the_option_that_gives_more(database: Database) -> None:
+    fill(database, study_file(trials=100, name="short", study="max_full_trainings = 2.5"), MIXED)
+    study = studies.load(database, "short")
+    assert study.rule(study.snapshot()) is not None
+    out = Console(file=io.StringIO(), width=100)
+    print_ending(database, read_status(database, "short"), out, hpo="hpo", flag="")
+    assert isinstance(out.file, io.StringIO)
+    told = out.file.getvalue()
+    assert "stopped: max_full_trainings = 2.5: 40 epochs were spent\n" in told
+    assert "to go on: hpo extend short --max-full-trainings +2.5\n" in told
 
 
 @pytest.mark.parametrize(
