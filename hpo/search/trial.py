@@ -156,7 +156,7 @@ def _open(runner: TrialRunner, claim: Claim) -> optuna.trial.Trial:
     frozen = runner.storage.get_trial(lease.trial_id)
     file = runner.study.file
     if "fixed_params" not in frozen.system_attrs:
-        plan = scheduling.plan_of(file, lease.number, claim.enqueued, claim.enqueued_before)
+        plan = _plan(runner, claim)
         params = draft_params(
             study,
             file.space,
@@ -171,6 +171,11 @@ def _open(runner: TrialRunner, claim: Claim) -> optuna.trial.Trial:
         runner.storage.set_trial_state_values(lease.trial_id, TrialState.RUNNING)
     study.sampler = make_sampler(file, lease.number, lease.k, 0)
     return optuna.trial.Trial(study, lease.trial_id)
+
+
+def _plan(runner: TrialRunner, claim: Claim) -> scheduling.Plan:
+    file, number = runner.study.file, claim.lease.number
+    return scheduling.plan_of(file, number, claim.enqueued, claim.enqueued_before)
 
 
 def _config(runner: TrialRunner, lease: Lease, trial: optuna.trial.Trial) -> TrainConfig:
@@ -259,8 +264,8 @@ class TrialRun:
         self.objectives = runner.study.file.objectives
         self.ranking = Ranking(runner.study.file.directions)
         self.limits = runner.study.file.study.limits
-        self.plan = scheduling.plan_of(
-            runner.study.file, claim.lease.number, claim.enqueued, claim.enqueued_before
+        self.is_recommended = (
+            bool(runner.study.file.proposals) and _plan(runner, claim).is_protected
         )
         config = _config(runner, claim.lease, trial)
         self.data = runner.data(config, claim.lease.worker, self._tick)
@@ -424,7 +429,7 @@ class TrialRun:
     @property
     def _is_protected(self) -> bool:
         """Whether it goes on although others are better, as a recommended one does at first."""
-        if not self.plan.is_protected or not self.rows:
+        if not self.is_recommended or not self.rows:
             return False
         study = self.runner.study
         enqueued = [number for _, number in records.read_enqueued(study.database, study.uuid)]
