@@ -28,7 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -131,23 +131,22 @@ PYTHON = [sys.executable]
 HPO = [*PYTHON, "-m", "hpo"]
 
 
-@contextmanager
-def finished_study(checkout: Path) -> Iterator[Path]:
-    """A folder with a study of 3 trials."""
-    with folder() as place:
-        architecture, stem, side = NETWORKS["small network"]
-        file = place / "tiny.toml"
-        file.write_text(STUDY.format(trials=3, architecture=architecture, stem=stem, side=side))
-        command = [*HPO, "run", file.name, "--quiet", "--device", "cpu", "--workers", "1"]
-        timed(command, place, environment(checkout, place / "runs"))
-        yield place
+def finished_study(checkout: Path, place: Path) -> dict[str, str]:
+    """Make a study of 3 trials in `place`; return the environment in which it is found."""
+    architecture, stem, side = NETWORKS["small network"]
+    file = place / "tiny.toml"
+    file.write_text(STUDY.format(trials=3, architecture=architecture, stem=stem, side=side))
+    env = environment(checkout, place / "runs")
+    timed([*HPO, "run", file.name, "--quiet", "--device", "cpu", "--workers", "1"], place, env)
+    return env
 
 
 Job = Callable[[], tuple[float, float, str]]
 
 
-def command_jobs(checkout: Path, place: Path) -> dict[str, Job]:
-    env = environment(checkout, place / "runs")
+def command_jobs(checkout: Path, stack: ExitStack) -> dict[str, Job]:
+    place = stack.enter_context(folder())
+    env = finished_study(checkout, place)
     commands = {
         "python -c pass": [*PYTHON, "-c", "pass"],
         "hpo --help": [*HPO, "--help"],
@@ -308,8 +307,8 @@ def main() -> None:
     print(versions(DISTRIBUTION, "torch", "torchvision", "optuna", "sqlalchemy", "typer"))
     print(f"{args.runs} runs each, in turn\n", flush=True)
     if "commands" in only:
-        with finished_study(HERE) as place:
-            jobs = both(lambda checkout: command_jobs(checkout, place), other)
+        with ExitStack() as stack:
+            jobs = both(lambda checkout: command_jobs(checkout, stack), other)
             show(measure(jobs, args.runs), "python -c pass")
     if "run" in only:
         stages: dict[str, Sample] = {}
