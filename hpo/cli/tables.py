@@ -110,18 +110,18 @@ def trials_table(status: StudyStatus) -> Table:
     names, costs = list(status.file.space), status.file.objectives[1:]
     broken = [name.replace(".", "\n.") for name in names]
     numbers = ("trial", "epochs", status.file.metric, *costs, "time", *broken)
-    table = plain_table("trial", "state", "origin", "epochs", status.file.metric, *costs, "time",
-                        *broken, right=numbers)  # fmt: skip
+    table = plain_table("trial", "state", "epochs", status.file.metric, *costs, "time",
+                        "origin", *broken, right=numbers)  # fmt: skip
     best = status.best
     for trial in status.trials:
         table.add_row(
             str(trial.number),
             state_text(trial.state),
-            Text(trial.origin.partition(" ")[0].rstrip(":")),
             str(len(trial.epochs)),
             number(trial.value),
             *(measured(name, trial.values.get(name)) for name in costs),
             duration(trial.seconds) if trial.epochs else "-",
+            Text(trial.origin.partition(" ")[0].rstrip(":")),
             *(Text(setting(trial.params[n])) if n in trial.params else Text("") for n in names),
             style="bold" if best is not None and trial.number == best.number else None,
         )
