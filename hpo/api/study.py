@@ -158,14 +158,15 @@ class Study:
         self,
         *,
         workers: int | None = None,
-        workers_per_device: int = 1,
+        workers_per_device: int | Literal["auto"] = 1,
         device: str | None = None,
         force: bool = False,
         progress: Progress | None = print_line,
     ) -> None:
         """Search: start `workers` processes on this host, and return when the study is over.
 
-        Without `workers`, `workers_per_device` on each visible GPU, else on the CPU; `device` puts
+        Without `workers`, `workers_per_device` on each visible GPU, else on the CPU, with "auto" as
+        many as a probe finds to be fastest (see `devices`); `device` puts
         all of them there ("cpu", "cuda:1", "mps"). Each is a process of its own, `python -m hpo
         worker`, which does not import the calling script. More may join from anywhere. `force`
         works although the code or images here are not those that the study began with. `progress`
@@ -178,14 +179,15 @@ class Study:
         from hpo.config.remarks import remarks
         from hpo.reports.progress import PlainView, first_lines, headline
         from hpo.search.rungs import what_decides
-        from hpo.workers.process import require_device, spread
+        from hpo.workers.process import require_count, require_device
 
-        devices = spread(workers, workers_per_device, device)
+        require_count(workers, workers_per_device)
         require_device(device)
         say = progress or (lambda line: None)
         if self.resume_stopped():
             say(f"study {self.name} was stopped; resuming it")
         if not self.is_over:
+            devices = self.devices(workers, workers_per_device, device, say=say)
             supervisor = self.supervisor(devices, force=force)
             report = self.data_report
             for line in report.lines() if report else ():
@@ -202,6 +204,29 @@ class Study:
                 supervisor.run(stop, partial(view.follow, stop))
                 view.finish()
         say(ending(self.status()))
+
+    def devices(
+        self,
+        workers: int | None,
+        workers_per_device: int | str,
+        device: str | None,
+        *,
+        say: Progress = print_line,
+        stop: threading.Event | None = None,
+    ) -> list[str]:
+        """Return a device for each worker. With `workers_per_device` "auto" the first configuration
+        is trained by 1, 2, 4 and 8 processes at once on the first device, some seconds each; what
+        that finds is told to `say`. `stop` ends it early."""
+        from hpo.workers.probe import mps_is_running, probe
+        from hpo.workers.process import AUTO, first_device, spread
+
+        count = workers_per_device
+        if count == AUTO:
+            first = first_device(device)
+            found = probe(self.database, self.name, first, stop)
+            say(found.say(first, mps=mps_is_running()))
+            count = found.best
+        return spread(workers, int(count), device)
 
     def supervisor(
         self,

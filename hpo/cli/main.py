@@ -108,6 +108,7 @@ def _add(panel: str, name: str, command: Command) -> None:
 for panel, commands in COMMANDS.items():
     for name, command in commands.items():
         _add(panel, name, command)
+app.command("probe", hidden=True, help=_help(workers.probe))(workers.probe)
 for name in ("agent", "keep"):  # its old name: launchers that are still running may call it
     app.command(name, hidden=True, help=_help(workers.agent))(workers.agent)
 

@@ -164,8 +164,13 @@ def run(
         ),
     ] = None,
     workers_per_device: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Worker processes on each device.")
-    ] = 1,
+        str,
+        typer.Option(
+            metavar="N|auto",
+            help="Worker processes on each device; auto: as many as train fastest together, found "
+            "by a probe before the search.",
+        ),
+    ] = "1",
     device: Annotated[
         str | None,
         typer.Option(
@@ -229,6 +234,7 @@ def run(
     from hpo.workers.early import EarlyWorkers
     from hpo.workers.process import (
         WorkerCommand,
+        require_count,
         require_device,
         spread,
         starting,
@@ -237,9 +243,12 @@ def run(
     )
 
     set_ = [*set_, *limits.assignments(trials, time, max_full_trainings)]
+    per_device = _per_device(workers_per_device)
+    require_count(workers, per_device)
     file = StudyFile.load(study_file, parse_assignments(set_))
-    devices = spread(workers, workers_per_device, device)
     require_device(device)
+    # How many there are is measured, or known: then they start at once.
+    devices = spread(workers, per_device, device) if isinstance(per_device, int) else []
     learning = Learning(_learning(learn_from), learn_storage)
     with ExitStack() as stack:
         with starting():
@@ -257,6 +266,9 @@ def run(
         again = shlex.join([str(study_file), *(part for one in set_ for part in ("--set", one))])
         stop = stack.enter_context(stop_on_signal())
         if not study.is_over:
+            if not devices:
+                say = partial(out.print, markup=False, soft_wrap=True)
+                devices = study.devices(workers, per_device, device, say=say, stop=stop)
             supervisor = study.supervisor(devices, force=force, early=early)
             shown = {"plain": plain, "quiet": quiet, "dashboard": dashboard}
             _search(study, file, supervisor, out, stop, **shown)
@@ -279,6 +291,15 @@ def _on_learning(file: StudyFile, learn_from: list[str], *, is_new: bool) -> str
     if is_new and (learn_from or file.study.learn_from) and not file.learned:
         return "nothing was learned: no earlier study is compatible and new to this one"
     return None
+
+
+def _per_device(text: str) -> int | str:
+    """Return a number from 1, or auto. Raises InputError for anything else."""
+    if text == "auto":
+        return text
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise InputError(f"--workers-per-device {text!r}: a number from 1, or auto")
+    return int(text)
 
 
 def _opening(study: Study, *, is_new: bool, quiet: bool) -> Iterator[str]:

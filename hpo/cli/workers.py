@@ -159,6 +159,23 @@ def agent(
     logging.getLogger("hpo.cli").info("%s: the agent is done", study)
 
 
+def probe(study: StudyName, device: Device = None, storage: Storage = None) -> None:
+    """Train as standard input says, and tell how fast: for --workers-per-device auto.
+
+    Example: hpo probe digits --device cpu
+    """
+    with database(storage) as found:
+        from hpo.search import study as studies
+
+        file = studies.load(found, study).file
+    from hpo.training.device import torch_device
+    from hpo.workers.probed import serve
+    from hpo.workers.process import threads_for
+
+    quiet_optuna()
+    serve(file, torch_device(first_device(device)), threads_for(1), Home.default())
+
+
 NEWS_S = 30.0
 """How long `hpo launch` waits for its workers to start; they do not need it."""
 POLL_S = 0.5

@@ -240,14 +240,15 @@ def _times(
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:
     """Return the seconds that `work` takes, those of the device included."""
-    _wait(device)
+    wait(device)
     began = time.perf_counter()
     work()
-    _wait(device)
+    wait(device)
     return time.perf_counter() - began
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Wait until `device` has done what it was asked to."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

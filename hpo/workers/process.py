@@ -91,6 +91,19 @@ def spread(workers: int | None, per_device: int, device: str | None) -> list[str
     return [devices[i % len(devices)] for i in range(count)]
 
 
+AUTO = "auto"
+
+
+def require_count(workers: int | None, per_device: int | str) -> None:
+    """Raise InputError unless `per_device` is a number, or "auto" without `workers`."""
+    if per_device != AUTO and not isinstance(per_device, int):
+        raise InputError(f"workers_per_device {per_device!r}: a number from 1, or {AUTO!r}")
+    if per_device == AUTO and workers is not None:
+        raise InputError(
+            f"workers {workers}: with workers_per_device {AUTO!r} it is measured how many; give one"
+        )
+
+
 def threads_for(workers: int) -> int:
     """Return the CPU threads of each of `workers` on this machine: its cores, shared; at least
     1."""
