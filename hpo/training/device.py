@@ -255,6 +255,12 @@ def wait(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
+def has_lacked_memory(device: torch.device) -> bool:
+    """Return whether an allocation of this process on a GPU ever failed."""
+    stats = torch.cuda.memory_stats(device) if device.type == "cuda" else {}
+    return bool(stats.get("num_ooms", 0))
+
+
 def _random_batch(config: TrainConfig, images: int, classes: int, device: torch.device) -> Batch:
     side = config.data.image_size
     pixels = torch.randn(images, 3, side, side, device=device)

@@ -93,9 +93,11 @@ def measure(
     counts: Sequence[int],
     cores: int,
     stop: threading.Event | None = None,
+    *,
+    all_: bool = False,
 ) -> Found:
     """Return the total throughput of each of `counts` processes at once, fewest first: up to the
-    first number that does not fit or is no faster, or until `stop` is set."""
+    first number that does not fit or, unless `all_`, is no faster, or until `stop` is set."""
     running: list[Probed] = []
     rates: dict[int, float] = {}
     runtime: Any = None
@@ -118,7 +120,7 @@ def measure(
                 return Found(rates, f"{count} did not run: {reasons[0]}")
             before = max(rates.values(), default=0.0)
             rates[count] = sum(float(answer["images_per_s"]) for answer in answers)
-            if rates[count] <= before:
+            if rates[count] <= before and not all_:
                 break
         return Found(rates)
     finally:
@@ -191,15 +193,25 @@ class ProbedProcess:
 
 
 def probe(
-    database: Database, study: str, device: str, stop: threading.Event | None = None
+    database: Database,
+    study: str,
+    device: str,
+    stop: threading.Event | None = None,
+    *,
+    all_: bool = False,
 ) -> Found:
     """Find the number of workers with which `device` trains the first configuration of `study`
-    fastest; takes about MEASURE_S for each number, and the starts of the processes."""
+    fastest; takes about MEASURE_S for each number, and the starts of the processes. As `measure`
+    otherwise."""
     cores = len(os.sched_getaffinity(0))
     command = [sys.executable, "-m", "hpo", "probe", study, "--device", device]
     environment = os.environ | {"HPO_STORAGE": database.secret_url}
     return measure(
-        lambda: ProbedProcess(command, environment), counts_for(device, cores), cores, stop
+        lambda: ProbedProcess(command, environment),
+        counts_for(device, cores),
+        cores,
+        stop,
+        all_=all_,
     )
 
 

@@ -7,18 +7,20 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import IO, Any
-
-import torch
+from typing import IO, TYPE_CHECKING, Any
 
 from hpo.config.study import StudyFile
 from hpo.config.train import EarlyStoppingConfig, RuntimeConfig, ScheduleConfig, TrainConfig
 from hpo.data.dataset import open_data
 from hpo.paths import Home
 from hpo.training import device as runtime
+from hpo.training.arithmetic import set_arithmetic
 from hpo.training.compiling import WARM_UP
 from hpo.training.inputs import TrainingData
 from hpo.training.train import train
+
+if TYPE_CHECKING:
+    import torch
 
 FIRST_STEPS = WARM_UP + 3
 """Steps before the first measurement: kernels are loaded, and a step is recorded."""
@@ -59,7 +61,7 @@ class Rounds:
 
     def _ready(self) -> None:
         runtime.wait(self.device)
-        if self.device.type == "cuda" and torch.cuda.memory_stats(self.device).get("num_ooms", 0):
+        if runtime.has_lacked_memory(self.device):
             self.answer(full="out of memory")
             raise OverError
         self.answer(runtime=self.config.runtime.model_dump())
@@ -70,7 +72,8 @@ class Rounds:
         if not line:
             raise OverError
         told = json.loads(line)
-        torch.set_num_threads(told["threads"])
+        threads = {"threads": told["threads"]}
+        set_arithmetic(self.config.runtime.model_copy(update=threads), self.device)
         self.images, self.began = 0, time.monotonic()
         self.until = self.began + told["seconds"]
 
