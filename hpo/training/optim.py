@@ -79,6 +79,8 @@ def make_optimizer(
         options = one_kernel | repeatable
         optimizer = kind(learning, lr, config.betas, weight_decay=decay, **options)
     if recorded:
+        # torch warns once where a step is not being recorded: the first ones prepare that.
+        optimizer._warned_capturable_if_run_uncaptured = True
         for group in optimizer.param_groups:
             group["lr"] = torch.tensor(lr, device=recorded)
     return optimizer
