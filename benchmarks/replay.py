@@ -70,6 +70,7 @@ ARMS = (
     "tpe+promote:eta=4",
     "random+promote",
     "3+tpe+median",
+    "3+tpe+hyperband",
     "3+tpe+promote",
     "3+tpe+promote:protect=0",
 )
