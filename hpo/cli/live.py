@@ -104,7 +104,7 @@ def best_text(status: StudyStatus, best: Trial) -> str:
 def _rungs(status: StudyStatus) -> list[Text]:
     """Return how many trials reached each rung, and their end."""
     found = status.count_rungs()
-    if not found or status.state == "finished":
+    if not found or not status.begun or status.state == "finished":
         return []
     counts = [Text(f"epoch {one.epoch}: {one.reached}", "dim") for one in found]
     return [Text("reached", "dim"), *counts, Text(f"the end: {status.count('complete')}", "dim")]

@@ -67,6 +67,7 @@ def test_importance_where_few_are_complete(
     assert importances(database, "toy").compared == compared
 
 
+@pytest.mark.slow
 def test_importance_by_the_first_epochs_is_of_those_values(database: Database) -> None:
     """The one parameter of two that the values follow has the most, and it is said of what."""
     space = "optimizer.lr = {low = 0.01, high = 1.0}\nlabel_smoothing = {low = 0.0, high = 0.5}"
