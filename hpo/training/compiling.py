@@ -42,9 +42,9 @@ def is_own(config: TrainConfig) -> bool:
 def compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:
     """Return `network` compiled for each batch size that it meets; compilation happens at its first
     calls. All workers of a host share one cache."""
-    import torch._dynamo.config  # takes seconds
-
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Home.default().cache / "compiled"))
+    import torch._dynamo.config  # takes seconds, and settles where the cache is
+
     limit = torch._dynamo.config.recompile_limit
     torch._dynamo.config.recompile_limit = max(limit, MOST_COMPILED)
     return torch.compile(network, dynamic=False)
