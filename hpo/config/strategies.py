@@ -258,7 +258,7 @@ class Promote(Strategy):
     first_epochs: Annotated[int | Literal["auto"], _at_least(1)] = "auto"
     """Epochs up to the first rung; auto: 6 % of the largest `epochs`, and at least one after the
     warm-up or the first of several phases."""
-    finish: int = Field(default=5, ge=0)
+    finish: int = Field(default=3, ge=0)
     """So many trials are complete at the end, if the budget allows."""
     random_fraction: float = Field(default=1 / 3, ge=0, le=1)
     """Part of the new trials that is drawn at random, so that the sampler's model, which knows
@@ -282,8 +282,9 @@ OPENING = ("max_time", "max_full_trainings")
 SMALL_STUDY = 40
 """Below this many trials hyperband's brackets are too thin: the median prunes where trials are not
 promoted."""
-LARGE_STUDY = 100
-"""From this many trials on hyperband prunes by default: it is as cheap there as promotion."""
+LARGE_STUDY = 300
+"""From this many trials on hyperband prunes by default: it is about as cheap there as promotion,
+and keeps no checkpoints of trials that wait."""
 
 
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$"
@@ -395,7 +396,7 @@ class StudyConfig(ConfigModel):
     """By name, or a table {name = "tpe", ...} with its options."""
     scheduler: Scheduler | None = Field(default=None, json_schema_extra={"default": "auto"})
     """promote, or a table {name = "promote", ...} with its options: trials pause at rungs, and the
-    best of each go on. Instead of a pruner. Default, or auto: promote below 100 trials of one
+    best of each go on. Instead of a pruner. Default, or auto: promote below 300 trials of one
     metric, where the sampler learns from trials that are not complete and patience_trials is not
     given; else a pruner."""
     pruner: Pruner = Field(default_factory=NoPruner, json_schema_extra={"default": "auto"})

@@ -36,8 +36,8 @@ def parsed(study: str = "", epochs: int = 15, train: str = "") -> StudyFile:
     [
         (
             parsed("trials = 50"),
-            "scheduler promote (default below 100 trials of one metric): first rung after epoch 1, "
-            "then 3, 9 of 15; one in 3 goes on; the best 5 are finished",
+            "scheduler promote (default below 300 trials of one metric): first rung after epoch 1, "
+            "then 3, 9 of 15; one in 3 goes on; the best 3 are finished",
         ),
         (
             parsed("scheduler = {name = 'promote', finish = 0, first_epochs = 2}", epochs=5),
@@ -47,7 +47,7 @@ def parsed(study: str = "", epochs: int = 15, train: str = "") -> StudyFile:
             parsed("scheduler = 'promote'", epochs=1),
             "scheduler promote: no rung below epoch 1, so every trial runs to its end",
         ),
-        (parsed("trials = 100"), "pruner hyperband (default from 100 trials on)"),
+        (parsed("trials = 300"), "pruner hyperband (default from 300 trials on)"),
         (
             parsed("trials = 39\nmetrics = ['val_top1', 'flops']"),
             "pruner median (default below 40 trials of several metrics)",
@@ -149,7 +149,7 @@ def test_the_note_says_it_and_is_the_users(database: Database) -> None:
     storage = FencedStorage(database)
     view = study.optuna_study(storage)
     note = optuna_dashboard.get_note(view)
-    assert note.startswith("Scheduler promote (default below 100 trials of one metric): first rung")
+    assert note.startswith("Scheduler promote (default below 300 trials of one metric): first rung")
     assert "paused at a rung" in note
     optuna_dashboard.save_note(view, "my own words")
     keep_note(storage, study.row.study_id, note)

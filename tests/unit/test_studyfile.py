@@ -266,12 +266,12 @@ def test_a_grid_runs_its_points_and_no_more() -> None:
 @pytest.mark.parametrize(
     ("fields", "scheduler", "pruner"),
     [
-        ("trials = 99", Promote(), NoPruner()),
+        ("trials = 299", Promote(), NoPruner()),
         ("", Promote(), NoPruner()),
         ("scheduler = 'auto'", Promote(), NoPruner()),
-        ("scheduler = {name = 'promote', finish = 3}", Promote(finish=3), NoPruner()),
-        ("trials = 100", None, Hyperband()),
-        ("trials = 100\nscheduler = 'promote'", Promote(), NoPruner()),
+        ("scheduler = {name = 'promote', finish = 2}", Promote(finish=2), NoPruner()),
+        ("trials = 300", None, Hyperband()),
+        ("trials = 300\nscheduler = 'promote'", Promote(), NoPruner()),
         ("trials = 39\nscheduler = 'none'", None, Median()),
         ("trials = 40\nscheduler = 'none'", None, Hyperband()),
         ("pruner = 'median'", None, Median()),
