@@ -405,10 +405,10 @@ class StudyConfig(ConfigModel):
     reproduction of a published grid."""
     defaults: bool = True
     """Try recommended configurations first, after the study's own baselines: up to four from
-    published recipes for its architecture, its weights and the size of its images, cut to the space
-    (`hpo check` shows them). At most a third of the trials; none under grid. They are chosen when
-    the study is created, and never paused or pruned before the median of the searched trials has
-    had as many epochs."""
+    published recipes and hpo's own studies for its architecture, its weights and the size of its
+    images, cut to the space (`hpo check` shows them). At most a third of the trials; none under
+    grid. They are chosen when the study is created, and never paused or pruned before the median of
+    the searched trials has had as many epochs."""
     learn_from: LearnFrom = None
     """Names of earlier studies of the same database whose best configurations are tried first,
     before the recommended ones; auto: those of every compatible study. Compatible are studies of

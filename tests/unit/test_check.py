@@ -88,8 +88,11 @@ def test_the_result_in_words(home: Home) -> None:
     assert cost.memory_mb is not None
     assert cost.memory_mb > 0
     text = str(result)
-    [recommended] = recommend(file)
-    assert f"  recommended: {recommended.source}\n    batch_size = 128\n" in text
+    proposed = recommend(file)
+    assert [one.values for one in proposed] == [{"batch_size": 32}, {"batch_size": 128}]
+    for one in proposed:
+        size = one.values["batch_size"]
+        assert f"  recommended: {one.source}\n    batch_size = {size}\n" in text
     assert text.startswith(
         "study toy: 7 trials of up to 3 epochs\npruner none: every trial runs to its end\n"
         "data:\n  train: 1259 images (0 "

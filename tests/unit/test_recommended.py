@@ -342,7 +342,7 @@ def test_a_study_keeps_what_it_tries_first_whatever_is_recommended_later(
 ) -> None:
     file = study(BOTH)
     made, _ = studies.create(database, file)
-    assert len(made.file.proposals) == 3
+    assert len(made.file.proposals) == MOST
     later = (Proposal("recommended", {"optimizer.lr": 0.05}, "a later recipe"),)
     monkeypatch.setattr(studies, "recommend", lambda file: later)
     again, is_new = studies.create(database, file)
@@ -373,7 +373,7 @@ def test_a_starter_file_says_what_is_tried_and_where_it_comes_from(tmp_path: Pat
     folder = FolderSummary(classes=2, images=900, side=32, parts=())
     text = starter_file(tmp_path, folder)
     file = parse_study(text)
-    assert len(recommend(file)) == 3
+    assert len(recommend(file)) == MOST
     for one in recommend(file):
         assert f"#   {one.source}\n#     optimizer.name = " in text
     assert max(map(len, text.partition("# Tried next")[2].splitlines())) <= 100

@@ -10,6 +10,7 @@ import pytest
 
 from hpo.api.study import Study
 from hpo.cli.main import main
+from hpo.config.recommended import MOST
 from hpo.config.study import StudyFile
 from hpo.errors import ConfigError, InputError, NotFound
 from hpo.search import study as studies
@@ -132,7 +133,7 @@ def test_a_new_study_tries_the_best_configurations_of_an_earlier_one_first(
     earlier(database)
     made, _ = studies.create(database, study(defaults=True), ["old"])
     kinds = [one.kind for one in made.file.proposals]
-    assert kinds == ["learned"] * len(made.file.learned) + ["recommended"] * 3
+    assert kinds == ["learned"] * len(made.file.learned) + ["recommended"] * MOST
     best = next(one for one in studies_trials(database, "old") if one.number == 1)
     first = made.file.learned[0]
     assert first.source == "study old, trial 1: val_top1 0.9500"
