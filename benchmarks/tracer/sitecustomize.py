@@ -22,7 +22,7 @@ MARKS = {
     "hpo.cli.main": ("main",),
     "hpo.api.study": ("open_study",),
     "hpo.workers.process": ("Child.__init__",),
-    "hpo.workers.early": ("EarlyWorkers.call",),
+    "hpo.workers.spawn": ("EarlyWorkers.call",),
     "hpo.workers.worker": ("Worker.run",),
     "hpo.data.dataset": ("open_data",),
     "hpo.training.device": ("resolve",),

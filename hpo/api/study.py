@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from hpo.storage.database import Database
     from hpo.storage.records import StudyRow, Trial
     from hpo.trained.inference import TrainedModel
-    from hpo.workers.early import EarlyWorkers
+    from hpo.workers.spawn import EarlyWorkers
     from hpo.workers.supervisor import Supervisor
 
 
@@ -239,7 +239,8 @@ class Study:
         started `early`. Raises InputError, unless `force`, where the code here is not that with
         which the study began."""
         from hpo.search.fingerprints import require_code
-        from hpo.workers.process import LocalProcesses, WorkerCommand, threads_for
+        from hpo.workers.process import threads_for
+        from hpo.workers.spawn import LocalProcesses, WorkerCommand
         from hpo.workers.supervisor import Supervisor
 
         study = self._load()

@@ -231,9 +231,7 @@ def run(
     from hpo.api.study import Learning, Study, open_study
     from hpo.config.study import StudyFile
     from hpo.config.toml import parse_assignments
-    from hpo.workers.early import EarlyWorkers
     from hpo.workers.process import (
-        WorkerCommand,
         require_count,
         require_device,
         spread,
@@ -241,6 +239,7 @@ def run(
         stop_on_signal,
         threads_for,
     )
+    from hpo.workers.spawn import EarlyWorkers, WorkerCommand
 
     set_ = [*set_, *limits.assignments(trials, time, max_full_trainings)]
     per_device = _per_device(workers_per_device)

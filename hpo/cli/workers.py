@@ -70,8 +70,8 @@ def worker(
 
     Example: HPO_STORAGE=postgresql+psycopg://me@server/hpo hpo worker digits --device cuda:1
     """
-    from hpo.workers.early import wait_for_call
     from hpo.workers.process import starting, stop_on_signal
+    from hpo.workers.spawn import wait_for_call
 
     with ExitStack() as stack:
         with starting():

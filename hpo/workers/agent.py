@@ -26,7 +26,8 @@ from hpo.search import scheduling
 from hpo.storage import records
 from hpo.storage.database import Database, connect
 from hpo.storage.leases import read_snapshot
-from hpo.workers.process import LocalProcesses, Process, ProcessSpawner, WorkerCommand
+from hpo.workers.process import Process, ProcessSpawner
+from hpo.workers.spawn import LocalProcesses, WorkerCommand
 from hpo.workers.supervisor import Supervisor
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Worker processes: how they are started, identified, stopped and watched.
+"""Worker processes: how they are identified, stopped and watched.
 
 It imports no torch: in a supervisor that would cost memory, seconds, and a CUDA context of its own.
 
@@ -18,22 +18,16 @@ import secrets
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import IO, TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from hpo.errors import InputError
-from hpo.paths import StudyDir
 from hpo.workers.healthcheck import host
-
-if TYPE_CHECKING:
-    from hpo.storage.database import Database
-    from hpo.workers.early import EarlyWorkers
 
 
 @contextmanager
@@ -275,54 +269,3 @@ class Child(subprocess.Popen[bytes]):
         """End all of them now; what does not stop by itself outlives its parent otherwise."""
         with suppress(ProcessLookupError, PermissionError):  # macOS says so of what has ended
             os.killpg(self.pid, signal.SIGKILL)
-
-
-@dataclass(frozen=True)
-class WorkerCommand:
-    """`hpo worker` for one study, as a supervisor on this host starts it."""
-
-    database: Database
-    name: str
-    threads: int
-    force: bool = False
-    """Whether workers join with other code or images too."""
-
-    def start(self, device: str, *options: str, stdin: int, output: int | IO[bytes]) -> Child:
-        """Start it on `device` with further `options`."""
-        command = [sys.executable, "-m", "hpo", "worker", self.name, "--device", device]
-        command += ["--force"] if self.force else []
-        command += [*options, "--threads", str(self.threads), "--supervised"]
-        # The URL may hold a password: it travels in the environment, never in argv. A session of
-        # its own keeps the terminal's Ctrl-C from a worker; the supervisor passes it on, once.
-        environment = os.environ | {
-            "HPO_STORAGE": self.database.secret_url,
-            "OMP_NUM_THREADS": str(self.threads),
-        }
-        return Child(
-            command,
-            env=environment,
-            stdin=stdin,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-
-
-@dataclass(frozen=True)
-class LocalProcesses:
-    """Workers as child processes, each with a log file of its own; never a fork, since CUDA does
-    not survive one. Those that have started early are taken first."""
-
-    command: WorkerCommand
-    directory: StudyDir
-    early: EarlyWorkers | None = None
-
-    def start(self, worker: str, device: str) -> Process:
-        """Start `hpo worker` with the id `worker` on `device`."""
-        path = self.directory.log(worker)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as output:
-            called = self.early.call(worker, device, path) if self.early else None
-            return called or self.command.start(
-                device, "--worker-id", worker, stdin=subprocess.DEVNULL, output=output
-            )

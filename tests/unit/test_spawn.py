@@ -9,8 +9,8 @@ from typing import IO
 import psutil
 import pytest
 
-from hpo.workers.early import EarlyWorkers
 from hpo.workers.process import Child
+from hpo.workers.spawn import EarlyWorkers
 
 WAITS = """
 import json, pathlib, sys

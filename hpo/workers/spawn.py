@@ -1,4 +1,4 @@
-"""Workers that start before their study is open.
+"""Workers as child processes of this host, started at once or before their study is open.
 
 While `hpo run` still looks at the images and the database, each of its workers imports what it will
 need, torch above all, and then waits on its standard input for a line with its id and its log. A
@@ -13,14 +13,50 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Self
+from typing import IO, TYPE_CHECKING, Self
 
-from hpo.workers.process import Child, WorkerCommand
+from hpo.paths import StudyDir
+from hpo.workers.process import Child, Process
+
+if TYPE_CHECKING:
+    from hpo.storage.database import Database
 
 IMPORTED = ("hpo.search.trial", "hpo.workers.worker")
 """Modules that bring all that a worker imports before its first trial."""
+
+
+@dataclass(frozen=True)
+class WorkerCommand:
+    """`hpo worker` for one study, as a supervisor on this host starts it."""
+
+    database: Database
+    name: str
+    threads: int
+    force: bool = False
+    """Whether workers join with other code or images too."""
+
+    def start(self, device: str, *options: str, stdin: int, output: int | IO[bytes]) -> Child:
+        """Start it on `device` with further `options`."""
+        command = [sys.executable, "-m", "hpo", "worker", self.name, "--device", device]
+        command += ["--force"] if self.force else []
+        command += [*options, "--threads", str(self.threads), "--supervised"]
+        # The URL may hold a password: it travels in the environment, never in argv. A session of
+        # its own keeps the terminal's Ctrl-C from a worker; the supervisor passes it on, once.
+        environment = os.environ | {
+            "HPO_STORAGE": self.database.secret_url,
+            "OMP_NUM_THREADS": str(self.threads),
+        }
+        return Child(
+            command,
+            env=environment,
+            stdin=stdin,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
 
 
 class EarlyWorkers:
@@ -56,6 +92,26 @@ class EarlyWorkers:
                 return process
             process.wait()  # it died; the next one will tell why
         return None
+
+
+@dataclass(frozen=True)
+class LocalProcesses:
+    """Workers as child processes, each with a log file of its own; never a fork, since CUDA does
+    not survive one. Those that have started early are taken first."""
+
+    command: WorkerCommand
+    directory: StudyDir
+    early: EarlyWorkers | None = None
+
+    def start(self, worker: str, device: str) -> Process:
+        """Start `hpo worker` with the id `worker` on `device`."""
+        path = self.directory.log(worker)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as output:
+            called = self.early.call(worker, device, path) if self.early else None
+            return called or self.command.start(
+                device, "--worker-id", worker, stdin=subprocess.DEVNULL, output=output
+            )
 
 
 def wait_for_call() -> str:
