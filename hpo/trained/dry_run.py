@@ -327,7 +327,8 @@ class CheckResult:
         """Return what the study will spend of its budgets; None if that cannot be told."""
         timed = [cost.mean_epoch_s for cost in self.costs if cost.mean_epoch_s is not None]
         mean = sum(timed) / len(timed) if timed else None
-        return forecast(self.file, workers=self.workers, epoch_s=mean, once_s=self._once_s)
+        file = replace(self.file, proposals=self.first)
+        return forecast(file, workers=self.workers, epoch_s=mean, once_s=self._once_s)
 
     def _once_s(self, trials: float) -> float:
         """Return the seconds for outputs that the first worker to need them computes and caches."""

@@ -110,9 +110,10 @@ def expected_epochs(file: StudyFile, trials: int) -> Range:
     most = float(trials * longest)
     if study.scheduler is not None:
         stops = geometric(file.first_rung, file.reduction_factor, longest)
-        rungs = Rungs(stops, file.reduction_factor, study.scheduler.finish)
-        least = promoted_epochs(rungs, trials, longest)
-        return least, min(most, PROMOTED * least)
+        whole = min(len(file.proposals), trials)  # recommended trials hardly ever pause
+        rungs = Rungs(stops, file.reduction_factor, max(0, study.scheduler.finish - whole))
+        least = promoted_epochs(rungs, trials - whole, longest)
+        return whole * longest + least, min(most, whole * longest + PROMOTED * least)
     name = study.pruner.name
     if name == "none":
         return most, most

@@ -111,7 +111,8 @@ def test_a_study_of_others_is_deleted_as_they_do(database: Database, study: Stud
 def test_a_note_is_saved_and_its_answer_is_one_that_the_page_can_read(study: Study) -> None:
     app = make_app(study.database)
     path = f"/api/studies/{study.row.study_id}"
-    note = {"body": "looks good", "version": 1}
+    version = read(ask(app, "GET", path))["note"]["version"]
+    note = {"body": "looks good", "version": version + 1}
     answer = ask(app, "PUT", f"{path}/note", note, Origin=f"http://{HERE}")
     assert (answer.status_code, read(answer)) == (200, {})
     assert read(ask(app, "GET", path))["note"]["body"] == "looks good"

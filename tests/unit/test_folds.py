@@ -145,12 +145,12 @@ def test_out_of_memory_halves_the_micro_batch_of_all(
 ) -> None:
     original, calls = learner.Learner._loss, 0
 
-    def small_only(self: Any, images: torch.Tensor, labels: torch.Tensor) -> Any:
+    def small_only(self: Any, forward: Any, images: torch.Tensor, labels: torch.Tensor) -> Any:
         nonlocal calls
         calls += 1
         if calls > 20 and len(images) > 8:  # in the second fold of the second epoch
             raise torch.OutOfMemoryError("pretended")
-        return original(self, images, labels)
+        return original(self, forward, images, labels)
 
     monkeypatch.setattr(learner.Learner, "_loss", small_only)
     results = run(folded(epochs=3), checkpoint=files(tmp_path))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from hpo.config.study import StudyFile, parse_study
+from hpo.config.study import Proposal, StudyFile, parse_study
 from hpo.search.promotion import Rungs
 from hpo.trained.forecast import expected_epochs, forecast, promoted_epochs
 
@@ -33,6 +35,19 @@ def test_epochs_of_rungs(
     assert promoted_epochs(Rungs(stops, eta, finish), trials, longest) == epochs
 
 
+def test_recommended_trials_run_to_their_end() -> None:
+    file = study("trials = 30", 15, 'scheduler = "promote"')
+    known = replace(
+        file, proposals=(Proposal("recommended", {"optimizer.lr": 0.01}, "a page"),) * 4
+    )
+    rungs = Rungs((1, 3, 9), 3, 0)
+    assert expected_epochs(known, 30)[0] == 4 * 15 + promoted_epochs(rungs, 26, 15)
+    assert expected_epochs(known, 2) == (30, 30)
+
+
+FIVE = 'scheduler = {name = "promote", finish = 5}'
+
+
 @pytest.mark.parametrize(
     ("pruner", "trials", "epochs", "measured"),
     [
@@ -44,8 +59,8 @@ def test_epochs_of_rungs(
         ('pruner = "hyperband"', 200, 51, (44.9 * 51, 51.6 * 51)),
         ('pruner = "asha"', 50, 51, (8.0 * 51, 9.4 * 51)),
         ('pruner = "asha"', 30, 15, (111, 112)),
-        ('scheduler = "promote"', 50, 51, (11.5 * 51, 14.3 * 51)),
-        ('scheduler = "promote"', 32, 6, (73, 80)),
+        (FIVE, 50, 51, (11.5 * 51, 14.3 * 51)),
+        (FIVE, 32, 6, (73, 80)),
         ('pruner = "none"', 50, 51, (50 * 51, 50 * 51)),
     ],
 )

@@ -167,7 +167,7 @@ def test_a_budget_of_epochs_is_kept_and_its_last_third_finishes_trials(table: Ta
 
 
 def test_auto_is_what_the_product_takes(table: Table) -> None:
-    small, large = search(table, "tpe+auto", "10"), search(table, "tpe+auto", "200")
+    small, large = search(table, "tpe+auto", "10"), search(table, "tpe+auto", "300")
     assert small.file.study.scheduler is not None
     assert large.file.study.pruner.name == "hyperband"
     assert len(large.trials) == SETTINGS  # there are no more
