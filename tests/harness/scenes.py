@@ -126,7 +126,8 @@ def killed_between_writes(url: str) -> dict[str, Any]:
     supervise(database, reference, forks(reference), 1)
     for number, write in enumerate(WRITES):
         study, _ = studies.create(database, small_study(f"write-{number}", trials=3))
-        launcher = KilledOnce(study, Home.default(), "real", write=write)
+        calls = 2 if write[0] == "attribute" else 1  # the first is where the trial comes from
+        launcher = KilledOnce(study, Home.default(), "real", write=write, calls=calls)
         supervise(database, study, launcher, 1)
         assert launcher.children[0].code == -signal.SIGKILL, write[0]
     return {"writes": [name for name, _, _ in WRITES]}
@@ -146,7 +147,7 @@ PAUSES: list[tuple[str, Any, str, int]] = [
     ("weights", trial, "save_weights", 1),
     ("end of a complete trial", trial, "_tell", 1),
     ("claim of an outranked trial", leases, "claim", 8),
-    ("its reason", FencedStorage, "set_trial_user_attr", 4),
+    ("its reason", FencedStorage, "set_trial_user_attr", 7),
     ("end of an outranked trial", trial, "_tell", 2),
 ]
 """Writes of pauses, of promotions and of the end, with a single worker on `promoting_study`: trials

@@ -80,7 +80,10 @@ def seen(database: Database, name: str = "toy") -> dict[str, Any]:
         "workers": status.workers,
         "row": {key: v for key, v in vars(status.row).items() if key != "study_id"},
         "optuna": frozen,
-        "attributes": (told.get_study_user_attrs(study_id), told.get_study_system_attrs(study_id)),
+        "attributes": [  # in whatever order a database has them
+            sorted(told.get_study_user_attrs(study_id).items()),
+            sorted(told.get_study_system_attrs(study_id).items()),
+        ],
         "enqueued": records.read_enqueued(database, status.row.uuid),
         "resolved": records.read_resolved(database, status.row.uuid),
     }

@@ -497,6 +497,8 @@ def test_run_searches_and_says_what_came_out(hpo: Hpo) -> None:
     assert done.returncode == 0, done.stderr
     data, lines = done.stdout.splitlines()[:3], done.stdout.splitlines()[3:]
     assert [line.partition(":")[0] for line in data] == ["train", "val", "test"]
+    assert lines.pop(0) == "tried first:"
+    assert lines.pop(0).startswith("  recommended: ")
     assert lines[0].startswith("toy: 0/2 trials; 1 worker on cpu; sqlite:///")
     assert lines[1] == "pruner none: every trial runs to its end"
     assert lines[2].startswith("tpe draws all 2 trials at random")

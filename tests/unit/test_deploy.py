@@ -200,6 +200,7 @@ def test_nothing_to_quantise_is_told(tmp_path: Path) -> None:
 )
 def test_architectures_answer_as_torch_does(tmp_path: Path, architecture: str) -> None:
     settings = TrainConfig.parse({"model": {"architecture": architecture}}).model
+    torch.manual_seed(0)
     network = models.build(settings, classes=3, image_size=32).eval()
     images = torch.randn(6, 3, 32, 32)
     export(network, tmp_path / "m.onnx", image_size=32, metadata={})
