@@ -46,7 +46,7 @@ trials = {trials}
 sampler = "random"
 [train]
 epochs = 1
-data = {{dataset = "digits", image_size = {side}}}
+data = {{dataset = "digits", image_size = {side}, limit_train = 128}}
 model = {{architecture = "{architecture}", stem = "{stem}"}}
 [space]
 optimizer.name = ["sgd", "adamw"]
@@ -108,7 +108,7 @@ HEAD = f"{'seconds':34}{'wall min':>9}{'median':>9}{'cpu min':>9}{'median':>9}"
 
 
 def environment(checkout: Path, home: Path, **more: str) -> dict[str, str]:
-    paths = os.pathsep.join(map(str, (TRACER, checkout)))
+    paths = os.pathsep.join(map(str, [TRACER] * ("TRACE" in more) + [checkout]))
     return os.environ | {"PYTHONPATH": paths, "HPO_HOME": str(home)} | more
 
 
@@ -281,11 +281,12 @@ def both(make: Callable[[Path], dict[str, Job]], other: Path | None) -> dict[str
 
 def show(samples: Samples, base: str | None = None) -> None:
     """Print a table; the last columns are ratios of median processor times."""
-    print(HEAD + (f"{'cpu / ' + base:>28}" if base else "") + f"{'other / this':>14}")
+    compared = any(name.endswith(OTHER) for name in samples)
+    print(HEAD + (f"{'cpu / ' + base:>33}" if base else "") + "  other / this" * compared)
     for name, sample in samples.items():
         ratio = median(sample.cpu) / median(samples[base].cpu) if base else 0.0
         other = samples.get(name + OTHER)
-        line = f"{name:34}{sample}" + (f"{ratio:28.2f}" if base else "")
+        line = f"{name:34}{sample}" + (f"{ratio:33.2f}" if base else "")
         line += f"{median(other.cpu) / median(sample.cpu):14.2f}" if other else ""
         print(f"{line.ljust(70)}  {', '.join(sorted(set(sample.said) - {''}))}".rstrip())
     print(flush=True)
