@@ -46,7 +46,7 @@ trials = {trials}
 sampler = "random"
 [train]
 epochs = 1
-data = {{dataset = "digits", image_size = {side}, limit_train = 128}}
+data = {{dataset = "digits", image_size = {side}}}
 model = {{architecture = "{architecture}", stem = "{stem}"}}
 [space]
 optimizer.name = ["sgd", "adamw"]
@@ -186,13 +186,16 @@ def run(
     with folder() as place:
         (place / "trace").mkdir()
         file = place / "tiny.toml"
-        file.write_text(
-            STUDY.format(trials=workers, architecture=architecture, stem=stem, side=side)
-        )
+        file.write_text(STUDY.format(trials=100, architecture=architecture, stem=stem, side=side))
         env = environment(checkout, place / "runs", TRACE=str(place / "trace"))
+        command = [*HPO, "run", file.name, "--quiet", "--device", "cpu", "--workers", str(workers)]
         typed = time.time()
-        timed([*HPO, "run", file.name, "--quiet", "--device", "cpu", "--workers", str(workers)],
-              place, env)  # fmt: skip
+        with subprocess.Popen(
+            command, cwd=place, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as process:
+            while process.poll() is None and steps(place / "trace") < workers:
+                time.sleep(0.1)
+            process.terminate()
         traces = [read_trace(path) for path in (place / "trace").iterdir()]
     ends = [one["< Learner.step"] for one in traces if "< Learner.step" in one]
     assert len(ends) == workers, f"{len(ends)} of {workers} workers made a step"
@@ -202,6 +205,11 @@ def run(
         add_stages(stages, network, typed, supervisor, worker)
     ready = supervisor.get("> EarlyWorkers.call", supervisor["> Child.__init__"])[1]
     return max(wall for wall, _ in ends) - typed, sum(cpu for _, cpu in ends) + ready, ""
+
+
+def steps(traces: Path) -> int:
+    """How many processes have made a step of a training."""
+    return sum("< Learner.step" in path.read_text() for path in traces.iterdir())
 
 
 Trace = dict[str, tuple[float, float]]
@@ -246,10 +254,12 @@ def resolve(checkout: Path, network: str, isa: str) -> tuple[float, float, str]:
     architecture, stem = RESOLVED[network]
     code = RESOLVE.format(architecture=architecture, stem=stem)
     more = {"OMP_NUM_THREADS": "1"} | ({"ONEDNN_MAX_CPU_ISA": isa} if isa else {})
-    env = environment(checkout, Path("unused"), **more)
-    done = subprocess.run(
-        [*PYTHON, "-c", code], env=env, capture_output=True, text=True, check=True
-    )
+    with folder() as place:  # where Python finds no other hpo first
+        env = environment(checkout, place, **more)
+        command = [*PYTHON, "-c", code]
+        done = subprocess.run(
+            command, cwd=place, env=env, capture_output=True, text=True, check=True
+        )
     wall, cpu, said = json.loads(done.stdout)
     return wall, cpu, said
 
