@@ -235,7 +235,7 @@ class StudyFile:
         """The most epochs that a trial of this study can have."""
         return max(self.config(corner).epochs for corner in self.space.corners())
 
-    @property
+    @cached_property
     def first_rung(self) -> int:
         """Epochs after which trials are first compared, under promote."""
         scheduler = self.study.scheduler

@@ -43,7 +43,8 @@ class Rungs:
         reached = tuple(losses[epoch - 1] for epoch in self.epochs if epoch <= len(losses))
         return Standing(number, state, len(losses), reached, least)
 
-    def _beats_chance(self, loss: float) -> bool:
+    def beats_chance(self, loss: float) -> bool:
+        """Return whether a value, as a loss, is better than guessing."""
         return self.chance is None or loss < (-self.chance if self.maximize else self.chance)
 
 
@@ -154,7 +155,7 @@ def _promoted(rungs: Rungs, rung: int, standings: Iterable[Standing]) -> list[in
     """Return the trials that may go beyond `rung`, best first: all where none is better than
     guessing, since their order there is noise."""
     ranked = _ranked(rung, standings)
-    if ranked and not rungs._beats_chance(ranked[0].losses[rung]):
+    if ranked and not rungs.beats_chance(ranked[0].losses[rung]):
         return [one.number for one in ranked]
     return [one.number for one in ranked[: len(ranked) // rungs.reduction_factor]]
 

@@ -42,10 +42,11 @@ class Best:
     """Paused trials that may still be promoted."""
 
 
-def apply_retention(study: Study, home: Home) -> None:
-    """Remove the files of trials that are over and need not stay, here and from the artifacts."""
+def apply_retention(study: Study, home: Home, standings: Standings | None = None) -> None:
+    """Remove the files of trials that are over and need not stay, here and from the artifacts.
+    `standings`: those of the study, where the caller has read some already."""
     attempts = records.read_attempts(study.database, study.uuid)
-    best = best_of_all(study, attempts)
+    best = best_of_all(study, attempts, standings)
     directory = study.directory(home)
     here = map(directory.name_of, files_in(directory.trials))
     for name in surplus(here, attempts, best):
@@ -109,25 +110,25 @@ def _staying(number: int, files: Iterable[str], k: int, best: Best) -> set[str]:
     return stay | {name for *_, name in sorted(checkpoints)[-1:]}
 
 
-def best_of_all(study: Study, attempts: Attempts) -> Best:
-    """Return the complete trials of which weights and checkpoints stay."""
+def best_of_all(study: Study, attempts: Attempts, standings: Standings | None = None) -> Best:
+    """Return the trials of which weights and checkpoints stay."""
     ranking, scores = Ranking(study.file.directions), _scores(attempts)
     order, front = ranking.order(scores), ranking.front(scores)
     weights = front if ranking.has_several else order[:KEPT]
-    paused = _promotable(study, attempts)
+    paused = _promotable(study, attempts, standings or Standings(study))
     checkpoints = [*front, *(number for number in order if number not in front)]
     if study.file.study.scheduler is not None:  # they would go on if the study were extended
-        checkpoints = ranking.order(scores | _scores(attempts, Outcome.PRUNED))
+        checkpoints = ranking.order(scores | _pruned(attempts))
     kept = frozenset(checkpoints[: study.file.study.keep_checkpoints])
     return Best(frozenset(weights), kept, paused)
 
 
-def _promotable(study: Study, attempts: Attempts) -> frozenset[int]:
+def _promotable(study: Study, attempts: Attempts, standings: Standings) -> frozenset[int]:
     """Return the paused trials that may still be promoted, whatever the trials to come reach."""
     if study.file.study.scheduler is None:
         return frozenset()
     live = sum(rows[-1].live for rows in attempts.values())
-    return frozenset(Standings(study).kept(study.snapshot().trials, live))
+    return frozenset(standings.kept(study.snapshot().trials, live))
 
 
 def is_kept(study: Study, ending: Ending) -> bool:
@@ -140,11 +141,13 @@ def is_kept(study: Study, ending: Ending) -> bool:
     return better < (1 if ranking.has_several else KEPT)
 
 
-def _scores(
-    attempts: Attempts, outcome: Outcome = Outcome.COMPLETE
-) -> dict[int, tuple[float, ...]]:
-    """Return the values of trials that ended so by number."""
-    last = {number: rows[-1] for number, rows in attempts.items() if rows[-1].outcome == outcome}
-    if outcome != Outcome.COMPLETE:
-        return {number: (one.value,) for number, one in last.items() if one.value is not None}
-    return {number: one.scores for number, one in last.items() if one.scores}
+def _scores(attempts: Attempts) -> dict[int, tuple[float, ...]]:
+    """Return the values of complete trials by number."""
+    return {number: rows[-1].scores for number, rows in attempts.items() if rows[-1].scores}
+
+
+def _pruned(attempts: Attempts) -> dict[int, tuple[float, ...]]:
+    """Return the best values of pruned trials by number."""
+    last = {number: rows[-1] for number, rows in attempts.items()}
+    pruned = {number: one for number, one in last.items() if one.outcome == Outcome.PRUNED}
+    return {number: (one.value,) for number, one in pruned.items() if one.value is not None}

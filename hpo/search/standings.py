@@ -6,22 +6,12 @@ import math
 from collections.abc import Sequence
 
 from hpo.search import promotion, scheduling
-from hpo.search.promotion import Place, Prospects, Rungs, Standing, State
-from hpo.search.rungs import CHANCE, rungs_of
+from hpo.search.promotion import Place, Prospects, Rungs, Standing
+from hpo.search.rungs import CHANCE, STATES, rungs_of
 from hpo.search.study import Study
 from hpo.storage import records
 from hpo.storage.leases import StudySnapshot
 from hpo.storage.records import Outcome
-
-STATES: dict[Outcome | None, State] = {
-    Outcome.PAUSED: "paused",
-    Outcome.COMPLETE: "complete",
-    Outcome.PRUNED: "over",
-    Outcome.HANDED_BACK: "running",
-    Outcome.LOST: "running",
-    None: "running",
-}
-"""Failed and worthless trials are not among them: they have no place at a rung."""
 
 
 class Standings:
@@ -94,9 +84,9 @@ class Standings:
         self._read_curves()
         rungs = self.rungs()
         return [
-            rungs.standing(number, STATES[outcome], self._curves.get(number, ()))
+            rungs.standing(number, state, self._curves.get(number, ()))
             for number, outcome in outcomes.items()
-            if outcome in STATES
+            if (state := STATES.get(_state(outcome))) is not None
         ]
 
     def _read_curves(self) -> None:
@@ -116,3 +106,10 @@ class Standings:
             return True
         complete = sum(one.state == "complete" for one in standings)
         return complete < self.rungs().finish and scheduling.closing(snapshot)
+
+
+def _state(outcome: Outcome | None) -> str:
+    """Return the state of a trial by how its last attempt ended."""
+    if outcome in (None, Outcome.HANDED_BACK, Outcome.LOST):
+        return "running"
+    return str(outcome)

@@ -390,10 +390,8 @@ def read_status(database: Database, name: str) -> StudyStatus:
     epochs = records.read_epochs(database, row.uuid)
     params = read_params(database, row.study_id)
     enqueued = [number for _, number in records.read_enqueued(database, row.uuid)]
-    origin, rest = (
-        _origins(file, enqueued),
-        "grid" if file.study.sampler.name == "grid" else "sampled",
-    )
+    origin = _origins(file, enqueued)
+    rest = "grid" if file.study.sampler.name == "grid" else "sampled"
     hidden = row.stop == "rule"
     trials = [
         replace(_trial(file, number, state, params.get(number, {}), epochs.get(number, []),

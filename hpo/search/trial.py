@@ -126,7 +126,7 @@ class TrialRunner:
                 _pause(self, lease, ending.reason or "")
             else:
                 _tell(self, lease, trial, ending)
-        retention.apply_retention(self.study, self.home)
+        retention.apply_retention(self.study, self.home, self.standings)
 
     def drain(self, claim: Claim, reason: str, control: Control) -> None:
         """End a trial that nobody runs, because the study is over: pruned, unless it has all its

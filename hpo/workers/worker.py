@@ -208,7 +208,7 @@ class Worker:
         }
 
     def _loop(self, progress: Progress) -> str:
-        retention.apply_retention(self.study, self.home)
+        retention.apply_retention(self.study, self.home, self.standings)
         while not progress.stop.is_set():
             try:
                 reason = self._turn(progress)
