@@ -14,7 +14,8 @@ from typing import Any
 from hpo.config.study import Proposal, StudyFile
 from hpo.formatting import exact_duration
 from hpo.search.promotion import Prospects
-from hpo.storage.leases import ClaimableTrial, ContactWindow, StudySnapshot
+from hpo.storage.leases import ClaimableTrial, ContactWindow
+from hpo.storage.snapshot import StudySnapshot
 from hpo.storage.spending import Spending
 
 Values = Mapping[str, Any]

@@ -10,8 +10,8 @@ from hpo.search.promotion import Place, Prospects, Rungs, Standing
 from hpo.search.rungs import CHANCE, STATES, rungs_of
 from hpo.search.study import Study
 from hpo.storage import records
-from hpo.storage.leases import StudySnapshot
 from hpo.storage.records import Outcome
+from hpo.storage.snapshot import StudySnapshot
 
 
 class Standings:

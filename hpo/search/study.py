@@ -24,7 +24,6 @@ from hpo.search.scheduling import option
 from hpo.search.transfer import LearnFrom, learn
 from hpo.storage import leases, records
 from hpo.storage.database import Database
-from hpo.storage.leases import StudySnapshot, read_snapshot
 from hpo.storage.optuna import (
     FencedStorage,
     cached,
@@ -34,6 +33,7 @@ from hpo.storage.optuna import (
     reopen_pruned,
 )
 from hpo.storage.records import StudyRow
+from hpo.storage.snapshot import StudySnapshot, read_snapshot
 from hpo.storage.spending import read_spending
 from hpo.storage.tables import OPEN_ENDED
 

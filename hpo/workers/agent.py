@@ -25,7 +25,7 @@ from hpo.paths import Home, StudyDir
 from hpo.search import scheduling
 from hpo.storage import records
 from hpo.storage.database import Database, connect
-from hpo.storage.leases import read_snapshot
+from hpo.storage.snapshot import read_snapshot
 from hpo.workers.process import Process, ProcessSpawner
 from hpo.workers.spawn import LocalProcesses, WorkerCommand
 from hpo.workers.supervisor import Supervisor

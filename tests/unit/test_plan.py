@@ -8,7 +8,8 @@ import pytest
 
 from hpo.config.study import Proposal
 from hpo.search import scheduling
-from hpo.storage.leases import ClaimableTrial, StudySnapshot
+from hpo.storage.leases import ClaimableTrial
+from hpo.storage.snapshot import StudySnapshot
 from hpo.storage.tables import OPEN_ENDED
 from tests.harness.fakes import study_file
 
