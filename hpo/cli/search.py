@@ -342,10 +342,11 @@ def _search(
         if not quiet and (plain or not out.is_terminal):
             line = headline(study.status(), study.database.shown, supervisor.devices)
             out.print(line, markup=False, soft_wrap=True)
+        whole = not out.is_terminal  # which breaks lines within words
         if not quiet:
-            out.print(what_decides(file), markup=False, soft_wrap=True)
+            out.print(what_decides(file), markup=False, soft_wrap=whole)
         for line in () if quiet else remarks(study.file):
-            out.print(line, markup=False, soft_wrap=True, style="yellow")
+            out.print(line, markup=False, soft_wrap=whole, style="yellow")
         view = stack.enter_context(live.opened(out, study.status, plain=plain, quiet=quiet))
         stack.enter_context(_logged(out))
         supervisor.run(stop, partial(view.follow, stop))

@@ -225,8 +225,14 @@ class Worker:
                     return str(error)
             else:
                 if reason is not None:
+                    self._tidy_up()
                     return reason
         return "stopped by a signal"
+
+    def _tidy_up(self) -> None:
+        """Remove what a study that is over leaves: many trials ended since a trial last ran."""
+        with suppress(NotFound):  # deleted meanwhile
+            retention.apply_retention(self.study, self.home, self.standings)
 
     def _turn(self, progress: Progress) -> str | None:
         """Decide what to do next and do it; return a reason where nothing is left to do."""
