@@ -127,10 +127,12 @@ def may_go_on(rungs: Rungs, standings: Sequence[Standing], number: int, *, closi
 
 
 def promotable(rungs: Rungs, standings: Sequence[Standing], *, closing: bool) -> list[int]:
-    """Return the paused trials that may go on, in the order in which to take them: of the highest
-    rung first, there the best first; if there are none in the closing phase, the best ones."""
+    """Return the paused trials that may go on, in the order in which to take them: those that are
+    at no rung, since a stop rule interrupted them; then of the highest rung first, there the best
+    first; if there are none in the closing phase, the best ones."""
     paused = {one.number for one in standings if one.state == "paused"}
-    found: list[int] = []
+    found = [one.number for one in _between(rungs, standings)]
+    paused -= set(found)
     for rung in reversed(range(len(rungs.epochs))):
         here = {one.number for one in standings if len(one.losses) == rung + 1} & paused
         found += [number for number in _promoted(rungs, rung, standings) if number in here]
@@ -144,11 +146,17 @@ def may_be_promoted(rungs: Rungs, standings: Sequence[Standing], most: int, spar
     never can. `spare` more of each rung allow for workers that decide at the same time."""
     paused = [one for one in standings if one.state == "paused"]
     kept = {one.number for one in sorted(paused, key=_by_loss)[: rungs.finish + spare]}
+    kept |= {one.number for one in _between(rungs, standings)}
     places = math.ceil(most / rungs.reduction_factor) + spare
     for rung in range(len(rungs.epochs)):
         here = {one.number for one in paused if len(one.losses) == rung + 1}
         kept |= here & {one.number for one in _ranked(rung, standings)[:places]}
     return kept
+
+
+def _between(rungs: Rungs, standings: Iterable[Standing]) -> list[Standing]:
+    """Return the paused trials that are at no rung, where alone it is asked whether to go on."""
+    return [one for one in standings if one.state == "paused" and one.epochs not in rungs.epochs]
 
 
 def _promoted(rungs: Rungs, rung: int, standings: Iterable[Standing]) -> list[int]:

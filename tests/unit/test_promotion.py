@@ -88,6 +88,16 @@ def test_the_best_are_finished_when_no_trial_is_left_to_begin() -> None:
     assert may_go_on(RUNGS, [*trials, complete], 1, closing=True)
 
 
+def test_what_a_stop_rule_interrupted_goes_on_first() -> None:
+    """After `hpo extend`, in the closing phase or not: else nobody would ever take them."""
+    unbegun = RUNGS.standing(8, "paused", [])
+    between = RUNGS.standing(9, "paused", [0.1, 0.1])
+    trials = [*paused(0.1, 0.3, 0.2), unbegun, between]
+    for closing in (False, True):
+        assert promotable(RUNGS, trials, closing=closing) == [8, 9, 1]
+    assert {8, 9} <= may_be_promoted(RUNGS, trials, 3, spare=0)
+
+
 def test_promotion_comes_before_finishing() -> None:
     trials = [*paused(0.5, 0.4, 0.3), *paused(0.9, epochs=3, first=3)]
     one = Rungs(epochs=(1, 3, 9), reduction_factor=2, finish=4)
