@@ -170,9 +170,9 @@ def test_an_extended_study_lets_paused_trials_go_on(database: Database, home: Ho
             assert curve(trial)[: len(known.epochs)] == curve(known)
 
 
-@pytest.mark.parametrize("first", [0.25, 0.5, 1.25])
+@pytest.mark.parametrize(("first", "more"), [(0.25, 0.1), (0.5, 0.5), (1.25, 0.25)])
 def test_a_study_that_a_budget_ended_goes_on_and_ends(
-    database: Database, home: Home, first: float
+    database: Database, home: Home, first: float, more: float
 ) -> None:
     """Wherever the budget left a trial, at a rung or between two: nobody waits for ever."""
     scheduler = "{name = 'promote', first_epochs = 2, reduction_factor = 2, finish = 2}"
@@ -180,12 +180,12 @@ def test_a_study_that_a_budget_ended_goes_on_and_ends(
     file = study_file(trials=9, study=limits, train=TRAIN, space=SPACE)
     study = search(database, home, file)
     assert read_status(database, "toy").state == "finished"
-    studies.extend(study, max_full_trainings=first + 0.5)
+    studies.extend(study, max_full_trainings=first + more)
     run(studies.load(database, "toy"), home, 10**6)
     status = read_status(database, "toy")
     assert status.state == "finished"
     spent = sum(len(trial.epochs) for trial in status.trials)
-    assert (first + 0.5) * EPOCHS <= spent <= (first + 0.5) * EPOCHS + 1
+    assert (first + more) * EPOCHS <= spent <= (first + more) * EPOCHS + 1
 
 
 def test_a_worker_that_saw_a_trial_pruned_goes_on_with_it(database: Database, home: Home) -> None:
