@@ -68,7 +68,10 @@ def dashboard(
     ] = None,
     storage: Storage = None,
 ) -> None:
-    """Serve optuna-dashboard until Ctrl-C, on this machine alone unless --host says otherwise.
+    """Serve the dashboard until Ctrl-C, on this machine alone unless --host says otherwise.
+
+    It is optuna-dashboard, and at /hpo pages of hpo's own: live workers, trials with all metrics
+    and reasons, logs, the report, and buttons to stop, resume, extend and enqueue.
 
     Any other address requires a password or a token; once set, it is also asked for on this
     machine, whose other users reach 127.0.0.1 as well as you do. The dashboard speaks plain HTTP,

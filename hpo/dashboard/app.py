@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from werkzeug.wrappers import Response
 
 from hpo.dashboard.gateway import Request, json_response, refusal
+from hpo.dashboard.pages import Pages
 from hpo.errors import InputError, StorageError
 from hpo.paths import Home
 from hpo.search import study as studies
@@ -31,11 +32,13 @@ HEALTH_S = 2.0
 
 
 class DashboardApp:
-    """The WSGI app of `database`, whose tables are created if they are missing."""
+    """The WSGI app of `database`, whose tables are created if they are missing: hpo's own pages at
+    /hpo, optuna-dashboard everywhere else."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, read_only: bool = False) -> None:
         create_schema(database)
         self.database = database
+        self._pages = Pages(database, read_only)
         self._lock = threading.Lock()
         self._identities = records.study_identities(database)
         self._app = _optuna_dashboard(database)
@@ -45,6 +48,8 @@ class DashboardApp:
         return self._respond(Request(environ))(environ, start)
 
     def _respond(self, request: Request) -> Response:
+        if request.path == "/hpo" or request.path.startswith("/hpo/"):
+            return self._pages.respond(request)
         if not request.path.startswith(("/api/", "/csv/")):
             return Response.from_app(self._app, request.environ)
         app = self._current()

@@ -65,7 +65,7 @@ class Request(werkzeug.Request):
     @property
     def is_page(self) -> bool:
         """True where a person looks at the response, not a script or a page of ours."""
-        return self.reads and (self.path == "/" or self.path.split("/")[1] == "dashboard")
+        return self.reads and (self.path == "/" or self.path.split("/")[1] in ("dashboard", "hpo"))
 
     @property
     def is_secure(self) -> bool:
@@ -104,12 +104,13 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
 PATH = re.compile(r"/[A-Za-z0-9._~/-]*", re.ASCII)
 MAX_PATH = 1024
 HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(:\d{1,5})?", re.ASCII)
-PAGE = re.compile(r"/dashboard(/[A-Za-z0-9_-]+)*", re.ASCII)
+PAGE = re.compile(r"/(dashboard(/[A-Za-z0-9_-]+)*|hpo(/[A-Za-z0-9._-]+)*)", re.ASCII)
 
 WRITES = {
     r"PUT /api/studies/\d+(/\d+)?/note": None,
     r"DELETE /api/studies/\d+": None,
     r"(POST|DELETE) /api/artifacts(/[0-9a-fA-F-]+){1,3}": None,
+    r"POST /hpo/studies/[A-Za-z0-9._-]+/(stop|resume|extend|enqueue)": None,
     r"POST /api/studies": "a study is created from its file: hpo run STUDY.toml",
     r"POST /api/studies/\d+/rename": (
         "a study keeps its name: Optuna renames by copying, and the copy would lose every epoch "
@@ -120,7 +121,7 @@ WRITES = {
     ),
     r"POST /api/trials/\d+/user-attrs": "a trial's attributes are written by its worker",
 }
-"""What optuna-dashboard's pages may change (None), or why not; everything else is refused."""
+"""What the pages may change (None), or why not; everything else is refused."""
 
 INLINE_TYPES = ("image/png", "image/jpeg", "image/gif", "image/webp", "image/bmp")
 """Artifacts that a browser may show as a page of their own: pixels carry no scripts."""
@@ -421,7 +422,7 @@ class Gateway:
         return request.session is not None and self.sessions.is_open(request.session)
 
     def _log_in(self, request: Request) -> Response:
-        form = _read_form(request)
+        form = read_form(request)
         if "password" not in form:
             limit = f"of {MAX_FORM_BYTES} bytes at most, with a password"
             return refusal(400, f"the login is a form ({FORM_TYPE}) {limit}")
@@ -488,7 +489,12 @@ class Gateway:
             response.headers.update(artifact_headers(response.mimetype or ""))
         elif response.mimetype == "text/csv":
             set_body(response, harmless_csv(response.get_data(as_text=True)).encode())
-        elif request.is_page and response.status_code == 200 and request.method == "GET":
+        elif (
+            request.path.startswith("/dashboard")
+            and request.is_page
+            and response.status_code == 200
+            and request.method == "GET"
+        ):
             set_body(response, response.get_data().replace(b"</body>", self._bar() + b"</body>"))
         return response
 
@@ -509,14 +515,16 @@ class Gateway:
 
     def _bar(self) -> bytes:
         """Return what is added to optuna-dashboard's pages."""
-        parts = ["<span>read-only</span>"] if self.settings.read_only else []
+        parts = ['<a href="/hpo">Workers, logs, reports</a>']
+        if self.settings.read_only:
+            parts.append("<span>read-only</span>")
         if self.settings.credentials.required:
             parts.append('<form method="post" action="/logout"><button>Log out</button></form>')
         bar = (FOLDER / "bar.html").read_text(encoding="utf-8")
         return bar.replace("<!-- parts -->", "".join(parts)).encode()
 
 
-def _read_form(request: Request) -> Mapping[str, str]:
+def read_form(request: Request) -> Mapping[str, str]:
     """Return the fields of a posted form; none if it is another type, too long or not UTF-8."""
     if request.mimetype != FORM_TYPE:
         return {}

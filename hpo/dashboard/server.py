@@ -100,8 +100,9 @@ PORTS_TRIED = 50
 
 def make_app(database: Database, settings: Settings | None = None) -> WSGIApplication:
     """Return the dashboard over `database`, whose tables are created if they are missing."""
-    app, health = DashboardApp(database), Health(database)
-    return Gateway(app, settings or Settings(), health, Sessions(), LoginThrottle())
+    settings = settings or Settings()
+    app, health = DashboardApp(database, read_only=settings.read_only), Health(database)
+    return Gateway(app, settings, health, Sessions(), LoginThrottle())
 
 
 def serve(

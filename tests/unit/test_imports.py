@@ -29,7 +29,7 @@ BELOW = {
     "workers": {*BASE, "search"},
     "trained": {*BASE, "search"},
     "reports": {*BASE, "search", "trained"},
-    "dashboard": {*BASE, "search"},
+    "dashboard": {*BASE, "search", "reports"},
     "api": {*BASE, "search", "workers", "trained", "reports"},
     "cli": {*BASE, "search", "doctor", "workers", "trained", "reports", "dashboard", "api"},
 }

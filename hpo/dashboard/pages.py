@@ -1,0 +1,264 @@
+"""hpo's own pages at /hpo: live workers, trials with all metrics and reasons, logs, the report,
+and what steers a study.
+
+Pages are made here, whole; one small script replaces their live part. Writes come as forms, and the
+gateway has checked the login, the origin and --read-only before they get here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from werkzeug.wrappers import Response
+
+from hpo.config.toml import parse_assignments
+from hpo.dashboard.gateway import PAGE_POLICY, Request, read_form, redirect
+from hpo.dashboard.tables import (
+    attempts_table,
+    epochs_table,
+    history_svg,
+    studies_table,
+    trials_table,
+    workers_table,
+)
+from hpo.errors import ConfigError, HpoError, InputError, NotFound, StorageError
+from hpo.formatting import duration, number, plural, printable, settings_table
+from hpo.paths import Home
+from hpo.reports.rungs import rung_table
+from hpo.reports.study import study_report
+from hpo.reports.study_figures import STATE_COLORS
+from hpo.search import study as studies
+from hpo.search.status import STATES, StudyStatus, read_status
+from hpo.storage import records
+from hpo.storage.database import Database
+
+FOLDER = Path(__file__).parent / "templates"
+PAGE_TRIALS = 100
+"""Trials on a page."""
+LOG_BYTES = 64 * 1024
+"""What is shown of the end of each log."""
+POLICY = (
+    "default-src 'none'; script-src 'self'; connect-src 'self'; style-src 'unsafe-inline'; "
+    f"img-src data:{PAGE_POLICY}"
+)
+REPORT_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    f"img-src data: blob:{PAGE_POLICY}"
+)
+"""Beside the report's own, which lets only scripts run that carry its nonce."""
+STUDY = r"/hpo/studies/(?P<name>[A-Za-z0-9._-]+)"
+TOLD = {
+    "stop": "Stopping: workers save after the current epoch and exit.",
+    "resume": "Resumed. Workers that wait go on; to start more: hpo resume, or hpo worker.",
+    "extend": "Extended.",
+    "enqueue": "Queued as the next trial.",
+}
+"""What a page says after each action."""
+
+
+@dataclass(frozen=True)
+class Pages:
+    """Pages over the studies of `database`; `read_only` ones show no forms."""
+
+    database: Database
+    read_only: bool = False
+
+    def respond(self, request: Request) -> Response:
+        """Answer a request for /hpo or what is below it."""
+        try:
+            return self._respond(request)
+        except NotFound as error:
+            return self._page("problem.html", 404, title="Not found", problem=str(error))
+
+    def _respond(self, request: Request) -> Response:
+        if request.path == "/hpo":
+            return self._overview()
+        if request.path == "/hpo/refresh.js":
+            return Response((FOLDER / "refresh.js").read_bytes(), mimetype="text/javascript")
+        for pattern, answer in self._routes.items():
+            match = re.fullmatch(STUDY + pattern, request.path, re.ASCII)
+            if match is not None:
+                return answer(request, **match.groupdict())
+        raise NotFound(f"no page {request.path}")
+
+    @cached_property
+    def _routes(self) -> dict[str, Callable[..., Response]]:
+        return {
+            "": self._study,
+            r"/trials/(?P<trial>\d{1,9})": self._trial,
+            "/logs": self._logs,
+            "/report": self._report,
+            f"/(?P<action>{'|'.join(TOLD)})": self._act,
+        }
+
+    def _overview(self) -> Response:
+        rows = records.list_studies(self.database)
+        found = [read_status(self.database, row.name) for row in rows]
+        return self._page("overview.html", title="Studies", table=studies_table(found))
+
+    def _study(self, request: Request, name: str, problem: str = "", code: int = 200) -> Response:
+        status = read_status(self.database, name)
+        state = request.args.get("state", "")
+        chosen = [one for one in reversed(status.trials) if state in ("", one.state)]
+        pages = max(1, -(-len(chosen) // PAGE_TRIALS))
+        page = min(max(1, request.args.get("page", 1, int)), pages)
+        shown = chosen[(page - 1) * PAGE_TRIALS : page * PAGE_TRIALS]
+        return self._page(
+            "progress.html",
+            code,
+            title=name,
+            status=status,
+            states=[(one, status.count(one)) for one in STATES if status.count(one)],
+            colors=STATE_COLORS,
+            state=state,
+            page=page,
+            pages=pages,
+            trials=trials_table(status, shown),
+            workers=workers_table(status),
+            rungs=rung_table(status),
+            history=history_svg(status),
+            problem=problem,
+            told=TOLD.get(request.args.get("told", ""), ""),
+            given=request.form if problem else {},
+        )
+
+    def _trial(self, request: Request, name: str, trial: str) -> Response:
+        status = read_status(self.database, name)
+        chosen = next((one for one in status.trials if one.number == int(trial)), None)
+        if chosen is None:
+            raise NotFound(f"no trial {trial} in study {name!r}")
+        return self._page(
+            "trial.html",
+            title=f"{name}, trial {trial}",
+            status=status,
+            trial=chosen,
+            parameters=settings_table(chosen.params.items()),
+            epochs=epochs_table(chosen),
+            attempts=attempts_table(status, chosen),
+        )
+
+    def _logs(self, request: Request, name: str) -> Response:
+        row = records.get_study(self.database, name)
+        logs = _read_logs(Home.default().study(row.uuid).logs)
+        return self._page("logs.html", title=f"{name}, logs", name=name, logs=logs)
+
+    def _report(self, request: Request, name: str) -> Response:
+        page = study_report(self.database, name)
+        return Response(page, headers={"Content-Security-Policy": REPORT_POLICY}, mimetype=HTML)
+
+    def _act(self, request: Request, name: str, action: str) -> Response:
+        """Do what a form asks for, and show the study; where it is refused, say why there."""
+        if request.reads:
+            raise NotFound(f"{request.path}: this is the target of a form")
+        study = studies.load(self.database, name)
+        try:
+            _ACTIONS[action](study, read_form(request))
+        except StorageError:
+            raise
+        except HpoError as error:
+            return self._study(request, name, str(error), 409)
+        return redirect(f"/hpo/studies/{name}?told={action}")
+
+    def _page(self, template: str, code: int = 200, **values: Any) -> Response:
+        page = _environment().get_template(template).render(read_only=self.read_only, **values)
+        text = page.encode(errors="backslashreplace")
+        return Response(text, code, {"Content-Security-Policy": POLICY}, mimetype=HTML)
+
+
+HTML = "text/html"
+
+
+def _stop(study: studies.Study, form: Mapping[str, str]) -> None:
+    studies.stop(study)
+
+
+def _resume(study: studies.Study, form: Mapping[str, str]) -> None:
+    studies.resume(study)
+
+
+def _extend(study: studies.Study, form: Mapping[str, str]) -> None:
+    """Raise the budget by the form's `trials`, and its `time` such as 30m."""
+    more, time = form.get("trials", "").strip(), form.get("time", "").strip()
+    if not more and not time:
+        raise InputError("extend: say how many more trials, or how much more time, such as 30m")
+    limits = studies.Limits()
+    if more:
+        limits["trials"] = study.row.trials + _count(more)
+    if time:
+        limits["max_time"] = _more_time(study, time)
+    studies.extend(study, **limits)
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[1-9]\d{0,6}", text, re.ASCII):
+        raise InputError(f"trials: {text!r}; allowed: a number from 1")
+    return int(text)
+
+
+def _more_time(study: studies.Study, text: str) -> float:
+    from hpo.formatting import parse_duration
+
+    try:
+        return (study.row.max_time_s or 0.0) + parse_duration(text)
+    except ValueError as error:
+        raise InputError(f"time: {text!r}: {error}") from None
+
+
+def _enqueue(study: studies.Study, form: Mapping[str, str]) -> None:
+    """Queue the form's `values`, a line KEY=VALUE each."""
+    values = parse_assignments(line for line in form.get("values", "").splitlines() if line.strip())
+    if not values:
+        raise ConfigError("enqueue: write KEY=VALUE, a line each, for example optimizer.lr=0.1")
+    studies.enqueue(study, values)
+
+
+_ACTIONS: dict[str, Callable[[studies.Study, Mapping[str, str]], None]] = {
+    "stop": _stop,
+    "resume": _resume,
+    "extend": _extend,
+    "enqueue": _enqueue,
+}
+
+
+def _read_logs(folder: Path) -> list[tuple[str, str]]:
+    """Return (worker, the end of its log) of the logs on this host, the newest first."""
+    paths = sorted(folder.glob("*.log"), key=lambda path: path.stat().st_mtime, reverse=True)
+    return [(path.stem, _end_of(path)) for path in paths]
+
+
+def _end_of(path: Path) -> str:
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - LOG_BYTES))
+        text = file.read().decode(errors="replace")
+    lines = text.splitlines()[1 if size > LOG_BYTES else 0 :]
+    return "\n".join(map(printable, lines))
+
+
+def _environment() -> Environment:
+    """Return the templates here, and the report's style and tables."""
+    import hpo.reports
+
+    reports = Path(hpo.reports.__file__).parent / "templates"
+    environment = Environment(
+        loader=FileSystemLoader([FOLDER, reports]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "duration": duration, "plural": plural}
+    environment.globals["state_of"] = _state_of
+    return environment
+
+
+def _state_of(status: StudyStatus) -> str:
+    """Return a study's state in words, and why it stopped."""
+    why = f": {status.row.stop_reason}" if status.row.stop_reason else ""
+    return f"{status.state}{why}"
