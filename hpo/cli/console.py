@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import rich.text
@@ -29,6 +30,12 @@ def as_json(data: Any) -> str:
     text = json.dumps(data, indent=2, ensure_ascii=False)
     text = UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
     return text if encodable(text) == text else json.dumps(data, indent=2)
+
+
+def nearby(path: Path) -> str:
+    """Return a path relative to the working directory if it is below it."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def moment(seconds: float) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperCommand, TyperGroup, TyperOption
 from typer.main import get_command
 
 from hpo import __version__
@@ -63,10 +64,35 @@ COMMANDS: dict[str, dict[str, Command]] = {
 GROUPS: dict[Command, dict[str, Command]] = {storage.storage: storage.COMMANDS}
 """Commands that have subcommands."""
 
+
+class _PlainHelp:
+    """Help that shows a flag without a type, and a required argument without braces."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the parameters; of flags only the name is shown."""
+        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for one in params:
+            if isinstance(one, TyperOption) and one.is_flag:
+                one.metavar = ""
+        return params
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Return the parts of the usage line."""
+        return [one.strip("{}") for one in super().collect_usage_pieces(ctx)]  # type: ignore[misc]
+
+
+class _Command(_PlainHelp, TyperCommand):
+    pass
+
+
+class _Group(_PlainHelp, TyperGroup):
+    pass
+
+
 app = typer.Typer(
     name="hpo",
+    cls=_Group,
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -97,11 +123,11 @@ def _help(command: Command) -> str:
 
 def _add(panel: str, name: str, command: Command) -> None:
     if command not in GROUPS:
-        app.command(name, rich_help_panel=panel, help=_help(command))(command)
+        app.command(name, cls=_Command, rich_help_panel=panel, help=_help(command))(command)
         return
-    group = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+    group = typer.Typer(cls=_Group, no_args_is_help=True, rich_markup_mode="rich")
     for inner, subcommand in GROUPS[command].items():
-        group.command(inner, help=_help(subcommand))(subcommand)
+        group.command(inner, cls=_Command, help=_help(subcommand))(subcommand)
     app.add_typer(group, name=name, rich_help_panel=panel, help=_help(command))
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hpo.errors import InputError
+from hpo.errors import HpoError, InputError
 from hpo.formatting import printable
 from hpo.paths import Home
 
@@ -25,7 +25,28 @@ if TYPE_CHECKING:
 PIPE_WIDTH = 200
 """Columns of a table in a file or a pipe."""
 
-StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="Name of the study.")]
+
+def study_names(incomplete: str) -> list[str]:
+    """Return the names of studies that begin so, for a shell that completes a command line; none
+    where the usual database cannot be read."""
+    from hpo.storage.database import connect
+    from hpo.storage.records import list_studies
+
+    try:
+        found = connect(os.environ.get("HPO_STORAGE") or Home.default().storage)
+        try:
+            names = [row.name for row in list_studies(found)]
+        finally:
+            found.dispose()
+    except HpoError:
+        return []
+    return [name for name in names if name.startswith(incomplete)]
+
+
+StudyName = Annotated[
+    str,
+    typer.Argument(metavar="STUDY", help="Name of the study.", autocompletion=study_names),
+]
 StudyOrFile = Annotated[
     str,
     typer.Argument(
@@ -160,11 +181,14 @@ def open_study_or_file(
     return open_study(found, file, artifacts if is_new else None, look=look)[0]
 
 
-def console() -> Console:
-    """Return a console on standard output: as wide as the terminal, and PIPE_WIDTH in a pipe."""
+def console(width: int | None = None) -> Console:
+    """Return a console on standard output: of that width, else as wide as the terminal, and
+    PIPE_WIDTH in a pipe."""
     from hpo.cli.console import SafeConsole
 
-    out = SafeConsole(highlight=False)
+    out = SafeConsole(highlight=False, width=width)
+    if width is not None:
+        return out
     if not out.is_terminal and "COLUMNS" not in os.environ:
         out = SafeConsole(highlight=False, width=PIPE_WIDTH)
     return out

@@ -205,6 +205,7 @@ def _train(
 ) -> None:
     """Train each (folder, configuration, provenance) with the same `options`; print a table."""
     from hpo.api import trained
+    from hpo.cli.console import nearby
     from hpo.cli.tables import networks_table, run_notes, runs_table
 
     out = console()
@@ -225,7 +226,7 @@ def _train(
     for run in runs:
         networks = networks_table(run)
         if networks.row_count:
-            out.print(f"\n{run.path}", markup=False, soft_wrap=True)
+            out.print(f"\n{nearby(run.path)}", markup=False, soft_wrap=True)
             out.print(networks)
     for line in run_notes(runs):
         out.print(line, markup=False, soft_wrap=True)

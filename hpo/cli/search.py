@@ -71,7 +71,7 @@ def init(
             show_default="the folder's name",
         ),
     ] = None,
-    force: Annotated[bool, typer.Option(help="Overwrite the file.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
 ) -> None:
     """Write a commented study file for your own images, ready to run.
 

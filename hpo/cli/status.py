@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from hpo.workers.launchers.base import LaunchedWorker
 
 POLL_S = 0.5
+WIDEST = 1_000
+"""Columns of a table that may be wider than the terminal."""
 
 
 def list_studies(storage: Storage = None) -> None:
@@ -121,13 +123,17 @@ def trials(
             show_default="all",
         ),
     ] = [],  # noqa: B006
+    wide: Annotated[
+        bool, typer.Option("--wide", help="All trials and parameters, wider than the terminal.")
+    ] = False,
     storage: Storage = None,
 ) -> None:
-    """List all trials of a study: state, epochs, value, training time, parameters.
+    """List the trials of a study, best first: state, epochs, value, training time, parameters.
 
-    csv and json have numbers in full precision and times in seconds; json has every epoch and
-    attempt. With --by model.architecture, for example, trials are summarized by architecture;
-    pruned ones are counted, but in no mean.
+    A terminal shows as many parameters as fit, those first that explain most of the differences;
+    --wide shows all. csv and json have all of them, numbers in full precision and times in seconds;
+    json has every epoch and attempt. With --by model.architecture, for example, trials are
+    summarized by architecture; pruned trials are counted but excluded from means.
 
     Example: hpo trials digits --format csv > trials.csv
     """
@@ -143,7 +149,19 @@ def trials(
     elif format_ == "json":
         typer.echo(tables.to_json([one.to_dict() for one in now.trials]))
     else:
-        console().print(tables.trials_table(now))
+        _print_trials(now, wide=wide)
+
+
+def _print_trials(now: StudyStatus, *, wide: bool) -> None:
+    """Print the best first; a terminal gets what fits, unless `wide`."""
+    from hpo.cli.trial_list import MOST, trials_table
+
+    out = console()
+    most = MOST if out.is_terminal and not wide else None
+    table, more = trials_table(now, out.width, most=most, wide=wide)
+    (console(WIDEST) if wide else out).print(table)
+    if more:
+        out.print(f"{more}: --wide", style="dim")
 
 
 def _only(now: StudyStatus, states: Sequence[str]) -> StudyStatus:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from hpo.cli.console import Text, as_json, bar, cell, moment, sparkline
+from hpo.cli.console import Text, as_json, bar, cell, moment, nearby, sparkline
+from hpo.cli.fitting import FittedTable
 from hpo.errors import NotFound
 from hpo.formatting import Table as Cells
 from hpo.formatting import duration, measured, number, plural, plus_minus, setting
@@ -46,20 +47,19 @@ BAR = 20
 """Width of the bar of a parameter's importance."""
 
 
-def plain_table(*headers: str, right: Iterable[str] = ()) -> Table:
+def plain_table(*headers: str, right: Iterable[str] = ()) -> FittedTable:
     """Return a table without lines; columns named in `right` hold numbers."""
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    table = FittedTable()
     for header in headers:
         justify = "right" if header in set(right) else "left"
         table.add_column(Text(header), justify=justify, overflow="fold")  # type: ignore[arg-type]
     return table
 
 
-def cells_table(table: Cells) -> Table:
+def cells_table(table: Cells) -> FittedTable:
     """Return a report's table for a terminal."""
-    heads = [head.replace(".", "\n.") for head in table.headers]
-    pairs = zip(heads, table.kinds, strict=True)
-    shown = plain_table(*heads, right=[head for head, kind in pairs if kind == "number"])
+    pairs = zip(table.headers, table.kinds, strict=True)
+    shown = plain_table(*table.headers, right=[head for head, kind in pairs if kind == "number"])
     for row in table.rows:
         shown.add_row(*(Text(cell.text) for cell in row))
     return shown
@@ -100,30 +100,6 @@ def studies_table(studies: Sequence[StudyStatus]) -> Table:
             number(best.value if best else None) + ("" if one.best or not best else " so far"),
             str(len(one.live_workers)),
             moment(one.row.created),
-        )
-    return table
-
-
-def trials_table(status: StudyStatus) -> Table:
-    """Return a table of trials, a line each, with a column for each searched parameter (its dotted
-    name, broken at the dots), and where its configuration comes from in a word."""
-    names, costs = list(status.file.space), status.file.objectives[1:]
-    broken = [name.replace(".", "\n.") for name in names]
-    numbers = ("trial", "epochs", status.file.metric, *costs, "time", *broken)
-    table = plain_table("trial", "state", "epochs", status.file.metric, *costs, "time",
-                        "origin", *broken, right=numbers)  # fmt: skip
-    best = status.best
-    for trial in status.trials:
-        table.add_row(
-            str(trial.number),
-            state_text(trial.state),
-            str(len(trial.epochs)),
-            number(trial.value),
-            *(measured(name, trial.values.get(name)) for name in costs),
-            duration(trial.seconds) if trial.epochs else "-",
-            Text(trial.origin.partition(" ")[0].rstrip(":")),
-            *(Text(setting(trial.params[n])) if n in trial.params else Text("") for n in names),
-            style="bold" if best is not None and trial.number == best.number else None,
         )
     return table
 
@@ -285,7 +261,7 @@ def runs_table(runs: Sequence[TrainedRun]) -> Table:
         part = run.measured_part
         found = run.summary[part]
         cells = [_spread(found.get(name)) for name in scores]
-        table.add_row(Text(str(run.path)), PARTS[part], str(len(run.seeds)), *cells)
+        table.add_row(Text(nearby(run.path)), PARTS[part], str(len(run.seeds)), *cells)
     return table
 
 
@@ -341,12 +317,12 @@ def run_notes(runs: Sequence[TrainedRun]) -> Iterator[str]:
         found = [entry["max_difference"] for entry in entries if "max_difference" in entry]
         if found:
             yield (
-                f"{run.path}: ONNX logits differ from torch's, on the same training images, by at "
-                f"most {max(found):.2g}"
+                f"{nearby(run.path)}: ONNX logits differ from torch's, on the same training "
+                f"images, by at most {max(found):.2g}"
             )
     for run in runs:
-        yield from (f"{run.path}: {note}" for note in run.notes)
-        yield f"{run.path / 'report.html'}: curves, classes, confusion matrix"
+        yield from (f"{nearby(run.path)}: {note}" for note in run.notes)
+        yield f"{nearby(run.path / 'report.html')}: curves, classes, confusion matrix"
 
 
 def evaluation_page(found: RunEvaluation) -> Group:

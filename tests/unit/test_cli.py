@@ -106,6 +106,29 @@ def test_every_command_explains_itself(hpo: Hpo, name: str) -> None:
     assert f"hpo {name}" in called.out.partition("Example: ")[2]
 
 
+@pytest.mark.parametrize("name", ["", "init", "trials", "storage copy"])
+def test_help_shows_flags_and_arguments_bare(hpo: Hpo, name: str) -> None:
+    shown = hpo(*name.split(), "--help").out
+    assert "--help" in shown
+    assert not set("{}") & set(shown)
+    assert not {"<bool>", "--no-force"} & set(shown.split())
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_shell_completes_commands_and_studies(
+    hpo: Hpo, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("_HPO_COMPLETE", "complete_bash")
+    for line, found in (("hpo sto", ["storage", "stop"]), ("hpo trials t", ["toy"])):
+        monkeypatch.setenv("COMP_WORDS", line)
+        monkeypatch.setenv("COMP_CWORD", str(line.count(" ")))
+        assert sorted(hpo().out.split()) == sorted(found)
+    monkeypatch.setenv("HPO_STORAGE", f"sqlite:///{tmp_path}/none.db")
+    called = hpo()
+    assert (called.out.split(), called.err) == ([], "")
+    assert not (tmp_path / "none.db").exists()
+
+
 def test_version(hpo: Hpo) -> None:
     assert hpo("--version").out == f"hpo {__version__}\n"
 
@@ -261,9 +284,16 @@ def test_trials_agree_in_all_formats(hpo: Hpo, toy: Database) -> None:
         assert float(row["val_top1"]) == one["value"] == one["params"]["optimizer.lr"]
         assert float(row["optimizer.lr"]) == one["params"]["optimizer.lr"]
         assert len(one["epochs"]) == int(row["epochs"]) == 2
-    table = hpo("trials", "toy").out.splitlines()
-    assert [line.split()[:3] for line in table[2:]] == [[str(i), "complete", "2"] for i in range(3)]
-    assert all(line.split()[-2] == "sampled" for line in table[2:])
+    table = [line.split() for line in hpo("trials", "toy").out.splitlines()]
+    assert table[0] == ["trial", "state", "epochs", "val_top1", "time", "lr"]
+    best_first = sorted(told, key=lambda one: -one["value"])
+    assert [line[:3] for line in table[1:4]] == [
+        [str(one["number"]), "complete", "2"] for one in best_first
+    ]
+    assert table[4:] == [["1", "more", "column:", "--wide"]], "all were sampled"
+    wide = [line.split() for line in hpo("trials", "toy", "--wide").out.splitlines()]
+    assert "origin" in wide[0]
+    assert len(wide) == 4
 
 
 def test_one_trial(hpo: Hpo, toy: Database) -> None:

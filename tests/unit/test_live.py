@@ -10,7 +10,7 @@ from rich.console import Console
 
 from hpo.cli.console import bar, cell, sparkline
 from hpo.cli.live import LiveView, Screen, opened
-from hpo.cli.tables import trials_csv, trials_table
+from hpo.cli.tables import trials_csv
 from hpo.errors import StorageUnavailable
 from hpo.reports.progress import PlainView, View, headline
 from hpo.search.status import StudyStatus
@@ -251,12 +251,6 @@ def test_csv_is_safe_for_spreadsheets_and_exact() -> None:
 )  # fmt: skip
 def test_cells(item: object, shown: str) -> None:
     assert cell(item) == shown
-
-
-def test_the_trials_table_has_whole_names() -> None:
-    lines = drawn(trials_table(status()), 120)
-    assert [lines[0].split()[-1], lines[1].split()[-1]] == ["optimizer", ".lr"]
-    assert any("pruned" in line and "0.006" in line for line in lines)
 
 
 def test_sparklines() -> None:
