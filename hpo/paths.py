@@ -9,7 +9,8 @@
     │   ├── workers/<worker>.alive   touched at every step; the supervisor's watchdog reads its age
     │   └── trials/<number>/attempt-<k>/
     │       ├── epoch-<n>.ckpt       the last one; gone when the trial is over (keep_checkpoints)
-    │       └── weights.safetensors  best epoch's, for the best three trials
+    │       ├── weights.safetensors  best epoch's, for the best three trials
+    │       └── predictions.npz      of those weights, on the validation images
     └── trained/<name>/           what `hpo train` writes, by default (-o)
 
 Where a study has artifacts (`--artifacts`), its trials/ are there too, under the same names, with
@@ -34,6 +35,8 @@ CHECKPOINT = re.compile(r"trials/(\d+)/attempt-(\d+)/epoch-(\d+)\.ckpt")
 """Name of a checkpoint within its study: trial, attempt, epoch."""
 WEIGHTS = re.compile(r"trials/(\d+)/attempt-(\d+)/weights\.safetensors")
 """Name of kept weights within their study: trial, attempt."""
+PREDICTIONS = re.compile(r"trials/(\d+)/attempt-(\d+)/predictions\.npz")
+"""Name of their predictions: trial, attempt."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,10 @@ class StudyDir:
     def weights(self, number: int, attempt: int) -> Path:
         """Return the file of an attempt's best weights."""
         return self.attempt(number, attempt) / "weights.safetensors"
+
+    def predictions(self, number: int, attempt: int) -> Path:
+        """Return the file of those weights' predictions on the validation images."""
+        return self.attempt(number, attempt) / "predictions.npz"
 
     def checkpoint(self, number: int, attempt: int, epoch: int) -> Path:
         """Return the file of an attempt's checkpoint after `epoch`."""

@@ -27,7 +27,7 @@ from hpo.doctor.rules import DAMAGED_FILE, ORPHAN_FILES, SURPLUS_FILES, UNREAD_A
 from hpo.errors import DataError, NotFound, StorageError
 from hpo.formatting import file_size, plural
 from hpo.io import find_damage, stamp_of
-from hpo.paths import CHECKPOINT, WEIGHTS, Home, files_in, is_uuid
+from hpo.paths import CHECKPOINT, PREDICTIONS, WEIGHTS, Home, files_in, is_uuid
 from hpo.search import retention, sync
 from hpo.search import study as studies
 from hpo.search.status import is_alive
@@ -245,8 +245,9 @@ def _cut(path: Path) -> str | None:
 
 
 @dataclass(frozen=True)
-class RemoveCheckpoint:
-    """Remove a damaged checkpoint of a study without workers: its trial goes back anyway."""
+class RemoveDamaged:
+    """Remove a damaged checkpoint of a study without workers, whose trial goes back anyway, or
+    damaged predictions, which only a report shows."""
 
     study: Study
     place: Place
@@ -266,8 +267,8 @@ class RemoveCheckpoint:
 
 def _damage_of_study(study: Study, place: Place) -> Iterator[Finding]:
     for name in place.names(study.uuid):
-        is_checkpoint = CHECKPOINT.fullmatch(name) is not None
-        if not is_checkpoint and not WEIGHTS.fullmatch(name):
+        is_weights = WEIGHTS.fullmatch(name) is not None
+        if not is_weights and not CHECKPOINT.fullmatch(name) and not PREDICTIONS.fullmatch(name):
             continue
         reason = _damage_at(study, place, name)
         if reason is None:
@@ -278,15 +279,19 @@ def _damage_of_study(study: Study, place: Place) -> Iterator[Finding]:
             advice = "check its disk and its permissions"
             yield Finding(DAMAGED_FILE, message, study.row.name, number, advice=advice)
             continue
-        if not is_checkpoint:
+        if is_weights:
             advice = (
                 "remove it; where the artifacts or another host have the weights they are taken "
                 f"from there, else train them again (hpo export {study.row.name} --trial {number})"
             )
             yield Finding(DAMAGED_FILE, message, study.row.name, number, advice=advice)
             continue
-        message += "; a trial that needs it goes back to an earlier one, a copy, or epoch 1"
-        repair = RemoveCheckpoint(study, place, name)
+        message += (
+            "; the report shows no mistakes of the trial"
+            if PREDICTIONS.fullmatch(name)
+            else "; a trial that needs it goes back to an earlier one, a copy, or epoch 1"
+        )
+        repair = RemoveDamaged(study, place, name)
         yield Finding(DAMAGED_FILE, message, study.row.name, number, repair=repair)
 
 

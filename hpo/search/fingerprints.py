@@ -37,6 +37,7 @@ TELLING = (
     "config/schema",
     "config/template",
     "data/report",
+    "data/thumbnails",
     "training/onnx",
 )
 """Modules of those that only report, measure or convert."""

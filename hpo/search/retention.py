@@ -1,5 +1,6 @@
 """Which files of a study stay: nothing of a trial that is over, but the weights of the best ones
-(three, or the whole front of several metrics), and their last checkpoints where that is asked for.
+(three, or the whole front of several metrics) with their predictions, and their last checkpoints
+where that is asked for.
 
 The same here and in the study's artifacts. A trial that runs, or is free to be resumed, keeps all;
 one that is paused, while it may still be promoted: without them it would be trained again.
@@ -16,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from hpo.errors import StorageError
-from hpo.paths import CHECKPOINT, WEIGHTS, Home, files_in, folders_in
+from hpo.paths import CHECKPOINT, PREDICTIONS, WEIGHTS, Home, files_in, folders_in
 from hpo.search import sync
 from hpo.search.standings import Standings
 from hpo.search.study import Study
@@ -66,7 +67,8 @@ def apply_retention(study: Study, home: Home, standings: Standings | None = None
 
 def surplus(names: Iterable[str], attempts: Attempts, best: Best) -> list[str]:
     """Of files by their names within the study, those that need not stay: of trials that are over,
-    all but the final attempt's weights and the newest checkpoint, where `best` says so."""
+    all but the final attempt's weights and predictions and the newest checkpoint, where `best` says
+    so."""
     by_trial: dict[int, list[str]] = {}
     gone = []
     for name in names:
@@ -102,8 +104,9 @@ def _staying(number: int, files: Iterable[str], k: int, best: Best) -> set[str]:
     stay = set()
     checkpoints = []
     for name in files:
-        weights, checkpoint = WEIGHTS.fullmatch(name), CHECKPOINT.fullmatch(name)
-        if weights and number in best.weights and int(weights[2]) == k:
+        result = WEIGHTS.fullmatch(name) or PREDICTIONS.fullmatch(name)
+        checkpoint = CHECKPOINT.fullmatch(name)
+        if result and number in best.weights and int(result[2]) == k:
             stay.add(name)
         elif checkpoint and number in best.checkpoints:
             checkpoints.append((int(checkpoint[2]), int(checkpoint[3]), name))

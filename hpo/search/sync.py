@@ -114,7 +114,13 @@ def find_weights(database: Database, home: Home, uuid: str, last: Attempt) -> st
 
 def fetch_weights(database: Database, home: Home, uuid: str, last: Attempt, to: Path) -> bool:
     """Copy those weights to the file `to`; False where none were kept. Raises StorageError."""
-    path, mirror = home.study(uuid).weights(last.number, last.k), find(database, uuid, home)
+    return fetch(database, home, uuid, home.study(uuid).weights(last.number, last.k), to)
+
+
+def fetch(database: Database, home: Home, uuid: str, path: Path, to: Path) -> bool:
+    """Copy a file of a study, which belongs at `path`, from there or from the artifacts to the file
+    `to`; False where neither has it. Raises StorageError."""
+    mirror = find(database, uuid, home)
     if path.exists():
         with atomic_path(to) as temporary:
             shutil.copyfile(path, temporary)
@@ -212,18 +218,26 @@ class Checkpoints:
         """Put a file of the trial into the mirror, a checkpoint before it is recorded. One that
         never was, because the database is unavailable, makes room for the next."""
         before, self._fresh = self._fresh, None
-        if self.mirror is None or path is None:
+        if self.mirror is None or path is None or not self.put(path, moved):
             return
+        self._fresh = self.directory.name_of(path)
+        self._there.add(self._fresh)
+        self._there -= removed(self.mirror, [before] if before else [])
+
+    def put(self, path: Path, moved: Moved = nothing) -> bool:
+        """Put a file of the trial into the mirror, where there is one; return whether it is
+        there."""
+        if self.mirror is None:
+            return False
         try:
             self.mirror.put(path, moved=moved)
-            self._fresh = self.directory.name_of(path)
-            self._there.add(self._fresh)
-            self._there -= removed(self.mirror, [before] if before else [])
         except StorageError as error:
             log.warning(
                 "trial %d: %s; %s is on this host alone, the next one is tried again",
                 *(self.lease.number, error, path.name),
             )
+            return False
+        return True
 
     def recorded(self, path: Path | None) -> None:
         """Remove the checkpoints before `path`, to which the database now points."""

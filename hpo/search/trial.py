@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -31,7 +31,7 @@ from hpo.data.dataset import Data, open_data
 from hpo.data.split import listing_differences
 from hpo.errors import ConfigError, Fenced, Interrupted, TrialFailed
 from hpo.paths import Home
-from hpo.search import retention, scheduling, sync
+from hpo.search import predictions, retention, scheduling, sync
 from hpo.search.fingerprints import agree_on_images
 from hpo.search.journal import EpochJournal
 from hpo.search.promotion import Place
@@ -53,7 +53,7 @@ from hpo.storage.optuna import FencedStorage, read_again
 from hpo.storage.records import Epoch, Outcome, Ranking
 from hpo.storage.retry import Outage
 from hpo.training import device as runtime
-from hpo.training.checkpoint import best_weights, save_weights
+from hpo.training.checkpoint import Checkpoint, save_weights
 from hpo.training.inputs import TrainingData
 from hpo.training.profiling import network_costs
 from hpo.training.train import EpochResult, is_last, train
@@ -500,14 +500,23 @@ class TrialRun:
         }
 
     def _keep_weights(self, ending: Ending) -> None:
-        """Save the best epoch's weights if the trial is among the best so far."""
+        """Save the best epoch's weights and predictions if the trial is among the best so far."""
         study = self.runner.study
         if self.checkpoint is None or not retention.is_kept(study, ending):
             return
         about = {"study": study.row.name, "trial": str(self.lease.number)}
         path = self.directory.weights(self.lease.number, self.lease.k)
-        save_weights(path, best_weights(self.checkpoint), about)
+        checkpoint = Checkpoint.load(self.checkpoint)
+        save_weights(path, checkpoint.best_weights, about)
         self.checkpoints.share(path, self._moved)
+        self._keep_predictions([one.get("predictions", {}) for one in checkpoint.networks])
+
+    def _keep_predictions(self, found: Sequence[Mapping[str, Any]]) -> None:
+        """Save what those weights predicted on the validation images, of each fold, beside them."""
+        sets = [one.val for one in self.data.folds] or [self.data.val]
+        path = self.directory.predictions(self.lease.number, self.lease.k)
+        if predictions.save(path, self.data.classes, sets, found):
+            self.checkpoints.put(path, self._moved)
 
     def _moved(self) -> None:
         """Tells the watchdog that a file is on its way. Whether to stop is asked at the next step

@@ -26,7 +26,7 @@ FREE = ("data.root", "data.labels", "data.download", "data.cache_limit_gb", "dat
 """Fields that may differ on another host that resumes from a checkpoint."""
 
 
-PER_NETWORK = "model", "best", "optimizer", "average", "averaged"
+PER_NETWORK = "model", "best", "optimizer", "average", "averaged", "predictions"
 """Fields that a checkpoint has once per network."""
 
 
@@ -58,8 +58,11 @@ class Checkpoint:
     """Exponential moving average of the weights, if enabled."""
     averaged: int = 0
     """Updates of the average so far."""
+    predictions: State = field(default_factory=dict)
+    """On the validation images in the best epoch (see `hpo.training.tasks.Validated`); empty in a
+    checkpoint of an hpo before."""
     others: list[dict[str, Any]] = field(default_factory=list)
-    """The five fields above for the network of each further fold of a cross-validation."""
+    """The six fields above for the network of each further fold of a cross-validation."""
 
     @property
     def epoch(self) -> int:

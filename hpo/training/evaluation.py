@@ -55,6 +55,8 @@ class Evaluation:
     """(N, C); None unless requested."""
     logits: NDArray[np.float32] | None = None
     """(N, C); None unless requested."""
+    confidence: NDArray[np.float32] | None = None
+    """(N, 2): probabilities of the most likely class and of the true one."""
 
     @cached_property
     def confusion(self) -> Counts:
@@ -82,6 +84,7 @@ class EvalAccumulator:
         self._classes = classes
         self._first, self._fifth = RunningMeans(device), RunningMeans(device)
         self._seen: list[tuple[Tensor, Tensor]] = []
+        self._confidence: list[Tensor] = []
         self._probabilities: list[Tensor] | None = [] if probabilities else None
         self._logits: list[Tensor] | None = [] if logits else None
 
@@ -90,9 +93,11 @@ class EvalAccumulator:
         loss, images = functional.cross_entropy(logits, labels), len(labels)
         self._first.add(loss, top_k_correct(logits, labels, 1), images)
         self._fifth.add(loss, top_k_correct(logits, labels, 5), images)
-        self._seen.append((labels, logits.argmax(dim=1)))
+        predicted, shares = logits.argmax(dim=1), logits.softmax(dim=1)
+        self._seen.append((labels, predicted))
+        self._confidence.append(shares.gather(1, torch.stack((predicted, labels), dim=1)).float())
         if self._probabilities is not None:
-            self._probabilities.append(logits.softmax(dim=1))
+            self._probabilities.append(shares)
         if self._logits is not None:
             self._logits.append(logits.cpu())
 
@@ -109,6 +114,7 @@ class EvalAccumulator:
             classes=self._classes,
             probabilities=_rows(self._probabilities),
             logits=_rows(self._logits),
+            confidence=_rows(self._confidence),
         )
 
 

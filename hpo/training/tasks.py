@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 
 from hpo.config.model import ModelConfig
 from hpo.config.train import TrainConfig
 from hpo.control import Control
 from hpo.data.images import Images
+from hpo.data.thumbnails import thumbnail
 from hpo.errors import InputError
 from hpo.io import write_text
 from hpo.training import models
@@ -46,8 +46,16 @@ EXAMPLES = 12
 """Queries that a report shows with their neighbours."""
 SHOWN = 5
 """Neighbours of each."""
-SIDE = 96
-"""Longer side of a thumbnail, in pixels."""
+
+
+@dataclass(frozen=True)
+class Validated:
+    """A network after an epoch, on the validation images."""
+
+    metrics: dict[str, float]
+    predictions: dict[str, torch.Tensor] = field(default_factory=dict)
+    """`predicted` (N,) int64, the most likely class of each image in order, and `confidence` (N, 2)
+    float32, the probabilities of that class and of the true one; empty for a retrieval."""
 
 
 class Model(Protocol):
@@ -114,8 +122,8 @@ class Task(ABC):
         asked: Sequence[str],
         control: Control,
         epoch: int,
-    ) -> dict[str, float]:
-        """Return the val_ metrics of an epoch, including the `asked` ones."""
+    ) -> Validated:
+        """Return the val_ metrics of an epoch, including the `asked` ones, and the predictions."""
 
     def save(  # noqa: B027  (by default the weights are enough)
         self, model: Model, files: SeedFiles, train: Images, cache: Path
@@ -173,8 +181,8 @@ class Classification(Task):
         asked: Sequence[str],
         control: Control,
         epoch: int,
-    ) -> dict[str, float]:
-        """Return scores of the classifier on the validation images."""
+    ) -> Validated:
+        """Return scores and predictions of the classifier on the validation images."""
         assert batches.val is not None
         evaluation = evaluate(
             learner.eval_forward,
@@ -186,7 +194,11 @@ class Classification(Task):
             epoch=epoch,
             probabilities=need_probabilities(asked),
         )
-        return measure(evaluation, asked, data.names)
+        predictions = {
+            "predicted": torch.from_numpy(evaluation.predictions),
+            "confidence": torch.from_numpy(evaluation.confidence),
+        }
+        return Validated(measure(evaluation, asked, data.names), predictions)
 
     def test(
         self,
@@ -258,13 +270,13 @@ class Retrieval(Task):
         asked: Sequence[str],
         control: Control,
         epoch: int,
-    ) -> dict[str, float]:
+    ) -> Validated:
         """Look the validation images up among the training images."""
         assert data.val is not None
         assert batches.gallery is not None
         assert batches.val is not None
         validation = Validation(data.train, batches.gallery, data.val, batches.val)
-        return validation.measure(
+        metrics = validation.measure(
             learner.eval_model,
             learner.eval_forward,
             learner.config,
@@ -273,6 +285,7 @@ class Retrieval(Task):
             control=control,
             epoch=epoch,
         )
+        return Validated(metrics)
 
     def save(self, model: Model, files: SeedFiles, train: Images, cache: Path) -> None:
         """Write the index of the training images; outputs of frozen layers are cached below
@@ -388,11 +401,7 @@ def _example(place: int, found: Found, queries: Images, gallery: Images) -> dict
 
 
 def _thumbnail(images: Images, place: int) -> dict[str, Any]:
-    image = Image.fromarray(np.asarray(images.pixels(place)))
-    image.thumbnail((SIDE, SIDE))
-    held = io.BytesIO()
-    image.save(held, "JPEG", quality=80)
-    data = base64.b64encode(held.getvalue()).decode()
+    data = base64.b64encode(thumbnail(images.pixels(place))).decode()
     return {
         "name": images.names[place],
         "label": int(images.labels[place]),

@@ -89,6 +89,9 @@ class Network:
         self.config, self.data, self.control, self.device = config, data, control, device
         self.micro_batch, self.cache, self.classes = micro_batch, cache, data.classes
         self.best: dict[str, Tensor] = {}
+        self.predictions: dict[str, Tensor] = {}
+        """On the validation images, in the last epoch."""
+        self.best_predictions: dict[str, Tensor] = {}
         self.trained = False
         """Whether it has trained since it was built."""
         self._batches: tuple[Any, Batches] | None = None
@@ -124,11 +127,13 @@ class Network:
         if average and state["average"] is not None:
             average.load(state["average"], state["averaged"])
         self.best = best_of(state)
+        self.best_predictions = state.get("predictions", {})
 
     def keep_as_best(self, *, copied: bool) -> None:
         """Keep the weights of this epoch as the best; they are copied only if `copied`."""
         state = self.learner.eval_model.state_dict() if copied else {}
         self.best = {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
+        self.best_predictions = self.predictions
 
     def release_workers(self) -> None:
         """End the processes that decode images until the next epoch, for the sake of another
@@ -148,6 +153,7 @@ class Network:
             "optimizer": self.learner.optimizer.state_dict(),
             "average": average.model.state_dict() if average else None,
             "averaged": average.updates if average else 0,
+            "predictions": self.best_predictions,
         }
 
     def prepare(self, epoch: int) -> None:
@@ -240,7 +246,9 @@ class Network:
         if data.val is None or batches.val is None:
             return {}
         task = task_of(self.config)
-        return task.validate(self.learner, batches, data, self.asked, self.control, epoch)
+        found = task.validate(self.learner, batches, data, self.asked, self.control, epoch)
+        self.predictions = found.predictions
+        return found.metrics
 
 
 def peak_memory_mb(device: torch.device) -> float:
@@ -272,7 +280,7 @@ class EpochResult:
     `seconds` their sum, and there is the deviation of the metric, such as val_top1_std."""
     best_epoch: int
     checkpoint: Path | None
-    """Complete on disk; its best weights: `checkpoint.best_weights`."""
+    """Complete on disk; its best weights: `Checkpoint.best_weights`."""
     last: bool
     """Whether training is over: the last epoch, early stopping, or a loss that is not finite."""
     diverged: bool

@@ -88,7 +88,7 @@ def test_what_is_whole_is_no_finding(database: Database, home: Home, study: Stud
 
 
 @each_damage
-@pytest.mark.parametrize("pattern", [*CACHED, "*.ckpt", "*.safetensors"])
+@pytest.mark.parametrize("pattern", [*CACHED, "*.ckpt", "predictions.npz", "*.safetensors"])
 def test_damage_is_found_and_mended(
     database: Database, home: Home, study: Study, pattern: str, spoil: Callable[[Path], None]
 ) -> None:
