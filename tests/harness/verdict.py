@@ -173,11 +173,15 @@ def _integrity(database: Database) -> Iterator[str]:
                 yield f"{pragma}: {rows[:3]}"
 
 
+KEPT = ("/weights.safetensors", "/predictions.npz")
+
+
 def _files(database: Database, status: StudyStatus, home: Home) -> Iterator[str]:
-    """Of trials that are over nothing stays but weights, once a worker has tidied up."""
+    """Of trials that are over nothing stays but weights and their predictions, once a worker has
+    tidied up."""
     study: Any = studies.load(database, status.row.name)
     retention.apply_retention(study, home)
     root = study.directory(home).trials
     left = [str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()]
-    if more := [name for name in left if not name.endswith("/weights.safetensors")]:
+    if more := [name for name in left if not name.endswith(KEPT)]:
         yield f"files are left: {more[:3]}"

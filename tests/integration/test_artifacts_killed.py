@@ -100,8 +100,8 @@ def test_another_host_goes_on_where_the_first_one_died(
     (trial,) = read_status(database, "toy").trials
     check_equal(trial, whole)
     assert [row.attempt for row in trial.epochs] == attempts
-    weights = f"{uuid}/trials/0/attempt-3/weights.safetensors"
-    assert open_store(place).list(uuid) == [f"{uuid}/study.toml", weights]
+    kept = [f"trials/0/attempt-3/{name}" for name in ("predictions.npz", "weights.safetensors")]
+    assert open_store(place).list(uuid) == [f"{uuid}/{name}" for name in ("study.toml", *kept)]
     assert list(first.home.root.rglob("*.ckpt")) == []
 
 

@@ -235,7 +235,8 @@ class TestAStoreThatFails:
         status = read_status(database, "toy")
         assert [row.checkpoint for row in status.trials[0].epochs] == [1, 1, 1]
         assert "no answer; epoch-2.ckpt is on this host alone" in caplog.text
-        assert files(place) == ["study.toml", "trials/0/attempt-1/weights.safetensors"]
+        kept = [f"trials/0/attempt-1/{name}" for name in ("predictions.npz", "weights.safetensors")]
+        assert files(place) == ["study.toml", *kept]
         assert sync.find(database, study.uuid, home) is not None
 
     def test_never_stops_a_search(
@@ -316,7 +317,7 @@ class TestTheUrl:
         begun(database, file, place, home)
         begun(database, small(name="other"), place, home)
         study = search(database, home, file)
-        assert len(files(place)) == 3
+        assert len(files(place)) == 4
         studies.delete(study, home)
         assert files(place) == ["study.toml"]
 

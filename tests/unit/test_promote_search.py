@@ -83,11 +83,11 @@ def test_a_study_ends_exact_and_costs_less(database: Database, home: Home) -> No
             assert trial.attempts[-1].value == trial.value
 
 
-def test_nothing_but_weights_is_left(database: Database, home: Home) -> None:
+def test_nothing_but_weights_and_predictions_is_left(database: Database, home: Home) -> None:
     study = search(database, home, promoted())
     left = [path.name for path in files_in(study.directory(home).trials)]
-    assert 1 <= len(left) <= 3
-    assert set(left) == {"weights.safetensors"}
+    assert 2 <= len(left) <= 6
+    assert set(left) == {"predictions.npz", "weights.safetensors"}
 
 
 def test_pauses_change_no_bit(database: Database, home: Home) -> None:
