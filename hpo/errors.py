@@ -6,6 +6,7 @@
     │   ├── DataError                images: missing, unreadable, too few, a leaking class
     │   ├── NotFound                 no such study, trial, run or worker
     │   └── Conflict                 a study of that name exists with another definition
+    │       └── LimitsRaised             it differs in higher limits alone: extend it
     ├── StorageError             2   the database is not one of ours, or cannot be used
     │   ├── StorageUnavailable  75       it cannot be reached or written for now: try again later
     │   └── StorageGone              its file was removed, moved or replaced while it was in use
@@ -22,8 +23,9 @@ The number is the exit code of `hpo`. A message says the value, what is allowed,
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 LONGEST_KEY = 120
 """Characters of a field's name that a message shows; ours have 40."""
@@ -67,6 +69,15 @@ class NotFound(InputError):
 
 class Conflict(InputError):
     """A study of that name exists with another definition."""
+
+
+class LimitsRaised(Conflict):
+    """A study of that name exists, and has lower limits: `limits` are what to extend it with, by
+    their names in [study]."""
+
+    def __init__(self, message: str, limits: Mapping[str, Any]) -> None:
+        self.limits = dict(limits)
+        super().__init__(message)
 
 
 class StorageError(HpoError):

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Unpack
 
 from hpo.api.trained import Progress, TrainOptions, print_line, train
 from hpo.errors import InputError, Interrupted
@@ -84,7 +84,8 @@ class Study:
         learn_storage: str | None = None,
     ) -> Study:
         """Create the study of a study file, its path or its tables as a dict; where a study of that
-        name and definition exists, open that one.
+        name and definition exists, open that one. Another one of that name is replaced if nothing
+        of it was trained.
 
         `storage` is a URL, by default HPO_STORAGE or hpo_runs/hpo.db under the working directory;
         `artifacts` a folder or URL where checkpoints and weights also go, by default HPO_ARTIFACTS.
@@ -435,6 +436,15 @@ def _connect(storage: str | None) -> Database:
     return connect(storage or os.environ.get("HPO_STORAGE") or Home.default().storage)
 
 
+class Opened(NamedTuple):
+    """A study that was created or opened."""
+
+    study: studies.Study
+    is_new: bool
+    replaced: bool = False
+    """Whether it took the place of another one of its name, of which nothing was trained."""
+
+
 @dataclass(frozen=True)
 class Learning:
     """From which studies a new one learns, and in which database they are."""
@@ -452,17 +462,20 @@ def open_study(
     learning: Learning | None = None,
     *,
     look: bool = True,
-) -> tuple[studies.Study, bool]:
-    """Create the study of `file` or open it; return it, and whether it is new. Bad data, own
-    modules that are not here and artifacts that cannot be used create nothing; without `look`
-    images and modules are on other hosts, and the workers will tell."""
+) -> Opened:
+    """Create the study of `file` or open it; where another one of its name has not finished an
+    epoch, and no worker is alive, that is replaced. Bad data, own modules that are not here and
+    artifacts that cannot be used change nothing; without `look` images and modules are on other
+    hosts, and the workers will tell."""
     from hpo.search import study as studies
     from hpo.search import sync
     from hpo.search.fingerprints import code_of, keep_report
     from hpo.storage.optuna import quiet_optuna
     from hpo.storage.records import find_study
 
-    row = find_study(found, file.name)
+    old = find_study(found, file.name)
+    replaced = old is not None and studies.is_replaceable(found, old, file)
+    row = None if replaced else old
     place = sync.check(artifacts, row, found) if artifacts else None
     report = None
     if row is None and look:
@@ -473,6 +486,8 @@ def open_study(
     source = _connect(learning.storage) if learning.storage else None
     try:
         with quiet_optuna():
+            if replaced and old is not None:
+                replaced = studies.replace_unbegun(found, old, Home.default())
             study, is_new = studies.create(found, file, learning.studies, source)
     finally:
         if source is not None:
@@ -481,7 +496,7 @@ def open_study(
         keep_report(found, study.uuid, report)
     if place:
         sync.keep(found, study.row, place, Home.default())
-    return study, is_new
+    return Opened(study, is_new, replaced)
 
 
 def check_data(file: StudyFile) -> DataReport:

@@ -178,7 +178,14 @@ def open_study_or_file(
 
     file = StudyFile.load(Path(given), parse_assignments(overrides))
     is_new = find_study(found, file.name) is None
-    return open_study(found, file, artifacts if is_new else None, look=look)[0]
+    opened = open_study(found, file, artifacts if is_new else None, look=look)
+    tell_note(on_replacing(file.name) if opened.replaced else None)
+    return opened.study
+
+
+def on_replacing(name: str) -> str:
+    """Return a note on a study that took the place of another one of its name."""
+    return f"study {name} had another definition, and nothing of it was trained: it is replaced"
 
 
 def console(width: int | None = None) -> Console:

@@ -27,13 +27,14 @@ from hpo.cli.options import (
     StudyPath,
     console,
     database,
+    on_replacing,
     program,
     quiet_optuna,
     storage_flag,
     tell_note,
     warn_of_password,
 )
-from hpo.errors import Conflict, InputError, Interrupted
+from hpo.errors import Conflict, InputError, Interrupted, LimitsRaised
 from hpo.io import atomic_write
 from hpo.paths import Home
 from hpo.workers.process import first_device
@@ -210,6 +211,12 @@ def run(
             show_default="the same",
         ),
     ] = None,
+    yes: Annotated[
+        bool,
+        typer.Option(
+            "--yes", "-y", help="Extend a study that exists to higher limits without asking."
+        ),
+    ] = False,
     storage: Storage = None,
     artifacts: Artifacts = None,
 ) -> None:
@@ -217,6 +224,9 @@ def run(
 
     Ctrl-C hands the running trials back and exits; the same command resumes them. A second Ctrl-C
     exits at once. More workers may join at any time, from any host: hpo worker STUDY.
+
+    Of a study that exists, higher limits (--trials 32, --time 2h, in the file) extend it. Another
+    definition is refused, unless nothing of the study was trained yet: then it is replaced.
 
     The search ends with the first of --trials, --time and --max-full-trainings, or of the limits in
     the file. With a time and no number of trials there are as many as fit.
@@ -255,8 +265,13 @@ def run(
             command = WorkerCommand(found, file.name, threads_for(len(devices)), force)
             early = stack.enter_context(EarlyWorkers(command, devices))
             quiet_optuna()
-            _, is_new = open_study(found, file, artifacts, learning)
-        study, out = Study(file.name, found), console()
+            try:
+                opened = open_study(found, file, artifacts, learning)
+            except LimitsRaised as raised:
+                _extend(Study(file.name, found), raised, yes=yes)
+                opened = open_study(found, file, artifacts, learning)
+        study, out, is_new = Study(file.name, found), console(), opened.is_new
+        tell_note(on_replacing(file.name) if opened.replaced else None)
         tell_note(_on_learning(study.file, learn_from, is_new=is_new))
         if not file.decides_as(study.file):
             file = study.file  # made before, with other defaults
@@ -274,6 +289,17 @@ def run(
         code = _end(study, again, out, interrupted=stop.is_set())
     if code:
         raise typer.Exit(code)
+
+
+def _extend(study: Study, raised: LimitsRaised, *, yes: bool) -> None:
+    """Raise the limits of a study that exists, once that is agreed to: by `yes`, or at the
+    terminal."""
+    if not yes:
+        if not sys.stdin.isatty():
+            raise Conflict(f"{raised}, or the same command with --yes")
+        typer.echo(str(raised).partition("\nTo go on")[0])
+        typer.confirm(f"Extend {study.name}?", default=True, abort=True)
+    study.extend(**raised.limits)
 
 
 def _learning(names: list[str]) -> list[str] | Literal["auto"] | None:

@@ -21,6 +21,7 @@ from hpo.search.scheduling import budget_parts
 from hpo.storage import records
 from hpo.storage.database import Database
 from hpo.storage.records import (
+    ALIVE_S,
     FINAL,
     WORTHLESS,
     Attempt,
@@ -34,8 +35,6 @@ from hpo.storage.records import (
 )
 from hpo.storage.spending import Spending
 
-ALIVE_S = 30.0
-"""A worker that was not seen for this long, and a lease more, is shown as lost."""
 STATES = ("waiting", "running", "paused", "interrupted", *map(str, FINAL))
 """All states of a trial."""
 

@@ -7,6 +7,7 @@ import math
 import shutil
 import uuid as uuids
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict, Unpack
 
@@ -14,8 +15,8 @@ import optuna
 
 from hpo.config.recommended import recommend
 from hpo.config.study import Proposal, StudyFile, difference
-from hpo.errors import ConfigError, Conflict, InputError, StorageError
-from hpo.formatting import exact_duration, parse_duration
+from hpo.errors import ConfigError, Conflict, InputError, LimitsRaised, StorageError
+from hpo.formatting import exact_duration, parse_duration, plural
 from hpo.paths import Home, StudyDir
 from hpo.search import scheduling, sync
 from hpo.search.rungs import study_note
@@ -28,7 +29,9 @@ from hpo.storage.optuna import (
     FencedStorage,
     cached,
     create_schema,
+    delete_unbegun,
     find_optuna_study,
+    has_begun,
     keep_note,
     reopen_pruned,
 )
@@ -120,7 +123,9 @@ def create(
     create_schema(database)
     row = records.find_study(database, file.name)
     if row is not None:
-        return _same(database, row, file), False
+        if (conflict := conflict_with(database, row, file)) is not None:
+            raise conflict
+        return Study(database, row, StudyFile.from_definition(row.definition)), False
     learned: tuple[Proposal, ...] = ()
     if source := learn_from or file.study.learn_from:
         other = learn_storage is not None and learn_storage.url != database.url
@@ -200,7 +205,8 @@ NEWER = frozenset({"defaults"})
 """Fields of [study] that decide on a new study alone: one that was made before them has none."""
 
 
-def _same(database: Database, row: StudyRow, file: StudyFile) -> Study:
+def conflict_with(database: Database, row: StudyRow, file: StudyFile) -> Conflict | None:
+    """Return why a study that exists is not that of `file`, and what helps; None where it is."""
     stored = StudyFile.from_definition(row.definition)  # with fields that are newer than the study
     before, now = _with_limits_now(stored, row, file), file.definition()
     if file.automatic:  # the study keeps what was chosen when it was created
@@ -210,14 +216,47 @@ def _same(database: Database, row: StudyRow, file: StudyFile) -> Study:
     for field in NEWER - row.definition["study"].keys():
         before["study"][field] = now["study"][field]  # it has none, and keeps that
     changed = difference(before, now)
-    if changed:
-        lines = "".join(f"\n  {line}" for line in changed)
-        raise Conflict(
-            f"study {file.name!r} exists with another definition (database -> file):{lines}\n"
-            f"To go on: {_advice(file, changed)}; without a change, hpo resume {file.name} "
-            "continues it"
+    if not changed:
+        return None
+    names = [line.partition(":")[0].removeprefix("study.") for line in changed]
+    if all(name in LIMITS and name in now["study"] for name in names):
+        return _other_limits(Study(database, row, stored), file, names)
+    lines = "".join(f"\n  {line}" for line in changed)
+    return Conflict(
+        f"study {file.name!r} exists with another definition (database -> file):{lines}\n"
+        "To go on: choose another study.name (--set study.name=...), or restore the values; "
+        f"without a change, hpo resume {file.name} continues it"
+    )
+
+
+def _other_limits(study: Study, file: StudyFile, names: Sequence[str]) -> Conflict:
+    """Return the conflict with a study that differs from `file` in the limits `names` alone."""
+    name, row = file.name, study.row
+    limits = {one: getattr(file.study, one) for one in names}
+    try:
+        for one, value in limits.items():
+            _require_larger(row, one, value)
+    except InputError as error:
+        begun = plural(study.snapshot().begun, "trial")
+        return Conflict(
+            f"{error}. The limits of a study are only raised, and {begun} of it were begun "
+            f"already: to end it here, hpo stop {name}; to go on as it is, leave this limit out"
         )
-    return Study(database, row, stored)
+    options = " ".join(f"{option(one)} {_shown(one, value)}" for one, value in limits.items())
+    lines = "".join(
+        f"\n  study.{one}: {_limit_now(row, one)} -> {_shown(one, value)}"
+        for one, value in limits.items()
+    )
+    return LimitsRaised(
+        f"study {name!r} exists with lower limits (database -> file):{lines}\n"
+        f"To go on: hpo extend {name} {options}",
+        limits,
+    )
+
+
+def _limit_now(row: StudyRow, name: str) -> str:
+    now = getattr(row, LIMITS[name])
+    return "(none)" if now is None else _shown(name, now)
 
 
 def _with_limits_now(stored: StudyFile, row: StudyRow, file: StudyFile) -> dict[str, Any]:
@@ -228,16 +267,6 @@ def _with_limits_now(stored: StudyFile, row: StudyRow, file: StudyFile) -> dict[
         if name in given and getattr(file.study, name) == getattr(row, column):
             definition["study"][name] = given[name]
     return definition
-
-
-def _advice(file: StudyFile, changed: Sequence[str]) -> str:
-    """Return what helps where the definitions differ by the lines `changed`."""
-    names = [line.partition(":")[0].removeprefix("study.") for line in changed]
-    given = file.definition()["study"]
-    if all(name in LIMITS and name in given for name in names):
-        options = (f"{option(name)} {given[name]}" for name in names)
-        return f"hpo extend {file.name} {' '.join(options)}"
-    return "choose another study.name (--set study.name=...), or restore the values"
 
 
 def extend(study: Study, *, retry_failed: bool = False, **limits: Unpack[Limits]) -> int:
@@ -284,7 +313,9 @@ def _require_larger(row: StudyRow, name: str, value: Any) -> None:
 
 
 def _shown(name: str, value: float) -> str:
-    return exact_duration(value) if name == "max_time" else f"{value:g}"
+    if name in ("max_time", "timeout_s"):
+        return exact_duration(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _enqueue_failed(study: Study) -> int:
@@ -314,8 +345,7 @@ def enqueue(study: Study, values: Mapping[str, Any]) -> None:
     waiting = sum(
         1 for _, number in records.read_enqueued(study.database, study.uuid) if number is None
     )
-    taken = snapshot.finished + snapshot.running + len(snapshot.paused)
-    if taken + waiting >= snapshot.trials:
+    if snapshot.begun + waiting >= snapshot.trials:
         raise InputError(
             f"all {snapshot.trials} trials of {study.row.name!r} are finished, running or spoken "
             f"for; first: hpo extend {study.row.name} --trials {snapshot.trials + waiting + 1}"
@@ -346,6 +376,25 @@ def resume(study: Study) -> None:
     snapshot = study.snapshot()
     _require_going_on(study, snapshot)
     records.resume_study(study.database, study.uuid)
+
+
+def is_replaceable(database: Database, row: StudyRow, file: StudyFile) -> bool:
+    """Return whether the study of `row` may make room for that of `file`: it is another one, and
+    nothing of it was trained, nothing is queued, and no worker is alive."""
+    return conflict_with(database, row, file) is not None and not has_begun(database, row)
+
+
+def replace_unbegun(database: Database, row: StudyRow, home: Home) -> bool:
+    """Remove a study of which nothing was trained, with its files; False, and nothing is changed,
+    where meanwhile a worker or an epoch is there."""
+    artifacts = sync.find(database, row.uuid, home)
+    if not delete_unbegun(FencedStorage(database), row):
+        return False
+    shutil.rmtree(home.study(row.uuid).root, ignore_errors=True)
+    if artifacts is not None:
+        with suppress(StorageError):
+            artifacts.clear()
+    return True
 
 
 def delete(study: Study, home: Home, *, force: bool = False, keep_files: bool = False) -> None:

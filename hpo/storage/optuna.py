@@ -45,7 +45,7 @@ from hpo.storage import database as faults
 from hpo.storage import tables
 from hpo.storage.database import Database, bare, engine_options, use_wal
 from hpo.storage.leases import Ending, Lease
-from hpo.storage.records import Outcome
+from hpo.storage.records import ALIVE_S, Outcome, StudyRow
 from hpo.storage.retry import retry_while_unavailable
 from hpo.storage.tables import attempts, is_current, needs_upgrade, version
 
@@ -280,6 +280,14 @@ class FencedStorage(RDBStorage):
         return [one for one in found if states is None or one.state in states]
 
     @contextmanager
+    def transaction(self) -> Iterator[orm.Session]:
+        """Yield Optuna's session in a transaction that writes, for rows of ours and Optuna's that
+        are to be there, or gone, together."""
+        scoped = optuna.storages._rdb.storage._create_scoped_session(self.scoped_session)
+        with _translated(self.database), self.database.writing(), scoped as session:
+            yield session
+
+    @contextmanager
     def unfinished_bare(self) -> Iterator[None]:
         """Inside, this thread reads no more of trials that are not finished than that they are."""
         self._guard.bare = tuple(state for state in TrialState if not state.is_finished())
@@ -346,6 +354,39 @@ def keep_note(storage: FencedStorage, study_id: int, text: str) -> None:
         body = text[start : start + NOTE_LENGTH]
         storage.set_study_system_attr(study_id, NOTE_PART.format(part), body)
     storage.set_study_system_attr(study_id, NOTE_VERSION, 1)
+
+
+def has_begun(database: Database, row: StudyRow) -> bool:
+    """Return whether an epoch of a study was finished, a configuration is queued for it, or one of
+    its workers may be alive: it has not ended, and was seen in the last ALIVE_S and a lease."""
+    with database.read() as c:
+        return _has_begun(c, database, row)
+
+
+def _has_begun(c: sa.Connection, database: Database, row: StudyRow) -> bool:
+    e, w, a, q = tables.epochs.c, tables.workers.c, attempts.c, tables.enqueued.c
+    seen = database.now() - (ALIVE_S + row.lease_s)
+    signs = (
+        (e.study == row.uuid,),
+        (q.study == row.uuid,),
+        (w.study == row.uuid, w.ended.is_(None), w.seen >= seen),
+        (a.study == row.uuid, a.outcome.is_(None), a.until >= database.now()),
+    )
+    return any(c.scalar(sa.select(sa.exists().where(*sign))) for sign in signs)
+
+
+def delete_unbegun(storage: FencedStorage, row: StudyRow) -> bool:
+    """Delete a study unless it has begun (see `has_begun`); return whether that was done. Who takes
+    a trial of it meanwhile waits, and then finds it gone."""
+    with storage.transaction() as session:
+        c = session.connection()
+        locked = sa.select(tables.studies.c.uuid).where(tables.studies.c.uuid == row.uuid)
+        if c.execute(locked.with_for_update()).first() is None:
+            return False
+        if _has_begun(c, storage.database, row):
+            return False
+        session.delete(models.StudyModel.find_or_raise_by_id(row.study_id, session))
+    return True
 
 
 def worst_values(c: sa.Connection, trial_id: int) -> tuple[float, ...]:

@@ -62,6 +62,8 @@ def finite(value: object) -> object:
 
 
 _PROCESS = "process"
+ALIVE_S = 30.0
+"""A worker that was not seen for this long, and a lease more, is shown as lost."""
 
 UNFINISHED_STATES = ("WAITING", "RUNNING")
 FINISHED_STATES = ("COMPLETE", "PRUNED", "FAIL")

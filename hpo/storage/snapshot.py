@@ -40,6 +40,11 @@ class StudySnapshot(Spending):
     paused: tuple[ClaimableTrial, ...] = ()
     """Trials that paused at a rung, which count neither as running nor as free."""
 
+    @property
+    def begun(self) -> int:
+        """Number of trials that some worker has taken."""
+        return self.finished + self.running + len(self.paused)
+
 
 @storage_call
 def read_snapshot(
