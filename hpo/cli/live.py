@@ -31,6 +31,8 @@ NARROW = 76
 """Narrower terminals hide the host, and shorten the unit of throughput."""
 MAX_WIDTH = 100
 MAX_WORKERS = 24
+HINTS = 3
+"""Most sentences at the end on what to try next."""
 
 
 @dataclass
@@ -251,20 +253,25 @@ def _summary(status: StudyStatus) -> str:
 
 def _print_best(database: Database, status: StudyStatus, out: Console) -> None:
     from hpo.reports.importance import importances
+    from hpo.reports.summary import Kind, summarize, texts
 
-    best = status.best
+    best, told = status.best, summarize(status)
     assert best is not None
     out.print()
     value = f"{status.file.metric} {number(best.value)}"
     out.print(Text(f"best: trial {best.number}, {value} in epoch {best.best_epoch}", "bold green"))
+    for line in (status.noise.describe(best), *texts(told, Kind.AGAINST, Kind.NOISE)):
+        if line:
+            out.print(Text(line), soft_wrap=True)
     _print_pruned(status, out)
     out.print()
     found = importances(database, status.row.name)
     out.print(parameters_table(best.params, found))
-    if found.verdict:
-        out.print(Text(found.verdict, "dim"))
-    elif found.epochs is not None:
-        out.print(Text(f"importance of {found.compared}", "dim"))
+    out.print(Text(found.verdict or found.basis, "dim"), soft_wrap=True)
+    if hints := texts(told, Kind.NEXT)[:HINTS]:
+        out.print(Text("\nto improve it", "bold"))
+        for line in hints:
+            out.print(Text(f"  {line}"), soft_wrap=True)
 
 
 def _print_pruned(status: StudyStatus, out: Console) -> None:

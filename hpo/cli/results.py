@@ -307,7 +307,8 @@ def evaluate(
     if as_json:
         scores = {"seeds": found.scores(), "ensemble": found.ensemble, "summary": found.summary}
         about = {"data": found.data, "images": found.images, "trained_on": found.trained_on}
-        typer.echo(to_json({**about, **scores}))
+        certainty = {"certainty": [one.to_dict() for one in found.certainties]}
+        typer.echo(to_json({**about, **scores, **certainty}))
     else:
         console().print(evaluation_page(found))
 

@@ -65,12 +65,14 @@ def status(
     from hpo.cli import live, tables
     from hpo.reports.groups import front_table
     from hpo.reports.rungs import rung_table
+    from hpo.reports.summary import as_dicts, summarize
     from hpo.search.status import read_status
 
     with database(storage) as found:
         now = read_status(found, study)
         if as_json:
-            typer.echo(tables.to_json(now.to_dict()))
+            told = {"summary": as_dicts(summarize(now))}
+            typer.echo(tables.to_json(now.to_dict() | told))
         elif watch:
             _watch(found, study)
         else:
@@ -83,7 +85,7 @@ def status(
                 out.print()
                 out.print(tables.cells_table(rungs))
             why = now.no_best if now.state == "finished" else None
-            for line in (now.row.stop_reason, why, now.pruned_note):
+            for line in (now.row.stop_reason, why, now.pruned_note, tables.noise_lines(now)):
                 if line:
                     out.print(f"\n{line}", markup=False, soft_wrap=True)
             for one in now.forced:
@@ -154,6 +156,7 @@ def trials(
 
 def _print_trials(now: StudyStatus, *, wide: bool) -> None:
     """Print the best first; a terminal gets what fits, unless `wide`."""
+    from hpo.cli.tables import noise_lines
     from hpo.cli.trial_list import MOST, trials_table
 
     out = console()
@@ -162,6 +165,8 @@ def _print_trials(now: StudyStatus, *, wide: bool) -> None:
     (console(WIDEST) if wide else out).print(table)
     if more:
         out.print(f"{more}: --wide", style="dim")
+    if line := noise_lines(now):
+        out.print(f"\n{line}", markup=False, soft_wrap=True)
 
 
 def _only(now: StudyStatus, states: Sequence[str]) -> StudyStatus:

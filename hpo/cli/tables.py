@@ -104,6 +104,15 @@ def studies_table(studies: Sequence[StudyStatus]) -> Table:
     return table
 
 
+def noise_lines(status: StudyStatus) -> str | None:
+    """Return how sure the best value is, and what it is to be compared with; None without a best
+    trial."""
+    from hpo.reports.summary import Kind, summarize, texts
+
+    kinds = (Kind.WON, Kind.AGAINST, Kind.NOISE)
+    return None if status.best is None else " ".join(texts(summarize(status), *kinds))
+
+
 def trials_csv(status: StudyStatus) -> str:
     """Return trials as CSV, numbers in full precision, times in seconds."""
     head, rows = status.trial_rows()
@@ -143,6 +152,7 @@ def trial_page(status: StudyStatus, trial: Trial, code: Code | None) -> Group:
     if trial.values:
         parts.append(Text("  ".join(f"{k} {measured(k, v)}" for k, v in trial.values.items())))
     parts.append(Text(f"where it comes from: {trial.origin}"))
+    parts += [Text(line) for line in _certainty(status, trial)]
     if place := status.place_of(trial):
         parts.append(Text(f"paused at its rung: {place}"))
     elif trial.reason:
@@ -155,6 +165,23 @@ def trial_page(status: StudyStatus, trial: Trial, code: Code | None) -> Group:
     if code is not None:
         parts += [Text(), *_code(status, trial, code)]
     return Group(*parts)
+
+
+def _certainty(status: StudyStatus, trial: Trial) -> Iterator[str]:
+    """Yield how sure a trial's value is, how it compares with the best one, and whether its curve
+    still rises."""
+    best, noise = status.best, status.noise
+    if interval := noise.describe(trial):
+        yield interval
+    if best is not None and trial.state == "complete" and status.ties is not None:
+        numbers = [one.number for one in status.ties]
+        if trial.number != best.number:
+            side = "within" if trial.number in numbers else "beyond"
+            yield f"difference from the best, trial {best.number}: {side} noise"
+        elif numbers:
+            yield f"the best; {plural(len(numbers), 'trial')} within noise of it"
+    if noise.still_rises(trial):
+        yield f"still {'rising' if noise.maximize else 'falling'} in its last epoch"
 
 
 def _code(status: StudyStatus, trial: Trial, code: Code) -> Iterator[Text]:
@@ -304,6 +331,8 @@ def _spread(found: Mapping[str, float | None] | None) -> str:
 
 def run_notes(runs: Sequence[TrainedRun]) -> Iterator[str]:
     """Yield notes on how to read the numbers."""
+    from hpo.trained.run import PARTS
+
     if any(run.summary["test"] is not None for run in runs):
         yield "the test set was opened once per seed, after training"
     if any(len(run.seeds) > 1 for run in runs):
@@ -312,6 +341,9 @@ def run_notes(runs: Sequence[TrainedRun]) -> Iterator[str]:
         yield "ensemble: mean of the seeds' probabilities, from the same logits"
     if any(run.summary["onnx"] for run in runs):
         yield "ONNX files: onnxruntime on the CPU; ms/image is a median, one image at a time"
+    for run in runs:
+        for one in run.certainties:
+            yield f"{run.path}: {one} ({PARTS[run.measured_part]})"
     for run in runs:
         entries = [entry for one in run.seeds for entry in one.onnx]
         found = [entry["max_difference"] for entry in entries if "max_difference" in entry]
@@ -342,7 +374,8 @@ def evaluation_page(found: RunEvaluation) -> Group:
         means = [number(sum(row[column] for row in rows) / len(rows)) for column in columns]
         classes.add_row(Text(name), *means, f"{rows[0]['support']:,}")
     warning = [Text(one, "yellow") for one in (found.overlap, found.absent) if one]
-    parts: list[RenderableType] = [title, *warning, Text(), scores]
+    parts: list[RenderableType] = [title, *warning, Text(), scores, Text()]
+    parts += [Text(str(one)) for one in found.certainties]
     if len(by_seed) > 1:
         names = [name for name in SCORES if name in found.summary]
         members = plain_table("network", *names, right=names)

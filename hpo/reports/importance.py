@@ -49,6 +49,9 @@ class Importances:
     their values."""
     having: Mapping[str, int] = field(default_factory=dict)
     """Number of trials that have a parameter, of parameters that not all trials have."""
+    chance: Mapping[str, float] = field(default_factory=dict)
+    """{parameter: share up to which chance alone brings it}: any of them is above its own in 5 of
+    100 studies without an effect."""
 
     @property
     def verdict(self) -> str | None:
@@ -70,10 +73,16 @@ class Importances:
         first = "epoch" if self.epochs == 1 else f"{self.epochs} epochs"
         return f"{plural(self.trials, 'trial')} by their first {first}"
 
+    @property
+    def basis(self) -> str:
+        """Return what the importances are of, for a line below them."""
+        return f"importance of {self.compared}, against permutations of their values"
+
     def note(self, name: str) -> str:
         """Return what limits the importance of a parameter, or an empty string."""
         few = f"in {self.having[name]} of {self.trials} trials" if name in self.having else ""
-        chance = "" if name in self.outstanding else "within chance"
+        limit = f"chance: up to {min(1.0, self.chance[name]):.0%}" if name in self.chance else ""
+        chance = limit if name in self.outstanding else "within chance"
         return ", ".join(part for part in (chance, few) if part)
 
 
@@ -128,11 +137,13 @@ def importances_of(trials: Sequence[FrozenTrial], values: Sequence[float]) -> Im
         return Importances(trials=len(trials))
     shares = sorted(((n, one / whole) for n, one in measured.items()), key=lambda item: -item[1])
     counts = {n: sum(n in trial.params for trial in trials) for n in measured}
+    limits = _limits(_permuted(evaluate, values))
     return Importances(
         shares=dict(shares),
-        outstanding=_outstanding(measured, _permuted(evaluate, values)),
+        outstanding=frozenset(n for n, one in measured.items() if one > limits[n]),
         trials=len(trials),
         having={n: count for n, count in counts.items() if count < len(trials)},
+        chance={n: limits[n] / whole for n in measured},
     )
 
 
@@ -174,18 +185,15 @@ def _permuted(evaluate: _PedAnova, values: Sequence[float]) -> list[dict[str, fl
     return found
 
 
-def _outstanding(
-    measured: Mapping[str, float], by_chance: Sequence[Mapping[str, float]]
-) -> frozenset[str]:
-    """Return the significant parameters of `measured`: family-wise error 5 %. Each is compared with
-    its own permutations, since parameters of many values get more by chance."""
-    usual = {name: _quantile([one[name] for one in by_chance]) for name in measured}
+def _limits(by_chance: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the importance above which each parameter is significant: family-wise error 5 %. Each
+    has its own permutations, since parameters of many values get more by chance."""
+    usual = {name: _quantile([one[name] for one in by_chance]) for name in by_chance[0]}
     ratios = [
-        max((one[name] / usual[name] for name in measured if usual[name]), default=0.0)
+        max((one[name] / own for name, own in usual.items() if own), default=0.0)
         for one in by_chance
     ]
-    limit = _quantile(ratios)
-    return frozenset(name for name, one in measured.items() if one > limit * usual[name])
+    return {name: _quantile(ratios) * own for name, own in usual.items()}
 
 
 def _quantile(values: Sequence[float]) -> float:

@@ -68,7 +68,11 @@ def what_decides(file: StudyFile) -> str:
 def study_note(file: StudyFile) -> str:
     """Return a note on a study for the dashboard, as Markdown."""
     decides = what_decides(file)
-    text = f"{decides[0].upper()}{decides[1:]}.\n"
+    text = (
+        f"{decides[0].upper()}{decides[1:]}.\n\nThe parameter importance in this dashboard is "
+        "Optuna's: its shares add up even where no parameter has an effect. What stands out from "
+        f"chance is in `hpo report {file.name}`.\n"
+    )
     if file.study.scheduler is not None:
         text += (
             "\nA trial that is Running and has no worker is paused at a rung: it goes on if it is "

@@ -5,16 +5,16 @@ Reads the database alone, without Optuna's storage: `hpo status` answers in a fr
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from hpo.config.constraints import to_relax
 from hpo.config.study import StudyFile
 from hpo.formatting import plural
-from hpo.search import promotion, scheduling
-from hpo.search.fingerprints import Override, read_overrides
+from hpo.search import noise, promotion, scheduling
+from hpo.search.fingerprints import Override, read_overrides, read_report
 from hpo.search.promotion import Place, RungCount, Rungs, Standing
 from hpo.search.rungs import CHANCE, rungs_of, standings_of
 from hpo.search.scheduling import budget_parts
@@ -53,6 +53,8 @@ class StudyStatus:
     """Workers that were made to work with other code or images than the study began with."""
     chance: float | None = None
     """What guessing reaches, if known: a rung where no trial beats it decides nothing."""
+    validated: Mapping[str, int] = field(default_factory=dict)
+    """Validation images of each class, of all folds together; empty if unknown."""
 
     def count(self, *states: str) -> int:
         """Count the trials in any of `states`."""
@@ -62,6 +64,23 @@ class StudyStatus:
     def finished(self) -> int:
         """Number of trials that have a final outcome."""
         return self.count(*FINAL)
+
+    @cached_property
+    def noise(self) -> noise.Noise:
+        """How much of the values is noise."""
+        maximize = self.file.direction == "maximize"
+        return noise.Noise(self.file.metric, maximize, self.validated, _folds(self.file))
+
+    @cached_property
+    def ties(self) -> list[Trial] | None:
+        """The complete trials that cannot be told from the best one; None where that is unknown."""
+        ranked = self.ranked()
+        return self.noise.ties(ranked[0], ranked) if ranked else None
+
+    @property
+    def reference(self) -> Trial | None:
+        """The trial that the best one is compared with: a baseline, or a recommended one."""
+        return noise.reference(self.trials)
 
     @property
     def best(self) -> Trial | None:
@@ -341,7 +360,12 @@ class StudyStatus:
                 "epoch": best.best_epoch,
                 "params": best.params,
                 "origin": best.origin,
+                "interval": noise.as_dict(self.noise.interval(best)),
+                "ties": None if self.ties is None else [one.number for one in self.ties],
+                "still_rises": self.noise.still_rises(best),
             },
+            "validation_images": sum(self.validated.values()) or None,
+            "reference": self._reference_dict(),
             "best_so_far": self._so_far_dict(),
             "rungs": [asdict(rung) for rung in self.count_rungs()],
             "best_pruned": None if self.best_pruned is None else self.best_pruned.number,
@@ -352,6 +376,13 @@ class StudyStatus:
             "workers": [asdict(worker) for worker in self.live_workers],
             "forced": [asdict(one) for one in self.forced],
         }  # fmt: skip
+
+    def _reference_dict(self) -> dict[str, Any] | None:
+        one = self.reference
+        if one is None:
+            return None
+        found = {name: getattr(one, name) for name in ("number", "value", "state", "origin")}
+        return found | {"interval": noise.as_dict(self.noise.interval(one))}
 
     def _so_far_dict(self) -> dict[str, Any] | None:
         one = self.best_so_far
@@ -404,7 +435,30 @@ def read_status(database: Database, name: str) -> StudyStatus:
     live = [one for one in workers if is_alive(one, row, now)]
     forced = read_overrides(database, row.uuid)
     chance = records.read_resolved(database, row.uuid, CHANCE).get(CHANCE)
-    return StudyStatus(row, file, now, tuple(trials), tuple(workers), tuple(live), forced, chance)
+    validated = _validated(database, row.uuid, file)
+    return StudyStatus(
+        row, file, now, tuple(trials), tuple(workers), tuple(live), forced, chance, validated
+    )
+
+
+def _validated(database: Database, uuid: str, file: StudyFile) -> dict[str, int]:
+    """Return the validation images of each class: as the first worker opened them, else as the
+    report on the data counted them."""
+    found = records.read_resolved(database, uuid, noise.VALIDATED).get(noise.VALIDATED)
+    if found is not None:
+        return dict(found)
+    report = read_report(database, uuid)
+    if report is None:
+        return {}
+    # In a cross-validation each image is in one fold, and validates there.
+    parts = [report.parts.get(name, {}) for name in ("val", "train")[: 2 if _folds(file) else 1]]
+    return {name: sum(part.get(name, 0) for part in parts) for name in report.classes}
+
+
+def _folds(file: StudyFile) -> int | None:
+    """Return the number of folds of a cross-validation, which is never searched; None without."""
+    found: int | None = file.train.get("data", {}).get("folds")
+    return found
 
 
 def _origins(file: StudyFile, enqueued: Collection[int | None]) -> dict[int, str]:

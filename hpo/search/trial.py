@@ -34,6 +34,7 @@ from hpo.paths import Home
 from hpo.search import predictions, retention, scheduling, sync
 from hpo.search.fingerprints import agree_on_images
 from hpo.search.journal import EpochJournal
+from hpo.search.noise import VALIDATED
 from hpo.search.promotion import Place
 from hpo.search.sampling import (
     FirstMetric,
@@ -100,6 +101,8 @@ class TrialRunner:
                 worker=worker,
                 force=self.force,
             )
+            counts = _validated(data)
+            records.resolve_once(self.study.database, self.study.uuid, VALIDATED, counts)
             self._data = config.data, data
         return self._data[1]
 
@@ -200,6 +203,14 @@ def _class_counts(data: Data) -> list[int]:
     """Return the number of validation images of each class; of folds in the first."""
     val = data.folds[0].val if data.folds else data.val
     return [int(count) for count in np.bincount(val.labels, minlength=len(data.classes))]
+
+
+def _validated(data: Data) -> dict[str, int]:
+    """Return the number of validation images of each class, by name, of all folds together."""
+    parts = [one.val for one in data.folds or (data,)]
+    labels = np.concatenate([part.labels for part in parts])
+    counts = np.bincount(labels, minlength=len(data.classes))
+    return {name: int(count) for name, count in zip(data.classes, counts, strict=True)}
 
 
 MEASURED = ("precision", "memory_format", "deterministic", "compile")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from hpo.storage.database import Database
 from hpo.storage.records import FINAL, WORTHLESS, Trial
 
 GIT_TIMEOUT_S = 10
+MOST_TIES = 5
+"""Most tied trials that a note names."""
 
 
 def describe_trial(
@@ -29,14 +31,15 @@ def describe_trial(
 ) -> dict[str, Any]:
     """Return the [provenance] table of a trial's configuration; unknown values are None.
 
-    `rates` is the learning rate of each epoch, `stopped_epoch` the one after which early stopping
-    ended the trial.
+    `interval` is the 95 % interval of the value, `rates` the learning rate of each epoch,
+    `stopped_epoch` the one after which early stopping ended the trial.
     """
     images = records.read_resolved(database, status.row.uuid, IMAGES)
     code = read_code(database, status.row.uuid)
     worker = next((w for w in status.workers if w.id == trial.attempts[-1].worker), None)
     trained = len(trial.epochs)
     stopped = trial.state == "complete" and trained < config.epochs
+    interval = status.noise.interval(trial)
     return {
         "study": status.row.name,
         "trial": trial.number,
@@ -45,6 +48,8 @@ def describe_trial(
         "metric": status.file.metric,
         "value": trial.value,
         "values": trial.values or None,
+        "interval": None if interval is None else [interval.low, interval.high],
+        "validation_images": sum(status.validated.values()) or None,
         "best_epoch": trial.best_epoch,
         "epochs": config.epochs,
         "epochs_trained": trained,
@@ -91,7 +96,22 @@ def _notes(status: StudyStatus, trial: Trial) -> list[str]:
               if one.worker in used]  # fmt: skip
     if any(one != versions[0] for one in versions):
         notes.append("Workers with different versions trained parts of this trial.")
-    return notes
+    return [*notes, *_noise_notes(status, trial)]
+
+
+def _noise_notes(status: StudyStatus, trial: Trial) -> Iterator[str]:
+    """Yield the interval of a trial's value, the trials that tie with it if it is the best, and
+    that its curve still rises."""
+    if interval := status.noise.describe(trial):
+        yield f"Interval of the value: {interval}."
+    best = status.best
+    if best is not None and best.number == trial.number and status.ties:
+        numbers = ", ".join(str(one.number) for one in status.ties[:MOST_TIES])
+        more = ", ..." if len(status.ties) > MOST_TIES else ""
+        tied = f"{len(status.ties)} other trials are" if status.ties[1:] else "another trial is"
+        yield f"Not distinguishable from it: {tied} within noise ({numbers}{more})."
+    if status.noise.still_rises(trial):
+        yield "Its curve still rose in the last epoch: more epochs may give more."
 
 
 def git_commit() -> str | None:

@@ -33,11 +33,13 @@ from hpo.errors import DataError, InputError
 from hpo.paths import Home
 from hpo.trained.run import (
     UNKNOWN,
+    Certainty,
     RunMetadata,
     SeedDir,
     TrainedOn,
     TrainedRun,
     absent_classes,
+    certainties,
     load_run,
     overlap_text,
     spread,
@@ -325,6 +327,11 @@ class RunEvaluation:
     def summary(self) -> dict[str, dict[str, float | None]]:
         """Return mean and standard deviation (n - 1; None for one seed) of each score."""
         return spread(list(self.scores().values()))
+
+    @property
+    def certainties(self) -> list[Certainty]:
+        """Return how sure the scores are that count images."""
+        return certainties(self.summary, self.images, len(self.seeds))
 
 
 def evaluate_run(
