@@ -165,9 +165,10 @@ def open_study_or_file(
 ) -> Study:
     """Load the study of a name, or open that of a study file. The first of any number of callers
     creates it, with its `artifacts` and, if `look`, after a look at its images."""
+    from hpo.config.toml import is_file_name
     from hpo.search import study as studies
 
-    if not given.endswith(".toml"):
+    if not is_file_name(given):
         if overrides:
             raise InputError("--set changes a study file; an existing study is as it was created")
         return studies.load(found, given)

@@ -470,8 +470,9 @@ def _manifest_study(study: str) -> tuple[str, str | None]:
     """Return the study's name and, if it is a file, its text."""
     from hpo.config.strategies import StudyConfig
     from hpo.config.study import StudyFile
+    from hpo.config.toml import is_file_name
 
-    if study.endswith(".toml"):
+    if is_file_name(study):
         file = StudyFile.load(Path(study))
         return file.name, file.text
     return StudyConfig.parse({"name": study}, prefix="study.").name, None

@@ -1,4 +1,5 @@
-"""TOML: files, single values given on the command line, and dotted names."""
+"""TOML: files (also such as are written in YAML), single values given on the command line, and
+dotted names."""
 
 from __future__ import annotations
 
@@ -12,6 +13,8 @@ import tomli_w
 
 from hpo.errors import LONGEST_KEY, ConfigError, nearest
 
+YAML_SUFFIXES = (".yaml", ".yml")
+SUFFIXES = (".toml", *YAML_SUFFIXES)
 LARGEST = 1_000_000  # bytes; a study file has some thousand
 DEEPEST = 32  # tables, lists and parts of a name in each other; a study file has six
 _DEEP_NAME = re.compile(
@@ -19,18 +22,36 @@ _DEEP_NAME = re.compile(
 )
 
 
-def read_text(path: Path) -> str:
-    """Return the text of a TOML file.
+def is_file_name(text: str) -> bool:
+    """Return whether `text` names a file of tables, not a study."""
+    return Path(text).suffix in SUFFIXES
 
-    Raises ConfigError for one that is missing, too large or not UTF-8.
+
+def read_text(path: Path) -> str:
+    """Return a file of tables as TOML: as it is, or, of one in YAML, what it says.
+
+    Raises ConfigError for one that is missing, too large, not UTF-8 or not YAML.
     """
+    text = _read(path)
+    if path.suffix not in YAML_SUFFIXES:
+        return text
+    from hpo.config import yaml
+
+    tables = yaml.parse(text, str(path))
+    if _is_deep(tables):
+        raise _too_deep(str(path))
+    return dump(tables)
+
+
+def _read(path: Path) -> str:
     where = str(path)
     if not path.exists():
-        beside = sorted(one.name for one in path.parent.glob("*.toml"))
+        names = (one for one in path.parent.glob("*") if one.suffix in SUFFIXES)
+        beside = sorted(one.name for one in names)
         hint = f"; {nearest(path.name, beside)}" if beside else ""
         raise ConfigError(f"no such file{hint}", where=where)
     if not path.is_file():
-        raise ConfigError("not a file: give the path of a TOML file", where=where)
+        raise ConfigError("not a file: give the path of a TOML or YAML file", where=where)
     try:
         with path.open("rb") as file:
             data = file.read(LARGEST + 1)
@@ -41,7 +62,7 @@ def read_text(path: Path) -> str:
         raise ConfigError(f"cannot be read: {error.strerror}", where=where) from error
     except UnicodeDecodeError as error:
         raise ConfigError(
-            f"not a TOML file: byte {error.start} is not UTF-8; save it as UTF-8", where=where
+            f"not a text file: byte {error.start} is not UTF-8; save it as UTF-8", where=where
         ) from error
 
 
@@ -63,18 +84,21 @@ def _plain(value: Any) -> Any:
 
 def parse(text: str, where: str = "") -> dict[str, Any]:
     """Return the tables of `text`; raises ConfigError with line and column of what is not TOML."""
-    too_deep = ConfigError(f"not a study file: nested more than {DEEPEST} deep", where=where)
     if _DEEP_NAME.search(text):  # tomllib would take minutes, and Python would not survive it
-        raise too_deep
+        raise _too_deep(where)
     try:
         table = tomllib.loads(text)
     except RecursionError:
-        raise too_deep from None
+        raise _too_deep(where) from None
     except ValueError as error:
         raise ConfigError(f"not a TOML file: {error}", where=where) from error
     if _is_deep(table):
-        raise too_deep
+        raise _too_deep(where)
     return table
+
+
+def _too_deep(where: str) -> ConfigError:
+    return ConfigError(f"not a study file: nested more than {DEEPEST} deep", where=where)
 
 
 def _is_deep(value: Any) -> bool:

@@ -478,7 +478,7 @@ class TestFiles:
         ("content", "expected"),
         [
             (b"a = 1\nb = = 2\n", "not a TOML file: Invalid value (at line 2, column 5)"),
-            (b"a = '\xff'\n", "not a TOML file: byte 5 is not UTF-8; save it as UTF-8"),
+            (b"a = '\xff'\n", "not a text file: byte 5 is not UTF-8; save it as UTF-8"),
             (b"#" * 1_000_001, "larger than 1,000,000 bytes: not a study file"),
             (b"a = " + b"[" * 5000, "not a study file: nested more than 32 deep"),
         ],
@@ -499,7 +499,7 @@ class TestFiles:
         )
         with pytest.raises(ConfigError) as caught:
             StudyFile.load(tmp_path)
-        assert str(caught.value) == f"{tmp_path}: not a file: give the path of a TOML file"
+        assert str(caught.value) == f"{tmp_path}: not a file: give the path of a TOML or YAML file"
 
     def test_a_configuration_round_trips(self, tmp_path: Path) -> None:
         config = TrainConfig.parse(
