@@ -188,6 +188,7 @@ class Study:
         if self.resume_stopped():
             say(f"study {self.name} was stopped; resuming it")
         if not self.is_over:
+            fetch_weights(self.file, say)
             devices = self.devices(workers, workers_per_device, device, say=say)
             supervisor = self.supervisor(devices, force=force)
             report = self.data_report
@@ -497,6 +498,20 @@ def open_study(
     if place:
         sync.keep(found, study.row, place, Home.default())
     return Opened(study, is_new, replaced)
+
+
+def fetch_weights(file: StudyFile, say: Progress) -> None:
+    """Download the pretrained weights that trials of `file` start from, unless they are cached, so
+    that workers need not; `say` is told. Raises DataError where they cannot be had."""
+    from hpo.config.recommended import situations_of
+    from hpo.training.weights import needed_weights
+
+    if "model.weights" in file.space or file.train.get("model", {}).get("weights"):
+        pinned = [values for found in situations_of(file).values() for values in found]
+        for one in needed_weights(file.config(file.space.around(values)) for values in pinned):
+            if not one.is_cached:
+                say(f"{one.title}: downloading {one.size} into {one.path.parent}")
+                one.fetch()
 
 
 def check_data(file: StudyFile) -> DataReport:

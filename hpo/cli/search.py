@@ -238,9 +238,10 @@ def run(
 
     Example: hpo run studies/digits.toml --workers 2
     """
-    from hpo.api.study import Learning, Study, open_study
+    from hpo.api.study import Learning, Study, fetch_weights, open_study
     from hpo.config.study import StudyFile
     from hpo.config.toml import parse_assignments
+    from hpo.storage.records import find_study
     from hpo.workers.process import (
         require_count,
         require_device,
@@ -258,19 +259,22 @@ def run(
     require_device(device)
     # How many there are is measured, or known: then they start at once.
     devices = spread(workers, per_device, device) if isinstance(per_device, int) else []
-    learning = Learning(_learning(learn_from), learn_storage)
+    learning, out = Learning(_learning(learn_from), learn_storage), console()
     with ExitStack() as stack:
         with starting():
             found = stack.enter_context(database(storage))
             command = WorkerCommand(found, file.name, threads_for(len(devices)), force)
             early = stack.enter_context(EarlyWorkers(command, devices))
             quiet_optuna()
+            tell = partial(out.print, markup=False, soft_wrap=True)
+            if find_study(found, file.name) is None:  # without its weights none is created
+                fetch_weights(file, tell)
             try:
                 opened = open_study(found, file, artifacts, learning)
             except LimitsRaised as raised:
                 _extend(Study(file.name, found), raised, yes=yes)
                 opened = open_study(found, file, artifacts, learning)
-        study, out, is_new = Study(file.name, found), console(), opened.is_new
+        study, is_new = Study(file.name, found), opened.is_new
         tell_note(on_replacing(file.name) if opened.replaced else None)
         tell_note(_on_learning(study.file, learn_from, is_new=is_new))
         if not file.decides_as(study.file):
@@ -280,9 +284,9 @@ def run(
         again = shlex.join([str(study_file), *(part for one in set_ for part in ("--set", one))])
         stop = stack.enter_context(stop_on_signal())
         if not study.is_over:
+            fetch_weights(study.file, tell)
             if not devices:
-                say = partial(out.print, markup=False, soft_wrap=True)
-                devices = study.devices(workers, per_device, device, say=say, stop=stop)
+                devices = study.devices(workers, per_device, device, say=tell, stop=stop)
             supervisor = study.supervisor(devices, force=force, early=early)
             shown = {"plain": plain, "quiet": quiet, "dashboard": dashboard}
             _search(study, file, supervisor, out, stop, **shown)

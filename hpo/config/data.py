@@ -119,6 +119,9 @@ class DataConfig(ConfigModel):
     """Part of the images for validation where the data has no val/ folder."""
     test_fraction: float = Field(default=0.15, ge=0, lt=1)
     """Part of the images for the test where the data has neither train/ nor test/; 0: no test."""
+    test_from_train: bool = False
+    """folder and csv only: where there is a train/ but no test/, keep `test_fraction` of train/ for
+    the test. `hpo init` sets it for such data."""
     split_seed: int = Field(default=0, ge=0)
     """Seed of the split; training seeds never move an image between parts."""
     group_by: Annotated[str, AfterValidator(_grouping), WithJsonSchema(GROUPING)] | None = None
@@ -182,6 +185,8 @@ class DataConfig(ConfigModel):
             fail("labels", self.labels, 'only with dataset = "csv"')
         if self.dataset == "digits" and self.root:
             fail("root", self.root, 'digits come with scikit-learn; use dataset = "folder"')
+        if self.test_from_train and self.dataset not in FOLDERS:
+            fail("test_from_train", True, f"only for dataset = {' or '.join(FOLDERS)}")
         if self.crop_to_box and self.dataset != "stanford_cars":
             fail("crop_to_box", True, 'only dataset = "stanford_cars" has boxes')
         if (

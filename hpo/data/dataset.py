@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpo.config.base import is_function_name
-from hpo.config.data import DataConfig
+from hpo.config.data import FOLDERS, DataConfig
 from hpo.control import ProgressCallback, no_progress
 from hpo.data.cache import ImageCache, Index, inspect_images, inspection_file, mean_std
 from hpo.data.csv_labels import CsvSource
@@ -193,6 +193,8 @@ def examine_data(
         if (reason := one if isinstance(one, str) else sizing.refuse(one.width, one.height))
     }
     forms = [one.form for one in seen.values() if not isinstance(one, str)]
+    listed = assigned.listing.parts.keys()
+    made = assigned.parts.keys() - listed
     report = DataReport(
         title=config.title,
         parts=_counted(config, assigned),
@@ -205,6 +207,8 @@ def examine_data(
         orientation=config.orientation,
         background=config.background,
         warnings=tuple(assigned.warnings),
+        test_from_train=config.test_fraction if "test" in made and "train" in listed else 0.0,
+        test_possible=config.dataset in FOLDERS and "train" in listed,
     )  # fmt: skip
     report.require_readable(skip=config.skip_unreadable)
     _require_some(config, assigned, reasons.keys())
@@ -447,13 +451,11 @@ def _folds(config: DataConfig, listing: Listing, parts: Parts) -> list[list[Item
 
 
 def _shares(config: DataConfig, given: Parts) -> dict[str, float]:
-    """Return the parts that we split off, with their fractions: of everything, or validation from
-    the training images; empty if all parts are given."""
-    if "all" in given:
-        made = {"val": config.val_fraction}
+    """Return the parts that we split off, with their fractions: of everything, or of the training
+    images; empty if all parts are given."""
+    made = {} if "val" in given else {"val": config.val_fraction}
+    if "all" in given or ("test" not in given and config.test_from_train):
         made |= {"test": config.test_fraction} if config.test_fraction else {}
-    else:
-        made = {} if "val" in given else {"val": config.val_fraction}
     return {"train": 1 - sum(made.values()), **made} if made else {}
 
 

@@ -35,6 +35,10 @@ class DataReport:
     background: str = "white"
     warnings: tuple[str, ...] = ()
     """Duplicates between parts, merged folders and the like."""
+    test_from_train: float = 0.0
+    """Part of train/ that became the test split, because there is no test/."""
+    test_possible: bool = False
+    """Whether train/ could be split so."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -59,9 +63,26 @@ class DataReport:
         """Return the report as it is shown everywhere, one fact a line."""
         return [
             *(f"{part}: {_counts(count)}" for part, count in self.parts.items()),
-            *["no test split: nothing will be called a test result"] * ("test" not in self.parts),
+            *self._on_test(),
             *self.oddities(),
         ]
+
+    def _on_test(self) -> Iterator[str]:
+        """Yield where the test split comes from, or how to have one."""
+        if self.test_from_train:
+            yield (
+                f"there is no test/: {self.test_from_train:.0%} of train/ are kept for the test "
+                "(data.test_fraction = 0: none)"
+            )
+        if "test" not in self.parts:
+            yield f"no test split: results can only be validated. {self.remedy}"
+
+    @property
+    def remedy(self) -> str:
+        """What gives data without a test split one."""
+        if not self.test_possible:
+            return "Add a test part, or set data.test_fraction"
+        return "Add test/, or split one off train/: data.test_from_train = true"
 
     def oddities(self) -> Iterator[str]:
         """Yield the lines after the counts: anything unusual that a user should know."""

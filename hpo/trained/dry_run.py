@@ -11,7 +11,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,9 +33,9 @@ from hpo.training import device as runtime
 from hpo.training import feature_cache, models
 from hpo.training.evaluation import require_functions
 from hpo.training.metrics import asked, require_supported
-from hpo.training.pretrained import SUFFIXES, require_name
 from hpo.training.profiling import network_costs
 from hpo.training.tasks import task_of
+from hpo.training.weights import is_file, needed_weights
 
 EVALUATION = 1 / 3
 """Cost of evaluating an image relative to training: there is no backward pass, which costs twice as
@@ -288,11 +287,6 @@ def _built(config: TrainConfig, classes: int, cuts: dict[str, tuple[bool, str | 
     return _Built(trainable, sum(one.numel() for one in parameters), cuts[key][0])
 
 
-def is_file(weights: str) -> bool:
-    """Return whether `model.weights` names a file, not weights of torchvision."""
-    return Path(weights).suffix in SUFFIXES or "/" in weights
-
-
 MOST_BUILT = 200
 """Most combinations that are built; beyond that each choice is built, not each combination."""
 UNSHAPED = ("model.dropout", "model.cnn.dropout")
@@ -383,9 +377,7 @@ def check(file: StudyFile, *, home: Home, device: str, workers: int, threads: in
     variants, still = _variants(file), _still_part(file)
     for group in grouped(configs):
         try:
-            for name in {config.model.weights for config in group}:
-                if name is not None and not is_file(name):
-                    require_name(name, group[0].model.architecture)
+            needed_weights(group)
             cost = estimate(group, classes, counts, chosen, threads, variants)
             costs.append(replace(cost, still=still))
         except HpoError as error:
@@ -524,13 +516,7 @@ def _examined(configs: list[TrainConfig], home: Home) -> DataReport:
 
 
 def _notes(configs: list[TrainConfig], home: Home) -> Iterator[str]:
-    names = {
-        f"{config.model.weights} of {config.model.architecture}"
-        for config in configs
-        if config.model.weights is not None and not is_file(config.model.weights)
-    }
-    if names:
-        yield f"the first trial downloads {', '.join(sorted(names))}"
+    yield from (file.look() for file in needed_weights(configs))
     folds = max((config.data.folds or 0 for config in configs), default=0)
     if folds:
         yield (

@@ -47,6 +47,7 @@ from hpo.training.evaluation import (
 from hpo.training.inputs import TrainingData
 from hpo.training.tasks import task_of
 from hpo.training.train import EpochResult, train
+from hpo.training.weights import needed_weights
 
 KEEP = "--keep-validation trains without the validation images and watches them"
 
@@ -235,7 +236,7 @@ def begin(
         keep_validation=keep_validation,
         has_test=data.has_test,
         epochs=recipe.epochs,
-        notes=(*recipe.notes, *_data_notes(config, provenance, data, report)),
+        notes=(*recipe.notes, *_data_notes(config, provenance, data, report, keep_validation)),
     )
     about.write(files.about)
     settled = config.model_copy(update={"runtime": runtime})
@@ -252,7 +253,11 @@ def read_metadata(files: RunDir, data: Data) -> RunMetadata:
 
 
 def _data_notes(
-    config: TrainConfig, provenance: Mapping[str, Any], data: Data, report: DataReport
+    config: TrainConfig,
+    provenance: Mapping[str, Any],
+    data: Data,
+    report: DataReport,
+    keep_validation: bool,
 ) -> Iterator[str]:
     if config.data.limit_train is not None:
         yield (
@@ -268,7 +273,11 @@ def _data_notes(
         yield "Nothing is trained: every seed would give the same result, so one is run."
     yield from report.oddities()
     if not data.has_test:
-        yield "There is no test split: no number here is a test result."
+        yield (
+            f"There is no test split: no number here is a test result. {report.remedy}."
+            + " The validation images are kept out of the training, to report on them."
+            * keep_validation
+        )
 
 
 def write_ensemble(files: RunDir, seeds: Sequence[int], classes: Sequence[str]) -> None:
@@ -323,11 +332,12 @@ def retrain(
     of its schedule, then evaluate each once on the test split, if any.
 
     `provenance` is that of an exported trial, or empty. Training takes in the validation images,
-    unless `keep_validation`: then the best epoch's weights are kept, and early stopping and the
-    plateau schedule watch validation. `onnx` writes each seed as model.onnx too, `quantize`
-    ("dynamic", "static") also in int8; all are evaluated in one pass over the test images. Several
-    seeds are also evaluated as an ensemble, from their logits. After an interruption the same call
-    resumes; finished seeds are not run again. `progress` gets a line for each epoch and step.
+    unless `keep_validation`, or there is no test split: then the best epoch's weights are kept, and
+    early stopping and the plateau schedule watch validation. `onnx` writes each seed as model.onnx
+    too, `quantize` ("dynamic", "static") also in int8; all are evaluated in one pass over the test
+    images. Several seeds are also evaluated as an ensemble, from their logits. After an
+    interruption the same call resumes; finished seeds are not run again. `progress` gets a line for
+    each epoch and step.
 
     Raises ConfigError where the schedule cannot be run without validation images, InputError for
     what cannot be written as ONNX or is not installed for it, Conflict where `out` holds the run of
@@ -338,13 +348,16 @@ def retrain(
         raise InputError(f"--seeds {seeds}: at least 1")
     wanted = OnnxTargets.of(task_of(config), onnx=onnx, quantize=quantize)
     chosen, threads = torch_device(device), torch.get_num_threads()
-    recipe = make_recipe(config, provenance, keep_validation)
     files = RunDir(out)
     asked = range(config.seed, config.seed + seeds_needed(config, seeds))
     with exclusive(out):
-        stored = stored_recipe(files, recipe, keep_validation)
         data = dataset.open_data(config.data, home.cache)
+        keep_validation = keep_validation or _must_keep_validation(files, data)
+        recipe = make_recipe(config, provenance, keep_validation)
+        stored = stored_recipe(files, recipe, keep_validation)
         if any(not files.seed(seed).metrics.exists() for seed in asked):
+            for weights in needed_weights([config]):
+                weights.fetch()
             report = dataset.examine_data(config.data, home.cache)  # before an epoch, not the test
             try_export(config, data, wanted)
         if stored is None:
@@ -367,6 +380,14 @@ def retrain(
         for seed in asked:
             job.run(seed)
         return _summarize(files, job.metadata)
+
+
+def _must_keep_validation(files: RunDir, data: Data) -> bool:
+    """Return whether the validation images are all that a run can be measured by; one that exists
+    goes on as it began."""
+    if data.has_test:
+        return False
+    return not files.exists or RunMetadata.read(files.about).keep_validation
 
 
 def _summarize(files: RunDir, metadata: RunMetadata) -> TrainedRun:

@@ -18,8 +18,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from hpo.config.model import TORCHVISION_ARCHITECTURES
-from hpo.errors import ConfigError, DataError
+from hpo.errors import DataError
+from hpo.training.weights import find_weights, is_file, missing
 
 UNREADABLE = (
     *(OSError, EOFError, struct.error, zipfile.BadZipFile, zlib.error),
@@ -55,7 +55,6 @@ def _refuse_packed(path: Path) -> None:
             raise DataError(f"{path}: compressed, which torch.save never does; save it again")
 
 
-SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 """Auxiliary classifiers of googlenet and inception_v3, used only in their own training."""
 
@@ -91,7 +90,7 @@ def load_into(model: nn.Module, source: str, architecture: str, fit: Fit) -> Non
 
 def fetch(source: str, architecture: str) -> dict[str, Tensor]:
     """Return the state dict that `source` names, on the CPU."""
-    if Path(source).suffix in SUFFIXES or "/" in source:
+    if is_file(source):
         return read_file(Path(source))
     return _download(source, architecture)
 
@@ -103,7 +102,7 @@ def read_file(path: Path) -> dict[str, Tensor]:
     `module.` of parallel training. Raises DataError if the file cannot be used.
     """
     if not path.is_file():
-        raise DataError(f"model.weights: {path}: no such file; give a .safetensors or .pth file")
+        raise missing(path)
     if path.suffix != ".safetensors":
         try:
             return _unwrapped(safe_load(path), path)
@@ -127,33 +126,16 @@ def _unwrapped(state: Any, path: Path) -> dict[str, Tensor]:
     return {name.removeprefix("module.") if parallel else name: state[name] for name in state}
 
 
-def require_name(name: str, architecture: str) -> None:
-    """Raise ConfigError unless torchvision has weights of this name for the architecture."""
-    if architecture not in TORCHVISION_ARCHITECTURES:
-        message = f"{name!r}: {architecture} has none by name; give a file"
-        raise ConfigError(message, key="model.weights")
-    from torchvision.models import get_model_weights
-
-    known = get_model_weights(architecture)
-    if name not in known.__members__:
-        raise ConfigError(
-            f"{name!r}: {architecture} has {', '.join(known.__members__)}; or give a file "
-            f"({', '.join(SUFFIXES)})",
-            key="model.weights",
-        )
-
-
 def _download(name: str, architecture: str) -> dict[str, Tensor]:
+    path = find_weights(name, architecture).fetch()
     from torchvision.models import get_model_weights
 
-    require_name(name, architecture)
     chosen = get_model_weights(architecture)[name]
     try:
         state = chosen.get_state_dict(progress=False, check_hash=True, map_location="cpu")
-    except (OSError, RuntimeError) as error:
+    except (pickle.UnpicklingError, *UNREADABLE) as error:
         raise DataError(
-            f"model.weights: {name} of {architecture} cannot be downloaded ({error}); fetch "
-            f"{chosen.url} where there is a network, and set model.weights to that file's path"
+            f"model.weights: {path}: cannot be read ({error}); remove it, and it is downloaded anew"
         ) from error
     return {_modern(key): value for key, value in state.items()}
 

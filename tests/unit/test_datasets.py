@@ -62,6 +62,30 @@ def _config(root: Path, **values: Any) -> DataConfig:
 # Layouts
 
 
+@pytest.mark.parametrize("layout", [{"train": 20, "val": 4}, {"train": 20}])
+def test_without_a_test_folder_a_part_of_train_becomes_the_test(
+    root: Path, store: Path, layout: dict[str, int], decoded: list[str]
+) -> None:
+    make_folder(root, layout, varied=True)
+    config = _config(root, test_from_train=True)
+    data = open_data(config, store)
+    seen = {*data.train.names, *data.val.names}
+    assert data.has_test
+    assert seen == set(decoded)
+    test = open_test(config, store)
+    assert test is not None
+    assert not seen & {*test.names}
+    assert {name.split("/")[0] for name in test.names} == {"train"}
+    assert len(test) == 9  # 15 % of 60
+    assert len(seen | {*test.names}) == 3 * sum(layout.values())
+    report = dataset.examine_data(config, store)
+    assert "there is no test/: 15% of train/ are kept for the test" in "\n".join(report.lines())
+    for without in (_config(root), _config(root, test_from_train=True, test_fraction=0.0)):
+        assert open_test(without, store) is None
+        lines = dataset.examine_data(without, store).lines()
+        assert any("Add test/, or split one off" in line for line in lines)
+
+
 def test_parts_are_taken_from_their_folders(root: Path, store: Path) -> None:
     make_folder(root, {"train": 4, "valid": 2, "Test": 3}, varied=True)
     data = open_data(_config(root), store)

@@ -349,9 +349,10 @@ def test_weights_that_cannot_be_downloaded_never_become_random(
         raise urllib.error.URLError("no network")
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr("urllib.request.urlopen", offline)
-    monkeypatch.setattr("torch.hub.urlopen", offline)
-    with pytest.raises(DataError, match=r"no network.*resnet18-.*\.pth.*that file's path"):
+    monkeypatch.setattr("hpo.training.weights.urlopen", offline)
+    with pytest.raises(
+        DataError, match=r"no network.*Put .*resnet18-.*\.pth into .*--from-scratch"
+    ):
         build("resnet18", weights="DEFAULT")
 
 

@@ -213,8 +213,23 @@ def test_without_a_test_split_nothing_is_called_test(tmp_path: Path, out: Path, 
     run = train_run(config, out, home)
     assert run.seeds[0].metrics["test"] is None
     assert run.summary["test"] is None
-    assert run.summary["train"]["top1"]["std"] is None
-    assert "There is no test split: no number here is a test result." in run.notes
+    assert run.metadata.keep_validation
+    assert run.summary["val"]["top1"]["std"] is None
+    assert run.seeds[0].metrics["images"]["train"] == 24
+    assert any("test_from_train = true. The validation images are kept out" in note
+               for note in run.notes)  # fmt: skip
+    train_run(config, out, home)  # goes on
+
+
+def test_an_old_run_without_a_test_split_goes_on_as_it_began(
+    tmp_path: Path, out: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(pictures(tmp_path, {"train": 8, "val": 4}))
+    with monkeypatch.context() as patch:
+        patch.setattr(retraining, "_must_keep_validation", lambda *_: False)
+        train_run(config, out, home)
+    run = train_run(config, out, home, seeds=2)
+    assert [one.metrics["images"]["train"] for one in run.seeds] == [36, 36]
 
 
 def test_a_limit_is_kept_and_told(tmp_path: Path, out: Path, home: Home) -> None:

@@ -1,0 +1,217 @@
+"""Files of torchvision's pretrained weights: where they are cached, and how they come there.
+
+It imports no torch, so that `hpo run` can look before its workers start: names, addresses and sizes
+are read from torchvision's source. The cache is torch.hub's, which other programs share.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import http.client
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.request import Request, urlopen
+
+from filelock import FileLock
+
+from hpo.config.model import TORCHVISION_ARCHITECTURES
+from hpo.config.train import TrainConfig
+from hpo.errors import ConfigError, DataError
+from hpo.io import CountingFile, atomic_write
+
+if TYPE_CHECKING:
+    from http.client import HTTPResponse
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+"""Extensions of files of weights."""
+PATIENCE_S = 20.0
+"""Seconds without an answer after which a server counts as unreachable."""
+LOOK_S = 5.0
+"""The same where it is only asked whether it is there."""
+CHUNK = 1 << 18
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """Pretrained weights of a torchvision architecture."""
+
+    architecture: str
+    name: str
+    """Their name in torchvision, such as DEFAULT."""
+    url: str
+    megabytes: float
+
+    @property
+    def path(self) -> Path:
+        """Return the file in torch.hub's cache."""
+        return hub_folder() / self.url.rpartition("/")[2]
+
+    @property
+    def is_cached(self) -> bool:
+        """Return whether nothing need be downloaded."""
+        return self.path.exists()
+
+    @property
+    def title(self) -> str:
+        """Return what they are, in words."""
+        return f"weights {self.name} of {self.architecture}"
+
+    @property
+    def size(self) -> str:
+        """Return how much is to be downloaded, in words."""
+        return f"{self.megabytes:.0f} MB"
+
+    def look(self) -> str:
+        """Return in words whether they are cached or can be downloaded; nothing is written."""
+        if self.is_cached:
+            return f"{self.title}: cached"
+        try:
+            with _open(self.url, LOOK_S, method="HEAD"):
+                return f"{self.title}: {self.size} to download"
+        except (OSError, http.client.HTTPException) as error:
+            return f"{self.title}: {self._unreachable(error)}"
+
+    def fetch(self) -> Path:
+        """Return the file, downloaded if it is not cached; of several processes one downloads.
+        Raises DataError saying what to do where it cannot come, DiskFull."""
+        if self.is_cached:
+            return self.path
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{self.path}.lock"):
+            if not self.is_cached:
+                try:
+                    with _open(self.url, PATIENCE_S) as answer:
+                        atomic_write(self.path, lambda file: self._receive(answer, file))
+                except (OSError, http.client.HTTPException) as error:
+                    raise DataError(f"{self.title}: {self._unreachable(error)}") from error
+        return self.path
+
+    def _receive(self, answer: HTTPResponse, file: CountingFile) -> None:
+        """Write what a server sends; raise OSError unless it is what the file's name promises."""
+        done, digest = 0, hashlib.sha256()
+        while chunk := answer.read(CHUNK):
+            file.write(memoryview(chunk))
+            digest.update(chunk)
+            done += len(chunk)
+        promised = re.search(r"-([0-9a-f]{8,})\.", self.path.name)
+        if promised and not digest.hexdigest().startswith(promised[1]):
+            raise OSError(f"{done:,} bytes came that are not this file")
+
+    def _unreachable(self, error: Exception) -> str:
+        reason = getattr(error, "reason", None) or error
+        return (
+            f"unreachable ({reason}). Put {self.url} into {self.path.parent}, or go on without "
+            "pretrained weights: --from-scratch of hpo init and hpo run FOLDER"
+        )
+
+
+def _open(url: str, patience_s: float, method: str = "GET") -> HTTPResponse:
+    request = Request(url, headers={"User-Agent": "hpo"}, method=method)
+    return urlopen(request, timeout=patience_s)  # type: ignore[no-any-return]
+
+
+def hub_folder() -> Path:
+    """Return the folder where torch.hub keeps files of weights."""
+    usual = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    home = os.environ.get("TORCH_HOME", f"{usual}/torch")
+    return Path(home).expanduser() / "hub" / "checkpoints"
+
+
+def is_file(weights: str) -> bool:
+    """Return whether `model.weights` names a file, not weights of torchvision."""
+    return Path(weights).suffix in SUFFIXES or "/" in weights
+
+
+def find_weights(name: str, architecture: str) -> WeightsFile:
+    """Return torchvision's weights of this name; raise ConfigError where there are none."""
+    if architecture not in TORCHVISION_ARCHITECTURES:
+        message = f"{name!r}: {architecture} has none by name; give a file"
+        raise ConfigError(message, key="model.weights")
+    known = weights_of(architecture)
+    if name not in known:
+        raise ConfigError(
+            f"{name!r}: {architecture} has {', '.join(known)}; or give a file "
+            f"({', '.join(SUFFIXES)})",
+            key="model.weights",
+        )
+    return known[name]
+
+
+def needed_weights(configs: Iterable[TrainConfig]) -> list[WeightsFile]:
+    """Return torchvision's weights that `configs` start from, each once. Raises ConfigError for an
+    unknown name, DataError for a file of the user's that is not there."""
+    found: dict[WeightsFile, None] = {}
+    for model in (config.model for config in configs):
+        if model.weights is None:
+            continue
+        if not is_file(model.weights):
+            found[find_weights(model.weights, model.architecture)] = None
+        elif not Path(model.weights).is_file():
+            raise missing(Path(model.weights))
+    return list(found)
+
+
+def missing(path: Path) -> DataError:
+    """Return the error for a file of weights that is not there."""
+    return DataError(f"model.weights: {path}: no such file; give a .safetensors or .pth file")
+
+
+@cache
+def weights_of(architecture: str) -> Mapping[str, WeightsFile]:
+    """Return all weights of one of torchvision's architectures by name, without importing it."""
+    for path in _sources():
+        text = path.read_text(encoding="utf-8")
+        if f"\ndef {architecture}(" in text:
+            return _read_weights(ast.parse(text), architecture)
+    return {}
+
+
+def _sources() -> list[Path]:
+    spec = find_spec("torchvision")
+    folders = spec.submodule_search_locations if spec else None
+    return [path for one in folders or () for path in sorted(Path(one, "models").glob("*.py"))]
+
+
+def _read_weights(tree: ast.Module, architecture: str) -> dict[str, WeightsFile]:
+    """Return the members of the enumeration that annotates the builder's argument `weights`."""
+    builder = next(
+        one for one in tree.body if isinstance(one, ast.FunctionDef) and one.name == architecture
+    )
+    taken = [*builder.args.args, *builder.args.kwonlyargs]
+    named = next(ast.unparse(one.annotation) for one in taken
+                 if one.arg == "weights" and one.annotation)  # fmt: skip
+    members = next(
+        one.body for one in tree.body
+        if isinstance(one, ast.ClassDef) and re.search(rf"\b{one.name}\b", named)
+    )  # fmt: skip
+    found: dict[str, WeightsFile] = {}
+    for member in members:
+        if isinstance(member, ast.Assign) and isinstance(member.targets[0], ast.Name):
+            name = member.targets[0].id
+            if isinstance(member.value, ast.Name):  # another name of one above
+                same = found[member.value.id]
+                found[name] = WeightsFile(architecture, name, same.url, same.megabytes)
+            elif isinstance(member.value, ast.Call):
+                url, size = _constant(member.value, "url"), _constant(member.value, "_file_size")
+                found[name] = WeightsFile(architecture, name, str(url), float(str(size)))
+    return found
+
+
+def _constant(call: ast.Call, name: str) -> object:
+    """Return the constant that is given to `call` as argument `name`, or under that key in a dict
+    among its arguments."""
+    for node in ast.walk(call):
+        if isinstance(node, ast.keyword) and node.arg == name:
+            return ast.literal_eval(node.value)
+        if isinstance(node, ast.Dict):
+            for key, value in zip(node.keys, node.values, strict=True):
+                if isinstance(key, ast.Constant) and key.value == name:
+                    return ast.literal_eval(value)
+    raise KeyError(name)
