@@ -66,3 +66,23 @@ def of_difference(one: float, of_one: Interval, other: float, of_other: Interval
     below = math.hypot(one - of_one.low, of_other.high - other)
     above = math.hypot(of_one.high - one, other - of_other.low)
     return Interval(one - other - below, one - other + above)
+
+
+def tied_with_first(groups: Sequence[Sequence[float]], confidence: float = CONFIDENCE) -> list[int]:
+    """Return the places of the groups, of two or more values each, whose mean cannot be told from
+    that of the first one; the first itself is not among them.
+
+    Tukey's and Kramer's test of all pairs, which takes the spread within a group for the same in
+    all: of groups that do not differ, some pair is told apart in 5 % of cases only, however many
+    pairs there are. Raises ValueError for a group of fewer than two values.
+    """
+    if any(len(group) < 2 for group in groups):
+        raise ValueError("a group of fewer than two values has no spread")
+    if len(groups) < 2:
+        return []
+    if not any(stdev(group) for group in groups):
+        return [i for i, group in enumerate(groups[1:], 1) if group[0] == groups[0][0]]
+    from scipy.stats import tukey_hsd
+
+    chances = tukey_hsd(*groups).pvalue[0]
+    return [i for i in range(1, len(groups)) if chances[i] > 1 - confidence]

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hpo.search import study as studies
     from hpo.search.status import StudyStatus
     from hpo.search.study import Limits
+    from hpo.search.verification import Verification
     from hpo.storage.database import Database
     from hpo.storage.records import StudyRow, Trial
     from hpo.trained.inference import TrainedModel
@@ -207,6 +208,46 @@ class Study:
                 view.finish()
         say(ending(self.status()))
 
+    def verify(
+        self,
+        *,
+        top: int = 5,
+        seeds: int = 3,
+        workers: int | None = None,
+        device: str | None = None,
+        force: bool = False,
+        progress: Progress | None = print_line,
+    ) -> Verification:
+        """Train the `top` best configurations again with `seeds` other seeds each, on the same
+        training and validation images, and return how they rank; `export` and `retrain` then take
+        the winner. The test set stays closed.
+
+        The trainings are the trials of a study of their own, STUDY.verify: interrupted, the same
+        call goes on, a larger `top` or `seeds` adds to it, and workers may join from any host.
+        `workers`, `device`, `force` and `progress` as for `run`. Raises NotFound where no trial is
+        complete, and InputError for a study that cannot be verified.
+        """
+        child = self.verification_study(top, seeds)
+        child.run(workers=workers, device=device, force=force, progress=progress)
+        found = self.verification()
+        assert found is not None
+        return found
+
+    def verification_study(self, top: int, seeds: int) -> Study:
+        """Create the study that `verify` runs, or add to it; starts no worker."""
+        from hpo.search import verification
+        from hpo.storage.optuna import quiet_optuna
+
+        with quiet_optuna():
+            child = verification.prepare(self.database, self.name, top, seeds, Home.default())
+        return Study(child.row.name, self.database)
+
+    def verification(self) -> Verification | None:
+        """Return what `verify` has found so far; None where it was never called."""
+        from hpo.search import verification
+
+        return verification.read(self.database, self.name)
+
     def devices(
         self,
         workers: int | None,
@@ -323,8 +364,9 @@ class Study:
         weights: str | os.PathLike[str] | None = None,
         force: bool = False,
     ) -> TrainConfig:
-        """Return the complete configuration of the best trial, or of `trial`; write it to `path`
-        with its provenance, as `hpo.train` takes it, and the trial's kept weights to `weights`.
+        """Return the complete configuration of the best trial (after `verify` of its winner), or of
+        `trial`; write it to `path` with its provenance, as `hpo.train` takes it, and the trial's
+        kept weights to `weights`.
 
         Raises NotFound where no trial is complete, InputError for one without a result, Conflict
         where a file exists, unless `force`.
@@ -348,8 +390,9 @@ class Study:
         out: str | os.PathLike[str] | None = None,
         **options: Unpack[TrainOptions],
     ) -> TrainedModel:
-        """Train the best trial's configuration, or that of `trial`, anew: `hpo.train` of its
-        export, with the same `options`. `out` is by default hpo_runs/trained/STUDY."""
+        """Train the best trial's configuration, after `verify` its winner's, or that of `trial`,
+        anew: `hpo.train` of its export, with the same `options`. `out` is by default
+        hpo_runs/trained/STUDY."""
         from hpo.trained.export import export
 
         config, provenance = export(self.database, self.name, number=trial)
@@ -394,6 +437,8 @@ def ending(status: StudyStatus) -> str:
         done = f"{finished_trials(status)} are finished{and_paused(status)}"
         return f"{name} is {status.state}: {done}"
     why = f" ({status.row.stop_reason})" if status.row.stop_reason else ""
+    if status.file.verifies is not None:  # one of its trials says nothing: seeds count together
+        return f"{name} is finished{why}"
     if best is None:
         return f"{name} is finished{why}: {status.no_best}"
     value = f"{status.file.metric} {number(best.value)} in epoch {best.best_epoch}"

@@ -291,6 +291,7 @@ def _print_next(status: StudyStatus, out: Console, hpo: str, flag: str) -> None:
     name = status.row.name
     front = ((f"{hpo} export {name} --pareto{flag}", "every configuration on the Pareto front"),)
     steps = (
+        (f"{hpo} verify {name}{flag}", "the best again with other seeds: which one is it?"),
         (f"{hpo} export {name}{flag}", "the best configuration, with its provenance"),
         *(front if len(status.file.objectives) > 1 else ()),
         (f"{hpo} train {name}.best.toml --seeds 3", "retrain it, then open the test set"),

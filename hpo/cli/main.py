@@ -15,7 +15,7 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 from typer.main import get_command
 
 from hpo import __version__
-from hpo.cli import dashboard, results, search, status, storage, workers
+from hpo.cli import dashboard, results, search, status, storage, verify, workers
 from hpo.errors import HpoError
 from hpo.formatting import printable
 from hpo.io import disk_full, is_full
@@ -51,6 +51,7 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "delete": search.delete,
     },
     "Use": {
+        "verify": verify.verify,
         "export": results.export,
         "train": results.train,
         "evaluate": results.evaluate,

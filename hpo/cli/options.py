@@ -208,6 +208,11 @@ def tell_note(line: str | None) -> None:
         typer.echo(f"note: {printable(line)}", err=True)
 
 
+def tell_warning(line: str) -> None:
+    """Print a warning on standard error."""
+    typer.echo(f"hpo: warning: {printable(line)}", err=True)
+
+
 def program() -> str:
     """Return how hpo was called, so that commands that we print can be typed."""
     called = Path(sys.argv[0])

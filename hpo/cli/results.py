@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,9 @@ from hpo.cli.options import (
     console,
     database,
     program,
+    storage_flag,
     tell_note,
+    tell_warning,
 )
 from hpo.errors import DataError, InputError, Interrupted
 from hpo.formatting import plural
@@ -66,7 +68,10 @@ def export(
     trial: Annotated[
         int | None,
         typer.Option(
-            metavar="N", min=0, help="Number of the trial.", show_default="the best trial"
+            metavar="N",
+            min=0,
+            help="Number of the trial.",
+            show_default="the best trial; after hpo verify its winner",
         ),
     ] = None,
     top: Annotated[
@@ -111,8 +116,11 @@ def export(
 ) -> None:
     """Write a trial's complete configuration and its provenance, for `hpo train`.
 
+    That is the winner of `hpo verify`, if the study was verified, else its best trial.
+
     Example: hpo export digits -o best.toml
     """
+    from hpo.search import verification
     from hpo.search.status import read_status
     from hpo.trained import export as exports
 
@@ -138,13 +146,34 @@ def export(
                 exports.write_weights(found, study, number, weights, Home.default(), force=force)
             exports.write_export(paths[0], *chosen[0], force=force)
         note = None if trial is not None else read_status(found, study).pruned_note
+        verified = verification.read(found, study)
+        flag = storage_flag(found)
     if weights is not None:
         typer.echo(f"{weights}: its weights")
     for path, (_, provenance) in zip(paths, chosen, strict=True):
-        typer.echo(f"{path}: trial {provenance['trial']}")
+        line = exports.verified_line(provenance)
+        typer.echo(f"{path}: trial {provenance['trial']}" + (f". {line}" if line else ""))
+    if trial is None and verified is not None:
+        typer.echo(f"{verified.name}: {verified.verdict}")
     if note:
         typer.echo(note)
-    typer.echo(f"next: {program()} train {' '.join(map(str, paths))} --seeds 3")
+    verify = f"{program()} verify {study}"
+    if pareto:
+        typer.echo(f"next: choose one by its metrics, then: {program()} train FILE --seeds 3")
+        return
+    if len(paths) > 1 and (verified is None or verified.winner is None):
+        typer.echo(
+            f"next: {verify} --top {len(paths)}{flag} compares them with other seeds, on "
+            "validation; to train each and take the one of the best test would be to choose on the "
+            "test set"
+        )
+        return
+    if len(paths) > 1:
+        typer.echo(f"next: {program()} export {study}{flag} takes the winner")
+        return
+    if trial is None and verified is None:
+        typer.echo(f"one seed's result; to compare the best with other seeds: {verify}{flag}")
+    typer.echo(f"next: {program()} train {paths[0]} --seeds 3")
 
 
 def train(
@@ -181,6 +210,9 @@ def train(
     metrics per class, the confusion matrix, and report.html. After an interruption the same command
     resumes. Several seeds are also tested as an ensemble, by the mean of their probabilities.
 
+    Of several configurations each opens the test set. To choose between them by what they reach
+    there is to choose on the test set; hpo verify chooses on validation.
+
     Example: hpo train best.toml --seeds 3 --set epochs=100
     """
     from hpo.config.study import load_config
@@ -191,6 +223,8 @@ def train(
         (folder, *load_config(path, overrides))
         for path, folder in zip(configs, _run_folders(configs, output), strict=True)
     ]
+    if len(jobs) > 1:
+        tell_warning(_on_choosing([provenance for *_, provenance in jobs]))
     options = {
         "seeds": seeds,
         "keep_validation": keep_validation,
@@ -198,6 +232,18 @@ def train(
         "quantize": quantize,
     }
     _train(jobs, first_device(device), options)
+
+
+def _on_choosing(provenances: Sequence[Mapping[str, Any]]) -> str:
+    """Warn of a choice between trained configurations, of `provenances`, by the test set."""
+    studies = {str(one.get("study", "")) for one in provenances}
+    name = studies.pop() if len(studies) == 1 else ""
+    return (
+        f"{len(provenances)} configurations will be tested: to choose between them by these "
+        "results is to choose on the test set, and the best one's will be too good. To choose on "
+        f"validation, with several seeds: {program()} verify {name or 'STUDY'}, then "
+        f"{program()} export {name or 'STUDY'}"
+    )
 
 
 def _train(

@@ -253,7 +253,7 @@ def run(
     from hpo.workers.spawn import EarlyWorkers, WorkerCommand
 
     set_ = [*set_, *limits.assignments(trials, time, max_full_trainings)]
-    per_device = _per_device(workers_per_device)
+    per_device = read_per_device(workers_per_device)
     require_count(workers, per_device)
     file = StudyFile.load(study_file, parse_assignments(set_))
     require_device(device)
@@ -289,7 +289,7 @@ def run(
                 devices = study.devices(workers, per_device, device, say=tell, stop=stop)
             supervisor = study.supervisor(devices, force=force, early=early)
             shown = {"plain": plain, "quiet": quiet, "dashboard": dashboard}
-            _search(study, file, supervisor, out, stop, **shown)
+            work(study, file, supervisor, out, stop, **shown)
         code = _end(study, again, out, interrupted=stop.is_set())
     if code:
         raise typer.Exit(code)
@@ -322,7 +322,7 @@ def _on_learning(file: StudyFile, learn_from: list[str], *, is_new: bool) -> str
     return None
 
 
-def _per_device(text: str) -> int | str:
+def read_per_device(text: str) -> int | str:
     """Return a number from 1, or auto. Raises InputError for anything else."""
     if text == "auto":
         return text
@@ -345,7 +345,7 @@ def _opening(study: Study, *, is_new: bool, quiet: bool) -> Iterator[str]:
         yield from first_lines(study.file)
 
 
-def _search(
+def work(
     study: Study,
     file: StudyFile,
     supervisor: Supervisor,
@@ -354,7 +354,7 @@ def _search(
     *,
     plain: bool,
     quiet: bool,
-    dashboard: bool,
+    dashboard: bool = False,
 ) -> None:
     """Run workers until the study of `file` is over or `stop` is set, and show them."""
     from hpo.cli import live
@@ -586,13 +586,19 @@ def delete(
     Example: hpo delete digits
     """
     from hpo.api.study import Study
+    from hpo.search import verification
 
     with database(storage) as found:
         chosen = Study(study, found)
+        verified = verification.find(found, chosen.row)
         if not yes:
             _confirm(study, chosen.status().finished)
         chosen.delete(force=force, keep_files=keep_files)
+        flag = storage_flag(found)
     typer.echo(f"{study} was deleted")
+    if verified is not None:
+        left = f"its verification is still there: {program()} delete {verified.name}{flag}"
+        typer.echo(left)
 
 
 def _confirm(study: str, finished: int) -> None:

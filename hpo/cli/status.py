@@ -85,11 +85,23 @@ def status(
                 out.print()
                 out.print(tables.cells_table(rungs))
             why = now.no_best if now.state == "finished" else None
-            for line in (now.row.stop_reason, why, now.pruned_note, tables.noise_lines(now)):
+            told = _verified(now) or tables.noise_lines(now)
+            for line in (now.row.stop_reason, why, now.pruned_note, told):
                 if line:
                     out.print(f"\n{line}", markup=False, soft_wrap=True)
             for one in now.forced:
                 out.print(f"{one.worker} was forced to join: {one}", markup=False, style="yellow")
+
+
+def _verified(now: StudyStatus) -> str | None:
+    """Say which study this one verifies; None for a search."""
+    verified = now.file.verifies
+    if verified is None:
+        return None
+    return (
+        f"verifies {verified.study}: its trials are configurations of that study with other seeds; "
+        f"{program()} verify {verified.study} ranks them"
+    )
 
 
 def _watch(found: Database, study: str) -> None:

@@ -184,6 +184,15 @@ class Proposal:
 
 
 @dataclass(frozen=True)
+class Verified:
+    """The study whose best configurations another one trains again, with other seeds."""
+
+    study: str
+    """Its name."""
+    uuid: str
+
+
+@dataclass(frozen=True)
 class StudyFile:
     """A validated study."""
 
@@ -199,6 +208,8 @@ class StudyFile:
     """Whether the file leaves to hpo which trials go on, by a scheduler or a pruner."""
     proposals: tuple[Proposal, ...] = field(default=(), compare=False)
     """What it tries after its baselines, chosen when the study was created."""
+    verifies: Verified | None = field(default=None, compare=False)
+    """Where it is the verification of another study, that one."""
 
     @property
     def name(self) -> str:
@@ -300,6 +311,7 @@ class StudyFile:
             "space": [{"name": name, **one} for name, one in self.space.to_dict().items()],
             "baselines": [dict(baseline) for baseline in self.baselines],
             **({"proposals": proposals} if proposals else {}),
+            **({"verifies": asdict(self.verifies)} if self.verifies else {}),
         }
 
     def _resolved_train(self) -> dict[str, Any]:
@@ -363,7 +375,8 @@ class StudyFile:
             baselines=list(definition["baselines"]),
         )
         proposals = tuple(Proposal(**one) for one in definition.get("proposals", ()))
-        return replace(_build(document, text), proposals=proposals)
+        verifies = Verified(**definition["verifies"]) if "verifies" in definition else None
+        return replace(_build(document, text), proposals=proposals, verifies=verifies)
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -111,10 +111,13 @@ def create(
     file: StudyFile,
     learn_from: LearnFrom | None = None,
     learn_storage: Database | None = None,
+    *,
+    trials: int | None = None,
 ) -> tuple[Study, bool]:
     """Create the study of `file` if it is new, with what it tries first: configurations learned
     from studies of `learn_storage`, by default of `database` (`learn_from`, by default as the file
-    says), and recommended ones. Return it, and whether it was new.
+    says), and recommended ones. Return it, and whether it was new. `trials` is its budget to begin
+    with, where that is not the file's.
 
     Raises Conflict, showing the difference, where a study of that name has another definition, and
     NotFound or InputError where nothing can be learned from a study that is named. Safe to call
@@ -131,11 +134,11 @@ def create(
         other = learn_storage is not None and learn_storage.url != database.url
         learned = learn(file, source, learn_storage or database, elsewhere=other)
     proposals = (*learned, *recommend(file, learned))
-    _register(database, replace(file, proposals=proposals))
+    _register(database, replace(file, proposals=proposals), trials)
     return load(database, file.name), True
 
 
-def _register(database: Database, file: StudyFile) -> None:
+def _register(database: Database, file: StudyFile, budget: int | None) -> None:
     """Optuna's study, then our row; a process that died between the two left an empty study."""
     storage = FencedStorage(database)
     with database.alone():
@@ -156,7 +159,10 @@ def _register(database: Database, file: StudyFile) -> None:
         storage.set_study_user_attr(study_id, "hpo:uuid", uuid)
         storage.set_study_system_attr(study_id, "study:metric_names", list(file.objectives))
         keep_note(storage, study_id, study_note(file))
-        if not records.insert_study(database, _row_values(file, uuid, study_id)):
+        values = _row_values(file, uuid, study_id)
+        if budget is not None:
+            values["trials"] = budget
+        if not records.insert_study(database, values):
             raise Conflict(f"study {file.name!r} was being made elsewhere; run it again")
 
 
@@ -275,6 +281,7 @@ def extend(study: Study, *, retry_failed: bool = False, **limits: Unpack[Limits]
     end are paused again, and go on where they are among the best of more trials. Raises InputError,
     and changes nothing, for a limit that is not larger, and where a stop rule would fire at once.
     """
+    _require_search(study)
     raised: dict[str, Any] = {name: one for name, one in limits.items() if one is not None}
     for name in raised.keys() & {"max_time", "timeout_s"}:
         raised[name] = _seconds(name, raised[name])
@@ -337,6 +344,7 @@ def enqueue(study: Study, values: Mapping[str, Any]) -> None:
     Raises ConfigError for values outside the space or a configuration that cannot be, InputError
     where no trial is left or a grid plans it anyway.
     """
+    _require_search(study)
     try:
         study.file.space.check(values)
     except ConfigError as error:
@@ -353,6 +361,16 @@ def enqueue(study: Study, values: Mapping[str, Any]) -> None:
     if study.file.study.sampler.name == "grid" and values in study.file.space.grid():
         raise InputError("the grid holds this configuration already; it will be tried once")
     records.enqueue(study.database, study.uuid, values)
+
+
+def _require_search(study: Study) -> None:
+    """Raise InputError for a verification: what it trains is decided by `hpo verify` alone."""
+    verified = study.file.verifies
+    if verified is not None:
+        raise InputError(
+            f"{study.row.name!r} verifies {verified.study!r}: hpo verify {verified.study} with a "
+            "larger --top or --seeds adds to it"
+        )
 
 
 def _require_going_on(study: Study, snapshot: StudySnapshot) -> None:

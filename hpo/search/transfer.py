@@ -53,7 +53,8 @@ def learn(
     compatible, saying why; `auto` leaves those out.
     """
     auto = learn_from == "auto"
-    names = [row.name for row in records.list_studies(database)] if auto else learn_from
+    rows = records.list_studies(database) if auto else ()
+    names = [row.name for row in rows if "verifies" not in row.definition] if auto else learn_from
     place = f" in {database.shown}" if elsewhere else ""
     found: list[list[Evaluated]] = []
     for name in dict.fromkeys(names):

@@ -397,12 +397,15 @@ def read_enqueued(database: Database, uuid: str) -> list[tuple[dict[str, Any], i
 
 
 def assign_enqueued(c: sa.Connection, uuid: str, number: int) -> None:
-    """Give the oldest configuration that no trial has to trial `number`. Trials are first taken in
-    the order of their numbers, so the oldest waiting one is next."""
+    """Give the oldest configuration that no trial has to trial `number`, to no other: of two
+    workers that see the same one, the later looks again. Trials are first taken in the order of
+    their numbers, so the oldest waiting one is next."""
     e = enqueued.c
-    oldest = c.scalar(sa.select(sa.func.min(e.id)).where(e.study == uuid, e.number.is_(None)))
-    if oldest is not None:
-        c.execute(sa.update(enqueued).where(e.id == oldest).values(number=number))
+    free = sa.and_(e.study == uuid, e.number.is_(None))
+    while (oldest := c.scalar(sa.select(sa.func.min(e.id)).where(free))) is not None:
+        taken = c.execute(sa.update(enqueued).where(e.id == oldest, free).values(number=number))
+        if taken.rowcount == 1:
+            return
 
 
 def enqueued_for(c: sa.Connection, uuid: str, number: int) -> tuple[dict[str, Any] | None, int]:

@@ -12,11 +12,13 @@ from typing import Any
 from hpo.config.study import dump_config
 from hpo.config.train import RuntimeConfig, TrainConfig
 from hpo.errors import Conflict, InputError, NotFound
+from hpo.formatting import plural, plus_minus
 from hpo.io import write_text
 from hpo.paths import Home
-from hpo.search import sync
+from hpo.search import sync, verification
 from hpo.search.fingerprints import IMAGES, read_code
 from hpo.search.status import StudyStatus, read_status
+from hpo.search.verification import Verification
 from hpo.storage import records
 from hpo.storage.database import Database
 from hpo.storage.records import FINAL, WORTHLESS, Trial
@@ -68,11 +70,46 @@ def describe_trial(
 def comments(provenance: Mapping[str, Any]) -> list[str]:
     """Return the comment lines at the top of an exported configuration."""
     value = f"{provenance['metric']} = {provenance['value']:.4f} (validation)"
+    verified = verified_line(provenance)
     return [
         f"Trial {provenance['trial']} of study {provenance['study']}: {value}, best in epoch "
         f"{provenance['best_epoch']} of {provenance['epochs_trained']}.",
+        *([f"{verified}."] if verified else []),
         *provenance["notes"],
     ]
+
+
+def verified_line(provenance: Mapping[str, Any]) -> str | None:
+    """Say what the verification found of an exported trial; None where it was not verified."""
+    found = provenance.get("verified")
+    if not found:
+        return None
+    low, high = found["interval"]
+    tied = ", ".join(map(str, found["tied_with"]))
+    mean = plus_minus(found["mean"], (high - low) / 2)
+    return (
+        f"Verified with {plural(len(found['seeds']), 'other seed')}: mean {provenance['metric']} = "
+        f"{mean} (95 %)" + (f"; not distinguishable from trial {tied}" if tied else "")
+    )
+
+
+def _verified(found: Verification | None, trial: Trial) -> dict[str, Any] | None:
+    """Return what the verification says of `trial`: with which seeds, mean and interval, and from
+    which trials it cannot be told where it is the winner; None before all are trained."""
+    if found is None or found.pending:
+        return None
+    rows = [one for one in found.candidates if one.trial == trial.number]
+    if not rows or rows[0].interval is None:
+        return None
+    interval, winner = rows[0].interval, found.winner
+    tied = found.tied if winner is not None and winner.trial == trial.number else ()
+    return {
+        "study": found.name,
+        "seeds": list(rows[0].values),
+        "mean": rows[0].mean,
+        "interval": [interval.low, interval.high],
+        "tied_with": [one.trial for one in tied],
+    }
 
 
 def _notes(status: StudyStatus, trial: Trial) -> list[str]:
@@ -135,15 +172,25 @@ Export = tuple[TrainConfig, dict[str, Any]]
 
 
 def export(database: Database, name: str, *, number: int | None = None) -> Export:
-    """Return the configuration of the best trial of study `name`, or of trial `number`: every
-    field, the runtime of the trial, and its provenance (see `describe_trial`).
+    """Return the configuration of the best trial of study `name`, once it is verified of the
+    winner (`hpo.search.verification`), or of trial `number`: every field, the runtime of the trial,
+    and its provenance (see `describe_trial`).
 
     Raises NotFound for an unknown study or trial, or if no trial is complete yet; InputError for a
-    trial that runs or has no result. A pruned or paused one is exported, with a note.
+    trial that runs or has no result, and for the best one of a verification, which is a lucky seed.
+    A pruned or paused one is exported, with a note.
     """
-    status = read_status(database, name)
-    trial = best_trials(status, 1)[0] if number is None else _numbered(status, number)
-    return _exported(database, status, trial)
+    status, found = read_status(database, name), verification.read(database, name)
+    if number is not None:
+        return _exported(database, status, _numbered(status, number), found)
+    if (verified := status.file.verifies) is not None:
+        raise InputError(
+            f"{name!r} verifies {verified.study!r}, and its best trial is a lucky seed: hpo export "
+            f"{verified.study} takes the winner"
+        )
+    winner = None if found is None else found.winner
+    best = best_trials(status, 1)[0] if winner is None else _numbered(status, winner.trial)
+    return _exported(database, status, best, found)
 
 
 def export_top(database: Database, name: str, k: int) -> list[Export]:
@@ -153,8 +200,8 @@ def export_top(database: Database, name: str, k: int) -> list[Export]:
     """
     if k < 1:
         raise InputError(f"--top {k}: at least 1")
-    status = read_status(database, name)
-    return [_exported(database, status, trial) for trial in best_trials(status, k)]
+    status, found = read_status(database, name), verification.read(database, name)
+    return [_exported(database, status, trial, found) for trial in best_trials(status, k)]
 
 
 def export_front(database: Database, name: str) -> list[Export]:
@@ -162,14 +209,14 @@ def export_front(database: Database, name: str) -> list[Export]:
 
     Raises NotFound as `export` does, InputError for a study of a single metric.
     """
-    status = read_status(database, name)
+    status, found = read_status(database, name), verification.read(database, name)
     if len(status.file.objectives) == 1:
         raise InputError(
             f"study {name!r} has one metric, {status.file.metric}: its best trial is all of its "
             f"front; hpo export {name} writes it"
         )
     best_trials(status, 1)
-    return [_exported(database, status, trial) for trial in status.front()]
+    return [_exported(database, status, trial, found) for trial in status.front()]
 
 
 def write_export(
@@ -255,10 +302,13 @@ def _numbered(status: StudyStatus, number: int) -> Trial:
     return trial
 
 
-def _exported(database: Database, status: StudyStatus, trial: Trial) -> Export:
+def _exported(
+    database: Database, status: StudyStatus, trial: Trial, found: Verification | None
+) -> Export:
     config = status.file.config(trial.params)
     runtimes = [one.runtime for one in trial.attempts if one.runtime is not None]
     if runtimes:
         runtime = RuntimeConfig.recorded(runtimes[-1])
         config = config.model_copy(update={"runtime": runtime})
-    return config, describe_trial(database, status, trial, config)
+    described = describe_trial(database, status, trial, config)
+    return config, described | {"verified": _verified(found, trial)}

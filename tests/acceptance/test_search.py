@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -173,3 +174,34 @@ def until(status: StudyStatus, at: float) -> Spending:
         for trial in status.trials
     ]
     return replace(status, trials=tuple(trials)).spending
+
+
+@pytest.mark.process
+def test_a_verification_survives_the_kill_of_all_its_processes(
+    url: str, study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """hpo run; hpo verify; kill -9 of everything; hpo verify again; hpo export takes the winner."""
+    monkeypatch.chdir(study.parent)
+    study.write_text(study.read_text().replace("trials =", "lease_s = 2\ntrials ="))
+    end(start("run", study, *small(6), "--workers", 1, "--quiet"))
+    database = connect(url)
+    asked = ("verify", "digits", "--top", 2, "--seeds", 2, "--workers", 1, "--json")
+    process = start(*asked)
+
+    def is_halfway() -> bool:
+        found = records.find_study(database, "digits.verify")
+        return found is not None and read_status(database, "digits.verify").finished == 2
+
+    wait_for(is_halfway, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    for worker in read_status(database, "digits.verify").live_workers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker.pid, signal.SIGKILL)
+    told = json.loads(end(start(*asked)))
+    status = check_exact(database, "digits.verify", 4)
+    assert len({json.dumps(trial.params, sort_keys=True) for trial in status.trials}) == 4
+    assert computed_twice(status) <= 1
+    assert [set(one["values"]) for one in told["candidates"]] == [{"1", "2"}] * 2
+    assert f"trial {told['winner']}. Verified with 2 other seeds" in end(start("export", "digits"))
+    assert "no faults" in end(start("storage", "check"))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import optuna
 from optuna.trial import TrialState
@@ -58,12 +60,14 @@ def _quoted(strategy: str) -> str:
 
 @dataclass
 class InstantTrials:
-    """Trials whose value is the learning rate, at once: suggested, reported and told for real."""
+    """Trials whose value is the learning rate, or what `value` makes of their parameters, at once:
+    suggested, reported and told for real."""
 
     study: Study
     storage: FencedStorage
     epochs: int = 1
     seconds: float = 0.0
+    value: Callable[[Mapping[str, Any]], float] = lambda params: params.get("optimizer.lr", 0.5)
     optuna_study: optuna.Study = field(init=False)
 
     def __post_init__(self) -> None:
@@ -87,7 +91,7 @@ class InstantTrials:
                 self.storage.set_trial_state_values(lease.trial_id, TrialState.RUNNING)
             trial = optuna.trial.Trial(self.optuna_study, lease.trial_id)
             file.space.suggest(trial)
-            value = float(trial.params.get("optimizer.lr", 0.5))
+            value = float(self.value(trial.params))
             for epoch in range(1, self.epochs + 1):
                 leases.begin_epoch(self.study.database, lease, epoch, {})
                 time.sleep(self.seconds)

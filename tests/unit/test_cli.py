@@ -219,7 +219,13 @@ def test_a_password_is_never_shown(hpo: Hpo, monkeypatch: pytest.MonkeyPatch) ->
     [
         *(["status", "x"], ["trials", "x"], ["trial", "x", "0"], ["logs", "x"], ["stop", "x"]),
         *(["resume", "x"], ["extend", "x", "--trials", "5"], ["delete", "x", "--yes"]),
-        *(["enqueue", "x", "optimizer.lr=0.1"], ["export", "x"], ["report", "x"], ["worker", "x"]),
+        *(
+            ["enqueue", "x", "optimizer.lr=0.1"],
+            ["export", "x"],
+            ["verify", "x"],
+            ["report", "x"],
+            ["worker", "x"],
+        ),
         ["dashboard"],
     ],
     ids=lambda args: args[0],
@@ -426,7 +432,7 @@ def test_a_study_that_another_command_stops_ends_with_1(
     def stopped(study: PublicStudy, *_args: object, **_options: object) -> None:
         study.stop()
 
-    monkeypatch.setattr("hpo.cli.search._search", stopped)
+    monkeypatch.setattr("hpo.cli.search.work", stopped)
     Path("toy.toml").write_text(study_file(trials=2).text)
     called = hpo("run", "toy.toml")
     assert called.code == 1
@@ -507,6 +513,27 @@ def test_two_configurations_of_one_name_are_refused(hpo: Hpo) -> None:
     assert called.code == 2
     assert "rename one" in called.err
     assert here() == ["a", "b"]
+
+
+def test_several_configurations_are_no_choice_by_the_test(
+    hpo: Hpo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hpo.cli.results._train", lambda *_: None)
+    for name in ("a", "b"):
+        text = 'data.dataset = "digits"\n[provenance]\nstudy = "toy"\n'
+        Path(f"{name}.toml").write_text(text)
+    called = hpo("train", "a.toml", "b.toml")
+    assert "is to choose on the test set" in called.err
+    assert "hpo verify toy, then hpo export toy" in called.err
+    assert hpo("train", "a.toml").err == ""
+
+
+def test_a_verification_is_shown_and_outlives_its_study(hpo: Hpo, toy: Database) -> None:
+    child = PublicStudy("toy", toy).verification_study(2, 2)
+    assert "verifies toy" in hpo("status", child.name).out
+    assert "hpo verify toy" in hpo("extend", child.name, "--trials", 9).err
+    assert "--seeds 1" in hpo("verify", "toy", "--seeds", 1).err
+    assert f"hpo delete {child.name}" in hpo("delete", "toy", "--yes").out
 
 
 def test_an_unknown_quantisation_is_refused_before_anything_is_written(hpo: Hpo) -> None:

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from hpo.intervals import Interval, of_mean, wilson
+from hpo.intervals import Interval, of_mean, tied_with_first, wilson
 
 
 def test_wilson_against_published_values() -> None:
@@ -59,3 +59,22 @@ def test_overlap_and_bad_input() -> None:
         wilson(0.5, 0)
     with pytest.raises(ValueError, match=r"1\.5"):
         wilson(1.5, 10)
+
+
+def test_groups_that_do_not_differ_are_rarely_told_apart() -> None:
+    draw = random.Random(7)
+    rounds, told = 300, 0
+    for _ in range(rounds):
+        groups = [[draw.gauss(0.9, 0.01) for _ in range(3)] for _ in range(4)]
+        groups.sort(key=lambda group: -sum(group))
+        told += len(tied_with_first(groups)) < 3
+    assert 0.01 <= told / rounds <= 0.08
+
+
+def test_groups_that_differ_are_told_apart() -> None:
+    best, good, bad = [0.91, 0.92, 0.9], [0.9, 0.92, 0.91], [0.7, 0.71, 0.69]
+    assert tied_with_first([best, good, bad]) == [1]
+    assert tied_with_first([best]) == []
+    assert tied_with_first([[0.9, 0.9], [0.9, 0.9], [0.8, 0.8]]) == [1]
+    with pytest.raises(ValueError, match="fewer than two"):
+        tied_with_first([best, [0.9]])

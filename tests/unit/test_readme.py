@@ -21,7 +21,9 @@ def test_every_command_is_in_the_table_and_exists() -> None:
     assert named == {name for commands in COMMANDS.values() for name in commands}
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/ray.md", "docs/slurm.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/honest-results.md", "docs/ray.md", "docs/slurm.md"]
+)
 def test_every_option_shown_exists(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     for line in re.findall(r"^ +(?:\.venv/bin/)?hpo (.+?)(?: +#.*)?$", text, re.MULTILINE):
