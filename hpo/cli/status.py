@@ -85,8 +85,8 @@ def status(
                 out.print()
                 out.print(tables.cells_table(rungs))
             why = now.no_best if now.state == "finished" else None
-            told = _verified(now) or tables.noise_lines(now)
-            for line in (now.row.stop_reason, why, now.pruned_note, told):
+            about = _verified(now) or tables.noise_lines(now)
+            for line in (now.row.stop_reason, why, now.pruned_note, about):
                 if line:
                     out.print(f"\n{line}", markup=False, soft_wrap=True)
             for one in now.forced:
