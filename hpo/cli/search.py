@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,6 +24,7 @@ from hpo.cli.options import (
     Storage,
     StudyName,
     StudyPath,
+    again_arguments,
     console,
     database,
     on_replacing,
@@ -34,7 +34,7 @@ from hpo.cli.options import (
     tell_note,
     warn_of_password,
 )
-from hpo.errors import Conflict, InputError, Interrupted, LimitsRaised
+from hpo.errors import Conflict, HpoError, InputError, Interrupted, LimitsRaised
 from hpo.io import atomic_write
 from hpo.paths import Home
 from hpo.workers.process import first_device
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
     from hpo.api.study import Study
     from hpo.config.study import StudyFile
+    from hpo.workers.notify import Notifier
     from hpo.workers.supervisor import Supervisor
 
 MAX_INSPECTED = 2_000
@@ -187,6 +188,15 @@ def run(
         bool, typer.Option("--plain", help="One line per finished trial instead of a live view.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only the result.")] = False,
+    notify: Annotated[
+        list[str],
+        typer.Option(
+            metavar="bell|URL|COMMAND",
+            help="At the end and in trouble: ring the bell, post JSON to a webhook, or run a "
+            "command with it on standard input; repeatable. Also one in HPO_NOTIFY.",
+            show_default="none",
+        ),
+    ] = [],  # noqa: B006
     force: Force = False,
     trials: limits.Trials = None,
     time: limits.MaxTime = None,
@@ -242,6 +252,7 @@ def run(
     from hpo.config.study import StudyFile
     from hpo.config.toml import parse_assignments
     from hpo.storage.records import find_study
+    from hpo.workers.notify import Notifier
     from hpo.workers.process import (
         require_count,
         require_device,
@@ -260,7 +271,9 @@ def run(
     # How many there are is measured, or known: then they start at once.
     devices = spread(workers, per_device, device) if isinstance(per_device, int) else []
     learning, out = Learning(_learning(learn_from), learn_storage), console()
+    notifier = Notifier.of(notify)
     with ExitStack() as stack:
+        stack.callback(notifier.close)
         with starting():
             found = stack.enter_context(database(storage))
             command = WorkerCommand(found, file.name, threads_for(len(devices)), force)
@@ -281,15 +294,16 @@ def run(
             file = study.file  # made before, with other defaults
         for line in _opening(study, is_new=is_new, quiet=quiet):
             out.print(line, markup=False, soft_wrap=True)
-        again = shlex.join([str(study_file), *(part for one in set_ for part in ("--set", one))])
+        shown = {"plain": plain, "quiet": quiet, "dashboard": dashboard}
+        placed = {"workers": workers, "workers_per_device": per_device, "device": device}
+        again = again_arguments(study_file, set_, notify, {**placed, **shown})
         stop = stack.enter_context(stop_on_signal())
         if not study.is_over:
             fetch_weights(study.file, tell)
             if not devices:
                 devices = study.devices(workers, per_device, device, say=tell, stop=stop)
             supervisor = study.supervisor(devices, force=force, early=early)
-            shown = {"plain": plain, "quiet": quiet, "dashboard": dashboard}
-            work(study, file, supervisor, out, stop, **shown)
+            work(study, file, supervisor, out, stop, notifier, **shown)
         code = _end(study, again, out, interrupted=stop.is_set())
     if code:
         raise typer.Exit(code)
@@ -351,17 +365,21 @@ def work(
     supervisor: Supervisor,
     out: Console,
     stop: threading.Event,
+    notifier: Notifier | None = None,
     *,
     plain: bool,
     quiet: bool,
     dashboard: bool = False,
 ) -> None:
-    """Run workers until the study of `file` is over or `stop` is set, and show them."""
+    """Run workers until the study of `file` is over or `stop` is set, and show and tell of
+    them."""
     from hpo.cli import live
     from hpo.config.remarks import remarks
     from hpo.reports.progress import headline
     from hpo.search.rungs import what_decides
+    from hpo.workers.notify import Notifier
 
+    told = notifier or Notifier(())
     with ExitStack() as stack:
         if dashboard:
             from hpo.dashboard.server import start_subprocess
@@ -379,8 +397,18 @@ def work(
             out.print(line, markup=False, soft_wrap=whole, style="yellow")
         view = stack.enter_context(live.opened(out, study.status, plain=plain, quiet=quiet))
         stack.enter_context(_logged(out))
-        supervisor.run(stop, partial(view.follow, stop))
+
+        def tick() -> None:
+            view.follow(stop)
+            told.look(view.status, view.problem)
+
+        try:
+            supervisor.run(stop, tick)
+        except HpoError as error:
+            told.failed(view.status, error)
+            raise
         view.finish()
+        told.ended(view.status, interrupted=stop.is_set())
 
 
 @contextmanager
