@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -274,7 +274,7 @@ def run(
     notifier = Notifier.of(notify)
     with ExitStack() as stack:
         stack.callback(notifier.close)
-        with starting():
+        with starting(), _beginning(out, devices, quiet=quiet) as hush:
             found = stack.enter_context(database(storage))
             command = WorkerCommand(found, file.name, threads_for(len(devices)), force)
             early = stack.enter_context(EarlyWorkers(command, devices))
@@ -285,6 +285,7 @@ def run(
             try:
                 opened = open_study(found, file, artifacts, learning)
             except LimitsRaised as raised:
+                hush()
                 _extend(Study(file.name, found), raised, yes=yes)
                 opened = open_study(found, file, artifacts, learning)
         study, is_new = Study(file.name, found), opened.is_new
@@ -318,6 +319,28 @@ def _extend(study: Study, raised: LimitsRaised, *, yes: bool) -> None:
         typer.echo(str(raised).partition("\nTo go on")[0])
         typer.confirm(f"Extend {study.name}?", default=True, abort=True)
     study.extend(**raised.limits)
+
+
+@contextmanager
+def _beginning(
+    out: Console, devices: Sequence[str], *, quiet: bool
+) -> Iterator[Callable[[], object]]:
+    """Say at once what takes seconds before a search: workers start, images are read. Yields what
+    ends that, for a question to the user."""
+    from hpo.control import no_progress, phases_heard
+    from hpo.reports.progress import starting
+
+    line = ", ".join((*([starting(devices)] if devices else ()), "reading the images"))
+    if quiet or not out.is_terminal:
+        if not quiet:
+            out.print(line, markup=False, soft_wrap=True)
+        yield no_progress
+    else:
+        with (
+            out.status(line) as shown,
+            phases_heard(lambda phase: shown.update(f"{line}: {phase}")),
+        ):
+            yield shown.stop
 
 
 def _learning(names: list[str]) -> list[str] | Literal["auto"] | None:
@@ -395,7 +418,10 @@ def work(
             out.print(what_decides(file), markup=False, soft_wrap=whole)
         for line in () if quiet else remarks(study.file):
             out.print(line, markup=False, soft_wrap=whole, style="yellow")
-        view = stack.enter_context(live.opened(out, study.status, plain=plain, quiet=quiet))
+        shown = {"plain": plain, "quiet": quiet}
+        view = stack.enter_context(
+            live.opened(out, study.status, devices=supervisor.devices, **shown)
+        )
         stack.enter_context(_logged(out))
 
         def tick() -> None:

@@ -279,7 +279,10 @@ def test_status(hpo: Hpo, toy: Database) -> None:
 
 
 def test_watching_a_finished_study_ends(hpo: Hpo, toy: Database) -> None:
-    assert hpo("status", "toy", "--watch").code == 0
+    done = hpo("status", "toy", "--watch")
+    assert done.code == 0
+    assert "toy is finished: best val_top1" in done.out
+    assert "hpo export toy" in done.out
 
 
 def test_trials_agree_in_all_formats(hpo: Hpo, toy: Database) -> None:
