@@ -253,10 +253,12 @@ def _train(
     from hpo.api import trained
     from hpo.cli.console import nearby
     from hpo.cli.tables import networks_table, run_notes, runs_table
+    from hpo.trained.plain import use_lines
+    from hpo.trained.score import score_line
 
     out = console()
     runs = []
-    with _progress(out) as (tell, control):
+    with training_progress(out) as (tell, control):
         for folder, config, provenance in jobs:
             model = trained.train(
                 config,
@@ -274,7 +276,8 @@ def _train(
         if networks.row_count:
             out.print(f"\n{nearby(run.path)}", markup=False, soft_wrap=True)
             out.print(networks)
-    for line in run_notes(runs):
+    scores = [f"{nearby(run.path)}: {line}" for run in runs if (line := score_line(run))]
+    for line in (*scores, *run_notes(runs), *use_lines(runs[0])):
         out.print(line, markup=False, soft_wrap=True)
 
 
@@ -301,7 +304,7 @@ class _UntilStopped:
 
 
 @contextmanager
-def _progress(out: Console) -> Iterator[tuple[Callable[[str], None], _UntilStopped]]:
+def training_progress(out: Console) -> Iterator[tuple[Callable[[str], None], _UntilStopped]]:
     """Yield a function for progress lines (a status line on a terminal), and a control."""
     from hpo.workers.process import stop_on_signal
 
@@ -331,14 +334,14 @@ def evaluate(
     ] = False,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Accept images that the run was trained on."),
+        typer.Option("--force", help="Accept images that the run has seen."),
     ] = False,
 ) -> None:
     """Evaluate a trained run: top-1, top-5, loss, and precision, recall, F1 of each class; several
     seeds also as an ensemble, by the mean of their probabilities.
 
-    A folder with images that the run was trained on is refused, even if they were renamed or
-    losslessly re-encoded; with --force the result lists them.
+    A folder with images that the run was trained on, or that chose its epoch, is refused, even if
+    they were renamed or losslessly re-encoded; with --force the result lists them.
 
     Example: hpo evaluate hpo_runs/trained/best --data new_photos/
     """
@@ -352,7 +355,8 @@ def evaluate(
     tell_note(found.note)
     if as_json:
         scores = {"seeds": found.scores(), "ensemble": found.ensemble, "summary": found.summary}
-        about = {"data": found.data, "images": found.images, "trained_on": found.trained_on}
+        about = {"data": found.data, "images": found.images, "overlap": found.overlap}
+        about |= {"trained_on": found.trained_on, "validated_on": found.validated_on}
         certainty = {"certainty": [one.to_dict() for one in found.certainties]}
         typer.echo(to_json({**about, **scores, **certainty}))
     else:
@@ -424,12 +428,13 @@ def predict(
     are used whole, even if the run was trained on images cropped to their boxes.
 
     An unreadable file gets a row with the reason; the exit code is 2 only if none can be read.
-    Images that the run was trained on, copies included, are marked.
+    Images that the run was trained on, or that chose its epoch, are marked, copies included.
 
     Example: hpo predict hpo_runs/trained/best cat.jpg holiday/ --csv holiday.csv
     """
     from hpo.cli.tables import answers_csv, answers_json, answers_table
-    from hpo.trained.inference import TrainedModel, predictions, select, whole_note
+    from hpo.trained.inference import TrainedModel, predictions, whole_note
+    from hpo.trained.selection import select
 
     if as_json and csv_ is not None:
         raise InputError("--json and --csv exclude each other")
@@ -451,6 +456,8 @@ def predict(
         else:
             console().print(answers_table(answers, columns))
     count.report()
+    if isinstance(model.seen, str):
+        tell_note(model.seen)
     if csv_ not in (None, "-"):
         typer.echo(f"{csv_}: {plural(len(found.files), 'image')}")
 
@@ -461,8 +468,7 @@ class _Count:
 
     images: int
     trained_on: int = 0
-    known: bool = True
-    """Whether the run knows what it was trained on."""
+    validated_on: int = 0
     failed: list[Prediction] = field(default_factory=list)
 
     def counted(
@@ -474,14 +480,12 @@ class _Count:
                 self.failed.append(one)
             else:
                 self.trained_on += bool(one.trained_on)
-                self.known = one.trained_on is not None
+                self.validated_on += bool(one.validated_on)
             tell(done)
             yield one
 
     def report(self) -> None:
         """Print notes on the counts. Raises DataError if no image could be read."""
-        from hpo.trained.run import UNKNOWN
-
         if len(self.failed) == self.images:
             first = f"{self.failed[0].path}: {self.failed[0].error}"
             raise DataError(
@@ -491,10 +495,9 @@ class _Count:
             )
         if self.failed:
             tell_note(f"{len(self.failed):,} of {self.images:,} files cannot be read")
-        if not self.known:
-            tell_note(UNKNOWN)
-        elif self.trained_on:
-            tell_note(f"the run was trained on {self.trained_on:,} of {self.images:,} images")
+        for count, use in ((self.trained_on, "trained on"), (self.validated_on, "validated on")):
+            if count:
+                tell_note(f"the run was {use} {count:,} of {self.images:,} images")
 
 
 @contextmanager

@@ -9,16 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from hpo.cli.options import (
-    Insecure,
-    On,
-    Storage,
-    StudyName,
-    console,
-    database,
-    program,
-    storage_flag,
-)
+from hpo.cli.options import Insecure, On, Storage, StudyName, console, database, program
 from hpo.errors import InputError, NotFound, StorageError
 from hpo.formatting import printable
 from hpo.paths import Home
@@ -117,11 +108,10 @@ def _watch(found: Database, study: str) -> None:
     from hpo.cli import live
     from hpo.search.status import read_status
 
-    out, pause = console(), threading.Event()
-    with live.opened(out, lambda: read_status(found, study), stays=True) as view:
+    with live.opened(console(), lambda: read_status(found, study)) as view:
+        pause = threading.Event()
         while view.tick().state not in ("finished", "stopped"):
             pause.wait(POLL_S)
-    live.print_over(view.status, out, hpo=program(), flag=storage_flag(found))
 
 
 def trials(
@@ -412,15 +402,12 @@ def workers(
 
 
 def _state(now: StudyStatus, worker: WorkerRow) -> str:
-    """Return preparing (a trial), training, between trials, lost (its heartbeat stopped), or
-    ended."""
+    """Return training, between trials, lost (its heartbeat stopped), or ended."""
     if worker.ended is not None:
         return "ended"
     if worker not in now.live_workers:
         return "lost"
-    if worker.number is None:
-        return "between trials"
-    return "training" if worker.epochs else "preparing"
+    return "between trials" if worker.number is None else "training"
 
 
 def workers_table(now: StudyStatus, workers: Iterable[WorkerRow]) -> Table:
@@ -445,13 +432,7 @@ def workers_table(now: StudyStatus, workers: Iterable[WorkerRow]) -> Table:
     return table
 
 
-STYLES = {
-    "preparing": "cyan",
-    "training": "cyan",
-    "between trials": "dim",
-    "lost": "magenta",
-    "ended": "dim",
-}
+STYLES = {"training": "cyan", "between trials": "dim", "lost": "magenta", "ended": "dim"}
 
 
 def placed_table(placed: Sequence[LaunchedWorker]) -> Table:

@@ -298,7 +298,7 @@ def networks_table(run: TrainedRun) -> Table:
     summary = run.summary
     known = {*(summary["test"] or {}), *(name for one in summary["onnx"].values() for name in one)}
     scores = [name for name in PLAIN if name in known]
-    columns = (*scores, "MB", "ms/image")
+    columns = (*scores, *(("MB", "ms/image") if summary["onnx"] else ()))
     table = plain_table("network", *columns, right=columns)
     if summary["test"] is not None:
         tested = {one.seed: one.metrics["test"] for one in run.seeds}
@@ -392,7 +392,7 @@ def answers_table(answers: Iterable[Prediction], columns: Sequence[str]) -> Tabl
         if one.error is not None:
             table.add_row(Text(image), *empty, Text(one.error, "red"))
         for place, (*names, value) in enumerate(one.rows):
-            note = "trained on" if one.trained_on and place == 0 else ""
+            note = _seen(one) if place == 0 else ""
             table.add_row(
                 Text(image if place == 0 else ""),
                 *(Text(name) for name in names),
@@ -401,6 +401,13 @@ def answers_table(answers: Iterable[Prediction], columns: Sequence[str]) -> Tabl
                 style="bold" if place == 0 else None,
             )
     return table
+
+
+def _seen(answer: Prediction) -> str:
+    """Return what the run did with an image, if anything."""
+    if answer.trained_on:
+        return "trained on"
+    return "validated on" if answer.validated_on else ""
 
 
 def answers_json(answers: Iterable[Prediction]) -> Iterator[str]:
@@ -417,13 +424,13 @@ def answers_csv(answers: Iterable[Prediction], columns: Sequence[str], shown: in
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     numbered = [f"{name}{place or ''}" for place in (0, *range(2, shown + 1)) for name in columns]
-    writer.writerow(["file", *numbered, "error", "trained_on"])
+    writer.writerow(["file", *numbered, "error", "trained_on", "validated_on"])
     yield text.getvalue()
     for one in answers:
         text.seek(0)
         text.truncate()
         values = [value for entry in one.rows for value in entry]
         values += [None] * (len(numbered) - len(values))
-        row = [str(one.path), *values, one.error, one.trained_on]
+        row = [str(one.path), *values, one.error, one.trained_on, one.validated_on]
         writer.writerow([cell(value) for value in row])
         yield text.getvalue()

@@ -10,6 +10,7 @@ from hpo.formatting import Cell, Table, number_cell, setting_cell, settings_tabl
 from hpo.reports import figures
 from hpo.reports.page import curve_figures, render
 from hpo.trained.run import PARTS, TrainedRun
+from hpo.trained.score import score_line
 
 SCORES = ("precision_at_5", "precision_at_k", "top1", "top5", "loss", "mean_distance")
 """Scores in the order in which they are shown; those that a task lacks are left out."""
@@ -37,6 +38,7 @@ def training_report(run: TrainedRun) -> str:
         seeds=run.seeds,
         measured_on=part and PARTS[part],
         summary=_ordered(run.summary[part]) if part else [],
+        score=score_line(run),
         validated=[seed for seed in run.seeds if seed.metrics["val"]],
         detailed=bool(results),
         by_seed=_seeds_table(run, part),

@@ -39,6 +39,7 @@ TELLING = (
     "data/report",
     "data/thumbnails",
     "training/onnx",
+    "training/spelling",
 )
 """Modules of those that only report, measure or convert."""
 LIBRARIES = ("torch", "torchvision")
@@ -87,11 +88,17 @@ class Code:
 def code_of(file: StudyFile) -> Code:
     """Return the code that would run the trials of `file` in this process. Raises ConfigError if a
     module of the user's cannot be found."""
-    parts = {"hpo sources": _sources_digest()}
-    parts |= {name: ".".join(version(name).split(".")[:2]) for name in LIBRARIES}
-    parts |= {f"own {one}": _digest(_file_of(one)) for one in file.user_modules(*DECISIVE)}
+    parts = code_parts(file.user_modules(*DECISIVE))
     files = {one: _file_of(one) for one in file.user_modules(*DECISIVE, "data.dataset")}
     return Code(parts, {name: text for name, path in files.items() if (text := _text(path))})
+
+
+def code_parts(own: Sequence[str]) -> dict[str, str]:
+    """Return the parts of a `Code` that names these modules of the user's. Raises ConfigError if
+    one cannot be found."""
+    parts = {"hpo sources": _sources_digest()}
+    parts |= {name: ".".join(version(name).split(".")[:2]) for name in LIBRARIES}
+    return parts | {f"own {one}": _digest(_file_of(one)) for one in own}
 
 
 @cache

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import os
 import unicodedata
 import warnings
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,23 +25,21 @@ from hpo.control import Control, NullControl
 from hpo.data.cache import ImageCache, content_digest, file_digests, map_threaded, try_read
 from hpo.data.csv_labels import csv_test_rows
 from hpo.data.dataset import FolderReader, open_test
-from hpo.data.folders import folder_to_test, images_below, list_folder
+from hpo.data.folders import folder_to_test, list_folder
 from hpo.data.images import ImageReader, Images, Pixels, Sizing, decode, open_file
 from hpo.errors import DataError, InputError
 from hpo.paths import Home
 from hpo.trained.run import (
-    UNKNOWN,
     Certainty,
     RunMetadata,
     SeedDir,
-    TrainedOn,
     TrainedRun,
     absent_classes,
     certainties,
     load_run,
-    overlap_text,
     spread,
 )
+from hpo.trained.seen import NOTHING_SEEN, Overlap, Seen, seen_by
 from hpo.training import inputs, models
 from hpo.training.checkpoint import load_trained
 from hpo.training.device import default_device, torch_device
@@ -161,6 +157,11 @@ class TrainedModel:
         """The run that `load` read."""
         assert self.run is not None, "only of a run that was loaded"
         return self.run
+
+    @cached_property
+    def seen(self) -> Seen | str:
+        """Digests of the images that the run has seen, or why they are unknown."""
+        return seen_by(self.loaded, Home.default().cache)
 
     def predict(
         self, images: Iterable[str | os.PathLike[str] | Image.Image | NDArray[Any]], *, k: int = 5
@@ -297,17 +298,25 @@ class RunEvaluation:
     together."""
     note: str | None = None
     """A warning about the scores."""
-    trained_on: tuple[str, ...] | None = None
-    """Names of the images that the run was trained on; None if unknown."""
+    seen: Overlap | str = NOTHING_SEEN
+    """Which of the images the run has seen, or why that is unknown."""
+
+    @property
+    def trained_on(self) -> tuple[str, ...] | None:
+        """Names of the images that the run was trained on; None if unknown."""
+        return None if isinstance(self.seen, str) else self.seen.trained
+
+    @property
+    def validated_on(self) -> tuple[str, ...] | None:
+        """Names of the others that chose the epoch; None if unknown."""
+        return None if isinstance(self.seen, str) else self.seen.validated
 
     @property
     def overlap(self) -> str | None:
-        """Return a line on the images that were trained on, if any or if unknown."""
-        if self.trained_on is None:
-            return UNKNOWN
-        if not self.trained_on:
-            return None
-        return f"{overlap_text(self.trained_on, self.images)}. The scores are too good."
+        """Return a line on the images that the run has seen, if any or if unknown."""
+        if isinstance(self.seen, str):
+            return self.seen
+        return f"{self.seen.text()}. The scores are too good." if self.seen else None
 
     @property
     def absent(self) -> str | None:
@@ -348,8 +357,7 @@ def evaluate_run(
     test if it has splits).
 
     Raises DataError if there is no test split, for classes that the run does not know, and, unless
-    `force`, if the run was trained on images of `data`; InputError
-    for an unknown device.
+    `force`, if the run has seen images of `data`; InputError for an unknown device.
     """
     chosen, note = torch_device(device), None
     if data is None:
@@ -363,12 +371,12 @@ def evaluate_run(
             f"{run.config.data.title} has no test split; "
             "give a folder of images by class, or a CSV file of them, with --data PATH"
         )
-    trained = TrainedOn.load(run.files.trained_on)
-    known = None if trained is None else tuple(trained.among(images))
-    if known and data is not None and not force:
+    seen = seen_by(run, home.cache)
+    known = seen if isinstance(seen, str) else seen.among(images)
+    if isinstance(known, Overlap) and known and data is not None and not force:
         raise DataError(
-            f"{where}: {overlap_text(known, len(images))}. Their scores would be too good: give "
-            "images that the run has not seen, or evaluate these all the same with --force"
+            f"{where}: {known.text()}. Their scores would be too good: give images that the run "
+            "has not seen, or evaluate these all the same with --force"
         )
     if run.config.runtime.threads:
         # As in training: the number of threads changes the last bits.
@@ -433,6 +441,8 @@ class Prediction:
     first."""
     trained_on: bool | None = None
     """Whether the run was trained on it; None if unknown."""
+    validated_on: bool | None = None
+    """Whether it was used for validation instead, which chose the epoch; None if unknown."""
     error: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -441,57 +451,9 @@ class Prediction:
             "image": str(self.path),
             **self.task.as_dict(self.rows),
             "trained_on": self.trained_on,
+            "validated_on": self.validated_on,
             "error": self.error,
         }
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Image files to predict."""
-
-    files: tuple[Path, ...]
-    left_out: Counter[str] = field(default_factory=Counter)
-    """Files in folders that are no images by their extension: count by extension."""
-
-    @property
-    def note(self) -> str | None:
-        """Return a line on the files that were left out, if any."""
-        if not self.left_out:
-            return None
-        kinds = ", ".join(f"{kind or 'without'} {n:,}" for kind, n in self.left_out.most_common(8))
-        return f"files of other extensions in these folders are left out: {kinds}"
-
-
-def select(paths: Sequence[Path]) -> Selection:
-    """Expand `paths` in their order: files as they are, even unreadable ones; folders to the images
-    below them, by the rules of `data.root`; patterns (`*`, `?`, `[`; `**` for any folders) that are
-    no files to what they match.
-
-    Raises InputError if no image is left.
-    """
-    files: list[Path] = []
-    left_out: Counter[str] = Counter()
-    for path in _matched(paths):
-        if not path.is_dir():
-            files.append(path)
-            continue
-        images, others = images_below(path)
-        files += map(Path, images)
-        left_out.update(PurePath(one).suffix.lower() for one in others)
-    found = Selection(tuple(files), left_out)
-    if not files:
-        given = ", ".join(map(str, paths))
-        why = f"; {found.note}" if found.note else ""
-        raise InputError(f"no images in {given}{why}" if paths else "no images: give a file")
-    return found
-
-
-def _matched(paths: Sequence[Path]) -> Iterator[Path]:
-    for path in paths:
-        if path.exists() or not glob.has_magic(str(path)):
-            yield path
-        else:
-            yield from map(Path, sorted(glob.glob(str(path), recursive=True)))  # noqa: PTH207
 
 
 def predictions(
@@ -511,13 +473,20 @@ def predictions(
         raise InputError(f"{k} answers: at least 1")
     task = model.task
     answer = task.predictor(model, model.files[0])
-    trained = TrainedOn.load(model.loaded.files.trained_on)
-    for chunk in read_images(iter(images), Sizing.of(model.config.data), trained):
+    seen = model.seen
+    for chunk in read_images(iter(images), Sizing.of(model.config.data)):
         answered = answer(chunk, k) if len(chunk) else []
-        pairs = zip(chunk.good, answered, chunk.trained_on, strict=True)
-        found = {i: Prediction(chunk.paths[i], task, rows, known) for i, rows, known in pairs}
+        pairs = zip(chunk.good, answered, *_marks(seen, chunk), strict=True)
+        found = {i: Prediction(chunk.paths[i], task, *rest) for i, *rest in pairs}
         for i, path in enumerate(chunk.paths):
             yield found.get(i) or Prediction(path, task, error=chunk.bad[i])
+
+
+def _marks(seen: Seen | str, images: Images) -> list[Sequence[bool | None]]:
+    """Return whether each of `images` was trained on, and whether it was validated on."""
+    if isinstance(seen, str):
+        return [[None] * len(images)] * 2
+    return [seen.trained.marks(images), seen.validated.marks(images)]
 
 
 class Chunk(Images):
@@ -526,9 +495,7 @@ class Chunk(Images):
     streamed = True  # of several sizes
     in_memory = True
 
-    def __init__(
-        self, paths: Sequence[Path], read: Sequence[_Read | str], trained: TrainedOn | None
-    ) -> None:
+    def __init__(self, paths: Sequence[Path], read: Sequence[_Read | str]) -> None:
         self.paths = tuple(paths)
         there = {i: one for i, one in enumerate(read) if not isinstance(one, str)}
         self.good = tuple(there)
@@ -540,18 +507,13 @@ class Chunk(Images):
         self.names = tuple(str(paths[i]) for i in there)
         self.labels = np.zeros(len(there), np.int64)
         self.sizes = np.array([one.shape[:2] for one in self._pixels], np.int64).reshape(-1, 2)
-        self.trained_on: Sequence[bool | None] = (
-            [None] * len(there) if trained is None else trained.marks(self)
-        )
 
     def pixels(self, i: int) -> Pixels:
         """Return the pixels of one image."""
         return self._pixels[i]
 
 
-def read_images(
-    images: Iterator[Path | Image.Image], sizing: Sizing, trained: TrainedOn | None
-) -> Iterator[Chunk]:
+def read_images(images: Iterator[Path | Image.Image], sizing: Sizing) -> Iterator[Chunk]:
     """Yield `images`, a file or in memory each, CHUNK at a time and as `sizing` says."""
     numbered = enumerate(images)
     while chunk := list(islice(numbered, CHUNK)):
@@ -560,8 +522,8 @@ def read_images(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd metadata
             look = partial(try_read, _read, _Anywhere(given), sizing)
-            read = list(map_threaded(look, [*map(str, paths)]))
-        yield Chunk(paths, read, trained)
+            read = list(map_threaded(look, map(str, paths)))
+        yield Chunk(paths, read)
 
 
 @dataclass(frozen=True)

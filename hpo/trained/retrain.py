@@ -11,14 +11,13 @@ import csv
 import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from filelock import FileLock, Timeout
 
 from hpo.config.base import flatten
 from hpo.config.metrics import user_function
@@ -30,20 +29,20 @@ from hpo.data.dataset import Data, concat
 from hpo.data.images import Images
 from hpo.data.report import DataReport
 from hpo.errors import ConfigError, Conflict, Damaged, InputError, TrialFailed
+from hpo.formatting import approximately
 from hpo.io import discard, same_place, write_text
 from hpo.paths import Home
+from hpo.trained.ensemble import write_ensemble
+from hpo.trained.environment import environment_of
 from hpo.trained.inference import TrainedModel
 from hpo.trained.onnx_files import OnnxTargets, open_files, try_export, write_files
-from hpo.trained.run import RunDir, RunMetadata, SeedDir, TrainedOn, TrainedRun, as_json, read_run
+from hpo.trained.pace import Pace
+from hpo.trained.plain import weights_metadata, write_loader
+from hpo.trained.run import RunDir, RunMetadata, SeedDir, TrainedRun, as_json, exclusive, read_run
+from hpo.trained.seen import NOTHING_SEEN, Overlap, Seen
 from hpo.training.checkpoint import Checkpoint, best_weights, save_weights
-from hpo.training.device import resolve, torch_device
-from hpo.training.evaluation import (
-    StoredLogits,
-    full_scores,
-    load_logits,
-    mean_evaluation,
-    plain_scores,
-)
+from hpo.training.device import processor_name, resolve, torch_device
+from hpo.training.evaluation import full_scores, plain_scores
 from hpo.training.inputs import TrainingData
 from hpo.training.tasks import task_of
 from hpo.training.train import EpochResult, train
@@ -143,24 +142,6 @@ def _stopped(recipe: Recipe, provenance: Mapping[str, Any]) -> Recipe:
     return replace(free, epochs=int(stopped), notes=(*recipe.notes, note))
 
 
-@contextmanager
-def exclusive(out: Path) -> Iterator[None]:
-    """Lock `out` for one writer. Raises Conflict if another holds it, InputError if `out` cannot be
-    a directory."""
-    lock = FileLock(out / ".lock", timeout=0)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise Conflict(f"{out}: another hpo train is writing there; wait, or use -o") from None
-    except OSError as error:
-        raise InputError(f"{out} cannot be a run directory: {error.strerror}; use -o") from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def stored_recipe(files: RunDir, asked: Recipe, keep_validation: bool) -> Recipe | None:
     """Return the recipe of the run in `files`; None if there is no run. Raises Conflict if it is
     not the one asked for."""
@@ -237,6 +218,7 @@ def begin(
         has_test=data.has_test,
         epochs=recipe.epochs,
         notes=(*recipe.notes, *_data_notes(config, provenance, data, report, keep_validation)),
+        environment=environment_of(config, device.type, processor_name(device)),
     )
     about.write(files.about)
     settled = config.model_copy(update={"runtime": runtime})
@@ -280,38 +262,12 @@ def _data_notes(
         )
 
 
-def write_ensemble(files: RunDir, seeds: Sequence[int], classes: Sequence[str]) -> None:
-    """Write ensemble.json of the finished `seeds`: {"seeds", "test": scores or None, "why": why
-    there are none}; remove it for a single seed. Raises DataError for a damaged file."""
-    if len(seeds) < 2:
-        files.ensemble.unlink(missing_ok=True)
-        return
-    found: dict[str, Any] = {"seeds": list(seeds), "test": None, "why": None}
-    lacking = [seed for seed in seeds if not files.seed(seed).test_logits.exists()]
-    if lacking:
-        found["why"] = _missing_logits(lacking)
-    else:
-        stored = [load_logits(files.seed(seed).test_logits) for seed in seeds]
-        if all(_same_images(stored[0], one) for one in stored[1:]):
-            mean = mean_evaluation([one.logits for one in stored], stored[0].labels)
-            found["test"] = full_scores(mean, classes)
-        else:
-            found["why"] = "No ensemble: the test images changed from one seed to another."
-    write_text(files.ensemble, as_json(found))
-
-
-def _missing_logits(seeds: Sequence[int]) -> str:
-    named = ", ".join(map(str, seeds))
-    return f"No ensemble: there are no logits of the test images (test.npz) of seed {named}."
-
-
-def _same_images(first: StoredLogits, second: StoredLogits) -> bool:
-    return np.array_equal(first.names, second.names) and np.array_equal(first.labels, second.labels)
-
-
 __all__ = ["TrainedRun", "retrain"]
 
 Tell = Callable[[str], object]
+
+TOLD = ("train_loss", "train_top1", "val_loss", "val_top1", "val_precision_at_k")
+"""Metrics in a line of progress."""
 
 
 def retrain(
@@ -372,12 +328,13 @@ def retrain(
             data=data,
             home=home,
             device=chosen,
+            seeds=asked,
             wanted=wanted,
             control=control or NullControl(),
             progress=progress,
         )
         job.keep_digests()
-        for seed in asked:
+        for seed in job.seeds:
             job.run(seed)
         return _summarize(files, job.metadata)
 
@@ -410,20 +367,39 @@ class _Job:
     data: Data
     home: Home
     device: torch.device
+    seeds: Sequence[int]
     wanted: OnnxTargets
     control: Control
     progress: Tell
 
+    def tell(self, seed: int, line: str) -> None:
+        """Report progress of a seed, by its place among several."""
+        count = len(self.seeds)
+        place = f" ({self.seeds.index(seed) + 1} of {count})" if count > 1 else ""
+        self.progress(f"seed {seed}{place}: {line}")
+
+    @cached_property
+    def pace(self) -> Pace:
+        """How long epochs take."""
+        return Pace(self.recipe.config, self.recipe.epochs)
+
     def keep_digests(self) -> None:
-        """Write digests of the training images, unless they exist."""
-        if not self.files.trained_on.exists():
-            TrainedOn.of(self.training_data().train).save(self.files.trained_on)
+        """Write digests of the images that are trained and validated on, unless they exist."""
+        kept, files = self.metadata.keep_validation, self.files
+        if not (files.trained_on.exists() and (files.validated_on.exists() or not kept)):
+            self.seen.save(files)
+
+    @cached_property
+    def seen(self) -> Seen:
+        """The images that are trained and validated on."""
+        return Seen.of(self.data, self.metadata.keep_validation)
 
     def run(self, seed: int) -> None:
         """Train one seed and test it, unless that is done; then remove its checkpoints."""
         files = self.files.seed(seed)
         if files.metrics.exists():
-            self.progress(f"seed {seed}: finished before")
+            self.tell(seed, "finished before")
+            self.add_loader(files)
             self.add_files(seed, files)
         else:
             self.complete(seed, files)
@@ -434,16 +410,19 @@ class _Job:
         """Train one seed, test it, and write its metrics last."""
         seen = self.training_data()
         trained = self.train(seed, files, seen)
-        save_weights(files.weights, best_weights(trained), {"seed": str(seed)})
+        about = weights_metadata(self.recipe.config, self.metadata, seed)
+        save_weights(files.weights, best_weights(trained), about)
         done = Checkpoint.load(trained)
         write_text(files.curves, curves(done.metrics))
         model = self.model(files, self.device)
+        write_loader(files, model.config, self.metadata, model.networks[0])
         model.task.save(model, files, seen.train, self.home.cache)
         made = self.write_files(seed, files, seen.train)
-        test, tested, known = self.test(seed, model, seen, made)
-        counts = {"train": len(seen.train), "val": len(seen.val) if seen.val else 0, "test": tested}
+        test, known = self.test(seed, model, seen, made)
+        counts = {"train": len(seen.train), "val": len(seen.val) if seen.val else 0}
+        counts["test"] = known.images
         report = {**_report(seed, done), "images": counts, "test": test, "onnx": made}
-        report["trained_on"] = known
+        report |= {"trained_on": known.trained, "validated_on": known.validated}
         if not (test or report["val"]):
             report["train"] |= model.task.test_on_training(model, files, seen.train)
         write_text(files.metrics, as_json(report))
@@ -473,7 +452,7 @@ class _Job:
                 Checkpoint.load(path).require(config)
                 return epoch, path
             except Damaged as error:
-                self.progress(f"seed {seed}: {error}; it is not used")
+                self.tell(seed, f"{error}; it is not used")
                 discard(path)
         return 0, None
 
@@ -492,9 +471,11 @@ class _Job:
                 resume=last,
                 cache=self.home.cache,
             )
+            self.pace.start()
             with closing(results):
                 for result in results:
-                    self.progress(_line(seed, result, self.recipe.epochs))
+                    self.pace.done(result.epoch)
+                    self.tell(seed, self.line(seed, result))
                     if last is not None:
                         discard(last)
                     last = result.checkpoint
@@ -504,14 +485,30 @@ class _Job:
         _require_finite(seed, last)
         return last
 
+    def line(self, seed: int, result: EpochResult) -> str:
+        """Return the metrics of an epoch, and how long all seeds that are left will take."""
+        names = [name for name in TOLD if name in result.metrics]
+        values = "  ".join(f"{name} {result.metrics[name]:.4f}" for name in names)
+        later = self.seeds[self.seeds.index(seed) + 1 :]
+        unfinished = [one for one in later if not self.files.seed(one).metrics.exists()]
+        left = self.pace.left(result.epoch, len(unfinished))
+        time_left = f"  {approximately(left)} left" if left else ""
+        return f"epoch {result.epoch}/{self.recipe.epochs}  {values}{time_left}"
+
     def write_files(self, seed: int, files: SeedDir, train: Images) -> list[dict[str, Any]]:
         """Write the ONNX files, not tested yet."""
         if not self.wanted.files:
             return []
-        self.progress(f"seed {seed}: writing {', '.join(self.wanted.files)}")
+        self.tell(seed, f"writing {', '.join(self.wanted.files)}")
         model = self.model(files, torch_device("cpu"))
         made = write_files(model, files.root, train, self.wanted)
         return [{**one, "test": None} for one in made]
+
+    def add_loader(self, files: SeedDir) -> None:
+        """Write load.py if the seed, of an earlier version, lacks it."""
+        if files.weights.exists() and not files.loader.exists():
+            model = self.model(files, torch_device("cpu"))
+            write_loader(files, model.config, self.metadata, model.networks[0])
 
     def add_files(self, seed: int, files: SeedDir) -> None:
         """Write ONNX files that a finished seed lacks, untested: its test set was opened before."""
@@ -525,35 +522,28 @@ class _Job:
             one["test"] = tested.get(one["file"])
         kept = [one for one in there if one["file"] not in self.wanted.files]
         if self.metadata.has_test:
-            self.progress(f"seed {seed}: new files are not tested, the test set was opened before")
+            self.tell(seed, "new files are not tested, the test set was opened before")
         write_text(files.metrics, as_json({**metrics, "onnx": [*made, *kept]}))
 
     def test(
         self, seed: int, model: TrainedModel, seen: TrainingData, made: list[dict[str, Any]]
-    ) -> tuple[dict[str, Any] | None, int, list[str]]:
+    ) -> tuple[dict[str, Any] | None, Overlap]:
         """Open the test set, once for each seed, and evaluate the network and the ONNX files that
-        were `made` of it together; each file gets its scores. Return the network's scores, the
-        number of images, and the names of those that were trained on."""
+        were `made` of it together; each file gets its scores. Return the network's scores, and
+        which of the images were seen before."""
         if not self.metadata.has_test:
-            return None, 0, []
+            return None, NOTHING_SEEN
         config, classes, [files] = self.recipe.config, self.metadata.classes, model.files
         images = dataset.open_test(config.data, self.home.cache)
         if images is None:  # a data set of the user's own, asked for its test split only now
-            return None, 0, []
-        known = TrainedOn.of(seen.train).among(images)
-        self.progress(f"seed {seed}: opening the test set ({len(images)} images)")
+            return None, NOTHING_SEEN
+        known = self.seen.among(images)
+        self.tell(seed, f"opening the test set ({len(images)} images)")
         exported = open_files(files, [one["file"] for one in made], config)
         found = model.task.test(model, files, images, seen.train, exported)
         for one in made:
             one["test"] = plain_scores(found[one["file"]], classes)
-        return full_scores(found[""], classes), len(images), known
-
-
-def _line(seed: int, result: EpochResult, epochs: int) -> str:
-    told = ("train_loss", "train_top1", "val_loss", "val_top1", "val_precision_at_k")
-    names = [name for name in told if name in result.metrics]
-    values = "  ".join(f"{name} {result.metrics[name]:.4f}" for name in names)
-    return f"seed {seed}: epoch {result.epoch}/{epochs}  {values}"
+        return full_scores(found[""], classes), known
 
 
 def _require_finite(seed: int, checkpoint: Path) -> None:

@@ -5,10 +5,11 @@
     ├── config.toml              the configuration with its runtime resolved, and its provenance
     ├── summary.json             mean and standard deviation over the seeds
     ├── ensemble.json            the test scores of several seeds' mean probabilities
-    ├── trained-on.bin           digests of the training images (see `TrainedOn`)
+    ├── trained-on.bin           digests of the training images (see `hpo.trained.seen`)
     └── seed-<s>/
         ├── epoch-<n>.ckpt       while it trains
         ├── weights.safetensors
+        ├── load.py              loads them in plain torch
         ├── curves.csv           every metric of every epoch
         ├── model.onnx           also model-int8-dynamic.onnx, ..., if asked for
         ├── test.npz             logits (N, C), labels (N,) and names (N,) of the test images
@@ -22,99 +23,24 @@ Each file is written atomically: what is visible is complete.
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import statistics
-from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
 from hpo.config.study import load_config
 from hpo.config.train import TrainConfig
-from hpo.data.images import Images
-from hpo.errors import InputError, NotFound
+from hpo.errors import Conflict, InputError, NotFound
 from hpo.intervals import CONFIDENCE, Interval, of_spread, wilson
-from hpo.io import atomic_write, write_text
-
-SIZE = 16
-"""Bytes of a digest."""
-SHOWN = 10
-"""Most names in a line."""
-
-UNKNOWN = (
-    "whether these images were trained on is unknown: the run keeps no digests of its training "
-    "images (it was made by an earlier version)"
-)
-
-
-@dataclass(frozen=True)
-class TrainedOn:
-    """Two digests of each training image: of its file's content, and of its pixels at the size of
-    the run. A copy under another name matches both, a lossless re-encoding the second."""
-
-    digests: bytes
-    """Sorted, SIZE bytes each, without repetition."""
-
-    @classmethod
-    def of(cls, images: Images) -> TrainedOn:
-        """Collect the digests of `images`."""
-        digests = {bytes.fromhex(one) for one in (*images.identities, *images.files)}
-        return cls(b"".join(sorted(digests)))
-
-    @classmethod
-    def load(cls, path: Path) -> TrainedOn | None:
-        """Read a file; return None if there is none: the run is of an earlier version. Raises
-        InputError for a damaged file."""
-        if not path.exists():
-            return None
-        data = path.read_bytes()
-        if data[:SIZE] != _checksum(data[SIZE:]):
-            raise InputError(
-                f"{path}: damaged; remove it, and type the same `hpo train` again to have it "
-                "written anew"
-            )
-        return cls(data[SIZE:])
-
-    def save(self, path: Path) -> None:
-        """Write a checksum and the digests atomically. Raises DiskFull."""
-        atomic_write(path, lambda file: file.write(_checksum(self.digests) + self.digests))
-
-    def __contains__(self, digest: str) -> bool:
-        """Return whether a digest of 32 hex digits is among them."""
-        wanted = bytes.fromhex(digest)
-        count = len(self.digests) // SIZE
-        place = bisect_left(range(count), wanted, key=self._at)
-        return place < count and self._at(place) == wanted
-
-    def _at(self, place: int) -> bytes:
-        return self.digests[place * SIZE : (place + 1) * SIZE]
-
-    def marks(self, images: Images) -> list[bool]:
-        """Return whether each of `images` was trained on."""
-        pixels = [one in self for one in images.identities]
-        return [a or b in self for a, b in zip(pixels, images.files, strict=True)]
-
-    def among(self, images: Images) -> list[str]:
-        """Return the names of those of `images` that were trained on."""
-        return [name for name, seen in zip(images.names, self.marks(images), strict=True) if seen]
-
-
-def overlap_text(names: Sequence[str], images: int, what: str = "images") -> str:
-    """Return `3 of 15 images were trained on: a.jpg, b.jpg, c.jpg`; the first SHOWN are named."""
-    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-    verb = "was" if len(names) == 1 else "were"
-    shown = ", ".join(names[:SHOWN])
-    return f"{len(names):,} of {images:,} {what} {verb} trained on: {shown}{more}"
-
-
-def _checksum(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=SIZE).digest()
-
+from hpo.io import write_text
+from hpo.trained.seen import Overlap
 
 REPAIR = "restore it, or train into another folder"
 
@@ -135,6 +61,11 @@ class SeedDir:
     def weights(self) -> Path:
         """Trained weights."""
         return self.root / "weights.safetensors"
+
+    @property
+    def loader(self) -> Path:
+        """Python that loads the weights (see `hpo.trained.plain`)."""
+        return self.root / "load.py"
 
     @property
     def curves(self) -> Path:
@@ -207,8 +138,13 @@ class RunDir:
 
     @property
     def trained_on(self) -> Path:
-        """Digests of the training images (`TrainedOn`)."""
+        """Digests of the training images (see `hpo.trained.seen`)."""
         return self.root / "trained-on.bin"
+
+    @property
+    def validated_on(self) -> Path:
+        """Digests of the validation images, where these were kept to choose the epoch."""
+        return self.root / "validated-on.bin"
 
     @property
     def exists(self) -> bool:
@@ -223,6 +159,24 @@ class RunDir:
         """Return the seeds that were trained and tested, in order."""
         paths = self.root.glob("seed-*/metrics.json")
         return sorted(int(path.parent.name.removeprefix("seed-")) for path in paths)
+
+
+@contextmanager
+def exclusive(out: Path) -> Iterator[None]:
+    """Lock `out` for one writer. Raises Conflict if another holds it, InputError if `out` cannot be
+    a directory."""
+    lock = FileLock(out / ".lock", timeout=0)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise Conflict(f"{out}: another hpo train is writing there; wait, or use -o") from None
+    except OSError as error:
+        raise InputError(f"{out} cannot be a run directory: {error.strerror}; use -o") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @dataclass(frozen=True)
@@ -242,6 +196,8 @@ class RunMetadata:
     epochs: int
     """Most epochs that are trained."""
     notes: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+    """Versions, code and device (see `hpo.trained.environment`); empty of an earlier version."""
 
     @classmethod
     def read(cls, path: Path) -> RunMetadata:
@@ -267,8 +223,8 @@ class SeedResult:
     metrics: dict[str, Any]
     """metrics.json: epochs, best_epoch, micro_batch, seconds, images {part: count}, and scores of
     test, val and train, each null where there are none; onnx: a list with file, precision, bytes,
-    latency_ms, test (plain scores, or null) and, of the float32 file, max_difference; trained_on:
-    names of the test images that are training images, too."""
+    latency_ms, test (plain scores, or null) and, of the float32 file, max_difference; trained_on,
+    validated_on: names of the test images that are training or kept validation images, too."""
 
     @property
     def onnx(self) -> list[dict[str, Any]]:
@@ -329,10 +285,12 @@ class TrainedRun:
             yield line
 
     def _overlap(self) -> Iterator[str]:
-        """Yield a line if test images were trained on; it is the same for every seed."""
+        """Yield a line if test images were seen before; it is the same for every seed."""
         metrics = self.seeds[0].metrics
-        if names := metrics.get("trained_on"):
-            told = overlap_text(names, metrics["images"]["test"], "test images")
+        trained, validated = metrics.get("trained_on", ()), metrics.get("validated_on", ())
+        if trained or validated:
+            found = Overlap(tuple(trained), tuple(validated), metrics["images"]["test"])
+            told = found.text("test images")
             yield f"{told}. The test scores are too good: remove the duplicates and train anew."
 
     @property

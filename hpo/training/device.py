@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -62,6 +63,18 @@ def available_devices() -> list[str]:
     """Return the names of the devices of this machine on which training works."""
     devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     return [*devices, "mps"] if torch.backends.mps.is_available() else devices
+
+
+def processor_name(device: torch.device) -> str:
+    """Return the name of what computes, and of a CPU its instructions, which decide the order of
+    sums."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(errors="replace").splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def resolve(

@@ -377,20 +377,7 @@ def _bare(config: ModelConfig, classes: int, image_size: int) -> nn.Module:
         return SmallCnn(config.cnn, classes, image_size)
     if is_function_name(name):
         return _users(config, classes, image_size)
-    options: dict[str, Any] = {}
-    if name in ("googlenet", "inception_v3"):
-        options = {"aux_logits": False, "init_weights": True}
-        # torchvision's weights for these two want its own normalisation; its files are .pth, ours
-        # are .safetensors and hold what was trained here.
-        given = config.weights or ""
-        options["transform_input"] = bool(given) and not given.endswith(".safetensors")
-    elif name.startswith("vit_"):
-        patch = int(name.rpartition("_")[2])
-        if image_size % patch:
-            raise _wrong_size(name, image_size, f"a multiple of its {patch}-pixel patches")
-        options = {"image_size": image_size}
-    elif name.startswith("maxvit"):
-        options = {"input_size": (image_size, image_size)}
+    options = torchvision_options(config, image_size)
     from torchvision.models import get_model
 
     try:
@@ -398,6 +385,24 @@ def _bare(config: ModelConfig, classes: int, image_size: int) -> nn.Module:
     except ValueError as error:
         raise _wrong_size(name, image_size, str(error)) from error
     return model
+
+
+def torchvision_options(config: ModelConfig, image_size: int) -> dict[str, Any]:
+    """Return the options of torchvision's builder, apart from the number of classes. Raises
+    ConfigError for a size of images that the architecture cannot take."""
+    name = config.architecture
+    if name in ("googlenet", "inception_v3"):
+        # torchvision's weights for these two want its own normalisation; its files are .pth, ours
+        # are .safetensors and hold what was trained here.
+        given = config.weights or ""
+        own = bool(given) and not given.endswith(".safetensors")
+        return {"aux_logits": False, "init_weights": True, "transform_input": own}
+    if name.startswith("vit_"):
+        patch = int(name.rpartition("_")[2])
+        if image_size % patch:
+            raise _wrong_size(name, image_size, f"a multiple of its {patch}-pixel patches")
+        return {"image_size": image_size}
+    return {"input_size": (image_size, image_size)} if name.startswith("maxvit") else {}
 
 
 def _users(config: ModelConfig, classes: int, image_size: int) -> nn.Module:

@@ -23,8 +23,9 @@ from hpo.errors import DataError, HpoError, InputError, NotFound
 from hpo.formatting import number
 from hpo.paths import Home
 from hpo.reports.training import training_report
-from hpo.trained.inference import Chunk, TrainedModel, evaluate_run, predictions, select
+from hpo.trained.inference import Chunk, TrainedModel, evaluate_run, predictions
 from hpo.trained.run import TrainedRun, load_run
+from hpo.trained.selection import select
 from hpo.training.checkpoint import load_trained
 from tests.harness.images import make_folder
 from tests.harness.trained import pictures, predict, tiny_config, train_run
@@ -345,7 +346,7 @@ def test_csv_has_a_row_for_each_file(run: TrainedRun, root: Path, tmp_path: Path
     with out.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["file", "class", "probability", "class2", "probability2", "error",
-                             "trained_on"]  # fmt: skip
+                             "trained_on", "validated_on"]  # fmt: skip
     assert [Path(row["file"]).name for row in rows] == [
         "=1+1.png", "bad.png", *(f"{i:04}.png" for i in range(5))]  # fmt: skip
     assert (rows[1]["error"], rows[1]["class"], rows[1]["trained_on"]) == ("not an image", "", "")
@@ -435,14 +436,23 @@ def test_predict_marks_training_images(run: TrainedRun, root: Path, tmp_path: Pa
     assert "the run was trained on 6 of 9 images" in shown.stderr
 
 
-def test_validation_images_that_were_kept_are_not_trained_on(
+def test_validation_images_that_chose_the_epoch_are_told_apart(
     root: Path, tmp_path: Path, home: Home
 ) -> None:
-    kept = train_run(tiny_config(root, {"epochs": 1}), tmp_path / "run", home, keep_validation=True)
-    found = evaluate_run(kept, data=root / "val", home=home, device="cpu")
-    assert found.trained_on == ()
-    with pytest.raises(DataError, match="24 of 24"):
+    shutil.copytree(root, tmp_path / "kept")
+    shutil.copy(root / "val/class0/0000.png", tmp_path / "kept/test/class0/again.png")
+    config = tiny_config(tmp_path / "kept", {"epochs": 1})
+    kept = train_run(config, tmp_path / "run", home, keep_validation=True)
+    assert any("1 of 16 test images was used for validation" in note for note in kept.notes)
+    with pytest.raises(DataError, match="12 of 12 images were used for validation, which chose"):
+        evaluate_run(kept, data=root / "val", home=home, device="cpu")
+    with pytest.raises(DataError, match="24 of 24 images were trained on"):
         evaluate_run(kept, data=root / "train", home=home, device="cpu")
+    forced = evaluate_run(kept, data=root / "val", home=home, device="cpu", force=True)
+    assert (forced.trained_on, len(forced.validated_on or ())) == ((), 12)
+    assert "12 of 12 images were used for validation" in (forced.overlap or "")
+    [answer] = predict(kept, [root / "val/class1/0001.png"])
+    assert (answer.trained_on, answer.validated_on) == (False, True)
 
 
 def test_duplicates_in_the_test_split_are_told_everywhere(tmp_path: Path, home: Home) -> None:
@@ -458,17 +468,38 @@ def test_duplicates_in_the_test_split_are_told_everywhere(tmp_path: Path, home: 
     assert "1 of 16 images was trained on" in (found.overlap or "")
 
 
-def test_a_run_of_an_earlier_version_does_not_know(
+def test_a_run_of_an_earlier_version_is_judged_by_its_data(
     run: TrainedRun, run_copy: TrainedRun, root: Path, home: Home
 ) -> None:
-    old = run_copy
+    digests, path = run.files.trained_on.read_bytes(), run_copy.files.trained_on
+    path.unlink()
+    with pytest.raises(DataError, match="24 of 24 images were trained on"):
+        evaluate_run(run_copy, data=root / "train", home=home, device="cpu")
+    assert path.read_bytes() == digests  # kept for the next time
+
+
+def test_a_run_whose_data_are_gone_or_changed_does_not_know(
+    tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = pictures(tmp_path)
+    old = train_run(tiny_config(root, {"epochs": 1}), tmp_path / "run", home)
     old.files.trained_on.unlink()
-    found = evaluate_run(old, data=root / "train", home=home, device="cpu")
-    assert found.trained_on is None
+    extra = root / "train/class0/new.png"
+    shutil.copy(root / "test/class0/0000.png", extra)
+    found = evaluate_run(old, home=home, device="cpu")
+    assert (found.trained_on, found.validated_on) == (None, None)
     assert "unknown" in (found.overlap or "")
-    assert predict(old, first_of(root, "class0"))[0].trained_on is None
-    again = train_run(run.config, old.path, home, seeds=2)  # finished: nothing is trained
-    assert again.files.trained_on.read_bytes() == run.files.trained_on.read_bytes()
+    assert "has changed since" in (found.overlap or "")
+    root.rename(tmp_path / "moved")
+    monkeypatch.setenv("HPO_HOME", str(home.root))
+    [answer] = predict(old, first_of(tmp_path / "moved", "class0")[:1])
+    assert (answer.trained_on, answer.validated_on) == (None, None)
+    shown = told("predict", str(old.path), str(tmp_path / "moved/test"))
+    assert "its images cannot be read" in " ".join(shown.stderr.split())
+    (tmp_path / "moved").rename(root)
+    extra.unlink()
+    again = train_run(old.config, old.path, home)  # finished: nothing is trained
+    assert again.files.trained_on.exists()
 
 
 def test_damaged_digests_are_no_answer(run_copy: TrainedRun, home: Home) -> None:

@@ -69,7 +69,7 @@ def test_pictures_without_boxes_are_taken_whole_and_told_so(
         assert ("these have none and are taken whole" in told.stderr) == crop
     boxed = CliRunner().invoke(app, ["evaluate", str(run.path), "--device", "cpu"])
     assert not boxed.stderr
-    seen = next(read_images(iter([photo]), Sizing.of(settings.data), None)).pixels(0)
+    seen = next(read_images(iter([photo]), Sizing.of(settings.data))).pixels(0)
     with Image.open(photo) as image:
         expected = image.convert("RGB").resize((16, 16), Image.Resampling.BILINEAR)
     assert (seen == np.asarray(expected)).all()
