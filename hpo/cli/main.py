@@ -15,7 +15,7 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 from typer.main import get_command
 
 from hpo import __version__
-from hpo.cli import dashboard, results, search, status, storage, verify, workers
+from hpo.cli import dashboard, reproduce, results, search, status, storage, verify, workers
 from hpo.errors import HpoError
 from hpo.formatting import printable
 from hpo.io import disk_full, is_full
@@ -56,6 +56,7 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "train": results.train,
         "evaluate": results.evaluate,
         "predict": results.predict,
+        "reproduce": reproduce.reproduce,
         "schema": search.schema,
     },
     "Care": {
