@@ -1,8 +1,11 @@
-"""Control of a training in progress: continue, stop, or give it up to another worker."""
+"""Control of a training in progress: continue, stop, or give it up to another worker; and the phase
+that it is in, for whoever watches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Protocol
 
 ProgressCallback = Callable[[], None]
@@ -12,6 +15,25 @@ it."""
 
 def no_progress() -> None:
     """Ignore progress."""
+
+
+_HEAR: ContextVar[Callable[[str], object]] = ContextVar("_HEAR", default=len)
+
+
+def enter_phase(phase: str) -> None:
+    """Say what begins, or how far it is: `building the model`, `decoding 120/398`. Cheap: it may be
+    called at every step."""
+    _HEAR.get()(phase)
+
+
+@contextmanager
+def phases_heard(hear: Callable[[str], object]) -> Iterator[None]:
+    """Call `hear` with each phase that code in this context enters."""
+    token = _HEAR.set(hear)
+    try:
+        yield
+    finally:
+        _HEAR.reset(token)
 
 
 class Control(Protocol):

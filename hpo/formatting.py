@@ -173,6 +173,19 @@ def plural(value: int, noun: str) -> str:
     return f"{value:,} {noun}{ending}"
 
 
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """Return the last part of each dotted name, or as many as tell it from the others."""
+    found: dict[str, str] = {}
+    for name in names:
+        parts = name.split(".")
+        ends = [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
+        others = [f".{one}" for one in names if one != name]
+        found[name] = next(
+            (end for end in ends if not any(one.endswith(f".{end}") for one in others)), name
+        )
+    return found
+
+
 def ordinal(value: int) -> str:
     """Return `1st`, `2nd`, `3rd`, `11th`."""
     ending = "th" if value % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(value % 10)

@@ -5,8 +5,9 @@ Drawn from `StudyStatus` alone, so that a test can draw any moment at any width.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,11 +17,18 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from hpo.cli.console import Text
+from hpo.cli.console import Text, sparkline
 from hpo.cli.tables import STYLES, cells_table, counts, parameters_table, state_text
-from hpo.formatting import duration, exact_duration, number, plural
+from hpo.formatting import duration, exact_duration, number, plural, setting, short_names
 from hpo.reports.groups import front_table
-from hpo.reports.progress import PlainView, View
+from hpo.reports.progress import (
+    PlainView,
+    View,
+    best_by_trial,
+    ended_line,
+    finished_trials,
+    last_ended,
+)
 from hpo.search.scheduling import budget_parts, option
 from hpo.search.status import StudyStatus
 from hpo.storage.database import Database
@@ -33,6 +41,13 @@ MAX_WIDTH = 100
 MAX_WORKERS = 24
 HINTS = 3
 """Most sentences at the end on what to try next."""
+OTHER_LINES = 15
+"""Lines of the live view beside those of workers, at most."""
+LAST = 3
+"""Trials that ended last, in the live view."""
+SPARKS = 48
+PHASE = 11
+"""Columns of what a worker does within an epoch: `step 12/31`."""
 
 
 @dataclass
@@ -44,20 +59,41 @@ class Screen:
     read: float = field(default_factory=time.monotonic)
     clock: Callable[[], float] = time.monotonic
     problem: str = ""
+    loading: Sequence[str] = ()
+    """Devices of workers that were started and have not reported yet."""
+    keys: str = ""
+    """What keys do, in words."""
+
+    def __post_init__(self) -> None:
+        self.show(self.status, self.read)
+
+    def show(self, status: StudyStatus, read: float) -> None:
+        """Take over a status that was read at `read`."""
+        self.status, self.read = status, read
+        self.best, self.last = best_by_trial(status), last_ended(status, LAST)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        going = self.status.state in ("running", "waiting")
         age = self.clock() - self.read if self.status.state == "running" else 0.0
         width = min(options.max_width, MAX_WIDTH)
-        yield study_lines(self.status, width, age)
-        if self.status.state in ("running", "waiting"):
-            yield worker_lines(self.status, width)
+        yield study_lines(self.status, width, age, starting=bool(self.loading))
+        yield from best_lines(self.status, self.best)
+        if going:
+            most = min(MAX_WORKERS, max(2, options.max_height - OTHER_LINES))
+            yield worker_lines(self.status, width, loading=self.loading, most=most)
+            yield from last_lines(self.status, self.last, width)
         for note in (self.problem, self.note):
             if note:
                 yield Text(note, "yellow")
+        if going and self.keys and not self.note:
+            yield Text(self.keys, "dim")
 
 
-def study_lines(status: StudyStatus, width: int, age_s: float = 0.0) -> RenderableType:
-    """Draw name, bar and counts; below them the best value, elapsed and remaining time."""
+def study_lines(
+    status: StudyStatus, width: int, age_s: float = 0.0, *, starting: bool = False
+) -> RenderableType:
+    """Draw name, bar and counts; below them the best value, elapsed and remaining time. While its
+    workers are `starting`, it is not said to wait for any."""
     head = Table.grid(padding=(0, 2, 0, 0))
     head.width = width
     head.add_column(no_wrap=True)
@@ -68,14 +104,14 @@ def study_lines(status: StudyStatus, width: int, age_s: float = 0.0) -> Renderab
         ProgressBar(total=1.0, completed=status.done),
         Text(status.progress),
     )
-    lines = [_outcomes(status), _best_and_time(status, age_s), _rungs(status)]
-    return Group(head, *(_joined(line) for line in lines if line))
+    lines = [_outcomes(status, starting=starting), _best_and_time(status, age_s), _rungs(status)]
+    return Group(head, *(row for line in lines for row in _rows(line, width)))
 
 
-def _outcomes(status: StudyStatus) -> list[Text]:
+def _outcomes(status: StudyStatus, *, starting: bool) -> list[Text]:
     kinds = (*FINAL, "running", "paused", "interrupted")
     parts = [Text(f"{n} {kind}", STYLES[kind]) for kind in kinds if (n := status.count(kind))]
-    if status.state != "running":
+    if status.state != "running" and not (starting and status.state == "waiting"):
         parts.insert(0, state_text(status.state))
     return parts or [Text("no trial has started yet", "dim")]
 
@@ -123,14 +159,49 @@ def _spent(status: StudyStatus, age_s: float) -> Iterator[str]:
         yield f"{duration(spent.active_s)} of {exact_duration(spent.timeout_s)} of work"
 
 
-def _joined(parts: list[Text]) -> RenderableType:
-    return Text("  ", overflow="fold").join(parts)
+def _rows(parts: list[Text], width: int) -> Iterator[RenderableType]:
+    """Yield lines of as many parts as fit, none of them broken unless it is wider than a line."""
+    row: list[Text] = []
+    for part in parts:
+        if row and sum(len(one) + 2 for one in row) + len(part) > width:
+            yield Text("  ").join(row)
+            row = []
+        row.append(part)
+    if row:
+        yield Text("  ", overflow="fold").join(row)
 
 
-def worker_lines(status: StudyStatus, width: int) -> RenderableType:
-    """Draw a line for each live worker: device, trial, epoch, last metric, images per second."""
+def best_lines(status: StudyStatus, best: Sequence[float]) -> Iterator[RenderableType]:
+    """Draw the best configuration, and how the best value rose from trial to trial."""
+    if status.best_so_far is not None:
+        params = status.best_so_far.params
+        names = short_names(list(params))
+        values = ", ".join(f"{names[name]} {setting(value)}" for name, value in params.items())
+        yield Text(f"with {values}" if values else "", "green", no_wrap=True, overflow="ellipsis")
+    if best and best[0] != best[-1]:
+        step = max(1, math.ceil(len(best) / SPARKS))
+        shown = best[::-1][::step][::-1]
+        rose = f"{number(best[0])} to {number(best[-1])} over {plural(len(best), 'trial')}"
+        yield Text.assemble((sparkline(shown), "green"), f"  {rose}")
+
+
+def last_lines(status: StudyStatus, last: Sequence[Trial], width: int) -> Iterator[RenderableType]:
+    """Draw the trials that ended last and why, the latest first, a line each."""
+    if last:
+        yield Text()
+    for trial in last:
+        line = Text(ended_line(status, trial), STYLES[trial.state], overflow="ellipsis")
+        line.truncate(width, overflow="ellipsis")
+        yield line
+
+
+def worker_lines(
+    status: StudyStatus, width: int, *, loading: Sequence[str] = (), most: int = MAX_WORKERS
+) -> RenderableType:
+    """Draw a line for each live worker, of up to `most`: device, trial, epoch, what it does, last
+    metric, images per second; and for each device where one is `loading`."""
     workers = status.live_workers
-    if not workers:
+    if not workers and not loading:
         return Text("no live workers" if status.workers else "no worker has started yet", "dim")
     hosts = len({worker.host for worker in workers}) > 1
     wide = width >= NARROW
@@ -139,28 +210,38 @@ def worker_lines(status: StudyStatus, width: int) -> RenderableType:
     for justify in ("left", "right"):
         table.add_column(justify=justify, no_wrap=True)
     table.add_column(ratio=1)
-    for _ in range(3):
+    table.add_column(justify="right", no_wrap=True)
+    if wide:
+        table.add_column(no_wrap=True, min_width=PHASE)
+    for _ in range(2):
         table.add_column(justify="right", no_wrap=True)
-    heads = ("worker", "trial", "epoch", "", status.file.metric, "images/s" if wide else "img/s")
+    heads = ["worker", "trial", "epoch", "", status.file.metric, "images/s" if wide else "img/s"]
+    heads[4:4] = [""] * wide
     table.add_row(*(Text(head, "dim") for head in heads))
-    for worker in workers[:MAX_WORKERS]:
+    for worker in workers[:most]:
         device = f"{worker.host}:{worker.device}" if hosts and wide else worker.device
-        table.add_row(Text(device), *_work(worker))
-    if len(workers) > MAX_WORKERS:
-        table.add_row(Text(f"and {len(workers) - MAX_WORKERS} more", "dim"))
+        table.add_row(Text(device), *_work(worker, wide=wide))
+    for device in loading[: max(0, most - len(workers))]:
+        table.add_row(Text(device), Text("-", "dim"), Text("loading torch", "cyan"))
+    if (more := len(workers) + len(loading) - most) > 0:
+        table.add_row(Text(f"and {more} more", "dim"))
     return Group(Text(), table)
 
 
-def _work(worker: WorkerRow) -> list[RenderableType]:
-    if worker.number is None or not worker.epochs:
-        idle = Text(worker.reason, "yellow") if worker.reason else Text("between trials", "dim")
+def _work(worker: WorkerRow, *, wide: bool) -> list[RenderableType]:
+    if worker.number is None:
+        idle = Text(worker.reason, "yellow") if worker.reason else Text("waits for a trial", "dim")
         return [Text("-", "dim"), idle]
+    if not worker.epochs:
+        phase = worker.reason or "preparing the trial"
+        return [Text(str(worker.number)), Text(phase, "cyan")]
     epoch = worker.epoch or 1
     speed = "-" if worker.images_per_s is None else f"{worker.images_per_s:,.0f}"
     return [
         Text(str(worker.number)),
         ProgressBar(total=worker.epochs, completed=epoch - 1),
         Text(f"{epoch}/{worker.epochs}"),
+        *[Text(worker.reason or "", "dim")] * wide,
         Text(number(worker.value)),
         Text(speed),
     ]
@@ -174,19 +255,28 @@ class LiveView(View):
         console: Console,
         read: Callable[[], StudyStatus],
         clock: Callable[[], float] = time.monotonic,
+        *,
+        devices: Sequence[str] = (),
+        stays: bool = False,
     ) -> None:
         super().__init__(read, console.print, clock)
-        self.console = console
-        self.screen = Screen(self.status, read=clock(), clock=clock)
+        self.console, self.devices, self.began = console, devices, self.status.now
+        self.screen = Screen(self.status, read=clock(), clock=clock, loading=devices)
         self.live = Live(
-            self.screen, console=console, refresh_per_second=REFRESHES_PER_S, transient=True
+            self.screen,
+            console=console,
+            refresh_per_second=REFRESHES_PER_S,
+            transient=not stays,
+            vertical_overflow="crop",
         )
 
     def show(self) -> None:
         """Show the latest status."""
         self.screen.problem = self.problem
         if not self.problem:
-            self.screen.status, self.screen.read = self.status, self.clock()
+            reported = sum(worker.started >= self.began for worker in self.status.workers)
+            self.screen.loading = self.devices[reported:]
+            self.screen.show(self.status, self.clock())
 
     def say(self, note: str) -> None:
         """Show `note` below the workers."""
@@ -196,18 +286,37 @@ class LiveView(View):
 
 @contextmanager
 def opened(
-    console: Console, read: Callable[[], StudyStatus], *, plain: bool = False, quiet: bool = False
+    console: Console,
+    read: Callable[[], StudyStatus],
+    *,
+    plain: bool = False,
+    quiet: bool = False,
+    devices: Sequence[str] = (),
+    stays: bool = False,
 ) -> Iterator[View]:
-    """Open the view that suits `console`: live on a terminal, else (or if `plain`) lines."""
+    """Open the view that suits `console`: live on a terminal, else (or if `plain`) lines. On each
+    of `devices` a worker is about to start. The last frame is left where it `stays`."""
     say = partial(console.print, markup=False, soft_wrap=True)
     if quiet:
         yield View(read, say)
     elif plain or not console.is_terminal:
         yield PlainView(read, say)
     else:
-        view = LiveView(console, read)
+        view = LiveView(console, read, devices=devices, stays=stays)
         with view.live:
             yield view
+
+
+def print_over(status: StudyStatus, out: Console, *, hpo: str, flag: str) -> None:
+    """Print a line that says that a study which was watched is over, and what to do next."""
+    name = status.row.name
+    if status.state == "stopped":
+        line = f"{name} is stopped: {finished_trials(status)} finished. To resume: {hpo} resume "
+    elif status.best is None:
+        line = f"{name} is finished: {status.no_best}. Trial by trial: {hpo} trials "
+    else:
+        line = f"{name} is finished: {best_text(status, status.best)}. To take it: {hpo} export "
+    out.print(f"{line}{name}{flag}", markup=False, soft_wrap=True)
 
 
 def print_ending(

@@ -15,7 +15,7 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 from typer.main import get_command
 
 from hpo import __version__
-from hpo.cli import dashboard, reproduce, results, search, status, storage, verify, workers
+from hpo.cli import dashboard, mcp, reproduce, results, search, status, storage, verify, workers
 from hpo.errors import HpoError
 from hpo.formatting import printable
 from hpo.io import disk_full, is_full
@@ -42,6 +42,7 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "report": results.report,
         "compare": results.compare,
         "dashboard": dashboard.dashboard,
+        "mcp": mcp.mcp,
     },
     "Steer": {
         "enqueue": search.enqueue,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -223,6 +224,18 @@ def program() -> str:
         return "hpo"
     here = Path.cwd()
     return str(called.relative_to(here) if called.is_relative_to(here) else called)
+
+
+def again_arguments(
+    study_file: Path, set_: list[str], notify: list[str], options: Mapping[str, object]
+) -> str:
+    """Return the arguments of the same command without those for one time alone. Of --notify only
+    the bell is repeated: URLs and commands may hold secrets."""
+    words = [str(study_file), *(part for one in set_ for part in ("--set", one))]
+    for name, value in options.items():
+        if value not in (None, False) and (name, value) != ("workers_per_device", 1):
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return shlex.join([*words, *(["--notify", "bell"] if "bell" in notify else [])])
 
 
 def storage_flag(found: Database) -> str:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -25,6 +24,7 @@ from hpo.cli.options import (
     Storage,
     StudyName,
     StudyPath,
+    again_arguments,
     console,
     database,
     on_replacing,
@@ -34,7 +34,7 @@ from hpo.cli.options import (
     tell_note,
     warn_of_password,
 )
-from hpo.errors import Conflict, InputError, Interrupted, LimitsRaised
+from hpo.errors import Conflict, HpoError, InputError, Interrupted, LimitsRaised
 from hpo.io import atomic_write
 from hpo.paths import Home
 from hpo.workers.process import first_device
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
     from hpo.api.study import Study
     from hpo.config.study import StudyFile
+    from hpo.workers.notify import Notifier
     from hpo.workers.supervisor import Supervisor
 
 MAX_INSPECTED = 2_000
@@ -187,6 +188,15 @@ def run(
         bool, typer.Option("--plain", help="One line per finished trial instead of a live view.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only the result.")] = False,
+    notify: Annotated[
+        list[str],
+        typer.Option(
+            metavar="bell|URL|COMMAND",
+            help="At the end and in trouble: ring the bell, post JSON to a webhook, or run a "
+            "command with it on standard input; repeatable. Also one in HPO_NOTIFY.",
+            show_default="none",
+        ),
+    ] = [],  # noqa: B006
     force: Force = False,
     trials: limits.Trials = None,
     time: limits.MaxTime = None,
@@ -242,6 +252,7 @@ def run(
     from hpo.config.study import StudyFile
     from hpo.config.toml import parse_assignments
     from hpo.storage.records import find_study
+    from hpo.workers.notify import Notifier
     from hpo.workers.process import (
         require_count,
         require_device,
@@ -260,8 +271,10 @@ def run(
     # How many there are is measured, or known: then they start at once.
     devices = spread(workers, per_device, device) if isinstance(per_device, int) else []
     learning, out = Learning(_learning(learn_from), learn_storage), console()
+    notifier = Notifier.of(notify)
     with ExitStack() as stack:
-        with starting():
+        stack.callback(notifier.close)
+        with starting(), _beginning(out, devices, quiet=quiet) as hush:
             found = stack.enter_context(database(storage))
             command = WorkerCommand(found, file.name, threads_for(len(devices)), force)
             early = stack.enter_context(EarlyWorkers(command, devices))
@@ -272,6 +285,7 @@ def run(
             try:
                 opened = open_study(found, file, artifacts, learning)
             except LimitsRaised as raised:
+                hush()
                 _extend(Study(file.name, found), raised, yes=yes)
                 opened = open_study(found, file, artifacts, learning)
         study, is_new = Study(file.name, found), opened.is_new
@@ -281,15 +295,16 @@ def run(
             file = study.file  # made before, with other defaults
         for line in _opening(study, is_new=is_new, quiet=quiet):
             out.print(line, markup=False, soft_wrap=True)
-        again = shlex.join([str(study_file), *(part for one in set_ for part in ("--set", one))])
+        shown = {"plain": plain, "quiet": quiet, "dashboard": dashboard}
+        placed = {"workers": workers, "workers_per_device": per_device, "device": device}
+        again = again_arguments(study_file, set_, notify, {**placed, **shown})
         stop = stack.enter_context(stop_on_signal())
         if not study.is_over:
             fetch_weights(study.file, tell)
             if not devices:
                 devices = study.devices(workers, per_device, device, say=tell, stop=stop)
             supervisor = study.supervisor(devices, force=force, early=early)
-            shown = {"plain": plain, "quiet": quiet, "dashboard": dashboard}
-            work(study, file, supervisor, out, stop, **shown)
+            work(study, file, supervisor, out, stop, notifier, **shown)
         code = _end(study, again, out, interrupted=stop.is_set())
     if code:
         raise typer.Exit(code)
@@ -304,6 +319,28 @@ def _extend(study: Study, raised: LimitsRaised, *, yes: bool) -> None:
         typer.echo(str(raised).partition("\nTo go on")[0])
         typer.confirm(f"Extend {study.name}?", default=True, abort=True)
     study.extend(**raised.limits)
+
+
+@contextmanager
+def _beginning(
+    out: Console, devices: Sequence[str], *, quiet: bool
+) -> Iterator[Callable[[], object]]:
+    """Say at once what takes seconds before a search: workers start, images are read. Yields what
+    ends that, for a question to the user."""
+    from hpo.control import no_progress, phases_heard
+    from hpo.reports.progress import starting
+
+    line = ", ".join((*([starting(devices)] if devices else ()), "reading the images"))
+    if quiet or not out.is_terminal:
+        if not quiet:
+            out.print(line, markup=False, soft_wrap=True)
+        yield no_progress
+    else:
+        with (
+            out.status(line) as shown,
+            phases_heard(lambda phase: shown.update(f"{line}: {phase}")),
+        ):
+            yield shown.stop
 
 
 def _learning(names: list[str]) -> list[str] | Literal["auto"] | None:
@@ -351,17 +388,21 @@ def work(
     supervisor: Supervisor,
     out: Console,
     stop: threading.Event,
+    notifier: Notifier | None = None,
     *,
     plain: bool,
     quiet: bool,
     dashboard: bool = False,
 ) -> None:
-    """Run workers until the study of `file` is over or `stop` is set, and show them."""
+    """Run workers until the study of `file` is over or `stop` is set, and show and tell of
+    them."""
     from hpo.cli import live
     from hpo.config.remarks import remarks
     from hpo.reports.progress import headline
     from hpo.search.rungs import what_decides
+    from hpo.workers.notify import Notifier
 
+    told = notifier or Notifier(())
     with ExitStack() as stack:
         if dashboard:
             from hpo.dashboard.server import start_subprocess
@@ -377,10 +418,23 @@ def work(
             out.print(what_decides(file), markup=False, soft_wrap=whole)
         for line in () if quiet else remarks(study.file):
             out.print(line, markup=False, soft_wrap=whole, style="yellow")
-        view = stack.enter_context(live.opened(out, study.status, plain=plain, quiet=quiet))
+        shown = {"plain": plain, "quiet": quiet}
+        view = stack.enter_context(
+            live.opened(out, study.status, devices=supervisor.devices, **shown)
+        )
         stack.enter_context(_logged(out))
-        supervisor.run(stop, partial(view.follow, stop))
+
+        def tick() -> None:
+            view.follow(stop)
+            told.look(view.status, view.problem)
+
+        try:
+            supervisor.run(stop, tick)
+        except HpoError as error:
+            told.failed(view.status, error)
+            raise
         view.finish()
+        told.ended(view.status, interrupted=stop.is_set())
 
 
 @contextmanager

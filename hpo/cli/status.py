@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from hpo.cli.options import Insecure, On, Storage, StudyName, console, database, program
+from hpo.cli.options import (
+    Insecure,
+    On,
+    Storage,
+    StudyName,
+    console,
+    database,
+    program,
+    storage_flag,
+)
 from hpo.errors import InputError, NotFound, StorageError
 from hpo.formatting import printable
 from hpo.paths import Home
@@ -108,10 +117,11 @@ def _watch(found: Database, study: str) -> None:
     from hpo.cli import live
     from hpo.search.status import read_status
 
-    with live.opened(console(), lambda: read_status(found, study)) as view:
-        pause = threading.Event()
+    out, pause = console(), threading.Event()
+    with live.opened(out, lambda: read_status(found, study), stays=True) as view:
         while view.tick().state not in ("finished", "stopped"):
             pause.wait(POLL_S)
+    live.print_over(view.status, out, hpo=program(), flag=storage_flag(found))
 
 
 def trials(
@@ -402,12 +412,15 @@ def workers(
 
 
 def _state(now: StudyStatus, worker: WorkerRow) -> str:
-    """Return training, between trials, lost (its heartbeat stopped), or ended."""
+    """Return preparing (a trial), training, between trials, lost (its heartbeat stopped), or
+    ended."""
     if worker.ended is not None:
         return "ended"
     if worker not in now.live_workers:
         return "lost"
-    return "between trials" if worker.number is None else "training"
+    if worker.number is None:
+        return "between trials"
+    return "training" if worker.epochs else "preparing"
 
 
 def workers_table(now: StudyStatus, workers: Iterable[WorkerRow]) -> Table:
@@ -432,7 +445,13 @@ def workers_table(now: StudyStatus, workers: Iterable[WorkerRow]) -> Table:
     return table
 
 
-STYLES = {"training": "cyan", "between trials": "dim", "lost": "magenta", "ended": "dim"}
+STYLES = {
+    "preparing": "cyan",
+    "training": "cyan",
+    "between trials": "dim",
+    "lost": "magenta",
+    "ended": "dim",
+}
 
 
 def placed_table(placed: Sequence[LaunchedWorker]) -> Table:

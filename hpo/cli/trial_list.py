@@ -14,7 +14,7 @@ from rich.table import Table
 from hpo.cli.console import Text
 from hpo.cli.fitting import GAP, HEAD, broken
 from hpo.cli.tables import plain_table, state_text
-from hpo.formatting import duration, measured, number, plural, setting
+from hpo.formatting import duration, measured, number, plural, setting, short_names
 from hpo.search.status import StudyStatus
 from hpo.storage.records import Outcome, Trial
 
@@ -108,19 +108,6 @@ def optional_columns(status: StudyStatus) -> list[TrialColumn]:
 
 def _value_of(name: str) -> Callable[[Trial], str]:
     return lambda trial: setting(trial.params[name]) if name in trial.params else ""
-
-
-def short_names(names: Sequence[str]) -> dict[str, str]:
-    """Return the last part of each dotted name, or as many as tell it from the others."""
-    found: dict[str, str] = {}
-    for name in names:
-        parts = name.split(".")
-        ends = [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
-        others = [f".{one}" for one in names if one != name]
-        found[name] = next(
-            (end for end in ends if not any(one.endswith(f".{end}") for one in others)), name
-        )
-    return found
 
 
 def _that_fit(

@@ -22,7 +22,7 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ import numpy as np
 import PIL
 from filelock import FileLock, Timeout
 
-from hpo.control import ProgressCallback, no_progress
+from hpo.control import ProgressCallback, enter_phase, no_progress
 from hpo.data.arrays import read_arrays, write_arrays
 from hpo.data.images import (
     Form,
@@ -215,12 +215,12 @@ class ImageCache:
             # Unusual metadata does not matter here; pool threads share this filter.
             warnings.simplefilter("ignore")
             judge = partial(try_read, _target, reader, sizing)
-            headers = list(map_threaded(judge, names, self.tick))
+            headers = list(map_threaded(judge, names, self.tick, "reading sizes"))
             size = sum(w * h for w, h in (one for one in headers if not isinstance(one, str))) * 3
             todo = [i for i, one in enumerate(headers) if not isinstance(one, str)]
             bad = {i: one for i, one in enumerate(headers) if isinstance(one, str)}
             look = partial(try_read, _decoded, reader, sizing)
-            decoded = map_threaded(look, [names[i] for i in todo], self.tick)
+            decoded = map_threaded(look, [names[i] for i in todo], self.tick, "decoding")
             with FileIO(folder / "pixels", "w") as file:
                 keep = CountingFile(file) if self.has_room(size) else None
                 index = _collect(zip(todo, decoded, strict=True), bad, keep)
@@ -296,15 +296,21 @@ def _decoded(reader: ImageReader, name: str, sizing: Sizing) -> _Decoded:
 
 
 def map_threaded(
-    function: Callable[[T], R], items: Iterable[T], tick: ProgressCallback = no_progress
+    function: Callable[[T], R],
+    items: Collection[T],
+    tick: ProgressCallback = no_progress,
+    phase: str = "",
 ) -> Iterator[R]:
-    """Map `function` over `items` in a thread pool, preserving the order; `tick` is called between
-    chunks. Pillow releases the GIL while it decodes."""
-    rest = iter(items)
+    """Map `function` over `items` in a thread pool, preserving the order; between chunks `tick` is
+    called, and said how far the `phase` is. Pillow releases the GIL while it decodes."""
+    rest, done = iter(items), 0
     with ThreadPoolExecutor(_THREADS) as pool:
         while chunk := list(islice(rest, 8 * _THREADS)):
+            if phase:
+                enter_phase(f"{phase} {done}/{len(items)}")
             tick()
             yield from pool.map(function, chunk)
+            done += len(chunk)
 
 
 @contextmanager
@@ -339,7 +345,8 @@ def file_digests(
     stamps = {name: _stamp(root, name) for name in names}
     entries = {name: known[name] for name in names if known.get(name, [])[:2] == stamps[name]}
     new = [name for name in names if name not in entries]
-    for name, digest in zip(new, map_threaded(partial(_digest, root), new, tick), strict=True):
+    digests = map_threaded(partial(_digest, root), new, tick, "reading")
+    for name, digest in zip(new, digests, strict=True):
         if digest:
             entries[name] = [*stamps[name], digest]
     if memo and entries != known:
@@ -369,7 +376,7 @@ def inspect_images(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # unusual metadata does not matter here
         look = partial(_try_inspect, reader, max_pixels)
-        inspected = dict(zip(new, map_threaded(look, new, tick), strict=True))
+        inspected = dict(zip(new, map_threaded(look, new, tick, "decoding"), strict=True))
     result = {
         name: inspected[name] if name in inspected else known[at] for name, at in names.items()
     }

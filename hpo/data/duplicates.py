@@ -80,7 +80,7 @@ def image_hashes(
     known = _remembered(memo) if memo else {}
     new = [digest for digest in names if digest not in known]
     look = partial(try_read, _hash_of, _Drafts(reader), small)
-    computed = map_threaded(look, [names[digest] for digest in new], tick)
+    computed = map_threaded(look, [names[digest] for digest in new], tick, "comparing")
     fresh = {
         digest: one if isinstance(one, int) else None
         for digest, one in zip(new, computed, strict=True)

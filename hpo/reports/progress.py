@@ -11,10 +11,20 @@ from hpo.config.study import StudyFile
 from hpo.errors import StorageGone, StorageUnavailable
 from hpo.formatting import duration, exact_duration, number, plural
 from hpo.search.status import StudyStatus
-from hpo.storage.records import FINAL, Attempt, Outcome, Trial
+from hpo.storage.records import (
+    FINAL,
+    WORTHLESS,
+    Attempt,
+    Outcome,
+    Ranking,
+    Trial,
+    WorkerRow,
+)
 
 READ_S = 1.0
 """Shortest time between two reads of the database, which take a tenth of the time at most."""
+AGAIN_S = 10.0
+"""Plain lines tell so often how far a worker is that prepares a trial."""
 
 
 def headline(status: StudyStatus, storage: str, devices: Sequence[str]) -> str:
@@ -69,6 +79,39 @@ def trial_line(status: StudyStatus, trial: Trial, told: int) -> str:
     if trial.epochs:
         line += f"  {plural(len(trial.epochs), 'epoch')}  {duration(trial.seconds)}"
     return line + (f": {trial.reason}" if trial.reason else "")
+
+
+def last_ended(status: StudyStatus, most: int) -> list[Trial]:
+    """Return the trials that paused or finished last, as they were then, the latest first."""
+    paused = [_when_it_paused(status, trial, one) for trial, one in _pauses(status)]
+    finished = [one for one in status.trials if one.state in FINAL and not _paused_before(one)]
+    return sorted([*paused, *finished], key=_ended, reverse=True)[:most]
+
+
+def best_by_trial(status: StudyStatus) -> list[float]:
+    """Return the best value so far, each time a trial paused or finished with one."""
+    ranking = Ranking({status.file.metric: status.file.direction})
+    best: list[float] = []
+    for trial in reversed(last_ended(status, len(status.trials) * 9)):
+        if trial.value is not None and trial.state not in WORTHLESS:
+            better = not best or ranking.beats((trial.value,), (best[-1],))
+            best.append(trial.value if better else best[-1])
+    return best
+
+
+def ended_line(status: StudyStatus, trial: Trial) -> str:
+    """Return what a trial came to and why it ended, short enough for a line of the live view."""
+    line = f"trial {trial.number} {trial.state}"
+    if trial.value is not None:
+        line += f"  {status.file.metric} {number(trial.value)}"
+    if trial.epochs:
+        line += f"  {plural(len(trial.epochs), 'epoch')}"
+    return line + (f": {trial.reason}" if trial.reason else "")
+
+
+def starting(devices: Sequence[str]) -> str:
+    """Return a line that says that workers are on their way."""
+    return f"starting {plural(len(devices), 'worker')}: loading torch"
 
 
 def _counted(status: StudyStatus, told: int) -> str:
@@ -163,6 +206,10 @@ class PlainView(View):
         self.pruned: list[Trial] = []
         """Paused trials that were pruned and have not been told yet."""
         self.reported: set[tuple[str, str]] = set()
+        self.phases: dict[str, tuple[str, float]] = {}
+        """The last phase that was told of each worker, and when."""
+        self.warm: set[str] = set()
+        """Workers that have finished an epoch: how they begin a trial is not told any more."""
         self.was_unavailable = False
 
     def show(self) -> None:
@@ -171,14 +218,29 @@ class PlainView(View):
             self.was_unavailable = not self.was_unavailable
             self.say(self.problem or "database available again")
         for worker in self.status.live_workers:
-            if worker.reason and (worker.id, worker.reason) not in self.reported:
-                self.reported.add((worker.id, worker.reason))
-                self.say(f"{worker.id}: {worker.reason}")
+            if worker.value is not None:
+                self.warm.add(worker.id)
+            if worker.reason:
+                self._tell_worker(worker, worker.reason)
         for trial in sorted(self._fresh(), key=_ended):
             self._tell(trial)
         if self.pruned and not self.status.count(Outcome.PAUSED):
             self.say(self._together(self.pruned))
             self.pruned = []
+
+    def _tell_worker(self, worker: WorkerRow, reason: str) -> None:
+        """Print why a worker waits, once; or what it does until its first epoch is finished, each
+        phase once, and every AGAIN_S how far it is."""
+        if worker.number is None and (worker.id, reason) not in self.reported:
+            self.reported.add((worker.id, reason))
+            self.say(f"{worker.id}: {reason}")
+        if worker.number is None or worker.id in self.warm:
+            return
+        phase, now = f"trial {worker.number} {reason.partition(' ')[0]}", self.clock()
+        told, when = self.phases.get(worker.id, ("", now))
+        if phase != told or now - when >= AGAIN_S:
+            self.phases[worker.id] = (phase, now)
+            self.say(f"{worker.id}: trial {worker.number}: {reason}")
 
     def _fresh(self) -> Iterator[Trial]:
         """Yield trials that paused or finished since the last call, as they were then."""
@@ -218,6 +280,8 @@ def _pauses(status: StudyStatus) -> Iterator[tuple[Trial, Attempt]]:
 
 def _paused_before(trial: Trial) -> bool:
     """Return whether the last attempt ended a paused trial and trained nothing."""
+    if not trial.attempts:  # another tool may have made it
+        return False
     *before, last = trial.attempts
     paused = bool(before) and before[-1].outcome == Outcome.PAUSED
     return paused and all(row.attempt != last.k for row in trial.epochs)

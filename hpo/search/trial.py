@@ -26,7 +26,7 @@ from optuna.trial import TrialState
 from hpo.config.constraints import unmet_reason
 from hpo.config.metrics import COSTS, worst_value
 from hpo.config.train import BEFORE, RuntimeConfig, TrainConfig
-from hpo.control import Control, ProgressCallback
+from hpo.control import Control, ProgressCallback, enter_phase
 from hpo.data.dataset import Data, open_data
 from hpo.data.split import listing_differences
 from hpo.errors import ConfigError, Fenced, Interrupted, TrialFailed
@@ -91,6 +91,7 @@ class TrialRunner:
         """Images for `config`, opened once for trials that share them; refuses other images under
         the same name than those that the study began with."""
         if self._data is None or self._data[0] != config.data:
+            enter_phase("reading the images")
             data = open_data(config.data, self.home.cache, tick, folded=True)
             agree_on_images(
                 self.study.database,
@@ -159,6 +160,7 @@ def _open(runner: TrialRunner, claim: Claim) -> optuna.trial.Trial:
     frozen = runner.storage.get_trial(lease.trial_id)
     file = runner.study.file
     if "fixed_params" not in frozen.system_attrs:
+        enter_phase("choosing parameters")
         plan = _plan(runner, claim)
         params = draft_params(
             study,
@@ -231,6 +233,7 @@ def _runtime(
     if chosen is None:
         # A study that began without some of these fields goes on so.
         before = BEFORE if any(BEFORE.keys() - one.keys() for one in known.values()) else {}
+        enter_phase("measuring precisions")
         found = runtime.resolve(
             config.model_copy(update={"runtime": _filled(config.runtime, before)}),
             classes=len(data.classes),
@@ -508,6 +511,7 @@ class TrialRun:
             "epochs": self.config.epochs,
             "value": last.get(self.metric),
             "images_per_s": last.get("images_per_s"),
+            "reason": None,
         }
 
     def _keep_weights(self, ending: Ending) -> None:

@@ -67,6 +67,8 @@ class ContactWindow:
 NO_CONTACT = ContactWindow()
 
 
+BEGINNING = {"epoch": None, "epochs": None, "value": None, "images_per_s": None, "reason": None}
+"""Columns of a worker's row that tell of the trial before the one it takes."""
 MAX_FRUITLESS = 5
 """Attempts in a row that died without one more epoch, after which a trial fails."""
 RAN_OUT = "its lease ran out"
@@ -225,6 +227,7 @@ def _claim_in(c: sa.Connection, database: Database, request: _ClaimRequest) -> C
     else:
         lease = request.lease(history[0].k + 1 if history else 1, study.lease_s)
         _open_attempt(c, lease, now, _runtime(history))
+        _progress(c, database, lease.worker, BEGINNING | {"number": lease.number})
         if not history:
             assign_enqueued(c, lease.study, lease.number)
     params, before = enqueued_for(c, request.study, lease.number)

@@ -522,7 +522,7 @@ def read_images(images: Iterator[Path | Image.Image], sizing: Sizing) -> Iterato
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd metadata
             look = partial(try_read, _read, _Anywhere(given), sizing)
-            read = list(map_threaded(look, map(str, paths)))
+            read = list(map_threaded(look, [*map(str, paths)]))
         yield Chunk(paths, read)
 
 

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from hpo.config.metrics import direction
 from hpo.config.train import TrainConfig
-from hpo.control import Control
+from hpo.control import Control, enter_phase
 from hpo.errors import TrialFailed
 from hpo.training import metrics as goals
 from hpo.training import optim
@@ -99,6 +99,7 @@ class Network:
     def build(self, state: Mapping[str, Any] | None, epoch: int) -> None:
         """Build the network for `epoch` (from 1): from `state` (see `Network.state`), or with
         initial weights."""
+        enter_phase("building the model")
         self.prepare(0)
         self.learner = Learner(
             self.config,
@@ -233,7 +234,8 @@ class Network:
         means = RunningMeans(self.device)
         images = 0
         with closing(train_batches.epoch(epoch)) as batches:
-            for rate, batch in zip(rates, batches, strict=True):
+            for step, (rate, batch) in enumerate(zip(rates, batches, strict=True), 1):
+                enter_phase(f"step {step}/{len(rates)}")
                 self.control.step(epoch=epoch, images=images)
                 self.learner.step(batch, rate, means)
                 images = len(batch[1])
@@ -245,6 +247,7 @@ class Network:
         data = self.data
         if data.val is None or batches.val is None:
             return {}
+        enter_phase("validating")
         task = task_of(self.config)
         found = task.validate(self.learner, batches, data, self.asked, self.control, epoch)
         self.predictions = found.predictions
@@ -438,6 +441,7 @@ class _Run:
         return is_last(self.config, self.history)
 
     def save(self, path: Path) -> None:
+        enter_phase("saving")
         current = self.best_epoch == self.done
         first, *others = [network.state(best=not current) for network in self.networks]
         Checkpoint(

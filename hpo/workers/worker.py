@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hpo import __version__
+from hpo.control import phases_heard
 from hpo.errors import (
     Damaged,
     DiskFull,
@@ -44,15 +45,32 @@ log = logging.getLogger(__name__)
 POLL_S = 0.5
 BEATS_PER_LEASE = 4
 LARGEST_BEAT_S = 5.0
+LOOK_S = 1.0
+"""Interval in which the heartbeat looks whether there is news, or repeats a failed beat: other
+workers wait for that one, for one lease."""
 ROOM_S = 5.0
 """Shortest wait of a worker whose disk was full."""
-MISSED_BEAT_S = 1.0
-"""Interval after a failed beat: other workers wait for it, for one lease."""
 MISSING = (FileNotFoundError, NotFound, Damaged)
 """Raised when another worker finished the trial and deleted its files."""
 DELETED = "the study was deleted"
 GONE = "the database is gone"
 LIBRARIES = ("torch", "torchvision", "optuna")
+
+
+@dataclass
+class News:
+    """Decides which phases of a trial are shown before the next beat: those that last, and how far
+    each is before the first step. Steps can wait for the beat, so that they cost no writes."""
+
+    written: str = ""
+    last: str = ""
+
+    def look(self, phase: str) -> bool:
+        """Return whether `phase` is worth a write of its own, a second after the last look."""
+        kind, last = phase.partition(" ")[0], self.last
+        self.last = kind
+        known = self.written.partition(" ")[0] == kind
+        return kind == last and phase != self.written and not (known and kind == "step")
 
 
 @dataclass
@@ -73,11 +91,17 @@ class Progress:
     began: float = field(default_factory=time.monotonic)
     epoch: int = 0
     touched: float = 0.0
+    phase: str = ""
+    """What goes on now, in words."""
 
     def take(self, lease: Lease | None) -> None:
         """Note the lease of the current trial; None between trials."""
-        self.lease, self.fenced, self.images, self.epoch = lease, False, 0, 0
+        self.lease, self.fenced, self.images, self.epoch, self.phase = lease, False, 0, 0, ""
         self.touch(time.monotonic())
+
+    def enter(self, phase: str) -> None:
+        """Note the phase that begins."""
+        self.phase = phase
 
     def step(self, *, epoch: int, images: int) -> None:
         """Count the images of a step; raises where the trial is lost or the worker is stopped."""
@@ -106,10 +130,11 @@ class Progress:
         if self.stop.wait(seconds):
             raise Interrupted("stopped by a signal while the database was away")
 
-    def row(self) -> dict[str, Any] | None:
+    def row(self, phase: str) -> dict[str, Any]:
         """Return what changed since the last epoch's row, for the worker's row in the database."""
         spent = time.monotonic() - self.began
-        return {"images_per_s": self.images / spent} if self.images and spent > 1 else {}
+        speed = {"images_per_s": self.images / spent} if self.images and spent > 1 else {}
+        return speed | {"reason": phase or None}
 
 
 class Runner(Protocol):
@@ -170,7 +195,7 @@ class Worker:
             target=self._beat, args=(progress, done, supervised), name="heartbeat", daemon=True
         )
         reason = "failed"
-        with self.database.retrying(progress.pause):
+        with self.database.retrying(progress.pause), phases_heard(progress.enter):
             try:
                 records.add_worker(self.database, self.id, self.study.uuid, **self._about())
                 heart.start()
@@ -263,7 +288,7 @@ class Worker:
         """Take no trial until there is room; workers on other disks continue."""
         log.warning("waiting for room: %s", error)
         self.full, self.look_again = error, time.monotonic() + ROOM_S
-        self._show_idle(f"waiting for room: {error}")
+        self._show_idle()
 
     def _has_room(self) -> bool:
         if self.full is None:
@@ -272,13 +297,17 @@ class Worker:
             return False
         log.info("there is room again")
         self.full = None
-        self._show_idle(None)
+        self._show_idle()
         return True
 
-    def _show_idle(self, reason: str | None) -> None:
-        """Show in the worker's row that it is between trials, and why."""
+    def _show_idle(self) -> None:
+        """Show in the worker's row that it has no trial, and why it takes none."""
         idle = {"number": None, "epoch": None, "epochs": None}
-        records.update_worker(self.database, self.id, reason=reason, **idle)
+        records.update_worker(self.database, self.id, reason=self._why_idle, **idle)
+
+    @property
+    def _why_idle(self) -> str | None:
+        return None if self.full is None else f"waiting for room: {self.full}"
 
     def _heard(self, now: float) -> None:
         """Note that the database answered, at `now` by its clock."""
@@ -329,7 +358,7 @@ class Worker:
             if not self._release(claim.lease, outcome, reason) and isinstance(error, MISSING):
                 raise claim.lease.lost() from error
             raise
-        self._show_idle(None)
+        self._show_idle()
 
     def _release(self, lease: Lease, outcome: Outcome, reason: str) -> bool:
         """Release the trial, and return whether it was still ours. Where the database is
@@ -350,18 +379,21 @@ class Worker:
         """Renew the current lease; notice that it is lost, or that the supervisor is gone."""
         beat_s = min(self.study.row.lease_s / BEATS_PER_LEASE, LARGEST_BEAT_S)
         watchdog, limit_s = Watchdog(), self.study.file.study.stall_timeout_s
-        outage = Outage("the heartbeat keeps trying")
-        while not done.wait(beat_s if outage.began is None else min(beat_s, MISSED_BEAT_S)):
-            lease = progress.lease
+        outage, news, due = Outage("the heartbeat keeps trying"), News(), time.monotonic() + beat_s
+        while not done.wait(min(beat_s, LOOK_S)):
+            lease, phase = progress.lease, progress.phase
+            if not news.look(phase) and time.monotonic() < due and outage.began is None:
+                continue
+            news.written, due = phase, time.monotonic() + beat_s
             stalled = watchdog.look(progress.touched, time.monotonic()) > limit_s
             try:
                 with outage.noted():
                     if lease is not None and stalled:
                         self._give_up(lease, limit_s)
                     if lease is not None:
-                        leases.renew(self.database, lease, progress.row())
+                        leases.renew(self.database, lease, progress.row(phase))
                     else:
-                        records.update_worker(self.database, self.id)
+                        records.update_worker(self.database, self.id, reason=self._why_idle)
                     self._heard(records.clock(self.database))
             except Fenced:
                 progress.fenced = progress.lease is lease

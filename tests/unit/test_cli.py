@@ -279,7 +279,10 @@ def test_status(hpo: Hpo, toy: Database) -> None:
 
 
 def test_watching_a_finished_study_ends(hpo: Hpo, toy: Database) -> None:
-    assert hpo("status", "toy", "--watch").code == 0
+    done = hpo("status", "toy", "--watch")
+    assert done.code == 0
+    assert "toy is finished: best val_top1" in done.out
+    assert "hpo export toy" in done.out
 
 
 def test_trials_agree_in_all_formats(hpo: Hpo, toy: Database) -> None:
@@ -569,10 +572,11 @@ def test_run_searches_and_says_what_came_out(hpo: Hpo) -> None:
 
 @pytest.mark.process
 def test_a_signal_hands_back_and_says_how_to_go_on(hpo: Hpo) -> None:
+    told = Path("told.json")
     Path("toy.toml").write_text(STUDY.replace("trials = 2", "trials = 1000"))
     with subprocess.Popen(
         [sys.executable, "-m", "hpo", "run", "toy.toml", "--device", "cpu", "--workers", "1",
-         "--set", "study.seed=3"],
+         "--set", "study.seed=3", "--notify", f"cp /dev/stdin {told}"],
         stdout=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         assert process.stdout is not None
@@ -582,7 +586,9 @@ def test_a_signal_hands_back_and_says_how_to_go_on(hpo: Hpo) -> None:
         process.send_signal(signal.SIGINT)
         rest = process.stdout.read()
         assert process.wait(timeout=120) == 130
-    assert "To resume: python -m hpo run toy.toml --set study.seed=3\n" in rest
+    again = "toy.toml --set study.seed=3 --workers 1 --device cpu"
+    assert f"To resume: python -m hpo run {again}\n" in rest
+    assert json.loads(told.read_text())["state"] == "stopped"
     states = {one["state"] for one in json.loads(hpo("trials", "toy", "--format", "json").out)}
     assert "running" not in states
 

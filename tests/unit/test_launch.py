@@ -90,7 +90,7 @@ def test_launched_stopped_launched_again_and_finished(
 
     shown = json.loads(hpo("workers", "toy", "--on", "slurm", "--json")[1])
     assert [one["state"] for one in shown["placed"]] == ["running"] * 2
-    assert {one["state"] for one in shown["workers"]} <= {"training", "between trials"}
+    assert {one["state"] for one in shown["workers"]} <= {"preparing", "training", "between trials"}
     assert ": attempt 1" in hpo("logs", "toy", "--on", "ray://head:1")[1]
 
     assert hpo("stop", "toy", "--on", "slurm")[0] == 0

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from hpo.cli.console import bar, cell, sparkline
-from hpo.cli.live import LiveView, Screen, opened
+from hpo.cli.live import NARROW, LiveView, Screen, opened
 from hpo.cli.tables import trials_csv
 from hpo.errors import StorageUnavailable
 from hpo.reports.progress import PlainView, View, headline
@@ -70,8 +70,8 @@ def status(
 
 def drawn(item: object, width: int = 100) -> list[str]:
     """The lines that `item` makes on a terminal of `width` columns."""
-    out = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None,
-                  legacy_windows=False)  # fmt: skip
+    out = Console(file=io.StringIO(), width=width, height=25, force_terminal=True,
+                  color_system=None, legacy_windows=False)  # fmt: skip
     out.print(item)
     assert isinstance(out.file, io.StringIO)
     return [line.rstrip() for line in out.file.getvalue().splitlines()]
@@ -84,9 +84,32 @@ def test_a_screen_fits_and_says_all(width: int) -> None:
     assert max(map(len, lines)) <= min(width, 100)
     for part in ("flowers", "3/6 trials", "1 complete", "1 pruned", "1 failed", "1 running",
                  "best val_top1 0.9000 (trial 0)", "elapsed 40 s", "left", "cuda:1", "3/15",
-                 "0.9100", "12,346", "between trials"):  # fmt: skip
+                 "0.9100", "12,346", "waits for a trial", "with lr 0.003",
+                 "trial 1 pruned  val_top1 0.4000  1 epoch: median"):  # fmt: skip
         assert part in text, part
-    assert len(lines) == 7, text
+    assert len(lines) == 12, text
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_each_worker_shows_its_phase(width: int) -> None:
+    prepares = replace(worker("w1"), epochs=None, reason="decoding 120/398")
+    trains = replace(worker("w2"), reason="step 12/31")
+    screen = Screen(status(workers=(prepares, trains)), loading=["cpu"])
+    text = "\n".join(drawn(screen, width))
+    assert "decoding 120/398" in text
+    assert ("step 12/31" in text) == (width >= NARROW)
+    assert "loading torch" in text
+
+
+def test_while_workers_start_the_study_is_not_said_to_wait() -> None:
+    text = "\n".join(drawn(Screen(status((), ()), loading=["cpu", "cpu"])))
+    assert text.count("loading torch") == 2
+    assert "waiting" not in text
+
+
+def test_the_best_value_rises_from_trial_to_trial() -> None:
+    rising = tuple(trial(i, "complete", [value]) for i, value in enumerate((0.5, 0.4, 0.9)))
+    assert "▁▁█  0.5000 to 0.9000 over 3 trials" in drawn(Screen(status(rising)))
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -94,7 +117,7 @@ def test_long_names_are_cut_not_wrapped(width: int) -> None:
     far = tuple(worker(f"w{i}", host="a-machine-with-a-name-" + "x" * 40 + str(i)) for i in (1, 2))
     lines = drawn(Screen(status(workers=far)), width)
     assert max(map(len, lines)) <= width
-    assert len(lines) == 7
+    assert len(lines) == 12
 
 
 def test_hosts_are_shown_where_there_are_several() -> None:
@@ -106,7 +129,8 @@ def test_hosts_are_shown_where_there_are_several() -> None:
 def test_many_workers_are_counted() -> None:
     many = tuple(worker(f"w{i}") for i in range(30))
     lines = drawn(Screen(status(workers=many)))
-    assert "and 6 more" in lines[-1]
+    assert "and 20 more" in lines  # of 25 lines, 15 are for the rest
+    assert len(lines) <= 25
 
 
 def test_an_empty_study_says_so() -> None:
@@ -218,6 +242,22 @@ def test_plain_lines_tell_an_outage_once() -> None:
     assert away.startswith("database unavailable")
     assert back == "database available again"
     assert trial.startswith("[2/6] trial 1 pruned")
+
+
+def test_plain_lines_tell_how_the_first_trial_of_a_worker_begins() -> None:
+    def at(now: float, reason: str | None, value: float | None = None) -> StudyStatus:
+        at_work = replace(worker("w1"), reason=reason, value=value)
+        return status((), (at_work,))
+
+    phases = ["decoding 1/9", "decoding 5/9", "decoding 8/9", "step 2/9", None, "step 3/9"]
+    readings = Readings(*(at(0, one, 0.5 if one is None else None) for one in ["", *phases]))
+    lines: list[str] = []
+    view = PlainView(readings.read, lines.append, readings.clock)
+    for now in (1, 2, 12, 13, 14, 15):
+        readings.now = now
+        view.finish()
+    said = ("decoding 1/9", "decoding 8/9", "step 2/9")
+    assert lines == [f"w1: trial 3: {one}" for one in said]
 
 
 def test_the_headline_of_a_log() -> None:

@@ -12,7 +12,8 @@ from rich.table import Table
 from hpo.cli.console import SafeConsole
 from hpo.cli.fitting import broken
 from hpo.cli.tables import plain_table
-from hpo.cli.trial_list import explained, short_names, trials_table
+from hpo.cli.trial_list import explained, trials_table
+from hpo.formatting import short_names
 from hpo.search import study as studies
 from hpo.search.status import StudyStatus, read_status
 from hpo.storage.database import Database

@@ -1,0 +1,101 @@
+"""The tools that an assistant gets, over the protocol."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import pytest
+from mcp import Client
+
+from hpo.cli.mcp import make_server
+from hpo.search.study import Study
+from hpo.storage import records
+from hpo.storage.database import Database
+from tests.harness.fakes import study_file
+from tests.harness.filled import Trial, fill
+
+
+@pytest.fixture
+def study(database: Database) -> Study:
+    trials = [Trial("complete", (0.5, 0.6)), Trial("failed", reason="ran out of memory")]
+    return fill(database, study_file(trials=6), trials)
+
+
+def talk(database: Database, say: Callable[[Client], Awaitable[Any]], **options: bool) -> Any:
+    """What comes of a conversation with the server."""
+
+    async def run() -> Any:
+        server = make_server(database, **{"read_only": False, **options})
+        async with Client(server) as client:
+            return await say(client)
+
+    return anyio.run(run)
+
+
+def call(database: Database, tool: str, **arguments: Any) -> tuple[bool, str]:
+    """Whether a tool failed, and its answer."""
+
+    async def say(client: Client) -> tuple[bool, str]:
+        answer = await client.call_tool(tool, arguments)
+        return bool(answer.is_error), "".join(part.text for part in answer.content)
+
+    return talk(database, say)
+
+
+def test_studies_and_trials_are_explained(study: Study) -> None:
+    failed, listed = call(study.database, "list_studies")
+    assert not failed
+    assert json.loads(listed)["study"] == "toy"
+    found = json.loads(call(study.database, "explain_study", study="toy")[1])
+    assert found["summary"][0]["kind"] == "searched"
+    assert found["status"]["finished"] == 2
+    assert "optimizer.lr" in found["space"]
+    rows = json.loads(call(study.database, "list_trials", study="toy", state="failed")[1])
+    assert [one["reason"] for one in rows["trials"]] == ["ran out of memory"]
+    assert json.loads(call(study.database, "explain_trial", study="toy", number=0)[1])["epochs"]
+
+
+def test_it_steers(study: Study) -> None:
+    database = study.database
+    assert not call(database, "enqueue", study="toy", values={"optimizer.lr": 0.01})[0]
+    assert [dict(one) for one, _ in records.read_enqueued(database, study.uuid)] == [
+        {"optimizer.lr": 0.01}
+    ]
+    assert not call(database, "stop_study", study="toy")[0]
+    assert records.get_study(database, "toy").stop == "user"
+    assert not call(database, "resume_study", study="toy")[0]
+    assert not call(database, "extend_study", study="toy", trials=9)[0]
+    assert records.get_study(database, "toy").trials == 9
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "why"),
+    [
+        ("explain_study", {"study": "toi"}, "toy"),
+        ("explain_trial", {"study": "toy", "number": 9}, "allowed: 0 to 1"),
+        ("list_trials", {"study": "toy", "state": "odd"}, "allowed: waiting"),
+        ("list_trials", {"study": "toy", "last": 0}, "1 to 200"),
+        ("enqueue", {"study": "toy", "values": {"optimizer.lr": 9}}, "optimizer.lr"),
+        ("extend_study", {"study": "toy", "trials": 2}, "has 6 already"),
+        ("extend_study", {"study": "toy"}, "give trials or max_time"),
+    ],
+)
+def test_what_is_wrong_is_told(
+    study: Study, tool: str, arguments: dict[str, Any], why: str
+) -> None:
+    failed, text = call(study.database, tool, **arguments)
+    assert failed
+    assert why in text
+
+
+def test_read_only_offers_no_tool_that_writes(study: Study) -> None:
+    async def names(client: Client) -> list[str]:
+        return sorted(tool.name for tool in (await client.list_tools()).tools)
+
+    assert talk(study.database, names, read_only=True) == [
+        "explain_study", "explain_trial", "list_studies", "list_trials",
+    ]  # fmt: skip
+    assert len(talk(study.database, names)) == 8
