@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -190,17 +190,28 @@ def on_replacing(name: str) -> str:
     return f"study {name} had another definition, and nothing of it was trained: it is replaced"
 
 
-def console(width: int | None = None) -> Console:
-    """Return a console on standard output: of that width, else as wide as the terminal, and
-    PIPE_WIDTH in a pipe."""
+def console(width: int | None = None, *, stderr: bool = False) -> Console:
+    """Return a console on standard output, or error: of that width, else as wide as the terminal,
+    and PIPE_WIDTH in a pipe."""
     from hpo.cli.console import SafeConsole
 
-    out = SafeConsole(highlight=False, width=width)
+    out = SafeConsole(highlight=False, width=width, stderr=stderr)
     if width is not None:
         return out
     if not out.is_terminal and "COLUMNS" not in os.environ:
-        out = SafeConsole(highlight=False, width=PIPE_WIDTH)
+        out = SafeConsole(highlight=False, width=PIPE_WIDTH, stderr=stderr)
     return out
+
+
+def say(as_json: bool, data: Any, *lines: str) -> None:
+    """Print `data` as JSON, or else the lines that say it to people."""
+    if not as_json:
+        for line in lines:
+            typer.echo(line)
+        return
+    from hpo.cli.tables import to_json
+
+    typer.echo(to_json(data))
 
 
 def tell_note(line: str | None) -> None:

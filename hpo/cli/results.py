@@ -21,6 +21,7 @@ from hpo.cli.options import (
     console,
     database,
     program,
+    say,
     storage_flag,
     tell_note,
     tell_warning,
@@ -112,6 +113,7 @@ def export(
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
+    as_json: Json = False,
     storage: Storage = None,
 ) -> None:
     """Write a trial's complete configuration and its provenance, for `hpo train`.
@@ -148,6 +150,13 @@ def export(
         note = None if trial is not None else read_status(found, study).pruned_note
         verified = verification.read(found, study)
         flag = storage_flag(found)
+    if as_json:
+        files = [
+            {"file": str(path), "weights": weights and str(weights), **provenance}
+            for path, (_, provenance) in zip(paths, chosen, strict=True)
+        ]
+        say(as_json, {"study": study, "exported": files, "note": note})
+        return
     if weights is not None:
         typer.echo(f"{weights}: its weights")
     for path, (_, provenance) in zip(paths, chosen, strict=True):
@@ -202,6 +211,9 @@ def train(
     onnx: Onnx = False,
     quantize: Quantize = [],  # noqa: B006
     device: Device = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print only the scores, as JSON; progress on stderr.")
+    ] = False,
     set_: Overrides = [],  # noqa: B006
 ) -> None:
     """Train on training and validation images over the full schedule, then open the test set.
@@ -231,7 +243,7 @@ def train(
         "onnx": onnx,
         "quantize": quantize,
     }
-    _train(jobs, first_device(device), options)
+    _train(jobs, first_device(device), options, as_json=as_json)
 
 
 def _on_choosing(provenances: Sequence[Mapping[str, Any]]) -> str:
@@ -247,7 +259,11 @@ def _on_choosing(provenances: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _train(
-    jobs: list[tuple[Path, TrainConfig, dict[str, Any]]], device: str, options: dict[str, Any]
+    jobs: list[tuple[Path, TrainConfig, dict[str, Any]]],
+    device: str,
+    options: dict[str, Any],
+    *,
+    as_json: bool,
 ) -> None:
     """Train each (folder, configuration, provenance) with the same `options`; print a table."""
     from hpo.api import trained
@@ -256,7 +272,7 @@ def _train(
     from hpo.trained.plain import use_lines
     from hpo.trained.score import score_line
 
-    out = console()
+    out = console(stderr=as_json)
     runs = []
     with training_progress(out) as (tell, control):
         for folder, config, provenance in jobs:
@@ -270,6 +286,9 @@ def _train(
                 progress=tell,
             )
             runs.append(model.loaded)
+    if as_json:
+        say(as_json, {"runs": [{"folder": str(run.path), **run.summary} for run in runs]})
+        return
     out.print(runs_table(runs))
     for run in runs:
         networks = networks_table(run)
@@ -375,6 +394,7 @@ def report(
             show_default="STUDY.report.html",
         ),
     ] = None,
+    as_json: Json = False,
     storage: Storage = None,
 ) -> None:
     """Write the whole search as one HTML page that works offline.
@@ -391,10 +411,9 @@ def report(
     path = output or Path(f"{study}.report.html")
     with database(storage) as found:
         write_report(path, study_report(found, study))
-        typer.echo(f"{path} written; open it in a browser")
         shared = share_report(found, study, path)
-    if shared:
-        typer.echo(f"also at {shared}")
+    lines = [f"{path} written; open it in a browser", *([f"also at {shared}"] if shared else [])]
+    say(as_json, {"study": study, "file": str(path), "shared": shared}, *lines)
 
 
 def predict(

@@ -19,6 +19,7 @@ from hpo.cli.options import (
     Device,
     Force,
     Insecure,
+    Json,
     On,
     Overrides,
     Storage,
@@ -30,6 +31,7 @@ from hpo.cli.options import (
     on_replacing,
     program,
     quiet_optuna,
+    say,
     storage_flag,
     tell_note,
     warn_of_password,
@@ -188,6 +190,9 @@ def run(
         bool, typer.Option("--plain", help="One line per finished trial instead of a live view.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only the result.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print only the result, as JSON: that of hpo status.")
+    ] = False,
     notify: Annotated[
         list[str],
         typer.Option(
@@ -270,7 +275,8 @@ def run(
     require_device(device)
     # How many there are is measured, or known: then they start at once.
     devices = spread(workers, per_device, device) if isinstance(per_device, int) else []
-    learning, out = Learning(_learning(learn_from), learn_storage), console()
+    learning, quiet = Learning(_learning(learn_from), learn_storage), quiet or as_json
+    out = console(stderr=as_json)
     notifier = Notifier.of(notify)
     with ExitStack() as stack:
         stack.callback(notifier.close)
@@ -305,7 +311,7 @@ def run(
                 devices = study.devices(workers, per_device, device, say=tell, stop=stop)
             supervisor = study.supervisor(devices, force=force, early=early)
             work(study, file, supervisor, out, stop, notifier, **shown)
-        code = _end(study, again, out, interrupted=stop.is_set())
+        code = _end(study, again, out, interrupted=stop.is_set(), as_json=as_json)
     if code:
         raise typer.Exit(code)
 
@@ -451,7 +457,7 @@ def _logged(out: Console) -> Iterator[None]:
         log.removeHandler(handler)
 
 
-def _end(study: Study, again: str, out: Console, *, interrupted: bool) -> int:
+def _end(study: Study, again: str, out: Console, *, interrupted: bool, as_json: bool) -> int:
     """Print the result, or the command that resumes a stopped study, with the arguments `again`;
     return the exit code."""
     from hpo.cli.live import print_ending
@@ -459,6 +465,8 @@ def _end(study: Study, again: str, out: Console, *, interrupted: bool) -> int:
 
     hpo, flag = program(), storage_flag(study.database)
     status = study.status()
+    if as_json:
+        say(as_json, status.to_dict())
     if status.state != "finished":
         out.print(
             f"\nstopped: {finished_trials(status)} finished{and_paused(status)}, the running ones "
@@ -467,7 +475,8 @@ def _end(study: Study, again: str, out: Console, *, interrupted: bool) -> int:
             soft_wrap=True,
         )
         return Interrupted.exit_code if interrupted else 1
-    print_ending(study.database, status, out, hpo=hpo, flag=flag)
+    if not as_json:
+        print_ending(study.database, status, out, hpo=hpo, flag=flag)
     return 1 if status.best is None else 0
 
 
@@ -480,6 +489,7 @@ def enqueue(
             help="Searched parameters by dotted name; the others are sampled.",
         ),
     ],
+    as_json: Json = False,
     storage: Storage = None,
 ) -> None:
     """Make the next trial try this configuration, within the budget.
@@ -492,11 +502,15 @@ def enqueue(
     given = parse_assignments(values)
     with database(storage) as found:
         Study(study, found).enqueue(given)
-    typer.echo(f"the next trial of {study} will try it")
+    say(as_json, {"study": study, "enqueued": given}, f"the next trial of {study} will try it")
 
 
 def stop(
-    study: StudyName, on: On = None, insecure: Insecure = False, storage: Storage = None
+    study: StudyName,
+    on: On = None,
+    insecure: Insecure = False,
+    as_json: Json = False,
+    storage: Storage = None,
 ) -> None:
     """Hand running trials back after their current epoch and end the workers; nothing is lost.
 
@@ -515,11 +529,12 @@ def stop(
         if on is not None:
             with open_launcher(on, Home.default(), insecure=insecure) as launcher:
                 launcher.stop(Target(study, chosen.row.uuid))
-        flag = storage_flag(found)
-    typer.echo(f"{study} is stopping; to resume: {program()} resume {study}{flag}")
+        status, flag = chosen.status(), storage_flag(found)
+    line = f"{study} is stopping; to resume: {program()} resume {study}{flag}"
+    say(as_json, status.to_dict(), line)
 
 
-def resume(study: StudyName, storage: Storage = None) -> None:
+def resume(study: StudyName, as_json: Json = False, storage: Storage = None) -> None:
     """Resume a stopped study. Starts no worker: `hpo run`, `launch` and `worker` do.
 
     Example: hpo resume digits
@@ -527,9 +542,11 @@ def resume(study: StudyName, storage: Storage = None) -> None:
     from hpo.api.study import Study
 
     with database(storage) as found:
-        Study(study, found).resume()
-        flag = storage_flag(found)
-    typer.echo(f"{study} is resumed; start workers: {program()} worker {study}{flag}")
+        chosen = Study(study, found)
+        chosen.resume()
+        status, flag = chosen.status(), storage_flag(found)
+    line = f"{study} is resumed; start workers: {program()} worker {study}{flag}"
+    say(as_json, status.to_dict(), line)
 
 
 def extend(
@@ -584,6 +601,7 @@ def extend(
         bool,
         typer.Option("--retry-failed", help="Try failed configurations again, within the budget."),
     ] = False,
+    as_json: Json = False,
     storage: Storage = None,
 ) -> None:
     """Raise the limits of a study and resume it. Starts no worker.
@@ -611,8 +629,12 @@ def extend(
         status, flag = chosen.status(), storage_flag(found)
     total = "no limit on trials" if status.budget is None else f"{status.budget} trials in total"
     again = f", {retried} failed configurations will be retried" if retry_failed else ""
-    typer.echo(f"{study}: {', '.join((total, *time_and_epochs(status)))}{again}")
-    typer.echo(f"start workers: {program()} worker {study}{flag}")
+    say(
+        as_json,
+        {**status.to_dict(), "retried": retried},
+        f"{study}: {', '.join((total, *time_and_epochs(status)))}{again}",
+        f"start workers: {program()} worker {study}{flag}",
+    )
 
 
 def delete(
@@ -631,6 +653,7 @@ def delete(
             help="Keep logs, checkpoints and weights for its copy (hpo storage copy).",
         ),
     ] = False,
+    as_json: Json = False,
     storage: Storage = None,
 ) -> None:
     """Remove a study: its trials, curves, logs, checkpoints and weights. This cannot be undone.
@@ -649,10 +672,12 @@ def delete(
             _confirm(study, chosen.status().finished)
         chosen.delete(force=force, keep_files=keep_files)
         flag = storage_flag(found)
-    typer.echo(f"{study} was deleted")
+    lines = [f"{study} was deleted"]
     if verified is not None:
         left = f"its verification is still there: {program()} delete {verified.name}{flag}"
-        typer.echo(left)
+        lines.append(left)
+    deleted = {"deleted": study, "verification": verified.name if verified else None}
+    say(as_json, deleted, *lines)
 
 
 def _confirm(study: str, finished: int) -> None:

@@ -11,6 +11,7 @@ import typer
 
 from hpo.cli.options import (
     Insecure,
+    Json,
     On,
     Storage,
     StudyName,
@@ -36,17 +37,20 @@ WIDEST = 1_000
 """Columns of a table that may be wider than the terminal."""
 
 
-def list_studies(storage: Storage = None) -> None:
+def list_studies(as_json: Json = False, storage: Storage = None) -> None:
     """List all studies: state, finished trials of the budget, best value, workers, creation time.
 
     Example: hpo list
     """
-    from hpo.cli.tables import studies_table
+    from hpo.cli.tables import studies_table, to_json
     from hpo.search.status import read_status
     from hpo.storage import records
 
     with database(storage) as found:
         rows = records.list_studies(found)
+        if as_json:
+            typer.echo(to_json([read_status(found, row.name).to_dict() for row in rows]))
+            return
         if not rows:
             typer.echo(f"no studies in {found.shown}; to create one: {program()} run STUDY.toml")
             return
@@ -224,6 +228,7 @@ def trial(
             "--source", help="Print the modules of yours that it ran, as they were, instead."
         ),
     ] = False,
+    as_json: Json = False,
     storage: Storage = None,
 ) -> None:
     """Show one trial: parameters, metrics of every epoch, attempts, code, why it ended, and where
@@ -231,7 +236,7 @@ def trial(
 
     Example: hpo trial digits 12
     """
-    from hpo.cli.tables import sources, trial_page
+    from hpo.cli.tables import sources, to_json, trial_page
     from hpo.search.fingerprints import read_code
     from hpo.search.status import read_status
 
@@ -247,6 +252,9 @@ def trial(
             typer.echo(sources(now, wanted, code), nl=False)
             return
         weights = _weights(found, now, wanted)
+    if as_json:
+        typer.echo(to_json({"study": study, "weights": weights, **wanted.to_dict()}))
+        return
     out = console()
     out.print(trial_page(now, wanted, code))
     if weights:

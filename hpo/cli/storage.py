@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hpo.api.study import make_home
-from hpo.cli.options import Json, Storage, database, program, warn_of_password
+from hpo.cli.options import Json, Storage, database, program, say, warn_of_password
 from hpo.errors import NotFound
 from hpo.formatting import printable
 from hpo.paths import Home
@@ -81,7 +81,7 @@ def storage() -> None:
     """
 
 
-def upgrade(storage: Storage = None) -> None:
+def upgrade(as_json: Json = False, storage: Storage = None) -> None:
     """Create the tables, or upgrade those of an older hpo or Optuna: the first step of a
     deployment, and the first one after an upgrade of hpo.
 
@@ -94,7 +94,8 @@ def upgrade(storage: Storage = None) -> None:
 
     with database(storage) as found:
         make_home(found)
-        typer.echo(f"{found.shown}: {upgrade_schema(found)}")
+        done = upgrade_schema(found)
+        say(as_json, {"database": found.shown, "done": done}, f"{found.shown}: {done}")
 
 
 def copy(
@@ -120,6 +121,7 @@ def copy(
         bool,
         typer.Option("--force", help="Also while workers run: copy a snapshot."),
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Copy studies with everything in them to another database of any kind.
 
@@ -139,12 +141,16 @@ def copy(
         make_home(new)
         create_schema(new)
         transfer.refuse(old, new, rows, force=force)
+        copied = {}
         for row in rows:
-            count = transfer.copy_study(old, new, row)
-            typer.echo(f"{row.name}: {count} trials copied")
-        typer.echo(
+            copied[row.name] = transfer.copy_study(old, new, row)
+            if not as_json:
+                typer.echo(f"{row.name}: {copied[row.name]} trials copied")
+        say(
+            as_json,
+            {"copied": copied, "from": old.shown, "to": new.shown},
             f"both use the same files; continue only one, and remove the other: {program()} "
-            "delete STUDY --keep-files --storage URL"
+            "delete STUDY --keep-files --storage URL",
         )
 
 
