@@ -71,6 +71,16 @@ def test_eight_workers_run_exactly_the_budget_of_a_grid(url: str, database: Data
     assert len(set(tried)) == 40
 
 
+@pytest.mark.databases("postgresql", "mysql", "sqlite")
+def test_eight_workers_take_each_enqueued_configuration_once(url: str, database: Database) -> None:
+    study, _ = studies.create(database, study_file(trials=40))
+    for place in range(40):
+        studies.enqueue(study, {"optimizer.lr": 1e-3 * (place + 1)})
+    run("swarm", url, "toy", "8", "instant")
+    status = check_exact(database, "toy", 40)
+    assert len({trial.params["optimizer.lr"] for trial in status.trials}) == 40
+
+
 def test_forty_kills_at_random_instants(url: str, database: Database) -> None:
     studies.create(database, small_study("toy", trials=30, epochs=50))
     told = run("swarm", url, "toy", "3", "real", "40")
