@@ -72,7 +72,7 @@ augment.rotation = {low = 0.0, high = 20.0}
 label_smoothing = {low = 0.0, high = 0.2}
 """,
 }
-ARMS = (("random", 30), ("tpe", 30), ("tpe", 100))
+ARMS = (("random", 30), ("tpe", 30))
 """Samplers and numbers of trials."""
 
 

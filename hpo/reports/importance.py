@@ -11,26 +11,22 @@ from __future__ import annotations
 
 import math
 import random
-import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.formatting import plural
+from hpo.reports.ped_anova import PedAnova
 from hpo.search.rungs import rungs_of
 from hpo.search.study import load
 from hpo.storage.database import Database
-from hpo.storage.optuna import FencedStorage, quiet_optuna
+from hpo.storage.optuna import FencedStorage
 from hpo.storage.records import WORTHLESS
 
 MIN_TRIALS = 8
 """Fewest trials: PED-ANOVA compares the best tenth, at least two trials, with the rest."""
-PERMUTATIONS, FEWEST_PERMUTATIONS = 100, 20
-LONGEST_S = 4.0
-"""Seconds after which FEWEST_PERMUTATIONS are enough."""
+PERMUTATIONS = 200
 CONFIDENCE = 0.95
 
 
@@ -130,14 +126,14 @@ def importances_of(trials: Sequence[FrozenTrial], values: Sequence[float]) -> Im
     """Compute importances over trials with `values`, of which less is better."""
     if len(trials) < MIN_TRIALS or len(set(values)) < 2:
         return Importances(trials=len(trials))
-    evaluate = _PedAnova(trials)
+    evaluate = PedAnova(trials)
     measured = evaluate(values)
     whole = sum(measured.values())
     if not whole:
         return Importances(trials=len(trials))
     shares = sorted(((n, one / whole) for n, one in measured.items()), key=lambda item: -item[1])
     counts = {n: sum(n in trial.params for trial in trials) for n in measured}
-    limits = _limits(_permuted(evaluate, values))
+    limits = _limits([measured, *_permuted(evaluate, values)])
     return Importances(
         shares=dict(shares),
         outstanding=frozenset(n for n, one in measured.items() if one > limits[n]),
@@ -147,39 +143,11 @@ def importances_of(trials: Sequence[FrozenTrial], values: Sequence[float]) -> Im
     )
 
 
-class _PedAnova:
-    """PED-ANOVA over the same trials for different values (less is better)."""
-
-    def __init__(self, trials: Sequence[FrozenTrial]) -> None:
-        with quiet_optuna():
-            self._study = optuna.create_study(storage=optuna.storages.InMemoryStorage())
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self._evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-        for number, one in enumerate(trials):
-            self._study.add_trial(
-                optuna.trial.create_trial(
-                    params=one.params, distributions=one.distributions, value=float(number)
-                )
-            )
-
-    def __call__(self, values: Sequence[float]) -> dict[str, float]:
-        """Return {parameter: importance}, not normalized."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of conditional parameters that few trials have
-            return self._evaluator.evaluate(
-                self._study, target=lambda trial: values[int(trial.value or 0)]
-            )
-
-
-def _permuted(evaluate: _PedAnova, values: Sequence[float]) -> list[dict[str, float]]:
+def _permuted(evaluate: PedAnova, values: Sequence[float]) -> list[dict[str, float]]:
     """Return importances for permutations of `values`, which are the same every time."""
     generator, permuted = random.Random(0), list(values)
-    found: list[dict[str, float]] = []
-    began = time.monotonic()
-    while len(found) < PERMUTATIONS:
-        if len(found) >= FEWEST_PERMUTATIONS and time.monotonic() - began > LONGEST_S:
-            break
+    found = []
+    for _ in range(PERMUTATIONS):
         generator.shuffle(permuted)
         found.append(evaluate(permuted))
     return found
@@ -187,7 +155,8 @@ def _permuted(evaluate: _PedAnova, values: Sequence[float]) -> list[dict[str, fl
 
 def _limits(by_chance: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Return the importance above which each parameter is significant: family-wise error 5 %. Each
-    has its own permutations, since parameters of many values get more by chance."""
+    has its own permutations, since parameters of many values get more by chance. The values as they
+    are count as one of the permutations, which makes the test exact."""
     usual = {name: _quantile([one[name] for one in by_chance]) for name in by_chance[0]}
     ratios = [
         max((one[name] / own for name, own in usual.items() if own), default=0.0)
