@@ -7,19 +7,29 @@ decides, class by class, and identical files stay together.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from hpo.config.base import is_function_name
 from hpo.config.data import FOLDERS, DataConfig
 from hpo.control import ProgressCallback, no_progress
-from hpo.data.cache import ImageCache, Index, inspect_images, inspection_file, mean_std
+from hpo.data.cache import (
+    ImageCache,
+    Index,
+    inspect_images,
+    inspection_file,
+    mean_std,
+    try_read,
+)
 from hpo.data.csv_labels import CsvSource
 from hpo.data.duplicates import find_near_duplicates
 from hpo.data.folders import Listing
-from hpo.data.images import REFUSED, Images, Sizing, concat
+from hpo.data.images import REFUSED, Images, Pixels, Sizing, concat, decode
 from hpo.data.report import DataReport, unreadable_error
 from hpo.data.sources import (
     DatasetSource,
@@ -152,6 +162,38 @@ def open_test(config: DataConfig, cache: Path) -> Images | None:
     if not len(images):
         raise DataError(f"{config.title}: none of the test images can be read")
     return images
+
+
+class DecodedImages(Images):
+    """A few images in memory, and the seconds that it took to decode each."""
+
+    def __init__(self, decoded: Sequence[Pixels], labels: Sequence[int], decode_s: float) -> None:
+        self.decoded, self.decode_s = decoded, decode_s
+        self.labels = np.asarray(labels)
+        self.names = tuple(map(str, range(len(decoded))))
+        self.sizes = np.asarray([one.shape[:2] for one in decoded])
+
+    def pixels(self, i: int) -> Pixels:
+        """Return image `i`, (H, W, 3)."""
+        return self.decoded[i]
+
+    def stacked(self) -> Pixels:
+        """Return all images as one array, (N, S, S, 3). Raises ValueError unless `uniform`."""
+        return np.stack(self.decoded)
+
+
+def sample_training_images(config: DataConfig, most: int) -> DecodedImages:
+    """Decode up to `most` training images, evenly from all; nothing is written. Raises DataError
+    for data that cannot be used; what cannot be read is left out."""
+    source = _open_source(config, download=False)
+    assigned = _parts(config, source, None, test=False)
+    items = _training(config, assigned.folds) if assigned.folds else assigned.parts["train"]
+    chosen, sizing = items[:: max(1, len(items) // most)][:most], Sizing.of(config)
+    began = time.perf_counter()
+    found = [(try_read(decode, source.reader, one.name, sizing), one.label) for one in chosen]
+    read = [(np.asarray(one), label) for one, label in found if not isinstance(one, str)]
+    each = (time.perf_counter() - began) / max(1, len(chosen))
+    return DecodedImages([one for one, _ in read], [label for _, label in read], each)
 
 
 def examine_data(

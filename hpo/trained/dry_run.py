@@ -22,13 +22,14 @@ from hpo.config.remarks import remarks
 from hpo.config.space import Choice
 from hpo.config.study import Proposal, StudyFile
 from hpo.config.train import TrainConfig
-from hpo.data.dataset import examine_data
+from hpo.data.dataset import DecodedImages, examine_data, sample_training_images
 from hpo.data.report import DataReport
 from hpo.errors import ConfigError, HpoError, InputError
-from hpo.formatting import file_size, plural, rough_duration
+from hpo.formatting import exact_duration, file_size, plural, rough_duration
 from hpo.paths import Home
 from hpo.search.rungs import what_decides
 from hpo.trained.forecast import Forecast, forecast
+from hpo.trained.quicker import LONG_S, faster, limit_for
 from hpo.training import device as runtime
 from hpo.training import feature_cache, models
 from hpo.training.evaluation import require_functions
@@ -99,11 +100,17 @@ class Cost:
     memory_mb: float | None
     """Peak memory of a training step in MB (10^6 bytes); None if it does not fit the device."""
     epoch_s: float | None
-    """Seconds of one epoch with validation, without decoding and augmentation."""
+    """Seconds of one epoch with validation and loading, once the images are decoded."""
     kept: CachedFeatures | None = None
     """Of the combination with most trainable parameters among those with outputs to cache."""
     obstacle: str | None = None
     """Why frozen layers of some combination are computed in every epoch nevertheless."""
+    spread: tuple[float, float] = (1.0, 1.0)
+    """The fastest and the slowest timed step, relative to the median."""
+    decode_s: float = 0.0
+    """Seconds to decode an image, once."""
+    timed: TrainConfig | None = None
+    """What was timed."""
     still: float = 1.0
     """Part of the augmentations that are searched with which outputs can be cached."""
 
@@ -168,6 +175,7 @@ def estimate(
     device: torch.device,
     threads: int,
     variants: int,
+    images: DecodedImages,
 ) -> Cost:
     """Build each of `group`; time a step of the one with most trainable parameters, and another of
     the one with most among those with outputs to cache. `counts`: images by part; `variants`: data
@@ -176,12 +184,16 @@ def estimate(
     built = [_built(config, classes, cuts) for config in group]
     place = max(range(len(group)), key=lambda i: built[i].trainable)
     config = _at_most(group[place], counts["train"])
-    memory, epoch, kept = None, None, None
+    memory, epoch, kept, spread = None, None, None, (1.0, 1.0)
     try:
         config = _resolved(config, classes, device, threads)
         step = runtime.measure_step(config, classes=classes, device=device)
         memory = step.peak_memory_mb
+        spread = step.spread
+        load_s = runtime.measure_loader(config, images, device)
+        shown = (counts["train"] + counts["val"]) * (config.data.folds or 1)
         epoch = _epoch_images(config, counts) * step.seconds / step.images
+        epoch += _beside(shown * load_s, epoch, device)
         there = [i for i, one in enumerate(built) if one.keeps]
         if there:
             most = group[max(there, key=lambda i: built[i].trainable)]
@@ -195,7 +207,15 @@ def estimate(
     return Cost(
         *(model.architecture, model.stem, side, len(group), total, batch, memory, epoch, kept),
         obstacle=obstacles[0] if obstacles else None,
+        spread=spread,
+        decode_s=images.decode_s,
+        timed=config,
     )
+
+
+def _beside(loading_s: float, training_s: float, device: torch.device) -> float:
+    """Return the seconds that loading adds to an epoch: on a GPU it runs ahead in a thread."""
+    return max(0.0, loading_s - training_s) if device.type == "cuda" else loading_s
 
 
 def _at_most(config: TrainConfig, images: int) -> TrainConfig:
@@ -287,6 +307,8 @@ def _built(config: TrainConfig, classes: int, cuts: dict[str, tuple[bool, str | 
     return _Built(trainable, sum(one.numel() for one in parameters), cuts[key][0])
 
 
+SAMPLE = 32
+"""Training images that are decoded and loaded to time that."""
 MOST_BUILT = 200
 """Most combinations that are built; beyond that each choice is built, not each combination."""
 UNSHAPED = ("model.dropout", "model.cnn.dropout")
@@ -308,6 +330,8 @@ class CheckResult:
     notes: tuple[str, ...]
     decides: str
     """What decides which trials go on, in words."""
+    quicker: tuple[str, ...] = ()
+    """What would make the study quicker, with factors."""
     first: tuple[Proposal, ...] = ()
     """Recommended configurations that a new study tries first."""
 
@@ -322,16 +346,20 @@ class CheckResult:
         timed = [cost.mean_epoch_s for cost in self.costs if cost.mean_epoch_s is not None]
         mean = sum(timed) / len(timed) if timed else None
         file = replace(self.file, proposals=self.first)
-        return forecast(file, workers=self.workers, epoch_s=mean, once_s=self._once_s)
+        spread = _mean_spread(self.costs)
+        once = self._once_s
+        return forecast(file, workers=self.workers, epoch_s=mean, once_s=once, spread=spread)
 
     def _once_s(self, trials: float) -> float:
         """Return the seconds for outputs that the first worker to need them computes and caches."""
+        images = sum(sum(self.data.get(part, {}).values()) for part in ("train", "val"))
+        decoding = images * max((cost.decode_s for cost in self.costs), default=0.0)
         found = [cost.kept for cost in self.costs if cost.kept and cost.kept.fits]
         many = sum(one.prefixes for one in found)
         if not many:
-            return 0.0
+            return decoding
         mean = sum(one.prefixes * one.once_s for one in found) / many
-        return mean * math.ceil(min(many, trials) / self.workers)
+        return decoding + mean * math.ceil(min(many, trials) / self.workers)
 
     def __str__(self) -> str:
         trials, epochs = self.file.study.trials, self.file.max_epochs
@@ -351,6 +379,7 @@ class CheckResult:
             lines += [f"    {cost.obstacle}"] if cost.obstacle else []
         if (found := self.forecast) is not None:
             lines.append(f"in all: {found}")
+        lines += [f"quicker: {', '.join(self.quicker)}"] if self.quicker else []
         return "\n".join([*lines, *self.notes, "nothing was written"])
 
 
@@ -375,10 +404,12 @@ def check(file: StudyFile, *, home: Home, device: str, workers: int, threads: in
         task_of(config).require(config, counts["train"], classes)
     costs, problems = [], []
     variants, still = _variants(file), _still_part(file)
+    largest = max(configs, key=lambda config: config.data.image_size)
+    images = sample_training_images(largest.data, SAMPLE)
     for group in grouped(configs):
         try:
             needed_weights(group)
-            cost = estimate(group, classes, counts, chosen, threads, variants)
+            cost = estimate(group, classes, counts, chosen, threads, variants, images)
             costs.append(replace(cost, still=still))
         except HpoError as error:
             model = group[0].model
@@ -386,7 +417,7 @@ def check(file: StudyFile, *, home: Home, device: str, workers: int, threads: in
     if problems:
         lines = "".join(f"\n  {one}" for one in problems)
         raise ConfigError(f"{len(problems)} networks of the space cannot be trained:{lines}")
-    return CheckResult(
+    result = CheckResult(
         name=file.name,
         report=report,
         costs=tuple(costs),
@@ -402,6 +433,26 @@ def check(file: StudyFile, *, home: Home, device: str, workers: int, threads: in
         ),
         decides=what_decides(file),
     )
+    return replace(result, quicker=tuple(_quicker(result, classes, chosen)))
+
+
+def _quicker(result: CheckResult, classes: int, device: torch.device) -> Iterator[str]:
+    """Yield what would make a study that takes long quicker, most of all its slowest network."""
+    found = result.forecast
+    if found is None or found.seconds is None or found.seconds[1] < LONG_S:
+        return
+    timed = [cost for cost in result.costs if cost.epoch_s and cost.timed and not cost.kept]
+    if timed:
+        slowest = max(timed, key=lambda cost: cost.epoch_s or 0.0)
+        yield from faster(result.file, slowest.timed or TrainConfig(), classes, device)
+    if result.file.study.max_time is None:
+        yield f"or a limit: --time {exact_duration(limit_for(found.seconds[0]))}"
+
+
+def _mean_spread(costs: Sequence[Cost]) -> tuple[float, float]:
+    """Return the mean of the fastest and of the slowest steps, relative to the medians."""
+    timed = [cost.spread for cost in costs if cost.epoch_s is not None] or [(1.0, 1.0)]
+    return sum(low for low, _ in timed) / len(timed), sum(high for _, high in timed) / len(timed)
 
 
 def _on_learning(file: StudyFile) -> Iterator[str]:

@@ -59,11 +59,16 @@ class Forecast:
 
 
 def forecast(
-    file: StudyFile, *, workers: int, epoch_s: float | None, once_s: Callable[[float], float]
+    file: StudyFile,
+    *,
+    workers: int,
+    epoch_s: float | None,
+    once_s: Callable[[float], float],
+    spread: Range = (1.0, 1.0),
 ) -> Forecast | None:
     """Return what a study will spend; None where its only budget is one of time and no epoch could
-    be timed. `epoch_s`: seconds of an epoch, None if unknown; `once_s`: seconds by the clock of
-    what that many trials compute once for all."""
+    be timed. `epoch_s`: seconds of an epoch, None if unknown, and `spread` its uncertainty as two
+    factors; `once_s`: seconds by the clock of what that many trials compute once for all."""
     given, epochs_of_all = file.study.trials, math.inf
     pace = 1 / workers if given is None else math.ceil(given / workers) / given
     once, expected = once_s(given or MOST_TRIALS), (math.inf, math.inf)
@@ -83,7 +88,8 @@ def forecast(
         ends = ""
     seconds = None
     if epoch_s is not None:
-        seconds = (once + expected[0] * epoch_s * pace, once + expected[1] * epoch_s * pace)
+        each = [epochs * epoch_s * pace for epochs in expected]
+        seconds = (once + each[0] * spread[0], once + each[1] * spread[1])
     exact = expected[0] == epochs_of_all
     return Forecast(trials, expected, file.max_epochs, seconds, workers, ends, exact)
 

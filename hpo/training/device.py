@@ -18,11 +18,13 @@ from torch import Tensor, nn
 
 from hpo.config.train import RuntimeConfig, TrainConfig
 from hpo.control import ProgressCallback, no_progress
+from hpo.data.images import Images
 from hpo.errors import InputError
 from hpo.training.arithmetic import is_fast, set_arithmetic
 from hpo.training.compiling import WARM_UP, is_own
 from hpo.training.feature_cache import Extractor, Preprocessing, find_cut_or_obstacle
 from hpo.training.learner import Batch, Learner, autocast, memory_format
+from hpo.training.loader import TrainBatches
 
 # Simplest first: the choice among those that are about as fast.
 PRECISIONS = ("float32", "bfloat16")
@@ -40,7 +42,7 @@ PAYS_S = 300.0
 seconds in each process after the first one."""
 FILLED = 256
 """Largest batch with which choices are compared on a GPU."""
-LONG_S = 2.0
+LONG_S = 6.0
 """Seconds after which fewer than STEPS are enough when a cost is reported, the median of them."""
 
 
@@ -303,13 +305,15 @@ class StepCost:
     """In MB (10^6 bytes). CUDA: measured. Otherwise: weights, gradients, the optimizer's state, the
     batch, and the tensors saved by autograd. Includes the networks of all folds."""
     images: int
+    spread: tuple[float, float] = (1.0, 1.0)
+    """The fastest and the slowest step, relative to the median."""
 
 
 def measure_step(config: TrainConfig, *, classes: int, device: torch.device) -> StepCost:
     """Measure a training step of `config` at its batch size on `device`, on random images.
 
-    Takes two steps, or a few more in LONG_S. Raises what building the network raises, and
-    torch.OutOfMemoryError.
+    Takes a first step and up to STEPS more, fewer if they take LONG_S. Raises what building the
+    network raises, and torch.OutOfMemoryError.
     """
     with _arithmetic(config.runtime, device):
         if device.type == "cuda":
@@ -329,13 +333,39 @@ def measure_step(config: TrainConfig, *, classes: int, device: torch.device) -> 
                 (batch[0][: learner.micro_batch], batch[1][: learner.micro_batch]), lr=1e-6
             )
         _prepare(learner, batch)
-        seconds = _median(lambda: learner.step(batch, lr=1e-6), device)
+        taken = list(_times(lambda: learner.step(batch, lr=1e-6), device, math.inf, LONG_S))
     if device.type == "cuda":
         bytes_ = float(torch.cuda.max_memory_allocated(device))
     else:
         bytes_ = saved.bytes + _state_bytes(learner) + batch[0].nbytes
     bytes_ += ((config.data.folds or 1) - 1) * _state_bytes(learner)
-    return StepCost(seconds, bytes_ / 1e6, config.batch_size)
+    seconds = statistics.median(taken)
+    spread = (min(taken) / seconds, max(taken) / seconds) if seconds else (1.0, 1.0)
+    return StepCost(seconds, bytes_ / 1e6, config.batch_size, spread)
+
+
+def measure_loader(config: TrainConfig, images: Images, device: torch.device) -> float:
+    """Measure the seconds to load one of `images` for a training step of `config`: cropped,
+    augmented and normalised, on the device."""
+    if not len(images):
+        return 0.0
+    with _arithmetic(config.runtime, device):
+        batches = TrainBatches(
+            images,
+            mean=(0.5,) * 3,
+            std=(0.5,) * 3,
+            augment=config.augment,
+            image_size=config.data.image_size,
+            batch_size=min(config.batch_size, len(images)),
+            device=device,
+        )
+
+        def load() -> None:
+            for _ in batches.epoch(1):
+                pass
+
+        load()
+        return _median(load, device) / len(images)
 
 
 @dataclass(frozen=True)

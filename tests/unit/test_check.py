@@ -7,6 +7,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,7 +15,7 @@ from hpo import io
 from hpo.config.recommended import recommend
 from hpo.config.study import StudyFile
 from hpo.control import NullControl
-from hpo.data.dataset import open_data
+from hpo.data.dataset import DecodedImages, open_data
 from hpo.data.report import DataReport
 from hpo.errors import ConfigError, DataError, InputError
 from hpo.formatting import rough_duration
@@ -58,6 +59,9 @@ def instant(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr(runtime, "measure_step", step)
     monkeypatch.setattr(runtime, "measure_feature_cache", kept)
+    monkeypatch.setattr(runtime, "measure_loader", lambda *_: 0.0)
+    images = DecodedImages([np.zeros((8, 8, 3), np.uint8)], [0], decode_s=0.0)
+    monkeypatch.setattr(checks, "sample_training_images", lambda *_: images)
     return timed
 
 
@@ -336,6 +340,52 @@ def test_weights_by_name_are_looked_up_but_not_downloaded(
     result = examined(study_file(train=train), home)
     assert "weights DEFAULT of squeezenet1_1: 5 MB to download" in str(result)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("instant")
+def test_loading_and_the_spread_of_steps_count(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = study_file(trials=5, train="epochs = 10\nbatch_size = 100\nmodel.cnn.filters = [4]")
+    before = examined(file, home)
+    monkeypatch.setattr(runtime, "measure_loader", lambda *_: 0.01)
+    step = StepCost(0.5, 100.0, 100, spread=(0.8, 1.5))
+    monkeypatch.setattr(runtime, "measure_step", lambda *_, **__: step)
+    images = DecodedImages([np.zeros((8, 8, 3), np.uint8)], [0], decode_s=0.1)
+    monkeypatch.setattr(checks, "sample_training_images", lambda *_: images)
+    result = examined(file, home)
+    epoch_s = (before.costs[0].epoch_s or 0.0) + (1259 + 269) * 0.01
+    assert result.costs[0].epoch_s == pytest.approx(epoch_s)
+    assert result.forecast is not None
+    decoding = (1259 + 269) * 0.1
+    assert result.forecast.seconds == pytest.approx(
+        (decoding + 30 * epoch_s * 0.8, decoding + 30 * epoch_s * 1.5)
+    )
+
+
+def test_what_would_be_quicker(
+    home: Home, instant: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def step(config: Any, *, classes: int, device: torch.device) -> StepCost:
+        part = (config.data.image_size / 128) ** 2
+        part *= 0.3 if config.model.trainable_blocks == 2 else 1.0
+        return StepCost(4.0 * part, 100.0, config.batch_size)
+
+    monkeypatch.setattr(runtime, "measure_step", step)
+    assert not examined(study_file(trials=1, train=TINY), home).quicker
+    root = make_folder(tmp_path / "pictures", count=8, size=(20, 16))
+    train = f"""
+data = {{dataset = "folder", root = "{root}", image_size = 128}}
+model = {{architecture = "squeezenet1_1", weights = "DEFAULT"}}
+epochs = 20
+batch_size = 1"""
+    line = next(one for one in str(examined(study_file(trials=50, train=train), home)).splitlines()
+                if one.startswith("quicker: "))  # fmt: skip
+    assert line.startswith(
+        "quicker: epochs = 10 (1/2), data.image_size = 64 (about 1/4), "
+        "model.trainable_blocks = 2 (about 1/3), or a limit: --time "
+    )
+    space = "epochs = [10, 20]\ndata.image_size = [64, 128]\nmodel.trainable_blocks = [1, 2]"
+    file = study_file(trials=50, train=train, space=space)
+    assert {one.partition(":")[0] for one in examined(file, home).quicker} <= {"or a limit"}
 
 
 def test_what_does_not_fit_is_said(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

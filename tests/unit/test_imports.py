@@ -39,7 +39,7 @@ OWNERS = {
     "torch": (
         "hpo.training",
         "hpo.search.trial",
-        *(f"hpo.trained.{name}" for name in ("dry_run", "retrain", "inference")),
+        *(f"hpo.trained.{name}" for name in ("dry_run", "quicker", "retrain", "inference")),
     ),
     "torchvision": ("hpo.training", "hpo.data.torchvision"),
     "sqlalchemy": ("hpo.storage", "hpo.doctor"),
