@@ -548,15 +548,9 @@ def open_study(
 def fetch_weights(file: StudyFile, say: Progress) -> None:
     """Download the pretrained weights that trials of `file` start from, unless they are cached, so
     that workers need not; `say` is told. Raises DataError where they cannot be had."""
-    from hpo.config.recommended import situations_of
-    from hpo.training.weights import needed_weights
+    from hpo.training.weights import fetch, weights_of_study
 
-    if "model.weights" in file.space or file.train.get("model", {}).get("weights"):
-        pinned = [values for found in situations_of(file).values() for values in found]
-        for one in needed_weights(file.config(file.space.around(values)) for values in pinned):
-            if not one.is_cached:
-                say(f"{one.title}: downloading {one.size} into {one.path.parent}")
-                one.fetch()
+    fetch(weights_of_study(file), say)
 
 
 def check_data(file: StudyFile) -> DataReport:

@@ -15,7 +15,18 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 from typer.main import get_command
 
 from hpo import __version__
-from hpo.cli import dashboard, mcp, reproduce, results, search, status, storage, verify, workers
+from hpo.cli import (
+    dashboard,
+    mcp,
+    reproduce,
+    results,
+    search,
+    starting,
+    status,
+    storage,
+    verify,
+    workers,
+)
 from hpo.errors import HpoError
 from hpo.formatting import printable
 from hpo.io import disk_full, is_full
@@ -25,7 +36,7 @@ Command = Callable[..., Any]
 
 COMMANDS: dict[str, dict[str, Command]] = {
     "Search": {
-        "init": search.init,
+        "init": starting.init,
         "check": search.check,
         "run": search.run,
         "worker": workers.worker,
@@ -108,7 +119,9 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(epilog="Start here: hpo run studies/digits.toml --workers 2")
+@app.callback(
+    epilog="Start here: hpo run PHOTOS/ (a folder per class), or hpo run studies/digits.toml"
+)
 def hpo(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")

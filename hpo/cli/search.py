@@ -1,4 +1,4 @@
-"""`hpo init`, `check`, `schema`, `run`, and commands that steer a study."""
+"""`hpo check`, `schema`, `run`, and commands that steer a study."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ from hpo.cli.options import (
     tell_note,
     warn_of_password,
 )
+from hpo.cli.starting import FromScratch, Quick, is_data, study_file_of, wished
 from hpo.errors import Conflict, HpoError, InputError, Interrupted, LimitsRaised
-from hpo.io import atomic_write
 from hpo.paths import Home
 from hpo.workers.process import first_device
 
@@ -50,54 +50,6 @@ if TYPE_CHECKING:
     from hpo.config.study import StudyFile
     from hpo.workers.notify import Notifier
     from hpo.workers.supervisor import Supervisor
-
-MAX_INSPECTED = 2_000
-"""Images that `hpo init` decodes at most; `hpo check` decodes all."""
-
-
-def init(
-    data_dir: Annotated[
-        Path,
-        typer.Argument(
-            metavar="DATA",
-            help="Folder of images: train/ and optionally val/ and test/, with a folder per class; "
-            "or just a folder per class; or a CSV file with columns file and label (optionally "
-            "split, group).",
-        ),
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="File to write.",
-            show_default="the folder's name",
-        ),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
-) -> None:
-    """Write a commented study file for your own images, ready to run.
-
-    Example: hpo init photos/ -o photos.toml
-    """
-    from hpo.config.study import parse_study
-    from hpo.config.template import starter_file
-    from hpo.data import csv_labels, folders
-    from hpo.data.dataset import examine_data
-
-    summarize = csv_labels.summarize_csv if data_dir.is_file() else folders.summarize_folder
-    text = starter_file(data_dir, summarize(data_dir.expanduser()), output.stem if output else None)
-    file = parse_study(text, str(data_dir))
-    path = output or Path(f"{file.name}.toml")
-    if path.exists() and not force:
-        raise Conflict(f"{path} exists: choose another name with -o, or overwrite it with --force")
-    atomic_write(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
-    hpo = program()
-    config = file.config(file.baselines[0]).data
-    report = examine_data(config, Home.default().cache, remember=False, looked=MAX_INSPECTED)
-    console().print("\n".join(report.lines()), markup=False, soft_wrap=True)
-    typer.echo(f"{path} written. Next:\n  {hpo} check {path}\n  {hpo} run {path}")
 
 
 def check(
@@ -160,7 +112,15 @@ def schema() -> None:
 
 
 def run(
-    study_file: StudyPath,
+    study_file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="STUDY.toml|DATA",
+            help="The study file; or a folder of images, or a CSV file of labels, for which the "
+            "file that hpo init would write is written and run.",
+            show_default=False,
+        ),
+    ],
     workers: Annotated[
         int | None,
         typer.Option(
@@ -206,6 +166,8 @@ def run(
     trials: limits.Trials = None,
     time: limits.MaxTime = None,
     max_full_trainings: limits.MaxFullTrainings = None,
+    quick: Quick = False,
+    from_scratch: FromScratch = False,
     set_: Overrides = [],  # noqa: B006
     learn_from: Annotated[
         list[str],
@@ -251,7 +213,7 @@ def run(
     command stopped the study; 2 if the search could not start, or the database file was removed
     meanwhile.
 
-    Example: hpo run studies/digits.toml --workers 2
+    Example: hpo run studies/digits.toml --workers 2; hpo run photos/ --time 1h
     """
     from hpo.api.study import Learning, Study, fetch_weights, open_study
     from hpo.config.study import StudyFile
@@ -271,12 +233,19 @@ def run(
     set_ = [*set_, *limits.assignments(trials, time, max_full_trainings)]
     per_device = read_per_device(workers_per_device)
     require_count(workers, per_device)
-    file = StudyFile.load(study_file, parse_assignments(set_))
     require_device(device)
+    quiet, out = quiet or as_json, console(stderr=as_json)
+    tell = partial(out.print, markup=False, soft_wrap=True)
+    say = no_line if quiet else tell
+    if is_data(study_file):
+        wish = wished(time, trials, quick, from_scratch, device)
+        study_file = study_file_of(study_file, wish, say)
+    elif quick or from_scratch:
+        raise InputError("--quick and --from-scratch are for a folder of images or a CSV file")
+    file = StudyFile.load(study_file, parse_assignments(set_))
     # How many there are is measured, or known: then they start at once.
     devices = spread(workers, per_device, device) if isinstance(per_device, int) else []
-    learning, quiet = Learning(_learning(learn_from), learn_storage), quiet or as_json
-    out = console(stderr=as_json)
+    learning = Learning(_learning(learn_from), learn_storage)
     notifier = Notifier.of(notify)
     with ExitStack() as stack:
         stack.callback(notifier.close)
@@ -285,9 +254,8 @@ def run(
             command = WorkerCommand(found, file.name, threads_for(len(devices)), force)
             early = stack.enter_context(EarlyWorkers(command, devices))
             quiet_optuna()
-            tell = partial(out.print, markup=False, soft_wrap=True)
             if find_study(found, file.name) is None:  # without its weights none is created
-                fetch_weights(file, tell)
+                fetch_weights(file, say)
             try:
                 opened = open_study(found, file, artifacts, learning)
             except LimitsRaised as raised:
@@ -306,7 +274,7 @@ def run(
         again = again_arguments(study_file, set_, notify, {**placed, **shown})
         stop = stack.enter_context(stop_on_signal())
         if not study.is_over:
-            fetch_weights(study.file, tell)
+            fetch_weights(study.file, say)
             if not devices:
                 devices = study.devices(workers, per_device, device, say=tell, stop=stop)
             supervisor = study.supervisor(devices, force=force, early=early)
@@ -314,6 +282,10 @@ def run(
         code = _end(study, again, out, interrupted=stop.is_set(), as_json=as_json)
     if code:
         raise typer.Exit(code)
+
+
+def no_line(line: str) -> None:
+    """Say nothing."""
 
 
 def _extend(study: Study, raised: LimitsRaised, *, yes: bool) -> None:

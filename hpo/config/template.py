@@ -7,7 +7,6 @@ import statistics
 import textwrap
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import tomli_w
 
 from hpo.config.base import toml_repr
 from hpo.config.recommended import recommend
+from hpo.config.starter import FolderSummary, Starter, Wish, choose
 from hpo.config.study import parse_study
 from hpo.errors import DataError
 
@@ -24,6 +24,7 @@ TEMPLATE = """\
 # {name}: search for a classifier of the images in
 #   {root}
 # {summary}
+# Written by: {command}
 #
 #   hpo check {file}    looks at the data, estimates time and memory, writes nothing
 #   hpo run {file}      searches; run it again after an interruption and it goes on
@@ -32,36 +33,27 @@ TEMPLATE = """\
 
 [study]
 name = {name_toml}
-metric = "val_top1"       # share of validation images whose class is named right
+metric = "val_top1"       # accuracy on the validation images
 # The search ends with the first of these:
-# trials = 50             # exactly so many are run; the default where no time is given
-# max_time = "2h"         # by the clock; also: hpo run {file} --time 2h
+{budget}
 # patience_trials = 15    # so many trials in a row without a better one
 
 [train]
-epochs = {epochs}               # of a full trial; most are stopped earlier
-
+{training}
 [train.data]
 {source}
 image_size = {size}          # side in pixels that the network sees; smaller is quicker
-normalize = {normalize}
+normalize = "{normalize}"    # {normalize_told}
 {split}
 
 [train.model]
-architecture = "{architecture}"
-{stem}# Start from ImageNet's weights instead of random ones (a download of {megabytes} MB, once):
-# weights = "DEFAULT"
-# trainable_blocks = 2    # and train only the last two blocks and the head: quicker
-
+{model}
 [train.augment]
 # horizontal_flip = 0.5   # searched below; fix a value here and remove it there
-{crop}
+{crop}{phases}
 # What is searched, by the dotted name of its field: a range or a list of choices.
 [space]
-optimizer.name = ["sgd", "adamw"]
-optimizer.lr = {{low = 1e-4, high = 0.1, log = true}}
-optimizer.weight_decay = {{low = 1e-6, high = 1e-2, log = true}}
-optimizer.momentum = {{low = 0.8, high = 0.98, when = {{"optimizer.name" = "sgd"}}}}
+{space}
 batch_size = {batches}
 label_smoothing = [0.0, 0.1]
 model.dropout = {{low = 0.0, high = 0.5, step = 0.1}}
@@ -71,10 +63,32 @@ augment.brightness = [0.0, 0.2, 0.4]
 
 # Tried first: what one would take without a search. All other trials must beat it.
 [[baseline]]
+{baseline}
+batch_size = {batch}
+label_smoothing = 0.0
+model.dropout = {dropout}
+augment.horizontal_flip = 0.5
+augment.rotation = 0
+augment.brightness = 0.0
+"""
+
+FINE_TUNED = """\
+optimizer.lr = {low = 1e-4, high = 1e-2, log = true}
+optimizer.backbone_lr_factor = {low = 0.03, high = 1.0, log = true}  # of pretrained layers
+optimizer.weight_decay = {low = 1e-4, high = 0.1, log = true}"""
+FINE_TUNED_BASELINE = """\
+optimizer.lr = 1e-3
+optimizer.backbone_lr_factor = 0.1
+optimizer.weight_decay = 1e-2"""
+SCRATCH = """\
+optimizer.name = ["sgd", "adamw"]
+optimizer.lr = {low = 1e-4, high = 0.1, log = true}
+optimizer.weight_decay = {low = 1e-6, high = 1e-2, log = true}
+optimizer.momentum = {low = 0.8, high = 0.98, when = {"optimizer.name" = "sgd"}}"""
+SCRATCH_BASELINE = """\
 optimizer.name = "adamw"
 optimizer.lr = 1e-3
-optimizer.weight_decay = 1e-2
-"""
+optimizer.weight_decay = 1e-2"""
 
 
 NEXT = """
@@ -82,19 +96,6 @@ NEXT = """
 # [study]). Once you have changed it, this shows them anew:
 #   hpo check {file}
 """
-
-
-@dataclass(frozen=True)
-class FolderSummary:
-    """Summary of a folder of images, found without opening files but for some sizes."""
-
-    classes: int
-    images: int
-    """Images for training; all of them where the folder has no split."""
-    side: int
-    """Median of the shorter side of some images, in pixels."""
-    parts: tuple[str, ...]
-    """Which of train, val and test it has; empty: it has no parts."""
 
 
 def median_side(files: list[Path]) -> int:
@@ -114,36 +115,119 @@ def median_side(files: list[Path]) -> int:
     return int(statistics.median(sides))
 
 
-def starter_file(data: Path, folder: FolderSummary, name: str | None = None) -> str:
+def starter_file(
+    data: Path, folder: FolderSummary, name: str | None = None, wish: Wish | None = None
+) -> str:
     """Return the text of a study file for the images of `data`, a folder or a CSV file, of which a
     look has told `folder`; it works as it is.
 
-    Its settings are cheap enough for a CPU. `name` is the study's; default: that of `data`.
+    It holds what `choose` finds for `wish`. `name` is the study's; default: that of `data`.
     """
     root = data.expanduser().absolute()
+    root = root.resolve() if ".." in root.parts else root
     key, dataset = ("labels", "csv") if root.is_file() else ("root", "folder")
-    name = name or _name(root)
-    small = folder.side <= 64
+    name, wish = name or name_of(root), wish or Wish()
+    chosen = choose(folder, wish)
+    batches = _batches(chosen.limit_train or folder.images)
     text = TEMPLATE.format(
         name=name,
         file=f"{name}.toml",
         name_toml=_quoted(name),
         root=root if str(root).isprintable() else _quoted(str(root)),
+        command=command_of(wish),
         source=f'dataset = "{dataset}"\n{key} = {_quoted(str(root))}',
         summary=_summary(folder),
-        epochs=30 if folder.images < 5_000 else 15,
-        size=max(16, folder.side) if small else 128 if folder.side >= 128 else 96,
-        normalize='"dataset"      # "imagenet" with ImageNet\'s weights',
-        split=_split(folder),
-        architecture="resnet18" if small else "mobilenet_v2",
-        stem='stem = "small"            # for images of some 32 pixels\n' if small else "",
-        megabytes=45 if small else 14,
-        crop="# crop_padding = 4\n" if small else "random_resized_crop = [0.5, 1.0]\n",
-        batches=_batches(folder.images),
-    )
+        budget=_budget(chosen, wish, f"{name}.toml"),
+        training=_training(chosen),
+        size=chosen.image_size,
+        normalize="imagenet" if chosen.pretrained else "dataset",
+        normalize_told="as the pretrained weights expect it" if chosen.pretrained else
+        "mean and deviation of the training images",
+        split=_split(folder, chosen),
+        model=_model(chosen),
+        crop="# crop_padding = 4\n" if chosen.stem == "small" else
+        "random_resized_crop = [0.5, 1.0]\n",
+        phases=_phases(chosen),
+        space=_space(chosen),
+        baseline=_baseline(chosen),
+        batches=batches,
+        batch=batches[len(batches) // 2],
+        dropout=0.0 if chosen.stem == "small" else 0.2,
+    )  # fmt: skip
     found = recommend(parse_study(text, str(root)))
     lines = (f"#   {one.source}\n{_wrapped(one.values)}\n" for one in found)
-    return text + NEXT.format(file=f"{name}.toml") + "".join(lines)
+    return text + (NEXT.format(file=f"{name}.toml") + "".join(lines) if found else "")
+
+
+def command_of(wish: Wish) -> str:
+    """Return the command, without the folder and the time, that writes a file for `wish`."""
+    return f"hpo init {wish.options}".rstrip()
+
+
+def _budget(chosen: Starter, wish: Wish, file: str) -> str:
+    trials = f"trials = {chosen.trials}" if chosen.trials else "# trials = 50"
+    time = f"max_time = {_quoted(wish.max_time)}" if wish.max_time else '# max_time = "2h"'
+    return (
+        f"{trials:25} # exactly so many are run; the default where no time is given\n"
+        f"{time:25} # by the clock; also: hpo run {file} --time 2h"
+    )
+
+
+def _training(chosen: Starter) -> str:
+    """Return the fields of [train] itself."""
+    if len(chosen.epochs) > 1:
+        return "# epochs of a full trial are those of its phases, below; most trials stop earlier\n"
+    return (
+        f"epochs = {chosen.epochs[0]}               # of a full trial; most are stopped earlier\n"
+    )
+
+
+def _model(chosen: Starter) -> str:
+    """Return the fields of [train.model] and [train.optimizer]."""
+    lines = []
+    if len(chosen.architectures) == 1:
+        lines.append(f'architecture = "{chosen.architectures[0]}"')
+    if chosen.pretrained:
+        lines += ['weights = "DEFAULT"       # ImageNet\'s, from torchvision, downloaded once',
+                  "", "[train.optimizer]", 'name = "adamw"']  # fmt: skip
+    if chosen.stem == "small":
+        lines.append('stem = "small"            # for images of some 32 pixels')
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _phases(chosen: Starter) -> str:
+    if len(chosen.epochs) == 1:
+        return ""
+    head, rest = chosen.epochs
+    return (
+        "\n# The new head first, then the last blocks of the network with it.\n"
+        f"[[train.phases]]\nepochs = {head}\ntrainable_blocks = 0\n\n"
+        f"[[train.phases]]\nepochs = {rest}       # its trainable_blocks are searched\n"
+    )
+
+
+def _space(chosen: Starter) -> str:
+    if not chosen.pretrained:
+        return SCRATCH
+    lines = []
+    if len(chosen.architectures) > 1:
+        lines.append(f"model.architecture = {toml_repr(list(chosen.architectures))}")
+    lines.append(FINE_TUNED)
+    if chosen.blocks:
+        lines.append(f"phases.1.trainable_blocks = {toml_repr(list(chosen.blocks))}")
+    return "\n".join(lines)
+
+
+def _baseline(chosen: Starter) -> str:
+    if not chosen.pretrained:
+        return SCRATCH_BASELINE
+    lines = []
+    if len(chosen.architectures) > 1:
+        lines.append(f'model.architecture = "{chosen.architectures[0]}"')
+    lines.append(FINE_TUNED_BASELINE)
+    if chosen.blocks:
+        lines.append(f"phases.1.trainable_blocks = {toml_repr(chosen.blocks[1])}")
+    return "\n".join(lines)
 
 
 def _wrapped(values: Mapping[str, Any]) -> str:
@@ -161,32 +245,36 @@ def _summary(folder: FolderSummary) -> str:
     )
 
 
-def _split(folder: FolderSummary) -> str:
-    """Return the comments and fields that say which images validate and test."""
+def _split(folder: FolderSummary, chosen: Starter) -> str:
+    """Return the comments and fields that say which images train, validate and test."""
     lines = []
     if "val" not in folder.parts:
         lines.append("val_fraction = 0.15        # part of the images that compares the trials")
     if not folder.parts:
         lines.append("test_fraction = 0.15       # part kept for the test after the search")
-    lines += [f"# {part}/ is used as it is" for part in folder.parts]
+    elif "test" not in folder.parts:
+        lines += ["# there is no test/: a part of train/ is kept for the test after the search",
+                  "test_from_train = true", "test_fraction = 0.15       # 0: no test"]  # fmt: skip
+    if chosen.limit_train:
+        lines.append(
+            f"limit_train = {chosen.limit_train}          # so many training images, to be quick"
+        )
+    lines += [f"# {part}/ is used as it is" for part in folder.parts
+              if part != "train" or "test" in folder.parts]  # fmt: skip
     return "\n".join(lines)
 
 
-def _batches(images: int) -> str:
+def _batches(images: int) -> list[int]:
     """Small data sets need small batches to make enough steps in an epoch."""
     if images < 500:
-        return "[8, 16]"
-    return "[16, 32]" if images < 2_000 else "[32, 64, 128]"
+        return [8, 16]
+    return [16, 32] if images < 2_000 else [32, 64, 128]
 
 
-def _name(root: Path) -> str:
+def name_of(root: Path) -> str:
     """Return a study's name made of a folder's, or a file's."""
-    return (
-        re.sub(r"[^A-Za-z0-9._-]+", "-", root.stem if root.is_file() else root.name).strip("-.")[
-            :64
-        ]
-        or "photos"
-    )
+    stem = root.stem if root.is_file() else root.name
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.")[:64] or "photos"
 
 
 def _quoted(text: str) -> str:

@@ -16,7 +16,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hpo.config.template import FolderSummary, median_side
+from hpo.config.starter import FolderSummary
+from hpo.config.template import median_side
 from hpo.data.cache import file_digests
 from hpo.data.folders import Listing, parse_part
 from hpo.data.sources import DatasetSource, FolderReader

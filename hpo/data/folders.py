@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hpo.config.template import FolderSummary, median_side
+from hpo.config.starter import FolderSummary
+from hpo.config.template import median_side
 from hpo.errors import DataError
 
 EXTENSIONS = frozenset([

@@ -36,7 +36,7 @@ from hpo.training.evaluation import require_functions
 from hpo.training.metrics import asked, require_supported
 from hpo.training.profiling import network_costs
 from hpo.training.tasks import task_of
-from hpo.training.weights import is_file, needed_weights
+from hpo.training.weights import is_file, look, needed_weights
 
 EVALUATION = 1 / 3
 """Cost of evaluating an image relative to training: there is no backward pass, which costs twice as
@@ -567,7 +567,7 @@ def _examined(configs: list[TrainConfig], home: Home) -> DataReport:
 
 
 def _notes(configs: list[TrainConfig], home: Home) -> Iterator[str]:
-    yield from (file.look() for file in needed_weights(configs))
+    yield from look(needed_weights(configs))
     folds = max((config.data.folds or 0 for config in configs), default=0)
     if folds:
         yield (

@@ -46,7 +46,7 @@ from hpo.training.evaluation import full_scores, plain_scores
 from hpo.training.inputs import TrainingData
 from hpo.training.tasks import task_of
 from hpo.training.train import EpochResult, train
-from hpo.training.weights import needed_weights
+from hpo.training.weights import fetch, needed_weights
 
 KEEP = "--keep-validation trains without the validation images and watches them"
 
@@ -312,8 +312,7 @@ def retrain(
         recipe = make_recipe(config, provenance, keep_validation)
         stored = stored_recipe(files, recipe, keep_validation)
         if any(not files.seed(seed).metrics.exists() for seed in asked):
-            for weights in needed_weights([config]):
-                weights.fetch()
+            fetch(needed_weights([config]), progress)
             report = dataset.examine_data(config.data, home.cache)  # before an epoch, not the test
             try_export(config, data, wanted)
         if stored is None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from hpo.errors import DataError
+from hpo.training.weights import fetch as fetch_files
 from hpo.training.weights import find_weights, is_file, missing
 
 UNREADABLE = (
@@ -127,7 +128,8 @@ def _unwrapped(state: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _download(name: str, architecture: str) -> dict[str, Tensor]:
-    path = find_weights(name, architecture).fetch()
+    file = find_weights(name, architecture)
+    fetch_files([file])
     from torchvision.models import get_model_weights
 
     chosen = get_model_weights(architecture)[name]
@@ -135,7 +137,8 @@ def _download(name: str, architecture: str) -> dict[str, Tensor]:
         state = chosen.get_state_dict(progress=False, check_hash=True, map_location="cpu")
     except (pickle.UnpicklingError, *UNREADABLE) as error:
         raise DataError(
-            f"model.weights: {path}: cannot be read ({error}); remove it, and it is downloaded anew"
+            f"model.weights: {file.path}: cannot be read ({error}); remove it, and it is "
+            "downloaded anew"
         ) from error
     return {_modern(key): value for key, value in state.items()}
 

@@ -9,20 +9,25 @@ from __future__ import annotations
 import ast
 import hashlib
 import http.client
+import itertools
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from filelock import FileLock
 
 from hpo.config.model import TORCHVISION_ARCHITECTURES
+from hpo.config.study import StudyFile
 from hpo.config.train import TrainConfig
+from hpo.control import enter_phase
 from hpo.errors import ConfigError, DataError
 from hpo.io import CountingFile, atomic_write
 
@@ -36,6 +41,8 @@ PATIENCE_S = 20.0
 LOOK_S = 5.0
 """The same where it is only asked whether it is there."""
 CHUNK = 1 << 18
+UNREACHABLE = (OSError, http.client.HTTPException)
+"""What a download raises that does not come."""
 
 
 @dataclass(frozen=True)
@@ -75,23 +82,17 @@ class WeightsFile:
         try:
             with _open(self.url, LOOK_S, method="HEAD"):
                 return f"{self.title}: {self.size} to download"
-        except (OSError, http.client.HTTPException) as error:
-            return f"{self.title}: {self._unreachable(error)}"
+        except UNREACHABLE as error:
+            return f"{self.title}: unreachable ({_reason(error)})"
 
-    def fetch(self) -> Path:
-        """Return the file, downloaded if it is not cached; of several processes one downloads.
-        Raises DataError saying what to do where it cannot come, DiskFull."""
-        if self.is_cached:
-            return self.path
+    def fetch(self) -> None:
+        """Download the file unless it is cached; of several processes one does. Raises OSError or
+        HTTPException where it cannot come, DiskFull."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{self.path}.lock"):
             if not self.is_cached:
-                try:
-                    with _open(self.url, PATIENCE_S) as answer:
-                        atomic_write(self.path, lambda file: self._receive(answer, file))
-                except (OSError, http.client.HTTPException) as error:
-                    raise DataError(f"{self.title}: {self._unreachable(error)}") from error
-        return self.path
+                with _open(self.url, PATIENCE_S) as answer:
+                    atomic_write(self.path, lambda file: self._receive(answer, file))
 
     def _receive(self, answer: HTTPResponse, file: CountingFile) -> None:
         """Write what a server sends; raise OSError unless it is what the file's name promises."""
@@ -100,21 +101,57 @@ class WeightsFile:
             file.write(memoryview(chunk))
             digest.update(chunk)
             done += len(chunk)
+            enter_phase(f"downloading {self.path.name}: {done / 1e6:.0f} of {self.size}")
         promised = re.search(r"-([0-9a-f]{8,})\.", self.path.name)
         if promised and not digest.hexdigest().startswith(promised[1]):
             raise OSError(f"{done:,} bytes came that are not this file")
 
-    def _unreachable(self, error: Exception) -> str:
-        reason = getattr(error, "reason", None) or error
-        return (
-            f"unreachable ({reason}). Put {self.url} into {self.path.parent}, or go on without "
-            "pretrained weights: --from-scratch of hpo init and hpo run FOLDER"
-        )
+
+def fetch(files: Iterable[WeightsFile], say: Callable[[str], object] = lambda line: None) -> None:
+    """Download the files that are not cached; `say` is told. Raises DataError, saying what to do,
+    where some cannot come, DiskFull."""
+    away: dict[WeightsFile, Exception] = {}
+    for file in files:
+        if file.is_cached:
+            continue
+        say(f"{file.title}: downloading {file.size} into {hub_folder()}")
+        try:
+            file.fetch()
+        except UNREACHABLE as error:
+            away[file] = error
+    if away:
+        named = "; ".join(f"{file.title}: unreachable ({_reason(away[file])})" for file in away)
+        raise DataError(f"{named}. {remedy(away)}")
+
+
+def look(files: Iterable[WeightsFile]) -> list[str]:
+    """Return a line for each file: cached, to be downloaded, or unreachable; and what to do then.
+    Nothing is written."""
+    told = {file: file.look() for file in files}
+    away = [file for file, line in told.items() if "unreachable" in line]
+    return [*told.values(), *([remedy(away)] if away else [])]
+
+
+def remedy(files: Iterable[WeightsFile]) -> str:
+    """Return what to do where `files` cannot be downloaded."""
+    urls = " and ".join(file.url for file in files)
+    return (
+        f"Put {urls} into {hub_folder()}, or go on without pretrained weights: --from-scratch of "
+        "hpo init and hpo run FOLDER"
+    )
+
+
+def _reason(error: Exception) -> object:
+    return getattr(error, "reason", None) or error
 
 
 def _open(url: str, patience_s: float, method: str = "GET") -> HTTPResponse:
     request = Request(url, headers={"User-Agent": "hpo"}, method=method)
-    return urlopen(request, timeout=patience_s)  # type: ignore[no-any-return]
+    try:
+        return urlopen(request, timeout=patience_s)  # type: ignore[no-any-return]
+    except HTTPError as error:
+        with error:  # it holds the connection
+            raise OSError(f"{error.code} {error.reason}") from None
 
 
 def hub_folder() -> Path:
@@ -156,6 +193,19 @@ def needed_weights(configs: Iterable[TrainConfig]) -> list[WeightsFile]:
         elif not Path(model.weights).is_file():
             raise missing(Path(model.weights))
     return list(found)
+
+
+def weights_of_study(file: StudyFile) -> list[WeightsFile]:
+    """Return torchvision's weights that trials of a study may start from. Raises as
+    `needed_weights`."""
+    searched = ("model.architecture", "model.weights")
+    ends = {name: file.space[name].bounds() for name in searched if name in file.space}
+    configs = []
+    for values in itertools.product(*ends.values()):
+        with suppress(ConfigError):  # values that do not go together
+            pinned = dict(zip(ends, values, strict=True))
+            configs.append(file.config(file.space.around(pinned)))
+    return needed_weights(configs)
 
 
 def missing(path: Path) -> DataError:

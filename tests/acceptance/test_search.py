@@ -23,6 +23,7 @@ from hpo.search.status import StudyStatus, read_status
 from hpo.storage import records
 from hpo.storage.database import Database, connect
 from hpo.storage.spending import Spending
+from tests.harness.images import make_folder
 from tests.integration.test_scenes import check_exact, computed_twice
 
 STUDY = Path(__file__).parents[2] / "studies" / "digits.toml"
@@ -205,3 +206,16 @@ def test_a_verification_survives_the_kill_of_all_its_processes(
     assert [set(one["values"]) for one in told["candidates"]] == [{"1", "2"}] * 2
     assert f"trial {told['winner']}. Verified with 2 other seeds" in end(start("export", "digits"))
     assert "no faults" in end(start("storage", "check"))
+
+
+@pytest.mark.slow
+def test_a_folder_of_images_is_run_as_it_is(
+    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_folder(Path("photos"), {"train": 12, "val": 4}, size=(16, 16))
+    said = end(start("run", "photos", "--quick", "--trials", "1", "--device", "cpu"))
+    assert "photos.toml written" in said
+    assert "there is no test/: 15% of train/ are kept for the test" in said
+    assert "best: trial 0" in said
+    assert "photos.toml is there and is used" in end(start("run", "photos", "--quick"))

@@ -18,8 +18,9 @@ from hpo import __version__
 from hpo.api.study import Study as PublicStudy
 from hpo.cli import options, storage
 from hpo.cli.main import COMMANDS, main
+from hpo.cli.starting import study_file_of, wished
 from hpo.cli.status import Tail
-from hpo.errors import Interrupted
+from hpo.errors import Conflict, InputError, Interrupted
 from hpo.paths import Home
 from hpo.search import study as studies
 from hpo.storage import leases
@@ -28,6 +29,7 @@ from hpo.storage.optuna import FencedStorage
 from hpo.workers.worker import Worker
 from tests.harness.fakes import InstantTrials, study_file
 from tests.harness.filled import Trial, fill
+from tests.harness.images import make_folder
 
 NAMES = [name for commands in COMMANDS.values() for name in commands]
 WHOLE_NAMES = [*NAMES, *(f"storage {name}" for name in storage.COMMANDS)]
@@ -492,6 +494,49 @@ def test_init_writes_a_file_once(hpo: Hpo) -> None:
     assert (found.code, "train: 2 images (cats 1, dogs 1)" in found.out) == (0, True), found
     Path("photos/labels.csv").write_text("name\n")
     assert hpo("init", "photos/labels.csv", "--force").code == 2
+
+
+def test_a_folder_whose_weights_cannot_be_had_begins_nothing(
+    hpo: Hpo, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr("hpo.training.weights.urlopen", offline)
+    make_folder(Path("photos"), {"train": 6, "val": 2}, size=(90, 80))
+    found = hpo("run", "photos")
+    assert found.code == 2
+    assert found.err.count("unreachable (no network)") == 2
+    assert "or go on without pretrained weights: --from-scratch" in found.err
+    assert [path.name for path in Path().iterdir()] == ["photos"]
+    found = hpo("init", "photos")
+    assert (found.code, found.out.count("unreachable (no network)")) == (0, 2)
+    assert "there is no test/: 15% of train/ are kept for the test" in found.out
+    assert hpo("run", "photos.toml").err.count("unreachable (no network)") == 2
+    assert not Path("hpo_runs").exists()
+    assert "for a folder of images" in hpo("run", "photos.toml", "--quick").err
+
+
+def test_the_file_of_a_folder_is_taken_again_unless_it_is_another(hpo: Hpo) -> None:
+    told: list[str] = []
+    make_folder(Path("photos"), {"train": 6}, size=(20, 20))
+    quick = wished("10m", 4, True, False, "cpu")
+    path = study_file_of(Path("photos"), quick, told.append)
+    assert "trials = 4" in path.read_text()
+    assert 'max_time = "10m"' in path.read_text()
+    assert "photos.toml written" in told[0]
+    path.write_text(path.read_text().replace("image_size = 20", "image_size = 16"))
+    for wish in (quick, wished(None, None, False, False, None)):
+        assert study_file_of(Path("photos"), wish, told.append) == path
+    assert told[1:] == ["photos.toml is there and is used as it is"] * 2
+    with pytest.raises(Conflict, match="was not written with --from-scratch"):
+        study_file_of(Path("photos"), wished(None, None, False, True, None), told.append)
+    make_folder(Path("other/photos"), {"train": 6}, size=(20, 20))
+    with pytest.raises(Conflict, match=r"is not of other/photos: .* -o OTHER\.toml"):
+        study_file_of(Path("other/photos"), quick, told.append)
+    with pytest.raises(InputError, match="--time 'soon': allowed"):
+        wished("soon", None, False, False, None)
 
 
 def test_schema_is_json(hpo: Hpo) -> None:

@@ -24,8 +24,9 @@ from hpo.config.recommended import (
     situation_of,
 )
 from hpo.config.space import Choice, Float, Int, Parameter
+from hpo.config.starter import FolderSummary
 from hpo.config.study import Proposal, StudyFile, difference, parse_study
-from hpo.config.template import FolderSummary, starter_file
+from hpo.config.template import starter_file
 from hpo.config.train import TrainConfig, check_path, value_error
 from hpo.errors import Conflict
 from hpo.reports.progress import first_lines

@@ -1,6 +1,7 @@
 """Study files: what a good one means, and one message for each bad one."""
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from PIL import Image
 from hpo.config import toml
 from hpo.config.schema import json_schema
 from hpo.config.space import Choice, Float, Int
+from hpo.config.starter import FolderSummary, Wish, choose
 from hpo.config.strategies import (
     PRUNERS,
     SAMPLERS,
@@ -566,7 +568,7 @@ class TestSchema:
 
 class TestStarter:
     @pytest.mark.parametrize("side", [32, 160])
-    @pytest.mark.parametrize("layout", [(), ("train", "test")])
+    @pytest.mark.parametrize("layout", [(), ("train", "test"), ("train", "val")])
     def test_works_as_it_is(self, tmp_path: Path, side: int, layout: tuple[str, ...]) -> None:
         root = tmp_path / 'my "photos"'
         for part in layout or (".",):
@@ -578,10 +580,45 @@ class TestStarter:
         file = parse_study(text)
         assert file.name == "my-photos"
         assert file.train["data"]["root"] == str(root)
-        assert file.train["model"]["architecture"] == ("resnet18" if side == 32 else "mobilenet_v2")
-        assert file.config(file.baselines[0]).data.dataset == "folder"
+        [baseline] = file.baselines
+        assert [name for name in file.space if file.space.is_active(name, baseline)] == [*baseline]
+        config = file.config(baseline)
+        assert config.data.dataset == "folder"
+        assert config.data.test_from_train == (layout == ("train", "val"))
+        assert (config.model.architecture, config.model.weights, config.data.image_size) == (
+            ("resnet18", None, 32) if side == 32 else ("mobilenet_v2", "DEFAULT", 160)
+        )
         assert f"6 images {'for training ' if layout else ''}in 2 classes" in text
         TestSchema.VALIDATOR.validate(tomllib.loads(text))
+
+    @pytest.mark.parametrize(
+        ("images", "wish", "said"),
+        [
+            (400, Wish(cores=2), "mobilenet_v2 or mobilenet_v3_large at 224 px from pretrained"),
+            (400, Wish(cores=2), "3 epochs of the head, then 9 of the last blocks"),
+            (400, Wish(gpu=True), "resnet50 or convnext_tiny at 224 px"),
+            (400, Wish(cores=2).within("10m", 600), "mobilenet_v2 at 128 px"),
+            (400, Wish(quick=True), "mobilenet_v2 at 96 px from pretrained weights, 1 epoch of"),
+            (400, Wish(from_scratch=True), "mobilenet_v2 at 128 px from random weights, 30 epochs"),
+            (9_000, Wish(cores=2), "pretrained weights, 12 epochs"),
+            (
+                50_000,
+                Wish().within("1h", 3600),
+                "mobilenet_v2 at 96 px from pretrained weights, 3 epochs, ",
+            ),
+            (9_000, Wish(quick=True), "500 training images"),
+        ],
+    )
+    def test_what_is_chosen_fits_the_images_and_the_wish(
+        self, tmp_path: Path, images: int, wish: Wish, said: str
+    ) -> None:
+        folder = FolderSummary(classes=2, images=images, side=300, parts=())
+        assert said in choose(folder, wish).said
+        file = parse_study(starter_file(tmp_path, folder, wish=wish))
+        chosen = choose(folder, wish)
+        assert file.max_epochs == sum(chosen.epochs)
+        assert file.study.max_time == (None if wish.seconds == math.inf else wish.seconds)
+        assert file.config(file.baselines[0]).data.limit_train == chosen.limit_train
 
     def test_nothing_to_learn_from(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"no such folder; set data\.root"):
