@@ -403,7 +403,10 @@ def _print_next(status: StudyStatus, out: Console, hpo: str, flag: str) -> None:
         (f"{hpo} verify {name}{flag}", "the best again with other seeds: which one is it?"),
         (f"{hpo} export {name}{flag}", "the best configuration, with its provenance"),
         *(front if len(status.file.objectives) > 1 else ()),
-        (f"{hpo} train {name}.best.toml --seeds 3", "retrain it, then open the test set"),
+        (
+            f"{hpo} train {name}.best.toml --seeds 3",
+            "retrain it, then evaluate once on the test set",
+        ),
         (f"{hpo} report {name}{flag}", "the whole search as one page"),
         (f"{hpo} dashboard{flag}", "browse the trials in optuna-dashboard"),
     )

@@ -115,8 +115,7 @@ Force = Annotated[
     bool,
     typer.Option(
         "--force",
-        help="Run although the code or the images here differ from those that the study started "
-        "with; this is recorded.",
+        help="Continue although code or images changed since the study began (recorded).",
     ),
 ]
 Device = Annotated[
@@ -127,19 +126,19 @@ Device = Annotated[
         show_default="the first GPU, else the CPU",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 On = Annotated[
     str | None,
     typer.Option(
         "--on",
         metavar="LAUNCHER",
-        help="Also ask the launcher: local, slurm, ray or ray://HOST:PORT.",
+        help="Also query the launcher: local, slurm, ray or ray://HOST:PORT.",
         show_default="the database alone",
     ),
 ]
 Insecure = Annotated[
     bool,
-    typer.Option("--insecure", help="Allow a Ray cluster without a token."),
+    typer.Option("--insecure", help="Allow a Ray cluster without authentication."),
 ]
 
 

@@ -43,7 +43,7 @@ KeepValidation = Annotated[
     bool,
     typer.Option(
         "--keep-validation",
-        help="Do not train on the validation images; choose the best epoch by them.",
+        help="Hold out the validation set and use it to pick the best epoch.",
     ),
 ]
 Onnx = Annotated[
@@ -216,7 +216,8 @@ def train(
     ] = False,
     set_: Overrides = [],  # noqa: B006
 ) -> None:
-    """Train on training and validation images over the full schedule, then open the test set.
+    """Retrain on training and validation images over the full schedule, then evaluate once on the
+    test set.
 
     The test set is opened once per seed. The run's folder has weights (safetensors), curves,
     metrics per class, the confusion matrix, and report.html. After an interruption the same command

@@ -464,7 +464,7 @@ def enqueue(
     as_json: Json = False,
     storage: Storage = None,
 ) -> None:
-    """Make the next trial try this configuration, within the budget.
+    """Queue a configuration as the next trial; it counts toward the budget.
 
     Example: hpo enqueue digits optimizer.name=adamw optimizer.lr=0.003
     """
@@ -484,10 +484,10 @@ def stop(
     as_json: Json = False,
     storage: Storage = None,
 ) -> None:
-    """Hand running trials back after their current epoch and end the workers; nothing is lost.
+    """Pause a study: workers save after the current epoch and exit.
 
-    Reaches every worker, on any host, through the database. Workers that are queued in Slurm or Ray
-    end as soon as they start; --on cancels them at once.
+    Reaches every worker, on any host, through the database. Queued Slurm and Ray workers exit once
+    they are scheduled; --on cancels them now.
 
     Example: hpo stop digits
     """

@@ -64,7 +64,7 @@ def status(
         typer.Option("--watch", help="Keep showing it until the study is over; Ctrl-C to stop."),
     ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="As JSON; times in seconds, dates in seconds since 1970.")
+        bool, typer.Option("--json", help="JSON; durations in seconds, timestamps in Unix time.")
     ] = False,
     storage: Storage = None,
 ) -> None:
@@ -138,7 +138,7 @@ def trials(
         typer.Option(
             metavar="PARAM",
             help="A line for each value of this searched parameter: mean, standard deviation and "
-            "best of the metrics at each trial's best epoch.",
+            "best of the metrics at the best epoch; pruned trials are excluded from means.",
             show_default="a line for each trial",
         ),
     ] = None,
@@ -381,7 +381,7 @@ def workers(
     on: On = None,
     insecure: Insecure = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="As JSON; times in seconds since 1970.")
+        bool, typer.Option("--json", help="JSON; durations in seconds, timestamps in Unix time.")
     ] = False,
     storage: Storage = None,
 ) -> None:

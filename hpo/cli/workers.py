@@ -58,7 +58,7 @@ def worker(
     supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
     early: Annotated[bool, typer.Option("--early", hidden=True)] = False,
 ) -> None:
-    """Pull trials of a study until it is over. Start any number, anywhere.
+    """Run one worker until the study is finished. Start as many as you like, on any machine.
 
     Needs only the storage and the study's name (and the images at the same path): the study file
     and the location of its artifacts are in the database. Ctrl-C: stop after the current step and
@@ -227,7 +227,7 @@ def launch(
     storage: Storage = None,
     artifacts: Artifacts = None,
 ) -> None:
-    """Start workers that outlive this terminal: in the background, on a Ray cluster, or on Slurm.
+    """Start workers in the background, on a Ray cluster, or on Slurm; they outlive this terminal.
 
     A worker that dies is replaced; if its host dies, it is started on another one, and its trial
     resumes from the last checkpoint that can be read there. On other hosts a worker needs hpo, the
@@ -443,8 +443,8 @@ class ManifestOptions:
 
 
 def manifest(**given: Any) -> None:
-    """Print manifests that run a study on Kubernetes: an Indexed Job of workers, a dashboard and
-    its service.
+    """Print the Kubernetes manifest of a study: an Indexed Job of workers, a dashboard and its
+    service.
 
     Nothing is started, and no database is read. Secrets are named, never printed; the comment at
     the top says how to create them. Pods that are evicted or die are replaced, and their trials

@@ -166,8 +166,8 @@ def confusion(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> Figure
     return figure(
         [cells],
         height=160 + max(180, min(34 * len(names), 880)),
-        xaxis=axis("predicted class", automargin=True, **ticks),
-        yaxis=axis("true class", automargin=True, autorange="reversed", **ticks),
+        xaxis=axis("predicted", automargin=True, **ticks),
+        yaxis=axis("actual", automargin=True, autorange="reversed", **ticks),
         annotations=_counts(counts) if len(names) <= COUNTED_MATRIX else [],
         hovermode="closest",
     )

@@ -134,4 +134,4 @@ def _confused_table(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> 
          Cell(f"{share:.1%}", share, "number")]
         for share, n, true, named in pairs[:MOST_CONFUSED]
     ]  # fmt: skip
-    return Table(("true class", "predicted class", "images", "share of the class"), rows)
+    return Table(("actual", "predicted", "images", "share of the class"), rows)

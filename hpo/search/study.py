@@ -339,7 +339,7 @@ def _enqueue_failed(study: Study) -> int:
 
 
 def enqueue(study: Study, values: Mapping[str, Any]) -> None:
-    """Let the next trial that starts try `values` (the rest is sampled), within the budget.
+    """Queue `values` for the next trial that starts (the rest is sampled), within the budget.
 
     Raises ConfigError for values outside the space or a configuration that cannot be, InputError
     where no trial is left or a grid plans it anyway.
@@ -355,8 +355,8 @@ def enqueue(study: Study, values: Mapping[str, Any]) -> None:
     )
     if snapshot.begun + waiting >= snapshot.trials:
         raise InputError(
-            f"all {snapshot.trials} trials of {study.row.name!r} are finished, running or spoken "
-            f"for; first: hpo extend {study.row.name} --trials {snapshot.trials + waiting + 1}"
+            f"no budget left ({snapshot.begun + waiting} of {snapshot.trials} trials used or "
+            f"queued). Add one: hpo extend {study.row.name} --trials +1"
         )
     if study.file.study.sampler.name == "grid" and values in study.file.space.grid():
         raise InputError("the grid holds this configuration already; it will be tried once")
