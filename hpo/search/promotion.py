@@ -9,8 +9,9 @@ until `finish` trials are complete. No clock, no database: curves go in, a decis
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from hpo.formatting import ordinal
@@ -217,29 +218,39 @@ def _count(rungs: Rungs, rung: int, standings: Sequence[Standing]) -> RungCount:
 
 
 def expected_epochs(
-    rungs: Rungs, last: int, trials: int, standings: Sequence[Standing] = ()
+    rungs: Rungs,
+    last: int,
+    trials: int,
+    standings: Sequence[Standing] = (),
+    first: Collection[int] = (),
 ) -> float:
     """Return how many epochs `trials` trials of up to `last` epochs will have had at the end, those
-    of `standings` included.
+    of `standings` included. The `first` ones, which may go on although others are better, do not
+    tell how many of the others will.
 
     A few more than one of `reduction_factor` go on at a rung: early ones that later are not among
     the best any more, by chance about half the square root of the trials there, and more where the
     sampler learns, which shows in those that went on already. Once all are begun it is known who
     goes on next.
     """
-    all_begun = len(standings) >= trials
-    before, total, expected = 0, 0.0, float(trials)
-    for rung, epoch in enumerate((*rungs.epochs, last)):
-        if rung:
-            there = sum(one.epochs > before for one in standings)
-            came = sum(len(one.losses) >= rung for one in standings)
-            usual = expected / rungs.reduction_factor
-            if not all_begun:
-                seen = there / came * expected if came >= rungs.reduction_factor else 0.0
-                usual = max(usual + math.sqrt(expected) / 2, seen)
-            expected = min(expected, max(usual, there, rungs.finish))
-        total += expected * (epoch - before)
-        before = epoch
+    total = trials * float((*rungs.epochs, last)[0])
+    there, expected = float(trials), float(max(0, trials - len(first)))
+    for rung, (before, epoch) in enumerate(pairwise((*rungs.epochs, last))):
+        went = {one.number for one in standings if one.epochs > before}
+        going = went | set(_promoted(rungs, rung, standings))
+        if len(standings) < trials:
+            came = [one for one in standings if one.number not in first and len(one.losses) > rung]
+            usual = expected / rungs.reduction_factor + math.sqrt(expected) / 2
+            if len(came) >= rungs.reduction_factor:
+                usual = max(usual, expected * sum(one.number in went for one in came) / len(came))
+            expected = min(expected, usual)
+            known = {one.number for one in standings if one.number in first}
+            ahead = len(first) - len(known - going)
+            usual = expected + ahead
+        else:
+            usual = 0.0
+        there = min(there, max(usual, len(going), rungs.finish))
+        total += there * (epoch - before)
     return total
 
 

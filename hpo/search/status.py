@@ -14,6 +14,7 @@ from hpo.config.constraints import to_relax
 from hpo.config.study import StudyFile
 from hpo.formatting import plural
 from hpo.search import noise, promotion, scheduling
+from hpo.search.eta import SAMPLED, lengths_of, pace_of, time_left
 from hpo.search.fingerprints import Override, read_overrides, read_report
 from hpo.search.promotion import Place, RungCount, Rungs, Standing
 from hpo.search.rungs import CHANCE, rungs_of, standings_of
@@ -279,7 +280,8 @@ class StudyStatus:
             return None
         lost = self.count("failed", *WORTHLESS)
         trials, last = max(0, self.budget - lost), self.file.max_epochs
-        expected = promotion.expected_epochs(self.rungs, last, trials, self._standings)
+        first = {one.number for one in self.trials if one.origin not in SAMPLED}
+        expected = promotion.expected_epochs(self.rungs, last, trials, self._standings, first)
         gone = sum(len(t.epochs) for t in self.trials if t.state in ("failed", *WORTHLESS))
         return max(round(expected) + gone, self.spending.spent_epochs)
 
@@ -295,28 +297,34 @@ class StudyStatus:
         return max(0.0, min(known)) if known and self.live_workers else None
 
     def _trials_eta_s(self) -> float | None:
-        """Time left by the pace of the finished trials, under a scheduler of the epochs."""
+        """Time left by what trials took and how long they are, under a scheduler by the epochs."""
         if self.expected_epochs is not None:
             return self._epochs_eta_s(self.expected_epochs)
-        done = [t for t in self.trials if t.state in FINAL and t.attempts]
-        workers = len(self.live_workers)
-        if self.budget is None or not done or not workers:
+        pace, workers = pace_of(self.trials), len(self.live_workers)
+        if self.budget is None or pace is None or not workers:
             return None
-        left = self.budget - self.finished
-        spent = [sum((a.ended or a.started) - a.started for a in t.attempts) for t in done]
-        running = [self.now - a.started for t in self.trials for a in t.attempts if a.live]
-        mean = sum(spent) / len(spent)
-        partly = sum(min(mean, seconds) for seconds in running)
-        return max(0.0, left * mean - partly) / max(1, min(workers, left))
+        first = sum(one.origin not in SAMPLED for one in self.trials)
+        most, pruner = self.file.max_epochs, self.file.study.pruner.name
+        lengths = lengths_of(self.trials, self.budget, first, most, pruner)
+        open_ = [one for one in self.trials if one.state not in FINAL and one.attempts]
+        rests = [lengths.rest(one, most) for one in open_]
+        new = self.budget - self.finished - len(open_)
+        whole = sum(one.origin not in SAMPLED and not one.attempts for one in self.trials)
+        epochs = sum(rests) + whole * lengths.whole + (new - whole) * lengths.pruned
+        workers = min(workers, new + len(open_))
+        return time_left(pace, epochs, new, workers=workers, longest=max(rests, default=0.0))
 
     def _epochs_eta_s(self, expected: int) -> float | None:
         """Time left until `expected` epochs are done. Those in progress count as half done."""
         spent, busy = self.spending.spent_epochs, self.count("running")
+        pace = pace_of(self.trials)
         workers = min(len(self.live_workers), max(busy, (self.budget or 0) - self.finished))
-        if not spent or not workers:
+        if pace is None or not workers:
             return None
-        done = spent + busy / 2
-        return (expected - done) * self.active_s / done / workers
+        attempts = sum(len(one.attempts) for one in self.trials)
+        per_epoch = attempts / max(1, spent)
+        left = max(0.0, expected - spent - busy / 2)
+        return time_left(pace, left, left * per_epoch, workers=workers)
 
     def _budget_etas_s(self) -> Iterator[float]:
         """Yield the time left of each budget of time or epochs."""

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from hpo.config.study import StudyFile
 from hpo.formatting import plural, rough_duration
+from hpo.search.eta import PRUNED
 from hpo.search.promotion import Rungs, geometric
 
 Range = tuple[float, float]
 """The least and the most that is expected."""
 
-PRUNED: Mapping[str, tuple[float, float]] = {
-    "median": (1.9, 0.40),
-    "hyperband": (0.83, 0.25),
-    "asha": (0.47, 0.25),
-}
-"""Under a pruner n trials of E epochs spend the part 1 / E + a / n**b of all their epochs: a and b,
-fitted to replays (`benchmarks.replay`) with TPE: 20 and 50 trials of 51 epochs and 32 of 6 over
-LCBench and TaskSet, 200 of 51 by 4 workers, 30 of 15 on digits."""
 WITHIN = 0.8, 1.25
 """Those replays are within these factors of the fit."""
 PROMOTED = 1.6
