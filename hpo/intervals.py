@@ -20,6 +20,10 @@ class Interval:
     def __str__(self) -> str:
         return f"{self.low:.3f} to {self.high:.3f}"
 
+    def within(self, low: float, high: float) -> Interval:
+        """Return its part from `low` to `high`, the values that are possible."""
+        return Interval(min(max(self.low, low), high), max(min(self.high, high), low))
+
     def overlaps(self, other: Interval) -> bool:
         """Return whether the two share a value."""
         return self.low <= other.high and other.low <= self.high

@@ -157,6 +157,7 @@ def _next(status: StudyStatus) -> Iterator[str]:
     yield from _guessing(status)
     yield from _pressing(status)
     yield from _rising(status)
+    yield from _tied(status)
     yield from _coarse(status)
     yield from _untried(status)
     yield from _few(status)
@@ -263,6 +264,13 @@ def _rising(status: StudyStatus) -> Iterator[str]:
         f"The best trial was still {way} in its last epoch, {len(best.epochs)}{others}: try more "
         "epochs."
     )
+
+
+def _tied(status: StudyStatus) -> Iterator[str]:
+    """Yield a sentence where other trials may be as good as the best one."""
+    if status.ties:
+        verify = f"hpo verify {status.row.name}"
+        yield f"{verify} trains the best again with other seeds, to tell them apart."
 
 
 def _coarse(status: StudyStatus) -> Iterator[str]:

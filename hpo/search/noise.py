@@ -57,7 +57,10 @@ class Noise:
         if self.folds:
             std = self._std(trial)
             known = std is not None and math.isfinite(std)
-            return of_spread(trial.value, std, self.folds, confidence) if known and std else None
+            if not known or not std:
+                return None
+            found = of_spread(trial.value, std, self.folds, confidence)
+            return found if self.counted is None else found.within(0.0, 1.0)
         if self.counted is None or not 0 <= trial.value <= 1:
             return None
         return wilson(trial.value, self.counted, confidence)

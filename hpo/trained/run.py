@@ -464,7 +464,7 @@ def certainties(
         mean, std = summary[name].values() if name in summary else (None, None)
         if mean is None or not images:
             continue
-        of_seeds = None if std is None else of_spread(mean, std, seeds)
+        of_seeds = None if std is None else of_spread(mean, std, seeds).within(0.0, 1.0)
         found.append(Certainty(name, mean, images, wilson(mean, images), seeds, of_seeds))
     return found
 

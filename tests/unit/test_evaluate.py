@@ -21,6 +21,7 @@ from hpo.cli.tables import PLAIN, evaluation_page
 from hpo.config.train import TrainConfig
 from hpo.errors import DataError, HpoError, InputError, NotFound
 from hpo.formatting import number
+from hpo.intervals import wilson
 from hpo.paths import Home
 from hpo.reports.training import training_report
 from hpo.trained.inference import Chunk, TrainedModel, evaluate_run, predictions
@@ -70,6 +71,12 @@ def test_the_test_split_gives_what_training_found(run: TrainedRun, home: Home) -
 def test_the_ensemble_stands_beside_its_members(run: TrainedRun, root: Path, home: Home) -> None:
     found = evaluate_run(run, home=home, device="cpu")
     assert found.ensemble == run.summary["ensemble"]
+    top1 = next(one for one in found.certainties if one.score == "top1")
+    assert (top1.images, top1.seeds) == (found.images, 2)
+    assert top1.of_images == wilson(top1.mean, found.images)
+    assert top1.of_seeds is not None
+    assert 0 <= top1.of_seeds.low <= top1.mean <= top1.of_seeds.high <= 1
+    assert run.summary["certainty"] == [one.to_dict() for one in run.certainties]
     shown = Console(width=120, record=True)
     shown.print(evaluation_page(found))
     lines = [line.split() for line in shown.export_text().splitlines()]

@@ -48,7 +48,8 @@ def test_a_best_trial_within_noise(
         "The baseline (trial 0) reached 0.8000: the best is 0.0600 above it, within noise.",
         "Not distinguishable: 2 trials within noise (2, 0).",
     ]
-    rising, images, few = texts(told, Kind.NEXT)
+    rising, verify, images, few = texts(told, Kind.NEXT)
+    assert verify == "hpo verify toy trains the best again with other seeds, to tell them apart."
     assert rising.startswith("The best trial was still rising in its last epoch, 3, and 3 of")
     assert images.startswith("153 images tell an accuracy to ±0.055: more validation images")
     assert few == "4 trials for 1 parameter are few: hpo extend toy --trials 10."
