@@ -213,6 +213,24 @@ def say(as_json: bool, data: Any, *lines: str) -> None:
     typer.echo(to_json(data))
 
 
+@contextmanager
+def working(what: str, *, shown: bool = True) -> Iterator[None]:
+    """Show `what`, then the phases of the work, beside a spinner on standard error if that is a
+    terminal."""
+    from hpo.cli.console import SafeConsole, Text
+    from hpo.control import phases_heard
+
+    out = SafeConsole(stderr=True)
+    if not shown or not out.is_terminal:
+        yield
+        return
+    with (
+        out.status(Text(what), spinner="line") as spinner,
+        phases_heard(lambda phase: spinner.update(Text(phase))),
+    ):
+        yield
+
+
 def tell_note(line: str | None) -> None:
     """Print a note on standard error; standard output may be read by a program."""
     if line:

@@ -25,6 +25,7 @@ from hpo.cli.options import (
     storage_flag,
     tell_note,
     tell_warning,
+    working,
 )
 from hpo.errors import DataError, InputError, Interrupted
 from hpo.formatting import plural
@@ -366,12 +367,15 @@ def evaluate(
     Example: hpo evaluate hpo_runs/trained/best --data new_photos/
     """
     from hpo.cli.tables import evaluation_page, to_json
-    from hpo.trained.inference import evaluate_run
-    from hpo.trained.run import load_run
 
-    found = evaluate_run(
-        load_run(run), data=data, home=Home.default(), device=first_device(device), force=force
-    )
+    with working("loading networks", shown=not as_json):
+        from hpo.trained.inference import evaluate_run
+        from hpo.trained.run import load_run
+
+        place = first_device(device)
+        found = evaluate_run(
+            load_run(run), data=data, home=Home.default(), device=place, force=force
+        )
     tell_note(found.note)
     if as_json:
         scores = {"seeds": found.scores(), "ensemble": found.ensemble, "summary": found.summary}
@@ -406,11 +410,11 @@ def report(
 
     Example: hpo report digits -o report.html
     """
-    from hpo.reports.page import write_report
-    from hpo.reports.study import share_report, study_report
-
     path = output or Path(f"{study}.report.html")
-    with database(storage) as found:
+    with database(storage) as found, working("drawing the report", shown=not as_json):
+        from hpo.reports.page import write_report
+        from hpo.reports.study import share_report, study_report
+
         write_report(path, study_report(found, study))
         shared = share_report(found, study, path)
     lines = [f"{path} written; open it in a browser", *([f"also at {shared}"] if shared else [])]
@@ -453,20 +457,22 @@ def predict(
     Example: hpo predict hpo_runs/trained/best cat.jpg holiday/ --csv holiday.csv
     """
     from hpo.cli.tables import answers_csv, answers_json, answers_table
-    from hpo.trained.inference import TrainedModel, predictions, whole_note
-    from hpo.trained.selection import select
 
     if as_json and csv_ is not None:
         raise InputError("--json and --csv exclude each other")
     if csv_ is not None and Path(csv_).is_dir():
         raise InputError(f"--csv {csv_} is a folder; name a file")
-    model, found = TrainedModel.load(run, device=first_device(device)), select(images)
+    with working("loading networks", shown=not as_json):
+        from hpo.trained.inference import TrainedModel, predictions, whole_note
+        from hpo.trained.selection import select
+
+        model, found = TrainedModel.load(run, device=first_device(device)), select(images)
     for note in (whole_note(model.config), found.note):
         tell_note(note)
     task = model.task
     columns, shown = task.columns, task.answers(top, len(model.classes))
     count = _Count(len(found.files))
-    with _prediction_progress(len(found.files)) as tell:
+    with _prediction_progress(len(found.files), shown=not as_json) as tell:
         answers = count.counted(predictions(model, found.files, k=top), tell)
         if csv_ is not None:
             _write_csv(csv_, answers_csv(answers, columns, shown))
@@ -521,12 +527,12 @@ class _Count:
 
 
 @contextmanager
-def _prediction_progress(images: int) -> Iterator[Callable[[int], None]]:
+def _prediction_progress(images: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
     """Yield a function of the number of images done, which a terminal shows on standard error."""
     from hpo.cli.console import SafeConsole
 
     out = SafeConsole(stderr=True)
-    if not out.is_terminal:
+    if not shown or not out.is_terminal:
         yield lambda done: None
         return
     with out.status("loading networks", spinner="line") as status:
@@ -589,16 +595,17 @@ def compare(
     Example: hpo compare resnet mobilenet -o compare.html
     """
     from hpo.cli.tables import cells_table, to_json
-    from hpo.reports import compare as comparing
-    from hpo.reports.compare import comparison_report, entries_table, runs_table
-    from hpo.reports.page import write_report
 
-    with database(storage) as found:
+    with database(storage) as found, working("comparing", shown=not as_json):
+        from hpo.reports import compare as comparing
+        from hpo.reports.compare import comparison_report, entries_table, runs_table
+        from hpo.reports.page import write_report
+
         result = comparing.compare(
             found, names, top=top, device=first_device(device), latency=latency
         )
-    if output is not None:
-        write_report(output, comparison_report(result, " · ".join(names)))
+        if output is not None:
+            write_report(output, comparison_report(result, " · ".join(names)))
     if as_json:
         typer.echo(to_json(result.to_dict()))
         return

@@ -35,6 +35,7 @@ from hpo.cli.options import (
     storage_flag,
     tell_note,
     warn_of_password,
+    working,
 )
 from hpo.cli.starting import FromScratch, Quick, is_data, study_file_of, wished
 from hpo.errors import Conflict, HpoError, InputError, Interrupted, LimitsRaised
@@ -85,17 +86,19 @@ def check(
 
     set_ = [*set_, *limits.assignments(trials, time, max_full_trainings)]
     file = StudyFile.load(study_file, parse_assignments(set_))
-    from hpo.trained.dry_run import check as examine
     from hpo.workers.process import spread, threads_for
 
     count = len(spread(workers, 1, device))
-    result = examine(
-        file,
-        home=Home.default(),
-        device=first_device(device),
-        workers=count,
-        threads=threads_for(count),
-    )
+    with working("loading torch"):
+        from hpo.trained.dry_run import check as examine
+
+        result = examine(
+            file,
+            home=Home.default(),
+            device=first_device(device),
+            workers=count,
+            threads=threads_for(count),
+        )
     console().print(str(result), markup=False, soft_wrap=True)
 
 

@@ -22,6 +22,7 @@ from hpo.config.remarks import remarks
 from hpo.config.space import Choice
 from hpo.config.study import Proposal, StudyFile
 from hpo.config.train import TrainConfig
+from hpo.control import enter_phase
 from hpo.data.dataset import DecodedImages, examine_data, sample_training_images
 from hpo.data.report import DataReport
 from hpo.errors import ConfigError, HpoError, InputError
@@ -392,6 +393,7 @@ def check(file: StudyFile, *, home: Home, device: str, workers: int, threads: in
     """
     chosen = runtime.torch_device(device)
     configs = list(_configs(file))
+    enter_phase("reading and decoding images")
     report = _examined(configs, home)
     data = report.parts
     counts = {part: sum(count.values()) for part, count in data.items()}
@@ -407,13 +409,14 @@ def check(file: StudyFile, *, home: Home, device: str, workers: int, threads: in
     largest = max(configs, key=lambda config: config.data.image_size)
     images = sample_training_images(largest.data, SAMPLE)
     for group in grouped(configs):
+        model, size = group[0].model, group[0].data.image_size
+        enter_phase(f"timing {model.architecture} at {size} px")
         try:
             needed_weights(group)
             cost = estimate(group, classes, counts, chosen, threads, variants, images)
             costs.append(replace(cost, still=still))
         except HpoError as error:
-            model = group[0].model
-            problems.append(f"{model.architecture} at {group[0].data.image_size} px: {error}")
+            problems.append(f"{model.architecture} at {size} px: {error}")
     if problems:
         lines = "".join(f"\n  {one}" for one in problems)
         raise ConfigError(f"{len(problems)} networks of the space cannot be trained:{lines}")

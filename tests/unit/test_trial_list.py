@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from rich.table import Table
 
 from hpo.cli.console import SafeConsole
 from hpo.cli.fitting import broken
+from hpo.cli.options import working
 from hpo.cli.tables import plain_table
 from hpo.cli.trial_list import explained, trials_table
+from hpo.control import enter_phase
 from hpo.formatting import short_names
 from hpo.search import study as studies
 from hpo.search.status import StudyStatus, read_status
@@ -126,3 +129,16 @@ def test_headers_are_broken_between_words() -> None:
     assert broken("best val_balanced_accuracy", 14) == "best val_\nbalanced_\naccuracy"
     assert broken("optimizer.lr", 10) == "optimizer\n.lr"
     assert broken("architecture", 4) == "architecture"
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_terminal_sees_what_takes_long(monkeypatch: pytest.MonkeyPatch, *, shown: bool) -> None:
+    err = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", err)
+    with working("in a pipe"):
+        enter_phase("decoding 1/2")
+    assert err.getvalue() == ""
+    monkeypatch.setattr(err, "isatty", lambda: True)
+    with working("loading torch", shown=shown):
+        enter_phase("decoding 1/2")
+    assert ("decoding 1/2" in err.getvalue()) is shown
