@@ -38,7 +38,7 @@ def training_report(run: TrainedRun) -> str:
         seeds=run.seeds,
         measured_on=part and PARTS[part],
         summary=_ordered(run.summary[part]) if part else [],
-        score=score_line(run),
+        scores=[*filter(None, [score_line(run)]), *map(str, run.certainties)],
         validated=[seed for seed in run.seeds if seed.metrics["val"]],
         detailed=bool(results),
         by_seed=_seeds_table(run, part),

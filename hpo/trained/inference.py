@@ -486,7 +486,8 @@ def _marks(seen: Seen | str, images: Images) -> list[Sequence[bool | None]]:
     """Return whether each of `images` was trained on, and whether it was validated on."""
     if isinstance(seen, str):
         return [[None] * len(images)] * 2
-    return [seen.trained.marks(images), seen.validated.marks(images)]
+    validated = seen.validated.marks(images) if seen.validated else [None] * len(images)
+    return [seen.trained.marks(images), validated]
 
 
 class Chunk(Images):

@@ -25,7 +25,10 @@ SHOWN = 10
 """Most names in a line."""
 TRAINED, VALIDATED = "trained on", "used for validation, which chose the epoch"
 
-UNKNOWN = "whether the run was trained on these images is unknown: it keeps no digests of its own"
+UNKNOWN = (
+    "whether the run was trained on these images is unknown: an earlier version made it, without "
+    "digests"
+)
 
 
 @dataclass(frozen=True)
@@ -78,8 +81,9 @@ class Seen:
     """Digests of the images that a run has seen."""
 
     trained: Digests
-    validated: Digests
-    """Those that chose the epoch; none where the validation images were trained on."""
+    validated: Digests | None
+    """Those that chose the epoch; none where the validation images were trained on. None if
+    unknown."""
 
     @classmethod
     def of(cls, data: Data, keep_validation: bool) -> Seen:
@@ -91,17 +95,18 @@ class Seen:
     def save(self, files: RunDir) -> None:
         """Write the digests into the directory of a run. Raises DiskFull."""
         self.trained.save(files.trained_on)
-        if self.validated.digests:
+        if self.validated and self.validated.digests:
             self.validated.save(files.validated_on)
 
     def among(self, images: Images) -> Overlap:
         """Return the names of those of `images` that the run has seen."""
-        marks = [self.trained.marks(images), self.validated.marks(images)]
-        rows = list(zip(images.names, *marks, strict=True))
+        trained = {i for i, mark in enumerate(self.trained.marks(images)) if mark}
+        chose = enumerate(self.validated.marks(images) if self.validated is not None else [])
+        validated = tuple(images.names[i] for i, mark in chose if mark and i not in trained)
         return Overlap(
-            tuple(name for name, trained, _ in rows if trained),
-            tuple(name for name, trained, validated in rows if validated and not trained),
-            len(rows),
+            tuple(images.names[i] for i in sorted(trained)),
+            validated if self.validated is not None else None,
+            len(images),
         )
 
 
@@ -110,7 +115,8 @@ class Overlap:
     """Names of those of some images that a run has seen."""
 
     trained: tuple[str, ...]
-    validated: tuple[str, ...]
+    validated: tuple[str, ...] | None
+    """None if unknown."""
     images: int
     """Number of all images."""
 
@@ -140,20 +146,26 @@ def seen_by(run: TrainedRun, cache: Path) -> Seen | str:
     Raises InputError for a damaged file.
     """
     files, kept = run.files, run.metadata.keep_validation
-    if files.trained_on.exists() and (files.validated_on.exists() or not kept):
-        validated = Digests.load(files.validated_on) if kept else Digests()
-        return Seen(Digests.load(files.trained_on), validated)
+    trained = Digests.load(files.trained_on) if files.trained_on.exists() else None
+    if trained is not None and (files.validated_on.exists() or not kept):
+        return Seen(trained, Digests.load(files.validated_on) if kept else Digests())
+    seen = _from_data(run, cache)
+    if isinstance(seen, str):
+        return seen if trained is None else Seen(trained, None)
+    with suppress(OSError, HpoError):  # not writable: they are made again the next time
+        seen.save(files)
+    return seen
+
+
+def _from_data(run: TrainedRun, cache: Path) -> Seen | str:
     config = run.config.data.model_copy(update={"download": False})
     try:
         data = open_data(config, cache)
     except (DataError, OSError) as error:
-        return f"{UNKNOWN}, and its images cannot be read: {error}"
+        return f"{UNKNOWN}, and its data cannot be read: {error}"
     if data.fingerprint != run.metadata.fingerprint:
         return f"{UNKNOWN}, and {config.title} has changed since"
-    seen = Seen.of(data, kept)
-    with suppress(OSError, HpoError):  # not writable: they are made again the next time
-        seen.save(files)
-    return seen
+    return Seen.of(data, run.metadata.keep_validation)
 
 
 def _checksum(data: bytes) -> bytes:

@@ -460,6 +460,13 @@ def test_validation_images_that_chose_the_epoch_are_told_apart(
     assert "12 of 12 images were used for validation" in (forced.overlap or "")
     [answer] = predict(kept, [root / "val/class1/0001.png"])
     assert (answer.trained_on, answer.validated_on) == (False, True)
+    # A run of the version before knows what it was trained on, though not what chose its epoch.
+    kept.files.validated_on.unlink()
+    (tmp_path / "kept").rename(tmp_path / "moved")
+    with pytest.raises(DataError, match="24 of 24 images were trained on"):
+        evaluate_run(kept, data=root / "train", home=home, device="cpu")
+    older = evaluate_run(kept, data=root / "val", home=home, device="cpu")
+    assert (older.trained_on, older.validated_on) == ((), None)
 
 
 def test_duplicates_in_the_test_split_are_told_everywhere(tmp_path: Path, home: Home) -> None:
@@ -502,7 +509,7 @@ def test_a_run_whose_data_are_gone_or_changed_does_not_know(
     [answer] = predict(old, first_of(tmp_path / "moved", "class0")[:1])
     assert (answer.trained_on, answer.validated_on) == (None, None)
     shown = told("predict", str(old.path), str(tmp_path / "moved/test"))
-    assert "its images cannot be read" in " ".join(shown.stderr.split())
+    assert "its data cannot be read" in " ".join(shown.stderr.split())
     (tmp_path / "moved").rename(root)
     extra.unlink()
     again = train_run(old.config, old.path, home)  # finished: nothing is trained
