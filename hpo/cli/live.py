@@ -278,6 +278,12 @@ class LiveView(View):
             self.screen.loading = self.devices[reported:]
             self.screen.show(self.status, self.clock())
 
+    def leave(self) -> None:
+        """Draw nothing any more; the last frame stays."""
+        self.screen.keys = ""
+        self.live.transient = False
+        self.live.stop()
+
     def say(self, note: str) -> None:
         """Show `note` below the workers."""
         self.note = self.screen.note = note

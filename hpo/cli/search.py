@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from hpo.cli import limits
+from hpo.cli import background, limits
 from hpo.cli.options import (
     Artifacts,
     Device,
@@ -48,7 +48,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from hpo.api.study import Study
+    from hpo.cli.background import Terminal
     from hpo.config.study import StudyFile
+    from hpo.reports.progress import View
     from hpo.workers.notify import Notifier
     from hpo.workers.supervisor import Supervisor
 
@@ -203,7 +205,8 @@ def run(
     """Search: create or resume the study, run workers, show them live, and print the result.
 
     Ctrl-C hands the running trials back and exits; the same command resumes them. A second Ctrl-C
-    exits at once. More workers may join at any time, from any host: hpo worker STUDY.
+    exits at once. The key q leaves the search running in the background. More workers may join at
+    any time, from any host: hpo worker STUDY.
 
     Of a study that exists, higher limits (--trials 32, --time 2h, in the file) extend it. Another
     definition is refused, unless nothing of the study was trained yet: then it is replaced.
@@ -218,6 +221,7 @@ def run(
 
     Example: hpo run studies/digits.toml --workers 2; hpo run photos/ --time 1h
     """
+    terminal = None if plain or quiet or as_json else background.fork()
     from hpo.api.study import Learning, Study, fetch_weights, open_study
     from hpo.config.study import StudyFile
     from hpo.config.toml import parse_assignments
@@ -281,7 +285,8 @@ def run(
             if not devices:
                 devices = study.devices(workers, per_device, device, say=tell, stop=stop)
             supervisor = study.supervisor(devices, force=force, early=early)
-            work(study, file, supervisor, out, stop, notifier, **shown)
+            work(study, file, supervisor, out, stop, notifier, terminal, **shown)
+            out = console(stderr=as_json)  # if it left its terminal, of its log
         code = _end(study, again, out, interrupted=stop.is_set(), as_json=as_json)
     if code:
         raise typer.Exit(code)
@@ -370,6 +375,7 @@ def work(
     out: Console,
     stop: threading.Event,
     notifier: Notifier | None = None,
+    terminal: Terminal | None = None,
     *,
     plain: bool,
     quiet: bool,
@@ -404,10 +410,17 @@ def work(
             live.opened(out, study.status, devices=supervisor.devices, **shown)
         )
         stack.enter_context(_logged(out))
+        if terminal is not None and isinstance(view, live.LiveView):
+            stack.enter_context(terminal.keys_read())
+            view.screen.keys = background.KEYS
 
         def tick() -> None:
+            nonlocal view
             view.follow(stop)
             told.look(view.status, view.problem)
+            if terminal is not None and terminal.follow(stop) and isinstance(view, live.LiveView):
+                view.leave()
+                view = _leave(study, supervisor, out, terminal)
 
         try:
             supervisor.run(stop, tick)
@@ -416,6 +429,23 @@ def work(
             raise
         view.finish()
         told.ended(view.status, interrupted=stop.is_set())
+
+
+def _leave(study: Study, supervisor: Supervisor, out: Console, terminal: Terminal) -> View:
+    """Say how to come back to a search, and let it go on in the background; return what writes its
+    log."""
+    from hpo.reports.progress import PlainView
+
+    log, hpo, flag = supervisor.directory.log("run"), program(), storage_flag(study.database)
+    for line in (
+        f"{study.name} goes on in the background, until it is finished",
+        f"watch: {hpo} status {study.name} --watch{flag}",
+        f"stop:  {hpo} stop {study.name}{flag}",
+        f"log:   {log}",
+    ):
+        out.print(line, markup=False, soft_wrap=True)
+    terminal.leave(log)
+    return PlainView(study.status, partial(console().print, markup=False, soft_wrap=True))
 
 
 @contextmanager
