@@ -221,3 +221,21 @@ def settings_table(values: Iterable[tuple[str, Any]]) -> Table:
         ("setting", "value"),
         [(text_cell(name, "name"), text_cell(setting(value))) for name, value in values],
     )
+
+
+SPARKS = "▁▂▃▄▅▆▇█"
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """Draw a block for each value, from the lowest to the highest; a dot if it is not finite."""
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return "·" * len(values)
+    low, span = min(finite), max(finite) - min(finite)
+
+    def block(value: float) -> str:
+        if not math.isfinite(value):
+            return "·"
+        return SPARKS[round((value - low) / span * (len(SPARKS) - 1))] if span else SPARKS[0]
+
+    return "".join(block(value) for value in values)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,6 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
 from hpo.formatting import UNPRINTABLE, printable, spreadsheet_text
-
-SPARKS = "▁▂▃▄▅▆▇█"
 
 
 def encodable(text: str) -> str:
@@ -41,21 +38,6 @@ def nearby(path: Path) -> str:
 def moment(seconds: float) -> str:
     """Format seconds since 1970 as a local time, to the minute."""
     return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
-
-
-def sparkline(values: Sequence[float]) -> str:
-    """Draw a block for each value, from the lowest to the highest; a dot if it is not finite."""
-    finite = [value for value in values if math.isfinite(value)]
-    if not finite:
-        return "·" * len(values)
-    low, span = min(finite), max(finite) - min(finite)
-
-    def block(value: float) -> str:
-        if not math.isfinite(value):
-            return "·"
-        return SPARKS[round((value - low) / span * (len(SPARKS) - 1))] if span else SPARKS[0]
-
-    return "".join(block(value) for value in values)
 
 
 def bar(share: float, width: int) -> str:

@@ -17,9 +17,9 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from hpo.cli.console import Text, sparkline
+from hpo.cli.console import Text
 from hpo.cli.tables import STYLES, cells_table, counts, parameters_table, state_text
-from hpo.formatting import duration, exact_duration, number, plural, setting, short_names
+from hpo.formatting import duration, exact_duration, number, plural, setting, short_names, sparkline
 from hpo.reports.groups import front_table
 from hpo.reports.progress import (
     PlainView,

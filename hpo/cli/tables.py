@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from hpo.cli.console import Text, as_json, bar, cell, moment, nearby, sparkline
+from hpo.cli.console import Text, as_json, bar, cell, moment, nearby
 from hpo.cli.fitting import FittedTable
 from hpo.errors import NotFound
 from hpo.formatting import Table as Cells
-from hpo.formatting import duration, measured, number, plural, plus_minus, setting
+from hpo.formatting import duration, measured, number, plural, plus_minus, setting, sparkline
 from hpo.reports.progress import and_paused
 from hpo.search.status import StudyStatus
 from hpo.storage.records import Trial

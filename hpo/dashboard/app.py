@@ -7,6 +7,7 @@ an id belongs to, and if that has changed, optuna-dashboard is made anew, with e
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import time
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from werkzeug.wrappers import Response
 
+from hpo.dashboard.feed import Feed
 from hpo.dashboard.gateway import Request, json_response, refusal
 from hpo.dashboard.pages import Pages
 from hpo.errors import InputError, StorageError
@@ -39,6 +41,7 @@ class DashboardApp:
         create_schema(database)
         self.database = database
         self._pages = Pages(database, read_only)
+        self._feed = Feed(database)
         self._lock = threading.Lock()
         self._identities = records.study_identities(database)
         self._app = _optuna_dashboard(database)
@@ -59,6 +62,10 @@ class DashboardApp:
             if response is not None:
                 return response
         response = Response.from_app(app, request.environ)
+        if request.method == "GET" and match is not None and response.status_code == 200:
+            detail = json.loads(response.get_data())
+            self._feed.add(int(match[1]), detail)
+            response.set_data(json.dumps(detail, separators=(",", ":")))
         # The pages read JSON out of every response, and take one without for a failure.
         return json_response(200, {}) if response.status_code == 204 else response
 

@@ -19,6 +19,7 @@ from werkzeug.wrappers import Response
 
 from hpo.config.toml import parse_assignments
 from hpo.dashboard.gateway import PAGE_POLICY, Request, read_form, redirect
+from hpo.dashboard.pictures import PICTURES, names_of
 from hpo.dashboard.tables import (
     attempts_table,
     epochs_table,
@@ -37,6 +38,7 @@ from hpo.search import study as studies
 from hpo.search.status import STATES, StudyStatus, read_status
 from hpo.storage import records
 from hpo.storage.database import Database
+from hpo.storage.records import Trial
 
 FOLDER = Path(__file__).parent / "templates"
 PAGE_TRIALS = 100
@@ -45,7 +47,7 @@ LOG_BYTES = 64 * 1024
 """What is shown of the end of each log."""
 POLICY = (
     "default-src 'none'; script-src 'self'; connect-src 'self'; style-src 'unsafe-inline'; "
-    f"img-src data:{PAGE_POLICY}"
+    f"img-src 'self' data:{PAGE_POLICY}"
 )
 REPORT_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
@@ -53,6 +55,7 @@ REPORT_POLICY = (
 )
 """Beside the report's own, which lets only scripts run that carry its nonce."""
 STUDY = r"/hpo/studies/(?P<name>[A-Za-z0-9._-]+)"
+PICTURE_POLICY = "default-src 'none'; img-src data:; sandbox; frame-ancestors 'none'"
 TOLD = {
     "stop": "Stopping: workers save after the current epoch and exit.",
     "resume": "Resumed. Workers that wait go on; to start more: hpo resume, or hpo worker.",
@@ -92,6 +95,7 @@ class Pages:
         return {
             "": self._study,
             r"/trials/(?P<trial>\d{1,9})": self._trial,
+            rf"/trials/(?P<trial>\d{{1,9}})/(?P<picture>{'|'.join(PICTURES)})\.svg": self._picture,
             "/logs": self._logs,
             "/report": self._report,
             f"/(?P<action>{'|'.join(TOLD)})": self._act,
@@ -129,19 +133,30 @@ class Pages:
         )
 
     def _trial(self, request: Request, name: str, trial: str) -> Response:
-        status = read_status(self.database, name)
-        chosen = next((one for one in status.trials if one.number == int(trial)), None)
-        if chosen is None:
-            raise NotFound(f"no trial {trial} in study {name!r}")
+        status, chosen = self._find(name, trial)
         return self._page(
             "trial.html",
             title=f"{name}, trial {trial}",
             status=status,
             trial=chosen,
+            pictures=names_of(self.database, status, chosen),
             parameters=settings_table(chosen.params.items()),
             epochs=epochs_table(chosen),
             attempts=attempts_table(status, chosen),
         )
+
+    def _picture(self, request: Request, name: str, trial: str, picture: str) -> Response:
+        drawn = PICTURES[picture](self.database, *self._find(name, trial))
+        if drawn is None:
+            raise NotFound(f"trial {trial} in study {name!r} has no picture {picture!r}")
+        return Response(drawn, headers={"Content-Security-Policy": PICTURE_POLICY}, mimetype=SVG)
+
+    def _find(self, name: str, trial: str) -> tuple[StudyStatus, Trial]:
+        status = read_status(self.database, name)
+        chosen = next((one for one in status.trials if one.number == int(trial)), None)
+        if chosen is None:
+            raise NotFound(f"no trial {trial} in study {name!r}")
+        return status, chosen
 
     def _logs(self, request: Request, name: str) -> Response:
         row = records.get_study(self.database, name)
@@ -171,7 +186,7 @@ class Pages:
         return Response(text, code, {"Content-Security-Policy": POLICY}, mimetype=HTML)
 
 
-HTML = "text/html"
+HTML, SVG = "text/html", "image/svg+xml"
 
 
 def _stop(study: studies.Study, form: Mapping[str, str]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
+import socket
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -551,9 +552,8 @@ def _tell(runner: TrialRunner, lease: Lease, trial: optuna.trial.Trial, ending: 
     """End the trial in Optuna and our attempt in one transaction. Attributes go in before: a
     finished trial is immutable."""
     state = TrialState[ending.outcome.optuna_state]
-    trial.set_user_attr("outcome", ending.outcome)
-    if ending.reason:
-        trial.set_user_attr("reason", ending.reason)
+    for name, value in _attributes(runner, lease, ending).items():
+        trial.set_user_attr(name, value)
     with runner.storage.guarded(lease, ending):
         values = ending.objectives or ending.value
         if ending.outcome.is_worthless:
@@ -563,6 +563,21 @@ def _tell(runner: TrialRunner, lease: Lease, trial: optuna.trial.Trial, ending: 
         )
     shown = "" if ending.value is None else f" {ending.value:.4f}"
     log.info("trial %d: %s%s %s", lease.number, ending.outcome, shown, ending.reason or "")
+
+
+def _attributes(runner: TrialRunner, lease: Lease, ending: Ending) -> dict[str, Any]:
+    """Return what Optuna's own tools show of a trial beside its values."""
+    stored = records.read_epochs(runner.study.database, runner.study.uuid, lease.trial_id)
+    rows = stored.get(lease.number, [])
+    best = Ranking(runner.study.file.directions).best_epoch(rows)
+    found = {
+        "outcome": ending.outcome,
+        "reason": ending.reason,
+        "best_epoch": best and best.epoch,
+        "seconds": round(sum(row.metrics.get("seconds", 0.0) for row in rows), 1) if rows else None,
+        "host": socket.gethostname(),
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _is_device_fault(error: Exception) -> bool:

@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from hpo.cli.console import bar, cell, sparkline
+from hpo.cli.console import bar, cell
 from hpo.cli.live import NARROW, LiveView, Screen, opened
 from hpo.cli.tables import trials_csv
 from hpo.errors import StorageUnavailable
+from hpo.formatting import sparkline
 from hpo.reports.progress import PlainView, View, headline
 from hpo.search.status import StudyStatus
 from hpo.storage.records import Attempt, Epoch, Outcome, StudyRow, Trial, WorkerRow
