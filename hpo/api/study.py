@@ -556,7 +556,8 @@ def fetch_weights(file: StudyFile, say: Progress) -> None:
 def check_data(file: StudyFile) -> DataReport:
     """Look at every file of every data set in the space, test files included, and return what is
     known of the first; raises DataError, and ConfigError where they cannot measure what is
-    optimized. Writes nothing but downloads of torchvision's data sets."""
+    optimized. Training and validation images are then in the cache of this host, for its workers;
+    nothing else is written but downloads of torchvision's data sets."""
     from hpo.data.dataset import examine_data
     from hpo.training.metrics import asked, require_supported
 
@@ -569,6 +570,6 @@ def check_data(file: StudyFile) -> DataReport:
         key = config.data.model_dump_json(include=matters)
         if key not in seen:
             cache = Home.default().cache
-            seen[key] = examine_data(config.data, cache, download=True, remember=False)
+            seen[key] = examine_data(config.data, cache, download=True, remember=False, fill=True)
         require_supported(asked(config, *file.objectives), seen[key].parts["val"])
     return next(iter(seen.values()))

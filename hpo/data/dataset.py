@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from hpo.data.cache import (
 from hpo.data.csv_labels import CsvSource
 from hpo.data.duplicates import find_near_duplicates
 from hpo.data.folders import Listing
-from hpo.data.images import REFUSED, Images, Pixels, Sizing, concat, decode
+from hpo.data.images import REFUSED, ImageInfo, Images, Pixels, Sizing, concat, decode
 from hpo.data.report import DataReport, unreadable_error
 from hpo.data.sources import (
     DatasetSource,
@@ -56,7 +57,7 @@ from hpo.data.split import (
 )
 from hpo.data.stanford_cars import StanfordCarsSource
 from hpo.data.torchvision import TorchvisionSource
-from hpo.errors import DataError
+from hpo.errors import DataError, DiskFull
 from hpo.io import short_hash
 
 __all__ = [
@@ -202,12 +203,14 @@ def examine_data(
     *,
     download: bool = False,
     remember: bool = True,
+    fill: bool = False,
     looked: int | None = None,
     tick: ProgressCallback = no_progress,
 ) -> DataReport:
     """Return a report on every part, test included, after decoding every file: it contains names
     and reasons, no pixels. Results are remembered in `cache` by content; without `remember` nothing
-    is written. If there are more than `looked` images, none is decoded.
+    is written. With `fill` training and validation images are decoded into `cache`, as `open_data`
+    will want them in all folds. If there are more than `looked` images, none is decoded.
 
     Raises DataError for data that cannot be used, and for unreadable files unless
     `data.skip_unreadable`.
@@ -216,9 +219,11 @@ def examine_data(
     source.tick = tick
     assigned = _parts(config, source, cache if remember else None, test=True, digested=True)
     items = [item for part in ("train", "val", "test") for item in assigned.parts.get(part, ())]
-    seen = inspect_images(
+    seen = _filled(config, source, cache, assigned) if fill else {}
+    todo = [item for item in items if item.name not in seen]
+    seen |= inspect_images(
         source.reader,
-        {item.name: item.digest + source.variant(item.name) for item in items}
+        {item.name: item.digest + source.variant(item.name) for item in todo}
         if looked is None or len(items) <= looked
         else {},
         config.max_pixels,
@@ -255,6 +260,25 @@ def examine_data(
     report.require_readable(skip=config.skip_unreadable)
     _require_some(config, assigned, reasons.keys())
     return report
+
+
+def _filled(
+    config: DataConfig, source: DatasetSource, cache: Path, assigned: _Parts
+) -> dict[str, ImageInfo | str]:
+    """Decode training and validation images into `cache`, and return what `inspect_images` would of
+    them; nothing of those that do not fit the disk."""
+    parts = assigned.folds or [assigned.parts["train"], assigned.parts["val"]]
+    seen: dict[str, ImageInfo | str] = {}
+    if config.orientation != "exif":
+        return seen  # the cache does not know how such images were stored
+    with suppress(DiskFull):
+        for items in parts:
+            _, index = _cached(config, source, cache, items)
+            sizes = index.sizes.tolist()
+            for i, form, (height, width) in zip(index.good, index.forms, sizes, strict=True):
+                seen[items[i].name] = ImageInfo(form, width, height)
+            seen |= {items[i].name: reason for i, reason in index.bad.items()}
+    return seen
 
 
 def _require_some(config: DataConfig, assigned: _Parts, unreadable: Collection[str]) -> None:
@@ -353,17 +377,23 @@ def _normalization(
 def _open(
     config: DataConfig, source: DatasetSource, cache: Path, items: list[Item]
 ) -> tuple[Images, Index]:
-    images, index = ImageCache(cache, config.cache_limit_gb * 1e9, source.tick).open(
+    images, index = _cached(config, source, cache, items)
+    if index.bad and not config.skip_unreadable:
+        raise unreadable_error(config.title, _named(items, index))
+    images.files = tuple(items[i].digest for i in index.good)
+    return images, index
+
+
+def _cached(
+    config: DataConfig, source: DatasetSource, cache: Path, items: Sequence[Item]
+) -> tuple[Images, Index]:
+    return ImageCache(cache, config.cache_limit_gb * 1e9, source.tick).open(
         source.reader,
         [item.name for item in items],
         [item.label for item in items],
         [item.digest + source.variant(item.name) for item in items],
         Sizing.of(config),
     )
-    if index.bad and not config.skip_unreadable:
-        raise unreadable_error(config.title, _named(items, index))
-    images.files = tuple(items[i].digest for i in index.good)
-    return images, index
 
 
 def _named(items: Sequence[Item], index: Index) -> list[str]:

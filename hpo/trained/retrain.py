@@ -313,7 +313,8 @@ def retrain(
         stored = stored_recipe(files, recipe, keep_validation)
         if any(not files.seed(seed).metrics.exists() for seed in asked):
             fetch(needed_weights([config]), progress)
-            report = dataset.examine_data(config.data, home.cache)  # before an epoch, not the test
+            fill = config.data.folds is None  # else the cache of the folds, which are not trained
+            report = dataset.examine_data(config.data, home.cache, fill=fill)  # before an epoch
             try_export(config, data, wanted)
         if stored is None:
             for line in report.lines():

@@ -59,6 +59,27 @@ def _config(root: Path, **values: Any) -> DataConfig:
     return DataConfig(**{"dataset": "folder", "root": str(root), "image_size": 16, **values})
 
 
+def test_a_look_fills_the_cache_for_what_is_opened_next(
+    root: Path, store: Path, decoded: list[str]
+) -> None:
+    make_folder(root, {"train": 6, "val": 2, "test": 2}, varied=True)
+    (root / "test" / "class0" / "bad.png").write_bytes(b"no image")
+    (root / "val" / "class0" / "bad.png").write_bytes(b"no image")
+    config = _config(root, skip_unreadable=True)
+    plain = dataset.examine_data(config, store, remember=False)
+    assert not decoded
+    assert dataset.examine_data(config, store, remember=False, fill=True) == plain
+    assert len(plain.unreadable) == 2
+    assert len(decoded) == 24  # no test image is in the cache
+    open_data(config, store, folded=True)
+    assert len(decoded) == 24
+    folds = _config(make_folder(root / "all", count=6), folds=3)
+    dataset.examine_data(folds, store, fill=True)
+    count = len(decoded)
+    open_data(folds, store, folded=True)
+    assert len(decoded) == count
+
+
 # Layouts
 
 
