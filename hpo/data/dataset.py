@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -436,7 +436,7 @@ def _parts(
     listing = source.listing(test=test)
     names = [name for items in listing.parts.values() for name, _ in items]
     near = config.near_duplicates is not None
-    if cache or digested or "val" not in listing.parts or config.limit_train or near:
+    if cache or digested or _shares(config, listing.parts) or config.limit_train or near:
         digests = source.digests(names, cache)
     else:
         digests = dict.fromkeys(names, "")  # only counted
@@ -522,7 +522,7 @@ def _folds(config: DataConfig, listing: Listing, parts: Parts) -> list[list[Item
     return folds
 
 
-def _shares(config: DataConfig, given: Parts) -> dict[str, float]:
+def _shares(config: DataConfig, given: Container[str]) -> dict[str, float]:
     """Return the parts that we split off, with their fractions: of everything, or of the training
     images; empty if all parts are given."""
     made = {} if "val" in given else {"val": config.val_fraction}

@@ -98,6 +98,7 @@ def test_without_a_test_folder_a_part_of_train_becomes_the_test(
     assert not seen & {*test.names}
     assert {name.split("/")[0] for name in test.names} == {"train"}
     assert len(test) == 9  # 15 % of 60
+    assert sum(describe(config)["test"].values()) == 9
     assert len(seen | {*test.names}) == 3 * sum(layout.values())
     report = dataset.examine_data(config, store)
     assert "there is no test/: 15% of train/ are kept for the test" in "\n".join(report.lines())
