@@ -227,19 +227,21 @@ class Study:
         `workers`, `device`, `force` and `progress` as for `run`. Raises NotFound where no trial is
         complete, and InputError for a study that cannot be verified.
         """
-        child = self.verification_study(top, seeds)
+        child = self.verification_study(top, seeds, force=force)
         child.run(workers=workers, device=device, force=force, progress=progress)
         found = self.verification()
         assert found is not None
         return found
 
-    def verification_study(self, top: int, seeds: int) -> Study:
-        """Create the study that `verify` runs, or add to it; starts no worker."""
+    def verification_study(self, top: int, seeds: int, *, force: bool = False) -> Study:
+        """Create the study that `verify` runs, or add to it; starts no worker. Raises as `verify`
+        does."""
         from hpo.search import verification
         from hpo.storage.optuna import quiet_optuna
 
         with quiet_optuna():
-            child = verification.prepare(self.database, self.name, top, seeds, Home.default())
+            home = Home.default()
+            child = verification.prepare(self.database, self.name, top, seeds, home, force=force)
         return Study(child.row.name, self.database)
 
     def verification(self) -> Verification | None:

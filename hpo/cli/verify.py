@@ -95,7 +95,7 @@ def verify(
         found = stack.enter_context(database(storage))
         quiet_optuna()
         parent, out = Study(study, found), console()
-        child = parent.verification_study(top, seeds)
+        child = parent.verification_study(top, seeds, force=force)
         stop = stack.enter_context(stop_on_signal())
         if not child.is_over:
             if not quiet:

@@ -112,13 +112,16 @@ def trainings(parent: StudyStatus, chosen: Sequence[Trial], seeds: int) -> list[
     ]
 
 
-def prepare(database: Database, name: str, top: int, seeds: int, home: Home) -> StudyStatus:
+def prepare(
+    database: Database, name: str, top: int, seeds: int, home: Home, *, force: bool = False
+) -> StudyStatus:
     """Create the verification of the study `name`, or add to it what it lacks of the `top` best
     configurations with `seeds` seeds each, and lift a stop; return it.
 
     Any number of callers at once, and one that died on the way, leave each configuration and seed
     there once; what failed is tried again. Raises InputError and NotFound for what cannot be
-    verified, Conflict where another study has the name.
+    verified, Conflict where another study has the name or, unless `force`, where there is something
+    to train and the code here is not the search's.
     """
     if top < 1:
         raise InputError(f"--top {top}: at least 1")
@@ -127,6 +130,8 @@ def prepare(database: Database, name: str, top: int, seeds: int, home: Home) -> 
     parent = read_status(database, name)
     file = StudyFile.from_definition(definition_of(parent))
     wanted = trainings(parent, best_configurations(parent, top), seeds)
+    if not force:
+        _require_code(database, parent, wanted)
     row = _created(database, parent, file)
     _share(database, parent.row, row, home)
     with database.alone():
@@ -138,6 +143,19 @@ def prepare(database: Database, name: str, top: int, seeds: int, home: Home) -> 
             records.update_study(database, row.uuid, trials=budget)
             records.resume_study(database, row.uuid)
     return read_status(database, row.name)
+
+
+def _require_code(database: Database, parent: StudyStatus, wanted: list[dict[str, Any]]) -> None:
+    """Raise Conflict, before anything is written, where something of `wanted` is still to be
+    trained and the code here is not that with which the search began."""
+    from hpo.search.fingerprints import require_code
+
+    row = find(database, parent.row)
+    if row is not None:
+        child, enqueued = read_status(database, row.name), records.read_enqueued(database, row.uuid)
+        if child.state == "finished" and not missing(child, enqueued, wanted):
+            return
+    require_code(database, parent.row.uuid, parent.file)
 
 
 def _created(database: Database, parent: StudyStatus, file: StudyFile) -> StudyRow:

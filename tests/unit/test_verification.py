@@ -107,8 +107,13 @@ def test_it_computes_as_the_search_did(parent: StudyStatus, database: Database, 
     records.resolve_once(database, parent.row.uuid, "code", {"torch": "9.9"})
     told = {"worker": "w", "what": "code", "here": "a", "study": "b", "differs": []}
     records.resolve_once(database, parent.row.uuid, "forced w code", told)
-    child = prepare(database, "toy", 2, 2, home)
+    with pytest.raises(Conflict, match="the code here"):
+        prepare(database, "toy", 2, 2, home)
+    assert verification.find(database, parent.row) is None
+    child = prepare(database, "toy", 2, 2, home, force=True)
     assert records.read_resolved(database, child.row.uuid) == {"code": {"torch": "9.9"}}
+    work(database, home, "toy.verify", rate)
+    assert prepare(database, "toy", 2, 2, home).state == "finished"  # nothing is to be trained
 
 
 def test_studies_that_cannot_be_verified(database: Database, home: Home) -> None:
