@@ -70,6 +70,7 @@ def check(
     trials: limits.Trials = None,
     time: limits.MaxTime = None,
     max_full_trainings: limits.MaxFullTrainings = None,
+    as_json: Json = False,
     set_: Overrides = [],  # noqa: B006  (Typer's way to say: repeatable)
 ) -> None:
     """Check the data and try every architecture before a search; nothing is written.
@@ -101,6 +102,9 @@ def check(
             workers=count,
             threads=threads_for(count),
         )
+    if as_json:
+        say(as_json, result.to_dict())
+        return
     console().print(str(result), markup=False, soft_wrap=True)
 
 

@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -361,6 +361,24 @@ class CheckResult:
             return decoding
         mean = sum(one.prefixes * one.once_s for one in found) / many
         return decoding + mean * math.ceil(min(many, trials) / self.workers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain data, sizes in MB and bytes, times in seconds."""
+        known = ("architecture", "stem", "image_size", "built", "parameters", "batch_size",
+                 "memory_mb", "epoch_s", "spread", "decode_s", "obstacle")  # fmt: skip
+        return {
+            "study": self.name,
+            "images": self.data,
+            "data": list(self.report.lines()),
+            "device": self.device,
+            "workers": self.workers,
+            "networks": [{name: getattr(cost, name) for name in known} for cost in self.costs],
+            "forecast": None if self.forecast is None else asdict(self.forecast),
+            "quicker": self.quicker,
+            "decides": self.decides,
+            "first": [{"origin": str(one), "params": dict(one.values)} for one in self.first],
+            "notes": self.notes,
+        }
 
     def __str__(self) -> str:
         trials, epochs = self.file.study.trials, self.file.max_epochs
