@@ -219,13 +219,20 @@ def worker_lines(
     heads[4:4] = [""] * wide
     table.add_row(*(Text(head, "dim") for head in heads))
     for worker in workers[:most]:
-        device = f"{worker.host}:{worker.device}" if hosts and wide else worker.device
-        table.add_row(Text(device), *_work(worker, wide=wide))
+        name = worker_name(worker, workers, with_host=hosts and wide)
+        table.add_row(Text(name), *_work(worker, wide=wide))
     for device in loading[: max(0, most - len(workers))]:
         table.add_row(Text(device), Text("-", "dim"), Text("loading torch", "cyan"))
     if (more := len(workers) + len(loading) - most) > 0:
         table.add_row(Text(f"and {more} more", "dim"))
     return Group(Text(), table)
+
+
+def worker_name(worker: WorkerRow, workers: Sequence[WorkerRow], *, with_host: bool) -> str:
+    """Return the device of a worker, with the end of its id where another one has the same."""
+    device = f"{worker.host}:{worker.device}" if with_host else worker.device
+    same = [one for one in workers if (one.host, one.device) == (worker.host, worker.device)]
+    return f"{device} {worker.id.rpartition('-')[2]}" if len(same) > 1 else device
 
 
 def _work(worker: WorkerRow, *, wide: bool) -> list[RenderableType]:

@@ -54,6 +54,26 @@ Duration = Annotated[
 ]
 """Seconds, also written 90s, 30m, 1h30m or 2 h."""
 
+
+def _seconds_of_text(value: Any) -> Any:
+    return parse_duration(value) if isinstance(value, str) else value
+
+
+_TEXT = {"type": "string", "pattern": DURATION_PATTERN}
+Seconds = Annotated[
+    float,
+    Field(gt=0),
+    BeforeValidator(_seconds_of_text),
+    WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0}, _TEXT]}),
+]
+"""The same, kept as a number of any size."""
+LeaseSeconds = Annotated[
+    float,
+    Field(ge=1, le=86_400),
+    BeforeValidator(_seconds_of_text),
+    WithJsonSchema({"anyOf": [{"type": "number", "minimum": 1, "maximum": 86_400}, _TEXT]}),
+]
+
 Ratio = Annotated[float, Field(ge=0, le=1)]
 Rates = Annotated[tuple[Annotated[float, Field(ge=0)], ...], BeforeValidator(as_tuple)]
 Sizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(as_tuple)]

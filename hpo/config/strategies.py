@@ -18,7 +18,16 @@ from pydantic import (
     model_validator,
 )
 
-from hpo.config.base import NONE, ConfigModel, Duration, as_tuple, fail, members
+from hpo.config.base import (
+    NONE,
+    ConfigModel,
+    Duration,
+    LeaseSeconds,
+    Seconds,
+    as_tuple,
+    fail,
+    members,
+)
 from hpo.config.constraints import Constraint, Constraints, parse_constraints
 from hpo.config.metrics import COSTS, MOST_OBJECTIVES, Metric, Objective
 
@@ -383,8 +392,8 @@ class StudyConfig(ConfigModel):
     max_full_trainings: float | None = Field(default=None, gt=0)
     """Stop once the epochs of all trials are as many as those of so many full trainings, each of
     the largest epochs in the study; None: never. At most one epoch of each worker comes on top."""
-    timeout_s: float | None = Field(default=None, gt=0)
-    """Stop after so many seconds of work, summed over all workers: with four of them after a fourth
+    timeout_s: Seconds | None = None
+    """Stop after so much work ("4h" or seconds), summed over all workers: with four after a fourth
     of that by the clock, which max_time limits; None: never."""
     target: float | None = None
     """Stop as soon as the best value reaches this; None: never."""
@@ -414,10 +423,10 @@ class StudyConfig(ConfigModel):
     before the recommended ones; auto: those of every compatible study. Compatible are studies of
     the same task, direction of the metric and kind of network that search some of the same
     parameters. They are chosen when the study is created (see also hpo run --learn-from)."""
-    lease_s: float = Field(default=30.0, ge=1, le=86_400)
+    lease_s: LeaseSeconds = 30.0
     """Seconds after which another worker may take over the trial of a worker that is silent; 30 and
     more, except in tests."""
-    stall_timeout_s: float = Field(default=600.0, gt=0)
+    stall_timeout_s: Seconds = 600.0
     """A worker that has made no step for so many seconds, nor decoded an image, is ended and
     replaced; its trial goes on elsewhere, and fails after five such attempts in a row."""
     keep_checkpoints: int = Field(default=0, ge=0, le=1_000_000)

@@ -323,3 +323,14 @@ def test_plus_of_a_limit_that_is_not_there(hpo: Hpo, tmp_path: Path) -> None:
         code, _, err = hpo("extend", "x", *given, "--storage", url)
         assert code == 2
         assert f"{given[0]} '+5': study 'x' has no such limit yet" in err
+
+
+@pytest.mark.parametrize("key", ["timeout_s", "lease_s", "stall_timeout_s"])
+def test_every_field_of_time_is_also_written_as_a_duration(key: str) -> None:
+    text = "[study]\nname = 's'\n{} = {}\n[space]\nbatch_size = [8, 16]\n"
+    for given, seconds in (("'1h30m'", 5400.0), (90, 90.0)):
+        assert getattr(parse_study(text.format(key, given), "s.toml").study, key) == seconds
+    with pytest.raises(
+        ConfigError, match=f'{key}: "soon": allowed: a time such as 90s, 30m, 1h30m'
+    ):
+        parse_study(text.format(key, "'soon'"), "s.toml")

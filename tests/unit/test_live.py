@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from hpo.cli.console import bar, cell
-from hpo.cli.live import NARROW, LiveView, Screen, opened
+from hpo.cli.live import NARROW, LiveView, Screen, opened, worker_name
 from hpo.cli.tables import trials_csv
 from hpo.errors import StorageUnavailable
 from hpo.formatting import sparkline
@@ -292,6 +292,13 @@ def test_csv_is_safe_for_spreadsheets_and_exact() -> None:
 )  # fmt: skip
 def test_cells(item: object, shown: str) -> None:
     assert cell(item) == shown
+
+
+def test_workers_of_one_device_are_told_apart() -> None:
+    first, second = (worker(f"box-{end}") for end in "ab")
+    assert worker_name(first, [first, second], with_host=False) == "cuda:1 a"
+    assert worker_name(second, [first, second], with_host=True) == "box:cuda:1 b"
+    assert worker_name(first, [first], with_host=False) == "cuda:1"
 
 
 def test_sparklines() -> None:
