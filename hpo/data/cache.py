@@ -323,6 +323,7 @@ def locked(file: Path, tick: ProgressCallback = no_progress) -> Iterator[None]:
         try:
             lock.acquire(timeout=_POLL_S)
         except Timeout:
+            enter_phase("waiting for another process")
             tick()
     try:
         yield
