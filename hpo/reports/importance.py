@@ -144,8 +144,10 @@ def importances_of(trials: Sequence[FrozenTrial], values: Sequence[float]) -> Im
 
 
 def _permuted(evaluate: PedAnova, values: Sequence[float]) -> list[dict[str, float]]:
-    """Return importances for permutations of `values`, which are the same every time."""
-    generator, permuted = random.Random(0), list(values)
+    """Return importances for permutations of `values`: of the same values the same every time, of
+    others other ones."""
+    permuted = list(values)
+    generator = random.Random(repr(permuted))
     found = []
     for _ in range(PERMUTATIONS):
         generator.shuffle(permuted)
