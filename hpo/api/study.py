@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hpo.search import study as studies
     from hpo.search.status import StudyStatus
     from hpo.search.study import Limits
+    from hpo.search.takeover import TakeOver
     from hpo.search.verification import Verification
     from hpo.storage.database import Database
     from hpo.storage.records import StudyRow, Trial
@@ -83,6 +84,7 @@ class Study:
         artifacts: str | None = None,
         learn_from: Sequence[str] | Literal["auto"] | None = None,
         learn_storage: str | None = None,
+        from_study: str | None = None,
     ) -> Study:
         """Create the study of a study file, its path or its tables as a dict; where a study of that
         name and definition exists, open that one. Another one of that name is replaced if nothing
@@ -92,11 +94,13 @@ class Study:
         `artifacts` a folder or URL where checkpoints and weights also go, by default HPO_ARTIFACTS.
         Every image is decoded first: bad data create nothing. A new study first tries the best
         configurations of the studies `learn_from`, by default `study.learn_from` of the file, in
-        the database `learn_storage`, by default its own; "auto": of every compatible study.
+        the database `learn_storage`, by default its own; "auto": of every compatible study. A new
+        one with another space takes the finished trials of `from_study`, of the same database, over
+        as its own, outside its budget, where it would train them alike.
 
         Raises ConfigError for a file that is wrong, DataError for data that cannot be used,
         Conflict where a study of that name has another definition, and NotFound or InputError for a
-        study from which it cannot learn.
+        study from which it cannot learn or take trials over.
         """
         from hpo.config.study import StudyFile
 
@@ -107,7 +111,8 @@ class Study:
         study = cls(file.name, _connect(storage))
         weakref.finalize(study, study.database.dispose)
         artifacts = artifacts or os.environ.get("HPO_ARTIFACTS")
-        open_study(study.database, file, artifacts, Learning(learn_from, learn_storage))
+        learning = Learning(learn_from, learn_storage, from_study)
+        open_study(study.database, file, artifacts, learning)
         return study
 
     @property
@@ -491,6 +496,8 @@ class Opened(NamedTuple):
     is_new: bool
     replaced: bool = False
     """Whether it took the place of another one of its name, of which nothing was trained."""
+    left: int = 0
+    """Finished trials of the study that it took others over from without a place in its space."""
 
 
 @dataclass(frozen=True)
@@ -501,6 +508,10 @@ class Learning:
     """None: as the study file says."""
     storage: str | None = None
     """URL; None: the new study's own database."""
+    taken: str | None = None
+    """A study of the new one's database whose trials it takes over."""
+    force: bool = False
+    """Take trials over although the code here is not that which they ran with."""
 
 
 def open_study(
@@ -518,25 +529,26 @@ def open_study(
     from hpo.search import study as studies
     from hpo.search import sync
     from hpo.search.fingerprints import code_of, keep_report
+    from hpo.search.takeover import copy_weights
     from hpo.storage.optuna import quiet_optuna
     from hpo.storage.records import find_study
 
-    old = find_study(found, file.name)
+    old, learning = find_study(found, file.name), learning or Learning()
     replaced = old is not None and studies.is_replaceable(found, old, file)
     row = None if replaced else old
+    take = _take_over(found, file, learning) if row is None else None
     place = sync.check(artifacts, row, found) if artifacts else None
     report = None
     if row is None and look:
         code_of(file)
         report = check_data(file)
     make_home(found)
-    learning = learning or Learning()
     source = _connect(learning.storage) if learning.storage else None
     try:
         with quiet_optuna():
             if replaced and old is not None:
                 replaced = studies.replace_unbegun(found, old, Home.default())
-            study, is_new = studies.create(found, file, learning.studies, source)
+            study, is_new = studies.create(found, file, learning.studies, source, take=take)
     finally:
         if source is not None:
             source.dispose()
@@ -544,7 +556,23 @@ def open_study(
         keep_report(found, study.uuid, report)
     if place:
         sync.keep(found, study.row, place, Home.default())
-    return Opened(study, is_new, replaced)
+    if is_new and study.file.taken_over is not None:
+        copy_weights(found, study.file.taken_over, study.uuid, Home.default())
+    return Opened(study, is_new, replaced, take.left if take else 0)
+
+
+def _take_over(found: Database, file: StudyFile, learning: Learning) -> TakeOver | None:
+    """Return what a new study takes over, if it is to."""
+    from hpo.search.takeover import take_over
+
+    if learning.taken is None:
+        return None
+    if learning.studies:
+        raise InputError(
+            "--learn-from beside --from: trials that are taken over tell the sampler more than "
+            "configurations to try first; give one of them"
+        )
+    return take_over(file, learning.taken, found, force=learning.force)
 
 
 def fetch_weights(file: StudyFile, say: Progress) -> None:

@@ -79,8 +79,7 @@ def raised(study: Study, texts: Mapping[str, str | None]) -> dict[str, Any]:
 
 def _raised(study: Study, name: str, text: str) -> float:
     from hpo.search.scheduling import option
-    from hpo.search.study import LIMITS
-    from hpo.storage.tables import OPEN_ENDED
+    from hpo.search.study import limit_of
 
     more = text.removeprefix("+")
     try:
@@ -89,7 +88,7 @@ def _raised(study: Study, name: str, text: str) -> float:
         raise InputError(f"{option(name)} {text!r}: {error}") from None
     if more == text:
         return value
-    now = getattr(study.row, LIMITS[name])
-    if now in (None, OPEN_ENDED):
+    now = limit_of(study.row, name)
+    if now is None:
         raise InputError(f"{option(name)} {text!r}: study {study.name!r} has no such limit yet")
     return now + value  # type: ignore[no-any-return]

@@ -113,7 +113,8 @@ def _outcomes(status: StudyStatus, *, starting: bool) -> list[Text]:
     parts = [Text(f"{n} {kind}", STYLES[kind]) for kind in kinds if (n := status.count(kind))]
     if status.state != "running" and not (starting and status.state == "waiting"):
         parts.insert(0, state_text(status.state))
-    return parts or [Text("no trial has started yet", "dim")]
+    parts = parts or [Text("no trial has started yet", "dim")]
+    return [*parts, Text(status.taken_note, "dim")] if status.taken_note else parts
 
 
 def _best_and_time(status: StudyStatus, age_s: float) -> list[Text]:
@@ -145,7 +146,7 @@ def _rungs(status: StudyStatus) -> list[Text]:
     if not found or not status.begun or status.state == "finished":
         return []
     counts = [Text(f"epoch {one.epoch}: {one.reached}", "dim") for one in found]
-    return [Text("reached", "dim"), *counts, Text(f"the end: {status.count('complete')}", "dim")]
+    return [Text("reached", "dim"), *counts, Text(f"the end: {len(status.ranked())}", "dim")]
 
 
 def _spent(status: StudyStatus, age_s: float) -> Iterator[str]:

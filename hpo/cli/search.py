@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from hpo.api.study import Study
+    from hpo.api.study import Opened, Study
     from hpo.cli.background import Terminal
     from hpo.config.study import StudyFile
     from hpo.reports.progress import View
@@ -178,6 +178,17 @@ def run(
     quick: Quick = False,
     from_scratch: FromScratch = False,
     set_: Overrides = [],  # noqa: B006
+    from_: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="STUDY",
+            help="Take the finished trials of this study of the same database over, as far as they "
+            "lie in the new space: they count as seen, not in the budget. Only when the study is "
+            "created.",
+            show_default="none",
+        ),
+    ] = None,
     learn_from: Annotated[
         list[str],
         typer.Option(
@@ -256,7 +267,7 @@ def run(
     file = StudyFile.load(study_file, parse_assignments(set_))
     # How many there are is measured, or known: then they start at once.
     devices = spread(workers, per_device, device) if isinstance(per_device, int) else []
-    learning = Learning(_learning(learn_from), learn_storage)
+    learning = Learning(_learning(learn_from), learn_storage, from_, force)
     notifier = Notifier.of(notify)
     with ExitStack() as stack:
         stack.callback(notifier.close)
@@ -275,6 +286,7 @@ def run(
                 opened = open_study(found, file, artifacts, learning)
         study, is_new = Study(file.name, found), opened.is_new
         tell_note(on_replacing(file.name) if opened.replaced else None)
+        tell_note(_on_taking(study, from_, opened))
         tell_note(_on_learning(study.file, learn_from, is_new=is_new))
         if not file.decides_as(study.file):
             file = study.file  # made before, with other defaults
@@ -338,6 +350,21 @@ def _learning(names: list[str]) -> list[str] | Literal["auto"] | None:
     if "auto" in names and len(names) > 1:
         raise InputError("--learn-from auto: every compatible study; name none beside it")
     return "auto" if names == ["auto"] else names or None
+
+
+def _on_taking(study: Study, from_: str | None, opened: Opened) -> str | None:
+    """Return a note on the trials that a study took over, where that was asked for."""
+    if from_ is None:
+        return None
+    taken = study.file.taken_over
+    if taken is None or taken.study != from_:
+        return (
+            f"study {study.name} exists, without trials of {from_}: give the new one another name"
+        )
+    if not opened.is_new:
+        return None
+    left = f"; {opened.left} have no place in the new space" if opened.left else ""
+    return f"{study.status().taken_note}{left}"
 
 
 def _on_learning(file: StudyFile, learn_from: list[str], *, is_new: bool) -> str | None:

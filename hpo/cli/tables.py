@@ -151,7 +151,7 @@ def trial_page(status: StudyStatus, trial: Trial, code: Code | None) -> Group:
     parts: list[RenderableType] = [title]
     if trial.values:
         parts.append(Text("  ".join(f"{k} {measured(k, v)}" for k, v in trial.values.items())))
-    parts.append(Text(f"where it comes from: {trial.origin}"))
+    parts.append(Text(f"where it comes from: {trial.origin.removeprefix('from ')}"))
     parts += [Text(line) for line in _certainty(status, trial)]
     if place := status.place_of(trial):
         parts.append(Text(f"paused at its rung: {place}"))
@@ -272,9 +272,9 @@ def counts(status: StudyStatus) -> str:
     """Return `30 trials finished: 18 complete, 11 pruned, 1 failed`."""
     kinds = ("complete", "pruned", "diverged", "infeasible", "failed")
     parts = [f"{found} {kind}" for kind in kinds if (found := status.count(kind))]
-    return f"{plural(status.finished, 'trial')} finished" + (
-        f": {', '.join(parts)}" if parts else ""
-    )
+    finished = f"{plural(status.finished, 'trial')} finished"
+    text = f"{finished}: {', '.join(parts)}" if parts else finished
+    return f"{text}; {status.taken_note}" if status.taken_note else text
 
 
 def runs_table(runs: Sequence[TrainedRun]) -> Table:

@@ -99,11 +99,14 @@ def optional_columns(status: StudyStatus) -> list[TrialColumn]:
     trials come from."""
     names = short_names(list(status.file.space))
     return [
-        TrialColumn(
-            "origin", "origin", lambda trial: trial.origin.partition(" ")[0].rstrip(":"), False
-        ),
+        TrialColumn("origin", "origin", _origin, False),
         *(TrialColumn(name, head, _value_of(name)) for name, head in names.items()),
     ]
+
+
+def _origin(trial: Trial) -> str:
+    """Return in a word where a trial comes from; of one that was taken over, its study."""
+    return trial.origin.removeprefix("from ").partition(" ")[0].rstrip(":,")
 
 
 def _value_of(name: str) -> Callable[[Trial], str]:

@@ -193,6 +193,22 @@ class Verified:
 
 
 @dataclass(frozen=True)
+class TakenOver:
+    """Trials of an earlier study that are the first ones of a new one, outside its budget."""
+
+    study: str
+    """The earlier study's name."""
+    trials: tuple[int, ...]
+    """Their numbers there, in the order of their numbers here."""
+    baselines: tuple[int, ...] = ()
+    """Baselines, by their places from 0, that are among them and are not tried again."""
+
+    def origin(self, number: int) -> str:
+        """Return where trial `number` comes from, in words."""
+        return f"from {self.study}, trial {self.trials[number]}"
+
+
+@dataclass(frozen=True)
 class StudyFile:
     """A validated study."""
 
@@ -210,11 +226,18 @@ class StudyFile:
     """What it tries after its baselines, chosen when the study was created."""
     verifies: Verified | None = field(default=None, compare=False)
     """Where it is the verification of another study, that one."""
+    taken_over: TakenOver | None = field(default=None, compare=False)
+    """What it took over from an earlier study when it was created."""
 
     @property
     def name(self) -> str:
         """The study's name."""
         return self.study.name
+
+    @property
+    def known_trials(self) -> int:
+        """Number of trials that were taken over: those of the smallest numbers."""
+        return 0 if self.taken_over is None else len(self.taken_over.trials)
 
     @property
     def learned(self) -> tuple[Proposal, ...]:
@@ -312,6 +335,7 @@ class StudyFile:
             "baselines": [dict(baseline) for baseline in self.baselines],
             **({"proposals": proposals} if proposals else {}),
             **({"verifies": asdict(self.verifies)} if self.verifies else {}),
+            **({"taken_over": asdict(self.taken_over)} if self.taken_over else {}),
         }
 
     def _resolved_train(self) -> dict[str, Any]:
@@ -376,13 +400,22 @@ class StudyFile:
         )
         proposals = tuple(Proposal(**one) for one in definition.get("proposals", ()))
         verifies = Verified(**definition["verifies"]) if "verifies" in definition else None
-        return replace(_build(document, text), proposals=proposals, verifies=verifies)
+        taken = definition.get("taken_over")
+        taken_over = taken and TakenOver(
+            taken["study"], tuple(taken["trials"]), tuple(taken["baselines"])
+        )
+        return replace(
+            _build(document, text),
+            proposals=proposals,
+            verifies=verifies,
+            taken_over=taken_over,
+        )
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return the differences of two definitions, a line each: `study.trials: 20 -> 40`. The same
-    folder of images or file of labels by another path is no difference, nor are proposals, which no
-    file says."""
+    folder of images or file of labels by another path is no difference, nor are proposals and
+    trials that were taken over, which no file says."""
     before, after = _flat_definition(old), _flat_definition(new)
     for place in ("train.data.root", "train.data.labels"):
         if same_place(before.get(place), after.get(place)):
@@ -398,7 +431,7 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 def _flat_definition(definition: Mapping[str, Any]) -> dict[str, Any]:
     named = {one["name"]: _without(one, "name") for one in definition["space"]}
     numbered = {str(i): one for i, one in enumerate(definition["baselines"], 1)}
-    rest = _without(definition, "proposals")
+    rest = _without(_without(definition, "proposals"), "taken_over")
     return flatten({**rest, "space": named, "baselines": numbered})
 
 

@@ -204,7 +204,7 @@ def _extend(study: studies.Study, form: Mapping[str, str]) -> None:
         raise InputError("extend: say how many more trials, or how much more time, such as 30m")
     limits = studies.Limits()
     if more:
-        limits["trials"] = study.row.trials + _count(more)
+        limits["trials"] = (study.row.budget or 0) + _count(more)
     if time:
         limits["max_time"] = _more_time(study, time)
     studies.extend(study, **limits)

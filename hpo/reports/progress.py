@@ -202,7 +202,8 @@ class PlainView(View):
         super().__init__(read, tell, clock)
         self.seen = {trial.number for trial in self.status.trials if trial.state in FINAL}
         self.pauses = {(one.number, one.k) for _, one in _pauses(self.status)}
-        self.told = self.seen | {number for number, _ in self.pauses}
+        known = range(self.status.file.known_trials)  # which were taken over
+        self.told = self.seen - {*known} | {number for number, _ in self.pauses}
         self.pruned: list[Trial] = []
         """Paused trials that were pruned and have not been told yet."""
         self.reported: set[tuple[str, str]] = set()

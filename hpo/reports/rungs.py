@@ -26,7 +26,7 @@ def rung_table(status: StudyStatus) -> Table:
     ]
     if rows:
         last, none = status.file.max_epochs, text_cell(None)
-        complete = setting_cell(status.count("complete"))
+        complete = setting_cell(len(status.ranked()))
         rows.append([Cell(f"the end, epoch {last}", last, "name"), complete, none, none, none])
     return Table(("rung", "reached", "went on", "paused there", f"{metric} to go on"), rows)
 

@@ -208,6 +208,16 @@ def require_code(database: Database, uuid: str, file: StudyFile) -> None:
         raise Conflict(_refusal(conflict))
 
 
+def compare_code(database: Database, uuid: str, file: StudyFile) -> Override | None:
+    """Return how the code here that would run `file` differs from that of study `uuid`, in the
+    parts that both have; None where it does not, or the study has not begun."""
+    code, found = code_of(file), records.read_resolved(database, uuid, CODE).get(CODE)
+    if found is None:
+        return None
+    shared = {name: part for name, part in code.parts.items() if name in found}
+    return _difference(Code(shared), {name: found[name] for name in shared})
+
+
 def agree_on_code(
     database: Database, uuid: str, file: StudyFile, *, worker: str, force: bool
 ) -> None:

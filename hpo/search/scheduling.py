@@ -243,14 +243,22 @@ def planned(
 def plan_of(file: StudyFile, number: int, enqueued: Values | None, enqueued_before: int) -> Plan:
     """Return what trial `number` of the study of `file` tries (see `planned`)."""
     grid = file.space.grid() if file.study.sampler.name == "grid" else ()
-    first = first_plans(file.baselines, file.proposals)
-    return planned(number, first, grid, enqueued, enqueued_before)
+    place = number - file.known_trials
+    return planned(place, _first_plans_of(file), grid, enqueued, enqueued_before)
+
+
+def _first_plans_of(file: StudyFile) -> list[Plan]:
+    """Return what the study of `file` tries before its grid or its sampler; none of that again that
+    was taken over."""
+    known = () if file.taken_over is None else file.taken_over.baselines
+    plans = first_plans(file.baselines, file.proposals)
+    return [plan for place, plan in enumerate(plans) if place not in known]
 
 
 def first_trials(file: StudyFile, enqueued: Collection[int | None]) -> Iterator[tuple[int, Plan]]:
     """Yield the trials that try what comes before the search, each with its plan."""
-    numbers = (number for number in itertools.count() if number not in enqueued)
-    yield from zip(numbers, first_plans(file.baselines, file.proposals), strict=False)
+    numbers = (n for n in itertools.count(file.known_trials) if n not in enqueued)
+    yield from zip(numbers, _first_plans_of(file), strict=False)
 
 
 def is_protected(epoch: int, lengths: Mapping[int, int], first: Collection[int]) -> bool:

@@ -57,13 +57,28 @@ class StudyStatus:
     validated: Mapping[str, int] = field(default_factory=dict)
     """Validation images of each class, of all folds together; empty if unknown."""
 
+    @property
+    def own_trials(self) -> tuple[Trial, ...]:
+        """Its trials but for those that it took over from an earlier study."""
+        return tuple(one for one in self.trials if one.number >= self.file.known_trials)
+
     def count(self, *states: str) -> int:
-        """Count the trials in any of `states`."""
-        return sum(trial.state in states for trial in self.trials)
+        """Count its own trials in any of `states`."""
+        return sum(trial.state in states for trial in self.own_trials)
+
+    @property
+    def taken_note(self) -> str | None:
+        """A word on the trials that it took over; None where there are none."""
+        taken = self.file.taken_over
+        if taken is None:
+            return None
+        return (
+            f"{plural(len(taken.trials), 'trial')} of {taken.study} taken over, outside the budget"
+        )
 
     @property
     def finished(self) -> int:
-        """Number of trials that have a final outcome."""
+        """Number of its own trials that have a final outcome."""
         return self.count(*FINAL)
 
     @cached_property
@@ -175,8 +190,8 @@ class StudyStatus:
         """running, waiting (no worker), stopped, or finished."""
         if self.row.stop == "user":
             return "stopped"
-        busy = self.count("running")
-        if not busy and (self.row.stop or self.finished >= self.row.trials):
+        left = self.row.trials - self.file.known_trials - self.finished
+        if not self.count("running") and (self.row.stop or left <= 0):
             return "finished"
         return "running" if self.live_workers else "waiting"
 
@@ -211,13 +226,13 @@ class StudyStatus:
             elapsed_s=self.elapsed_s,
             max_full_trainings=self.row.max_full_trainings,
             max_epochs=self.file.max_epochs,
-            spent_epochs=sum(len(trial.epochs) for trial in self.trials),
+            spent_epochs=sum(len(trial.epochs) for trial in self.own_trials),
         )
 
     @property
     def budget(self) -> int | None:
         """The number of trials that it ends with; None without a limit on them."""
-        return None if self.row.is_open_ended else self.row.trials
+        return self.row.budget
 
     @property
     def finished_of(self) -> str:
@@ -229,7 +244,7 @@ class StudyStatus:
     @property
     def begun(self) -> int:
         """Number of trials that were begun."""
-        return len(self.trials) - self.count("waiting")
+        return len(self.own_trials) - self.count("waiting")
 
     @property
     def progress(self) -> str:
@@ -278,12 +293,13 @@ class StudyStatus:
         number of trials."""
         if self.rungs is None or self.budget is None:
             return None
-        lost = self.count("failed", *WORTHLESS)
-        trials, last = max(0, self.budget - lost), self.file.max_epochs
-        first = {one.number for one in self.trials if one.origin not in SAMPLED}
+        lost = [t for t in self.trials if t.state in ("failed", *WORTHLESS)]
+        trials, last = max(0, self.row.trials - len(lost)), self.file.max_epochs
+        first = {one.number for one in self.own_trials if one.origin not in SAMPLED}
         expected = promotion.expected_epochs(self.rungs, last, trials, self._standings, first)
-        gone = sum(len(t.epochs) for t in self.trials if t.state in ("failed", *WORTHLESS))
-        return max(round(expected) + gone, self.spending.spent_epochs)
+        gone = sum(len(t.epochs) for t in lost)
+        known = sum(len(t.epochs) for t in self.trials if t.number < self.file.known_trials)
+        return max(round(expected) + gone - known, self.spending.spent_epochs)
 
     @property
     def eta_s(self) -> float | None:
@@ -300,16 +316,16 @@ class StudyStatus:
         """Time left by what trials took and how long they are, under a scheduler by the epochs."""
         if self.expected_epochs is not None:
             return self._epochs_eta_s(self.expected_epochs)
-        pace, workers = pace_of(self.trials), len(self.live_workers)
+        pace, workers = pace_of(self.own_trials), len(self.live_workers)
         if self.budget is None or pace is None or not workers:
             return None
-        first = sum(one.origin not in SAMPLED for one in self.trials)
+        first = sum(one.origin not in SAMPLED for one in self.own_trials)
         most, pruner = self.file.max_epochs, self.file.study.pruner.name
-        lengths = lengths_of(self.trials, self.budget, first, most, pruner)
-        open_ = [one for one in self.trials if one.state not in FINAL and one.attempts]
+        lengths = lengths_of(self.own_trials, self.budget, first, most, pruner)
+        open_ = [one for one in self.own_trials if one.state not in FINAL and one.attempts]
         rests = [lengths.rest(one, most) for one in open_]
         new = self.budget - self.finished - len(open_)
-        whole = sum(one.origin not in SAMPLED and not one.attempts for one in self.trials)
+        whole = sum(one.origin not in SAMPLED and not one.attempts for one in self.own_trials)
         epochs = sum(rests) + whole * lengths.whole + (new - whole) * lengths.pruned
         workers = min(workers, new + len(open_))
         return time_left(pace, epochs, new, workers=workers, longest=max(rests, default=0.0))
@@ -317,11 +333,11 @@ class StudyStatus:
     def _epochs_eta_s(self, expected: int) -> float | None:
         """Time left until `expected` epochs are done. Those in progress count as half done."""
         spent, busy = self.spending.spent_epochs, self.count("running")
-        pace = pace_of(self.trials)
+        pace = pace_of(self.own_trials)
         workers = min(len(self.live_workers), max(busy, (self.budget or 0) - self.finished))
         if pace is None or not workers:
             return None
-        attempts = sum(len(one.attempts) for one in self.trials)
+        attempts = sum(len(one.attempts) for one in self.own_trials)
         per_epoch = attempts / max(1, spent)
         left = max(0.0, expected - spent - busy / 2)
         return time_left(pace, left, left * per_epoch, workers=workers)
@@ -376,6 +392,9 @@ class StudyStatus:
             "reference": self._reference_dict(),
             "best_so_far": self._so_far_dict(),
             "rungs": [asdict(rung) for rung in self.count_rungs()],
+            "taken_over": None if self.file.taken_over is None else {
+                "study": self.file.taken_over.study, "trials": self.file.known_trials,
+            },
             "best_pruned": None if self.best_pruned is None else self.best_pruned.number,
             "elapsed_s": self.elapsed_s,
             "active_s": self.active_s,
@@ -473,6 +492,8 @@ def _origins(file: StudyFile, enqueued: Collection[int | None]) -> dict[int, str
     """Return where the configurations of trials come from that are neither sampled nor of a grid,
     by number; `enqueued`: the trials that took an enqueued configuration."""
     first = {number: one.origin for number, one in scheduling.first_trials(file, enqueued)}
+    if (taken := file.taken_over) is not None:
+        first |= {number: taken.origin(number) for number in range(file.known_trials)}
     return first | {number: "enqueued" for number in enqueued if number is not None}
 
 

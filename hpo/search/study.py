@@ -22,6 +22,7 @@ from hpo.search import scheduling, sync
 from hpo.search.rungs import study_note
 from hpo.search.sampling import make_pruner
 from hpo.search.scheduling import option
+from hpo.search.takeover import NOTHING, TakeOver
 from hpo.search.transfer import LearnFrom, learn
 from hpo.storage import leases, records
 from hpo.storage.database import Database
@@ -32,6 +33,7 @@ from hpo.storage.optuna import (
     delete_unbegun,
     find_optuna_study,
     has_begun,
+    insert_study,
     keep_note,
     reopen_pruned,
 )
@@ -113,15 +115,16 @@ def create(
     learn_storage: Database | None = None,
     *,
     trials: int | None = None,
+    take: TakeOver | None = None,
 ) -> tuple[Study, bool]:
     """Create the study of `file` if it is new, with what it tries first: configurations learned
     from studies of `learn_storage`, by default of `database` (`learn_from`, by default as the file
-    says), and recommended ones. Return it, and whether it was new. `trials` is its budget to begin
-    with, where that is not the file's.
+    says), and recommended ones; none of these with the trials of an earlier study (`take`). Return
+    it, and whether it was new. `trials` is its budget to begin with, where that is not the file's.
 
     Raises Conflict, showing the difference, where a study of that name has another definition, and
-    NotFound or InputError where nothing can be learned from a study that is named. Safe to call
-    from many processes at once, and after a crash at any point of itself.
+    NotFound or InputError where nothing can be learned or taken over from a study that is named.
+    Safe to call from many processes at once, and after a crash at any point of itself.
     """
     create_schema(database)
     row = records.find_study(database, file.name)
@@ -129,6 +132,9 @@ def create(
         if (conflict := conflict_with(database, row, file)) is not None:
             raise conflict
         return Study(database, row, StudyFile.from_definition(row.definition)), False
+    if take is not None:
+        _register(database, replace(file, taken_over=take.record), trials, take)
+        return load(database, file.name), True
     learned: tuple[Proposal, ...] = ()
     if source := learn_from or file.study.learn_from:
         other = learn_storage is not None and learn_storage.url != database.url
@@ -138,8 +144,11 @@ def create(
     return load(database, file.name), True
 
 
-def _register(database: Database, file: StudyFile, budget: int | None) -> None:
-    """Optuna's study, then our row; a process that died between the two left an empty study."""
+def _register(
+    database: Database, file: StudyFile, budget: int | None = None, take: TakeOver = NOTHING
+) -> None:
+    """Optuna's study, then our row, with the trials that are taken over; a process that died
+    between the two left an empty study."""
     storage = FencedStorage(database)
     with database.alone():
         if records.find_study(database, file.name) is not None:
@@ -162,7 +171,7 @@ def _register(database: Database, file: StudyFile, budget: int | None) -> None:
         values = _row_values(file, uuid, study_id)
         if budget is not None:
             values["trials"] = budget
-        if not records.insert_study(database, values):
+        if not insert_study(storage, values, take.trials, take.resolved):
             raise Conflict(f"study {file.name!r} was being made elsewhere; run it again")
 
 
@@ -174,7 +183,7 @@ def _row_values(file: StudyFile, uuid: str, study_id: int) -> dict[str, Any]:
         "name": file.name,
         "definition": json.dumps(file.definition(), sort_keys=True),
         "source": file.text,
-        "trials": OPEN_ENDED if limits.trials is None else limits.trials,
+        "trials": OPEN_ENDED if limits.trials is None else limits.trials + file.known_trials,
         "max_time_s": limits.max_time,
         "max_full_trainings": limits.max_full_trainings,
         "timeout_s": limits.timeout_s,
@@ -243,7 +252,7 @@ def _other_limits(study: Study, file: StudyFile, names: Sequence[str]) -> Confli
         for one, value in limits.items():
             _require_larger(row, one, value)
     except InputError as error:
-        begun = plural(study.snapshot().begun, "trial")
+        begun = plural(study.snapshot().begun - row.taken_over, "trial")
         return Conflict(
             f"{error}. The limits of a study are only raised, and {begun} of it were begun "
             f"already: to end it here, hpo stop {name}; to go on as it is, leave this limit out"
@@ -261,16 +270,22 @@ def _other_limits(study: Study, file: StudyFile, names: Sequence[str]) -> Confli
 
 
 def _limit_now(row: StudyRow, name: str) -> str:
-    now = getattr(row, LIMITS[name])
+    now = limit_of(row, name)
     return "(none)" if now is None else _shown(name, now)
+
+
+def limit_of(row: StudyRow, name: str) -> Any:
+    """Return a limit of a study by its name in `[study]`, as it is now; None where there is none.
+    Trials that were taken over are none of its `trials`."""
+    return row.budget if name == "trials" else getattr(row, LIMITS[name])
 
 
 def _with_limits_now(stored: StudyFile, row: StudyRow, file: StudyFile) -> dict[str, Any]:
     """Return the definition of a study, with each limit that `extend` has raised to what the file
     says now."""
     definition, given = stored.definition(), file.definition()["study"]
-    for name, column in LIMITS.items():
-        if name in given and getattr(file.study, name) == getattr(row, column):
+    for name in LIMITS:
+        if name in given and getattr(file.study, name) == limit_of(row, name):
             definition["study"][name] = given[name]
     return definition
 
@@ -288,6 +303,8 @@ def extend(study: Study, *, retry_failed: bool = False, **limits: Unpack[Limits]
     for name, value in raised.items():
         _require_larger(study.row, name, value)
     new = {LIMITS[name]: value for name, value in raised.items()}
+    if "trials" in new:
+        new["trials"] += study.row.taken_over
     _require_going_on(study, replace(study.snapshot(whole=True), **new))
     if new:
         records.update_study(study.database, study.uuid, **new)
@@ -309,8 +326,8 @@ def _require_larger(row: StudyRow, name: str, value: Any) -> None:
     """Raise InputError unless `value` is a limit, and larger than the one that the study has."""
     if name == "target":
         return
-    given, now = f"{option(name)} {_shown(name, value)}", getattr(row, LIMITS[name])
-    if now == OPEN_ENDED:
+    given, now = f"{option(name)} {_shown(name, value)}", limit_of(row, name)
+    if now is None and name == "trials":
         raise InputError(f"{given}: study {row.name!r} has no limit on trials")
     if not value > 0 or not math.isfinite(value):
         raise InputError(f"{given}: give a number above 0")
@@ -354,8 +371,11 @@ def enqueue(study: Study, values: Mapping[str, Any]) -> None:
         1 for _, number in records.read_enqueued(study.database, study.uuid) if number is None
     )
     if snapshot.begun + waiting >= snapshot.trials:
+        budget, used = (
+            count - study.row.taken_over for count in (snapshot.trials, snapshot.begun + waiting)
+        )
         raise InputError(
-            f"no budget left ({snapshot.begun + waiting} of {snapshot.trials} trials used or "
+            f"no budget left ({used} of {budget} trials used or "
             f"queued). Add one: hpo extend {study.row.name} --trials +1"
         )
     if study.file.study.sampler.name == "grid" and values in study.file.space.grid():

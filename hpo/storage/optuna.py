@@ -27,6 +27,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
@@ -45,7 +46,7 @@ from hpo.storage import database as faults
 from hpo.storage import tables
 from hpo.storage.database import Database, bare, engine_options, use_wal
 from hpo.storage.leases import Ending, Lease
-from hpo.storage.records import ALIVE_S, Outcome, StudyRow
+from hpo.storage.records import ALIVE_S, Epoch, Outcome, StudyRow
 from hpo.storage.retry import retry_while_unavailable
 from hpo.storage.tables import attempts, is_current, needs_upgrade, version
 
@@ -356,9 +357,84 @@ def keep_note(storage: FencedStorage, study_id: int, text: str) -> None:
     storage.set_study_system_attr(study_id, NOTE_VERSION, 1)
 
 
+@dataclass(frozen=True)
+class TakenTrial:
+    """A trial of an earlier study, in the terms of the study that takes it over."""
+
+    trial: FrozenTrial
+    ending: Ending
+    runtime: Mapping[str, Any] | None
+    """How it computed."""
+    epochs: Sequence[Epoch]
+
+
+def insert_study(
+    storage: FencedStorage,
+    values: Mapping[str, Any],
+    taken: Sequence[TakenTrial] = (),
+    resolved: Mapping[str, Any] | None = None,
+) -> bool:
+    """Add a study's row, with the trials that it takes over as the first ones of its numbers, which
+    Optuna's study is to be without, and what it keeps as `resolved`: all of that or nothing. False
+    where the name stands already."""
+    uuid, study_id, now = values["uuid"], values["study_id"], storage.database.now()
+    kept = [{"study": uuid, "key": k, "value": json.dumps(v)} for k, v in (resolved or {}).items()]
+    try:
+        with storage.transaction() as session:
+            c = session.connection()
+            c.execute(tables.studies.insert().values(created=now, resumed=now, **values))
+            if kept:
+                c.execute(tables.resolved.insert(), kept)
+            at = float(c.scalar(sa.select(now)) or 0.0)
+            for one in taken:
+                trial = storage._get_prepared_new_trial(study_id, one.trial, session)
+                session.flush()
+                _insert_attempt(c, uuid, trial, one, at)
+    except sa.exc.IntegrityError:
+        return False
+    return True
+
+
+def _insert_attempt(
+    c: sa.Connection, uuid: str, trial: models.TrialModel, taken: TakenTrial, at: float
+) -> None:
+    """Write how a trial ended that was taken over, and its epochs; it took none of this study's
+    time."""
+    trial_id, last = trial.trial_id, len(taken.epochs)
+    mine = {"trial_id": trial_id, "study": uuid}
+    ran = {"first_epoch": 1, "epoch": last} if last else {}
+    c.execute(
+        attempts.insert().values(
+            **mine,
+            k=tables.TAKEN_OVER,
+            number=trial.number,
+            token="",
+            worker=TAKER,
+            started=at,
+            until=at,
+            ended=at,
+            runtime=taken.runtime and json.dumps(taken.runtime),
+            **ran,
+            **taken.ending.row(),
+        )
+    )
+    rows = [
+        {**mine, "epoch": one.epoch, "attempt": tables.TAKEN_OVER, "finished": one.finished,
+         "metrics": json.dumps(one.metrics)}
+        for one in taken.epochs
+    ]  # fmt: skip
+    if rows:
+        c.execute(tables.epochs.insert(), rows)
+
+
+TAKER = "taken-over"
+"""The worker of trials that were taken over."""
+
+
 def has_begun(database: Database, row: StudyRow) -> bool:
-    """Return whether an epoch of a study was finished, a configuration is queued for it, or one of
-    its workers may be alive: it has not ended, and was seen in the last ALIVE_S and a lease."""
+    """Return whether an epoch of a study was finished in it, a configuration is queued for it, or
+    one of its workers may be alive: it has not ended, and was seen in the last ALIVE_S and a lease.
+    """
     with database.read() as c:
         return _has_begun(c, database, row)
 
@@ -367,7 +443,7 @@ def _has_begun(c: sa.Connection, database: Database, row: StudyRow) -> bool:
     e, w, a, q = tables.epochs.c, tables.workers.c, attempts.c, tables.enqueued.c
     seen = database.now() - (ALIVE_S + row.lease_s)
     signs = (
-        (e.study == row.uuid,),
+        (e.study == row.uuid, e.attempt > tables.TAKEN_OVER),
         (q.study == row.uuid,),
         (w.study == row.uuid, w.ended.is_(None), w.seen >= seen),
         (a.study == row.uuid, a.outcome.is_(None), a.until >= database.now()),
@@ -419,11 +495,13 @@ def end_trial(
 
 
 def reopen_pruned(database: Database, uuid: str) -> int:
-    """Let all pruned trials of a study go on as paused ones, in our tables and Optuna's; return
-    their number. Storages that have them in memory as finished see it after `read_again`."""
+    """Let all pruned trials of a study go on as paused ones, in our tables and Optuna's, but those
+    that were taken over; return their number. Storages that have them in memory as finished see it
+    after `read_again`."""
     a, ended = attempts.c, Outcome.PRUNED
     with database.write() as c:
-        query = sa.select(a.trial_id).where(a.study == uuid, a.outcome == ended)
+        mine = sa.and_(a.study == uuid, a.k > tables.TAKEN_OVER)
+        query = sa.select(a.trial_id).where(mine, a.outcome == ended)
         ids = list(c.scalars(query.order_by(a.trial_id).with_for_update()))
         for some in (ids[first : first + 500] for first in range(0, len(ids), 500)):
             here = a.trial_id.in_(some)

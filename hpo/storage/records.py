@@ -128,6 +128,16 @@ class StudyRow:
     max_full_trainings: float | None = None
 
     @property
+    def taken_over(self) -> int:
+        """Number of its trials that were taken over from an earlier study, outside its budget."""
+        return len(self.definition.get("taken_over", {}).get("trials", ()))
+
+    @property
+    def budget(self) -> int | None:
+        """The number of trials that it ends with, without those taken over; None: no limit."""
+        return None if self.is_open_ended else self.trials - self.taken_over
+
+    @property
     def is_open_ended(self) -> bool:
         """True if time or epochs end it, not a number of trials."""
         return self.trials == OPEN_ENDED
@@ -285,17 +295,6 @@ def is_empty(database: Database) -> bool:
     """Return True if there can be no study: an absent SQLite file, or a database without our
     tables. Raises StorageError for those of an older or newer hpo."""
     return not exists(database) or not is_current(database)
-
-
-def insert_study(database: Database, values: Mapping[str, Any]) -> bool:
-    """Add a study's row; False where the name stands already."""
-    now = database.now()
-    try:
-        with database.write() as c:
-            c.execute(studies.insert().values(created=now, resumed=now, **values))
-    except IntegrityError:
-        return False
-    return True
 
 
 def purge_orphans(database: Database) -> None:

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from hpo.errors import NotFound
 from hpo.storage.database import Database
 from hpo.storage.retry import storage_call
-from hpo.storage.tables import attempts, epochs, studies
+from hpo.storage.tables import TAKEN_OVER, attempts, epochs, studies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Spending:
     max_epochs: int = 1
     """Epochs of a full training: the most that a trial can have."""
     spent_epochs: int = 0
-    """Finished epochs of all trials, each once."""
+    """Finished epochs of all trials, each once; none of trials that were taken over."""
 
     @property
     def full_trainings(self) -> float:
@@ -103,4 +103,5 @@ def _elapsed_s(c: sa.Connection, database: Database, uuid: str) -> float:
 
 
 def _spent_epochs(c: sa.Connection, uuid: str) -> int:
-    return int(c.scalar(sa.select(sa.func.count()).where(epochs.c.study == uuid)) or 0)
+    mine = sa.and_(epochs.c.study == uuid, epochs.c.attempt > TAKEN_OVER)
+    return int(c.scalar(sa.select(sa.func.count()).where(mine)) or 0)

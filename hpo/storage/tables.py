@@ -36,6 +36,9 @@ VERSION = 3
 OPEN_ENDED = 2**31 - 1
 """The budget of a study that time or epochs end, not a number of trials."""
 
+TAKEN_OVER = 0
+"""The attempt `k` of a trial that was taken over from an earlier study; workers' are from 1."""
+
 LongText = Text().with_variant(MEDIUMTEXT(), "mysql")
 """Text of any length that occurs; MySQL's TEXT ends at 64 KiB, shorter than some study files."""
 
@@ -110,7 +113,7 @@ attempts = Table(
         primary_key=True,
         autoincrement=False,
     ),
-    Column("k", Integer, primary_key=True, autoincrement=False),  # from 1
+    Column("k", Integer, primary_key=True, autoincrement=False),  # from 1; see TAKEN_OVER
     Column("study", String(32), ForeignKey("hpo_studies.uuid", ondelete="CASCADE"), nullable=False),
     Column("number", Integer, nullable=False),
     Column("token", String(32), nullable=False),

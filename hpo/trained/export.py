@@ -114,9 +114,10 @@ def _verified(found: Verification | None, trial: Trial) -> dict[str, Any] | None
 
 def _notes(status: StudyStatus, trial: Trial) -> list[str]:
     """Return what makes the value of the trial uncertain."""
+    finished = status.finished + status.file.known_trials
     notes = [
         f"The value is the best of {len(trial.epochs)} epochs, from one seed and a study of "
-        f"{status.finished} finished trials: new images will give a little less."
+        f"{finished} finished trials: new images will give a little less."
     ]
     if trial.state == "pruned":
         reason = f" ({trial.reason})" if trial.reason else ""
