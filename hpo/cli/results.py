@@ -334,9 +334,19 @@ def training_progress(out: Console) -> Iterator[tuple[Callable[[str], None], _Un
             yield lambda line: out.print(line, markup=False, soft_wrap=True), _UntilStopped(stop)
             return
         from hpo.cli.console import Text
+        from hpo.control import phases_heard
 
-        with out.status("preparing images", spinner="line") as status:
-            yield lambda line: status.update(Text(line)), _UntilStopped(stop)
+        told: list[str] = []  # phases are shown until the first line: decoding, downloading
+
+        def tell(line: str) -> None:
+            told.append(line)
+            status.update(Text(line))
+
+        with (
+            out.status("preparing images", spinner="line") as status,
+            phases_heard(lambda phase: None if told else status.update(Text(phase))),
+        ):
+            yield tell, _UntilStopped(stop)
 
 
 def evaluate(

@@ -261,7 +261,8 @@ def run(
     say = no_line if quiet else tell
     if is_data(study_file):
         wish = wished(time, trials, quick, from_scratch, device)
-        study_file = study_file_of(study_file, wish, say)
+        with working("reading the images", shown=not quiet):
+            study_file = study_file_of(study_file, wish, say)
     elif quick or from_scratch:
         raise InputError("--quick and --from-scratch are for a folder of images or a CSV file")
     file = StudyFile.load(study_file, parse_assignments(set_))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hpo.cli.options import console, program
+from hpo.cli.options import console, program, working
 from hpo.errors import Conflict, InputError
 from hpo.io import atomic_write, same_place
 from hpo.paths import Home
@@ -91,8 +91,11 @@ def init(
         raise Conflict(f"{path} exists: choose another name with -o, or overwrite it with --force")
     write(path, text)
     config = file.config(file.baselines[0])
-    report = examine_data(config.data, Home.default().cache, remember=False, looked=MAX_INSPECTED)
-    lines = [*report.lines(), proposal(folder, wish), *look(weights_of_study(file))]
+    with working("reading the images"):
+        cache = Home.default().cache
+        report = examine_data(config.data, cache, remember=False, looked=MAX_INSPECTED)
+        weights = look(weights_of_study(file))
+    lines = [*report.lines(), proposal(folder, wish), *weights]
     out.print("\n".join(lines), markup=False, soft_wrap=True)
     hpo = program()
     typer.echo(f"{path} written. Next:\n  {hpo} check {path}\n  {hpo} run {path}")
