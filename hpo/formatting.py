@@ -74,6 +74,17 @@ def plus_minus(mean: float | None, std: float | None) -> str:
     return number(mean) + ("" if std is None else f" ± {number(std)}")
 
 
+def mean_and_spread(mean: float, std: float | None) -> str:
+    """Return `0.941 ± 0.012`: the standard deviation with two significant digits, the mean with as
+    many decimals."""
+    if not std or not math.isfinite(std) or not math.isfinite(mean):
+        return number(mean)
+    decimals = 1 - math.floor(math.log10(std))
+    if not 0 <= decimals <= 6:
+        return f"{mean:.4g} ± {std:.2g}"
+    return f"{mean:,.{decimals}f} ± {std:,.{decimals}f}"
+
+
 def measured(name: str, value: float | None) -> str:
     """Return the value of an objective or metric called `name`: counts whole, costs with four
     digits."""

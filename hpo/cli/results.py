@@ -608,13 +608,15 @@ def compare(
 
     with database(storage) as found, working("comparing", shown=not as_json):
         from hpo.reports import compare as comparing
-        from hpo.reports.compare import comparison_report, entries_table, runs_table
-        from hpo.reports.page import write_report
+        from hpo.reports.compare import entries_table, runs_table
 
         result = comparing.compare(
             found, names, top=top, device=first_device(device), latency=latency
         )
         if output is not None:
+            from hpo.reports.compare_page import comparison_report
+            from hpo.reports.page import write_report
+
             write_report(output, comparison_report(result, " · ".join(names)))
     if as_json:
         typer.echo(to_json(result.to_dict()))

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hpo.config.metrics import direction_of
 from hpo.config.train import TrainConfig
 from hpo.data.dataset import describe
 from hpo.errors import HpoError, InputError
@@ -17,38 +16,18 @@ from hpo.formatting import (
     Table,
     duration,
     measured_cell,
-    number,
     number_cell,
     plus_minus,
     setting_cell,
     text_cell,
 )
-from hpo.reports.figures import (
-    AMBER,
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PURPLE,
-    RED,
-    TEAL,
-    Figure,
-    Trace,
-    axis,
-    cost_axis,
-    epoch_axis,
-    figure,
-    finite,
-    plain,
-    short,
-)
-from hpo.reports.page import render
+from hpo.intervals import Interval, of_mean, wilson
+from hpo.paths import Home
 from hpo.search.status import StudyStatus, read_status
 from hpo.storage.database import Database
 from hpo.storage.records import Trial
 from hpo.trained.run import RunDir, TrainedRun, load_run
-from hpo.training.device import torch_device
-from hpo.training.profiling import network_costs
+from hpo.training import costs as counted_costs
 
 SCORES = ("top1", "top5", "macro_precision", "macro_recall", "macro_f1")
 MOST_FREQUENT = 20
@@ -63,6 +42,8 @@ class StudyEntry:
     metric: str
     best: float | None
     best_trial: int | None
+    interval: Interval | None
+    """Of the best value, if it counts images or was measured in folds."""
     mean_top: float | None
     """Mean value of the best `top` complete trials, or of all if there are fewer."""
     top: int
@@ -101,6 +82,8 @@ class RunEntry:
     scores: dict[str, float | None]
     std: dict[str, float | None]
     """Sample standard deviations (n - 1) over the seeds; None of a single one."""
+    intervals: dict[str, Interval]
+    """Of the scores: by the images that they count, or over several seeds; the wider one."""
     f1_by_class: dict[str, float]
     """F1 of the MOST_FREQUENT most frequent classes."""
     parameters: float | None = None
@@ -128,9 +111,6 @@ class Comparison:
         }
 
 
-COUNTED = ("parameters", "flops")
-
-
 def compare(
     database: Database,
     names: Sequence[str],
@@ -141,12 +121,13 @@ def compare(
 ) -> Comparison:
     """Compare studies by name and trained runs by directory, in the order given.
 
-    Parameters and multiply-adds are counted by building the best network of each; `latency` also
-    times those on `device` that their study did not. Raises NotFound for a name that is neither.
+    Parameters and multiply-adds of the best network of each are those that are known on this host,
+    else they are counted by building it, once; `latency` also times those on `device` that their
+    study did not. Raises NotFound for a name that is neither.
     """
     if len(set(names)) < len(names):
         raise InputError("a study or run is named twice; name each once")
-    costs = _Costs(device, (*COUNTED, *(("latency_ms",) if latency else ())))
+    costs = _Costs(device, latency)
     entries: list[StudyEntry] = []
     runs: list[RunEntry] = []
     for name in names:
@@ -160,21 +141,29 @@ def compare(
 class _Costs:
     """Counts and times networks, with notes on those that cannot be built."""
 
-    def __init__(self, device: str, wanted: tuple[str, ...]) -> None:
-        self.device, self.wanted = torch_device(device), wanted
+    def __init__(self, device: str, latency: bool) -> None:
+        self.device, self.latency = device, latency
         self.notes: list[str] = []
-        if "latency_ms" in wanted:
+        if latency:
             self.notes.append(f"latency_ms: timed here on {device}, unless a study has its own")
 
     def measure(self, name: str, config: TrainConfig, classes: int | None) -> dict[str, float]:
-        """Return the wanted costs of a network; {} with a note if it cannot be built here."""
+        """Return the costs of a network of so many classes, None: as its data set has; {} with a
+        note if it cannot be built here."""
         try:
-            if classes is None:
-                classes = len(describe(config.data)["train"])
-            return network_costs(config, self.wanted, classes=classes, device=self.device)
+            classes = classes or len(describe(config.data)["train"])
+            found = counted_costs.count(config, classes, Home.default().cache)
+            return found | (self._timed(config, classes) if self.latency else {})
         except HpoError as error:
             self.notes.append(f"{name}: the network cannot be built here ({error})")
             return {}
+
+    def _timed(self, config: TrainConfig, classes: int) -> dict[str, float]:
+        from hpo.training.device import torch_device
+        from hpo.training.profiling import network_costs
+
+        device = torch_device(self.device)
+        return network_costs(config, ["latency_ms"], classes=classes, device=device)
 
 
 def _entries(status: StudyStatus, top: int, costs: _Costs) -> list[StudyEntry]:
@@ -203,6 +192,7 @@ def _entry(
         metric=status.file.metric,
         best=ranked[0].value if ranked else None,
         best_trial=ranked[0].number if ranked else None,
+        interval=status.noise.interval(ranked[0]) if ranked else None,
         mean_top=statistics.fmean(values) if values else None,
         top=top,
         trials=len(trials),
@@ -214,8 +204,10 @@ def _entry(
     if not ranked:
         return entry
     best = ranked[0]
-    known = {name: best.values[name] for name in (*COUNTED, "latency_ms") if name in best.values}
-    found = costs.measure(entry.name, status.file.config(best.params), None) | known
+    names = (*counted_costs.COUNTED, "latency_ms")
+    known = {name: best.values[name] for name in names if name in best.values}
+    classes = len(status.validated) or None
+    found = costs.measure(entry.name, status.file.config(best.params), classes) | known
     curve = tuple({"epoch": float(row.epoch), **row.metrics} for row in best.epochs)
     return replace(entry, curve=curve, **found)  # type: ignore[arg-type]
 
@@ -233,10 +225,24 @@ def _run(run: TrainedRun, costs: _Costs) -> RunEntry:
         seconds=sum(float(one.metrics["seconds"]) for one in run.seeds),
         scores={score: spread[score]["mean"] for score in SCORES if score in spread},
         std={score: spread[score]["std"] for score in SCORES if score in spread},
+        intervals={score: found for score in SCORES if (found := _interval(run, part, score))},
         f1_by_class=_f1_by_class(run, part),
         curve=run.seeds[0].epochs,
         **costs.measure(name, run.config, len(run.classes)),
     )
+
+
+def _interval(run: TrainedRun, part: str, score: str) -> Interval | None:
+    """Return the wider one of the intervals of a score: by the images that it counts (top-1 and
+    top-5), and over several seeds."""
+    results = [one.metrics[part] for one in run.seeds]
+    values = [result[score] for result in results if score in result]
+    images = sum(row["support"] for row in results[0].get("per_class", {}).values())
+    found = [of_mean(values)] if values else []
+    if values and images and score in ("top1", "top5"):
+        found.append(wilson(statistics.fmean(values), images))
+    known = [one for one in found if one is not None]
+    return max(known, key=lambda one: one.high - one.low, default=None)
 
 
 def _f1_by_class(run: TrainedRun, part: str) -> dict[str, float]:
@@ -244,18 +250,6 @@ def _f1_by_class(run: TrainedRun, part: str) -> dict[str, float]:
     by_seed = [one.metrics[part].get("per_class", {}) for one in run.seeds]
     names = sorted(by_seed[0], key=lambda name: -by_seed[0][name]["support"])[:MOST_FREQUENT]
     return {name: statistics.fmean(rows[name]["f1"] for rows in by_seed) for name in names}
-
-
-COLORS = (BLUE, ORANGE, GREEN, PURPLE, AMBER, RED, TEAL, GREY)
-CURVES = {"loss": ("train_loss", "val_loss"), "top1": ("train_top1", "val_top1")}
-COSTS = {
-    "parameters": "parameters of the best network",
-    "flops": "multiply-adds of one image",
-    "latency_ms": "milliseconds for one image",
-    "seconds": "seconds of training, all trials",
-}
-LONGEST = 48
-"""Most characters of a name in a legend."""
 
 
 def entries_table(found: Comparison) -> Table:
@@ -313,142 +307,3 @@ def _cost_cells(one: StudyEntry | RunEntry) -> list[Cell]:
 def _spread_cell(run: RunEntry, score: str) -> Cell:
     mean = run.scores.get(score)
     return Cell(plus_minus(mean, run.std.get(score)), mean, "number")
-
-
-def figures_of(found: Comparison) -> dict[str, Figure | None]:
-    """Return every figure of the page by name, None where there is nothing to draw."""
-    shown: list[StudyEntry | RunEntry] = [*found.entries, *found.runs]
-    curves = {one.name: one.curve for one in shown if one.curve}
-    return {
-        **{f"cost-{name}": against_cost(found.entries, name) for name in COSTS},
-        **{f"curves-{name}": overlaid(curves, metrics) for name, metrics in CURVES.items()},
-        "scores": score_bars(found.runs),
-        "classes": class_bars(found.runs),
-    }
-
-
-def against_cost(entries: Sequence[StudyEntry], name: str) -> Figure | None:
-    """Draw the best value of each entry against one of its costs. Return None if no cost is known
-    or the entries have different metrics."""
-    shown = [one for one in entries if one.best is not None and getattr(one, name) is not None]
-    metrics = {one.metric for one in shown}
-    if len(metrics) != 1:
-        return None
-    values = [getattr(one, name) for one in shown]
-    metric = metrics.pop()
-    kind = "lowest" if direction_of(metric) == "minimize" else "best"
-    return figure(
-        [_point(place, one, name) for place, one in enumerate(entries) if one in shown],
-        height=340,
-        xaxis=cost_axis(COSTS[name], values),
-        yaxis=axis(f"{kind} {metric}"),
-        hovermode="closest",
-    )
-
-
-def _point(place: int, entry: StudyEntry, name: str) -> Trace:
-    label = plain(entry.name)
-    text = f"{label}<br>{plain(entry.metric)} {number(entry.best)}"
-    return {
-        "type": "scatter", "mode": "markers", "name": _label(entry.name),
-        "x": [getattr(entry, name)],
-        "y": [entry.best], "text": [text], "hovertemplate": "%{text}, %{x:.4s}<extra></extra>",
-        "marker": {"color": _color(place), "size": 11},
-    }  # fmt: skip
-
-
-def _label(name: str) -> str:
-    """Shorten a name for a legend: the end of a long path."""
-    return plain(name if len(name) <= LONGEST else f"…{name[1 - LONGEST :]}")
-
-
-def _color(place: int) -> str:
-    return COLORS[place % len(COLORS)]
-
-
-def overlaid(
-    series: Mapping[str, Sequence[Mapping[str, float]]], metrics: tuple[str, str]
-) -> Figure | None:
-    """Draw the curves of several trainings in one figure: a colour for each, the training metric
-    dashed, the validation metric solid. Return None if neither was recorded."""
-    traces = [
-        _curve(label, place, epochs, metric)
-        for place, (label, epochs) in enumerate(series.items())
-        for metric in metrics
-        if any(finite(row.get(metric)) is not None for row in epochs)
-    ]
-    if not traces:
-        return None
-    return figure(
-        traces,
-        height=380,
-        xaxis=epoch_axis(max(len(epochs) for epochs in series.values())),
-        yaxis=axis(f"{metrics[0]} dashed, {metrics[1]} solid"),
-        hovermode="closest",
-    )
-
-
-def _curve(label: str, place: int, epochs: Sequence[Mapping[str, float]], metric: str) -> Trace:
-    training = metric.startswith("train_")
-    return {
-        "type": "scatter", "mode": "lines" if len(epochs) > 1 else "markers",
-        "name": _label(label), "legendgroup": plain(label),
-        # Runs that trained on the validation images, too, have no solid line for the legend.
-        "showlegend": not training or not any("val_loss" in row for row in epochs),
-        "x": [row["epoch"] for row in epochs], "y": [finite(row.get(metric)) for row in epochs],
-        "line": {"color": _color(place), "width": 2, "dash": "dash" if training else "solid"},
-        "hovertemplate": f"{plain(label)}, {metric}: %{{y:.4g}}<extra></extra>",
-    }  # fmt: skip
-
-
-def score_bars(runs: Sequence[RunEntry]) -> Figure | None:
-    """Draw top-1, top-5, precision, recall and F1 of each run as bars."""
-    return _bars(runs, [one.scores for one in runs], _scores(runs))
-
-
-def class_bars(runs: Sequence[RunEntry]) -> Figure | None:
-    """Draw F1 of the most frequent classes as bars, the runs side by side."""
-    names = list(dict.fromkeys(name for one in runs for name in one.f1_by_class))
-    return _bars(runs, [one.f1_by_class for one in runs], names)
-
-
-def _bars(
-    runs: Sequence[RunEntry], columns: Sequence[Mapping[str, Any]], names: Sequence[str]
-) -> Figure | None:
-    if not runs or not names:
-        return None
-    places = list(range(len(names)))
-    traces = [
-        {
-            "type": "bar", "name": _label(one.name), "marker": {"color": _color(place)},
-            "x": places, "y": [finite(column.get(name)) for name in names],
-            "hovertemplate": f"{plain(one.name)}<br>%{{y:.4f}}<extra></extra>",
-        }
-        for place, (one, column) in enumerate(zip(runs, columns, strict=True))
-    ]  # fmt: skip
-    ticks = [plain(short(name.replace("_", " "))) for name in names]
-    return figure(
-        traces,
-        height=340,
-        barmode="group",
-        xaxis={"tickvals": places, "ticktext": ticks, "automargin": True},
-        yaxis={"range": [0, 1]},
-        showlegend=True,
-        hovermode="closest",
-    )
-
-
-def comparison_report(found: Comparison, title: str) -> str:
-    """Return the page of a comparison as HTML."""
-    drawn = figures_of(found)
-    names = [name for name, figure in drawn.items() if figure is not None]
-    return render(
-        "compare.html",
-        drawn,
-        title=title,
-        entries=entries_table(found),
-        runs=runs_table(found),
-        costs=[name for name in names if name.startswith("cost-")],
-        curves=[name for name in names if name.startswith("curves-")],
-        notes=found.notes,
-    )

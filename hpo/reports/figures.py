@@ -1,4 +1,4 @@
-"""Figures as plain data, {"data": [traces], "layout": {...}}, for plotly.js.
+"""Figures as plain data, {"data": [traces], "layout": {...}, "alt": text}, for plotly.js.
 
 What is shown is computed here; fonts, grids and the page's light or dark colours are added where it
 is drawn. Text goes through `plain`, since plotly reads some HTML in it. Everything is drawn as SVG:
@@ -52,9 +52,10 @@ def short(text: str, most: int = 22) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def figure(traces: Sequence[Trace], *, height: int, **layout: Any) -> Figure:
-    """Return a figure; `height` in pixels."""
-    return {"data": list(traces), "layout": {"height": height, **layout}}
+def figure(traces: Sequence[Trace], *, alt: str, height: int, **layout: Any) -> Figure:
+    """Return a figure; `alt` says what it shows to those who do not see it, `height` is in
+    pixels."""
+    return {"data": list(traces), "layout": {"height": height, **layout}, "alt": alt}
 
 
 def axis(title: str, **options: Any) -> dict[str, Any]:
@@ -65,6 +66,19 @@ def axis(title: str, **options: Any) -> dict[str, Any]:
 def finite(value: Any) -> float | None:
     """Return `value` if it is a finite number, else None, which is drawn as a gap."""
     return value if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def rounded(value: float | None) -> float | None:
+    """Return a number with six digits, more than a figure shows: pages stay small."""
+    return None if value is None else float(f"{value:.6g}")
+
+
+def tick(value: float) -> str:
+    """Return a number for an axis: 0.02, 64, 1e-4."""
+    if value == 0 or 1e-3 <= abs(value) < 1e5:
+        return f"{value:.4g}"
+    digits, _, exponent = f"{value:.3e}".partition("e")
+    return f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
 def epoch_axis(most: int) -> dict[str, Any]:
@@ -93,12 +107,25 @@ def curves(
             "line": {"color": ORANGE, "width": 1, "dash": "dot"}}  # fmt: skip
     return figure(
         traces,
+        alt=_ends(series, metrics),
         height=300,
         xaxis=epoch_axis(most),
         shapes=[line] if mark is not None else [],
         showlegend=len(metrics) > 1,  # it tells, too, which of them were recorded
         hovermode="x unified",
     )
+
+
+def _ends(series: Mapping[str, Epochs], metrics: Sequence[str]) -> str:
+    """Return where the curves begin and end, in words."""
+    told = []
+    for metric in metrics:
+        for label, epochs in series.items():
+            values = [v for row in epochs if (v := finite(row.get(metric))) is not None]
+            if values:
+                name = f"{metric} of {label}" if len(series) > 1 else metric
+                told.append(f"{name} from {values[0]:.4g} to {values[-1]:.4g}")
+    return f"By epoch: {', '.join(told)}."
 
 
 def _curve(epochs: Epochs, metric: str, label: str, index: int) -> Trace:
@@ -129,8 +156,10 @@ def importance(found: Importances) -> Figure | None:
         "marker": {"color": [BLUE if name in found.outstanding else PALE for name, _ in rows]},
         "hovertemplate": "%{y}: %{x:.1%}",
     }  # fmt: skip
+    told = ", ".join(f"{name} {share:.0%}" for name, share in found.shares.items())
     return figure(
         [bars],
+        alt=f"Parameter importance: {told}.",
         height=20 + 30 * len(rows),
         margin={"l": 48, "r": 16, "t": 4, "b": 8},
         xaxis={"visible": False, "range": [0, 1.5 * max(share for _, share in rows)]},
@@ -146,8 +175,8 @@ def _percent(share: float) -> str:
 
 
 def confusion(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> Figure | None:
-    """Draw a confusion matrix of (C, C) counts, rows true, columns predicted; colours are shares of
-    the row. Return None without counts, and for more than LARGEST_MATRIX classes."""
+    """Draw a confusion matrix of (C, C) counts, rows actual, columns predicted; colours are shares
+    of the row. Return None without counts, and for more than LARGEST_MATRIX classes."""
     if not counts or len(classes) > LARGEST_MATRIX:
         return None
     names = [plain(name) for name in classes]
@@ -163,8 +192,10 @@ def confusion(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> Figure
         ],
         "hovertemplate": "%{text}<extra></extra>",
     }  # fmt: skip
+    right = sum(row[i] for i, row in enumerate(counts))
     return figure(
         [cells],
+        alt=f"Confusion matrix: {right:,} of {sum(map(sum, counts)):,} images are on the diagonal.",
         height=160 + max(180, min(34 * len(names), 880)),
         xaxis=axis("predicted", automargin=True, **ticks),
         yaxis=axis("actual", automargin=True, autorange="reversed", **ticks),
@@ -205,7 +236,7 @@ LOG_FROM = 30.0
 def cost_axis(title: str, values: Sequence[float]) -> dict[str, Any]:
     """Return an axis for costs, logarithmic where `values` span orders of magnitude."""
     wide = min(values) > 0 and max(values) > LOG_FROM * min(values)
-    return axis(title) | ({"type": "log", "dtick": 1} if wide else {})
+    return axis(title, tickformat=".3~s") | ({"type": "log", "dtick": 1} if wide else {})
 
 
 def distributions(found: Mapping[str, Any] | None) -> dict[str, Figure | None]:
@@ -227,6 +258,7 @@ def _precision(values: Sequence[float]) -> Figure:
     }  # fmt: skip
     return figure(
         [bars],
+        alt=f"Precision@5 of {len(values):,} queries, {sum(values) / len(values):.3f} on average.",
         height=280,
         xaxis=axis("precision@5", range=[-0.1, 1.1], tickvals=[i / 5 for i in range(6)]),
         yaxis=axis("queries"),
@@ -252,8 +284,10 @@ def _distance(values: Sequence[float], right: Sequence[bool]) -> Figure:
         }  # fmt: skip
 
     traces = [counted(True, "right by vote", BLUE), counted(False, "wrong by vote", ORANGE)]
+    told = f"{sum(right):,} are right by vote, {len(right) - sum(right):,} wrong"
     return figure(
         traces,
+        alt=f"Mean distance to the neighbours of {len(values):,} queries: {told}.",
         height=280,
         barmode="overlay",
         xaxis=axis("mean distance to the k nearest"),

@@ -11,7 +11,16 @@ from typing import Any
 from hpo.config.metrics import COSTS, direction_of
 from hpo.config.space import Choice, Float, Int, Parameter, canonical_json
 from hpo.errors import NotFound, nearest
-from hpo.formatting import Cell, Table, measured, measured_cell, setting, setting_cell, text_cell
+from hpo.formatting import (
+    Cell,
+    Table,
+    mean_and_spread,
+    measured,
+    measured_cell,
+    setting,
+    setting_cell,
+    text_cell,
+)
 from hpo.reports.figures import BLUE, ORANGE, Figure, Trace, axis, cost_axis, figure, plain
 from hpo.search.status import StudyStatus
 from hpo.storage.records import Trial
@@ -76,7 +85,8 @@ def _sorter(parameter: Parameter, values: Sequence[Any]) -> Callable[[Any], tupl
         return lambda value: (places[canonical_json(value)], setting(value))
     assert isinstance(parameter, Float | Int)
     if len(set(values)) <= (MOST_VALUES if parameter.step else BINS):
-        return lambda value: (float(value), setting(value))
+        # 0.3 of a range with steps may be 0.30000000000000004.
+        return lambda value: (float(f"{value:.12g}"), setting(value))
     bounds = _bounds(float(parameter.low), float(parameter.high), parameter.log)
 
     def binned(value: Any) -> tuple[float, str]:
@@ -95,7 +105,7 @@ def _bounds(low: float, high: float, log: bool) -> list[float]:
 
 
 def metrics_of(status: StudyStatus) -> list[str]:
-    """Return the metrics that a table of groups shows: the objectives, then top-1 and losses."""
+    """Return the metrics that the data of groups have: the objectives, then top-1 and losses."""
     recorded = {name for trial in status.trials for row in trial.epochs for name in row.metrics}
     names = dict.fromkeys([*status.file.objectives, *SHOWN])
     return [name for name in names if name in recorded or name in COSTS]
@@ -103,8 +113,9 @@ def metrics_of(status: StudyStatus) -> list[str]:
 
 def group_table(status: StudyStatus, name: str) -> Table:
     """Return a row for each value of `name`: complete and pruned trials, then mean ± standard
-    deviation (n - 1) and best of each metric. Raises NotFound as `group_by`."""
-    metrics = metrics_of(status)
+    deviation (n - 1) and best of each objective; `group_data` has all metrics. Raises NotFound as
+    `group_by`."""
+    metrics = status.file.objectives
     heads = [head for metric in metrics for head in (metric, f"best {metric}")]
     rows = [
         [
@@ -122,9 +133,10 @@ def _cells(metric: str, values: Sequence[float]) -> list[Cell]:
     if not values:
         return [text_cell(None, "number"), text_cell(None, "number")]
     found = _statistics(metric, values)
-    spread = "" if found["std"] is None else f" ± {measured(metric, found['std'])}"
+    assert found["mean"] is not None
+    spread = mean_and_spread(found["mean"], found["std"])
     return [
-        Cell(measured(metric, found["mean"]) + spread, found["mean"], "number"),
+        Cell(spread, found["mean"], "number"),
         measured_cell(metric, found["best"]),
     ]
 
@@ -184,6 +196,8 @@ def front_figure(status: StudyStatus, name: str) -> Figure | None:
     values = [trial.values[name] for trial in [*done, *front]]
     return figure(
         traces,
+        alt=f"{status.file.metric} against {name}: {len(front)} of {len(values)} complete trials "
+        "are on the Pareto front.",
         height=360,
         xaxis=cost_axis(name, values),
         yaxis=axis(status.file.metric),

@@ -52,10 +52,15 @@ def render(template: str, figures_by_name: Mapping[str, Any], **values: Any) -> 
         "duration": duration,
         "plural": plural,
         "quoted": shlex.quote,
+        "key": lambda key: f"{key:.9g}" if isinstance(key, float) else str(key),
     }
-    drawn = {name: figure for name, figure in figures_by_name.items() if figure is not None}
+    known = {name: figure for name, figure in figures_by_name.items() if figure is not None}
     page = environment.get_template(template).render(
-        figures=drawn,
+        figures={
+            name: {key: value for key, value in figure.items() if key != "alt"}
+            for name, figure in known.items()
+        },
+        alts={name: figure["alt"] for name, figure in known.items()},
         plotly=get_plotlyjs(),
         nonce=secrets.token_urlsafe(16),
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

@@ -51,8 +51,11 @@ def rung_figure(status: StudyStatus) -> Figure | None:
         if rung.threshold is not None
     ]  # fmt: skip
     names = [f"epoch {rung.epoch}" for rung in rungs]
+    told = [f"{len(points[went]['x'])} values of trials that {did}"
+            for went, did in ((True, "went on"), (False, "did not"))]  # fmt: skip
     return figure(
         [points[False], points[True]],
+        alt=f"{status.file.metric} at each rung: {' and '.join(told)}.",
         height=340,
         xaxis=axis("rung", tickvals=list(range(len(rungs))), ticktext=names,
                    range=[-0.5, len(rungs) - 0.5]),

@@ -19,10 +19,12 @@ from hpo.formatting import (
     text_cell,
 )
 from hpo.paths import Home
-from hpo.reports import figures, groups, rungs, study_figures
+from hpo.reports import figures, groups, parallel, rungs, study_figures
 from hpo.reports.groups import group_table
 from hpo.reports.importance import Importances, importances
+from hpo.reports.mistakes import Mistakes, mistakes_of
 from hpo.reports.page import curve_figures, render
+from hpo.reports.summary import Kind, summarize, texts
 from hpo.search import fingerprints, sync
 from hpo.search.rungs import what_decides
 from hpo.search.status import StudyStatus, read_status
@@ -37,19 +39,28 @@ def study_report(database: Database, name: str) -> str:
     status = read_status(database, name)
     found = importances(database, name)
     best = status.best
+    mistakes = None if best is None else mistakes_of(database, status, best)
+    summary = summarize(status, found)
     return render(
         "study.html",
-        _study_figures(status, found),
+        _study_figures(status, found) | _confusion(mistakes),
         status=status,
         best=best,
+        summary=texts(summary, *(kind for kind in Kind if kind != Kind.NEXT)),
+        to_try=texts(summary, Kind.NEXT),
         states=[
             (state, status.count(state), color)
             for state, color in study_figures.STATE_COLORS.items()
             if status.count(state)
         ],
         importances=found,
+        mistakes=mistakes if isinstance(mistakes, Mistakes) else None,
+        no_mistakes=mistakes if isinstance(mistakes, str) else None,
+        largest_matrix=figures.LARGEST_MATRIX,
         hidden=study_figures.hidden(status),
-        parameters=list(status.file.space),
+        drawn_curves=len(study_figures.drawn_curves(status)),
+        with_epochs=sum(bool(trial.epochs) for trial in status.trials),
+        axes=parallel.parallel_axes(status, found.shares),
         slices=[f"slice-{index}" for index in range(len(status.file.space))],
         searched=None if best is None else settings_table(best.params.items()),
         fixed=None if best is None else settings_table(_fixed(status, best)),
@@ -59,9 +70,7 @@ def study_report(database: Database, name: str) -> str:
         so_far=status.best_so_far,
         front=groups.front_table(status) if len(status.file.objectives) > 1 else None,
         fronts=[f"front-{name}" for name in status.file.objectives[1:]],
-        groups=[
-            (name, table) for name in status.file.space if (table := group_table(status, name)).rows
-        ],
+        groups=_groups(status),
         trials=_trials_table(status),
         workers=_workers_table(status),
         versions=_versions(status),
@@ -79,6 +88,10 @@ def share_report(database: Database, name: str, path: Path) -> str | None:
     return None if found is None else found.put(path, sync.REPORT)
 
 
+def _confusion(found: Mistakes | str | None) -> dict[str, Any]:
+    return {"confusion": found.confusion} if isinstance(found, Mistakes) else {}
+
+
 def _study_figures(status: StudyStatus, found: Importances) -> dict[str, Any]:
     best = status.best
     epochs = [{"epoch": row.epoch, **row.metrics} for row in best.epochs] if best else []
@@ -92,7 +105,9 @@ def _study_figures(status: StudyStatus, found: Importances) -> dict[str, Any]:
         "intermediate": study_figures.intermediate_values(status),
         "rungs": rungs.rung_figure(status),
         "importance": figures.importance(found) if found.outstanding else None,
-        "parallel": study_figures.parallel_coordinate(status),
+        "parallel": parallel.parallel_coordinate(
+            status, parallel.parallel_axes(status, found.shares)
+        ),
         **slices,
         **{
             f"front-{name}": groups.front_figure(status, name)
@@ -115,6 +130,18 @@ def _commands(database: Database, status: StudyStatus, best: Trial) -> list[str]
     return [
         f"hpo export {study} --trial {best.number} -o {file}{storage}",
         f"hpo train {file} --seeds 3",
+    ]
+
+
+def _groups(status: StudyStatus) -> list[tuple[str, Table]]:
+    """Return the table of each parameter that complete or pruned trials used."""
+    tables = [(name, group_table(status, name)) for name in status.file.space]
+    single = len(status.file.objectives) == 1
+    best = {f"best {status.file.metric}": "best"} if single else {}
+    return [
+        (name, Table(("value", *(best.get(head, head) for head in table.headers[1:])), table.rows))
+        for name, table in tables
+        if table.rows
     ]
 
 
@@ -175,6 +202,22 @@ def _versions(status: StudyStatus) -> list[tuple[str, str]]:
 
 
 def _fingerprints(database: Database, status: StudyStatus) -> list[tuple[str, str]]:
-    """Return (settings, fingerprint) of the images, as the first worker opened them."""
+    """Return (settings in words, fingerprint) of the images, as the first worker opened them."""
     found = records.read_resolved(database, status.row.uuid, fingerprints.IMAGES)
-    return [(key.removeprefix(fingerprints.IMAGES), str(value)) for key, value in found.items()]
+    return [
+        (_in_words(key.removeprefix(fingerprints.IMAGES)), str(value))
+        for key, value in found.items()
+    ]
+
+
+def _in_words(settings: str) -> str:
+    """Return `folder, val_fraction 0.15, split_seed 0, folds 3` for the settings of images."""
+    values = settings.split("/")
+    named = zip(fingerprints.SETTINGS, values, strict=False)
+    told = [
+        value if name == "dataset" else f"{name} {value}"
+        for name, value in named
+        if value != "None"
+    ]
+    later = values[len(fingerprints.SETTINGS) :]
+    return ", ".join([*told, *(one.replace("=", " ") for one in later)])

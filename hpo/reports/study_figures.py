@@ -1,4 +1,4 @@
-"""Figures of a study: history, intermediate values, slices, parallel coordinates."""
+"""Figures of a study: history, intermediate values, slices."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ from hpo.reports.figures import (
     figure,
     finite,
     plain,
+    rounded,
     short,
+    tick,
 )
 from hpo.search.status import StudyStatus
 from hpo.storage.records import WORTHLESS, Trial
@@ -48,6 +50,14 @@ SYMBOLS = {"failed": "x", "diverged": "triangle-up", "infeasible": "square-open"
 WITHOUT_VALUE = ("failed", *WORTHLESS)
 """States whose value, if any, was not measured."""
 JITTER = 0.36
+HOVER = "trial %{{customdata}}<br>{}%{{y:.4~g}}<extra></extra>"
+"""Of a point that knows its trial's number."""
+BAND = "rgba(128,140,158,0.10)"
+"""Ground of every other choice in a slice: points spread within their column."""
+MOST_TOLD = 300
+"""Trials of a study whose history shows the parameters of each under the mouse."""
+MOST_POINTS = 15_000
+"""Of the curves of all trials: a page of a large study stays small, its figures readable."""
 
 
 def is_maximized(status: StudyStatus) -> bool:
@@ -93,19 +103,13 @@ def _value_axis(status: StudyStatus, title: str) -> dict[str, Any]:
     return axis(title) | ({"range": bounds} if bounds else {})
 
 
-def _brief(status: StudyStatus, trial: Trial, name: str) -> str:
-    """Return the hover text of a trial in a figure of parameter `name`."""
-    value = f"{plain(status.file.metric)} {number(trial.value)}"
-    own = setting(trial.params[name]) if name in trial.params else "not used"
-    return f"trial {trial.number} {trial.state}<br>{value}<br>{plain(name)} = {plain(own)}"
-
-
 def _full(status: StudyStatus, trial: Trial) -> str:
-    """Return the hover text of a trial with all its parameters."""
+    """Return the hover text of a trial: with its parameters, unless there are many trials."""
     head = f"<b>trial {trial.number}</b> {trial.state}"
     epoch = f" in epoch {trial.best_epoch}" if trial.best_epoch else ""
     value = f"{plain(status.file.metric)} {number(trial.value)}{epoch}"
-    params = [f"{plain(name)} = {plain(setting(one))}" for name, one in trial.params.items()]
+    few = len(status.trials) <= MOST_TOLD  # else the page would be large
+    params = [f"{plain(name)} = {plain(setting(one))}" for name, one in trial.params.items() if few]
     reason = [plain(short(trial.reason, 100))] if trial.reason else []
     return "<br>".join([head, value, *params, *reason])
 
@@ -114,9 +118,19 @@ def _points(
     x: Sequence[Any], y: Sequence[float | None], text: Sequence[str], **trace: Any
 ) -> Trace:
     return {
-        "type": "scatter", "mode": "markers", "x": list(x), "y": list(y), "text": list(text),
-        "hovertemplate": "%{text}<extra></extra>", **trace,
+        "type": "scatter", "mode": "markers", "x": list(x), "y": [rounded(one) for one in y],
+        "text": list(text), "hovertemplate": "%{text}<extra></extra>", **trace,
     }  # fmt: skip
+
+
+def best_in_words(status: StudyStatus) -> str:
+    """Return which trial is the best, as the end of a sentence."""
+    best = status.best
+    return (
+        "no trial is complete"
+        if best is None
+        else f"the best is trial {best.number} with {number(best.value)}"
+    )
 
 
 def optimization_history(status: StudyStatus) -> Figure | None:
@@ -126,9 +140,12 @@ def optimization_history(status: StudyStatus) -> Figure | None:
     if not shown:
         return None
     by_state = {state: [t for t in shown if t.state == state] for state in STATE_COLORS}
+    counts = ", ".join(f"{len(trials)} {state}" for state, trials in by_state.items() if trials)
     traces = [_state_points(status, state, trials) for state, trials in by_state.items() if trials]
     return figure(
         [_best_so_far(status), *traces],
+        alt=f"{status.file.metric} of the trials in their order, {counts}: "
+        f"{best_in_words(status)}.",
         height=400,
         xaxis=axis("trial", range=[-1, len(status.trials)]),
         yaxis=_value_axis(status, status.file.metric),
@@ -146,6 +163,7 @@ def _best_so_far(status: StudyStatus) -> Trace:
         if trial.state == "complete" and trial.value is not None:
             x.append(trial.number)
             y.append(better(y[-1], trial.value) if y else trial.value)
+    y = [float(f"{value:.6g}") for value in y]
     return {
         "type": "scatter", "mode": "lines", "name": "best so far", "x": x, "y": y,
         "line": {"color": ORANGE, "width": 2, "shape": "hv"}, "hoverinfo": "skip",
@@ -163,9 +181,10 @@ def _state_points(status: StudyStatus, state: str, trials: Sequence[Trial]) -> T
 
 
 def intermediate_values(status: StudyStatus) -> Figure | None:
-    """Draw the metric after each epoch of every trial; a cross marks where one was pruned."""
+    """Draw the metric after each epoch of every trial, or of `drawn_curves`; a cross marks where
+    one was pruned."""
     best = status.best
-    others = [t for t in status.trials if t.epochs and t is not best]
+    others = [t for t in drawn_curves(status) if t is not best]
     traces = []
     for state in STATE_COLORS:
         trials = [t for t in others if t.state == state]
@@ -182,11 +201,27 @@ def intermediate_values(status: StudyStatus) -> Figure | None:
     bounds = focus(last, maximize=is_maximized(status))
     return figure(
         traces,
+        alt=f"{status.file.metric} after each epoch of {len(drawn_curves(status))} trials, "
+        f"{len(pruned)} of them pruned: {best_in_words(status)}.",
         height=420,
         xaxis=epoch_axis(max(len(t.epochs) for t in status.trials)),
         yaxis=axis(status.file.metric) | ({"range": bounds} if bounds else {}),
         hovermode="closest",
     )
+
+
+def drawn_curves(status: StudyStatus) -> list[Trial]:
+    """Return the trials whose curves are drawn: all with an epoch; of too many the best complete
+    ones and an even selection of the others."""
+    trials = [t for t in status.trials if t.epochs]
+    points = sum(len(t.epochs) for t in trials)
+    if points <= MOST_POINTS:
+        return trials
+    most = max(2, len(trials) * MOST_POINTS // points)
+    best = {t.number for t in status.ranked()[: most // 2]}
+    others = [t.number for t in trials if t.number not in best]
+    some = {others[i * len(others) // (most // 2)] for i in range(most // 2)} if others else set()
+    return [t for t in trials if t.number in best | some]
 
 
 def _after(status: StudyStatus, trial: Trial) -> float | None:
@@ -200,20 +235,16 @@ def _lines(
     """Draw many curves as one trace with gaps: a trace for each would be slow."""
     x: list[int | None] = []
     y: list[float | None] = []
-    text: list[str] = []
+    numbers: list[int] = []
     for trial in trials:
-        for row in trial.epochs:
-            value = row.metrics.get(status.file.metric)
-            x.append(row.epoch)
-            y.append(finite(value))
-            text.append(f"trial {trial.number} {trial.state}<br>epoch {row.epoch}: {number(value)}")
-        x.append(None)
-        y.append(None)
-        text.append("")
+        values = [finite(row.metrics.get(status.file.metric)) for row in trial.epochs]
+        x += [*(row.epoch for row in trial.epochs), None]
+        y += [*map(rounded, values), None]
+        numbers += [trial.number] * (len(values) + 1)
     single = all(len(t.epochs) == 1 for t in trials)
     return {
         "type": "scatter", "mode": "markers" if single else "lines", "name": name,
-        "x": x, "y": y, "text": text, "hovertemplate": "%{text}<extra></extra>",
+        "x": x, "y": y, "customdata": numbers, "hovertemplate": HOVER.format("epoch %{x}: "),
         "line": {"color": color, "width": width}, "marker": {"color": color},
         "opacity": 1.0 if width > 2 else 0.55,
     }  # fmt: skip
@@ -222,8 +253,9 @@ def _lines(
 def _pruned_bounds(status: StudyStatus, trials: Sequence[Trial]) -> Trace:
     marker = {"color": GREY, "symbol": "x-thin-open", "size": 7}
     x, y = [t.epochs[-1].epoch for t in trials], [_after(status, t) for t in trials]
-    text = [_full(status, t) for t in trials]
-    return _points(x, y, text, name="pruned here", marker=marker)
+    numbers = [t.number for t in trials]
+    return _points(x, y, [], name="pruned here", marker=marker, customdata=numbers,
+                   hovertemplate=HOVER.format("epoch %{x}: "))  # fmt: skip
 
 
 def slice_plot(status: StudyStatus, name: str) -> Figure | None:
@@ -233,28 +265,60 @@ def slice_plot(status: StudyStatus, name: str) -> Figure | None:
     if not trials:
         return None
     parameter = status.file.space[name]
-    places = [_place(parameter, t.params[name]) for t in trials]
+    places = [place_of(parameter, t.params[name]) for t in trials]
     if isinstance(parameter, Choice):
         # Spread by trial number, so that points do not cover each other and pages stay the same.
         places = [x + JITTER * ((t.number * 0.618) % 1 - 0.5)
                   for x, t in zip(places, trials, strict=True)]  # fmt: skip
-    text = [_brief(status, t, name) for t in trials]
+    numbers = [t.number for t in trials]
+    own = "" if isinstance(parameter, Choice) else f"{plain(name)} = %{{x:.4~g}}<br>"
     marker = {
-        "color": [t.number for t in trials], "size": 8, "opacity": 0.9,
+        "color": numbers, "size": 8 if len(trials) < 200 else 6, "opacity": 0.9,
         "colorscale": [[i / (len(SCALE) - 1), color] for i, color in enumerate(SCALE)],
         "symbol": [SYMBOLS.get(t.state, "circle") for t in trials],
     }  # fmt: skip
+    hover = HOVER.format(f"{own}{plain(status.file.metric)} ")
+    values = [t.value for t in trials]
     return figure(
-        [_points(places, [t.value for t in trials], text, marker=marker)],
+        [
+            _points(
+                [rounded(x) for x in places],
+                values,
+                [],
+                marker=marker,
+                customdata=numbers,
+                hovertemplate=hover,
+            )
+        ],
+        alt=_slice_in_words(status, name, trials),
         height=280,
         xaxis=axis(name) | _parameter_axis(parameter),
         yaxis=_value_axis(status, status.file.metric),
+        shapes=_bands(parameter),
         showlegend=False,
         hovermode="closest",
     )
 
 
-def _place(parameter: Parameter, value: Any) -> float:
+def _slice_in_words(status: StudyStatus, name: str, trials: Sequence[Trial]) -> str:
+    best = status.best
+    own = best is not None and name in best.params
+    chosen = f": the best one has {setting(best.params[name])}" if best and own else ""
+    return f"{status.file.metric} against {name} of {len(trials)} trials{chosen}."
+
+
+def _bands(parameter: Parameter) -> list[dict[str, Any]]:
+    """Return a ground for every other choice: a point stands for the choice of its column."""
+    if not isinstance(parameter, Choice):
+        return []
+    return [
+        {"type": "rect", "layer": "below", "line": {"width": 0}, "fillcolor": BAND, "yref": "paper",
+         "x0": place - 0.5, "x1": place + 0.5, "y0": 0, "y1": 1}
+        for place in range(0, len(parameter.choices), 2)
+    ]  # fmt: skip
+
+
+def place_of(parameter: Parameter, value: Any) -> float:
     """Return the position of `value` on its axis: the index of a choice."""
     if isinstance(parameter, Choice):
         return [canonical_json(one) for one in parameter.choices].index(canonical_json(value))
@@ -279,97 +343,4 @@ def _log_ticks(low: float, high: float) -> dict[str, Any]:
     decades = range(math.floor(low), math.ceil(high) + 1)
     parts = (1,) if high - low > 2.5 else (1, 2, 5)
     ticks = [part * 10.0**decade for decade in decades for part in parts]
-    return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:.4g}" for tick in ticks]}
-
-
-def parallel_coordinate(status: StudyStatus) -> Figure | None:
-    """Draw each complete trial as a line over its parameters, coloured by rank, the best on top."""
-    ranked = status.ranked()
-    if not ranked:
-        return None
-    names = list(status.file.space)
-    groups: list[list[Trial]] = [[] for _ in SCALE]
-    for rank, trial in enumerate(reversed(ranked)):
-        groups[rank * len(SCALE) // len(ranked)].append(trial)
-    low, high = _bounds([t.value for t in ranked if t.value is not None])
-    traces = []
-    for index, trials in enumerate(groups):
-        heights = [
-            [*(_height(status.file.space[name], t.params.get(name)) for name in names),
-             ((t.value or 0.0) - low) / (high - low)]
-            for t in trials
-        ]  # fmt: skip
-        traces.append(_parallel_lines(status, trials, heights, index))
-    titles = [plain(name).replace(".", ".<br>") for name in [*names, status.file.metric]]
-    scale = (number(low), number(high)) if len(ranked) > 1 else ("", "")
-    return figure(
-        traces,
-        height=430,
-        xaxis={"tickvals": list(range(len(titles))), "ticktext": titles, "side": "top",
-               "range": [-0.35, len(titles) - 0.8], "fixedrange": True},
-        yaxis={"visible": False, "range": [-0.2, 1.06], "fixedrange": True},
-        annotations=[
-            label for i, name in enumerate(names)
-            for label in _axis_labels(i, status.file.space[name])
-        ] + [_label(len(names), 0.0, scale[0], -9), _label(len(names), 1.0, scale[1], 9)],
-        margin={"l": 16, "r": 60, "t": 50, "b": 8},
-        showlegend=False,
-        hovermode="closest",
-    )  # fmt: skip
-
-
-def _bounds(values: Sequence[float]) -> tuple[float, float]:
-    low, high = min(values), max(values)
-    return (low, high) if low < high else (low - 0.5, high + 0.5)
-
-
-def _height(parameter: Parameter, value: Any) -> float:
-    """Return 0 to 1 from the lowest to the highest value; below 0 if the parameter was not used."""
-    if value is None:
-        return -0.14
-    if isinstance(parameter, Choice):
-        return (_place(parameter, value) + 0.5) / len(parameter.choices)
-    assert isinstance(parameter, Float | Int)
-    low, high, place = float(parameter.low), float(parameter.high), float(value)
-    if parameter.log:
-        low, high, place = math.log(low), math.log(high), math.log(place)
-    return (place - low) / (high - low) if low < high else 0.5
-
-
-def _parallel_lines(
-    status: StudyStatus, trials: Sequence[Trial], heights: Sequence[list[float]], index: int
-) -> Trace:
-    x: list[int | None] = []
-    y: list[float | None] = []
-    text: list[str] = []
-    for trial, row in zip(trials, heights, strict=True):
-        x += [*range(len(row)), None]
-        y += [*row, None]
-        text += [_brief(status, trial, name) for name in status.file.space]
-        text += [f"trial {trial.number}<br>{plain(status.file.metric)} {number(trial.value)}", ""]
-    return {
-        "type": "scatter", "mode": "lines+markers", "x": x, "y": y, "text": text,
-        "hovertemplate": "%{text}<extra></extra>", "opacity": 0.35 + 0.13 * index,
-        "line": {"color": SCALE[index], "width": 1 + 0.3 * index},
-        "marker": {"color": SCALE[index], "size": 4},
-    }  # fmt: skip
-
-
-def _axis_labels(index: int, parameter: Parameter) -> list[dict[str, Any]]:
-    if isinstance(parameter, Choice):
-        labels = [
-            _label(index, _height(parameter, one), short(setting(one), 14), 0)
-            for one in parameter.choices
-        ]
-    else:
-        assert isinstance(parameter, Float | Int)
-        labels = [_label(index, 0.0, setting(parameter.low), -9),
-                  _label(index, 1.0, setting(parameter.high), 9)]  # fmt: skip
-    return labels + ([_label(index, -0.14, "not used", 0)] if parameter.when else [])
-
-
-def _label(x: float, y: float, text: str, shift: int) -> dict[str, Any]:
-    return {
-        "x": x, "y": y, "text": plain(text), "showarrow": False, "xanchor": "left", "xshift": 5,
-        "yshift": shift, "font": {"size": 11},
-    }  # fmt: skip
+    return {"type": "log", "tickvals": ticks, "ticktext": [tick(one) for one in ticks]}

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hpo.config.base import flatten
-from hpo.formatting import Cell, Table, number_cell, setting_cell, settings_table, text_cell
+from hpo.formatting import Table, number_cell, setting_cell, settings_table, text_cell
 from hpo.reports import figures
+from hpo.reports.mistakes import confused_table
 from hpo.reports.page import curve_figures, render
 from hpo.trained.run import PARTS, TrainedRun
 from hpo.trained.score import score_line
@@ -15,7 +16,6 @@ from hpo.trained.score import score_line
 SCORES = ("precision_at_5", "precision_at_k", "top1", "top5", "loss", "mean_distance")
 """Scores in the order in which they are shown; those that a task lacks are left out."""
 PLAIN, RATES = ("top1", "top5", "loss"), ("precision", "recall", "f1")
-MOST_CONFUSED = 10
 
 
 def training_report(run: TrainedRun) -> str:
@@ -45,7 +45,7 @@ def training_report(run: TrainedRun) -> str:
         ensemble=run.summary["ensemble"],
         onnx=_onnx_table(run),
         per_class=_per_class_table([result["per_class"] for result in results]),
-        confused=_confused_table(run.classes, confusion),
+        confused=confused_table(run.classes, confusion),
         neighbours=neighbours,
         config=settings_table(flatten(run.config.to_dict()).items()),
         provenance=settings_table(flatten(run.provenance).items()),
@@ -118,20 +118,3 @@ def _per_class_table(by_seed: Sequence[Mapping[str, Mapping[str, Any]]]) -> Tabl
         means = [number_cell(sum(one[rate] for one in of_class) / len(of_class)) for rate in RATES]
         rows.append([text_cell(name), *means, setting_cell(first["support"])])
     return Table(("class", "precision", "recall", "F1", "images"), rows)
-
-
-def _confused_table(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> Table:
-    """Return the most frequent confusions, by their share of the true class."""
-    pairs = [
-        (n / sum(row), n, classes[i], classes[j])
-        for i, row in enumerate(counts)
-        for j, n in enumerate(row)
-        if n and i != j
-    ]
-    pairs.sort(key=lambda pair: (-pair[0], -pair[1]))
-    rows = [
-        [text_cell(true), text_cell(named), Cell(f"{n:,}", n, "number"),
-         Cell(f"{share:.1%}", share, "number")]
-        for share, n, true, named in pairs[:MOST_CONFUSED]
-    ]  # fmt: skip
-    return Table(("actual", "predicted", "images", "share of the class"), rows)

@@ -38,6 +38,7 @@ TELLING = (
     "config/template",
     "data/report",
     "data/thumbnails",
+    "training/costs",
     "training/onnx",
     "training/spelling",
 )

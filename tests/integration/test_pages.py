@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from selenium.webdriver import ActionChains
 
 from hpo.dashboard import server
 from hpo.reports import study as report
-from hpo.reports.compare import compare, comparison_report
+from hpo.reports.compare import compare
+from hpo.reports.compare_page import comparison_report
 from hpo.reports.importance import Importances
 from hpo.reports.page import write_report
 from hpo.reports.study import study_report
@@ -24,6 +26,14 @@ if missing():
 
 
 FORGOTTEN = "[...document.querySelectorAll('.plot')].filter(p => !p.querySelector('svg')).length"
+AXIS = """(axis, from) => {
+  const element = document.querySelector('#plot-parallel'), box = element.getBoundingClientRect();
+  const { xaxis, yaxis } = element._fullLayout;
+  const down = (y) => box.top + yaxis._offset + yaxis.l2p(y);
+  return [box.left + xaxis._offset + xaxis.l2p(axis), down(1.03), down(from)];
+}"""
+WIDEST = """() => Math.max(...[...document.querySelectorAll('.plot .main-svg')]
+  .map((figure) => figure.getBoundingClientRect().right))"""
 FIRST_COLUMN = (
     "[...document.querySelectorAll('#trials tbody tr')].map(r => +r.cells[0].textContent)"
 )
@@ -90,7 +100,7 @@ def test_several_objectives_and_a_comparison_are_drawn(
     page = tmp_path / "compare.html"
     write_report(page, comparison_report(compare(database, ["pair"]), "pair"))
     show(offline, page)
-    assert offline.js("document.querySelectorAll('.plot').length") == 6
+    assert offline.js("document.querySelectorAll('.plot').length") == 3  # one study: equal costs
     assert offline.js(FORGOTTEN) == 0
     check_quiet(offline)
 
@@ -108,6 +118,38 @@ def test_a_table_sorts_by_a_click(offline: Browser, page: Path) -> None:
     header.click()
     assert offline.js(FIRST_COLUMN)[0] == 11
     assert offline.js(FIRST_COLUMN)[-3:] == [13, 14, 15]
+
+
+@pytest.mark.browser
+def test_a_drag_along_an_axis_picks_out_trials(offline: Browser, page: Path) -> None:
+    show(offline, page)
+    offline.js("document.querySelector('#plot-parallel').scrollIntoView({block: 'center'})")
+    x, top, bottom = offline.js(f"({AXIS})(1, 0.5)")  # the upper half of the learning rates
+    mouse = ActionChains(offline.driver)
+    pointer = mouse.w3c_actions.pointer_action
+    pointer.move_to_location(int(x), int(top)).pointer_down()
+    pointer.move_to_location(int(x), int(bottom)).pointer_up()
+    mouse.perform()
+    told = "document.querySelector('[data-picked]').textContent"
+    offline.until(lambda: " of 12 trials" in offline.js(told), "the number of trials")
+    picked = int(offline.js(told).split()[0])
+    assert 0 < picked < 12
+    lines = "document.querySelectorAll('#plot-parallel .js-line').length"
+    assert offline.js(lines) == 12 + picked
+    offline.driver.find_element("xpath", "//p[@data-picked]/button").click()
+    assert offline.js("document.querySelector('[data-picked]').hidden")
+    assert offline.js(lines) == 12 + 3
+    check_quiet(offline)
+
+
+@pytest.mark.browser
+def test_on_paper_no_figure_is_cut(offline: Browser, page: Path) -> None:
+    show(offline, page)
+    offline.js("dispatchEvent(new Event('beforeprint'))")
+    assert offline.js(f"({WIDEST})()") <= 860
+    assert offline.js("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    offline.js("dispatchEvent(new Event('afterprint'))")
+    assert 860 < offline.js(f"({WIDEST})()") <= 1280
 
 
 @pytest.mark.browser

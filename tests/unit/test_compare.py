@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 from hpo.cli.main import app
 from hpo.errors import InputError, NotFound
 from hpo.paths import Home
-from hpo.reports.compare import compare, comparison_report, figures_of
+from hpo.reports.compare import compare
+from hpo.reports.compare_page import comparison_report, figures_of
 from hpo.search.status import read_status
 from hpo.storage.database import Database
 from hpo.trained.run import TrainedRun, load_run
@@ -19,6 +20,7 @@ from hpo.training.models import build
 from tests.harness.fakes import study_file
 from tests.harness.filled import Trial, fill
 from tests.harness.trained import pictures, tiny_config, train_run
+from tests.unit.test_imports import CALL, loaded_by
 from tests.unit.test_report import drawn, text_of
 
 SPACE = """model.architecture = ["resnet18", "small_cnn"]
@@ -59,6 +61,31 @@ def test_each_architecture_of_each_study_is_an_entry(studies: Database) -> None:
         assert one.parameters == sum(part.numel() for part in model.parameters())
         assert [row["val_top1"] for row in one.curve] == [0.3, one.best]
         assert one.latency_ms is None
+
+
+def test_costs_that_are_known_need_no_torch(
+    studies: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HPO_HOME", str(tmp_path / "runs"))
+    (found,) = compare(studies, ["narrow"]).entries
+    (counted,) = (tmp_path / "runs" / "cache" / "costs").iterdir()
+    assert json.loads(counted.read_text()) == {"parameters": found.parameters, "flops": found.flops}
+    call = ["compare", "narrow", "--json", "--storage", studies.secret_url]
+    assert "torch" not in loaded_by(CALL.format(args=call, codes=(0,)), tmp_path)
+    counted.write_text("{")
+    assert compare(studies, ["narrow"]).entries == (found,)
+
+
+def test_costs_that_are_equal_are_not_drawn(studies: Database) -> None:
+    fill(studies, study_file(trials=13, name="again"), TRIALS[3:7])
+    found = compare(studies, ["narrow", "again"])
+    figures = figures_of(found)
+    assert figures["cost-parameters"] is None
+    assert figures["best"] is not None
+    page = comparison_report(found, "both")
+    assert "All have the same parameters of the best network, multiply-adds" in text_of(page)
+    assert {"best", "cost-seconds"} <= set(drawn(page))
+    assert {"cost-parameters", "cost-flops"}.isdisjoint(drawn(page))
 
 
 def test_a_latency_of_the_study_is_kept_and_others_are_timed(database: Database) -> None:
@@ -126,7 +153,14 @@ def test_runs_before_and_after_tuning(database: Database, home: Home, tmp_path: 
     ends = [trace["name"].rpartition("/")[2] for trace in figures["scores"]["data"]]
     assert ends == ["before", "after"]
     assert len(figures["classes"]["data"][0]["y"]) == 3
-    assert figures["scores"]["data"][0]["y"] == list(before.scores.values())
+    dots = figures["scores"]["data"][0]
+    assert dots["x"] == pytest.approx(list(before.scores.values()), abs=1e-5)
+    ends = zip(dots["error_x"]["arrayminus"], dots["error_x"]["array"], strict=True)
+    for value, (below, above), score in zip(dots["x"], ends, before.scores, strict=True):
+        interval = before.intervals[score]
+        assert value - below == pytest.approx(interval.low, abs=1e-5)
+        assert value + above == pytest.approx(interval.high, abs=1e-5)
+    assert set(after.intervals) == {"top1", "top5"} & set(after.scores)
     # One trained on its validation images too: its dashed line stands for it in the legend.
     legend = [t["name"].rpartition("/")[2] for t in figures["curves-loss"]["data"]
               if t["showlegend"]]  # fmt: skip

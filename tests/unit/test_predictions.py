@@ -14,6 +14,7 @@ from hpo.data.arrays import write_arrays
 from hpo.data.images import Images
 from hpo.errors import DataError
 from hpo.paths import PREDICTIONS, WEIGHTS, Home, files_in
+from hpo.reports.study import study_report
 from hpo.search import predictions, sync
 from hpo.search import study as studies
 from hpo.search.predictions import Predictions
@@ -22,6 +23,7 @@ from hpo.search.study import Study
 from hpo.storage.database import Database
 from tests.harness.fakes import study_file
 from tests.harness.searches import TINY, search
+from tests.unit.test_report import drawn, text_of
 
 ONE_EPOCH = TINY.replace("epochs = 3", "epochs = 1")
 
@@ -50,6 +52,27 @@ def test_they_are_those_of_the_best_epoch(database: Database, home: Home, folds:
         assert one.of_actual <= one.probability <= 1
         assert one.thumbnail is not None
         assert max(Image.open(io.BytesIO(one.thumbnail)).size) <= 96
+
+
+def test_the_report_shows_the_mistakes(
+    database: Database, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HPO_HOME", str(home.root))
+    study = search(database, home, study_file(trials=1, train=ONE_EPOCH))
+    found, _ = of_best(database, home, study)
+    assert found is not None
+    page = study_report(database, "toy")
+    text, worst = text_of(page), found.worst()
+    assert f"got {found.wrong} of {len(found.names)} validation images wrong" in text
+    assert page.count("data:image/jpeg;base64,") == len(worst) == predictions.PICTURED
+    assert f'alt="{worst[0].name}"' in page
+    matrix = drawn(page)["confusion"]["data"][0]["z"]
+    assert matrix[0] == pytest.approx([n / sum(found.confusion[0]) for n in found.confusion[0]])
+    (path,) = home.root.rglob("predictions.npz")
+    path.write_bytes(b"nonsense")
+    page = study_report(database, "toy")
+    assert "confusion" not in drawn(page)
+    assert "the report goes on without" in text_of(page)
 
 
 def test_they_go_with_the_weights(database: Database, home: Home, tmp_path: Path) -> None:

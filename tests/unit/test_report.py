@@ -24,8 +24,8 @@ from rich.console import Console
 from hpo.cli.live import print_ending
 from hpo.cli.tables import parameters_table
 from hpo.errors import NotFound
-from hpo.formatting import duration, number, setting
-from hpo.reports import figures, study_figures
+from hpo.formatting import duration, mean_and_spread, number, setting
+from hpo.reports import figures, parallel, study_figures
 from hpo.reports.importance import Importances, importances, importances_of
 from hpo.reports.page import write_report
 from hpo.reports.ped_anova import PedAnova
@@ -70,6 +70,63 @@ def test_a_study_of_all_kinds_of_trials(database: Database) -> None:
     others = {"history", "intermediate", "parallel", "loss", "accuracy", "lr"}
     assert set(found) == slices | others
     assert page.count('data-figure="') == len(found)
+
+
+def test_a_page_begins_with_the_summary_and_describes_its_figures(database: Database) -> None:
+    fill(database, study_file(trials=20, space=RICH_SPACE, name="rich"), MIXED)
+    page = study_report(database, "rich")
+    assert "Searched 5 parameters in 15 trials" in text_of(page.partition('id="best"')[0])
+    described = re.findall(r'data-figure="([^"]*)" role="img" aria-label="([^"]+)"', page)
+    assert {name for name, _ in described} == set(drawn(page))
+    told = dict(described)
+    assert told["history"].endswith("the best is trial 11 with 0.7100.")
+    assert "val_loss from 0.7 to 0.54" in told["loss"]
+    best = read_status(database, "rich").best
+    assert best is not None
+    assert f"batch_size = {best.params['batch_size']}" in told["parallel"]
+
+
+def test_a_page_of_many_trials_stays_small_and_readable(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long parallel plot has the most important axes, and of too many curves some are drawn."""
+    monkeypatch.setattr(parallel, "MOST_AXES", 3)
+    monkeypatch.setattr(study_figures, "MOST_POINTS", 18)
+    fill(database, study_file(trials=20, space=RICH_SPACE), MIXED)
+    status = read_status(database, "toy")
+    shares = {"batch_size": 0.6, "optimizer.lr": 0.3, "model.cnn.filters": 0.1}
+    axes = parallel.parallel_axes(status, shares)
+    assert axes == ["optimizer.lr", "model.cnn.filters", "batch_size"]
+    curves = study_figures.drawn_curves(status)
+    assert len(curves) < len([trial for trial in status.trials if trial.epochs])
+    assert status.best in curves
+    text = text_of(study_report(database, "toy"))
+    assert f"Of 14 trials {len(curves)} are drawn" in text
+    assert "Drawn are 3 of 5 parameters" in text
+    lines = parallel.parallel_coordinate(status, axes)
+    assert lines is not None
+    pale, *bright = lines["data"]
+    assert len(set(pale["customdata"])) == 12
+    best = {number for trace in bright for number in trace["customdata"]}
+    assert best == {trial.number for trial in status.ranked()[:3]}
+    assert bright[-1]["line"]["color"] == figures.ORANGE
+    assert set(bright[-1]["customdata"]) == {11}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0, "0"), (1e-4, "1e-4"), (2.5e-5, "2.5e-5"), (0.02, "0.02"), (64, "64")]
+)
+def test_ticks_are_short(value: float, text: str) -> None:
+    assert figures.tick(value) == text
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "text"),
+    [(23.6832, 32.4735, "24 ± 32"), (0.94123, 0.0123, "0.941 ± 0.012"), (0.5, None, "0.5000"),
+     (0.5, 0.0, "0.5000"), (123456.0, 2345.0, "1.235e+05 ± 2.3e+03")],
+)  # fmt: skip
+def test_a_spread_has_two_digits(mean: float, std: float | None, text: str) -> None:
+    assert mean_and_spread(mean, std) == text
 
 
 def test_the_page_loads_nothing(database: Database) -> None:
