@@ -47,6 +47,7 @@ def worker_timeline(status: StudyStatus) -> Figure | None:
     ]
     return figure(
         traces,
+        alt=f"{len(attempts)} attempts of {len(workers)} workers over time.",
         height=max(200, 60 + 28 * len(workers)),
         barmode="overlay",
         xaxis={"type": "date"},
@@ -99,6 +100,7 @@ def value_against_time(status: StudyStatus) -> Figure | None:
     ]  # fmt: skip
     return figure(
         traces,
+        alt=f"{status.file.metric} of {len(trials)} trials against their seconds an epoch.",
         height=360,
         xaxis=axis("seconds an epoch", type="log"),
         yaxis=axis(status.file.metric),
