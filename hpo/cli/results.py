@@ -414,9 +414,10 @@ def report(
 ) -> None:
     """Write the whole search as one HTML page that works offline.
 
-    Optimization history, intermediate values, parameter importances, parallel coordinates, a slice
-    plot per parameter, the best trial's curves, and a table of the trials. If the study has
-    artifacts, the page is also stored there.
+    A summary in plain language and what to try next; optimization history, intermediate values,
+    parameter importances, parallel coordinates, a slice plot per parameter; the best trial's worst
+    mistakes on validation, its confusion matrix and its curves; a table of the trials. It prints on
+    A4. If the study has artifacts, the page is also stored there.
 
     Example: hpo report digits -o report.html
     """
@@ -599,8 +600,8 @@ def compare(
 
     For studies: best trial, mean of the best trials, epochs and time spent, and the cost of the
     best network; for runs: top-1, top-5, precision, recall and F1, for example before and after
-    tuning. The page plots accuracy against cost, overlaid curves, and F1 of the 20 most frequent
-    classes.
+    tuning. The page plots best values and scores with 95 % intervals, accuracy against costs that
+    differ, overlaid curves, and F1 of the 20 most frequent classes.
 
     Example: hpo compare resnet mobilenet -o compare.html
     """

@@ -241,7 +241,7 @@ def _interval(run: TrainedRun, part: str, score: str) -> Interval | None:
     found = [of_mean(values)] if values else []
     if values and images and score in ("top1", "top5"):
         found.append(wilson(statistics.fmean(values), images))
-    known = [one for one in found if one is not None]
+    known = [one.within(0.0, 1.0) for one in found if one is not None]
     return max(known, key=lambda one: one.high - one.low, default=None)
 
 
