@@ -566,7 +566,7 @@ def test_two_configurations_of_one_name_are_refused(hpo: Hpo) -> None:
 def test_several_configurations_are_no_choice_by_the_test(
     hpo: Hpo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hpo.cli.results._train", lambda *_, **__: None)
+    monkeypatch.setattr("hpo.cli.training._train", lambda *_, **__: None)
     for name in ("a", "b"):
         text = 'data.dataset = "digits"\n[provenance]\nstudy = "toy"\n'
         Path(f"{name}.toml").write_text(text)
