@@ -478,9 +478,13 @@ def interruptible(name: str) -> Iterator[threading.Event]:
 
 def make_home(database: Database) -> None:
     """Make the run directory where the database is its own; other folders are the user's."""
-    home = Home.default()
-    if database.url.database == str(home.database):
-        home.root.mkdir(parents=True, exist_ok=True)
+    if _is_own(database):
+        Home.default().root.mkdir(parents=True, exist_ok=True)
+
+
+def _is_own(database: Database) -> bool:
+    """Return whether a database is that of the run directory."""
+    return database.url.database == str(Home.default().database)
 
 
 def _connect(storage: str | None) -> Database:
@@ -530,6 +534,7 @@ def open_study(
     from hpo.search import sync
     from hpo.search.fingerprints import code_of, keep_report
     from hpo.search.takeover import copy_weights
+    from hpo.storage.database import require_folder
     from hpo.storage.optuna import quiet_optuna
     from hpo.storage.records import find_study
 
@@ -539,6 +544,8 @@ def open_study(
     take = _take_over(found, file, learning) if row is None else None
     place = sync.check(artifacts, row, found) if artifacts else None
     report = None
+    if row is None and not _is_own(found):
+        require_folder(found)
     if row is None and look:
         code_of(file)
         report = check_data(file)

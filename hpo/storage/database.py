@@ -139,8 +139,11 @@ def _advice(error: BaseException | None, url: URL) -> str:
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return "another process is writing, or was stopped while it wrote"
     if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
-        return "check that its folder exists and may be written"
+        return FOLDER
     return "name another file with --storage"
+
+
+FOLDER = "check that its folder exists and may be written"
 
 
 def _disk(url: URL) -> str:
@@ -420,6 +423,12 @@ def exists(database: Database) -> bool:
     StorageGone for one that was there."""
     database.require_file()
     return not database.is_sqlite or Path(database.url.database or "").exists()
+
+
+def require_folder(database: Database) -> None:
+    """Raise StorageError where a SQLite file cannot be made because its folder is missing."""
+    if not exists(database) and not Path(database.url.database or "").parent.is_dir():
+        raise StorageError(f"{database.shown}: no such folder; {FOLDER}")
 
 
 def _refuse_network(path: Path) -> None:

@@ -183,10 +183,12 @@ def test_a_second_ctrl_c_raises_at_once() -> None:
 def test_a_study_is_opened_extended_and_stopped(folder: Path) -> None:
     study = hpo.Study.create(TINY)
     assert hpo.load_study("tiny").file == study.file
-    with pytest.raises(Conflict, match=r"study\.trials: 3 -> 4"):
+    hpo.Study.create({**TINY, "study": {**TINY["study"], "trials": 2}})  # nothing was trained
+    assert study.status().row.trials == 2
+    study.enqueue({"optimizer.lr": 0.05})
+    with pytest.raises(Conflict, match=r"study\.trials: 2 -> 4"):
         hpo.Study.create({**TINY, "study": {**TINY["study"], "trials": 4}})
     study.extend(trials=4)
-    study.enqueue({"optimizer.lr": 0.05})
     study.stop()
     assert (study.status().row.trials, study.status().state) == (4, "stopped")
     study.resume()

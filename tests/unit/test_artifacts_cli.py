@@ -31,7 +31,7 @@ def hpo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     (folder / "toy.toml").write_text(STUDY)
     monkeypatch.chdir(folder)
     monkeypatch.delenv("HPO_HOME")
-    monkeypatch.setattr(run_module, "_search", lambda *_, **__: None)
+    monkeypatch.setattr(run_module, "work", lambda *_, **__: None)
     return calls(monkeypatch, capsys)
 
 
