@@ -44,8 +44,9 @@ def init(
         typer.Argument(
             metavar="DATA",
             help="Folder of images: train/ and optionally val/ and test/, with a folder per class; "
-            "or just a folder per class; or a CSV file with columns file and label (optionally "
-            "split, group).",
+            "or just a folder per class; or with a metadata.csv in it or in train/, as of Hugging "
+            "Face's image folders; or a CSV file with columns file and label (optionally split, "
+            "group).",
         ),
     ],
     output: Annotated[
@@ -123,8 +124,9 @@ def summary_of(data: Path) -> FolderSummary:
     """Return what a look at a folder, or at a file of labels, tells. Raises DataError."""
     from hpo.data import csv_labels, folders
 
-    summarize = csv_labels.summarize_csv if data.is_file() else folders.summarize_folder
-    return summarize(data.expanduser())
+    data = data.expanduser()
+    listed = data.is_file() or (data.is_dir() and csv_labels.has_metadata(data))
+    return csv_labels.summarize_csv(data) if listed else folders.summarize_folder(data)
 
 
 def proposal(folder: FolderSummary, wish: Wish) -> str:

@@ -92,9 +92,11 @@ class DataConfig(ConfigModel):
     own: data; of a csv: the folder of `labels`."""
     labels: str | None = None
     """csv only: a CSV file (commas, semicolons or tabs) whose first line names its columns: file (a
-    path below `root`), label, and maybe split (train, val, test; nothing: train, or, if no row has
-    any, divided as a folder without parts) and group (see `group_by`). Relative to the working
-    directory."""
+    path below `root`; or file_name, filename, image, path), label (or class, category, target), and
+    maybe split (train, val, test; nothing: train, or, if no row has any, divided as a folder
+    without parts) and group (see `group_by`). Or a folder with such a file metadata.csv in it or in
+    each of its train/, validation/ and test/, as Hugging Face's image folders have: there the
+    folder of an image is its split. Relative to the working directory."""
     download: bool = True
     """Download one of torchvision's data sets into `root` where it is not there yet."""
     crop_to_box: bool = False
@@ -207,7 +209,8 @@ class DataConfig(ConfigModel):
         """`root`, or its default."""
         if self.root or not self.labels:
             return self.root or DEFAULT_ROOT
-        return str(Path(self.labels).parent)
+        labels = Path(self.labels)
+        return str(labels if labels.is_dir() else labels.parent)
 
     @property
     def title(self) -> str:

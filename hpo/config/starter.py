@@ -35,6 +35,8 @@ class FolderSummary:
     """Median of the shorter side of some images, in pixels."""
     parts: tuple[str, ...]
     """Which of train, val and test it has; empty: it has no parts."""
+    listed: bool = False
+    """Whether a CSV file lists the images: the one looked at, or the folder's metadata.csv."""
 
 
 @dataclass(frozen=True)

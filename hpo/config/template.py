@@ -125,7 +125,7 @@ def starter_file(
     """
     root = data.expanduser().absolute()
     root = root.resolve() if ".." in root.parts else root
-    key, dataset = ("labels", "csv") if root.is_file() else ("root", "folder")
+    key, dataset = ("labels", "csv") if folder.listed else ("root", "folder")
     name, wish = name or name_of(root), wish or Wish()
     chosen = choose(folder, wish)
     batches = _batches(chosen.limit_train or folder.images)

@@ -1,5 +1,5 @@
 """Image data sets labelled by a CSV file with the columns file, label, and optionally split and
-group."""
+group; or by the files metadata.csv of a folder, as Hugging Face's image folders have them."""
 
 from __future__ import annotations
 
@@ -25,6 +25,13 @@ from hpo.errors import DataError
 
 COLUMNS = ("file", "label", "split", "group")
 NEEDED = COLUMNS[:2]
+ALIASES = {
+    "file": ("filename", "file_path", "filepath", "image", "image_path", "img", "path"),
+    "label": ("class", "class_name", "category", "target"),
+}
+"""Other names of the two columns that are needed, where no column has their own."""
+METADATA = "metadata.csv"
+"""The file that labels the images of its folder."""
 DELIMITERS = ",;\t"
 SHOWN = 5
 """Lines that are named for each kind of error."""
@@ -45,7 +52,8 @@ class Row:
 
 
 class CsvSource(DatasetSource):
-    """The images that the CSV file `labels` lists, below `root`."""
+    """The images that the CSV file `labels`, or the metadata.csv of that folder, list below
+    `root`."""
 
     def __init__(self, labels: Path, root: Path, *, skip_missing: bool = False) -> None:
         self.labels, self.root, self.skip_missing = labels, root, skip_missing
@@ -62,12 +70,14 @@ class CsvSource(DatasetSource):
 
 def list_csv(labels: Path, root: Path, *, skip_missing: bool = False) -> Listing:
     """Return the images that the CSV file `labels` lists, by split: "all" if no row has a split,
-    otherwise rows without one belong to train. With `skip_missing`, missing files are left out.
+    otherwise rows without one belong to train. Of a folder, its metadata.csv (`metadata_rows`).
+    With `skip_missing`, missing files are left out.
 
     Classes are sorted by name, or numerically if all are numbers. Raises DataError, naming the
     lines at fault, if the file cannot be used.
     """
-    rows, warnings = _existing_rows(read_rows(labels), labels, root, skip_missing)
+    listed = metadata_rows(labels) if labels.is_dir() else read_rows(labels)
+    rows, warnings = _existing_rows(listed, labels, root, skip_missing)
     rows, twice = _unique_rows(rows, labels)
     parts: dict[str, list[Row]] = defaultdict(list)
     divided = any(row.split for row in rows)
@@ -109,11 +119,53 @@ def list_csv(labels: Path, root: Path, *, skip_missing: bool = False) -> Listing
 def summarize_csv(labels: Path) -> FolderSummary:
     """Return the facts about the images of `labels` that a starter study file needs. Raises as
     `list_csv`."""
-    listing = list_csv(labels, labels.parent)
+    root = labels if labels.is_dir() else labels.parent
+    listing = list_csv(labels, root)
     first = listing.parts.get("train") or listing.parts["all"]
-    files = [labels.parent / name for name, _ in first]
+    files = [root / name for name, _ in first]
     parts = () if "all" in listing.parts else tuple(listing.parts)
-    return FolderSummary(len(listing.classes), len(files), median_side(files), parts)
+    return FolderSummary(len(listing.classes), len(files), median_side(files), parts, listed=True)
+
+
+def metadata_files(folder: Path) -> list[Path]:
+    """Return the metadata.csv of `folder`, or else those of its folders train, validation, test."""
+    inside = [folder / METADATA]
+    if not inside[0].is_file():
+        parts = sorted(one for one in folder.iterdir() if one.is_dir() and parse_part(one.name))
+        inside = [one / METADATA for one in parts]
+    return [path for path in inside if path.is_file()]
+
+
+def has_metadata(folder: Path) -> bool:
+    """Return whether the images of `folder` are labelled by metadata.csv: one that is there names
+    the columns file and label. Raises DataError for one that cannot be read."""
+    return any(_names_needed(path) for path in metadata_files(folder))
+
+
+def _names_needed(labels: Path) -> bool:
+    try:
+        return {*NEEDED} <= {*_columns(labels, _text(labels))[1]}
+    except csv.Error as error:
+        raise DataError(f"{labels}: not a CSV file: {error}") from error
+
+
+def metadata_rows(folder: Path) -> list[Row]:
+    """Return the rows of all metadata.csv of `folder`, with paths below it. The first folder of an
+    image's path is its split where its row names none: train/, validation/, test/ or alike. Raises
+    DataError as `read_rows`, and if there is no metadata.csv."""
+    files = metadata_files(folder)
+    if not files:
+        raise DataError(
+            f"{folder}: no {METADATA} in it or in its train/; set data.labels to the CSV file"
+        )
+    rows = []
+    for path in files:
+        below = path.parent.relative_to(folder).as_posix()
+        for row in read_rows(path):
+            file = posixpath.normpath(f"{below}/{row.file}")
+            top = file.split("/")[0] if "/" in file else ""
+            rows.append(replace(row, file=file, split=row.split or parse_part(top) or ""))
+    return rows
 
 
 def csv_test_rows(labels: Path, *, skip_missing: bool = False) -> list[Row]:
@@ -183,16 +235,9 @@ def _text(labels: Path) -> str:
 
 
 def _header(labels: Path, text: str) -> tuple[str, dict[str, int]]:
-    """Return the delimiter and {column: index} with names in lower case, for the delimiter that
-    yields the columns file and label."""
-    columns_of: dict[str, list[str]] = {}
-    for delimiter in DELIMITERS:
-        cells = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
-        columns_of[delimiter] = [_column(cell) for cell in cells]
-    delimiter = max(
-        columns_of, key=lambda one: (len({*NEEDED} & {*columns_of[one]}), len(columns_of[one]))
-    )
-    columns = columns_of[delimiter]
+    """Return the delimiter and {column: index}. Raises DataError without the columns file and
+    label, and where two columns may be one of them."""
+    delimiter, columns = _columns(labels, text)
     if not {*NEEDED} <= {*columns}:
         have = ", ".join(filter(None, columns[:8])) or "none"
         raise DataError(
@@ -206,9 +251,41 @@ def _header(labels: Path, text: str) -> tuple[str, dict[str, int]]:
     return delimiter, {name if name in COLUMNS else f" {at}": at for at, name in enumerate(columns)}
 
 
+def _columns(labels: Path, text: str) -> tuple[str, list[str]]:
+    """Return the delimiter, and the names of the columns in lower case, for the delimiter that
+    yields the columns file and label. Raises DataError where two columns may be one of these."""
+    columns_of: dict[str, list[str]] = {}
+    for delimiter in DELIMITERS:
+        cells = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
+        columns_of[delimiter] = [_column(cell) for cell in cells]
+
+    def fitness(delimiter: str) -> tuple[int, int]:
+        names = {*columns_of[delimiter]}
+        needed = sum(not names.isdisjoint((name, *ALIASES[name])) for name in NEEDED)
+        return needed, len(columns_of[delimiter])
+
+    delimiter = max(columns_of, key=fitness)
+    return delimiter, _renamed(labels, columns_of[delimiter])
+
+
 def _column(cell: str) -> str:
     name = cell.strip().lower()
     return "file" if name == "file_name" else name
+
+
+def _renamed(labels: Path, columns: list[str]) -> list[str]:
+    """Return the columns with file and label for their other names, where no column has theirs."""
+    for name, others in ALIASES.items():
+        alike = [one for one in columns if one in others]
+        if name in columns or not alike:
+            continue
+        if len(alike) > 1:
+            raise DataError(
+                f"{labels}: {' and '.join(alike)} may each be the column {name}; "
+                f"call the one that is {name}"
+            )
+        columns = [name if one == alike[0] else one for one in columns]
+    return columns
 
 
 def _validated_rows(labels: Path, rows: Sequence[Row]) -> Iterator[Row]:

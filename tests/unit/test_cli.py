@@ -490,6 +490,10 @@ def test_init_writes_a_file_once(hpo: Hpo) -> None:
     Path("photos/labels.csv").write_text("file,label\n" + "".join(files))
     assert "hpo run labels.toml" in hpo("init", "photos/labels.csv").out
     assert 'dataset = "csv"' in Path("labels.toml").read_text()
+    Path("photos/labels.csv").replace("photos/metadata.csv")
+    assert hpo("init", "photos", "--force").code == 0
+    assert 'dataset = "csv"' in Path("photos.toml").read_text()
+    Path("photos/metadata.csv").replace("photos/labels.csv")
     found = hpo("check", "labels.toml", "--set", "data.image_size=16")
     assert (found.code, "train: 2 images (cats 1, dogs 1)" in found.out) == (0, True), found
     Path("photos/labels.csv").write_text("name\n")

@@ -11,7 +11,7 @@ from hpo.config.data import DataConfig
 from hpo.config.study import parse_study
 from hpo.config.template import starter_file
 from hpo.config.train import TrainConfig
-from hpo.data.csv_labels import list_csv, read_rows, summarize_csv
+from hpo.data.csv_labels import has_metadata, list_csv, read_rows, summarize_csv
 from hpo.data.dataset import describe, open_data, open_test
 from hpo.errors import ConfigError, DataError
 from hpo.paths import Home
@@ -80,12 +80,14 @@ def test_forms_of_the_file(root: Path, delimiter: str, encoding: str) -> None:
 
 
 BAD: dict[str, tuple[list[str], str]] = {
-    "no columns": (["image,class", "a,b"], "must name the columns file and label .*has image, cl"),
+    "no columns": (["photo,kind", "a,b"], "must name the columns file and label .*has photo, ki"),
     "no header": (["class0/0000.png,a"], "must name the columns file and label"),
     "empty": ([], "must name the columns file and label .* it has none"),
     "no rows": (["file,label"], "no rows below the header"),
     "two of one": (["file,label,Label", "a,b,c"], "2 columns are called label"),
     "two names": (["file,file_name,label", "a,b,c"], "2 columns are called file"),
+    "two files": (["image,path,label", "a,b,c"], "image and path may each be the column file"),
+    "two labels": (["file,target,class", "a,b,c"], "target and class may each be the column label"),
     "short row": (
         ["file,label", "class0/0000.png", "class0/0001.png,a"],
         r"rows without the 2 values of the header: line 2 \(1 values\)",
@@ -137,7 +139,7 @@ def test_other_encodings_and_files_are_refused(root: Path) -> None:
         describe(config(labels))
     with pytest.raises(DataError, match=r"nought\.csv: No such file .*set data\.labels"):
         describe(config(root / "nought.csv"))
-    with pytest.raises(DataError, match="Is a directory"):
+    with pytest.raises(DataError, match=r"no metadata\.csv in it"):
         describe(config(root))
     (root / "big.csv").write_text("file,label\n" + "x" * 200_000 + ",a\n")
     with pytest.raises(DataError, match="not a CSV file: field larger"):
@@ -259,6 +261,62 @@ optimizer.lr = [0.1]
     data = parse_study(text, "toy.toml").config({"optimizer.lr": 0.1}).data
     assert (data.labels, data.root) == (str(tmp_path / "here/labels.csv"), None)
     assert (data.folder, data.title) == (str(tmp_path / "here"), data.labels)
+
+
+@pytest.mark.parametrize("header", ["file_name,class", "Image,Target", "path,label,class"])
+def test_other_names_of_the_columns(root: Path, tmp_path: Path, header: str) -> None:
+    more = ",x" * (header.count(",") - 1)  # a column of the exact name is the one
+    same = open_data(config(listed(root, more, header)), tmp_path / "cache")
+    assert same.fingerprint == open_data(config(listed(root)), tmp_path / "cache").fingerprint
+
+
+def flatten(part: Path) -> None:
+    """Move the images of a split out of their class folders, beside a metadata.csv."""
+    rows = []
+    for image in sorted(part.glob("*/*.png")):
+        label, name = image.parent.name, f"{image.parent.name}-{image.name}"
+        rows.append(f"{name},{label}")
+        image.rename(part / name)
+    for folder in part.glob("*/"):
+        folder.rmdir()
+    write(part, "file_name,label", *rows, name="metadata.csv")
+
+
+def test_hugging_faces_image_folders(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "hf", {"train": 4, "validation": 3, "test": 2})
+    as_folder = DataConfig(dataset="folder", root=str(root), image_size=12)
+    folders = open_data(as_folder, tmp_path / "cache")
+    for part in root.iterdir():
+        flatten(part)
+    own = config(root)
+    assert (own.folder, own.title) == (str(root), str(root))
+    data, test = open_data(own, tmp_path / "cache"), open_test(own, tmp_path / "cache")
+    assert (len(data.train), len(data.val)) == (len(folders.train), len(folders.val)) == (12, 9)
+    assert test is not None
+    assert len(test) == 6
+    assert "train/class0-0000.png" in data.train.names
+    text = starter_file(root, summarize_csv(root))
+    found = parse_study(text, "hf.toml").config({}).data
+    assert (found.dataset, found.labels) == ("csv", str(root))
+
+
+def test_a_metadata_file_above_the_splits(root: Path) -> None:
+    write(root, "file_name,text", f"{FILES[0]},a flower", name="metadata.csv")
+    assert not has_metadata(root)  # captions: the classes are by folder
+    write(root, "image,path,label", name="metadata.csv")
+    with pytest.raises(DataError, match="may each be the column file"):
+        has_metadata(root)
+    (root / "metadata.csv").unlink()
+    assert not has_metadata(root)
+    with pytest.raises(DataError, match=r"no metadata\.csv in it or in its train/"):
+        list_csv(root, root)
+    make_folder(root, {"train": 1, "dev": 1})
+    lines = [f"{part}/{label}/0000.png,{label}" for part in ("train", "dev")
+             for label in ("class0", "class1")]  # fmt: skip
+    write(root, "file_name,label", *lines, name="metadata.csv")
+    assert has_metadata(root)
+    parts = list_csv(root, root).parts
+    assert {part: len(rows) for part, rows in parts.items()} == {"train": 2, "val": 2}
 
 
 def test_a_first_study_file_of_a_csv_works(
