@@ -90,7 +90,7 @@ def upgrade(as_json: Json = False, storage: Storage = None) -> None:
 
     Example: HPO_STORAGE=postgresql+psycopg://me@server/hpo hpo storage upgrade
     """
-    from hpo.storage.optuna import upgrade_schema
+    from hpo.storage.schema import upgrade_schema
 
     with database(storage) as found:
         make_home(found)
@@ -132,7 +132,7 @@ def copy(
     Example: hpo storage copy sqlite:///hpo_runs/hpo.db postgresql+psycopg://me@server/hpo
     """
     from hpo.storage import records, transfer
-    from hpo.storage.optuna import create_schema
+    from hpo.storage.schema import create_schema
 
     with database(source) as old, database(target) as new:
         rows = [records.get_study(old, study)] if study else records.list_studies(old)

@@ -24,7 +24,8 @@ from hpo.paths import Home
 from hpo.search import study as studies
 from hpo.storage import records
 from hpo.storage.database import Database
-from hpo.storage.optuna import FencedStorage, cached, create_schema
+from hpo.storage.optuna import FencedStorage, cached
+from hpo.storage.schema import create_schema
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment

@@ -30,7 +30,7 @@ from hpo.dashboard.auth import PASSWORD_FILE, TOKEN_FILE, LoginThrottle, Session
 from hpo.dashboard.gateway import LOOPBACK, SECURITY_HEADERS, Gateway, Settings
 from hpo.errors import HpoError, InputError
 from hpo.storage.database import Database, connect
-from hpo.storage.optuna import create_schema
+from hpo.storage.schema import create_schema
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication

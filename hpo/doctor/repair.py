@@ -16,7 +16,6 @@ from sqlalchemy.exc import IntegrityError
 
 from hpo.storage import tables
 from hpo.storage.database import Database
-from hpo.storage.optuna import end_trial, worst_values
 from hpo.storage.records import (
     FINISHED_STATES,
     UNFINISHED_STATES,
@@ -24,6 +23,7 @@ from hpo.storage.records import (
     Outcome,
     select_attempts,
 )
+from hpo.storage.studies import end_trial, worst_values
 from hpo.storage.tables import attempts, epochs, optuna_studies, optuna_trials, studies
 
 REPAIRER = "hpo storage check"

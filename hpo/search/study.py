@@ -26,20 +26,12 @@ from hpo.search.takeover import NOTHING, TakeOver
 from hpo.search.transfer import LearnFrom, learn
 from hpo.storage import leases, records
 from hpo.storage.database import Database
-from hpo.storage.optuna import (
-    FencedStorage,
-    cached,
-    create_schema,
-    delete_unbegun,
-    find_optuna_study,
-    has_begun,
-    insert_study,
-    keep_note,
-    reopen_pruned,
-)
+from hpo.storage.optuna import FencedStorage, cached, find_optuna_study, keep_note
 from hpo.storage.records import StudyRow
+from hpo.storage.schema import create_schema
 from hpo.storage.snapshot import StudySnapshot, read_snapshot
 from hpo.storage.spending import read_spending
+from hpo.storage.studies import delete_unbegun, has_begun, insert_study, reopen_pruned
 from hpo.storage.tables import OPEN_ENDED
 
 

@@ -31,8 +31,9 @@ from hpo.search.status import StudyStatus, read_status
 from hpo.storage import records
 from hpo.storage.database import Database
 from hpo.storage.leases import Ending
-from hpo.storage.optuna import TAKER, FencedStorage, TakenTrial
+from hpo.storage.optuna import FencedStorage
 from hpo.storage.records import Outcome, Trial
+from hpo.storage.studies import TAKER, TakenTrial
 from hpo.storage.tables import TAKEN_OVER
 
 SEEN = ("complete", "pruned", "paused", "diverged", "infeasible")

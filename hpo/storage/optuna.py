@@ -1,14 +1,14 @@
-"""Optuna's own storage, prepared, fenced and cached; the only module with its private names.
+"""Optuna's own storage, fenced and cached.
 
-Optuna reads them through its ORM: every question to a pruner, and most samplers, read all trials
+Optuna's private names are known here, in `schema` and in `studies` alone.
+
+Optuna reads trials through its ORM: every question to a pruner, and most samplers, read all trials
 that are not finished, so with many workers this is what their processors do. Plain rows cost a
 fraction of it; a test holds the result against Optuna's own.
 
-`reading` and `caching`.
-
 Three things are added to `RDBStorage`, all proved necessary by experiment:
 
-- whatever writes begins its transaction as a writer (see `db`);
+- whatever writes begins its transaction as a writer (see `database`);
 - inside `guarded(lease)`, a write first reads our attempt row in the *same* transaction, locked. A
   worker that was stopped past its lease and has a successor is refused with `Fenced`, instead of
   overwriting its successor's report, parameter or result. The write that ends a trial closes the
@@ -20,15 +20,10 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
-import math
-import re
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import lru_cache, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
@@ -41,14 +36,13 @@ from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import orm
 
-from hpo.errors import Fenced, StorageError
+from hpo.errors import Fenced
 from hpo.storage import database as faults
 from hpo.storage import tables
-from hpo.storage.database import Database, bare, engine_options, use_wal
+from hpo.storage.database import Database, bare, engine_options
 from hpo.storage.leases import Ending, Lease
-from hpo.storage.records import ALIVE_S, Epoch, Outcome, StudyRow
 from hpo.storage.retry import retry_while_unavailable
-from hpo.storage.tables import attempts, is_current, needs_upgrade, version
+from hpo.storage.tables import attempts
 
 TRIALS = models.TrialModel.__table__
 PARTS: dict[str, tuple[Any, tuple[str, ...]]] = {
@@ -124,24 +118,10 @@ def _frozen(trial: Any, parts: Mapping[str, Rows]) -> FrozenTrial:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-MYSQL_TABLES = {
-    "mysql_engine": "InnoDB",
-    "mysql_charset": "utf8mb4",
-    "mysql_collate": "utf8mb4_bin",
-}
-"""How tables are made there, Optuna's too: with transactions, every character, and names kept apart
-that differ in case alone, as on the other databases."""
-
-ALEMBIC = sa.table("alembic_version", sa.column("version_num", sa.String))
-"""Where Optuna keeps the version of its schema, and every other tool that uses alembic does."""
-OPTUNA_REVISION = re.compile(r"v\d+\.\d+\.\d+")
-"""How the names of Optuna's versions begin; alembic itself makes 12 hex digits."""
-OWN = "give hpo a database of its own"
-
 
 @contextmanager
-def _translated(database: Database) -> Iterator[None]:
-    """Faults of the database in Optuna's code as StorageError, as in our own."""
+def translated(database: Database) -> Iterator[None]:
+    """Raise faults of the database in Optuna's code as StorageError, as in our own."""
     try:
         with database.translated():
             yield
@@ -158,7 +138,7 @@ def _call(
     @wraps(method)
     def once(self: FencedStorage, /, *args: P.args, **kwargs: P.kwargs) -> R:
         mode = self.database.writing() if writes else nullcontext()
-        with _translated(self.database), mode:
+        with translated(self.database), mode:
             return method(self, *args, **kwargs)
 
     @wraps(method)
@@ -191,9 +171,9 @@ class FencedStorage(RDBStorage):
         self.database = database
         self._guard = threading.local()
         options = {"poolclass": sa.NullPool, **engine_options(database.url)}
-        with _translated(database):
+        with translated(database):
             super().__init__(
-                _optuna_url(database),
+                optuna_url(database),
                 engine_kwargs=options,
                 skip_table_creation=True,
                 skip_compatibility_check=True,
@@ -285,7 +265,7 @@ class FencedStorage(RDBStorage):
         """Yield Optuna's session in a transaction that writes, for rows of ours and Optuna's that
         are to be there, or gone, together."""
         scoped = optuna.storages._rdb.storage._create_scoped_session(self.scoped_session)
-        with _translated(self.database), self.database.writing(), scoped as session:
+        with translated(self.database), self.database.writing(), scoped as session:
             yield session
 
     @contextmanager
@@ -357,164 +337,6 @@ def keep_note(storage: FencedStorage, study_id: int, text: str) -> None:
     storage.set_study_system_attr(study_id, NOTE_VERSION, 1)
 
 
-@dataclass(frozen=True)
-class TakenTrial:
-    """A trial of an earlier study, in the terms of the study that takes it over."""
-
-    trial: FrozenTrial
-    ending: Ending
-    runtime: Mapping[str, Any] | None
-    """How it computed."""
-    epochs: Sequence[Epoch]
-
-
-def insert_study(
-    storage: FencedStorage,
-    values: Mapping[str, Any],
-    taken: Sequence[TakenTrial] = (),
-    resolved: Mapping[str, Any] | None = None,
-) -> bool:
-    """Add a study's row, with the trials that it takes over as the first ones of its numbers, which
-    Optuna's study is to be without, and what it keeps as `resolved`: all of that or nothing. False
-    where the name stands already."""
-    uuid, study_id, now = values["uuid"], values["study_id"], storage.database.now()
-    kept = [{"study": uuid, "key": k, "value": json.dumps(v)} for k, v in (resolved or {}).items()]
-    try:
-        with storage.transaction() as session:
-            c = session.connection()
-            c.execute(tables.studies.insert().values(created=now, resumed=now, **values))
-            if kept:
-                c.execute(tables.resolved.insert(), kept)
-            at = float(c.scalar(sa.select(now)) or 0.0)
-            for one in taken:
-                trial = storage._get_prepared_new_trial(study_id, one.trial, session)
-                session.flush()
-                _insert_attempt(c, uuid, trial, one, at)
-    except sa.exc.IntegrityError:
-        return False
-    return True
-
-
-def _insert_attempt(
-    c: sa.Connection, uuid: str, trial: models.TrialModel, taken: TakenTrial, at: float
-) -> None:
-    """Write how a trial ended that was taken over, and its epochs; it took none of this study's
-    time."""
-    trial_id, last = trial.trial_id, len(taken.epochs)
-    mine = {"trial_id": trial_id, "study": uuid}
-    ran = {"first_epoch": 1, "epoch": last} if last else {}
-    c.execute(
-        attempts.insert().values(
-            **mine,
-            k=tables.TAKEN_OVER,
-            number=trial.number,
-            token="",
-            worker=TAKER,
-            started=at,
-            until=at,
-            ended=at,
-            runtime=taken.runtime and json.dumps(taken.runtime),
-            **ran,
-            **taken.ending.row(),
-        )
-    )
-    rows = [
-        {**mine, "epoch": one.epoch, "attempt": tables.TAKEN_OVER, "finished": one.finished,
-         "metrics": json.dumps(one.metrics)}
-        for one in taken.epochs
-    ]  # fmt: skip
-    if rows:
-        c.execute(tables.epochs.insert(), rows)
-
-
-TAKER = "taken-over"
-"""The worker of trials that were taken over."""
-
-
-def has_begun(database: Database, row: StudyRow) -> bool:
-    """Return whether an epoch of a study was finished in it, a configuration is queued for it, or
-    one of its workers may be alive: it has not ended, and was seen in the last ALIVE_S and a lease.
-    """
-    with database.read() as c:
-        return _has_begun(c, database, row)
-
-
-def _has_begun(c: sa.Connection, database: Database, row: StudyRow) -> bool:
-    e, w, a, q = tables.epochs.c, tables.workers.c, attempts.c, tables.enqueued.c
-    seen = database.now() - (ALIVE_S + row.lease_s)
-    signs = (
-        (e.study == row.uuid, e.attempt > tables.TAKEN_OVER),
-        (q.study == row.uuid,),
-        (w.study == row.uuid, w.ended.is_(None), w.seen >= seen),
-        (a.study == row.uuid, a.outcome.is_(None), a.until >= database.now()),
-    )
-    return any(c.scalar(sa.select(sa.exists().where(*sign))) for sign in signs)
-
-
-def delete_unbegun(storage: FencedStorage, row: StudyRow) -> bool:
-    """Delete a study unless it has begun (see `has_begun`); return whether that was done. Who takes
-    a trial of it meanwhile waits, and then finds it gone."""
-    with storage.transaction() as session:
-        c = session.connection()
-        locked = sa.select(tables.studies.c.uuid).where(tables.studies.c.uuid == row.uuid)
-        if c.execute(locked.with_for_update()).first() is None:
-            return False
-        if _has_begun(c, storage.database, row):
-            return False
-        session.delete(models.StudyModel.find_or_raise_by_id(row.study_id, session))
-    return True
-
-
-def worst_values(c: sa.Connection, trial_id: int) -> tuple[float, ...]:
-    """Return what Optuna is told of a worthless trial: the worst in each direction of its study."""
-    way = models.StudyDirectionModel.__table__.c
-    query = (
-        sa.select(way.direction)
-        .where(
-            way.study_id
-            == sa.select(TRIALS.c.study_id).where(TRIALS.c.trial_id == trial_id).scalar_subquery()
-        )
-        .order_by(way.objective)
-    )
-    minimize = optuna.study.StudyDirection.MINIMIZE
-    return tuple(math.inf if one == minimize else -math.inf for one in c.scalars(query))
-
-
-def end_trial(
-    c: sa.Connection, trial_id: int, state: str, values: Sequence[float], ended: float
-) -> None:
-    """End a trial that Optuna's tables have as WAITING or RUNNING, at `ended` seconds since 1970.
-    The caller holds its lock."""
-    at = datetime.fromtimestamp(ended, UTC).replace(tzinfo=None)  # as Optuna stores times
-    row = {"state": state, "datetime_complete": at}
-    c.execute(sa.update(TRIALS).where(TRIALS.c.trial_id == trial_id).values(row))
-    for objective, value in enumerate(values):
-        stored, kind = models.TrialValueModel.value_to_stored_repr(value)
-        row = {"trial_id": trial_id, "objective": objective, "value": stored, "value_type": kind}
-        c.execute(models.TrialValueModel.__table__.insert().values(row))
-
-
-def reopen_pruned(database: Database, uuid: str) -> int:
-    """Let all pruned trials of a study go on as paused ones, in our tables and Optuna's, but those
-    that were taken over; return their number. Storages that have them in memory as finished see it
-    after `read_again`."""
-    a, ended = attempts.c, Outcome.PRUNED
-    with database.write() as c:
-        mine = sa.and_(a.study == uuid, a.k > tables.TAKEN_OVER)
-        query = sa.select(a.trial_id).where(mine, a.outcome == ended)
-        ids = list(c.scalars(query.order_by(a.trial_id).with_for_update()))
-        for some in (ids[first : first + 500] for first in range(0, len(ids), 500)):
-            here = a.trial_id.in_(some)
-            c.execute(
-                sa.update(attempts).where(here, a.outcome == ended).values(outcome=Outcome.PAUSED)
-            )
-            row = {"state": TrialState.RUNNING.name, "datetime_complete": None}
-            c.execute(sa.update(TRIALS).where(TRIALS.c.trial_id.in_(some)).values(row))
-            values = models.TrialValueModel.__table__
-            c.execute(sa.delete(values).where(values.c.trial_id.in_(some)))
-    return len(ids)
-
-
 def read_again(study: optuna.Study, trial_id: int) -> None:
     """Let the cache of `study` read a trial once more that it has as finished."""
     storage = study._storage
@@ -563,124 +385,6 @@ class _PausedAsPruned:
         return seen
 
 
-def create_schema(database: Database) -> None:
-    """Optuna's tables and ours, made once and alone. Raises StorageError for those of an older or
-    newer hpo or Optuna.
-
-    Eight processes that let Optuna create its tables in a new database at the same time crash all
-    but a few of each other, so it happens under a lock.
-    """
-    if is_current(database):
-        return
-    with _translated(database), database.alone():
-        if is_current(database):
-            return
-        if not _is_optuna_current(database):
-            raise needs_upgrade(database, "its tables were made by an older Optuna")
-        _create(database)
-
-
-def upgrade_schema(database: Database) -> str:
-    """Optuna's tables and ours as this hpo needs them, made or brought up to date; what was done.
-
-    Safe to call again, and from many processes at once. Raises StorageError for a database that a
-    newer hpo or Optuna has written.
-    """
-    version(database)  # an error that needs no lock
-    with _translated(database), database.alone():
-        found, done = version(database), []
-        if not _is_optuna_current(database):
-            _upgrade_optuna(database)
-            done.append("Optuna's tables upgraded")
-        if found is None:
-            _create(database)
-            done.append(f"schema {tables.VERSION} made")
-        elif found < tables.VERSION:
-            from hpo.storage.migrations import migrate
-
-            migrate(database, found)
-            done.append(f"schema {found} upgraded to {tables.VERSION}")
-    return ", ".join(done) or f"schema {tables.VERSION} already"
-
-
-def _create(database: Database) -> None:
-    """Create the tables, alone. What a process that died here has made stays and is completed."""
-    use_wal(database)
-    for table in (*models.BaseModel.metadata.tables.values(), *tables.OURS):
-        table.dialect_kwargs.update(MYSQL_TABLES)
-    with database.writing():
-        optuna_tables().create_all(database.engine)
-    _versions(database)  # nests two connections, so it cannot begin as a writer; it is alone here
-    with database.writing():
-        tables.metadata.create_all(database.engine, tables=tables.OURS)
-    with database.write() as connection:
-        connection.execute(tables.schema.insert().values(version=tables.VERSION))
-
-
-def optuna_tables() -> sa.MetaData:
-    """Optuna's tables, in which SQLite counts on after a delete, as the others do. Else it gives
-    the highest ids out again, and a page open on a deleted study mixes it with the next one."""
-    found = sa.MetaData()
-    for table in models.BaseModel.metadata.sorted_tables:
-        copied = table.to_metadata(found)
-        if table in (models.StudyModel.__table__, models.TrialModel.__table__):
-            copied.dialect_options["sqlite"]["autoincrement"] = True
-    return found
-
-
-def _is_optuna_current(database: Database) -> bool:
-    """Whether Optuna's tables are those of the Optuna here, or still to be made. Raises
-    StorageError for those of a newer one, and for another tool's."""
-    with database.read() as connection:
-        there = sa.inspect(connection)
-        begun = there.has_table(models.VersionInfoModel.__tablename__)
-        _refuse_other_tools(database, connection, there, begun=begun)
-        if not begun:
-            return True
-    versions = _versions(database)
-    found = versions.get_current_version()
-    if found not in versions.get_all_versions():
-        raise StorageError(
-            f"{database.shown}: its tables were made by a newer Optuna ({found}, this one knows "
-            f"{versions.get_head_version()}); upgrade hpo"
-        )
-    return bool(found == versions.get_head_version())
-
-
-def _refuse_other_tools(
-    database: Database, connection: sa.Connection, there: sa.Inspector, *, begun: bool
-) -> None:
-    """Raise StorageError where tables that Optuna would use are another tool's. `begun`: Optuna's
-    table of versions is there; it is made before alembic's."""
-    if there.has_table(ALEMBIC.name):
-        found = list(connection.scalars(sa.select(ALEMBIC.c.version_num)))
-        others = [one for one in found if not OPTUNA_REVISION.match(one)]
-        if others or not begun:
-            shown = f" (found: {', '.join(others)})" if others else ""
-            raise StorageError(
-                f"{database.shown}: alembic_version holds another tool's version: {OWN}{shown}"
-            )
-    for table in () if begun else models.BaseModel.metadata.sorted_tables:
-        if there.has_table(table.name):
-            missing = set(table.columns.keys()) - {
-                one["name"] for one in there.get_columns(table.name)
-            }
-            if missing:
-                raise StorageError(
-                    f"{database.shown}: its table {table.name!r} is another tool's (without "
-                    f"{', '.join(sorted(missing))}): {OWN}"
-                )
-
-
-def _upgrade_optuna(database: Database) -> None:
-    root, quiet = logging.getLogger(), logging.NullHandler()
-    root.addHandler(quiet)  # without any handler there, Optuna's migrations configure all logging
-    try:
-        FencedStorage(database).upgrade()
-    finally:
-        root.removeHandler(quiet)
-
-
 @contextmanager
 def quiet_optuna() -> Iterator[None]:
     """Silence Optuna's own messages inside: hpo reports its studies and trials."""
@@ -692,21 +396,10 @@ def quiet_optuna() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
-def _optuna_url(database: Database) -> str:
+def optuna_url(database: Database) -> str:
     """Return the URL with its password, as SQLAlchemy reads it again: its newer versions take % for
     an escape also in a path."""
     return bare(database.url).render_as_string(hide_password=False)
-
-
-def _versions(database: Database) -> Any:
-    """Return Optuna's version of its schema; write its version where none stands, for its own
-    tools."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna.storages._rdb.storage._VersionManager(
-        _optuna_url(database),
-        database.engine,
-        orm.scoped_session(orm.sessionmaker(bind=database.engine)),
-    )
 
 
 def find_optuna_study(storage: FencedStorage, name: str) -> tuple[int | None, int]:

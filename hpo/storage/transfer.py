@@ -17,8 +17,8 @@ from sqlalchemy.exc import IntegrityError
 from hpo.errors import Conflict
 from hpo.storage import leases, records, tables
 from hpo.storage.database import Database
-from hpo.storage.optuna import optuna_tables
 from hpo.storage.records import Outcome, StudyRow
+from hpo.storage.schema import optuna_tables
 
 CHUNK = 1000
 NOT_COPIED = {"version_info", tables.schema.name}

@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 
 from hpo.storage.database import connect
-from hpo.storage.optuna import create_schema
+from hpo.storage.schema import create_schema
 from tests.harness.mariadb import MariaDB
 from tests.harness.servers import copy_database, new_database
 

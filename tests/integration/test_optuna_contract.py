@@ -16,7 +16,8 @@ from optuna.trial import TrialState
 
 from hpo.storage import database as db
 from hpo.storage.database import Database, connect
-from hpo.storage.optuna import FencedStorage, create_schema
+from hpo.storage.optuna import FencedStorage
+from hpo.storage.schema import create_schema
 
 pytestmark = pytest.mark.databases("sqlite", "postgresql")
 

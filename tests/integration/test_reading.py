@@ -12,7 +12,8 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.storage.database import Database
-from hpo.storage.optuna import FencedStorage, add_waiting, cached, create_schema
+from hpo.storage.optuna import FencedStorage, add_waiting, cached
+from hpo.storage.schema import create_schema
 
 pytestmark = pytest.mark.databases("sqlite", "postgresql")
 

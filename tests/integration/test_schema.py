@@ -22,7 +22,7 @@ from hpo.search import study as studies
 from hpo.search.status import read_status
 from hpo.storage import leases, migrations, records, tables
 from hpo.storage.database import Database, connect
-from hpo.storage.optuna import create_schema, upgrade_schema
+from hpo.storage.schema import create_schema, upgrade_schema
 from tests.harness.fakes import study_file
 from tests.harness.filled import MIXED, fill
 

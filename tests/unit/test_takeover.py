@@ -16,8 +16,8 @@ from hpo.search import fingerprints, scheduling
 from hpo.search import study as studies
 from hpo.search.status import read_status
 from hpo.search.takeover import counterpart, take_over
-from hpo.storage import optuna as storages
 from hpo.storage import records
+from hpo.storage import studies as rows
 from hpo.storage.database import Database, connect
 from hpo.trained.export import export
 from tests.harness.filled import Trial, fill
@@ -178,7 +178,7 @@ def test_killed_between_two_writes_it_begins_anew(
     class Killed(BaseException):
         pass
 
-    written, insert = [], storages._insert_attempt
+    written, insert = [], rows._insert_attempt
 
     def dying(*args: Any) -> None:
         if len(written) == after:
@@ -187,7 +187,7 @@ def test_killed_between_two_writes_it_begins_anew(
         insert(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(storages, "_insert_attempt", dying)
+        patch.setattr(rows, "_insert_attempt", dying)
         with pytest.raises(Killed):
             open_study(database, study(), None, FROM_OLD)
     with pytest.raises(NotFound):

@@ -12,7 +12,8 @@ from sqlalchemy.engine import make_url
 from hpo.errors import StorageError
 from hpo.paths import Home
 from hpo.storage.database import connect, connect_args
-from hpo.storage.optuna import FencedStorage, create_schema, upgrade_schema
+from hpo.storage.optuna import FencedStorage
+from hpo.storage.schema import create_schema, upgrade_schema
 from hpo.storage.url import has_password, option, parse, show
 
 SERVER = "postgresql+psycopg://me@server/hpo"
