@@ -303,19 +303,19 @@ def test_the_checkpoint_before_is_gone_on_from(
 
 
 def test_what_is_damaged_at_the_end_counts_for_the_attempt_alone(
-    study: Study, home: Home, monkeypatch: pytest.MonkeyPatch
+    study: Study, home: Home, directory: StudyDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its weights could not be kept: the next attempt computes them again."""
-    save = objective.best_weights
+    is_kept = objective.retention.is_kept
     damaged: list[Path] = []
 
-    def once(path: Path) -> Any:
+    def once(*given: Any) -> bool:
         if not damaged:
-            damaged.append(path)
-            flipped(path)
-        return save(path)
+            damaged.append(directory.checkpoint(0, 1, 6))
+            flipped(damaged[0])
+        return is_kept(*given)
 
-    monkeypatch.setattr(objective, "best_weights", once)
+    monkeypatch.setattr(objective.retention, "is_kept", once)
     trial = work(study, home)
     check_whole(trial, "lost", "complete")
     assert "its checksum differs" in str(trial.attempts[0].reason)
