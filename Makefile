@@ -22,9 +22,11 @@ test-all: test test-rest
 coverage:
 	$(BIN)/pytest --databases=all -m "" --cov --cov-report=term
 
+# What the pages say is true; then the site, in build/docs.
 docs:
 	$(BIN)/pytest -n 0 -m "" tests/unit/test_readme.py tests/unit/test_extras.py tests/unit/test_api.py \
 		tests/integration/test_deployment.py
+	$(BIN)/mkdocs build --strict
 
 soak:
 	$(BIN)/python -m benchmarks.chaos --minutes 60 --seed $$(date +%s)

@@ -60,8 +60,8 @@ def containers(tmp_path: Path) -> Iterator[Containers]:
     (tmp_path / "studies" / "tiny.toml").write_text(STUDY)
     (tmp_path / "slowly.py").write_text(SLOWLY)
     (tmp_path / "slow").touch()
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (make_secrets,) = re.findall(r"^    (\(umask .*secrets.*)$", readme, re.MULTILINE)
+    page = (ROOT / "docs" / "many-machines.md").read_text(encoding="utf-8")
+    (make_secrets,) = re.findall(r"^    (\(umask .*secrets.*)$", page, re.MULTILINE)
     subprocess.run(["sh", "-c", make_secrets], cwd=tmp_path, check=True)
     for path in (tmp_path / "secrets").iterdir():
         path.chmod(0o600)  # outside of a container nobody else may read them

@@ -25,7 +25,6 @@ SERVICES: dict[str, Any] = COMPOSE["services"]
 OURS = [name for name, service in SERVICES.items() if service["image"] == "hpo"]
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", "")
 PAGE = (ROOT / "docs" / "many-machines.md").read_text(encoding="utf-8")
-PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 
 def test_compose_is_valid() -> None:
@@ -120,8 +119,8 @@ def test_the_image_installs_what_pyproject_asks_for() -> None:
     optional = project["optional-dependencies"]
     wanted = project["dependencies"] + [one for name in extras.split() for one in optional[name]]
     assert done.stdout.splitlines() == wanted
-    # Everything but the tests, data frames, and the launchers that place workers elsewhere.
-    assert set(optional) - set(extras.split()) <= {"test", "pandas", "ray"}
+    # Everything but tests, pages, data frames, assistants, and launchers elsewhere.
+    assert set(optional) - set(extras.split()) <= {"test", "docs", "pandas", "ray", "mcp"}
 
 
 def test_the_image_is_nobody_special_and_starts_hpo() -> None:
@@ -139,11 +138,10 @@ def test_the_image_gets_the_code_alone() -> None:
     assert {f"!{one}" for one in copied} == {rule for rule in rules if rule.startswith("!")}
 
 
-def test_the_secrets_of_the_readme_are_those_of_compose(tmp_path: Path) -> None:
+def test_the_secrets_of_the_page_are_those_of_compose(tmp_path: Path) -> None:
     """Made by the very line that people type, and not made again over others."""
-    lines = re.findall(r"^    (\(?umask .*secrets.*)$", (ROOT / "README.md").read_text(), re.M)
+    lines = re.findall(r"^    (\(?umask .*secrets.*)$", PAGE, re.M)
     assert len(lines) == 1
-    assert lines[0] in PAGE
     subprocess.run(["sh", "-c", lines[0]], cwd=tmp_path, check=True)
     made = {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()}
     assert set(made) == set(COMPOSE["secrets"])
@@ -155,18 +153,6 @@ def test_the_secrets_of_the_readme_are_those_of_compose(tmp_path: Path) -> None:
     again = subprocess.run(["sh", "-c", lines[0]], cwd=tmp_path, capture_output=True, check=False)
     assert again.returncode != 0
     assert {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()} == made
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_of_the_pages_parse(page: Path) -> None:
-    for command in shown_commands(page.read_text(encoding="utf-8")):
-        assert " ".join(command).startswith(parse(command))
-
-
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.name)
-def test_links_of_the_pages_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
-        assert (page.parent / target).exists(), target
 
 
 def test_commands_are_found_in_a_page() -> None:

@@ -1,45 +1,84 @@
-"""What the README shows exists and works as written."""
+"""What the README and the pages of docs/ show exists and works as written."""
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
+import runpy
+import subprocess
+import sys
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
-from typer.testing import CliRunner
 
-from hpo.cli.main import COMMANDS, GROUPS, app
+import hpo
+from hpo.cli.main import COMMANDS, app
 from hpo.config.study import StudyFile, parse_study
+from tests.harness.deployment import FENCED, parse, shown_commands
 
 ROOT = Path(__file__).parents[2]
-GROUP_NAMES = {command.__name__ for command in GROUPS}
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", *DOCS]
+LINKING = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"]
+LINK = re.compile(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"")
+name_of = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def test_the_readme_is_read_in_minutes() -> None:
+    assert len(README.splitlines()) <= 150
 
 
 def test_every_command_is_in_the_table_and_exists() -> None:
-    named = set(re.findall(r"`hpo ([a-z]+)", README))
+    table = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`hpo ([a-z]+)", table))
     assert named == {name for commands in COMMANDS.values() for name in commands}
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", "docs/honest-results.md", "docs/ray.md", "docs/slurm.md"]
-)
-def test_every_option_shown_exists(page: str) -> None:
-    text = (ROOT / page).read_text(encoding="utf-8")
-    for line in re.findall(r"^ +(?:\.venv/bin/)?hpo (.+?)(?: +#.*)?$", text, re.MULTILINE):
-        words, options = line.split(), re.findall(r"(?<!\S)(--?[a-z][a-z-]*)", line)
-        command = words[:2] if words[0] in GROUP_NAMES else words[:1]
-        shown = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "200"}).output
-        for option in options:
-            assert option in shown, f"hpo {command} has no {option}"
+@name_of
+def test_every_command_shown_parses(page: Path) -> None:
+    for command in shown_commands(page.read_text(encoding="utf-8")):
+        if command != ["--install-completion"]:
+            assert " ".join(command).startswith(parse(command))
 
 
-def test_the_study_files_shown_are_valid() -> None:
-    first, *others = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
-    for text in others:
-        parse_study(text, "README.md", defaults={"name": "shown"})
-    file = parse_study(first, "README.md")
-    assert (file.name, file.study.trials, len(file.baselines)) == ("photos", 40, 1)
+@name_of
+def test_every_option_named_in_the_text_exists(page: Path) -> None:
+    """In `hpo COMMAND ... --option`, also where it is no whole command."""
+    text = FENCED.sub("", page.read_text(encoding="utf-8"))
+    for command in re.findall(r"`hpo ([a-z][^`]*)`", text.replace("\n", " ")):
+        words = command.split()
+        found = _options(words)
+        for option in re.findall(r"(?<![\w-])(--[a-z][a-z-]*)", command):
+            assert option in found, f"{page.name}: hpo {command} has no {option}"
+
+
+def _options(words: list[str]) -> set[str]:
+    """All options of the command that `words` begin with."""
+    from typer.main import get_command
+
+    command = get_command(app)
+    for word in words:
+        command = getattr(command, "commands", {}).get(word, command)
+    return {option for parameter in command.params for option in parameter.opts}
+
+
+@name_of
+def test_the_study_files_shown_are_valid(page: Path) -> None:
+    for text in re.findall(r"```toml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        parse_study(text, page.name, defaults={"name": "shown"})
+
+
+def test_the_python_shown_calls_what_is_there() -> None:
+    """docs/python.md is run by another test."""
+    (text,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    shown = (hpo, hpo.Study, hpo.TrainedModel)
+    known = {"params", *(name for one in shown for name, _ in inspect.getmembers(one))}
+    named = {node.attr for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)}
+    assert named
+    assert named <= known, named - known
 
 
 def test_the_first_line_runs_a_study_that_is_there() -> None:
@@ -52,3 +91,63 @@ def test_ci_runs_the_test_line_of_the_readme() -> None:
     assert lines == [
         "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/pytest"
     ]
+
+
+@pytest.mark.parametrize("page", LINKING, ids=lambda page: f"{page.parent.name}/{page.name}")
+def test_links_lead_somewhere(page: Path) -> None:
+    """Files and their headings; what is on other hosts is not asked."""
+    for target in (one or other for one, other in LINK.findall(page.read_text(encoding="utf-8"))):
+        if "://" in target:
+            continue
+        name, _, anchor = unquote(target).partition("#")
+        there = (page.parent / name).resolve() if name else page
+        assert there.exists(), f"{page.name}: {target}"
+        if anchor:
+            assert anchor in anchors(there), f"{page.name}: {target}"
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors of the headings of a page, as GitHub and mkdocs make them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    heads = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).strip().replace(" ", "-") for head in heads}
+
+
+def test_every_page_is_reached() -> None:
+    """From the README, from the index and from the site's navigation."""
+    site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    for page in DOCS:
+        assert f" {page.name}\n" in site, f"mkdocs.yml: {page.name}"
+        if page.name != "index.md":
+            assert f"({page.name})" in index, f"docs/index.md: {page.name}"
+            assert f"(docs/{page.name})" in README, f"README.md: {page.name}"
+
+
+def test_the_reference_is_that_of_the_models() -> None:
+    """Otherwise: python docs/tools/reference.py."""
+    made = runpy.run_path(str(ROOT / "docs" / "tools" / "reference.py"))["page"]()
+    assert (ROOT / "docs" / "reference.md").read_text(encoding="utf-8") == made
+
+
+def test_messages_of_the_troubleshooting_are_those_of_hpo() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    messages = re.findall(r"^### `(.*)`$", page, re.MULTILINE)
+    code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "hpo").rglob("*.py"))
+    assert len(messages) > 15
+    for message in messages:
+        for part in filter(None, message.split("…")):
+            assert part.strip(" ") in code, message
+
+
+@pytest.mark.slow
+def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="needs mkdocs (the extra docs)")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    pages = list(tmp_path.rglob("*.html"))
+    assert len(pages) > len(DOCS)
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert re.findall(r"<(?:script|img|link)\b[^>]*(?:src|href)=.(?:https?:)?//", text) == []
