@@ -26,7 +26,7 @@ from hpo.storage.database import connect
 ROOT = Path(__file__).parents[2]
 PICTURES = ROOT / "docs" / "pictures"
 HPO = (sys.executable, "-m", "hpo")
-WIDTH, HEIGHT = 1100, 1500
+WIDTH, HEIGHT = 1100, 1075
 """Pixels of the report's picture."""
 COLUMNS, LINES = 100, 30
 POLL_S = 0.2

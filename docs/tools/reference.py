@@ -166,7 +166,7 @@ def _told(field: Schema) -> str:
 def _text(text: str) -> str:
     """Return a docstring as one line, its None as a study file writes it."""
     text = re.sub(r"\bNone\b", f"`{NONE}`", " ".join(text.split()))
-    return re.sub(r"(?<![`\\])([*<])", r"\\\1", text)
+    return text.replace("<", "&lt;").replace("*", r"\*")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,15 @@ def in_order(services: Mapping[str, Any]) -> list[str]:
     return done
 
 
+@cache
+def commands() -> Any:
+    """The tree of commands."""
+    return get_command(app)
+
+
 def parse(arguments: list[str]) -> str:
     """The name of the command that `hpo ARGUMENTS` would run; a click error where it would not."""
-    command: Any = get_command(app)
+    command = commands()
     words, names = list(arguments), []
     while hasattr(command, "commands"):
         names.append(words.pop(0))

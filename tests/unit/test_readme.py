@@ -14,9 +14,9 @@ from urllib.parse import unquote
 import pytest
 
 import hpo
-from hpo.cli.main import COMMANDS, app
+from hpo.cli.main import COMMANDS
 from hpo.config.study import StudyFile, parse_study
-from tests.harness.deployment import FENCED, parse, shown_commands
+from tests.harness.deployment import FENCED, commands, parse, shown_commands
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -57,9 +57,7 @@ def test_every_option_named_in_the_text_exists(page: Path) -> None:
 
 def _options(words: list[str]) -> set[str]:
     """All options of the command that `words` begin with."""
-    from typer.main import get_command
-
-    command = get_command(app)
+    command = commands()
     for word in words:
         command = getattr(command, "commands", {}).get(word, command)
     return {option for parameter in command.params for option in parameter.opts}
