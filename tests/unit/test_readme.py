@@ -65,8 +65,10 @@ def _options(words: list[str]) -> set[str]:
 
 @name_of
 def test_the_study_files_shown_are_valid(page: Path) -> None:
+    """A part of one is completed by a space."""
     for text in re.findall(r"```toml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
-        parse_study(text, page.name, defaults={"name": "shown"})
+        space = "" if "[space]" in text else "\n[space]\noptimizer.lr = [0.1, 0.2]\n"
+        parse_study(text + space, page.name, defaults={"name": "shown"})
 
 
 def test_the_python_shown_calls_what_is_there() -> None:
