@@ -7,10 +7,12 @@
     ├── studies/<uuid>/
     │   ├── logs/<worker>.log
     │   ├── workers/<worker>.alive   touched at every step; the supervisor's watchdog reads its age
+    │   ├── tensorboard/trial-<number>/   event files of `log = ["tensorboard"]`
     │   └── trials/<number>/attempt-<k>/
     │       ├── epoch-<n>.ckpt       the last one; gone when the trial is over (keep_checkpoints)
     │       ├── weights.safetensors  best epoch's, for the best three trials
     │       └── predictions.npz      of those weights, on the validation images
+    ├── mlflow.db, wandb/         of `log = ["mlflow", "wandb"]`, where no server has them
     └── trained/<name>/           what `hpo train` writes, by default (-o)
 
 Where a study has artifacts (`--artifacts`), its trials/ are there too, under the same names, with
@@ -78,6 +80,11 @@ class Home:
         found = sorted((self.root / "studies").glob("*/"))
         return [StudyDir(path) for path in found if is_uuid(path.name)]
 
+    @property
+    def mlflow(self) -> Path:
+        """Return the file of MLflow's runs, where no server has them."""
+        return self.root / "mlflow.db"
+
     def trained(self, name: str) -> Path:
         """Return the folder of a trained run."""
         return self.root / "trained" / name
@@ -115,6 +122,11 @@ class StudyDir:
     def alive(self, worker: str) -> Path:
         """Return the file that a worker touches at every step."""
         return self.root / "workers" / f"{_matching(WORKER, worker)}.alive"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Return the folder of TensorBoard's event files."""
+        return self.root / "tensorboard"
 
     @property
     def trials(self) -> Path:

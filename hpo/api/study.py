@@ -286,14 +286,16 @@ class Study:
         early: EarlyWorkers | None = None,
     ) -> Supervisor:
         """Return what keeps a worker alive on each of `devices`, beginning with those that have
-        started `early`. Raises InputError, unless `force`, where the code here is not that with
-        which the study began."""
+        started `early`. Raises InputError where a tracker of the study is not installed and, unless
+        `force`, where the code here is not that with which the study began."""
         from hpo.search.fingerprints import require_code
+        from hpo.search.trackers import require
         from hpo.workers.process import threads_for
         from hpo.workers.spawn import LocalProcesses, WorkerCommand
         from hpo.workers.supervisor import Supervisor
 
         study = self._load()
+        require(study.file.study.log or ())
         if not force:
             require_code(self.database, study.uuid, study.file)
         directory, threads = study.directory(Home.default()), threads_for(len(devices))

@@ -31,6 +31,7 @@ class TrainOptions(TypedDict, total=False):
     keep_validation: bool
     onnx: bool
     quantize: Sequence[str]
+    log: Sequence[str]
     device: str | None
     control: Control | None
     progress: Progress | None
@@ -45,6 +46,7 @@ def train(
     keep_validation: bool = False,
     onnx: bool = False,
     quantize: Sequence[str] = (),
+    log: Sequence[str] = (),
     device: str | None = None,
     control: Control | None = None,
     progress: Progress | None = print_line,
@@ -55,8 +57,9 @@ def train(
     The folder `out` gets weights (safetensors), curves, metrics, the confusion matrix and
     report.html; interrupted, the same call goes on. `keep_validation` trains on the training images
     alone and chooses the best epoch by validation. `onnx` and `quantize` ("dynamic", "static") also
-    write ONNX. `device` is by default the first GPU, else the CPU. `provenance` is that of an
-    exported trial; a file has its own. `control` can stop the training between batches.
+    write ONNX. `log` names trackers that get every epoch: "tensorboard", "mlflow", "wandb".
+    `device` is by default the first GPU, else the CPU. `provenance` is that of an exported trial; a
+    file has its own. `control` can stop the training between batches.
 
     Raises ConfigError for a configuration that is wrong, Conflict where `out` holds the run of
     another one, TrialFailed for a loss that is not finite.
@@ -91,6 +94,7 @@ def train(
         keep_validation=keep_validation,
         onnx=onnx,
         quantize=quantize,
+        log=log,
         control=control,
         progress=progress or (lambda line: None),
     )

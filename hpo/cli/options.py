@@ -118,6 +118,15 @@ Force = Annotated[
         help="Continue although code or images changed since the study began (recorded).",
     ),
 ]
+Log = Annotated[
+    list[str],
+    typer.Option(
+        "--log",
+        metavar="tensorboard|mlflow|wandb",
+        help="Also log every epoch there; repeatable. Each needs the extra of its name.",
+        show_default="none",
+    ),
+]
 Device = Annotated[
     str | None,
     typer.Option(

@@ -19,6 +19,7 @@ from hpo.cli.options import (
     Device,
     Force,
     Json,
+    Log,
     Overrides,
     Storage,
     StudyPath,
@@ -168,6 +169,7 @@ def run(
             show_default="none",
         ),
     ] = [],  # noqa: B006
+    log: Log = [],  # noqa: B006
     force: Force = False,
     trials: limits.Trials = None,
     time: limits.MaxTime = None,
@@ -237,6 +239,7 @@ def run(
     from hpo.api.study import Learning, Study, fetch_weights, open_study
     from hpo.config.study import StudyFile
     from hpo.config.toml import parse_assignments
+    from hpo.search.trackers import require
     from hpo.storage.records import find_study
     from hpo.workers.notify import Notifier
     from hpo.workers.process import (
@@ -250,6 +253,7 @@ def run(
     from hpo.workers.spawn import EarlyWorkers, WorkerCommand
 
     set_ = [*set_, *limits.assignments(trials, time, max_full_trainings)]
+    set_ += [f"study.log={json.dumps(log)}"] if log else []
     per_device = read_per_device(workers_per_device)
     require_count(workers, per_device)
     require_device(device)
@@ -263,6 +267,7 @@ def run(
     elif quick or from_scratch:
         raise InputError("--quick and --from-scratch are for a folder of images or a CSV file")
     file = StudyFile.load(study_file, parse_assignments(set_))
+    require(file.study.log or ())
     # How many there are is measured, or known: then they start at once.
     devices = spread(workers, per_device, device) if isinstance(per_device, int) else []
     learning = Learning(_learning(learn_from), learn_storage, from_, force)

@@ -13,6 +13,7 @@ import typer
 from hpo.cli.options import (
     Device,
     Json,
+    Log,
     Overrides,
     RunPath,
     console,
@@ -80,6 +81,7 @@ def train(
     keep_validation: KeepValidation = False,
     onnx: Onnx = False,
     quantize: Quantize = [],  # noqa: B006
+    log: Log = [],  # noqa: B006
     device: Device = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print only the scores, as JSON; progress on stderr.")
@@ -113,6 +115,7 @@ def train(
         "keep_validation": keep_validation,
         "onnx": onnx,
         "quantize": quantize,
+        "log": log,
     }
     _train(jobs, first_device(device), options, as_json=as_json)
 

@@ -81,6 +81,7 @@ def worker(
             log_to_stderr()
             ready = _ready(wanted, device, threads, worker_id, force=force)
         stop = stack.enter_context(stop_on_signal())
+        stack.callback(ready.close)
         reason = ready.run(stop, supervised=supervised)
     if stop.is_set():
         outcome = "is held until its lease expires" if ready.still_held else "was handed back"

@@ -308,6 +308,16 @@ def _name(value: str) -> str:
 
 
 Objectives = Annotated[tuple[Objective, ...], BeforeValidator(as_tuple)]
+TrackerName = Literal["tensorboard", "mlflow", "wandb"]
+
+
+def _trackers(value: Any) -> Any:
+    """Return a name, or a list of them without repeats, as a tuple; an empty list as None."""
+    value = [value] if isinstance(value, str) else value
+    return tuple(dict.fromkeys(value)) or None if isinstance(value, list | tuple) else value
+
+
+TrackerNames = Annotated[tuple[TrackerName, ...] | None, BeforeValidator(_trackers)]
 
 
 def _require_alone(study: Mapping[str, Any]) -> None:
@@ -435,6 +445,9 @@ class StudyConfig(ConfigModel):
     the best three stay anyway, or of the whole front of several metrics."""
     max_failures: int = Field(default=3, ge=1)
     """Stop after so many trials in a row have failed for the same reason."""
+    log: TrackerNames = None
+    """Experiment trackers that get every epoch: tensorboard, mlflow, wandb, each an extra of the
+    same name. They decide no result: a study that exists takes over what the file says now."""
 
     @model_validator(mode="before")
     @classmethod

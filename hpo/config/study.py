@@ -414,9 +414,11 @@ class StudyFile:
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return the differences of two definitions, a line each: `study.trials: 20 -> 40`. The same
-    folder of images or file of labels by another path is no difference, nor are proposals and
-    trials that were taken over, which no file says."""
+    folder of images or file of labels by another path is no difference, nor are trackers, which
+    decide no result, nor proposals and trials that were taken over, which no file says."""
     before, after = _flat_definition(old), _flat_definition(new)
+    before.pop("study.log", None)
+    after.pop("study.log", None)
     for place in ("train.data.root", "train.data.labels"):
         if same_place(before.get(place), after.get(place)):
             before.pop(place, None)

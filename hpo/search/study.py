@@ -123,7 +123,7 @@ def create(
     if row is not None:
         if (conflict := conflict_with(database, row, file)) is not None:
             raise conflict
-        return Study(database, row, StudyFile.from_definition(row.definition)), False
+        return _with_trackers(database, row, file), False
     if take is not None:
         _register(database, replace(file, taken_over=take.record), trials, take)
         return load(database, file.name), True
@@ -134,6 +134,19 @@ def create(
     proposals = (*learned, *recommend(file, learned))
     _register(database, replace(file, proposals=proposals), trials)
     return load(database, file.name), True
+
+
+def _with_trackers(database: Database, row: StudyRow, file: StudyFile) -> Study:
+    """Return the study that exists, with the trackers of `file`: for workers that start from now
+    on."""
+    stored = StudyFile.from_definition(row.definition)
+    if stored.study.log == file.study.log:
+        return Study(database, row, stored)
+    kept = {key: value for key, value in row.definition["study"].items() if key != "log"}
+    new = {"log": list(file.study.log)} if file.study.log else {}
+    definition = {**row.definition, "study": {**kept, **new}}
+    records.update_study(database, row.uuid, definition=json.dumps(definition, sort_keys=True))
+    return load(database, row.name)
 
 
 def _register(

@@ -49,6 +49,7 @@ from hpo.search.sampling import (
 from hpo.search.standings import Standings
 from hpo.search.study import Study
 from hpo.search.sync import Checkpoints
+from hpo.search.trackers import Run, Trackers, scalars
 from hpo.storage import leases, records
 from hpo.storage.leases import Claim, Ending, Lease
 from hpo.storage.optuna import FencedStorage, read_again
@@ -87,6 +88,16 @@ class TrialRunner:
     def standings(self) -> Standings:
         """How the trials stand, in a study whose scheduler promotes them."""
         return Standings(self.study)
+
+    @cached_property
+    def trackers(self) -> Trackers:
+        """Where epochs are logged beside the database."""
+        folder = self.study.directory(self.home).tensorboard
+        return Trackers.of(self.study.file.study.log or (), self.home, folder)
+
+    def close(self) -> None:
+        """Let trackers that are behind catch up."""
+        self.trackers.close()
 
     def data(self, config: TrainConfig, worker: str, tick: ProgressCallback) -> Data:
         """Images for `config`, opened once for trials that share them; refuses other images under
@@ -131,6 +142,8 @@ class TrialRunner:
                 _pause(self, lease, ending.reason or "")
             else:
                 _tell(self, lease, trial, ending)
+        results = _results(self.study, ending)
+        self.trackers.end(_tracked(self.study, lease), ending.outcome.words, results)
         retention.apply_retention(self.study, self.home, self.standings)
 
     def drain(self, claim: Claim, reason: str, control: Control) -> None:
@@ -187,10 +200,14 @@ def _plan(runner: TrialRunner, claim: Claim) -> scheduling.Plan:
 def _config(runner: TrialRunner, lease: Lease, trial: optuna.trial.Trial) -> TrainConfig:
     """Return the configuration from the parameters as they are *stored*: of two workers that
     suggested, only one wrote."""
-    file = runner.study.file
-    file.space.suggest(trial)
+    runner.study.file.space.suggest(trial)
+    return runner.study.file.config(_params(runner, lease))
+
+
+def _params(runner: TrialRunner, lease: Lease) -> dict[str, Any]:
+    """Return the values of the searched fields, as they are stored."""
     stored = runner.storage.get_trial(lease.trial_id).params
-    return file.config(file.space.decode(stored))
+    return runner.study.file.space.decode(stored)
 
 
 def _training_data(data: Data) -> TrainingData | list[TrainingData]:
@@ -263,6 +280,18 @@ def _steps(config: TrainConfig, data: Data) -> int:
     return config.epochs * (len(data.train) // config.batch_size)
 
 
+def _tracked(study: Study, lease: Lease) -> str:
+    """Return the key of a trial in trackers, the same for each attempt."""
+    return f"{study.uuid}-{lease.number}"
+
+
+def _results(study: Study, ending: Ending) -> dict[str, float]:
+    """Return the values of a trial that ended, as trackers show them."""
+    values = ending.objectives or (() if ending.value is None else (ending.value,))
+    names = [f"best_{name}" for name in study.file.objectives]
+    return dict(zip(names, values, strict=False))
+
+
 class TrialRun:
     """The epochs of one trial: those that are stored, then those that this attempt computes."""
 
@@ -294,6 +323,9 @@ class TrialRun:
         self.journal = EpochJournal(runner.study, self.checkpoints)
         self.journal.read(self.config, self._moved)
         self.outage = Outage(f"trial {self.lease.number} goes on, its results wait on disk")
+        self.key, params = _tracked(runner.study, self.lease), scalars(_params(runner, self.lease))
+        name, epochs = f"trial-{self.lease.number}", [row.metrics for row in self.rows]
+        runner.trackers.open(Run(runner.study.row.name, name, self.key, params, epochs))
 
     @property
     def rows(self) -> list[Epoch]:
@@ -392,6 +424,8 @@ class TrialRun:
         Raises Interrupted where the study was stopped, Fenced, and StorageUnavailable.
         """
         stop = self.journal.deliver(self._progress())
+        for row in self.rows:
+            self.runner.trackers.log(self.key, row.epoch, row.metrics)
         self._remember()
         self._report()
         if self._diverged:

@@ -29,7 +29,7 @@ SEED = "seed"
 """Field that a verification varies."""
 SUFFIX = ".verify"
 LONGEST_NAME = 64
-KEPT = ("metric", "seed", "lease_s", "stall_timeout_s", "max_failures")
+KEPT = ("metric", "seed", "lease_s", "stall_timeout_s", "max_failures", "log")
 """Fields of [study] that a verification has from the study that it verifies."""
 
 
@@ -62,7 +62,7 @@ def definition_of(parent: StudyStatus) -> dict[str, Any]:
         )
     given = file.definition()
     train = {key: value for key, value in given["train"].items() if key != SEED}
-    study = {key: given["study"][key] for key in KEPT}
+    study = {key: given["study"][key] for key in KEPT if key in given["study"]}
     fixed = {"sampler": "random", "pruner": "none", "defaults": False, "trials": 1}
     seed = {"name": SEED, "low": 0, "high": MOST_SEEDS}
     return {

@@ -30,8 +30,9 @@ from hpo.data.images import Images
 from hpo.data.report import DataReport
 from hpo.errors import ConfigError, Conflict, Damaged, InputError, TrialFailed
 from hpo.formatting import approximately
-from hpo.io import discard, same_place, write_text
+from hpo.io import discard, same_place, short_hash, write_text
 from hpo.paths import Home
+from hpo.search.trackers import Run, Trackers, require, scalars
 from hpo.trained.ensemble import write_ensemble
 from hpo.trained.environment import environment_of
 from hpo.trained.inference import TrainedModel
@@ -281,6 +282,7 @@ def retrain(
     keep_validation: bool = False,
     onnx: bool = False,
     quantize: Sequence[str] = (),
+    log: Sequence[str] = (),
     control: Control | None = None,
     progress: Tell = lambda line: None,
 ) -> TrainedRun:
@@ -292,16 +294,17 @@ def retrain(
     early stopping and the plateau schedule watch validation. `onnx` writes each seed as model.onnx
     too, `quantize` ("dynamic", "static") also in int8; all are evaluated in one pass over the test
     images. Several seeds are also evaluated as an ensemble, from their logits. After an
-    interruption the same call resumes; finished seeds are not run again. `progress` gets a line for
-    each epoch and step.
+    interruption the same call resumes; finished seeds are not run again. `log` names trackers that
+    get every epoch and the test scores; `progress` gets a line for each epoch and step.
 
     Raises ConfigError where the schedule cannot be run without validation images, InputError for
-    what cannot be written as ONNX or is not installed for it, Conflict where `out` holds the run of
-    another configuration or is being written to, TrialFailed for a loss that is not finite,
-    Interrupted when `control` says so.
+    what cannot be written as ONNX, or is not installed for that or for `log`, Conflict where `out`
+    holds the run of another configuration or is being written to, TrialFailed for a loss that is
+    not finite, Interrupted when `control` says so.
     """
     if seeds < 1:
         raise InputError(f"--seeds {seeds}: at least 1")
+    require(log)
     wanted = OnnxTargets.of(task_of(config), onnx=onnx, quantize=quantize)
     chosen, threads = torch_device(device), torch.get_num_threads()
     files = RunDir(out)
@@ -332,10 +335,12 @@ def retrain(
             wanted=wanted,
             control=control or NullControl(),
             progress=progress,
+            trackers=Trackers.of(log, home, files.root / "tensorboard"),
         )
         job.keep_digests()
-        for seed in job.seeds:
-            job.run(seed)
+        with closing(job.trackers):
+            for seed in job.seeds:
+                job.run(seed)
         return _summarize(files, job.metadata)
 
 
@@ -371,6 +376,7 @@ class _Job:
     wanted: OnnxTargets
     control: Control
     progress: Tell
+    trackers: Trackers
 
     def tell(self, seed: int, line: str) -> None:
         """Report progress of a seed, by its place among several."""
@@ -426,6 +432,19 @@ class _Job:
         if not (test or report["val"]):
             report["train"] |= model.task.test_on_training(model, files, seen.train)
         write_text(files.metrics, as_json(report))
+        self.trackers.end(self.key(seed), "complete", _results(report))
+
+    def key(self, seed: int) -> str:
+        """Return the key of a seed's run in trackers: of this folder, since it was begun."""
+        begun = self.files.about.stat().st_mtime_ns
+        return f"{short_hash([str(self.files.root.absolute()), begun])[:16]}-{seed}"
+
+    def follow(self, seed: int, config: TrainConfig, last: Path | None) -> None:
+        """Begin a seed's run in trackers, or go on with it after the checkpoint `last`."""
+        done = Checkpoint.load(last).metrics if last else []
+        params = scalars(flatten(config.to_dict()))
+        name = self.files.root.absolute().name
+        self.trackers.open(Run(name, f"seed-{seed}", self.key(seed), params, done))
 
     def model(self, files: SeedDir, device: torch.device) -> TrainedModel:
         """Load the trained network of one seed."""
@@ -460,6 +479,7 @@ class _Job:
         """Train to the end of the recipe; return the last checkpoint."""
         config = self.recipe.config.model_copy(update={"seed": seed})
         done, last = self.newest(seed, files, config)
+        self.follow(seed, config, last)
         if done < self.recipe.epochs:
             results = train(
                 config,
@@ -476,6 +496,7 @@ class _Job:
                 for result in results:
                     self.pace.done(result.epoch)
                     self.tell(seed, self.line(seed, result))
+                    self.trackers.log(self.key(seed), result.epoch, result.metrics)
                     if last is not None:
                         discard(last)
                     last = result.checkpoint
@@ -572,6 +593,13 @@ def _report(seed: int, done: Checkpoint) -> dict[str, Any]:
         "train": train,
         "val": val or None,
     }
+
+
+def _results(report: Mapping[str, Any]) -> dict[str, float]:
+    """Return the scores of a finished seed, as trackers show them."""
+    part = "test" if report["test"] else "val"
+    scores = report[part] or {}
+    return {f"{part}_{k}": v for k, v in scores.items() if isinstance(v, int | float)}
 
 
 def curves(metrics: list[dict[str, float]]) -> str:

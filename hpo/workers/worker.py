@@ -146,6 +146,9 @@ class Runner(Protocol):
     def drain(self, claim: Claim, reason: str, control: Progress) -> None:
         """End it without training: complete if it has all its epochs, else pruned."""
 
+    def close(self) -> None:
+        """Finish what goes on beside the trials."""
+
 
 class Worker:
     """Pulls trials of one study until its budget is spent."""
@@ -171,6 +174,10 @@ class Worker:
         self.standings = Standings(study)
         self.still_held = False
         """Whether a trial could not be handed back, because the database was unavailable."""
+
+    def close(self) -> None:
+        """Finish what goes on beside the trials."""
+        self.runner.close()
 
     def run(self, stop: threading.Event, *, supervised: bool = False) -> str:
         """Work until the study is over or `stop` is set; return the reason of the end. Waits while

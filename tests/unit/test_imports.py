@@ -39,6 +39,7 @@ OWNERS = {
     "torch": (
         "hpo.training",
         "hpo.search.trial",
+        "hpo.search.trackers",
         *(f"hpo.trained.{name}" for name in ("dry_run", "quicker", "retrain", "inference")),
     ),
     "torchvision": ("hpo.training", "hpo.data.torchvision"),
