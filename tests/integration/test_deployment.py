@@ -119,8 +119,9 @@ def test_the_image_installs_what_pyproject_asks_for() -> None:
     optional = project["optional-dependencies"]
     wanted = project["dependencies"] + [one for name in extras.split() for one in optional[name]]
     assert done.stdout.splitlines() == wanted
-    # Everything but tests, pages, data frames, assistants, and launchers elsewhere.
-    assert set(optional) - set(extras.split()) <= {"test", "docs", "pandas", "ray", "mcp"}
+    # Everything but tests, pages, data frames, assistants, trackers, and launchers elsewhere.
+    elsewhere = {"test", "docs", "pandas", "ray", "mcp", "tensorboard", "mlflow", "wandb", "all"}
+    assert set(optional) - set(extras.split()) <= elsewhere
 
 
 def test_the_image_is_nobody_special_and_starts_hpo() -> None:

@@ -8,6 +8,7 @@ import re
 import runpy
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -138,6 +139,13 @@ def test_messages_of_the_troubleshooting_are_those_of_hpo() -> None:
     for message in messages:
         for part in filter(None, message.split("…")):
             assert part.strip(" ") in code, message
+
+
+def test_every_extra_is_explained() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    page = (ROOT / "docs" / "getting-started.md").read_text(encoding="utf-8")
+    for name in set(project["optional-dependencies"]) - {"all", "docs", "test"}:
+        assert re.search(rf"^\| [^|]*`{name}`", page, re.MULTILINE), name
 
 
 @pytest.mark.slow
