@@ -11,7 +11,6 @@ import typer
 
 from hpo.cli.options import Storage, database, quiet_optuna
 from hpo.errors import HpoError, InputError, NotFound
-from hpo.extras import install_command
 
 if TYPE_CHECKING:
     from mcp.server.mcpserver import MCPServer
@@ -41,6 +40,8 @@ def mcp(
     try:
         import mcp.server.mcpserver  # noqa: F401
     except ImportError:
+        from hpo.extras import install_command
+
         raise InputError(f"hpo mcp needs the package mcp: {install_command('mcp')}") from None
     with database(storage) as found:
         quiet_optuna()

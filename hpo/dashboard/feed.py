@@ -95,6 +95,8 @@ def study_note(status: StudyStatus, decides: str) -> str:
         "The study file as it was given:",
         "",
         *(f"    {line}" for line in status.file.text.splitlines()),
+        "",
+        "",  # what somebody adds is no part of the file
     ]
     return "\n".join(lines)
 

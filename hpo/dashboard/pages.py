@@ -34,6 +34,7 @@ from hpo.paths import Home
 from hpo.reports.rungs import rung_table
 from hpo.reports.study import study_report
 from hpo.reports.study_figures import STATE_COLORS
+from hpo.reports.summary import Kind, summarize, texts
 from hpo.search import study as studies
 from hpo.search.status import STATES, StudyStatus, read_status
 from hpo.storage import records
@@ -41,6 +42,8 @@ from hpo.storage.database import Database
 from hpo.storage.records import Trial
 
 FOLDER = Path(__file__).parent / "templates"
+KINDS = (Kind.SEARCHED, Kind.AGAINST, Kind.NOISE, Kind.NEXT)
+"""Sentences of the summary beside the lead."""
 PAGE_TRIALS = 100
 """Trials on a page."""
 LOG_BYTES = 64 * 1024
@@ -118,6 +121,7 @@ class Pages:
             code,
             title=name,
             status=status,
+            told_of=texts(summarize(status), *KINDS),
             states=[(one, status.count(one)) for one in STATES if status.count(one)],
             colors=STATE_COLORS,
             state=state,

@@ -9,6 +9,7 @@ import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 
+from hpo.search import study as studies
 from hpo.search.study import Study
 from hpo.storage import leases
 from hpo.storage.database import Database
@@ -171,3 +172,29 @@ def test_the_login_needs_no_script_and_fits_a_phone(tmp_path: Path, study: Study
         field.send_keys(PASSWORD)
         button(plain, "Log in").click()
         plain.until(lambda: plain.driver.current_url == own.address, "the dashboard")
+
+
+def test_own_pages_refresh_themselves_and_steer(
+    chromium: Browser, tmp_path: Path, study: Study
+) -> None:
+    with running(study.database, tmp_path / "run") as own:
+        chromium.open(f"{own.origin}/hpo")
+        log_in(chromium, PASSWORD)
+        one(chromium, "a[href='/hpo/studies/toy']").click()
+        reads(chromium, "out of memory")
+        button(chromium, "Stop").click()
+        reads(chromium, "workers save after the current epoch")
+        button(chromium, "Resume").click()
+        reads(chromium, "Resumed.")
+        chromium.js("document.documentElement.dataset.seen = 'yes'")
+        studies.extend(study, trials=33)
+        reads(chromium, "15 / 33")  # the live part is new, the page is not
+        assert chromium.js("document.documentElement.dataset.seen") == "yes"
+        one(chromium, "textarea").send_keys("optimizer.lr = 9")
+        button(chromium, "Enqueue").click()
+        one(chromium, "[role=alert]")
+        assert one(chromium, "textarea").get_attribute("value") == "optimizer.lr = 9"
+        chromium.open(f"{own.origin}/hpo/studies/toy/report")
+        chromium.until(lambda: chromium.js("document.body.dataset.ready") == "true", "figures")
+        (complaint,) = chromium.complaints()
+        assert "409" in complaint  # of the form that was refused
