@@ -208,14 +208,16 @@ class WandB:
         import wandb
 
         self.root.mkdir(parents=True, exist_ok=True)
+        mode = os.environ.get("WANDB_MODE", "offline")
         self.run = wandb.init(
             project=run.project,
             name=run.name,
             id=re.sub(r"[^\w-]", "-", run.key),
             dir=str(self.root),
             config=dict(run.params),
-            mode=os.environ.get("WANDB_MODE", "offline"),
-            resume="allow",
+            mode=mode,
+            # `wandb sync` lets files of one id take each other's place, and each has all epochs.
+            resume=None if mode == "offline" else "allow",
             reinit="create_new",
             settings=wandb.Settings(console="off", silent=True, init_timeout=30),
         )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -20,7 +22,7 @@ from hpo.search import study as studies
 from hpo.search import trackers
 from hpo.search.status import read_status
 from hpo.search.study import Study
-from hpo.search.trackers import Run, TensorBoard, Trackers
+from hpo.search.trackers import MLflow, Run, TensorBoard, Trackers, WandB
 from hpo.search.trial import TrialRunner
 from hpo.storage.database import Database
 from hpo.storage.optuna import FencedStorage
@@ -192,3 +194,107 @@ def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setattr("sys.path", [str(tmp_path)])
     with pytest.raises(InputError, match=r"log 'wandb': it is not installed: .*\[wandb\]"):
         trackers.require(["wandb"])
+
+
+class FakeClient:
+    """As much of MlflowClient as is used; the server is the class."""
+
+    experiments: ClassVar[list[str]] = []
+    runs: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, tracking_uri: str) -> None:
+        self.uri = tracking_uri
+
+    def get_experiment_by_name(self, name: str) -> Any:
+        known = name in self.experiments
+        return SimpleNamespace(experiment_id=name) if known else None
+
+    def create_experiment(self, name: str, artifact_location: str | None) -> str:
+        self.experiments.append(name)
+        raise RuntimeError("another worker created it just now")
+
+    def search_runs(self, experiments: list[str], filter_string: str) -> list[Any]:
+        return [one for one in self.runs.values() if one.tags["hpo.key"] in filter_string]
+
+    def create_run(self, experiment: str, tags: dict[str, str], run_name: str) -> Any:
+        run = SimpleNamespace(
+            info=SimpleNamespace(run_id=run_name), tags=tags, status="RUNNING", params={},
+            data=SimpleNamespace(metrics={}), history=[],
+        )  # fmt: skip
+        self.runs[run_name] = run
+        return run
+
+    def log_param(self, run_id: str, name: str, value: Any) -> None:
+        self.runs[run_id].params[name] = value
+
+    def log_batch(self, run_id: str, metrics: list[Any]) -> None:
+        self.runs[run_id].history += metrics
+        self.runs[run_id].data.metrics |= {one.key: one.value for one in metrics}
+
+    def get_metric_history(self, run_id: str, name: str) -> list[Any]:
+        return [one for one in self.runs[run_id].history if one.key == name]
+
+    def update_run(self, run_id: str, status: str) -> None:
+        self.runs[run_id].status = status
+
+    set_terminated = update_run
+
+    def set_tag(self, run_id: str, name: str, value: str) -> None:
+        self.runs[run_id].tags[name] = value
+
+
+def test_an_mlflow_run_goes_on(monkeypatch: pytest.MonkeyPatch, home: Home) -> None:
+    def metric(key: str, value: float, timestamp: int, step: int) -> Any:
+        return SimpleNamespace(key=key, value=value, step=step)
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(MlflowClient=FakeClient))
+    monkeypatch.setitem(sys.modules, "mlflow.entities", SimpleNamespace(Metric=metric))
+    first, second = MLflow(home.mlflow), MLflow(home.mlflow)
+    first.open(RUN)
+    first.log(1, {"val_recall:tabby cat": 0.1})
+    first.log(2, {"val_recall:tabby cat": 0.2})
+    first.close(None, {})
+    run = FakeClient.runs["trial-7"]
+    assert run.status == "RUNNING"
+    second.open(replace(RUN, epochs=[{"val_recall:tabby cat": 0.1}]))
+    for epoch in (2, 3):
+        second.log(epoch, {"val_recall:tabby cat": epoch / 10})
+    second.close("paused", {"best_val": 0.3})
+    assert (run.status, run.tags["hpo.outcome"]) == ("SCHEDULED", "paused")
+    assert run.params == RUN.params
+    assert [(one.key, one.step, one.value) for one in run.history] == [
+        *(("val_recall_tabby cat", epoch, epoch / 10) for epoch in (1, 2, 3)),
+        ("best_val", 3, 0.3),
+    ]
+    assert second.client.uri == f"sqlite:///{home.mlflow}"
+
+
+@pytest.mark.parametrize(("mode", "begins"), [("offline", 0), ("online", 2)])
+def test_a_wandb_run_goes_on(
+    monkeypatch: pytest.MonkeyPatch, home: Home, mode: str, begins: int
+) -> None:
+    logged: list[tuple[int, dict[str, float]]] = []
+    ended: list[int] = []
+    asked: dict[str, Any] = {}
+    run = SimpleNamespace(
+        starting_step=begins,
+        log=lambda metrics, step: logged.append((step, metrics)),
+        summary={},
+        finish=lambda exit_code: ended.append(exit_code),
+    )
+
+    def init(**options: Any) -> Any:
+        asked.update(options)
+        return run
+
+    monkeypatch.setenv("WANDB_MODE", mode)
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Settings=dict))
+    board = WandB(home.root)
+    board.open(replace(RUN, epochs=[{"val_top1": 0.1}]))
+    board.log(2, {"val_top1": 0.2})
+    board.close("failed", {"best_val_top1": 0.2})
+    assert [step for step, _ in logged] == ([1, 2] if mode == "offline" else [2])
+    assert asked["resume"] == (None if mode == "offline" else "allow")
+    assert (asked["project"], asked["id"], asked["dir"]) == ("digits", "abc-7", str(home.root))
+    assert (run.summary["outcome"], ended) == ("failed", [1])
