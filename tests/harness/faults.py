@@ -3,7 +3,8 @@
     python -m tests.harness.faults SCENE URL [TIMES]
 
 A scene acts on the database at URL (files under HPO_HOME), TIMES over where it says so, and prints
-one JSON object. Tests run them a few times, `benchmarks/faults.py` as often as the README says.
+one JSON object. Tests run them a few times, `benchmarks/faults.py` as often as the table in
+docs/reliability.md says.
 """
 
 from __future__ import annotations
