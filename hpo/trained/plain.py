@@ -38,7 +38,7 @@ def weights_metadata(config: TrainConfig, about: RunMetadata, seed: int) -> dict
         "hpo": hpo.__version__,
         "task": config.task,
         "architecture": config.model.architecture,
-        "classes": json.dumps(list(about.classes), ensure_ascii=False),
+        "classes": json.dumps(list(about.classes)),
         "mean": json.dumps(list(about.mean)),
         "std": json.dumps(list(about.std)),
         "image_size": str(config.data.image_size),
@@ -125,7 +125,8 @@ def torch_lines(run: TrainedRun) -> Sequence[str]:
 
 
 def _quoted(text: Path | str) -> str:
-    return json.dumps(str(text), ensure_ascii=False)
+    # A file name that is not UTF-8 holds lone surrogates.
+    return json.dumps(str(text), ensure_ascii=not str(text).isprintable())
 
 
 def use_lines(run: TrainedRun) -> Iterator[str]:

@@ -385,7 +385,7 @@ def test_without_a_test_split(tmp_path: Path, home: Home) -> None:
     assert [entry["test"] for entry in run.seeds[0].onnx] == [None]
     assert networks_table(run).row_count == 1
     text = training_report(run)
-    assert f'data-key="{run.seeds[0].metrics["val"]["loss"]}"' in text
+    assert f'data-key="{run.seeds[0].metrics["val"]["loss"]:.9g}"' in text
     assert "validation top1 ±" in text
     assert "n = 2" in text
     assert "results on the validation images" in text
@@ -399,7 +399,7 @@ def test_kept_validation_is_shown_beside_the_test(
     run = train_run(short, tmp_path / "run", home, seeds=2, keep_validation=True)
     page = training_report(run)
     assert "validation top1" in page
-    assert f'data-key="{run.seeds[0].metrics["val"]["loss"]}"' in page
+    assert f'data-key="{run.seeds[0].metrics["val"]["loss"]:.9g}"' in page
     assert 'id="confusion"' in page
 
 

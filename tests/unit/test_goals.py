@@ -352,7 +352,7 @@ def test_what_cannot_be_measured_creates_nothing(
     code, _, told = hpo(command, "s.toml", *(part for one in given for part in ("--set", one)))
     assert code == 2
     assert "metric: 'val_" in told
-    assert not (folder / "home").exists()
+    assert not (folder / "home" / "hpo.db").exists()
 
 
 def test_a_test_folder_without_a_class_is_scored_by_those_that_occur() -> None:
