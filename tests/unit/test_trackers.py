@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from hpo.config.study import StudyFile
-from hpo.errors import ConfigError, InputError
+from hpo.errors import ConfigError, InputError, Interrupted
 from hpo.paths import Home
 from hpo.search import study as studies
 from hpo.search import trackers
@@ -110,8 +110,18 @@ def test_a_search_logs_every_epoch(database: Database, home: Home) -> None:
         assert curve(named, "best_val_top1")[-1][1] == round(trial.value, 4)
 
 
+class StopIn3:
+    """Stops training in its third epoch."""
+
+    def step(self, *, epoch: int, images: int) -> None:
+        if epoch == 3:
+            raise Interrupted("stopped")
+
+
 def test_a_retraining_logs_epochs_and_test_scores(tmp_path: Path, home: Home) -> None:
     config, out = tiny_config(pictures(tmp_path)), tmp_path / "out"
+    with pytest.raises(Interrupted):
+        train_run(config, out, home, log=["tensorboard"], control=StopIn3())
     run = train_run(config, out, home, log=["tensorboard"])
     folder = out / "tensorboard" / f"seed-{config.seed}"
     assert [step for step, _ in curve(folder, "train_loss")] == [1, 2, 3]
