@@ -400,6 +400,12 @@ def _opening(study: Study, *, is_new: bool, quiet: bool) -> Iterator[str]:
         from hpo.reports.progress import first_lines
 
         yield from first_lines(study.file)
+    if not quiet and (names := study.file.study.log):
+        from hpo.search.trackers import commands
+
+        home = Home.default()
+        folder = home.study(study.row.uuid).tensorboard
+        yield from (f"log: {line}" for line in commands(names, home, folder))
 
 
 def work(

@@ -12,9 +12,10 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shlex
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -341,6 +342,23 @@ def require(names: Iterable[str]) -> None:
         spec = find_spec(name)
         if spec is None or spec.origin is None:  # W&B's own folder wandb/ looks like a package
             raise InputError(f"log {name!r}: it is not installed: {install_command(name)}")
+
+
+def commands(names: Iterable[str], home: Home, folder: Path) -> Iterator[str]:
+    """Yield the commands that show what trackers without a server were given (`Trackers.of`)."""
+    for name in names:
+        if name == "tensorboard":
+            yield f"tensorboard --logdir {_near(folder)}"
+        elif name == "mlflow" and not os.environ.get("MLFLOW_TRACKING_URI"):
+            yield f"mlflow ui --backend-store-uri sqlite:///{_near(home.mlflow)}"
+        elif name == "wandb" and os.environ.get("WANDB_MODE", "offline") == "offline":
+            yield f"wandb sync {_near(home.root / 'wandb')}"
+
+
+def _near(path: Path) -> str:
+    """Return a path for a shell, relative to the working directory if it is below it."""
+    here = Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
 
 
 def scalars(values: Mapping[str, Any]) -> dict[str, Scalar]:

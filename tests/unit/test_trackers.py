@@ -197,6 +197,17 @@ def test_an_unknown_tracker(value: str, told: str) -> None:
         study_file(study=f"log = {value}")
 
 
+def test_commands_show_what_no_server_has(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    home = Home(tmp_path / "runs")
+    assert list(trackers.commands(trackers.NAMES, home, home.root / "my board")) == [
+        "tensorboard --logdir 'runs/my board'",
+        "mlflow ui --backend-store-uri sqlite:///runs/mlflow.db",
+    ]
+
+
 def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="log 'tensorbord': did you mean 'tensorboard'"):
         trackers.require(["tensorbord"])
