@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpo.config.space import Choice, Float, Space
+from hpo.config.parameters import Choice, Float
+from hpo.config.space import Space
 from hpo.config.study import StudyFile
 
 Floats = NDArray[np.float64]

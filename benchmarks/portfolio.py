@@ -41,8 +41,8 @@ from benchmarks.host import machine, versions
 from benchmarks.small_sets import collect, recommended
 from hpo.config.base import flatten
 from hpo.config.data import FOLDERS
+from hpo.config.parameters import canonical_json
 from hpo.config.recommended import situation_of
-from hpo.config.space import canonical_json
 from hpo.config.study import StudyFile
 from hpo.errors import HpoError, InputError
 from hpo.extras import DISTRIBUTION

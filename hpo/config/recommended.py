@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from hpo.config import toml
 from hpo.config.base import NONE, flatten
-from hpo.config.space import Choice, Float, Int, Parameter, is_same
+from hpo.config.parameters import Choice, Float, Int, Parameter, is_same
 from hpo.config.strategies import Grid
 from hpo.config.study import Proposal, StudyFile
 from hpo.config.train import TrainConfig

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hpo.config.base import NONE, flatten, list_path, toml_repr
-from hpo.config.space import Choice
+from hpo.config.parameters import Choice
 from hpo.config.strategies import (
     ASHA,
     GP,

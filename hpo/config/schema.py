@@ -16,7 +16,8 @@ from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import core_schema
 
 from hpo.config.base import NONE
-from hpo.config.space import FIXED_ONLY, Choice, Float, Int
+from hpo.config.parameters import Choice, Float, Int
+from hpo.config.space import FIXED_ONLY
 from hpo.config.strategies import StudyConfig
 from hpo.config.train import TrainConfig
 

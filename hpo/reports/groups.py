@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpo.config.metrics import COSTS, direction_of
-from hpo.config.space import Choice, Float, Int, Parameter, canonical_json
+from hpo.config.parameters import Choice, Float, Int, Parameter, canonical_json
 from hpo.errors import NotFound, nearest
 from hpo.formatting import (
     Cell,

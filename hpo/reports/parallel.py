@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hpo.config.space import Choice, Float, Int, Parameter
+from hpo.config.parameters import Choice, Float, Int, Parameter
 from hpo.formatting import number, setting
 from hpo.reports.figures import GREY, SCALE, Figure, Trace, figure, plain, short, tick
 from hpo.reports.study_figures import best_in_words, place_of

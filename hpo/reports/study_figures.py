@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from hpo.config.space import Choice, Float, Int, Parameter, canonical_json
+from hpo.config.parameters import Choice, Float, Int, Parameter, canonical_json
 from hpo.formatting import number, setting
 from hpo.reports.figures import (
     AMBER,

@@ -13,7 +13,7 @@ from enum import StrEnum
 from statistics import median
 from typing import TYPE_CHECKING
 
-from hpo.config.space import Choice, Float, Int, is_same
+from hpo.config.parameters import Choice, Float, Int, is_same
 from hpo.config.train import value_error
 from hpo.formatting import number, plural, setting
 from hpo.search.promotion import chance_level

@@ -18,7 +18,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.config.base import NONE, flatten, toml_repr
-from hpo.config.space import is_same
+from hpo.config.parameters import is_same
 from hpo.config.study import StudyFile, TakenOver
 from hpo.errors import Conflict, InputError
 from hpo.formatting import plural

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hpo.config.base import flatten
+from hpo.config.parameters import Choice, Parameter, is_same
 from hpo.config.recommended import cut, family, nearest, share, situations_of
-from hpo.config.space import Choice, Parameter, Space, is_same
+from hpo.config.space import Space
 from hpo.config.study import Proposal, StudyFile
 from hpo.errors import HpoError, InputError
 from hpo.formatting import number, plural

@@ -11,7 +11,7 @@ from functools import cached_property
 from statistics import fmean
 from typing import Any
 
-from hpo.config.space import canonical_json
+from hpo.config.parameters import canonical_json
 from hpo.config.study import StudyFile, Verified
 from hpo.errors import Conflict, InputError, NotFound
 from hpo.formatting import number, plural, plus_minus

@@ -17,9 +17,9 @@ import torch
 
 from hpo.config.base import toml_repr
 from hpo.config.constraints import to_relax, unmet_reason
+from hpo.config.parameters import Choice
 from hpo.config.recommended import recommend
 from hpo.config.remarks import remarks
-from hpo.config.space import Choice
 from hpo.config.study import Proposal, StudyFile
 from hpo.config.train import TrainConfig
 from hpo.control import enter_phase

@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo.config.space import canonical_json
+from hpo.config.parameters import canonical_json
 from hpo.paths import Home
 from hpo.search import retention
 from hpo.search import study as studies

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from hpo.config.model import ModelConfig
+from hpo.config.parameters import Choice, Int
 from hpo.config.schema import json_schema
-from hpo.config.space import Choice, Int
 from hpo.config.study import StudyFile, parse_study
 from hpo.config.toml import parse as parse_toml
 from hpo.config.train import TrainConfig

@@ -11,6 +11,7 @@ import pytest
 
 from hpo.config.base import with_values
 from hpo.config.model import ARCHITECTURES
+from hpo.config.parameters import Choice, Float, Int, Parameter
 from hpo.config.recommended import (
     MOST,
     Entry,
@@ -23,7 +24,6 @@ from hpo.config.recommended import (
     recommend,
     situation_of,
 )
-from hpo.config.space import Choice, Float, Int, Parameter
 from hpo.config.starter import FolderSummary
 from hpo.config.study import Proposal, StudyFile, difference, parse_study
 from hpo.config.template import starter_file

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpo.config.space import Choice, Float, Int, Parameter, Space, parse_space, split_space
+from hpo.config.parameters import Choice, Float, Int, Parameter
+from hpo.config.space import Space, parse_space, split_space
 from hpo.errors import ConfigError
 
 SPACE = Space(

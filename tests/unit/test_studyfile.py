@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hpo.config import toml
+from hpo.config.parameters import Choice, Float, Int
 from hpo.config.schema import json_schema
-from hpo.config.space import Choice, Float, Int
 from hpo.config.starter import FolderSummary, Wish, choose
 from hpo.config.strategies import (
     PRUNERS,
