@@ -21,7 +21,8 @@ from hpo.errors import ConfigError, DataError, InputError
 from hpo.formatting import rough_duration
 from hpo.paths import Home
 from hpo.trained import dry_run as checks
-from hpo.trained.dry_run import CheckResult, Cost, check
+from hpo.trained.cost import Cost
+from hpo.trained.dry_run import CheckResult, check
 from hpo.training import device as runtime
 from hpo.training import feature_cache, models, weights
 from hpo.training.checkpoint import save_weights
