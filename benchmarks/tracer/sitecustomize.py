@@ -20,7 +20,7 @@ from typing import Any
 
 MARKS = {
     "hpo.cli.main": ("main",),
-    "hpo.api.study": ("open_study",),
+    "hpo.api.creation": ("open_study",),
     "hpo.workers.process": ("Child.__init__",),
     "hpo.workers.spawn": ("EarlyWorkers.call",),
     "hpo.workers.worker": ("Worker.run",),

@@ -181,7 +181,7 @@ def open_study_or_file(
         if overrides:
             raise InputError("--set changes a study file; an existing study is as it was created")
         return studies.load(found, given)
-    from hpo.api.study import open_study
+    from hpo.api.creation import open_study
     from hpo.config.study import StudyFile
     from hpo.config.toml import parse_assignments
     from hpo.storage.records import find_study

@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from hpo.api.study import Opened, Study
+    from hpo.api.creation import Opened
+    from hpo.api.study import Study
     from hpo.cli.background import Terminal
     from hpo.config.study import StudyFile
     from hpo.reports.progress import View
@@ -236,7 +237,8 @@ def run(
     Example: hpo run studies/digits.toml --workers 2; hpo run photos/ --time 1h
     """
     terminal = None if plain or quiet or as_json else background.fork()
-    from hpo.api.study import Learning, Study, fetch_weights, open_study
+    from hpo.api.creation import Learning, fetch_weights, open_study
+    from hpo.api.study import Study
     from hpo.config.study import StudyFile
     from hpo.config.toml import parse_assignments
     from hpo.search.trackers import require

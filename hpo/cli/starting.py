@@ -154,7 +154,7 @@ def study_file_of(data: Path, wish: Wish, say: Progress) -> Path:
     DataError for images that cannot be used and weights that cannot be had; then nothing is
     written.
     """
-    from hpo.api.study import fetch_weights
+    from hpo.api.creation import fetch_weights
     from hpo.config.study import parse_study
     from hpo.config.template import name_of, starter_file
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hpo.api.study import make_home
+from hpo.api.creation import make_home
 from hpo.cli.options import Json, Storage, database, program, say, warn_of_password
 from hpo.errors import NotFound
 from hpo.formatting import printable

@@ -6,7 +6,8 @@ import threading
 
 import pytest
 
-from hpo.api.study import Learning, Study, open_study
+from hpo.api.creation import Learning, open_study
+from hpo.api.study import Study
 from hpo.doctor.scan import check_database
 from hpo.errors import Conflict, InputError
 from hpo.paths import Home

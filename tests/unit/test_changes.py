@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hpo.api.study import Study, open_study
+from hpo.api.creation import open_study
+from hpo.api.study import Study
 from hpo.cli.search import _extend
 from hpo.errors import Conflict, LimitsRaised
 from hpo.paths import Home

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from hpo.api.study import check_data
+from hpo.api.creation import check_data
 from hpo.config.data import DataConfig
 from hpo.data import cache as cache_module
 from hpo.data.dataset import examine_data

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score, roc_auc_score
 
-from hpo.api.study import open_study
+from hpo.api.creation import open_study
 from hpo.config.metrics import direction, metric_name, user_function
 from hpo.config.study import StudyFile, parse_study
 from hpo.config.train import TrainConfig

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from hpo.api.study import Learning, Study, open_study
+from hpo.api.creation import Learning, open_study
+from hpo.api.study import Study
 from hpo.config.study import StudyFile
 from hpo.doctor.scan import check_database
 from hpo.errors import Conflict, InputError, NotFound
