@@ -29,6 +29,7 @@ from hpo.data.folders import folder_to_test, list_folder
 from hpo.data.images import ImageReader, Images, Pixels, Sizing, decode, open_file
 from hpo.errors import DataError, InputError
 from hpo.paths import Home
+from hpo.trained.overlap import NOTHING_SEEN, Overlap
 from hpo.trained.run import (
     Certainty,
     RunMetadata,
@@ -39,7 +40,7 @@ from hpo.trained.run import (
     load_run,
     spread,
 )
-from hpo.trained.seen import NOTHING_SEEN, Overlap, Seen, seen_by
+from hpo.trained.seen import Seen, seen_by
 from hpo.training import inputs, models
 from hpo.training.checkpoint import load_trained
 from hpo.training.device import default_device, torch_device

@@ -37,10 +37,11 @@ from hpo.trained.ensemble import write_ensemble
 from hpo.trained.environment import environment_of
 from hpo.trained.inference import TrainedModel
 from hpo.trained.onnx_files import OnnxTargets, open_files, try_export, write_files
+from hpo.trained.overlap import NOTHING_SEEN, Overlap
 from hpo.trained.pace import Pace
 from hpo.trained.plain import weights_metadata, write_loader
 from hpo.trained.run import RunDir, RunMetadata, SeedDir, TrainedRun, as_json, exclusive, read_run
-from hpo.trained.seen import NOTHING_SEEN, Overlap, Seen
+from hpo.trained.seen import Seen
 from hpo.training.checkpoint import Checkpoint, best_weights, save_weights
 from hpo.training.device import processor_name, resolve, torch_device
 from hpo.training.evaluation import full_scores, plain_scores

@@ -40,7 +40,7 @@ from hpo.config.train import TrainConfig
 from hpo.errors import Conflict, InputError, NotFound
 from hpo.intervals import CONFIDENCE, Interval, of_spread, wilson
 from hpo.io import write_text
-from hpo.trained.seen import Overlap
+from hpo.trained.overlap import Overlap
 
 REPAIR = "restore it, or train into another folder"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_left
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from hpo.data.dataset import open_data
 from hpo.data.images import Images, concat
 from hpo.errors import DataError, HpoError, InputError
 from hpo.io import atomic_write
+from hpo.trained.overlap import Overlap
 
 if TYPE_CHECKING:
     from hpo.data.dataset import Data
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
 SIZE = 16
 """Bytes of a digest."""
-SHOWN = 10
-"""Most names in a line."""
-TRAINED, VALIDATED = "trained on", "used for validation, which chose the epoch"
 
 UNKNOWN = (
     "whether the run was trained on these images is unknown: an earlier version made it, without "
@@ -108,35 +105,6 @@ class Seen:
             validated if self.validated is not None else None,
             len(images),
         )
-
-
-@dataclass(frozen=True)
-class Overlap:
-    """Names of those of some images that a run has seen."""
-
-    trained: tuple[str, ...]
-    validated: tuple[str, ...] | None
-    """None if unknown."""
-    images: int
-    """Number of all images."""
-
-    def __bool__(self) -> bool:
-        return bool(self.trained or self.validated)
-
-    def text(self, what: str = "images") -> str:
-        """Return `3 of 15 images were trained on: a.jpg, b.jpg, c.jpg`, and the same of those that
-        were used for validation; the first SHOWN names of each."""
-        pairs = ((self.trained, TRAINED), (self.validated, VALIDATED))
-        return "; ".join(self._line(names, what, use) for names, use in pairs if names)
-
-    def _line(self, names: Sequence[str], what: str, use: str) -> str:
-        more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-        verb = "was" if len(names) == 1 else "were"
-        shown = ", ".join(names[:SHOWN])
-        return f"{len(names):,} of {self.images:,} {what} {verb} {use}: {shown}{more}"
-
-
-NOTHING_SEEN = Overlap((), (), 0)
 
 
 def seen_by(run: TrainedRun, cache: Path) -> Seen | str:
