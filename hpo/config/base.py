@@ -82,20 +82,35 @@ FUNCTION_SCHEMA = {"type": "string", "pattern": r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$
 """JSON Schema of `module:function`, the name of a function of the user's."""
 
 
+TIMM = "timm:"
+"""How architectures of timm's begin."""
+TIMM_PATTERN = r"^timm:[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?$"
+
+
+def is_timm(architecture: str) -> bool:
+    """Return whether an architecture is of timm's: `timm:NAME` or `timm:NAME.TAG`."""
+    return re.fullmatch(TIMM_PATTERN, architecture) is not None
+
+
 def is_function_name(name: str) -> bool:
-    """Return whether `name` has the form `module:function`."""
-    return re.fullmatch(FUNCTION_SCHEMA["pattern"], name) is not None
+    """Return whether `name` has the form `module:function`, and is not of timm's."""
+    own = re.fullmatch(FUNCTION_SCHEMA["pattern"], name) is not None
+    return own and not name.startswith(TIMM)
 
 
 @dataclass(frozen=True)
 class NameOrFunction:
-    """Annotation of a text: one of `names`, or `module:function` of the user's own."""
+    """Annotation of a text: one of `names`, a match of `pattern` if there is one, or
+    `module:function` of the user's own."""
 
     what: str
     names: Sequence[str]
+    pattern: str = ""
 
     def _check(self, value: Any) -> Any:
         if not isinstance(value, str) or value in self.names or is_function_name(value):
+            return value
+        if self.pattern and re.fullmatch(self.pattern, value):
             return value
         own, hint = "your own is named module:function", nearest(value, self.names)
         raise ValueError(
@@ -111,8 +126,9 @@ class NameOrFunction:
     def __get_pydantic_json_schema__(
         self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        """Return both forms."""
-        return {"anyOf": [{"enum": list(self.names)}, FUNCTION_SCHEMA]}
+        """Return all forms."""
+        more = [{"type": "string", "pattern": self.pattern}] if self.pattern else []
+        return {"anyOf": [{"enum": list(self.names)}, *more, FUNCTION_SCHEMA]}
 
 
 def auto_or_flag(value: Any) -> Any:

@@ -114,9 +114,10 @@ class DataConfig(ConfigModel):
     resize_size: int = Field(default=256, ge=8, le=2048)
     """Shorter side after resizing, in pixels; default: image_size up to 64 and where it is the data
     set's own, else image_size x 256 / 224, torchvision's own ratio. Not used by squash."""
-    normalize: Literal["dataset", "imagenet"] = "dataset"
-    """Mean and standard deviation: of the training part, or ImageNet's. With torchvision's weights
-    use imagenet."""
+    normalize: Literal["dataset", "imagenet", "pretrained"] = "dataset"
+    """Mean and standard deviation: of the training part, or ImageNet's, or those with which the
+    weights were trained: of timm's the model's own, of torchvision's ImageNet's. With torchvision's
+    weights use imagenet."""
     val_fraction: float = Field(default=0.15, gt=0, lt=1)
     """Part of the images for validation where the data has no val/ folder."""
     test_fraction: float = Field(default=0.15, ge=0, lt=1)

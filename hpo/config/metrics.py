@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, WithJsonSchema
 
+from hpo.config.base import TIMM
 from hpo.config.retrieval import RETRIEVED
 from hpo.errors import nearest
 
@@ -52,7 +53,7 @@ _MEANT = {
 
 def user_function(metric: str) -> str | None:
     """Return the `module:function` that `metric` (or another field) names, or None."""
-    found = None if metric.startswith(RECALL) else re.fullmatch(_OWN, metric)
+    found = None if metric.startswith((RECALL, TIMM)) else re.fullmatch(_OWN, metric)
     return found[1] if found else None
 
 

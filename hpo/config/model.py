@@ -7,7 +7,15 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
-from hpo.config.base import ConfigModel, NameOrFunction, Ratio, Sizes, as_tuple, fail
+from hpo.config.base import (
+    TIMM_PATTERN,
+    ConfigModel,
+    NameOrFunction,
+    Ratio,
+    Sizes,
+    as_tuple,
+    fail,
+)
 
 # torchvision's classification models by name, kept here so that a study file is validated without
 # importing torch; a test holds the list against torchvision's own.
@@ -189,12 +197,16 @@ class HeadConfig(ConfigModel):
 class ModelConfig(ConfigModel):
     """The network, where its weights come from, and which part of it is trained."""
 
-    architecture: Annotated[str, NameOrFunction("architecture", ARCHITECTURES)] = "small_cnn"
-    """small_cnn, the name of a torchvision classification model, or `module:function` of your own,
-    found from the working directory: called with classes (int) and image_size (int, pixels), it
-    returns the nn.Module that maps (B, 3, image_size, image_size) to (B, classes)."""
+    architecture: Annotated[str, NameOrFunction("architecture", ARCHITECTURES, TIMM_PATTERN)] = (
+        "small_cnn"
+    )
+    """small_cnn, the name of a torchvision classification model, `timm:NAME` or `timm:NAME.TAG` of
+    timm's (docs/timm.md), or `module:function` of your own, found from the working directory:
+    called with classes (int) and image_size (int, pixels), it returns the nn.Module that maps
+    (B, 3, image_size, image_size) to (B, classes)."""
     weights: str | None = None
-    """None (random), a torchvision weights name (IMAGENET1K_V1, DEFAULT), or a local file:
+    """None (random), a torchvision weights name (IMAGENET1K_V1, DEFAULT), of timm's DEFAULT or a
+    tag (augreg_in21k), or a local file:
     .safetensors, or a state dict (.pt, .pth; read without unpickling code)."""
     stem: Literal["default", "small"] = "default"
     """small: a first convolution of 3 x 3, stride 1, and no max-pool, for images of 32 pixels."""
@@ -205,11 +217,11 @@ class ModelConfig(ConfigModel):
     trainable_blocks: Blocks = "all"
     """all; 0: the head alone; k: the last k blocks; {first = k}: the first k; {start = i, stop =
     j}: blocks i to j - 1, counted from 0. A block is one child of torchvision's `features` that
-    has weights, one layerN of a ResNet, one encoder layer of a transformer; in an architecture of
-    your own, an item of its attribute `blocks`, or else a child of its `features`. The head (there
-    the last linear layer) is always trained."""
+    has weights, one layerN of a ResNet, one encoder layer of a transformer; of timm's what it
+    groups as such; in an architecture of your own, an item of its attribute `blocks`, or else a
+    child of its `features`. The head (there the last linear layer) is always trained."""
     options: Options = Field(default_factory=dict)
-    """Only for an architecture of your own: further arguments of its function, by name; searched as
-    model.options.NAME."""
+    """Only for an architecture of your own or of timm's: further arguments of its function, by name
+    (drop_path_rate); searched as model.options.NAME."""
     cnn: CnnConfig = Field(default_factory=CnnConfig)
     """small_cnn only: the network by its lists."""

@@ -18,7 +18,7 @@ import tomli_w
 
 from hpo.config import toml
 from hpo.config.augment import PRESET_OR_CROP
-from hpo.config.base import NONE, combined, flatten, toml_repr, with_values
+from hpo.config.base import NONE, combined, flatten, is_timm, toml_repr, with_values
 from hpo.config.data import DEFAULT_ROOT, FOLDERS
 from hpo.config.document import Document
 from hpo.config.metrics import COSTS, direction, direction_of, user_function
@@ -184,6 +184,14 @@ class StudyFile:
             values += self.objectives
         found = [user_function(str(one)) for one in values]
         return sorted({one.partition(":")[0] for one in found if one})
+
+    @property
+    def uses_timm(self) -> bool:
+        """Whether an architecture, fixed or searched, is of timm's."""
+        name = "model.architecture"
+        fixed = [flatten(self.train).get(name)]
+        values = self.space[name].bounds() if name in self.space else fixed
+        return any(is_timm(str(one)) for one in values)
 
     def config(self, values: Mapping[str, Any]) -> TrainConfig:
         """Return the training with `values` ({dotted path: config value}) for the searched fields.

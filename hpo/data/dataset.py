@@ -371,7 +371,7 @@ def _training(config: DataConfig, folds: Sequence[Sequence[Item]]) -> list[Item]
 def _normalization(
     config: DataConfig, seen: Sequence[Index]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    return IMAGENET if config.normalize == "imagenet" else mean_std(*seen)
+    return mean_std(*seen) if config.normalize == "dataset" else IMAGENET
 
 
 def _open(

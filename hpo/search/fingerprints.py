@@ -2,11 +2,11 @@
 
 The code fingerprint covers everything that decides a result given the same configuration and
 images: the modules of `hpo.training`, `hpo.data` and `hpo.config` that compute, the versions of
-torch and torchvision (major.minor, as patch releases should not change results), and the user's own
-modules that the study names as its loss, architecture or metric, but not their imports. A module
-counts by its syntax tree, without comments, docstrings and layout: a reworded comment stops no
-running study. A user's data set counts by its images, which have a fingerprint of their own.
-Devices do not count: a study may run on GPUs of many kinds.
+torch, torchvision and, where it is used, timm (major.minor, as patch releases should not change
+results), and the user's own modules that the study names as its loss, architecture or metric, but
+not their imports. A module counts by its syntax tree, without comments, docstrings and layout: a
+reworded comment stops no running study. A user's data set counts by its images, which have a
+fingerprint of their own. Devices do not count: a study may run on GPUs of many kinds.
 
 Imports no torch.
 """
@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import hpo
@@ -30,6 +31,7 @@ from hpo.errors import ConfigError, Conflict
 from hpo.io import short_hash
 from hpo.storage import records
 from hpo.storage.database import Database
+from hpo.training.timm_names import refuse_missing
 
 FLOORS = ("config", "data", "training")
 TELLING = (
@@ -89,16 +91,19 @@ class Code:
 def code_of(file: StudyFile) -> Code:
     """Return the code that would run the trials of `file` in this process. Raises ConfigError if a
     module of the user's cannot be found."""
-    parts = code_parts(file.user_modules(*DECISIVE))
+    parts = code_parts(file.user_modules(*DECISIVE), timm=file.uses_timm)
     files = {one: _file_of(one) for one in file.user_modules(*DECISIVE, "data.dataset")}
     return Code(parts, {name: text for name, path in files.items() if (text := _text(path))})
 
 
-def code_parts(own: Sequence[str]) -> dict[str, str]:
-    """Return the parts of a `Code` that names these modules of the user's. Raises ConfigError if
-    one cannot be found."""
+def code_parts(own: Sequence[str], *, timm: bool = False) -> dict[str, str]:
+    """Return the parts of a `Code` that names these modules of the user's, and with `timm` may
+    train its networks. Raises ConfigError if one cannot be found, or timm is not installed."""
+    if timm and find_spec("timm") is None:
+        refuse_missing("timm:")
     parts = {"hpo sources": _sources_digest()}
-    parts |= {name: ".".join(version(name).split(".")[:2]) for name in LIBRARIES}
+    counted = (*LIBRARIES, "timm") if timm else LIBRARIES
+    parts |= {name: ".".join(version(name).split(".")[:2]) for name in counted}
     return parts | {f"own {one}": _digest(_file_of(one)) for one in own}
 
 

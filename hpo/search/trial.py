@@ -56,6 +56,7 @@ from hpo.storage.optuna import FencedStorage, read_again
 from hpo.storage.records import Epoch, Outcome, Ranking
 from hpo.storage.retry import Outage
 from hpo.training import device as runtime
+from hpo.training import models
 from hpo.training.checkpoint import Checkpoint, save_weights
 from hpo.training.inputs import TrainingData
 from hpo.training.profiling import network_costs
@@ -358,7 +359,7 @@ class TrialRun:
         self._begin_epoch()
         results = train(
             self.config,
-            _training_data(self.data),
+            _training_data(models.normalized(self.data, self.config)),
             self.control,
             device=self.runner.device,
             metric=self.metric,

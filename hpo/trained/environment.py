@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 
 import hpo
-from hpo.config.base import flatten
+from hpo.config.base import flatten, is_timm
 from hpo.config.metrics import user_function
 from hpo.config.train import TrainConfig
 
@@ -24,12 +24,13 @@ def environment_of(config: TrainConfig, device: str, processor: str) -> dict[str
 
     named = flatten(config.to_dict())
     own = {user_function(str(named.get(field))) for field in (*DECISIVE, "data.dataset")}
+    more = ["timm"] if is_timm(config.model.architecture) else []
     parts = code_parts(sorted({one.partition(":")[0] for one in own if one}))
     return {
         "hpo": hpo.__version__,
         **{f"{CODE} {name}": digest for name, digest in parts.items() if name not in COUNTED},
         "python": platform.python_version(),
-        **{name: version(name) for name in LIBRARIES},
+        **{name: version(name) for name in (*LIBRARIES, *more)},
         "device": device,
         "processor": processor,
     }

@@ -42,6 +42,7 @@ from hpo.trained.pace import Pace
 from hpo.trained.plain import weights_metadata, write_loader
 from hpo.trained.run import RunDir, RunMetadata, SeedDir, TrainedRun, as_json, exclusive, read_run
 from hpo.trained.seen import Seen
+from hpo.training import models
 from hpo.training.checkpoint import Checkpoint, best_weights, save_weights
 from hpo.training.device import processor_name, resolve, torch_device
 from hpo.training.evaluation import full_scores, plain_scores
@@ -311,7 +312,7 @@ def retrain(
     files = RunDir(out)
     asked = range(config.seed, config.seed + seeds_needed(config, seeds))
     with exclusive(out):
-        data = dataset.open_data(config.data, home.cache)
+        data = models.normalized(dataset.open_data(config.data, home.cache), config)
         keep_validation = keep_validation or _must_keep_validation(files, data)
         recipe = make_recipe(config, provenance, keep_validation)
         stored = stored_recipe(files, recipe, keep_validation)

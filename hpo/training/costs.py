@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from hpo import __version__
-from hpo.config.base import is_function_name
+from hpo.config.base import is_function_name, is_timm
 from hpo.config.train import TrainConfig
 from hpo.errors import DiskFull
 from hpo.io import atomic_write, short_hash
@@ -41,6 +41,7 @@ def _path(config: TrainConfig, classes: int, cache: Path) -> Path | None:
     if is_function_name(config.model.architecture):
         return None
     versions = [__version__, version("torch"), version("torchvision")]
+    versions += [version("timm")] if is_timm(config.model.architecture) else []
     model = config.model.model_dump(mode="json", exclude={"weights"})
     key = short_hash([model, config.data.image_size, classes, versions])
     return cache / FOLDER / f"{key}.json"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hpo.config.base import is_function_name
+from hpo.config.base import is_function_name, is_timm
 from hpo.config.model import (
     COLOURS,
     TORCHVISION_ARCHITECTURES,
@@ -25,9 +25,12 @@ from hpo.config.model import (
     ModelConfig,
     repeated,
 )
+from hpo.config.train import TrainConfig
 from hpo.data import user_code
+from hpo.data.dataset import Data
 from hpo.errors import ConfigError
 from hpo.training import pretrained as weights
+from hpo.training import timm_models
 
 
 def call_user_function(
@@ -262,13 +265,24 @@ def build(
         _shrink_stem(model, config.architecture)
     replaced = _replace_head(model, config, classes)
     known = repr(config), image_size
-    if config.architecture in TORCHVISION_ARCHITECTURES and known not in _CHECKED:
+    theirs = config.architecture in TORCHVISION_ARCHITECTURES or is_timm(config.architecture)
+    if theirs and known not in _CHECKED:
         _check_forward(model, config, image_size)  # the user's own has run already
         _CHECKED.add(known)
     if config.weights is not None and pretrained:
         fit = weights.Fit(head=family(model).head, replaced=replaced, image_size=image_size)
         weights.load_into(model, config.weights, config.architecture, fit)
     return model
+
+
+def normalized(data: Data, config: TrainConfig) -> Data:
+    """Return `data` with the mean and deviation of the model's weights where `config` asks for
+    these; images are as they were."""
+    if config.data.normalize != "pretrained" or not is_timm(config.model.architecture):
+        return data
+    mean, std = timm_models.normalization(config.model) or (data.mean, data.std)
+    folds = tuple(replace(one, mean=mean, std=std) for one in data.folds)
+    return replace(data, mean=mean, std=std, folds=folds)
 
 
 def family(model: nn.Module) -> Family:
@@ -371,10 +385,12 @@ def _outermost(module: nn.Module, wanted: set[int]) -> Iterator[nn.Module]:
 
 
 def _bare(config: ModelConfig, classes: int, image_size: int) -> nn.Module:
-    """Return torchvision's architecture with its own 1,000 classes; or the user's."""
+    """Return torchvision's architecture with its own 1,000 classes; or timm's, or the user's."""
     name = config.architecture
     if name == "small_cnn":
         return SmallCnn(config.cnn, classes, image_size)
+    if is_timm(name):
+        return _timms(config, classes, image_size)
     if is_function_name(name):
         return _users(config, classes, image_size)
     options = torchvision_options(config, image_size)
@@ -409,10 +425,19 @@ def _users(config: ModelConfig, classes: int, image_size: int) -> nn.Module:
     name = config.architecture
     model = build_user_model(name, config.options, classes=classes, image_size=image_size)
     if _known_family(model) is None:
-        places, head = user_model_parts(model, name)
-        pattern = "|".join(re.escape(place) for place in places)
-        setattr(model, _OWN, Family(pattern or NOTHING, head))
+        _keep_family(model, *user_model_parts(model, name))
     return model
+
+
+def _timms(config: ModelConfig, classes: int, image_size: int) -> nn.Module:
+    model = timm_models.create(config, classes=classes, image_size=image_size)
+    _keep_family(model, *timm_models.parts(model, config.architecture))
+    return model
+
+
+def _keep_family(model: nn.Module, places: Sequence[str], head: str) -> None:
+    pattern = "|".join(re.escape(place) for place in places)
+    setattr(model, _OWN, Family(pattern or NOTHING, head))
 
 
 def _wrong_size(architecture: str, image_size: int, allowed: str) -> ConfigError:
@@ -449,7 +474,7 @@ def _replace_head(model: nn.Module, config: ModelConfig, classes: int) -> str:
         model.set_submodule(name, nn.Sequential(*kept, _own_head(config.head, inputs, classes)))
         return f"{name}.{len(kept)}"
     rate = config.dropout
-    if is_function_name(config.architecture) and rate is None:
+    if is_timm(config.architecture) or (is_function_name(config.architecture) and rate is None):
         return name  # made for these classes by its function
     if rate is not None and _set_dropout(model, rate):
         rate = None
@@ -524,7 +549,7 @@ def _classifier(old: nn.Module, classes: int, dropout: float | None) -> nn.Modul
 
 def _check_forward(model: nn.Module, config: ModelConfig, image_size: int) -> None:
     """Run shapes alone through `model`, which takes milliseconds at any size."""
-    tensors = dict(model.state_dict(keep_vars=True))
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     shapes = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
     images = torch.empty(2, 3, image_size, image_size, device="meta")
     training = model.training
@@ -532,7 +557,7 @@ def _check_forward(model: nn.Module, config: ModelConfig, image_size: int) -> No
     try:
         with torch.no_grad():
             torch.func.functional_call(model, shapes, (images,))
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
         has_smaller = config.stem != "small" and family(model).stem
         advice = "choose a larger image_size" + (' or model.stem = "small"' if has_smaller else "")

@@ -18,7 +18,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from hpo.config.base import is_timm
 from hpo.errors import DataError
+from hpo.training import timm_models
 from hpo.training.weights import fetch as fetch_files
 from hpo.training.weights import find_weights, is_file, missing
 
@@ -70,13 +72,15 @@ class Fit:
 
 
 def load_into(model: nn.Module, source: str, architecture: str, fit: Fit) -> None:
-    """Load `source`, a torchvision weights name or a file, into `model`.
+    """Load `source`, a name of torchvision's or timm's weights or a file, into `model`.
 
     The new part of the head keeps its random values unless `source` fits it completely. Raises
     ConfigError for an unknown name; DataError for a file that is missing, unreadable or does not
     fit, and for weights that cannot be downloaded.
     """
     state = fetch(source, architecture)
+    if is_timm(architecture):
+        state = timm_models.fitted(state, model, source)
     state = {name: value for name, value in state.items() if not name.startswith(AUXILIARY)}
     own = model.state_dict()
     _stretch_positions(state, own, fit.image_size, architecture)
@@ -130,6 +134,8 @@ def _unwrapped(state: Any, path: Path) -> dict[str, Tensor]:
 def _download(name: str, architecture: str) -> dict[str, Tensor]:
     file = find_weights(name, architecture)
     fetch_files([file])
+    if is_timm(architecture):
+        return read_file(file.path)
     from torchvision.models import get_model_weights
 
     chosen = get_model_weights(architecture)[name]

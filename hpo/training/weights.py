@@ -1,7 +1,9 @@
-"""Files of torchvision's pretrained weights: where they are cached, and how they come there.
+"""Files of torchvision's and timm's pretrained weights: where they are cached, and how they come
+there.
 
 It imports no torch, so that `hpo run` can look before its workers start: names, addresses and sizes
-are read from torchvision's source. The cache is torch.hub's, which other programs share.
+are read from torchvision's and timm's sources. The caches are torch.hub's and the Hugging Face
+Hub's, which other programs share.
 """
 
 from __future__ import annotations
@@ -24,12 +26,14 @@ from urllib.request import Request, urlopen
 
 from filelock import FileLock
 
+from hpo.config.base import is_timm
 from hpo.config.model import TORCHVISION_ARCHITECTURES
 from hpo.config.study import StudyFile
 from hpo.config.train import TrainConfig
 from hpo.control import enter_phase
 from hpo.errors import ConfigError, DataError
 from hpo.io import CountingFile, atomic_write
+from hpo.training.timm_names import hub_repositories, split
 
 if TYPE_CHECKING:
     from http.client import HTTPResponse
@@ -107,6 +111,63 @@ class WeightsFile:
             raise OSError(f"{done:,} bytes came that are not this file")
 
 
+@dataclass(frozen=True)
+class HubFile(WeightsFile):
+    """Pretrained weights of timm's in the cache of the Hugging Face Hub, which others share."""
+
+    repository: str
+    file: str
+
+    @classmethod
+    def of(cls, architecture: str, name: str, repository: str, file: str) -> HubFile:
+        """Return the file of a repository."""
+        hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+        return cls(architecture, name, f"{hub}/{repository}/resolve/main/{file}", 0, repository,
+                   file)  # fmt: skip
+
+    @property
+    def path(self) -> Path:
+        """Return the file in the cache, where it is."""
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(self.repository, self.file)
+        return Path(found) if isinstance(found, str) else Path(self.file)
+
+    @property
+    def is_cached(self) -> bool:
+        """Return whether nothing need be downloaded."""
+        return self.path.is_absolute()
+
+    @property
+    def size(self) -> str:
+        """Return what is to be downloaded, in words."""
+        return self.url
+
+    def look(self) -> str:
+        """Return in words whether they are cached or can be downloaded; nothing is written."""
+        if self.is_cached:
+            return f"{self.title}: cached"
+        try:
+            with _open(self.url, LOOK_S, method="HEAD") as answer:
+                size = int(answer.headers.get("Content-Length") or 0) / 1e6
+                return f"{self.title}: {size:.0f} MB to download"
+        except UNREACHABLE as error:
+            return f"{self.title}: unreachable ({_reason(error)})"
+
+    def fetch(self) -> None:
+        """Download the file unless it is cached. Raises OSError where it cannot come."""
+        from huggingface_hub import hf_hub_download
+
+        enter_phase(f"downloading {self.repository}")
+        try:
+            with _open(self.url, LOOK_S, method="HEAD"):  # the hub's client tries for minutes
+                hf_hub_download(self.repository, self.file)
+        except UNREACHABLE:
+            raise
+        except Exception as error:  # its client has many
+            raise OSError(str(error).strip().splitlines()[0]) from error
+
+
 def fetch(files: Iterable[WeightsFile], say: Callable[[str], object] = lambda line: None) -> None:
     """Download the files that are not cached; `say` is told. Raises DataError, saying what to do,
     where some cannot come, DiskFull."""
@@ -114,7 +175,8 @@ def fetch(files: Iterable[WeightsFile], say: Callable[[str], object] = lambda li
     for file in files:
         if file.is_cached:
             continue
-        say(f"{file.title}: downloading {file.size} into {hub_folder()}")
+        into = "" if isinstance(file, HubFile) else f" into {hub_folder()}"
+        say(f"{file.title}: downloading {file.size}{into}")
         try:
             file.fetch()
         except UNREACHABLE as error:
@@ -134,11 +196,13 @@ def look(files: Iterable[WeightsFile]) -> list[str]:
 
 def remedy(files: Iterable[WeightsFile]) -> str:
     """Return what to do where `files` cannot be downloaded."""
-    urls = " and ".join(file.url for file in files)
-    return (
-        f"Put {urls} into {hub_folder()}, or go on without pretrained weights: --from-scratch of "
-        "hpo init and hpo run FOLDER"
-    )
+    known = list(files)
+    torch_hub = " and ".join(file.url for file in known if not isinstance(file, HubFile))
+    other = " and ".join(file.url for file in known if isinstance(file, HubFile))
+    ways = [f"put {torch_hub} into {hub_folder()}"] if torch_hub else []
+    ways += [f"get {other} elsewhere and name the file as model.weights"] if other else []
+    said = ", ".join([*ways, "or go on without pretrained weights"])
+    return f"{said[:1].upper()}{said[1:]}: --from-scratch of hpo init and hpo run FOLDER"
 
 
 def _reason(error: Exception) -> object:
@@ -167,7 +231,10 @@ def is_file(weights: str) -> bool:
 
 
 def find_weights(name: str, architecture: str) -> WeightsFile:
-    """Return torchvision's weights of this name; raise ConfigError where there are none."""
+    """Return torchvision's or timm's weights of this name; raise ConfigError where there are
+    none."""
+    if is_timm(architecture):
+        return _of_timm(name, architecture)
     if architecture not in TORCHVISION_ARCHITECTURES:
         message = f"{name!r}: {architecture} has none by name; give a file"
         raise ConfigError(message, key="model.weights")
@@ -179,6 +246,23 @@ def find_weights(name: str, architecture: str) -> WeightsFile:
             key="model.weights",
         )
     return known[name]
+
+
+def _of_timm(name: str, architecture: str) -> HubFile:
+    known = hub_repositories(architecture)
+    _, tag = split(architecture)
+    wanted = tag if name == "DEFAULT" and tag else name
+    if name == "DEFAULT" and not tag and known:
+        wanted = next(iter(known))
+    if wanted not in known:
+        have = (
+            f"{', '.join(['DEFAULT', *known])}; or" if known else "none on the hub that it names;"
+        )
+        raise ConfigError(
+            f"{wanted!r}: {architecture} has {have} give a file ({', '.join(SUFFIXES)})",
+            key="model.weights",
+        )
+    return HubFile.of(architecture, wanted, *known[wanted])
 
 
 def needed_weights(configs: Iterable[TrainConfig]) -> list[WeightsFile]:
