@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import importlib
 import io
 import os
 import shutil
@@ -72,6 +73,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """Keep the garbage collector from walking what was imported: training collects when it runs out
     of memory."""
+    if "trio" in sys.modules:
+        importlib.import_module("hypothesis")  # trio's plugin of it needs what freezing hides
     gc.collect()
     gc.freeze()
 

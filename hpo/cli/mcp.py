@@ -4,13 +4,16 @@ output."""
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hpo.cli.options import Storage, database, quiet_optuna
 from hpo.errors import HpoError, InputError, NotFound
+from hpo.redaction import redact
 
 if TYPE_CHECKING:
     from mcp.server.mcpserver import MCPServer
@@ -43,7 +46,11 @@ def mcp(
         from hpo.extras import install_command
 
         raise InputError(f"hpo mcp needs the package mcp: {install_command('mcp')}") from None
-    with database(storage) as found:
+    from hpo.storage import records
+
+    # The protocol writes bytes, which the command line's own stream does not take.
+    with database(storage) as found, redirect_stdout(sys.__stdout__):
+        records.list_studies(found)  # what is wrong with the database is told at once
         quiet_optuna()
         make_server(found, read_only=read_only).run("stdio")
 
@@ -71,7 +78,7 @@ INSTRUCTIONS = (
 
 
 def _refusing(tool: Tool) -> Tool:
-    """Return `tool`, whose errors reach the assistant with their own words."""
+    """Return `tool`, whose errors reach the assistant with their own words, without passwords."""
     from mcp.server.mcpserver.exceptions import ToolError
 
     @functools.wraps(tool)
@@ -79,7 +86,9 @@ def _refusing(tool: Tool) -> Tool:
         try:
             return tool(*args, **kwargs)
         except HpoError as error:
-            raise ToolError(str(error)) from None
+            raise ToolError(redact(str(error))) from None
+        except Exception as error:
+            raise ToolError(redact(f"{type(error).__name__}: {error}")) from None
 
     return call
 

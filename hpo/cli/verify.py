@@ -94,7 +94,7 @@ def verify(
     with ExitStack() as stack:
         found = stack.enter_context(database(storage))
         quiet_optuna()
-        parent, out = Study(study, found), console()
+        parent, out = Study(study, found), console(stderr=as_json)
         child = parent.verification_study(top, seeds, force=force)
         stop = stack.enter_context(stop_on_signal())
         if not child.is_over:

@@ -151,7 +151,7 @@ def test_read_only(chromium: Browser, tmp_path: Path, study: Study) -> None:
     with running(study.database, tmp_path / "run", "--read-only", locked=False) as own:
         chromium.open(f"{own.address}/studies/{study.row.study_id}")
         shows_study(chromium)
-        assert chromium.js("document.getElementById('hpo-bar').innerText") == "read-only"
+        assert chromium.js("document.querySelector('#hpo-bar span').innerText") == "read-only"
         assert chromium.complaints() == []
         chromium.open(f"{own.address}/studies/{study.row.study_id}/note")
         save_note(chromium, "no")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
 import pytest
-from mcp import Client
+from mcp import Client, StdioServerParameters
 
 from hpo.cli.mcp import make_server
+from hpo.redaction import keep_secret
 from hpo.search.study import Study
 from hpo.storage import records
 from hpo.storage.database import Database
@@ -99,3 +103,33 @@ def test_read_only_offers_no_tool_that_writes(study: Study) -> None:
         "explain_study", "explain_trial", "list_studies", "list_trials",
     ]  # fmt: skip
     assert len(talk(study.database, names)) == 8
+
+
+def test_the_command_speaks_on_standard_streams(study: Study) -> None:
+    command = [sys.executable, "-m", "hpo", "mcp", "--read-only"]
+    environment = {**os.environ, "HPO_STORAGE": study.database.secret_url}
+
+    async def run() -> Any:
+        server = StdioServerParameters(command=command[0], args=command[1:], env=environment)
+        async with Client(server) as client:
+            return await client.call_tool("list_studies", {})
+
+    assert "toy" in anyio.run(run).content[0].text
+    environment["HPO_STORAGE"] = "nonsense"
+    wrong = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "Traceback" not in wrong.stderr
+
+
+def test_an_internal_error_reaches_the_assistant_without_passwords(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep_secret("topsecret")
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("sqlite://topsecret@x")
+
+    monkeypatch.setattr(records, "list_studies", fail)
+    failed, text = call(study.database, "list_studies")
+    assert failed
+    assert "RuntimeError: sqlite://***@x" in text

@@ -26,6 +26,7 @@ ARGUMENTS: dict[str, list[str]] = {
     "STUDY": ["toy"],
     "STUDY|RUN...": ["toy"],
     "STUDY.toml": ["toy.toml"],
+    "STUDY.toml|DATA": ["toy.toml"],
     "N": ["0"],
     "KEY=VALUE...": ["optimizer.lr=0.05"],
 }
@@ -54,6 +55,7 @@ def commands() -> dict[str, Any]:
                 found[" ".join((*path, name))] = command
 
     walk(get_command(entry.app), ())
+    del found["mcp"]  # speaks a protocol on standard streams: test_mcp.py
     return found
 
 

@@ -26,9 +26,9 @@ name = "small"
 trials = 3
 sampler = "random"
 [train]
-epochs = 12
+epochs = 60
 data.dataset = "digits"
-model = {architecture = "small_cnn", cnn.filters = [8]}
+model = {architecture = "small_cnn", cnn.filters = [16, 16]}
 [space]
 optimizer.lr = [0.01, 0.02]
 """
@@ -94,7 +94,7 @@ def search(tmp_path: Path) -> Iterator[OnTerminal]:
 
 
 def test_q_leaves_it_running_and_nothing_is_lost(search: OnTerminal) -> None:
-    search.read_until("1/12")
+    search.read_until("/60")
     before = [worker.id for worker in search.status().live_workers]
     os.write(search.fd, b"q")
     assert search.end() == 0
@@ -108,7 +108,7 @@ def test_q_leaves_it_running_and_nothing_is_lost(search: OnTerminal) -> None:
 
 
 def test_ctrl_c_hands_back(search: OnTerminal) -> None:
-    search.read_until("1/12")
+    search.read_until("/60")
     os.write(search.fd, b"\x03")
     assert search.end() == 130
     assert "To resume:" in search.shown
