@@ -135,6 +135,32 @@ Device = Annotated[
         show_default="the first GPU, else the CPU",
     ),
 ]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", min=1, help="Worker processes in total.", show_default="one per device"
+    ),
+]
+WorkersPerDevice = Annotated[
+    str,
+    typer.Option(
+        metavar="N|auto",
+        help="Worker processes on each device; auto: as many as train fastest together, found by a "
+        "probe first.",
+    ),
+]
+WorkersDevice = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DEVICE",
+        help="Device of all workers: cpu, cuda:1 or mps.",
+        show_default="all visible GPUs in turn, else the CPU",
+    ),
+]
+Plain = Annotated[
+    bool, typer.Option("--plain", help="One line per finished trial instead of a live view.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the result.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 On = Annotated[
     str | None,

@@ -21,8 +21,13 @@ from hpo.cli.options import (
     Json,
     Log,
     Overrides,
+    Plain,
+    Quiet,
     Storage,
     StudyPath,
+    Workers,
+    WorkersDevice,
+    WorkersPerDevice,
     again_arguments,
     console,
     database,
@@ -129,35 +134,14 @@ def run(
             show_default=False,
         ),
     ],
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", min=1, help="Worker processes in total.", show_default="one per device"
-        ),
-    ] = None,
-    workers_per_device: Annotated[
-        str,
-        typer.Option(
-            metavar="N|auto",
-            help="Worker processes on each device; auto: as many as train fastest together, found "
-            "by a probe before the search.",
-        ),
-    ] = "1",
-    device: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DEVICE",
-            help="Device of all workers: cpu, cuda:1 or mps.",
-            show_default="all visible GPUs in turn, else the CPU",
-        ),
-    ] = None,
+    workers: Workers = None,
+    workers_per_device: WorkersPerDevice = "1",
+    device: WorkersDevice = None,
     dashboard: Annotated[
         bool, typer.Option("--dashboard", help="Serve optuna-dashboard during the search.")
     ] = False,
-    plain: Annotated[
-        bool, typer.Option("--plain", help="One line per finished trial instead of a live view.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print only the result.")] = False,
+    plain: Plain = False,
+    quiet: Quiet = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print only the result, as JSON: that of hpo status.")
     ] = False,

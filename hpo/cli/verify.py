@@ -10,8 +10,13 @@ import typer
 
 from hpo.cli.options import (
     Force,
+    Plain,
+    Quiet,
     Storage,
     StudyName,
+    Workers,
+    WorkersDevice,
+    WorkersPerDevice,
     console,
     database,
     program,
@@ -38,31 +43,11 @@ def verify(
     seeds: Annotated[
         int, typer.Option(metavar="N", help="Number of seeds of each configuration, from 2.")
     ] = 3,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", min=1, help="Worker processes in total.", show_default="one per device"
-        ),
-    ] = None,
-    workers_per_device: Annotated[
-        str,
-        typer.Option(
-            metavar="N|auto",
-            help="Worker processes on each device; auto: as many as train fastest together.",
-        ),
-    ] = "1",
-    device: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DEVICE",
-            help="Device of all workers: cpu, cuda:1 or mps.",
-            show_default="all visible GPUs in turn, else the CPU",
-        ),
-    ] = None,
-    plain: Annotated[
-        bool, typer.Option("--plain", help="One line per finished training, no live view.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print only the result.")] = False,
+    workers: Workers = None,
+    workers_per_device: WorkersPerDevice = "1",
+    device: WorkersDevice = None,
+    plain: Plain = False,
+    quiet: Quiet = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print only the result, as JSON.")
     ] = False,

@@ -126,8 +126,20 @@ PICTURES: dict[str, Picture] = {"curves": curves, "confusion": confusion, "mista
 
 
 def names_of(database: Database, status: StudyStatus, trial: Trial) -> list[str]:
-    """Return which pictures of a trial there are."""
-    return [name for name, draw in PICTURES.items() if draw(database, status, trial)]
+    """Return which pictures of a trial there are; draws none."""
+    found = _predictions(database, status, trial)
+    there = {
+        "curves": len(trial.epochs) > 1,
+        "confusion": found is not None and len(found.classes) <= LARGEST_MATRIX,
+        "mistakes": found is not None and found.wrong > 0,
+    }
+    return [name for name in PICTURES if there[name]]
+
+
+_KEPT: dict[tuple[str, int, int], Predictions] = {}
+"""The last predictions that were read, by study, trial and attempt. They never change, pages ask
+for them every few seconds, and they may be in an object store."""
+MOST_KEPT = 16
 
 
 def _predictions(database: Database, status: StudyStatus, trial: Trial) -> Predictions | None:
@@ -135,10 +147,19 @@ def _predictions(database: Database, status: StudyStatus, trial: Trial) -> Predi
     tells."""
     if trial.state != "complete" or not trial.attempts:
         return None
+    last = trial.attempts[-1]
+    key = (status.row.uuid, last.number, last.k)
+    if (known := _KEPT.get(key)) is not None:
+        return known
     try:
-        return predictions.find(database, Home.default(), status.row.uuid, trial.attempts[-1])
+        found = predictions.find(database, Home.default(), status.row.uuid, last)
     except DataError:
         return None
+    if found is not None:
+        for old in list(_KEPT)[: 1 - MOST_KEPT]:
+            _KEPT.pop(old, None)
+        _KEPT[key] = found
+    return found
 
 
 def _svg(width: int, height: int, label: str, parts: Iterable[str]) -> str:

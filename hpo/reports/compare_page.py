@@ -16,14 +16,8 @@ from hpo.reports.compare import (
     runs_table,
 )
 from hpo.reports.figures import (
-    AMBER,
-    BLUE,
-    GREEN,
     GREY,
-    ORANGE,
-    PURPLE,
-    RED,
-    TEAL,
+    SERIES_COLORS,
     Figure,
     Trace,
     axis,
@@ -37,7 +31,6 @@ from hpo.reports.figures import (
 )
 from hpo.reports.page import render
 
-COLORS = (BLUE, ORANGE, GREEN, PURPLE, AMBER, RED, TEAL, GREY)
 CURVES = {"loss": ("train_loss", "val_loss"), "top1": ("train_top1", "val_top1")}
 COSTS = {
     "parameters": "parameters of the best network",
@@ -106,7 +99,7 @@ def _label(name: str) -> str:
 
 
 def _color(place: int) -> str:
-    return COLORS[place % len(COLORS)]
+    return SERIES_COLORS[place % len(SERIES_COLORS)]
 
 
 def overlaid(

@@ -24,6 +24,8 @@ BLUE, GREY, GREEN, PURPLE, ORANGE = "#3b7dd8", "#9aa3af", "#2a9d6f", "#8b6fc0", 
 AMBER, RED, TEAL, PALE, SKY = "#d9a02b", "#d64545", "#2f9fb0", "#c9ced6", "#6fb5e8"
 SCALE = ("#8aa9cf", "#6f86c4", PURPLE, "#b8659a", ORANGE)
 """From low to high, readable on a light and on a dark ground."""
+SERIES_COLORS = (BLUE, ORANGE, GREEN, PURPLE, AMBER, RED, TEAL, GREY)
+"""Of what is told apart in a figure, in turn."""
 METRIC_COLORS = {
     "train_loss": GREY,
     "val_loss": BLUE,

@@ -6,13 +6,7 @@ from datetime import UTC, datetime
 
 from hpo.formatting import duration, number
 from hpo.reports.figures import (
-    AMBER,
-    BLUE,
-    GREEN,
-    ORANGE,
-    PURPLE,
-    RED,
-    TEAL,
+    SERIES_COLORS,
     Figure,
     Trace,
     axis,
@@ -23,7 +17,6 @@ from hpo.reports.study_figures import STATE_COLORS, measured_trials
 from hpo.search.status import StudyStatus
 from hpo.storage.records import Attempt, Trial
 
-COLORS = (BLUE, ORANGE, GREEN, PURPLE, AMBER, RED, TEAL)
 ARCHITECTURE = "model.architecture"
 MOST_BARS = 2_000
 """The last attempts that the timeline draws."""
@@ -94,7 +87,7 @@ def value_against_time(status: StudyStatus) -> Figure | None:
             "y": [one.value for one in found],
             "text": [f"trial {one.number}, {one.state}: {number(one.value)}" for one in found],
             "hovertemplate": "%{text}, %{x:.3g} s an epoch<extra></extra>",
-            "marker": {"color": COLORS[place % len(COLORS)], "size": 8},
+            "marker": {"color": SERIES_COLORS[place % len(SERIES_COLORS)], "size": 8},
         }
         for place, (name, found) in enumerate(groups.items())
     ]  # fmt: skip
