@@ -593,9 +593,14 @@ def _tell(runner: TrialRunner, lease: Lease, trial: optuna.trial.Trial, ending: 
         values = ending.objectives or ending.value
         if ending.outcome.is_worthless:
             values = tuple(worst_value(name) for name in runner.study.file.objectives)
-        runner.optuna_study.tell(
-            trial, values if state == TrialState.COMPLETE else None, state=state
-        )
+        try:
+            runner.optuna_study.tell(
+                trial, values if state == TrialState.COMPLETE else None, state=state
+            )
+        except ValueError:
+            # Optuna refuses a trial that has ended, before the storage is asked whose it is.
+            leases.renew(runner.study.database, lease)
+            raise
     shown = "" if ending.value is None else f" {ending.value:.4f}"
     log.info("trial %d: %s%s %s", lease.number, ending.outcome, shown, ending.reason or "")
 

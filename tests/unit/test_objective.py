@@ -8,12 +8,14 @@ import math
 import re
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+import sqlalchemy as sa
 import torch
 from optuna.samplers._tpe.sampler import _split_trials
 from optuna.trial import TrialState
@@ -29,10 +31,11 @@ from hpo.search.sampling import draft_params, make_sampler
 from hpo.search.status import StudyStatus, read_status
 from hpo.search.study import Study
 from hpo.search.trial import TrialRunner
-from hpo.storage import records
+from hpo.storage import leases, records, tables
 from hpo.storage.database import Database, connect
+from hpo.storage.leases import ContactWindow, Ending
 from hpo.storage.optuna import FencedStorage
-from hpo.storage.records import Trial
+from hpo.storage.records import Outcome, Trial
 from hpo.training import learner
 from hpo.workers.worker import Worker
 from tests.harness.fakes import study_file
@@ -291,6 +294,32 @@ def test_a_trial_goes_on_from_the_beginning_where_the_checkpoint_is_elsewhere(
     assert trial.state == "complete"
     assert [row.attempt for row in trial.epochs] == [2, 2]
     assert [a.outcome for a in trial.attempts] == ["lost", "complete"]
+
+
+def test_a_trial_that_a_successor_ended_is_not_told_again(
+    database: Database, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Optuna refuses it with a ValueError, before the storage is asked whose trial it is."""
+    tell, late = optuna.Study.tell, threading.Event()
+
+    def overtaken(view: optuna.Study, trial: optuna.Trial, *values: Any, **state: Any) -> Any:
+        if not late.is_set():
+            late.set()
+            with database.write() as c:
+                c.execute(sa.update(tables.attempts).values(until=0.0))
+            study, contact = studies.load(database, "toy"), ContactWindow(0.0, time.time())
+            taken = leases.claim(database, study.uuid, study.snapshot().free[0], "next", contact)
+            assert taken is not None
+            other = FencedStorage(database)
+            with other.guarded(taken.lease, Ending(Outcome.COMPLETE, 0.5)):
+                tell(study.optuna_study(other), trial.number, 0.5)
+        return tell(view, trial, *values, **state)
+
+    monkeypatch.setattr(optuna.Study, "tell", overtaken)
+    trial = only(search(database, home, study_file(trials=1, train=TRAIN)))
+    assert [one.outcome for one in trial.attempts] == ["lost", "complete"]
+    view = studies.load(database, "toy").optuna_study(FencedStorage(database))
+    assert (trial.state, view.trials[0].value) == ("complete", 0.5)
 
 
 def test_what_runs_out_of_memory_is_marked_and_keeps_its_micro_batch(
