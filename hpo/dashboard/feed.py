@@ -17,7 +17,7 @@ from typing import Any
 
 from hpo.dashboard import pictures
 from hpo.formatting import duration, number, sparkline
-from hpo.reports import resources, rungs, study_figures, summary
+from hpo.reports import rungs, study_figures, summary
 from hpo.search.status import StudyStatus, read_status
 from hpo.storage import records
 from hpo.storage.database import Database
@@ -152,8 +152,8 @@ def figures(status: StudyStatus) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield figures of the whole study, by the name that the page shows."""
     drawn = {
         "Curves-by-outcome": study_figures.intermediate_values(_fewer(status)),
-        "Value-against-cost": resources.value_against_time(status),
-        "Worker-timeline": resources.worker_timeline(status),
+        "Value-against-cost": study_figures.value_against_time(status),
+        "Worker-timeline": study_figures.worker_timeline(status),
         "Promotion-rungs": rungs.rung_figure(status),
     }
     yield from ((name, one) for name, one in drawn.items() if one is not None)

@@ -19,7 +19,7 @@ from hpo.formatting import (
     text_cell,
 )
 from hpo.paths import Home
-from hpo.reports import figures, groups, parallel, rungs, study_figures
+from hpo.reports import figures, groups, rungs, study_figures
 from hpo.reports.groups import group_table
 from hpo.reports.importance import Importances, importances
 from hpo.reports.mistakes import Mistakes, mistakes_of
@@ -60,7 +60,7 @@ def study_report(database: Database, name: str) -> str:
         hidden=study_figures.hidden(status),
         drawn_curves=len(study_figures.drawn_curves(status)),
         with_epochs=sum(bool(trial.epochs) for trial in status.trials),
-        axes=parallel.parallel_axes(status, found.shares),
+        axes=study_figures.parallel_axes(status, found.shares),
         slices=[f"slice-{index}" for index in range(len(status.file.space))],
         searched=None if best is None else settings_table(best.params.items()),
         fixed=None if best is None else settings_table(_fixed(status, best)),
@@ -105,8 +105,8 @@ def _study_figures(status: StudyStatus, found: Importances) -> dict[str, Any]:
         "intermediate": study_figures.intermediate_values(status),
         "rungs": rungs.rung_figure(status),
         "importance": figures.importance(found) if found.outstanding else None,
-        "parallel": parallel.parallel_coordinate(
-            status, parallel.parallel_axes(status, found.shares)
+        "parallel": study_figures.parallel_coordinate(
+            status, study_figures.parallel_axes(status, found.shares)
         ),
         **slices,
         **{

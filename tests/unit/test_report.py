@@ -25,7 +25,7 @@ from hpo.cli.live import print_ending
 from hpo.cli.tables import parameters_table
 from hpo.errors import NotFound
 from hpo.formatting import duration, mean_and_spread, number, setting
-from hpo.reports import figures, parallel, study_figures
+from hpo.reports import figures, study_figures
 from hpo.reports.importance import Importances, importances, importances_of
 from hpo.reports.page import write_report
 from hpo.reports.ped_anova import PedAnova
@@ -90,12 +90,12 @@ def test_a_page_of_many_trials_stays_small_and_readable(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A long parallel plot has the most important axes, and of too many curves some are drawn."""
-    monkeypatch.setattr(parallel, "MOST_AXES", 3)
+    monkeypatch.setattr(study_figures, "MOST_AXES", 3)
     monkeypatch.setattr(study_figures, "MOST_POINTS", 18)
     fill(database, study_file(trials=20, space=RICH_SPACE), MIXED)
     status = read_status(database, "toy")
     shares = {"batch_size": 0.6, "optimizer.lr": 0.3, "model.cnn.filters": 0.1}
-    axes = parallel.parallel_axes(status, shares)
+    axes = study_figures.parallel_axes(status, shares)
     assert axes == ["optimizer.lr", "model.cnn.filters", "batch_size"]
     curves = study_figures.drawn_curves(status)
     assert len(curves) < len([trial for trial in status.trials if trial.epochs])
@@ -103,7 +103,7 @@ def test_a_page_of_many_trials_stays_small_and_readable(
     text = text_of(study_report(database, "toy"))
     assert f"Of 14 trials {len(curves)} are drawn" in text
     assert "Drawn are 3 of 5 parameters" in text
-    lines = parallel.parallel_coordinate(status, axes)
+    lines = study_figures.parallel_coordinate(status, axes)
     assert lines is not None
     pale, *bright = lines["data"]
     assert len(set(pale["customdata"])) == 12
