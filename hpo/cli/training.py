@@ -144,7 +144,7 @@ def _train(
     from hpo.cli.console import nearby
     from hpo.cli.tables import networks_table, run_notes, runs_table
     from hpo.trained.plain import use_lines
-    from hpo.trained.score import score_line
+    from hpo.trained.run import score_line
 
     out = console(stderr=as_json)
     runs = []

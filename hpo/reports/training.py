@@ -10,8 +10,7 @@ from hpo.formatting import Table, number_cell, setting_cell, settings_table, tex
 from hpo.reports import figures
 from hpo.reports.mistakes import confused_table
 from hpo.reports.page import curve_figures, render
-from hpo.trained.run import PARTS, TrainedRun
-from hpo.trained.score import score_line
+from hpo.trained.run import PARTS, TrainedRun, score_line
 
 SCORES = ("precision_at_5", "precision_at_k", "top1", "top5", "loss", "mean_distance")
 """Scores in the order in which they are shown; those that a task lacks are left out."""

@@ -29,9 +29,10 @@ from hpo.data.folders import folder_to_test, list_folder
 from hpo.data.images import ImageReader, Images, Pixels, Sizing, decode, open_file
 from hpo.errors import DataError, InputError
 from hpo.paths import Home
-from hpo.trained.overlap import NOTHING_SEEN, Overlap
 from hpo.trained.run import (
+    NOTHING_SEEN,
     Certainty,
+    Overlap,
     RunMetadata,
     SeedDir,
     TrainedRun,

@@ -21,8 +21,7 @@ from hpo.intervals import wilson
 from hpo.paths import Home
 from hpo.trained.environment import CODE, differences
 from hpo.trained.retrain import retrain
-from hpo.trained.run import PARTS, RunDir, SeedResult, TrainedRun, load_run
-from hpo.trained.score import score_name
+from hpo.trained.run import PARTS, RunDir, SeedResult, TrainedRun, load_run, score_name
 from hpo.training.device import available_devices, default_device
 
 TIMED = ("seconds", "images_per_s", "peak_memory_mb")

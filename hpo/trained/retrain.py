@@ -37,10 +37,19 @@ from hpo.trained.ensemble import write_ensemble
 from hpo.trained.environment import environment_of
 from hpo.trained.inference import TrainedModel
 from hpo.trained.onnx_files import OnnxTargets, open_files, try_export, write_files
-from hpo.trained.overlap import NOTHING_SEEN, Overlap
 from hpo.trained.pace import Pace
 from hpo.trained.plain import weights_metadata, write_loader
-from hpo.trained.run import RunDir, RunMetadata, SeedDir, TrainedRun, as_json, exclusive, read_run
+from hpo.trained.run import (
+    NOTHING_SEEN,
+    Overlap,
+    RunDir,
+    RunMetadata,
+    SeedDir,
+    TrainedRun,
+    as_json,
+    exclusive,
+    read_run,
+)
 from hpo.trained.seen import Seen
 from hpo.training import models
 from hpo.training.checkpoint import Checkpoint, best_weights, save_weights

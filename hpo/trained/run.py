@@ -1,4 +1,4 @@
-"""Trained runs on disk, as `hpo train` writes them.
+"""Trained runs on disk, as `hpo train` writes them, and their score in a line.
 
     RUN/
     ├── run.json                 classes, normalisation, what was trained on
@@ -30,6 +30,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -38,14 +39,15 @@ from pydantic import TypeAdapter, ValidationError
 from hpo.config.study import load_config
 from hpo.config.train import TrainConfig
 from hpo.errors import Conflict, InputError, NotFound
+from hpo.formatting import number, plural, plus_minus
 from hpo.intervals import CONFIDENCE, Interval, of_spread, wilson
 from hpo.io import write_text
-from hpo.trained.overlap import Overlap
 
 REPAIR = "restore it, or train into another folder"
 
 MOST_NAMED = 10
-"""Most classes in a line."""
+"""Most classes, or images, in a line."""
+TRAINED, VALIDATED = "trained on", "used for validation, which chose the epoch"
 PARTS = {"test": "test", "val": "validation", "train": "training only"}
 """Parts of the data with their names; metrics.json and summary.json have scores of each, or null.
 The most honest comes first."""
@@ -212,6 +214,35 @@ class RunMetadata:
     def write(self, path: Path) -> None:
         """Write it as JSON, atomically."""
         write_text(path, as_json(asdict(self)))
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Names of those of some images that a run has seen."""
+
+    trained: tuple[str, ...]
+    validated: tuple[str, ...] | None
+    """None if unknown."""
+    images: int
+    """Number of all images."""
+
+    def __bool__(self) -> bool:
+        return bool(self.trained or self.validated)
+
+    def text(self, what: str = "images") -> str:
+        """Return `3 of 15 images were trained on: a.jpg, b.jpg, c.jpg`, and the same of those that
+        were used for validation; the first MOST_NAMED names of each."""
+        pairs = ((self.trained, TRAINED), (self.validated, VALIDATED))
+        return "; ".join(self._line(names, what, use) for names, use in pairs if names)
+
+    def _line(self, names: Sequence[str], what: str, use: str) -> str:
+        more = f" and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
+        verb = "was" if len(names) == 1 else "were"
+        shown = ", ".join(names[:MOST_NAMED])
+        return f"{len(names):,} of {self.images:,} {what} {verb} {use}: {shown}{more}"
+
+
+NOTHING_SEEN = Overlap((), (), 0)
 
 
 @dataclass(frozen=True)
@@ -472,3 +503,37 @@ def certainties(
 def as_json(value: Any) -> str:
     """Return indented JSON with a line end."""
     return json.dumps(value, indent=2) + "\n"
+
+
+def score_name(run: TrainedRun) -> str:
+    """Return the score that the search maximized or minimized if the run has it, else top1 or, of a
+    retrieval, its precision."""
+    found = run.summary[run.measured_part]
+    searched = str(run.provenance.get("metric", "")).removeprefix("val_")
+    names = (searched, "top1", "precision_at_5", "precision_at_k", *found)
+    return next((name for name in names if name in found), "")
+
+
+def score_line(run: TrainedRun) -> str | None:
+    """Return the run's score on its most honest part, with the validation value in front of that of
+    the test; None if only the training was measured. `TrainedRun.certainties` has intervals."""
+    part, name = run.measured_part, score_name(run)
+    if part == "train" or not name:
+        return None
+    found = run.summary[part][name]
+    seeds = plural(len(run.seeds), "seed")
+    line = f"{PARTS[part]} {plus_minus(found['mean'], found['std'])} ({name}, {seeds})"
+    before = _validation(run, name) if part == "test" else None
+    return f"{before} → {line}" if before else line
+
+
+def _validation(run: TrainedRun, name: str) -> str | None:
+    """Return the validation value before the test: that of the seeds if they kept the validation
+    images, else that of the trial; None if there is none."""
+    kept = [one.metrics["val"] for one in run.seeds]
+    if all(scores and name in scores for scores in kept):
+        return f"validation {number(fmean(scores[name] for scores in kept))}"
+    trial = run.provenance
+    if trial.get("metric") == f"val_{name}" and trial.get("value") is not None:
+        return f"validation {number(trial['value'])} (trial {trial.get('trial')})"
+    return None

@@ -7,17 +7,12 @@ from bisect import bisect_left
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from hpo.data.dataset import open_data
+from hpo.data.dataset import Data, open_data
 from hpo.data.images import Images, concat
 from hpo.errors import DataError, HpoError, InputError
 from hpo.io import atomic_write
-from hpo.trained.overlap import Overlap
-
-if TYPE_CHECKING:
-    from hpo.data.dataset import Data
-    from hpo.trained.run import RunDir, TrainedRun
+from hpo.trained.run import Overlap, RunDir, TrainedRun
 
 SIZE = 16
 """Bytes of a digest."""

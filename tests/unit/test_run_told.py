@@ -11,8 +11,7 @@ import pytest
 from hpo.config.train import TrainConfig
 from hpo.paths import Home
 from hpo.trained.pace import Pace
-from hpo.trained.run import TrainedRun, load_run
-from hpo.trained.score import score_line
+from hpo.trained.run import TrainedRun, load_run, score_line
 from tests.harness.trained import pictures, tiny_config, train_run
 
 
