@@ -31,7 +31,6 @@ from hpo.paths import Home
 from hpo.search.rungs import what_decides
 from hpo.trained.cost import Cost, estimate, grouped
 from hpo.trained.forecast import Forecast, forecast
-from hpo.trained.quicker import LONG_S, faster, limit_for
 from hpo.training import device as runtime
 from hpo.training import feature_cache
 from hpo.training.evaluation import require_functions
@@ -47,6 +46,16 @@ MOST_BUILT = 200
 UNSHAPED = ("model.dropout", "model.cnn.dropout")
 """Fields of the model without an effect on shapes."""
 SIZES = ("data.image_size", "data.resize_size", "data.resize")
+LONG_S = 600.0
+"""A search that may take longer is shown what would be quicker."""
+LIMITS_S = tuple(60.0 * one for one in (5, 10, 20, 30, 60, 120, 240, 480, 1_440))
+WORTH = 0.75
+"""Largest part of the time that makes a change worth a word."""
+SMALLEST = 64
+"""Smallest image size that is proposed."""
+BLOCKS = 2
+"""Trainable blocks that are proposed for pretrained weights."""
+FEWEST_EPOCHS = 4
 
 
 @dataclass(frozen=True)
@@ -197,9 +206,9 @@ def _quicker(result: CheckResult, classes: int, device: torch.device) -> Iterato
     timed = [cost for cost in result.costs if cost.epoch_s and cost.timed and not cost.kept]
     if timed:
         slowest = max(timed, key=lambda cost: cost.epoch_s or 0.0)
-        yield from faster(result.file, slowest.timed or TrainConfig(), classes, device)
+        yield from _faster(result.file, slowest.timed or TrainConfig(), classes, device)
     if result.file.study.max_time is None:
-        yield f"or a limit: --time {exact_duration(limit_for(found.seconds[0]))}"
+        yield f"or a limit: --time {exact_duration(_limit_for(found.seconds[0]))}"
 
 
 def _mean_spread(costs: Sequence[Cost]) -> tuple[float, float]:
@@ -339,3 +348,51 @@ def _imbalance(of_class: Mapping[str, int], least: float = 1.5) -> Iterator[str]
             f'({of_class[most]} and {of_class[fewest]}); data.balance = "loss" or "sampling" lets '
             "them count alike"
         )
+
+
+def _faster(
+    file: StudyFile, config: TrainConfig, classes: int, device: torch.device
+) -> Iterator[str]:
+    """Yield changes of what is not searched, each with the part of the time that is left: by fewer
+    epochs, and by measured steps of `config` on smaller images and with frozen blocks."""
+    if "epochs" not in file.space and not config.phases and config.epochs >= FEWEST_EPOCHS:
+        yield f"epochs = {config.epochs // 2} ({_fraction(config.epochs // 2 / config.epochs)})"
+    before = _step_s(config, classes, device)
+    for name, changed in _changed(file, config):
+        after = _step_s(changed, classes, device)
+        if before and after and after / before <= WORTH:
+            yield f"{name} (about {_fraction(after / before)})"
+
+
+def _changed(file: StudyFile, config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
+    """Yield configurations that differ from `config` in one setting, which is named."""
+    size = int(config.data.image_size * 0.7) // 32 * 32
+    resized = any(one.startswith(("data.image_size", "data.resize")) for one in file.space)
+    if size >= SMALLEST and not resized:
+        data = config.data.model_copy(update={"image_size": size})
+        yield f"data.image_size = {size}", config.model_copy(update={"data": data})
+    frozen = any(one.endswith("trainable_blocks") for one in file.space) or config.phases
+    if config.model.weights is not None and not frozen and config.model.trainable_blocks == "all":
+        model = config.model.model_copy(update={"trainable_blocks": BLOCKS})
+        changed = config.model_copy(update={"model": model})
+        yield f"model.trainable_blocks = {BLOCKS}", changed
+
+
+def _step_s(config: TrainConfig, classes: int, device: torch.device) -> float | None:
+    """Return the seconds of a step; None where it cannot be taken."""
+    try:
+        return runtime.measure_step(config, classes=classes, device=device).seconds
+    except (HpoError, torch.OutOfMemoryError):
+        return None
+
+
+def _fraction(ratio: float) -> str:
+    """Return a part as a fraction: 1/2, 2/3, 1/8."""
+    if ratio > 0.58:
+        return "2/3"
+    return f"1/{max(2, round(1 / ratio))}"
+
+
+def _limit_for(seconds: float) -> float:
+    """Return a limit of time below what a search is expected to take."""
+    return max([one for one in LIMITS_S if one <= seconds / 2], default=LIMITS_S[0])

@@ -40,7 +40,7 @@ OWNERS = {
         "hpo.training",
         "hpo.search.trial",
         "hpo.search.trackers",
-        *(f"hpo.trained.{name}" for name in ("cost", "dry_run", "quicker", "retrain", "inference")),
+        *(f"hpo.trained.{name}" for name in ("cost", "dry_run", "retrain", "inference")),
     ),
     "torchvision": ("hpo.training", "hpo.data.torchvision"),
     "sqlalchemy": ("hpo.storage", "hpo.doctor"),
