@@ -42,7 +42,6 @@ TELLING = (
     "data/thumbnails",
     "training/costs",
     "training/onnx",
-    "training/spelling",
 )
 """Modules of those that only report, measure or convert."""
 LIBRARIES = ("torch", "torchvision")

@@ -7,28 +7,33 @@ and load.py says so.
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from pprint import pformat
 from string import Template
 from textwrap import indent
-from typing import TYPE_CHECKING
+from typing import Any
+
+import torch
+from torch import nn
 
 import hpo
 from hpo.config.data import DataConfig
-from hpo.config.model import TORCHVISION_ARCHITECTURES
+from hpo.config.model import TORCHVISION_ARCHITECTURES, ModelConfig
 from hpo.config.train import TrainConfig
 from hpo.io import write_text
 from hpo.trained.run import RunMetadata, SeedDir, TrainedRun
-from hpo.training.spelling import NotPlain, builder_code, network_code
+from hpo.training import models
 from hpo.training.tasks import task_of
-
-if TYPE_CHECKING:
-    from torch import nn
 
 WIDTH = 100
 """Columns of the code in load.py."""
+
+
+class _NotPlain(Exception):
+    """A part of a network that torch.nn and torchvision do not have; its message names it."""
 
 
 def weights_metadata(config: TrainConfig, about: RunMetadata, seed: int) -> dict[str, str]:
@@ -61,8 +66,8 @@ def loader_text(config: TrainConfig, about: RunMetadata, model: nn.Module) -> st
         return _BY_HPO.substitute(what=what, why=why)
     size, count = config.data.image_size, len(about.classes)
     try:
-        network, helper = network_code(config.model, model, classes=count, image_size=size)
-    except NotPlain as error:
+        network, helper = _network_code(config.model, model, classes=count, image_size=size)
+    except _NotPlain as error:
         return _BY_HPO.substitute(what=what, why=f"{error} is not in torch or torchvision")
     return _PLAIN.substitute(
         what=what,
@@ -118,7 +123,7 @@ def torch_lines(run: TrainedRun) -> Sequence[str]:
         size, count = config.data.image_size, len(run.classes)
         return (
             "import torchvision, safetensors.torch",
-            f"model = {builder_code(model, classes=count, image_size=size)}",
+            f"model = {_builder_code(model, classes=count, image_size=size)}",
             f"model.load_state_dict(safetensors.torch.load_file({_quoted(files.weights)}))",
         )
     return ("import runpy", f'model = runpy.run_path({_quoted(files.loader)})["load"]()')
@@ -232,3 +237,81 @@ if __name__ == "__main__":
     for answer in hpo.TrainedModel.load(Path(__file__).parent).predict(sys.argv[1:]):
         print(answer)
 ''')
+
+
+def _network_code(
+    config: ModelConfig, model: nn.Module, *, classes: int, image_size: int
+) -> tuple[str, str]:
+    """Return the statements that build the network `model`, which `models.build` made of `config`,
+    and the source of the class that they need, if any. Raises _NotPlain."""
+    if isinstance(model, models.SmallCnn):
+        named = ",\n".join(f"{name}={_code(part)}" for name, part in model.named_children())
+        body = f"return nn.Sequential(\n    OrderedDict(\n{indent(named, ' ' * 8)},\n    )\n)"
+        return body, inspect.getsource(models.Block)
+    if config.architecture not in TORCHVISION_ARCHITECTURES:
+        raise _NotPlain(config.architecture)
+    from torchvision.models import get_model
+
+    with torch.device("meta"):  # shapes alone
+        options = _options(config, classes, image_size)
+        plain = get_model(config.architecture, weights=None, **options)
+    lines = [f"model = {_builder_code(config, classes=classes, image_size=image_size)}"]
+    for path, text in _changes(model, plain):
+        lines.append(f'model.set_submodule("{path}", {text})')
+    return "\n".join([*lines, "return model"]), ""
+
+
+def _builder_code(config: ModelConfig, *, classes: int, image_size: int) -> str:
+    """Return the call of torchvision that builds an architecture of its own."""
+    options = _options(config, classes, image_size).items()
+    given = ", ".join(f"{name}={value!r}" for name, value in options)
+    return f"torchvision.models.{config.architecture}({given})"
+
+
+def _options(config: ModelConfig, classes: int, image_size: int) -> dict[str, Any]:
+    options = models.torchvision_options(config, image_size)
+    if "init_weights" in options:
+        options["init_weights"] = False  # slow, and the weights are loaded right after
+    return {"num_classes": classes, **options}
+
+
+def _changes(model: nn.Module, plain: nn.Module, path: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the path and the code of each part of `model` in which it differs from `plain`."""
+    if _equal(model, plain):
+        return
+    children, others = dict(model.named_children()), dict(plain.named_children())
+    if type(model) is type(plain) and children and children.keys() == others.keys():
+        for name, child in children.items():
+            yield from _changes(child, others[name], f"{path}.{name}" if path else name)
+    else:
+        yield path, _code(model, plain, path)
+
+
+def _equal(one: nn.Module, other: nn.Module) -> bool:
+    """Return whether two modules compute the same, given the same weights, in eval mode."""
+    if isinstance(one, models.DropoutLinear):
+        return type(other) is nn.Linear and _code(one) == _code(other)
+    return type(one) is type(other) and repr(one) == repr(other)
+
+
+def _code(module: nn.Module, plain: nn.Module | None = None, path: str = "") -> str:
+    """Return the expression that builds `module`; a part of no class of torch.nn is taken from its
+    place in `plain`, at `path` of the variable `model`. Raises _NotPlain if it is not there."""
+    if isinstance(module, models.Block):
+        norm = not isinstance(module.norm, nn.Identity)
+        return f"Block({_code(module.conv)}, {norm}, {module.residual}, {_code(module.pool)})"
+    if type(module) is nn.Sequential:
+        others = dict(plain.named_children()) if plain is not None else {}
+        parts = ",\n".join(
+            _code(child, others.get(name), f"{path}.{name}")
+            for name, child in module.named_children()
+        )
+        return f"nn.Sequential(\n{indent(parts, ' ' * 4)},\n)"
+    if isinstance(module, nn.Linear):  # maybe with dropout, which acts in training alone
+        bias = module.bias is not None
+        return f"nn.Linear({module.in_features}, {module.out_features}, bias={bias})"
+    if type(module).__module__.startswith("torch.nn.modules.") and not [*module.children()]:
+        return f"nn.{module!r}"
+    if plain is not None and _equal(module, plain):
+        return f'model.get_submodule("{path}")'
+    raise _NotPlain(type(module).__name__)
