@@ -17,6 +17,7 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from hpo.cli.main import app
+from hpo.cli.results import select
 from hpo.cli.tables import PLAIN, evaluation_page
 from hpo.config.train import TrainConfig
 from hpo.errors import DataError, HpoError, InputError, NotFound
@@ -26,7 +27,6 @@ from hpo.paths import Home
 from hpo.reports.training import training_report
 from hpo.trained.inference import Chunk, TrainedModel, evaluate_run, predictions
 from hpo.trained.run import TrainedRun, load_run
-from hpo.trained.selection import select
 from hpo.training.checkpoint import load_trained
 from tests.harness.images import make_folder
 from tests.harness.trained import pictures, predict, tiny_config, train_run
