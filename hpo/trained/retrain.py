@@ -10,35 +10,38 @@ from __future__ import annotations
 import csv
 import io
 import math
+import statistics
+import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from hpo.config.base import flatten
 from hpo.config.metrics import user_function
-from hpo.config.study import dump_config, load_config
-from hpo.config.train import EarlyStoppingConfig, RuntimeConfig, TrainConfig
+from hpo.config.study import dump_config
+from hpo.config.train import TrainConfig
 from hpo.control import Control, NullControl
 from hpo.data import dataset
 from hpo.data.dataset import Data, concat
 from hpo.data.images import Images
 from hpo.data.report import DataReport
-from hpo.errors import ConfigError, Conflict, Damaged, InputError, TrialFailed
+from hpo.errors import Conflict, Damaged, InputError, TrialFailed
 from hpo.formatting import approximately
-from hpo.io import discard, same_place, short_hash, write_text
+from hpo.io import discard, short_hash, write_text
 from hpo.paths import Home
 from hpo.search.trackers import Run, Trackers, require, scalars
-from hpo.trained.ensemble import write_ensemble
 from hpo.trained.environment import environment_of
 from hpo.trained.inference import TrainedModel
 from hpo.trained.onnx_files import OnnxTargets, open_files, try_export, write_files
-from hpo.trained.pace import Pace
 from hpo.trained.plain import weights_metadata, write_loader
+from hpo.trained.recipe import Recipe, make_recipe, seeds_needed, stored_recipe
 from hpo.trained.run import (
     NOTHING_SEEN,
     Overlap,
@@ -54,152 +57,24 @@ from hpo.trained.seen import Seen
 from hpo.training import models
 from hpo.training.checkpoint import Checkpoint, best_weights, save_weights
 from hpo.training.device import processor_name, resolve, torch_device
-from hpo.training.evaluation import full_scores, plain_scores
+from hpo.training.evaluation import (
+    StoredLogits,
+    full_scores,
+    load_logits,
+    mean_evaluation,
+    plain_scores,
+)
 from hpo.training.inputs import TrainingData
 from hpo.training.tasks import task_of
 from hpo.training.train import EpochResult, train
 from hpo.training.weights import fetch, needed_weights
 
-KEEP = "--keep-validation trains without the validation images and watches them"
+Tell = Callable[[str], object]
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """A configuration to train, and when to stop."""
-
-    config: TrainConfig
-    epochs: int
-    """Epochs after which training stops; schedules keep the shape of `config.epochs`."""
-    metric: str = "val_top1"
-    """Metric that decides which epoch is best, if there is validation."""
-    notes: tuple[str, ...] = ()
-
-    def with_runtime(self, runtime: RuntimeConfig) -> Recipe:
-        """Return it with another runtime."""
-        return replace(self, config=self.config.model_copy(update={"runtime": runtime}))
-
-
-def make_recipe(
-    config: TrainConfig, provenance: Mapping[str, Any], keep_validation: bool
-) -> Recipe:
-    """Return the full schedule of `config`. Without validation images a plateau schedule replays
-    the rates that the trial recorded, and early stopping stops after the epoch in which the trial
-    stopped; without a trial, both are kept if they watch a training metric.
-
-    Raises ConfigError if `provenance` lacks what is needed.
-    """
-    metric = str(provenance.get("metric", "val_top1"))
-    if config.frozen:
-        return Recipe(config, config.epochs, metric)
-    if keep_validation:
-        return Recipe(config, config.epochs, metric)
-    recipe = _replayed(Recipe(config, config.epochs, metric), provenance)
-    return _stopped(recipe, provenance)
-
-
-def _replayed(recipe: Recipe, provenance: Mapping[str, Any]) -> Recipe:
-    config, rates = recipe.config, tuple(float(rate) for rate in provenance.get("rates", ()))
-    if config.schedule.name != "plateau":
-        return recipe
-    if not provenance and config.schedule.metric.startswith("train_"):
-        return recipe
-    finished = provenance.get("state") == "complete" and bool(rates)
-    same_length = provenance.get("epochs") == config.epochs
-    needed = (provenance.get("stopped_epoch") if same_length else None) or config.epochs
-    if not finished or len(rates) < needed:
-        have = f"{len(rates)} of them are recorded" if rates else "none are recorded"
-        if provenance.get("state") == "pruned":
-            have += ", because the trial was pruned"
-        raise ConfigError(
-            f"'plateau': without validation images the rates of the {config.epochs} epochs are "
-            f"replayed, and {have}. {KEEP}; or use another schedule, as in --set "
-            "schedule.name=cosine",
-            key="schedule.name",
-        )
-    # Rates after the epoch of early stopping are never used.
-    padded = rates[: config.epochs] + rates[-1:] * (config.epochs - len(rates))
-    schedule = config.schedule.model_copy(update={"name": "replay", "rates": padded})
-    note = f"Plateau: the rates of trial {provenance.get('trial')} were replayed."
-    return replace(
-        recipe,
-        config=config.model_copy(update={"schedule": schedule}),
-        notes=(*recipe.notes, note),
-    )
-
-
-def _stopped(recipe: Recipe, provenance: Mapping[str, Any]) -> Recipe:
-    config = recipe.config
-    stopping = config.early_stopping
-    if stopping.patience is None and not provenance.get("stopped_epoch"):
-        return recipe  # neither early stopping nor a pruner that does the same
-    if not provenance and stopping.metric.startswith("train_"):
-        return recipe
-    free = replace(
-        recipe, config=config.model_copy(update={"early_stopping": EarlyStoppingConfig()})
-    )
-    if provenance and provenance.get("epochs") != config.epochs:
-        note = f"epochs = {config.epochs} was asked for: all are trained, without early stopping."
-        return replace(free, notes=(*recipe.notes, note))
-    if provenance.get("state") != "complete":
-        raise ConfigError(
-            f"{stopping.patience}: without validation images training stops where the trial did, "
-            f"and no complete trial is recorded. {KEEP}; or give the epochs, as in --set "
-            f"epochs={config.epochs}, and take [early_stopping] out of the file",
-            key="early_stopping.patience",
-        )
-    stopped = provenance.get("stopped_epoch")
-    if stopped is None:
-        return free
-    note = f"Early stopping: after epoch {stopped} of {config.epochs}, where the trial stopped."
-    return replace(free, epochs=int(stopped), notes=(*recipe.notes, note))
-
-
-def stored_recipe(files: RunDir, asked: Recipe, keep_validation: bool) -> Recipe | None:
-    """Return the recipe of the run in `files`; None if there is no run. Raises Conflict if it is
-    not the one asked for."""
-    if not files.exists:
-        if files.config.exists():
-            raise Conflict(f"{files.config} is not of a run; choose another directory with -o")
-        return None
-    about = RunMetadata.read(files.about)
-    stored = make_recipe(*load_config(files.config, recorded=True), about.keep_validation)
-    changed = _differences(stored, asked)
-    if about.keep_validation != keep_validation:
-        changed.append(f"keep_validation: {about.keep_validation} -> {keep_validation}")
-    if changed:
-        lines = "".join(f"\n  {line}" for line in changed)
-        raise Conflict(
-            f"{files.root} holds the run of another configuration (there -> asked for):{lines}\n"
-            "Choose another directory with -o, or remove this one"
-        )
-    return stored
-
-
-def _differences(stored: Recipe, asked: Recipe) -> list[str]:
-    """Return a line for each field that differs; an `auto` matches what it was resolved to."""
-    there, here = flatten(stored.config.to_dict()), flatten(asked.config.to_dict())
-    if there["epochs"] == here["epochs"]:
-        there["epochs trained"], here["epochs trained"] = stored.epochs, asked.epochs
-    for place in ("data.root", "data.labels"):
-        if place in here and same_place(there.get(place), here[place]):
-            there[place] = here[place]
-    open_ = {key for key in here if key.startswith("runtime.") and _is_open(here[key])}
-    return [
-        f"{key}: {there.get(key)} -> {here.get(key)}"
-        for key in sorted(there.keys() | here.keys())
-        if key not in open_ and there.get(key) != here.get(key)
-    ]
-
-
-def _is_open(value: Any) -> bool:
-    """Return whether a field of the runtime is to be resolved."""
-    return value == "auto" or (value == 0 and value is not False)
-
-
-def seeds_needed(config: TrainConfig, seeds: int) -> int:
-    """Return 1 if nothing is trained and the weights come from a file, since every seed would give
-    the same; else `seeds`."""
-    return 1 if config.frozen and config.model.weights is not None else seeds
+TOLD = ("train_loss", "train_top1", "val_loss", "val_top1", "val_precision_at_k")
+"""Metrics in a line of progress."""
+RECENT = 5
+"""Epochs whose median length counts."""
 
 
 def begin(
@@ -272,14 +147,6 @@ def _data_notes(
             + " The validation images are kept out of the training, to report on them."
             * keep_validation
         )
-
-
-__all__ = ["TrainedRun", "retrain"]
-
-Tell = Callable[[str], object]
-
-TOLD = ("train_loss", "train_top1", "val_loss", "val_top1", "val_precision_at_k")
-"""Metrics in a line of progress."""
 
 
 def retrain(
@@ -367,10 +234,76 @@ def _summarize(files: RunDir, metadata: RunMetadata) -> TrainedRun:
     """Load the finished seeds as a run; write the ensemble of several, and the summary."""
     run = read_run(files, files.finished())
     if task_of(run.config).averages and all(one.metrics["test"] is not None for one in run.seeds):
-        write_ensemble(files, files.finished(), metadata.classes)
+        _write_ensemble(files, files.finished(), metadata.classes)
         run = read_run(files, files.finished())
     write_text(files.summary, as_json(run.summary))
     return run
+
+
+def _write_ensemble(files: RunDir, seeds: Sequence[int], classes: Sequence[str]) -> None:
+    """Write ensemble.json of the finished `seeds`: {"seeds", "test": scores or None, "why": why
+    there are none}; remove it for a single seed. Raises DataError for a damaged file."""
+    if len(seeds) < 2:
+        files.ensemble.unlink(missing_ok=True)
+        return
+    found: dict[str, Any] = {"seeds": list(seeds), "test": None, "why": None}
+    lacking = [seed for seed in seeds if not files.seed(seed).test_logits.exists()]
+    if lacking:
+        found["why"] = _missing_logits(lacking)
+    else:
+        stored = [load_logits(files.seed(seed).test_logits) for seed in seeds]
+        if all(_same_images(stored[0], one) for one in stored[1:]):
+            mean = mean_evaluation([one.logits for one in stored], stored[0].labels)
+            found["test"] = full_scores(mean, classes)
+        else:
+            found["why"] = "No ensemble: the test images changed from one seed to another."
+    write_text(files.ensemble, as_json(found))
+
+
+def _missing_logits(seeds: Sequence[int]) -> str:
+    named = ", ".join(map(str, seeds))
+    return f"No ensemble: there are no logits of the test images (test.npz) of seed {named}."
+
+
+def _same_images(first: StoredLogits, second: StoredLogits) -> bool:
+    return np.array_equal(first.names, second.names) and np.array_equal(first.labels, second.labels)
+
+
+@dataclass
+class EpochTimer:
+    """Measured epochs of a training of several seeds; epochs of another phase take another time."""
+
+    config: TrainConfig
+    epochs: int
+    """Most epochs of each seed."""
+    clock: Callable[[], float] = time.monotonic
+    _seconds: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
+    _since: float = 0.0
+
+    def start(self) -> None:
+        """Begin to measure an epoch."""
+        self._since = self.clock()
+
+    def done(self, epoch: int) -> None:
+        """Note that `epoch` has ended, and that the next one begins."""
+        now = self.clock()
+        self._seconds[self.config.phase_of(epoch).number].append(now - self._since)
+        self._since = now
+
+    def left(self, epoch: int, seeds: int) -> float | None:
+        """Return the seconds until the end of this seed, which is after `epoch`, and of so many
+        further ones; None before any epoch was measured."""
+        if not self._seconds:
+            return None
+        lengths = [self._length(number) for number in range(1, self.epochs + 1)]
+        return sum(lengths[epoch:]) + seeds * sum(lengths)
+
+    def _length(self, epoch: int) -> float:
+        """Return the seconds of an epoch: the median of its phase's last ones; before these, of all
+        others."""
+        own = self._seconds.get(self.config.phase_of(epoch).number)
+        known = own or [one for several in self._seconds.values() for one in several]
+        return statistics.median(known[-RECENT:])
 
 
 @dataclass(frozen=True)
@@ -396,9 +329,9 @@ class _Job:
         self.progress(f"seed {seed}{place}: {line}")
 
     @cached_property
-    def pace(self) -> Pace:
+    def pace(self) -> EpochTimer:
         """How long epochs take."""
-        return Pace(self.recipe.config, self.recipe.epochs)
+        return EpochTimer(self.recipe.config, self.recipe.epochs)
 
     def keep_digests(self) -> None:
         """Write digests of the images that are trained and validated on, unless they exist."""

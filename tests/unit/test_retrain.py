@@ -18,7 +18,7 @@ from hpo.data import dataset
 from hpo.errors import ConfigError, Conflict, InputError, Interrupted, NotFound, TrialFailed
 from hpo.paths import Home
 from hpo.trained import retrain as retraining
-from hpo.trained.retrain import make_recipe
+from hpo.trained.recipe import make_recipe
 from hpo.trained.run import RunDir, TrainedRun, load_run
 from tests.harness.trained import SPLITS, pictures, tiny_config, train_run
 

@@ -10,7 +10,7 @@ import pytest
 
 from hpo.config.train import TrainConfig
 from hpo.paths import Home
-from hpo.trained.pace import Pace
+from hpo.trained.retrain import EpochTimer
 from hpo.trained.run import TrainedRun, load_run, score_line
 from tests.harness.trained import pictures, tiny_config, train_run
 
@@ -19,7 +19,7 @@ def test_the_time_left_is_that_of_each_phase() -> None:
     phases = [{"epochs": 2, "trainable_blocks": 0}, {"epochs": 3, "trainable_blocks": "all"}]
     config = TrainConfig.parse({"epochs": 5, "phases": phases})
     ticks = iter([0.0, 9.0, 10.0, 20.0, 30.0])
-    pace = Pace(config, 5, clock=lambda: next(ticks))
+    pace = EpochTimer(config, 5, clock=lambda: next(ticks))
     assert pace.left(0, 0) is None
     pace.start()
     pace.done(1)
