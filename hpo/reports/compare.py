@@ -1,16 +1,24 @@
-"""Comparison of studies, architectures and trained runs."""
+"""Comparison of studies, architectures and trained runs.
+
+Imports no torch: parameters and multiply-adds that were counted before are in the cache.
+"""
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from hpo import __version__
+from hpo.config.base import is_function_name, is_timm
 from hpo.config.train import TrainConfig
 from hpo.data.dataset import describe
-from hpo.errors import HpoError, InputError
+from hpo.errors import DiskFull, HpoError, InputError
 from hpo.formatting import (
     Cell,
     Table,
@@ -22,15 +30,18 @@ from hpo.formatting import (
     text_cell,
 )
 from hpo.intervals import Interval, of_mean, wilson
+from hpo.io import atomic_write, short_hash
 from hpo.paths import Home
 from hpo.search.status import StudyStatus, read_status
 from hpo.storage.database import Database
 from hpo.storage.records import Trial
 from hpo.trained.run import RunDir, TrainedRun, load_run
-from hpo.training import costs as counted_costs
 
 SCORES = ("top1", "top5", "macro_precision", "macro_recall", "macro_f1")
 MOST_FREQUENT = 20
+COUNTED = ("parameters", "flops")
+"""Costs of a network that are counted once per host; see `hpo.training.profiling`."""
+COUNTS_FOLDER = "costs"
 
 
 @dataclass(frozen=True)
@@ -152,18 +163,56 @@ class _Costs:
         note if it cannot be built here."""
         try:
             classes = classes or len(describe(config.data)["train"])
-            found = counted_costs.count(config, classes, Home.default().cache)
-            return found | (self._timed(config, classes) if self.latency else {})
+            found = _counted(config, classes, Home.default().cache)
+            if self.latency:
+                found |= _measured(config, ["latency_ms"], classes, self.device)
+            return found
         except HpoError as error:
             self.notes.append(f"{name}: the network cannot be built here ({error})")
             return {}
 
-    def _timed(self, config: TrainConfig, classes: int) -> dict[str, float]:
-        from hpo.training.device import torch_device
-        from hpo.training.profiling import network_costs
 
-        device = torch_device(self.device)
-        return network_costs(config, ["latency_ms"], classes=classes, device=device)
+def _counted(config: TrainConfig, classes: int, cache: Path) -> dict[str, float]:
+    """Return COUNTED of the network of `config`: as `cache` knows them, else by building it. Raises
+    what `models.build` raises."""
+    path = _counts_file(config, classes, cache)
+    found = None if path is None else _read_counts(path)
+    if found is None:
+        found = _measured(config, COUNTED, classes, "cpu")
+        if path is not None:
+            content = json.dumps(found).encode()
+            with suppress(DiskFull):  # it is counted again
+                atomic_write(path, lambda file: file.write(content))
+    return found
+
+
+def _counts_file(config: TrainConfig, classes: int, cache: Path) -> Path | None:
+    """Return the file of a network's counts; None for one of the user's, which may change."""
+    if is_function_name(config.model.architecture):
+        return None
+    versions = [__version__, version("torch"), version("torchvision")]
+    versions += [version("timm")] if is_timm(config.model.architecture) else []
+    model = config.model.model_dump(mode="json", exclude={"weights"})
+    key = short_hash([model, config.data.image_size, classes, versions])
+    return cache / COUNTS_FOLDER / f"{key}.json"
+
+
+def _read_counts(path: Path) -> dict[str, float] | None:
+    try:
+        found = json.loads(path.read_bytes())
+        return {name: float(found[name]) for name in COUNTED}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _measured(
+    config: TrainConfig, names: Sequence[str], classes: int, device: str
+) -> dict[str, float]:
+    """Build the network of `config` to measure the costs `names`, which takes torch and seconds."""
+    from hpo.training.device import torch_device
+    from hpo.training.profiling import network_costs
+
+    return network_costs(config, names, classes=classes, device=torch_device(device))
 
 
 def _entries(status: StudyStatus, top: int, costs: _Costs) -> list[StudyEntry]:
@@ -204,7 +253,7 @@ def _entry(
     if not ranked:
         return entry
     best = ranked[0]
-    names = (*counted_costs.COUNTED, "latency_ms")
+    names = (*COUNTED, "latency_ms")
     known = {name: best.values[name] for name in names if name in best.values}
     classes = len(status.validated) or None
     found = costs.measure(entry.name, status.file.config(best.params), classes) | known

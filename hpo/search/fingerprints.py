@@ -40,7 +40,6 @@ TELLING = (
     "config/template",
     "data/report",
     "data/thumbnails",
-    "training/costs",
     "training/onnx",
 )
 """Modules of those that only report, measure or convert."""
