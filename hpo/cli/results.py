@@ -33,6 +33,7 @@ from hpo.paths import Home
 from hpo.workers.process import first_device
 
 if TYPE_CHECKING:
+    from hpo.search.verification import Verification
     from hpo.trained.inference import Prediction
 
 
@@ -138,23 +139,35 @@ def export(
         typer.echo(f"{verified.name}: {verified.verdict}")
     if note:
         typer.echo(note)
+    for line in _next_steps(study, paths, verified, flag, pareto=pareto, is_best=trial is None):
+        typer.echo(line)
+
+
+def _next_steps(
+    study: str,
+    paths: Sequence[Path],
+    verified: Verification | None,
+    flag: str,
+    *,
+    pareto: bool,
+    is_best: bool,
+) -> Iterator[str]:
+    """Yield the commands that go on from exported files; `is_best`: no trial was named."""
     verify = f"{program()} verify {study}"
     if pareto:
-        typer.echo(f"next: choose one by its metrics, then: {program()} train FILE --seeds 3")
-        return
-    if len(paths) > 1 and (verified is None or verified.winner is None):
-        typer.echo(
+        yield f"next: choose one by its metrics, then: {program()} train FILE --seeds 3"
+    elif len(paths) > 1 and (verified is None or verified.winner is None):
+        yield (
             f"next: {verify} --top {len(paths)}{flag} compares them with other seeds, on "
             "validation; to train each and take the one of the best test would be to choose on the "
             "test set"
         )
-        return
-    if len(paths) > 1:
-        typer.echo(f"next: {program()} export {study}{flag} takes the winner")
-        return
-    if trial is None and verified is None:
-        typer.echo(f"one seed's result; to compare the best with other seeds: {verify}{flag}")
-    typer.echo(f"next: {program()} train {paths[0]} --seeds 3")
+    elif len(paths) > 1:
+        yield f"next: {program()} export {study}{flag} takes the winner"
+    else:
+        if is_best and verified is None:
+            yield f"one seed's result; to compare the best with other seeds: {verify}{flag}"
+        yield f"next: {program()} train {paths[0]} --seeds 3"
 
 
 def evaluate(

@@ -43,7 +43,7 @@ from hpo.cli.options import (
 from hpo.cli.starting import FromScratch, Quick, is_data, study_file_of, wished
 from hpo.errors import Conflict, HpoError, InputError, Interrupted, LimitsRaised
 from hpo.paths import Home
-from hpo.workers.process import first_device
+from hpo.workers import process
 
 if TYPE_CHECKING:
     import threading
@@ -93,18 +93,16 @@ def check(
 
     set_ = [*set_, *limits.assignments(trials, time, max_full_trainings)]
     file = StudyFile.load(study_file, parse_assignments(set_))
-    from hpo.workers.process import spread, threads_for
-
-    count = len(spread(workers, 1, device))
+    count = len(process.spread(workers, 1, device))
     with working("loading torch"):
         from hpo.trained.dry_run import check as examine
 
         result = examine(
             file,
             home=Home.default(),
-            device=first_device(device),
+            device=process.first_device(device),
             workers=count,
-            threads=threads_for(count),
+            threads=process.threads_for(count),
         )
     if as_json:
         say(as_json, result.to_dict())
@@ -228,21 +226,12 @@ def run(
     from hpo.search.trackers import require
     from hpo.storage.records import find_study
     from hpo.workers.notify import Notifier
-    from hpo.workers.process import (
-        require_count,
-        require_device,
-        spread,
-        starting,
-        stop_on_signal,
-        threads_for,
-    )
     from hpo.workers.spawn import EarlyWorkers, WorkerCommand
 
-    set_ = [*set_, *limits.assignments(trials, time, max_full_trainings)]
-    set_ += [f"study.log={json.dumps(log)}"] if log else []
+    set_ = [*set_, *limits.assignments(trials, time, max_full_trainings), *_log_assignment(log)]
     per_device = read_per_device(workers_per_device)
-    require_count(workers, per_device)
-    require_device(device)
+    process.require_count(workers, per_device)
+    process.require_device(device)
     quiet, out = quiet or as_json, console(stderr=as_json)
     tell = partial(out.print, markup=False, soft_wrap=True)
     say = no_line if quiet else tell
@@ -255,36 +244,30 @@ def run(
     file = StudyFile.load(study_file, parse_assignments(set_))
     require(file.study.log or ())
     # How many there are is measured, or known: then they start at once.
-    devices = spread(workers, per_device, device) if isinstance(per_device, int) else []
+    devices = process.spread(workers, per_device, device) if isinstance(per_device, int) else []
     learning = Learning(_learning(learn_from), learn_storage, from_, force)
     notifier = Notifier.of(notify)
     with ExitStack() as stack:
         stack.callback(notifier.close)
-        with starting(), _beginning(out, devices, quiet=quiet) as hush:
+        with process.starting(), _beginning(out, devices, quiet=quiet) as hush:
             found = stack.enter_context(database(storage))
-            command = WorkerCommand(found, file.name, threads_for(len(devices)), force)
+            command = WorkerCommand(found, file.name, process.threads_for(len(devices)), force)
             early = stack.enter_context(EarlyWorkers(command, devices))
             quiet_optuna()
             if find_study(found, file.name) is None:  # without its weights none is created
                 fetch_weights(file, say)
-            try:
-                opened = open_study(found, file, artifacts, learning)
-            except LimitsRaised as raised:
-                hush()
-                _extend(Study(file.name, found), raised, yes=yes)
-                opened = open_study(found, file, artifacts, learning)
-        study, is_new = Study(file.name, found), opened.is_new
-        tell_note(on_replacing(file.name) if opened.replaced else None)
-        tell_note(_on_taking(study, from_, opened))
-        tell_note(_on_learning(study.file, learn_from, is_new=is_new))
+            study = Study(file.name, found)
+            create = partial(open_study, found, file, artifacts, learning)
+            opened = _opened(create, study, hush, yes=yes)
+        _tell_notes(study, from_, learn_from, opened)
         if not file.decides_as(study.file):
             file = study.file  # made before, with other defaults
-        for line in _opening(study, is_new=is_new, quiet=quiet):
+        for line in _opening(study, is_new=opened.is_new, quiet=quiet):
             out.print(line, markup=False, soft_wrap=True)
         shown = {"plain": plain, "quiet": quiet, "dashboard": dashboard}
         placed = {"workers": workers, "workers_per_device": per_device, "device": device}
         again = again_arguments(study_file, set_, notify, {**placed, **shown})
-        stop = stack.enter_context(stop_on_signal())
+        stop = stack.enter_context(process.stop_on_signal())
         if not study.is_over:
             fetch_weights(study.file, say)
             if not devices:
@@ -297,8 +280,25 @@ def run(
         raise typer.Exit(code)
 
 
+def _log_assignment(log: Sequence[str]) -> list[str]:
+    """Return --log as `--set` writes it."""
+    return [f"study.log={json.dumps(log)}"] if log else []
+
+
 def no_line(line: str) -> None:
     """Say nothing."""
+
+
+def _opened(
+    create: Callable[[], Opened], study: Study, hush: Callable[[], object], *, yes: bool
+) -> Opened:
+    """Create or open `study`; if the file has higher limits, raise them once that is agreed to."""
+    try:
+        return create()
+    except LimitsRaised as raised:
+        hush()
+        _extend(study, raised, yes=yes)
+        return create()
 
 
 def _extend(study: Study, raised: LimitsRaised, *, yes: bool) -> None:
@@ -339,6 +339,13 @@ def _learning(names: list[str]) -> list[str] | Literal["auto"] | None:
     if "auto" in names and len(names) > 1:
         raise InputError("--learn-from auto: every compatible study; name none beside it")
     return "auto" if names == ["auto"] else names or None
+
+
+def _tell_notes(study: Study, from_: str | None, learn_from: list[str], opened: Opened) -> None:
+    """Say what a user should know of how the study was opened."""
+    tell_note(on_replacing(study.name) if opened.replaced else None)
+    tell_note(_on_taking(study, from_, opened))
+    tell_note(_on_learning(study.file, learn_from, is_new=opened.is_new))
 
 
 def _on_taking(study: Study, from_: str | None, opened: Opened) -> str | None:
@@ -410,9 +417,6 @@ def work(
     """Run workers until the study of `file` is over or `stop` is set, and show and tell of
     them."""
     from hpo.cli import live
-    from hpo.config.remarks import remarks
-    from hpo.reports.progress import headline
-    from hpo.search.rungs import what_decides
     from hpo.workers.notify import Notifier
 
     told = notifier or Notifier(())
@@ -423,14 +427,8 @@ def work(
             address, end = start_subprocess(study.database)
             stack.callback(end)
             out.print(f"dashboard: {address}", markup=False)
-        if not quiet and (plain or not out.is_terminal):
-            line = headline(study.status(), study.database.shown, supervisor.devices)
-            out.print(line, markup=False, soft_wrap=True)
-        whole = not out.is_terminal  # which breaks lines within words
         if not quiet:
-            out.print(what_decides(file), markup=False, soft_wrap=whole)
-        for line in () if quiet else remarks(study.file):
-            out.print(line, markup=False, soft_wrap=whole, style="yellow")
+            _say_plan(study, file, supervisor, out, plain=plain)
         shown = {"plain": plain, "quiet": quiet}
         view = stack.enter_context(
             live.opened(out, study.status, devices=supervisor.devices, **shown)
@@ -455,6 +453,24 @@ def work(
             raise
         view.finish()
         told.ended(view.status, interrupted=stop.is_set())
+
+
+def _say_plan(
+    study: Study, file: StudyFile, supervisor: Supervisor, out: Console, *, plain: bool
+) -> None:
+    """Print what decides which trials go on, and remarks on the study; without a live view, first
+    who works on what."""
+    from hpo.config.remarks import remarks
+    from hpo.reports.progress import headline
+    from hpo.search.rungs import what_decides
+
+    whole = not out.is_terminal  # which breaks lines within words
+    if plain or whole:
+        line = headline(study.status(), study.database.shown, supervisor.devices)
+        out.print(line, markup=False, soft_wrap=True)
+    out.print(what_decides(file), markup=False, soft_wrap=whole)
+    for line in remarks(study.file):
+        out.print(line, markup=False, soft_wrap=whole, style="yellow")
 
 
 def _leave(study: Study, supervisor: Supervisor, out: Console, terminal: Terminal) -> View:

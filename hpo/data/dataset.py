@@ -233,12 +233,7 @@ def examine_data(
         remember=remember,
         tick=tick,
     )
-    sizing = Sizing.of(config)
-    reasons = {
-        name: reason
-        for name, one in seen.items()
-        if (reason := one if isinstance(one, str) else sizing.refuse(one.width, one.height))
-    }
+    reasons = _refused(config, seen)
     forms = [one.form for one in seen.values() if not isinstance(one, str)]
     listed = assigned.listing.parts.keys()
     made = assigned.parts.keys() - listed
@@ -279,6 +274,16 @@ def _filled(
                 seen[items[i].name] = ImageInfo(form, width, height)
             seen |= {items[i].name: reason for i, reason in index.bad.items()}
     return seen
+
+
+def _refused(config: DataConfig, seen: Mapping[str, ImageInfo | str]) -> dict[str, str]:
+    """Return why images cannot be used, by name: unreadable, or too small or large to be sized."""
+    sizing = Sizing.of(config)
+    return {
+        name: reason
+        for name, one in seen.items()
+        if (reason := one if isinstance(one, str) else sizing.refuse(one.width, one.height))
+    }
 
 
 def _require_some(config: DataConfig, assigned: _Parts, unreadable: Collection[str]) -> None:
