@@ -187,7 +187,7 @@ class StudyFile:
 
     @property
     def uses_timm(self) -> bool:
-        """Whether an architecture, fixed or searched, is of timm's."""
+        """True if an architecture, fixed or searched, is of timm's."""
         name = "model.architecture"
         fixed = [flatten(self.train).get(name)]
         values = self.space[name].bounds() if name in self.space else fixed

@@ -241,12 +241,12 @@ class TrainConfig(ConfigModel):
 
     @property
     def looks_up(self) -> bool:
-        """Whether validation images are looked up among the training images."""
+        """True if validation images are looked up among the training images."""
         return self.task == "retrieval"
 
     @property
     def frozen(self) -> bool:
-        """Whether nothing learns: retrieval by the features of a network as it is."""
+        """True if nothing learns: retrieval by the features of a network as it is."""
         blocks = self.model.trainable_blocks
         return self.looks_up and blocks == 0 and not self.phases
 

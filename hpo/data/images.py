@@ -323,7 +323,7 @@ class Images(ABC):
 
     @property
     def uniform(self) -> bool:
-        """Whether all images are squares of one size, so that `stacked` works."""
+        """True if all images are squares of one size, so that `stacked` works."""
         return not self.streamed and bool((self.sizes == self.sizes[0, 0]).all())
 
     def stacked(self) -> Pixels:

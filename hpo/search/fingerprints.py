@@ -299,7 +299,7 @@ def read_report(database: Database, uuid: str) -> DataReport | None:
 
 
 def read_overrides(database: Database, uuid: str) -> tuple[Override, ...]:
-    """All workers that were forced."""
+    """Return all workers that were forced."""
     found = records.read_resolved(database, uuid, FORCED)
     return tuple(Override(**one | {"differs": tuple(one["differs"])}) for one in found.values())
 

@@ -53,7 +53,7 @@ class EpochJournal:
 
     @property
     def is_behind(self) -> bool:
-        """Whether this attempt computes again what is recorded."""
+        """True if this attempt computes again what is recorded."""
         return len(self.rows) < len(self.recorded)
 
     @property
@@ -108,7 +108,7 @@ class EpochJournal:
             return
 
     def add(self, result: EpochResult) -> None:
-        """One more epoch, computed by this attempt; its predecessor's file is needed no more unless
+        """Add an epoch, computed by this attempt; its predecessor's file is needed no more unless
         the database names it."""
         pointer = self.lease.k if result.checkpoint else None
         known = self.recorded[result.epoch - 1 : result.epoch]
@@ -142,8 +142,8 @@ class EpochJournal:
 
 
 def continues(metrics: Sequence[dict[str, float]], rows: Sequence[Epoch]) -> bool:
-    """Whether a training with these metrics, epoch by epoch, began with exactly the epochs `rows`.
-    They hold times in seconds, so that no other training has the same."""
+    """Return whether a training with these metrics, epoch by epoch, began with exactly the epochs
+    `rows`. They hold times in seconds, so that no other training has the same."""
     stored = [row.metrics for row in rows]
     return json.dumps(metrics[: len(rows)], sort_keys=True) == json.dumps(stored, sort_keys=True)
 
@@ -153,7 +153,7 @@ MEASURED = ("seconds", "images_per_s", "peak_memory_mb")
 
 
 def _is_same(one: dict[str, float], other: dict[str, float]) -> bool:
-    """Whether two runs of an epoch computed the same, bit for bit."""
+    """Return whether two runs of an epoch computed the same, bit for bit."""
     mine, theirs = ({k: v for k, v in x.items() if k not in MEASURED} for x in (one, other))
     return json.dumps(mine, sort_keys=True) == json.dumps(theirs, sort_keys=True)
 
@@ -166,7 +166,7 @@ def _load(path: Path, config: TrainConfig) -> Checkpoint:
 
 
 def _fault(config: TrainConfig, path: Path, rows: Sequence[Epoch]) -> str | None:
-    """Why the file is not the checkpoint of the last of `rows`; None where it is."""
+    """Return why the file is not the checkpoint of the last of `rows`; None where it is."""
     try:
         start = _load(path, config)
     except Damaged as error:

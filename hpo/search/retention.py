@@ -66,9 +66,9 @@ def apply_retention(study: Study, home: Home, standings: Standings | None = None
 
 
 def surplus(names: Iterable[str], attempts: Attempts, best: Best) -> list[str]:
-    """Of files by their names within the study, those that need not stay: of trials that are over,
-    all but the final attempt's weights and predictions and the newest checkpoint, where `best` says
-    so."""
+    """Return, of files by their names within the study, those that need not stay: of trials that
+    are over, all but the final attempt's weights and predictions and the newest checkpoint, where
+    `best` says so."""
     by_trial: dict[int, list[str]] = {}
     gone = []
     for name in names:
@@ -83,13 +83,14 @@ def surplus(names: Iterable[str], attempts: Attempts, best: Best) -> list[str]:
 
 
 def is_over(attempts: Attempts, name: str) -> bool:
-    """Whether a file or folder belongs to a trial that is over; what belongs to none does not."""
+    """Return whether a file or folder belongs to a trial that is over; what belongs to none does
+    not."""
     rows = attempts.get(trial_of(name))
     return rows is not None and rows[-1].is_final
 
 
 def is_paused(attempts: Attempts, name: str) -> bool:
-    """Whether a file or folder belongs to a paused trial."""
+    """Return whether a file or folder belongs to a paused trial."""
     rows = attempts.get(trial_of(name))
     return rows is not None and rows[-1].outcome == Outcome.PAUSED
 

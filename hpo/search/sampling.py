@@ -96,12 +96,12 @@ def _pruner(file: StudyFile, spec: Strategy) -> pruners.BasePruner:
 
 
 def is_early_stopping(pruner: Strategy) -> bool:
-    """Whether `pruner` ends a trial by its own curve alone, once it stops improving."""
+    """Return whether `pruner` ends a trial by its own curve alone, once it stops improving."""
     return isinstance(pruner, Patient) and isinstance(pruner.wrapped_pruner, NoPruner)
 
 
 def compares(pruner: Strategy) -> bool:
-    """Whether `pruner` ends a trial because others are better."""
+    """Return whether `pruner` ends a trial because others are better."""
     if isinstance(pruner, Patient):
         return compares(pruner.wrapped_pruner)
     return not isinstance(pruner, Threshold | NoPruner)

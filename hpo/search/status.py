@@ -498,7 +498,7 @@ def _origins(file: StudyFile, enqueued: Collection[int | None]) -> dict[int, str
 
 
 def is_alive(worker: WorkerRow, row: StudyRow, now: float) -> bool:
-    """Whether a worker of the study of `row` has not ended, and was heard of lately."""
+    """Return whether a worker of the study of `row` has not ended, and was heard of lately."""
     return worker.ended is None and now - worker.seen < ALIVE_S + row.lease_s
 
 

@@ -88,7 +88,7 @@ class Study:
         return fired.reason
 
     def optuna_study(self, storage: FencedStorage) -> optuna.Study:
-        """Optuna's study with this study's pruner, over `storage`."""
+        """Return Optuna's study with this study's pruner, over `storage`."""
         return optuna.load_study(
             study_name=self.row.name, storage=cached(storage), pruner=make_pruner(self.file)
         )
@@ -152,7 +152,7 @@ def _with_trackers(database: Database, row: StudyRow, file: StudyFile) -> Study:
 def _register(
     database: Database, file: StudyFile, budget: int | None = None, take: TakeOver = NOTHING
 ) -> None:
-    """Optuna's study, then our row, with the trials that are taken over; a process that died
+    """Create Optuna's study, then our row, with the trials that are taken over; a process that died
     between the two left an empty study."""
     storage = FencedStorage(database)
     with database.alone():

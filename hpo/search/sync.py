@@ -61,7 +61,7 @@ class Mirror:
         self.store.remove(f"{self.directory.uuid}/{name}")
 
     def names(self, folder: str = "trials") -> list[str]:
-        """Of all files in `folder` of the study."""
+        """Return the names of all files in `folder` of the study."""
         skipped = len(self.directory.uuid) + 1
         return [key[skipped:] for key in self.store.list(f"{self.directory.uuid}/{folder}")]
 
@@ -100,8 +100,8 @@ def find(database: Database, uuid: str, home: Home) -> Mirror | None:
 
 
 def find_weights(database: Database, home: Home, uuid: str, last: Attempt) -> str | None:
-    """Where the weights are that a trial's `last` attempt left: a path, or a URL of the artifacts;
-    None where none were kept. Raises StorageError."""
+    """Return where the weights are that a trial's `last` attempt left: a path, or a URL of the
+    artifacts; None where none were kept. Raises StorageError."""
     path = home.study(uuid).weights(last.number, last.k)
     if path.exists():
         return str(path)
@@ -249,7 +249,7 @@ class Checkpoints:
             self._fresh = None
 
     def _is_sound(self, path: Path, reason: str | None) -> bool:
-        """Whether what the mirror had can be gone on with."""
+        """Return whether what the mirror had can be gone on with."""
         if reason is not None:
             self.damaged[path] = f"{reason}; so is what {self._url} has"
         return reason is None
@@ -269,7 +269,7 @@ class Checkpoints:
             return set()
 
     def _fetched(self, path: Path, moved: Moved) -> bool:
-        """Whether the mirror has `path`; then it is on this host, too."""
+        """Return whether the mirror has `path`; then it is on this host, too."""
         if self.mirror is None or self.directory.name_of(path) not in self._there:
             return False
         try:

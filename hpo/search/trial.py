@@ -241,7 +241,7 @@ MEASURED = ("precision", "memory_format", "deterministic", "compile")
 def _runtime(
     runner: TrialRunner, claim: Claim, config: TrainConfig, data: Data, tick: ProgressCallback
 ) -> RuntimeConfig:
-    """How this trial computes. Whoever takes it over keeps that; what is `auto` is measured
+    """Return how this trial computes. Whoever takes it over keeps that; what is `auto` is measured
     once per study, device type, architecture and size: each changes the bits of a result."""
     if claim.runtime is not None:
         return RuntimeConfig.recorded(claim.runtime)
@@ -339,7 +339,7 @@ class TrialRun:
         return self.journal.checkpoint
 
     def _tick(self) -> None:
-        """Something before the first epoch goes on."""
+        """Note that something before the first epoch goes on."""
         self.control.step(epoch=0, images=0)
 
     def run(self) -> Ending:
@@ -377,7 +377,8 @@ class TrialRun:
         return self._complete()
 
     def _over_limits(self) -> str | None:
-        """Which constraints the epochs so far do not meet, in words; None where they meet all."""
+        """Return which constraints the epochs so far do not meet, in words; None where they meet
+        all."""
         if not self.limits or not self.rows or self.journal.is_behind:
             return None
         return unmet_reason(self.limits, costs_of(self.rows, self._networks))
@@ -462,7 +463,7 @@ class TrialRun:
 
     @property
     def _diverged(self) -> bool:
-        """Whether a loss of the last epoch is not finite."""
+        """True if a loss of the last epoch is not finite."""
         last = self.rows[-1].metrics if self.rows else {}
         return not all(math.isfinite(last[name]) for name in last if name.endswith("_loss"))
 
@@ -478,7 +479,7 @@ class TrialRun:
 
     @property
     def _is_protected(self) -> bool:
-        """Whether it goes on although others are better, as a recommended one does at first."""
+        """True if it goes on although others are better, as a recommended one does at first."""
         if not self.is_recommended or not self.rows:
             return False
         study = self.runner.study
@@ -570,8 +571,8 @@ class TrialRun:
             self.checkpoints.put(path, self._moved)
 
     def _moved(self) -> None:
-        """Tells the watchdog that a file is on its way. Whether to stop is asked at the next step
-        of the training: an epoch that is finished is recorded first."""
+        """Tell the watchdog that a file is on its way. Whether to stop is asked at the next step of
+        the training: an epoch that is finished is recorded first."""
         with suppress(Interrupted, Fenced):
             self.control.step(epoch=len(self.rows) + 1, images=0)
 

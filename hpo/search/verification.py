@@ -245,7 +245,7 @@ class Candidate:
 
     @property
     def is_sound(self) -> bool:
-        """Whether it has what a comparison needs, and diverged with no seed."""
+        """True if it has what a comparison needs, and diverged with no seed."""
         return len(self.values) > 1 and not self.diverged
 
     def to_dict(self) -> dict[str, Any]:

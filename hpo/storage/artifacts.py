@@ -79,7 +79,8 @@ class Store(ABC):
             return sorted(self._folders())
 
     def list(self, prefix: str) -> list[str]:
-        """All keys under the folder `prefix`, sorted; empty where there is no such folder."""
+        """Return all keys under the folder `prefix`, sorted; empty where there is no such
+        folder."""
         with self._told(f"{prefix} cannot be listed"), suppress(FileNotFoundError):
             return sorted(self._list(checked(prefix)))
         return []

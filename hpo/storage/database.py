@@ -107,7 +107,7 @@ def in_chain(error: BaseException | None) -> DBAPIError | None:
 
 
 def is_away(error: DBAPIError) -> bool:
-    """Whether the same call may succeed later."""
+    """Return whether the same call may succeed later."""
     if error.connection_invalidated:
         return True
     orig: Any = error.orig
@@ -239,7 +239,7 @@ class Database:
 
     @property
     def is_read_only(self) -> bool:
-        """Whether it is a file that may only be read here; a server tells when it is asked."""
+        """True if it is a file that may only be read here; a server tells when it is asked."""
         return self.is_sqlite and sqlite_files.may_only_be_read(self.url)
 
     @property
@@ -279,7 +279,7 @@ class Database:
 
     @contextmanager
     def _beginning(self, *, writing: bool) -> Iterator[None]:
-        """Whether transactions that this thread begins inside will write."""
+        """Say whether transactions that this thread begins inside will write."""
         before = self.is_writing
         self._mode.writing = writing
         try:
@@ -377,7 +377,7 @@ class Database:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """One process at a time, over all that use this database: for its one-time set-up."""
+        """Let one process at a time in, of all that use this database: for its one-time set-up."""
         if self.is_sqlite:
             self._require_writable()
             with FileLock(f"{self.url.database}.lock"):
@@ -419,7 +419,7 @@ def connect(text: str) -> Database:
 
 
 def exists(database: Database) -> bool:
-    """Whether there is anything at all to read; False only for an absent SQLite file. Raises
+    """Return whether there is anything at all to read; False only for an absent SQLite file. Raises
     StorageGone for one that was there."""
     database.require_file()
     return not database.is_sqlite or Path(database.url.database or "").exists()
@@ -471,7 +471,7 @@ def bare(url: URL) -> URL:
 
 
 def engine_options(url: URL) -> dict[str, Any]:
-    """How SQLAlchemy connects."""
+    """Return how SQLAlchemy connects."""
     if url.get_backend_name() == "sqlite" and sqlite_files.is_special(url):
         return {"creator": lambda: sqlite_files.connect(url, BUSY_TIMEOUT_S)}
     return {"connect_args": connect_args(url)}

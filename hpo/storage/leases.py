@@ -59,8 +59,8 @@ class ContactWindow:
         )
 
     def spans(self, lease_s: float) -> bool:
-        """Whether it is long enough to say that a lease which has run out was not renewed because
-        its owner could not."""
+        """Return whether it is long enough to say that a lease which has run out was not renewed
+        because its owner could not."""
         return self.last - self.since >= lease_s
 
 
@@ -157,7 +157,7 @@ class _ClaimRequest:
         return Lease(self.study, trial.trial_id, trial.number, k, self.token, self.worker, lease_s)
 
     def may_supersede(self, now: float, lease_s: float) -> bool:
-        """Whether an expired owner may be called lost, by the contact until `now`: since the
+        """Return whether an expired owner may be called lost, by the contact until `now`: since the
         worker decided to take the trial it may have slept."""
         return self.candidate.expired and self.contact.heard(now, lease_s).spans(lease_s)
 
@@ -278,7 +278,7 @@ def _end_lost(c: sa.Connection, database: Database, last: sa.Row[Any]) -> bool:
 
 
 def _fruitless(c: sa.Connection, trial_id: int, history: Sequence[sa.Row[Any]]) -> tuple[str, ...]:
-    """Why attempts died, newest first, until one that finished an epoch; no hand-backs."""
+    """Return why attempts died, newest first, until one that finished an epoch; no hand-backs."""
     fruitful = set(
         c.scalars(sa.select(epochs.c.attempt).where(epochs.c.trial_id == trial_id).distinct())
     )
@@ -337,8 +337,8 @@ def record_epochs(
     progress: dict[str, Any],
     keep: int = 0,
 ) -> str | None:
-    """One transaction, under the lease: the metrics of epochs in order, and the pointer to the
-    checkpoint of the last one. Usually one; more where the database was away when they ended.
+    """Record the metrics of epochs in order, and the pointer to the checkpoint of the last one, in
+    one transaction under the lease. Usually one epoch; more where the database was unavailable.
     Epochs after them that are recorded stay up to epoch `keep`.
 
     Returns how the study is to stop ('user' or 'rule'), or None. Raises Fenced.
@@ -432,7 +432,8 @@ def release_worker(database: Database, worker: str, reason: str) -> int:
 
 @storage_call
 def claim_enqueuer(database: Database, uuid: str, worker: str) -> bool:
-    """Whether `worker` may add waiting trials now; others may again after ENQUEUER_LEASE_S."""
+    """Return whether `worker` may add waiting trials now; others may again after
+    ENQUEUER_LEASE_S."""
     s, now = studies.c, database.now()
     with database.write() as c:
         done = c.execute(

@@ -185,8 +185,8 @@ class FencedStorage(RDBStorage):
 
     @contextmanager
     def guarded(self, lease: Lease, ending: Ending | None = None) -> Iterator[None]:
-        """Every write of this thread is refused with Fenced unless `lease` still holds; the write
-        that finishes the trial closes the attempt with `ending`."""
+        """Refuse every write of this thread with Fenced unless `lease` still holds; the write that
+        finishes the trial closes the attempt with `ending`."""
         before = getattr(self._guard, "lease", None), getattr(self._guard, "ending", None)
         self._guard.lease, self._guard.ending = lease, ending
         try:
@@ -210,7 +210,7 @@ class FencedStorage(RDBStorage):
             )
 
     def _is_told(self) -> bool:
-        """Whether this thread's attempt has ended already, and just as it is to end."""
+        """Return whether this thread's attempt has ended already, and just as it is to end."""
         lease: Lease | None = getattr(self._guard, "lease", None)
         ending: Ending | None = getattr(self._guard, "ending", None)
         if lease is None or ending is None:
@@ -403,7 +403,7 @@ def optuna_url(database: Database) -> str:
 
 
 def find_optuna_study(storage: FencedStorage, name: str) -> tuple[int | None, int]:
-    """Optuna's id of the study `name` and its number of trials, or (None, 0)."""
+    """Return Optuna's id of the study `name` and its number of trials, or (None, 0)."""
     for study in storage.get_all_studies():
         if study.study_name == name:
             return study._study_id, len(storage.get_all_trials(study._study_id, deepcopy=False))

@@ -341,7 +341,8 @@ def list_studies(database: Database) -> list[StudyRow]:
 
 
 def study_identities(database: Database) -> dict[int, str]:
-    """Which study each of Optuna's ids is now: the uuid of one of ours, the name of another."""
+    """Return which study each of Optuna's ids is now: the uuid of one of ours, the name of
+    another."""
     mine = sa.and_(
         studies.c.study_id == optuna_studies.c.study_id,
         studies.c.name == optuna_studies.c.study_name,
@@ -534,7 +535,7 @@ def select_attempts(
 
 @storage_call
 def read_states(database: Database, study_id: int) -> dict[int, str]:
-    """Optuna's state of each trial (WAITING, RUNNING, ...), by number in order."""
+    """Return Optuna's state of each trial (WAITING, RUNNING, ...), by number in order."""
     t = optuna_trials.c
     query = sa.select(t.number, t.state).where(t.study_id == study_id).order_by(t.number)
     with database.read() as c:

@@ -77,8 +77,8 @@ class Outage:
 
     @property
     def is_due(self) -> bool:
-        """Whether to try again: a try may take a minute to fail, and no more than half of the time
-        is to go into tries."""
+        """True if it is time to try again: a try may take a minute to fail, and no more than half
+        of the time is to go into tries."""
         return time.monotonic() >= self._due
 
     @contextmanager

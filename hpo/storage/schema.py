@@ -35,7 +35,7 @@ OWN = "give hpo a database of its own"
 
 
 def create_schema(database: Database) -> None:
-    """Optuna's tables and ours, made once and alone. Raises StorageError for those of an older or
+    """Create Optuna's tables and ours, once and alone. Raises StorageError for those of an older or
     newer hpo or Optuna.
 
     Eight processes that let Optuna create its tables in a new database at the same time crash all
@@ -52,7 +52,7 @@ def create_schema(database: Database) -> None:
 
 
 def upgrade_schema(database: Database) -> str:
-    """Optuna's tables and ours as this hpo needs them, made or brought up to date; what was done.
+    """Create Optuna's tables and ours, or bring them up to date; return what was done.
 
     Safe to call again, and from many processes at once. Raises StorageError for a database that a
     newer hpo or Optuna has written.
@@ -89,8 +89,9 @@ def _create(database: Database) -> None:
 
 
 def optuna_tables() -> sa.MetaData:
-    """Optuna's tables, in which SQLite counts on after a delete, as the others do. Else it gives
-    the highest ids out again, and a page open on a deleted study mixes it with the next one."""
+    """Return Optuna's tables, in which SQLite counts on after a delete, as the others do. Else it
+    gives the highest ids out again, and a page open on a deleted study mixes it with the next
+    one."""
     found = sa.MetaData()
     for table in models.BaseModel.metadata.sorted_tables:
         copied = table.to_metadata(found)
@@ -100,7 +101,7 @@ def optuna_tables() -> sa.MetaData:
 
 
 def _is_optuna_current(database: Database) -> bool:
-    """Whether Optuna's tables are those of the Optuna here, or still to be made. Raises
+    """Return whether Optuna's tables are those of the Optuna here, or still to be made. Raises
     StorageError for those of a newer one, and for another tool's."""
     with database.read() as connection:
         there = sa.inspect(connection)

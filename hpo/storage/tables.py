@@ -213,7 +213,8 @@ def version(database: Database) -> int | None:
 
 
 def is_current(database: Database) -> bool:
-    """Whether our tables are there; raises StorageError for those of an older or newer hpo."""
+    """Return whether our tables are there; raises StorageError for those of an older or newer
+    hpo."""
     found = version(database)
     if found is not None and found < VERSION:
         what = f"made by an older hpo (schema {found}, this one needs {VERSION})"

@@ -30,7 +30,7 @@ Ids = dict[str, dict[int, int]]
 
 
 def copied_tables() -> list[sa.Table]:
-    """Every table with rows of a study, each after those that it refers to."""
+    """Return every table with rows of a study, each after those that it refers to."""
     both = [*optuna_tables().sorted_tables, *tables.OURS]
     return [table for table in both if table.name not in NOT_COPIED]
 

@@ -106,7 +106,7 @@ def suggestion(text: str) -> str | None:
 
 
 def may_only_be_read(url: URL) -> bool:
-    """Whether the file is there and this process may not write it, or nothing beside it."""
+    """Return whether the file is there and this process may not write it, or nothing beside it."""
     if url.query.get("mode") == "ro" or url.query.get("immutable") in TRUE:
         return True
     path = Path(str(url.database))
@@ -114,12 +114,12 @@ def may_only_be_read(url: URL) -> bool:
 
 
 def is_special(url: URL) -> bool:
-    """Whether SQLite is told more than the path."""
+    """Return whether SQLite is told more than the path."""
     return "mode" in url.query or may_only_be_read(url)
 
 
 def has_writer(url: URL) -> bool:
-    """Whether a process has the file open that may write, or left changes beside it."""
+    """Return whether a process has the file open that may write, or left changes beside it."""
     wal = Path(f"{url.database}-wal")
     return wal.exists() and (wal.stat().st_size > 0 or Path(f"{url.database}-shm").exists())
 
@@ -259,7 +259,7 @@ def _read_password(path: Path) -> str:
 
 
 def has_password(text: str) -> bool:
-    """Whether a password stands in the URL's text itself."""
+    """Return whether a password stands in the URL's text itself."""
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):

@@ -49,7 +49,7 @@ class SeedDifference:
 
     @property
     def exact(self) -> bool:
-        """Whether weights, curves and score are equal bit by bit."""
+        """True if weights, curves and score are equal bit by bit."""
         return not self.differing and self.epoch is None and self.before == self.now
 
     def __str__(self) -> str:
@@ -84,12 +84,12 @@ class Reproduction:
 
     @property
     def exact(self) -> bool:
-        """Whether every seed is the same bit by bit."""
+        """True if every seed is the same bit by bit."""
         return all(one.exact for one in self.seeds)
 
     @property
     def within(self) -> bool:
-        """Whether the mean scores differ by no more than the number of images leaves open."""
+        """True if the mean scores differ by no more than the number of images leaves open."""
         before, now = self._means
         if self.score != "top1" or not self.images:
             return before == now
@@ -101,7 +101,7 @@ class Reproduction:
 
     @property
     def reproduced(self) -> bool:
-        """Whether it is the same bit by bit, or as near as what changed allows."""
+        """True if it is the same bit by bit, or as near as what changed allows."""
         return self.exact or (bool(self.reasons) and self.within)
 
     @property

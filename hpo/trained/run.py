@@ -150,7 +150,7 @@ class RunDir:
 
     @property
     def exists(self) -> bool:
-        """Whether it holds a run, finished or not."""
+        """True if it holds a run, finished or not."""
         return self.about.is_file() and self.config.is_file()
 
     def seed(self, seed: int) -> SeedDir:

@@ -182,7 +182,7 @@ class Learner:
 
     @property
     def is_compiled(self) -> bool:
-        """Whether torch.compile compiles the network for its full batches."""
+        """True if torch.compile compiles the network for its full batches."""
         return self._compiled is not None
 
     def _start_steps(self) -> None:
