@@ -27,7 +27,7 @@ def keep_secret(secret: str) -> None:
 
 
 def redact(text: str) -> str:
-    """`text` with *** in place of every secret."""
+    """Return `text` with *** in place of every secret."""
     for secret in sorted(_secrets, key=len, reverse=True):
         text = text.replace(secret, "***")
     return text
@@ -58,8 +58,8 @@ class _Redacted(_Tolerant):
 
 @contextmanager
 def safe_streams() -> Iterator[None]:
-    """Whatever this process writes inside to `sys.stdout` and `sys.stderr` can be encoded, and to
-    `sys.stderr`, logs and tracebacks too, it is redacted."""
+    """Encode whatever this process writes inside to `sys.stdout` and `sys.stderr`, and redact what
+    it writes to `sys.stderr`, logs and tracebacks too."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = _Tolerant(sys.stdout), _Redacted(sys.stderr)
     try:

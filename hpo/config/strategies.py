@@ -43,7 +43,7 @@ class Strategy(ConfigModel):
     model_config = ConfigDict(json_schema_extra={"required": ["name"]})
 
     def options(self) -> dict[str, Any]:
-        """Its options by Optuna's names, nested ones as parts."""
+        """Return its options by Optuna's names, nested ones as parts."""
         return {name: value for name, value in self if name != "name"}
 
 

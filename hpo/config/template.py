@@ -99,7 +99,7 @@ NEXT = """
 
 
 def median_side(files: list[Path]) -> int:
-    """Median shorter side of up to `SAMPLED` images, spread over all classes."""
+    """Return the median shorter side of up to `SAMPLED` images, spread over all classes."""
     from PIL import Image
 
     sides = []
@@ -265,7 +265,7 @@ def _split(folder: FolderSummary, chosen: Starter) -> str:
 
 
 def _batches(images: int) -> list[int]:
-    """Small data sets need small batches to make enough steps in an epoch."""
+    """Return batch sizes: small data sets need small batches to make enough steps in an epoch."""
     if images < 500:
         return [8, 16]
     return [16, 32] if images < 2_000 else [32, 64, 128]

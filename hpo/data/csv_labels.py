@@ -22,6 +22,7 @@ from hpo.data.cache import file_digests
 from hpo.data.folders import Listing, parse_part
 from hpo.data.sources import DatasetSource, FolderReader
 from hpo.errors import DataError
+from hpo.formatting import plural
 
 COLUMNS = ("file", "label", "split", "group")
 NEEDED = COLUMNS[:2]
@@ -86,7 +87,7 @@ def list_csv(labels: Path, root: Path, *, skip_missing: bool = False) -> Listing
     open_ = sum(not row.split for row in parts.get("train", ())) if divided else 0
     if open_:
         warnings.append(
-            f"{_count(open_, 'row')} of {labels.name} without a split: assigned to train"
+            f"{plural(open_, 'row')} of {labels.name} without a split: assigned to train"
         )
     first = "train" if divided else "all"
     if first not in parts:
@@ -314,7 +315,7 @@ def _validated_rows(labels: Path, rows: Sequence[Row]) -> Iterator[Row]:
             f"\n  {what}: {_lines(lines_at_fault)}" for what, lines_at_fault in wrong.items()
         )
         count = sum(map(len, wrong.values()))
-        raise DataError(f"{labels}: {_count(count, 'row')} cannot be used:{lines}")
+        raise DataError(f"{labels}: {plural(count, 'row')} cannot be used:{lines}")
 
 
 def _existing_rows(
@@ -338,10 +339,10 @@ def _existing_rows(
         )
     if not skip_missing:
         raise DataError(
-            f"{labels}: {_count(len(missing), 'file')} missing in {root}: {named}; add them, "
+            f"{labels}: {plural(len(missing), 'file')} missing in {root}: {named}; add them, "
             "remove their rows, or set data.skip_unreadable = true"
         )
-    warning = f"{_count(len(missing), 'file')} of {labels.name} missing, left out: {named}"
+    warning = f"{plural(len(missing), 'file')} of {labels.name} missing, left out: {named}"
     return there, [warning]
 
 
@@ -371,7 +372,7 @@ def _unique_rows(rows: Sequence[Row], labels: Path) -> tuple[list[Row], list[str
         )
     if not twice:
         return list(rows), []
-    warning = f"{_count(len(twice), 'row')} of {labels.name} repeating a file: {_lines(twice)}"
+    warning = f"{plural(len(twice), 'row')} of {labels.name} repeating a file: {_lines(twice)}"
     return list(first.values()), [warning]
 
 
@@ -379,10 +380,6 @@ def _lines(numbered: Sequence[tuple[int, str]]) -> str:
     shown = [f"line {line}" + (f" ({what})" if what else "") for line, what in numbered[:SHOWN]]
     more = f" and {len(numbered) - SHOWN} more" if len(numbered) > SHOWN else ""
     return ", ".join(shown) + more
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _ordered(labels: set[str]) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from hpo.config.starter import FolderSummary
 from hpo.config.template import median_side
 from hpo.errors import DataError
+from hpo.formatting import plural
 
 EXTENSIONS = frozenset([
     "jpg", "jpeg", "jpe", "jfif", "pjpeg", "pjp", "mpo", "png", "apng", "bmp", "gif", "webp",
@@ -261,12 +262,12 @@ def _list_classes(root: Path, at: Path) -> _Classes:
     folders = _folders(at)
     loose = sum(one.is_file() and _is_image(one.name) for one in at.iterdir())
     if not folders:
-        unlabelled = f", and its {_count(loose, 'image')} have no class" if loose else ""
+        unlabelled = f", and its {plural(loose, 'image')} have no class" if loose else ""
         raise DataError(f"{at}: no folders of images; one folder per class is needed{unlabelled}")
     contents, forms = _Classes(), dict[str, str]()
     if loose:
         where = "" if at == root else f" in {at.name}/"
-        contents.loose.append(f"{_count(loose, 'image')} outside a class folder{where} left out")
+        contents.loose.append(f"{plural(loose, 'image')} outside a class folder{where} left out")
     for folder in folders:
         other = forms.setdefault(_normal(folder.name), folder.name)
         if other != folder.name:
@@ -332,11 +333,7 @@ def left_out_summary(left_out: Mapping[str, int]) -> str:
         + " (convert them to JPEG or PNG)" * (name in TO_CONVERT)
         for name, count in sorted(left_out.items(), key=lambda one: (-one[1], one[0]))
     ]
-    return f"{_count(sum(left_out.values()), 'file')} left out: {', '.join(each)}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
+    return f"{plural(sum(left_out.values()), 'file')} left out: {', '.join(each)}"
 
 
 def _files(folder: Path, root: Path) -> list[str]:

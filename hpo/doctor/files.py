@@ -179,7 +179,7 @@ def is_busy(study: Study) -> bool:
 
 
 def _shown(names: Sequence[str]) -> str:
-    """`5 files: a, b, c, ...`."""
+    """Return `5 files: a, b, c, ...`."""
     some = ", ".join(sorted(names)[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
     return f"{plural(len(names), 'file')}: {some}"
 

@@ -180,8 +180,8 @@ def draft_params(
     new_sampler: Callable[[int], samplers.BaseSampler],
     paused: Collection[int] = (),
 ) -> dict[str, Any]:
-    """Parameters, in Optuna's form, for the trial `frozen` that tries `planned` and samples the
-    rest with `new_sampler(draw)`, which takes the trials `paused` for pruned ones.
+    """Return the parameters, in Optuna's form, for the trial `frozen` that tries `planned` and
+    samples the rest with `new_sampler(draw)`, which takes the trials `paused` for pruned ones.
 
     A configuration that some trial has already is drawn again up to REDRAWS times, then allowed:
     in a small discrete space there may be no other.
@@ -252,8 +252,8 @@ def values_of(
 
 
 def costs_of(rows: Sequence[Epoch], networks: int = 1) -> dict[str, float]:
-    """Costs that epochs `rows` tell: the mean of their seconds, of each of `networks` (folds), and
-    the most memory."""
+    """Return the costs that epochs `rows` tell: the mean of their seconds, of each of `networks`
+    (folds), and the most memory."""
     seconds = [row.metrics["seconds"] for row in rows]
     return {
         "epoch_seconds": sum(seconds) / len(seconds) / networks,

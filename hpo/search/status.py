@@ -359,7 +359,7 @@ class StudyStatus:
         return sum(w.images_per_s or 0.0 for w in self.live_workers if w.number is not None)
 
     def to_dict(self) -> dict[str, Any]:
-        """For `hpo status --json`; times in seconds, also since 1970."""
+        """Return it for `hpo status --json`; times in seconds, also since 1970."""
         best = self.best
         return {
             "study": self.row.name,

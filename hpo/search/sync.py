@@ -134,8 +134,8 @@ def fetch(database: Database, home: Home, uuid: str, path: Path, to: Path) -> bo
 
 
 def check(url: str, row: StudyRow | None, database: Database) -> str:
-    """`url` in its one form, written to and read from. Raises InputError or StorageError where it
-    cannot be used, Conflict where the study of `row` has another one."""
+    """Return `url` in its one form, after writing to it and reading from it. Raises InputError or
+    StorageError where it cannot be used, Conflict where the study of `row` has another one."""
     url = normal(url)
     if row is not None:
         _refuse_another(row, url, records.read_resolved(database, row.uuid, KEY).get(KEY, url))

@@ -101,8 +101,8 @@ class TrialRunner:
         self.trackers.close()
 
     def data(self, config: TrainConfig, worker: str, tick: ProgressCallback) -> Data:
-        """Images for `config`, opened once for trials that share them; refuses other images under
-        the same name than those that the study began with."""
+        """Return the images for `config`, opened once for trials that share them; refuses other
+        images under the same name than those that the study began with."""
         if self._data is None or self._data[0] != config.data:
             enter_phase("reading the images")
             data = open_data(config.data, self.home.cache, tick, folded=True)
@@ -450,8 +450,8 @@ class TrialRun:
         return None
 
     def _remember(self) -> None:
-        """Out of memory halved the micro-batch: with batch norm that changes the result, so the
-        trial is marked, and its retraining uses the same."""
+        """Mark a trial whose micro-batch was halved for lack of memory: with batch norm that
+        changes the result, so its retraining uses the same."""
         micro_batch = self.journal.micro_batch
         before = self.config.runtime.micro_batch or self.config.batch_size
         if micro_batch in (None, before):

@@ -39,7 +39,7 @@ Moved = Callable[[], None]
 
 
 def nothing() -> None:
-    """Nobody waits for the file."""
+    """Do nothing: nobody waits for the file."""
 
 
 class Store(ABC):
@@ -74,7 +74,7 @@ class Store(ABC):
             self._remove(checked(key))
 
     def folders(self) -> list[str]:
-        """Names of what stands at the top, sorted; empty where nothing does."""
+        """Return the names of what stands at the top, sorted; empty where nothing does."""
         with self._told("it cannot be listed"):
             return sorted(self._folders())
 
@@ -103,7 +103,7 @@ class Store(ABC):
 
     @contextmanager
     def _told(self, what: str) -> Iterator[None]:
-        """Whatever a provider raises as StorageError, in one line."""
+        """Raise whatever a provider raises as StorageError, in one line."""
         try:
             yield
         except HpoError:
@@ -220,7 +220,7 @@ def open_store(url: str) -> Store:
 
 
 def normal(url: str) -> str:
-    """`url` in its one form: a folder as an absolute path, others without a trailing slash.
+    """Return `url` in its one form: a folder as an absolute path, others without a trailing slash.
 
     Raises InputError for what is no such URL, and for one that may hold a secret, without its text.
     """
@@ -245,13 +245,14 @@ def normal(url: str) -> str:
 
 
 def _is_login(scheme: str, rest: str) -> bool:
-    """KEY:SECRET, cut off at a slash of the secret: a bucket has no colon, a port is a number."""
+    """Return whether it is KEY:SECRET, cut off at a slash of the secret: a bucket has no colon, a
+    port is a number."""
     _, colon, port = rest.partition("/")[0].rpartition(":")
     return bool(colon) and (scheme in OBJECT_STORES or not port.isdigit())
 
 
 def checked(key: str) -> str:
-    """`key`; raises StorageError for one that could lead out of its store."""
+    """Return `key`; raises StorageError for one that could lead out of its store."""
     parts = key.split("/")
     if not key.isprintable() or "\\" in key or any(part in ("", ".", "..") for part in parts):
         raise StorageError(f"{key[:80]!r} is no name of an artifact: refused")
@@ -266,7 +267,7 @@ def _copy(source: Path, target: Path, moved: Moved) -> None:
 
 
 def _file_system(url: str, protocol: str) -> tuple[Any, str]:
-    """fsspec's file system of `url`, and the path of `url` in it."""
+    """Return fsspec's file system of `url`, and the path of `url` in it."""
     import fsspec
 
     try:

@@ -87,7 +87,7 @@ PREPARED = {"26000", "42P05"}
 
 
 def as_storage_error(error: DBAPIError, url: URL) -> StorageError:
-    """`error` of the database at `url`, in words and without its password."""
+    """Return `error` of the database at `url`, in words and without its password."""
     kind = StorageUnavailable if is_away(error) else StorageError
     return kind(f"{show(url)}: {words(error.orig)}; {_advice(error.orig, url)}")
 
@@ -271,7 +271,7 @@ class Database:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Transactions that this thread begins inside will write. Raises StorageError where that
+        """Let transactions that this thread begins inside write. Raises StorageError where that
         cannot be."""
         self._require_writable()
         with self._beginning(writing=True):
@@ -432,7 +432,8 @@ def require_folder(database: Database) -> None:
 
 
 def _refuse_network(path: Path) -> None:
-    """SQLite's locks do not hold on network file systems: two hosts would corrupt the file."""
+    """Refuse a network file system: SQLite's locks do not hold there, and two hosts would corrupt
+    the file."""
     mounts = sorted(psutil.disk_partitions(all=True), key=lambda m: len(m.mountpoint), reverse=True)
     for mount in mounts:
         if path.is_relative_to(mount.mountpoint):
@@ -466,7 +467,7 @@ def use_wal(database: Database) -> None:
 
 
 def bare(url: URL) -> URL:
-    """`url` as SQLAlchemy is told it; of SQLite's options it knows others than we."""
+    """Return `url` as SQLAlchemy is told it; of SQLite's options it knows others than we."""
     return url.set(query={}) if url.get_backend_name() == "sqlite" else url
 
 

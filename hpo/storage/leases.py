@@ -457,7 +457,7 @@ def release_enqueuer(database: Database, uuid: str, worker: str) -> None:
 
 
 def live_leases(database: Database, uuid: str) -> list[str]:
-    """Workers that hold a live lease in the study."""
+    """Return the workers that hold a live lease in the study."""
     a = attempts.c
     with database.read() as c:
         return list(

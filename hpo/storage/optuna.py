@@ -76,7 +76,7 @@ def read_trials(
 
 
 def _rows(c: sa.Connection, table: Any, columns: tuple[str, ...], wanted: Any) -> Rows:
-    """Those of `table`, in the order in which they were written, by trial."""
+    """Return those of `table`, in the order in which they were written, by trial."""
     query = (
         sa.select(table.c.trial_id, *(table.c[name] for name in columns))
         .join(TRIALS, TRIALS.c.trial_id == table.c.trial_id)
@@ -246,8 +246,8 @@ class FencedStorage(RDBStorage):
         included_trial_ids: set[int],
         trial_id_greater_than: int,
     ) -> list[optuna.trial.FrozenTrial]:
-        """Those after `trial_id_greater_than`, and those `included_trial_ids`, in one of `states`.
-        Raises KeyError where the study is gone."""
+        """Return those after `trial_id_greater_than`, and those `included_trial_ids`, in one of
+        `states`. Raises KeyError where the study is gone."""
         column = TRIALS.c
         later = column.trial_id > trial_id_greater_than
         wanted = later | column.trial_id.in_(included_trial_ids) if included_trial_ids else later
@@ -270,7 +270,7 @@ class FencedStorage(RDBStorage):
 
     @contextmanager
     def unfinished_bare(self) -> Iterator[None]:
-        """Inside, this thread reads no more of trials that are not finished than that they are."""
+        """Let this thread read no more of trials that are not finished than that they are."""
         self._guard.bare = tuple(state for state in TrialState if not state.is_finished())
         try:
             yield

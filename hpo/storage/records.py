@@ -33,7 +33,7 @@ from hpo.storage.tables import (
 
 
 def read_params(database: Database, study_id: int) -> dict[int, dict[str, Any]]:
-    """{trial number: {name: Optuna's value}} in the order in which they were suggested."""
+    """Return {trial number: {name: Optuna's value}} in the order in which they were suggested."""
     p, t = optuna_params.c, optuna_trials.c
     query = (
         sa.select(t.number, p.param_name, p.param_value, p.distribution_json)
@@ -56,8 +56,8 @@ def _external(value: float, distribution: dict[str, Any]) -> Any:
 
 
 def finite(value: object) -> object:
-    """`value`; None for a metric that is no number, which a column of MySQL's cannot hold (the
-    epoch's row has it as text)."""
+    """Return `value`; None for a metric that is no number, which a column of MySQL's cannot hold
+    (the epoch's row has it as text)."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -469,7 +469,8 @@ def read_epoch_marks(database: Database, uuid: str) -> dict[int, tuple[int, floa
 def read_epochs(
     database: Database, uuid: str, trial_id: int | None = None, *, first: int = 0
 ) -> dict[int, list[Epoch]]:
-    """Finished epochs in order, by trial number; of trial `first` and those after it."""
+    """Return finished epochs in order, by trial number: of trial `first` and those after it, or of
+    `trial_id` alone."""
     t = optuna_trials
     query = (
         sa.select(epochs, t.c.number)
@@ -595,6 +596,6 @@ def read_workers(database: Database, uuid: str) -> list[WorkerRow]:
 
 @storage_call
 def clock(database: Database) -> float:
-    """Now, by the database's clock."""
+    """Return the time now, by the database's clock."""
     with database.read() as c:
         return float(c.scalar(sa.select(database.now())) or 0.0)

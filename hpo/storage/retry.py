@@ -56,8 +56,8 @@ R = TypeVar("R")
 
 
 def delays() -> Iterator[float]:
-    """Seconds between two tries: doubled each time, jittered, so that the workers of a study do not
-    all come back in the same instant."""
+    """Yield the seconds between two tries: doubled each time, jittered, so that the workers of a
+    study do not all come back in the same instant."""
     delay = FIRST_DELAY_S
     while True:
         yield delay * random.uniform(0.5, 1.0)

@@ -71,6 +71,13 @@ optuna_params = Table(
     Column("distribution_json", Text),
 )
 
+
+def _trial_id() -> Column[int]:
+    """Return a key that is a trial's, and goes with it."""
+    owner = ForeignKey("trials.trial_id", ondelete="CASCADE")
+    return Column("trial_id", Integer, owner, primary_key=True, autoincrement=False)
+
+
 schema = Table("hpo_schema", metadata, Column("version", Integer, primary_key=True))
 
 studies = Table(
@@ -106,13 +113,7 @@ studies = Table(
 attempts = Table(
     "hpo_attempts",
     metadata,
-    Column(
-        "trial_id",
-        Integer,
-        ForeignKey("trials.trial_id", ondelete="CASCADE"),
-        primary_key=True,
-        autoincrement=False,
-    ),
+    _trial_id(),
     Column("k", Integer, primary_key=True, autoincrement=False),  # from 1; see TAKEN_OVER
     Column("study", String(32), ForeignKey("hpo_studies.uuid", ondelete="CASCADE"), nullable=False),
     Column("number", Integer, nullable=False),
@@ -136,13 +137,7 @@ attempts = Table(
 epochs = Table(
     "hpo_epochs",
     metadata,
-    Column(
-        "trial_id",
-        Integer,
-        ForeignKey("trials.trial_id", ondelete="CASCADE"),
-        primary_key=True,
-        autoincrement=False,
-    ),
+    _trial_id(),
     Column("epoch", Integer, primary_key=True, autoincrement=False),  # from 1, as Optuna's steps
     Column("study", String(32), ForeignKey("hpo_studies.uuid", ondelete="CASCADE"), nullable=False),
     Column("attempt", Integer, nullable=False),

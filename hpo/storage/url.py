@@ -38,7 +38,8 @@ WINDOWS = re.compile(r"[A-Za-z]:[\\/]")
 
 
 def with_file(text: str, url: URL) -> URL:
-    """`url`, which `text` was parsed to, with the absolute path of its file, as it stands there.
+    """Return `url`, which `text` was parsed to, with the absolute path of its file, as it stands
+    there.
 
     Raises StorageError for memory, which no two processes share, for options that are unknown, and
     for what names another file than one would think.
@@ -69,7 +70,7 @@ def _options(text: str) -> dict[str, str]:
 
 
 def _of_uri(path: str, options: Mapping[str, str]) -> tuple[str, dict[str, str]]:
-    """Path and options of SQLite's `file:PATH?OPTIONS`, where % is an escape."""
+    """Return path and options of SQLite's `file:PATH?OPTIONS`, where % is an escape."""
     plain = unquote(re.sub(r"^file:(//(localhost)?(?=/))?", "", path))
     if options.get("uri", "").lower() not in TRUE:
         raise StorageError(
@@ -199,7 +200,7 @@ def parse(text: str) -> URL:
 
 
 def _remember(text: str) -> None:
-    """Whatever may be a password in `text`, right or wrong, is not shown from now on."""
+    """Hide from now on whatever may be a password in `text`, right or wrong."""
     scheme, _, rest = text.partition("://")
     if scheme.startswith("sqlite"):
         return

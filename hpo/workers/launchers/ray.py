@@ -267,7 +267,7 @@ def _init(ray: Any, address: str) -> None:
 
 
 def _client_address(on: str) -> str:
-    """HOST:PORT of ray://HOST[:PORT]."""
+    """Return HOST:PORT of ray://HOST[:PORT]."""
     parts = urlsplit(on)
     try:
         host, port = parts.hostname, parts.port or CLIENT_PORT

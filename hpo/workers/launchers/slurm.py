@@ -121,7 +121,8 @@ class Slurm:
 
 
 def _has_gpus() -> int:
-    """1 where some node has GPUs for jobs, else 0; a script may be wanted where no Slurm is."""
+    """Return 1 where some node has GPUs for jobs, else 0; a script may be wanted where no Slurm
+    is."""
     if shutil.which("sinfo") is None:
         return 0
     return int("gpu" in _call(["sinfo", "--noheader", "--format=%G"]))
