@@ -23,7 +23,7 @@ from hpo.search.rungs import study_note
 from hpo.search.sampling import make_pruner
 from hpo.search.scheduling import option
 from hpo.search.takeover import NOTHING, TakeOver
-from hpo.search.transfer import LearnFrom, learn
+from hpo.search.warm_start import LearnFrom, learn
 from hpo.storage import leases, records
 from hpo.storage.database import Database
 from hpo.storage.optuna import FencedStorage, cached, find_optuna_study, keep_note

@@ -14,7 +14,7 @@ from hpo.config.recommended import MOST
 from hpo.config.study import StudyFile
 from hpo.errors import ConfigError, InputError, NotFound
 from hpo.search import study as studies
-from hpo.search.transfer import Evaluated, apart, choose, learn, obstacle, translated
+from hpo.search.warm_start import Evaluated, apart, choose, learn, obstacle, translated
 from hpo.storage.database import Database, connect
 from tests.harness.filled import Trial, fill
 

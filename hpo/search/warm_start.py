@@ -1,4 +1,4 @@
-"""What a new study learns from earlier ones: their best configurations, which it tries first.
+"""Warm start: the best configurations of earlier studies, which a new one tries first.
 
 Only values of validation are known here: a study never sees its test images.
 """
