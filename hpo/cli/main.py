@@ -17,10 +17,10 @@ from typer.main import get_command
 from hpo import __version__
 from hpo.cli import (
     dashboard,
+    init,
     mcp,
     results,
     search,
-    starting,
     status,
     steer,
     storage,
@@ -37,7 +37,7 @@ Command = Callable[..., Any]
 
 COMMANDS: dict[str, dict[str, Command]] = {
     "Search": {
-        "init": starting.init,
+        "init": init.init,
         "check": search.check,
         "run": search.run,
         "worker": workers.worker,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from hpo.cli import background, limits
+from hpo.cli.init import FromScratch, Quick, is_data, study_file_of, wished
 from hpo.cli.options import (
     Artifacts,
     Device,
@@ -40,7 +41,6 @@ from hpo.cli.options import (
     warn_of_password,
     working,
 )
-from hpo.cli.starting import FromScratch, Quick, is_data, study_file_of, wished
 from hpo.errors import Conflict, HpoError, InputError, Interrupted, LimitsRaised
 from hpo.paths import Home
 from hpo.workers import process

@@ -17,8 +17,8 @@ import pytest
 from hpo import __version__
 from hpo.api.study import Study as PublicStudy
 from hpo.cli import options, storage
+from hpo.cli.init import study_file_of, wished
 from hpo.cli.main import COMMANDS, main
-from hpo.cli.starting import study_file_of, wished
 from hpo.cli.status import Tail
 from hpo.errors import Conflict, InputError, Interrupted
 from hpo.paths import Home
