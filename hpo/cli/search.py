@@ -462,7 +462,7 @@ def _say_plan(
     who works on what."""
     from hpo.config.remarks import remarks
     from hpo.reports.progress import headline
-    from hpo.search.rungs import what_decides
+    from hpo.search.promotion import what_decides
 
     whole = not out.is_terminal  # which breaks lines within words
     if plain or whole:

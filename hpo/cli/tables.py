@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from hpo.cli.console import Text, as_json, bar, cell, moment, nearby
-from hpo.cli.fitting import FittedTable
+from hpo.cli.console import FittedTable, Text, as_json, bar, cell, moment, nearby
 from hpo.errors import NotFound
 from hpo.formatting import Table as Cells
 from hpo.formatting import duration, measured, number, plural, plus_minus, setting, sparkline

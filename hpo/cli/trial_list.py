@@ -11,8 +11,7 @@ from typing import Any
 from rich.cells import cell_len
 from rich.table import Table
 
-from hpo.cli.console import Text
-from hpo.cli.fitting import GAP, HEAD, broken
+from hpo.cli.console import GAP, HEAD, Text, broken
 from hpo.cli.tables import plain_table, state_text
 from hpo.formatting import duration, measured, number, plural, setting, short_names
 from hpo.search.status import StudyStatus

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
-from hpo.cli.console import SafeConsole
-from hpo.cli.fitting import broken
+from hpo.cli.console import SafeConsole, broken
 from hpo.cli.options import working
 from hpo.cli.tables import plain_table
 from hpo.cli.trial_list import explained, trials_table
