@@ -185,7 +185,7 @@ class Study:
         """
         from hpo.config.remarks import remarks
         from hpo.reports.progress import PlainView, first_lines, headline
-        from hpo.search.rungs import what_decides
+        from hpo.search.promotion import what_decides
         from hpo.workers.process import require_count, require_device
 
         require_count(workers, workers_per_device)

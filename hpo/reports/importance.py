@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.formatting import plural
 from hpo.reports.ped_anova import PedAnova
-from hpo.search.rungs import rungs_of
+from hpo.search.promotion import rungs_of
 from hpo.search.study import load
 from hpo.storage.database import Database
 from hpo.storage.optuna import FencedStorage

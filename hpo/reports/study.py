@@ -26,7 +26,7 @@ from hpo.reports.mistakes import Mistakes, mistakes_of
 from hpo.reports.page import curve_figures, render
 from hpo.reports.summary import Kind, summarize, texts
 from hpo.search import fingerprints, sync
-from hpo.search.rungs import what_decides
+from hpo.search.promotion import what_decides
 from hpo.search.status import StudyStatus, read_status
 from hpo.storage import records
 from hpo.storage.database import Database

@@ -15,8 +15,7 @@ from hpo.config.study import Proposal, StudyFile
 from hpo.formatting import exact_duration
 from hpo.search.promotion import Prospects
 from hpo.storage.leases import ClaimableTrial, ContactWindow
-from hpo.storage.snapshot import StudySnapshot
-from hpo.storage.spending import Spending
+from hpo.storage.snapshot import Spending, StudySnapshot
 
 Values = Mapping[str, Any]
 

@@ -6,8 +6,7 @@ import math
 from collections.abc import Sequence
 
 from hpo.search import promotion, scheduling
-from hpo.search.promotion import Place, Prospects, Rungs, Standing
-from hpo.search.rungs import CHANCE, STATES, rungs_of
+from hpo.search.promotion import CHANCE, STATES, Place, Prospects, Rungs, Standing, rungs_of
 from hpo.search.study import Study
 from hpo.storage import records
 from hpo.storage.records import Outcome

@@ -16,8 +16,7 @@ from hpo.formatting import plural
 from hpo.search import noise, promotion, scheduling
 from hpo.search.eta import SAMPLED, lengths_of, pace_of, time_left
 from hpo.search.fingerprints import Override, read_overrides, read_report
-from hpo.search.promotion import Place, RungCount, Rungs, Standing
-from hpo.search.rungs import CHANCE, rungs_of, standings_of
+from hpo.search.promotion import CHANCE, Place, RungCount, Rungs, Standing, rungs_of, standings_of
 from hpo.search.scheduling import budget_parts
 from hpo.storage import records
 from hpo.storage.database import Database
@@ -34,7 +33,7 @@ from hpo.storage.records import (
     WorkerRow,
     read_params,
 )
-from hpo.storage.spending import Spending
+from hpo.storage.snapshot import Spending
 
 STATES = ("waiting", "running", "paused", "interrupted", *map(str, FINAL))
 """All states of a trial."""

@@ -19,7 +19,7 @@ from hpo.errors import ConfigError, Conflict, InputError, LimitsRaised, StorageE
 from hpo.formatting import exact_duration, parse_duration, plural
 from hpo.paths import Home, StudyDir
 from hpo.search import scheduling, sync
-from hpo.search.rungs import study_note
+from hpo.search.promotion import study_note
 from hpo.search.sampling import make_pruner
 from hpo.search.scheduling import option
 from hpo.search.takeover import NOTHING, TakeOver
@@ -29,8 +29,7 @@ from hpo.storage.database import Database
 from hpo.storage.optuna import FencedStorage, cached, find_optuna_study, keep_note
 from hpo.storage.records import StudyRow
 from hpo.storage.schema import create_schema
-from hpo.storage.snapshot import StudySnapshot, read_snapshot
-from hpo.storage.spending import read_spending
+from hpo.storage.snapshot import StudySnapshot, read_snapshot, read_spending
 from hpo.storage.studies import delete_unbegun, has_begun, insert_study, reopen_pruned
 from hpo.storage.tables import OPEN_ENDED
 

@@ -26,7 +26,7 @@ from hpo.io import same_place
 from hpo.paths import Home
 from hpo.search import sync
 from hpo.search.fingerprints import CODE, FORCED, IMAGES, code_of, compare_code
-from hpo.search.rungs import CHANCE
+from hpo.search.promotion import CHANCE
 from hpo.search.status import StudyStatus, read_status
 from hpo.storage import records
 from hpo.storage.database import Database

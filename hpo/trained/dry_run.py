@@ -28,7 +28,7 @@ from hpo.data.report import DataReport
 from hpo.errors import ConfigError, HpoError
 from hpo.formatting import exact_duration, plural
 from hpo.paths import Home
-from hpo.search.rungs import what_decides
+from hpo.search.promotion import what_decides
 from hpo.trained.cost import Cost, estimate, grouped
 from hpo.trained.forecast import Forecast, forecast
 from hpo.training import device as runtime

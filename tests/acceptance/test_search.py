@@ -22,7 +22,7 @@ from hpo.search.scheduling import budget_parts
 from hpo.search.status import StudyStatus, read_status
 from hpo.storage import records
 from hpo.storage.database import Database, connect
-from hpo.storage.spending import Spending
+from hpo.storage.snapshot import Spending
 from tests.harness.images import make_folder
 from tests.integration.test_scenes import check_exact, computed_twice
 

@@ -6,9 +6,9 @@ import pytest
 import sqlalchemy as sa
 
 from hpo.search import study as studies
-from hpo.storage import spending
 from hpo.storage.database import Database
 from hpo.storage.optuna import FencedStorage
+from hpo.storage.snapshot import read_spending
 from hpo.storage.tables import attempts, epochs
 from tests.harness.fakes import study_file
 
@@ -68,7 +68,7 @@ def test_an_attempt_without_an_end_counts_until_now_or_until_its_lease_ended(
         {"trial_id": dead, "started": now - 1000, "until": now - 900},
         {"trial_id": live, "started": now - 50, "until": now + 1000},
     ])  # fmt: skip
-    found = spending.read_spending(database, study.uuid, max_epochs=3)
+    found = read_spending(database, study.uuid, max_epochs=3)
     assert 150 <= found.elapsed_s < 250
     assert found.active_s == pytest.approx(found.elapsed_s, abs=100)
 

@@ -17,8 +17,8 @@ from hpo.search.promotion import (
     count_rungs,
     expected_epochs,
     place,
+    what_decides,
 )
-from hpo.search.rungs import what_decides
 from hpo.storage.database import Database
 from hpo.storage.optuna import FencedStorage, keep_note
 
