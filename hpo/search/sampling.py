@@ -1,4 +1,4 @@
-"""Samplers and pruners by name, rebuilt for every trial, for one or several objectives.
+"""Samplers and pruners by name, rebuilt for every trial, and what a trial tries.
 
 Optuna neither stores curves nor prunes there. Our epochs table has the curves, so the pruner is
 given a view of the study in which there is one objective and every trial has its curve.
@@ -10,13 +10,14 @@ import hashlib
 import math
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import optuna
 from optuna import pruners, samplers
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from hpo.config.metrics import COSTS
 from hpo.config.space import Space
@@ -34,9 +35,12 @@ from hpo.config.strategies import (
     Threshold,
 )
 from hpo.config.study import StudyFile
+from hpo.control import enter_phase
+from hpo.search.scheduling import plan_of
 from hpo.storage import records
 from hpo.storage.database import Database
-from hpo.storage.optuna import FencedStorage, FirstObjective, sampling_view
+from hpo.storage.leases import Claim
+from hpo.storage.optuna import FencedStorage, FirstObjective, read_again, sampling_view
 from hpo.storage.records import FINISHED_STATES, Epoch, StudyRow
 
 
@@ -201,6 +205,32 @@ def draft_params(
             if params not in others or params.keys() <= fixed.keys():
                 break
     return params
+
+
+def open_trial(
+    file: StudyFile,
+    study: optuna.Study,
+    storage: FencedStorage,
+    claim: Claim,
+    paused: Callable[[], Collection[int]] = tuple,
+) -> optuna.trial.Trial:
+    """Decide what the trial of `claim` tries, write that down first, then start it; all of it
+    repeatable. The sampler takes the trials `paused` for pruned ones."""
+    lease = claim.lease
+    read_again(study, lease.trial_id)  # `hpo extend` lets pruned trials go on
+    study.get_trials(deepcopy=False)  # Optuna's cache must know the trial before its first write
+    frozen = storage.get_trial(lease.trial_id)
+    if "fixed_params" not in frozen.system_attrs:
+        enter_phase("choosing parameters")
+        plan = plan_of(file, lease.number, claim.enqueued, claim.enqueued_before)
+        sampler = partial(make_sampler, file, lease.number, lease.k)
+        params = draft_params(study, file.space, frozen, plan.values, sampler, paused())
+        storage.set_trial_user_attr(lease.trial_id, "origin", plan.origin)
+        storage.set_trial_system_attr(lease.trial_id, "fixed_params", params)
+    if frozen.state == TrialState.WAITING:
+        storage.set_trial_state_values(lease.trial_id, TrialState.RUNNING)
+    study.sampler = make_sampler(file, lease.number, lease.k, 0)
+    return optuna.trial.Trial(study, lease.trial_id)
 
 
 class FirstMetric:

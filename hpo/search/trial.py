@@ -26,9 +26,11 @@ from optuna.trial import TrialState
 
 from hpo.config.constraints import unmet_reason
 from hpo.config.metrics import COSTS, worst_value
+from hpo.config.study import StudyFile
 from hpo.config.train import BEFORE, RuntimeConfig, TrainConfig
 from hpo.control import Control, ProgressCallback, enter_phase
 from hpo.data.dataset import Data, open_data
+from hpo.data.images import Images
 from hpo.data.split import listing_differences
 from hpo.errors import ConfigError, Fenced, Interrupted, TrialFailed
 from hpo.paths import Home
@@ -41,9 +43,8 @@ from hpo.search.sampling import (
     FirstMetric,
     compares,
     costs_of,
-    draft_params,
     is_early_stopping,
-    make_sampler,
+    open_trial,
     values_of,
 )
 from hpo.search.standings import Standings
@@ -115,8 +116,9 @@ class TrialRunner:
                 worker=worker,
                 force=self.force,
             )
-            counts = _validated(data)
-            records.resolve_once(self.study.database, self.study.uuid, VALIDATED, counts)
+            counts = _class_counts(data, _validation_sets(data))
+            named = dict(zip(data.classes, counts, strict=True))
+            records.resolve_once(self.study.database, self.study.uuid, VALIDATED, named)
             self._data = config.data, data
         return self._data[1]
 
@@ -126,9 +128,9 @@ class TrialRunner:
         Raises Interrupted (the caller hands the trial back), Fenced (it is somebody else's now) and
         StorageError; a configuration that cannot be trained ends its trial as failed instead.
         """
-        lease = claim.lease
+        lease, study = claim.lease, self.study
         with self.storage.guarded(lease):
-            trial = _open(self, claim)
+            trial = open_trial(study.file, self.optuna_study, self.storage, claim, self._paused)
             try:
                 ending = TrialRun(self, claim, trial, control).run()
             except (TrialFailed, ConfigError) as error:
@@ -143,9 +145,12 @@ class TrialRunner:
                 _pause(self, lease, ending.reason or "")
             else:
                 _tell(self, lease, trial, ending)
-        results = _results(self.study, ending)
-        self.trackers.end(_tracked(self.study, lease), ending.outcome.words, results)
-        retention.apply_retention(self.study, self.home, self.standings)
+        self.trackers.end(_tracked(study, lease), ending.outcome.words, _results(study, ending))
+        retention.apply_retention(study, self.home, self.standings)
+
+    def _paused(self) -> Collection[int]:
+        """Return the trials that wait at a rung, in a study where they do."""
+        return () if self.study.file.study.scheduler is None else self.standings.paused()
 
     def drain(self, claim: Claim, reason: str, control: Control) -> None:
         """End a trial that nobody runs, because the study is over: pruned, unless it has all its
@@ -167,42 +172,17 @@ class TrialRunner:
             _tell(self, lease, trial, Ending(Outcome.PRUNED, value, reason))
 
 
-def _open(runner: TrialRunner, claim: Claim) -> optuna.trial.Trial:
-    """Decide what the trial tries, write that down first, then start it; all of it repeatable."""
-    lease, study = claim.lease, runner.optuna_study
-    read_again(study, lease.trial_id)  # `hpo extend` lets pruned trials go on
-    study.get_trials(deepcopy=False)  # Optuna's cache must know the trial before its first write
-    frozen = runner.storage.get_trial(lease.trial_id)
-    file = runner.study.file
-    if "fixed_params" not in frozen.system_attrs:
-        enter_phase("choosing parameters")
-        plan = _plan(runner, claim)
-        params = draft_params(
-            study,
-            file.space,
-            frozen,
-            plan.values,
-            lambda draw: make_sampler(file, lease.number, lease.k, draw),
-            paused=() if file.study.scheduler is None else runner.standings.paused(),
-        )
-        runner.storage.set_trial_user_attr(lease.trial_id, "origin", plan.origin)
-        runner.storage.set_trial_system_attr(lease.trial_id, "fixed_params", params)
-    if frozen.state == TrialState.WAITING:
-        runner.storage.set_trial_state_values(lease.trial_id, TrialState.RUNNING)
-    study.sampler = make_sampler(file, lease.number, lease.k, 0)
-    return optuna.trial.Trial(study, lease.trial_id)
-
-
-def _plan(runner: TrialRunner, claim: Claim) -> scheduling.Plan:
-    file, number = runner.study.file, claim.lease.number
-    return scheduling.plan_of(file, number, claim.enqueued, claim.enqueued_before)
-
-
 def _config(runner: TrialRunner, lease: Lease, trial: optuna.trial.Trial) -> TrainConfig:
     """Return the configuration from the parameters as they are *stored*: of two workers that
     suggested, only one wrote."""
     runner.study.file.space.suggest(trial)
     return runner.study.file.config(_params(runner, lease))
+
+
+def _is_recommended(file: StudyFile, claim: Claim) -> bool:
+    """Return whether the trial is one of those that are recommended to a study."""
+    number, place = claim.lease.number, (claim.enqueued, claim.enqueued_before)
+    return bool(file.proposals) and scheduling.plan_of(file, number, *place).is_protected
 
 
 def _params(runner: TrialRunner, lease: Lease) -> dict[str, Any]:
@@ -220,18 +200,15 @@ def _training_data(data: Data) -> TrainingData | list[TrainingData]:
     ]
 
 
-def _class_counts(data: Data) -> list[int]:
-    """Return the number of validation images of each class; of folds in the first."""
-    val = data.folds[0].val if data.folds else data.val
-    return [int(count) for count in np.bincount(val.labels, minlength=len(data.classes))]
+def _validation_sets(data: Data) -> list[Images]:
+    """Return the validation images, of each fold."""
+    return [one.val for one in data.folds] or [data.val]
 
 
-def _validated(data: Data) -> dict[str, int]:
-    """Return the number of validation images of each class, by name, of all folds together."""
-    parts = [one.val for one in data.folds or (data,)]
-    labels = np.concatenate([part.labels for part in parts])
-    counts = np.bincount(labels, minlength=len(data.classes))
-    return {name: int(count) for name, count in zip(data.classes, counts, strict=True)}
+def _class_counts(data: Data, sets: Sequence[Images]) -> list[int]:
+    """Return the number of images of each class in all `sets`."""
+    labels = np.concatenate([one.labels for one in sets])
+    return [int(count) for count in np.bincount(labels, minlength=len(data.classes))]
 
 
 MEASURED = ("precision", "memory_format", "deterministic", "compile")
@@ -258,7 +235,7 @@ def _runtime(
             classes=len(data.classes),
             device=runner.device,
             threads=runner.threads,
-            steps=_steps(config, data),
+            steps=config.epochs * (len(data.train) // config.batch_size),
             tick=tick,
         )
         measured = {name: getattr(found, name) for name in MEASURED}
@@ -274,11 +251,6 @@ def _filled(given: RuntimeConfig, chosen: Mapping[str, Any]) -> RuntimeConfig:
     """Return `given` with what was `chosen` for its fields that are `auto`."""
     open_ = {name: value for name, value in chosen.items() if getattr(given, name) == "auto"}
     return given.model_copy(update=open_)
-
-
-def _steps(config: TrainConfig, data: Data) -> int:
-    """Return the steps of a trial that has all its epochs."""
-    return config.epochs * (len(data.train) // config.batch_size)
 
 
 def _tracked(study: Study, lease: Lease) -> str:
@@ -309,13 +281,12 @@ class TrialRun:
         self.objectives = runner.study.file.objectives
         self.ranking = Ranking(runner.study.file.directions)
         self.limits = runner.study.file.study.limits
-        self.is_recommended = (
-            bool(runner.study.file.proposals) and _plan(runner, claim).is_protected
-        )
+        self.is_recommended = _is_recommended(runner.study.file, claim)
         config = _config(runner, claim.lease, trial)
         self.data = runner.data(config, claim.lease.worker, self._tick)
         if runner.study.file.study.scheduler is not None:
-            runner.standings.resolve_chance(_class_counts(self.data))
+            first = _validation_sets(self.data)[:1]
+            runner.standings.resolve_chance(_class_counts(self.data, first))
         resolved = _runtime(runner, claim, config, self.data, self._tick)
         self.config = config.model_copy(update={"runtime": resolved})
         self.directory = runner.study.directory(runner.home)
@@ -565,7 +536,7 @@ class TrialRun:
 
     def _keep_predictions(self, found: Sequence[Mapping[str, Any]]) -> None:
         """Save what those weights predicted on the validation images, of each fold, beside them."""
-        sets = [one.val for one in self.data.folds] or [self.data.val]
+        sets = _validation_sets(self.data)
         path = self.directory.predictions(self.lease.number, self.lease.k)
         if predictions.save(path, self.data.classes, sets, found):
             self.checkpoints.put(path, self._moved)

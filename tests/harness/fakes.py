@@ -11,8 +11,7 @@ import optuna
 from optuna.trial import TrialState
 
 from hpo.config.study import StudyFile, parse_study
-from hpo.search import scheduling
-from hpo.search.sampling import draft_params, make_sampler
+from hpo.search.sampling import open_trial
 from hpo.search.study import Study
 from hpo.storage import leases
 from hpo.storage.leases import Claim, Ending
@@ -76,20 +75,7 @@ class InstantTrials:
     def run(self, taken: Claim, control: Progress) -> None:
         lease, file = taken.lease, self.study.file
         with self.storage.guarded(lease):
-            self.optuna_study.get_trials(deepcopy=False)
-            frozen = self.storage.get_trial(lease.trial_id)
-            plan = scheduling.plan_of(file, lease.number, taken.enqueued, taken.enqueued_before)
-            params = draft_params(
-                self.optuna_study,
-                file.space,
-                frozen,
-                plan.values,
-                lambda draw: make_sampler(file, lease.number, lease.k, draw),
-            )
-            self.storage.set_trial_system_attr(lease.trial_id, "fixed_params", params)
-            if frozen.state == TrialState.WAITING:
-                self.storage.set_trial_state_values(lease.trial_id, TrialState.RUNNING)
-            trial = optuna.trial.Trial(self.optuna_study, lease.trial_id)
+            trial = open_trial(file, self.optuna_study, self.storage, taken)
             file.space.suggest(trial)
             value = float(self.value(trial.params))
             for epoch in range(1, self.epochs + 1):
