@@ -209,7 +209,7 @@ def requeues_by_signal(scene: Scene) -> None:
     scene.begin("signal", trials=8)
     scene.place(4)
     until(lambda: len(scene.training()) == 4)
-    task = next(one for one in scene.placed if one.name.endswith("_0"))
+    task = next(one for one in scene.placed if one.name.endswith("_3"))  # the array's own number
 
     def state() -> str:
         return next((one.state for one in scene.placed if one.name == task.name), "gone")

@@ -270,9 +270,13 @@ def test_a_task_is_requeued_where_its_time_ran_out(
             return over
 
     monkeypatch.setattr(slurm, "_call", call)
-    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    # Of its last task an array has the number.
+    for name, number in (("JOB", "17"), ("ARRAY_JOB", "17"), ("ARRAY_TASK", "3")):
+        monkeypatch.setenv(f"SLURM_{name}_ID", number)
     slurm.run_in_task(Kept(AgentSpec("toy", "0" * 32, "", Home(Path("x")), ["cpu"], 1)))
-    assert (["scontrol", "requeue", "17"] in calls) == requeued
+    asked = [["squeue", "--noheader", "--jobs=17_3", "--format=%T"]]
+    assert calls[:1] == (asked if requeued or state == "COMPLETING" else [])
+    assert calls[1:] == ([["scontrol", "requeue", "17_3"]] if requeued else [])
 
 
 @pytest.mark.parametrize(

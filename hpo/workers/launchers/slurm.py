@@ -136,13 +136,20 @@ def run_in_task(agent: Agent) -> None:
         over = agent.run(stop)
     if over or signal.SIGINT in signals:
         return
-    job = os.environ["SLURM_JOB_ID"]
-    state = _call(["squeue", "--noheader", f"--jobs={job}", "--format=%T"]).strip()
+    task = _own_task()
+    state = _call(["squeue", "--noheader", f"--jobs={task}", "--format=%T"]).strip()
     if state != "RUNNING":
         log.info("Slurm ends this task (%s): it is not requeued from here", state.lower())
         return
     log.info("the task is requeued")
-    _call(["scontrol", "requeue", job])
+    _call(["scontrol", "requeue", task])
+
+
+def _own_task() -> str:
+    """Return the id of this task alone: of one task of an array SLURM_JOB_ID is that of the whole
+    array, all of whose tasks would be asked for and requeued."""
+    job, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
+    return f"{job}_{task}" if job and task else os.environ["SLURM_JOB_ID"]
 
 
 def _call(command: Sequence[str], *, script: str = "", env: Mapping[str, str] | None = None) -> str:
