@@ -72,7 +72,8 @@ class Document:
         name, _, part = path.rpartition(".")
         if name and part in KEYS:
             leaf = self.space.get(name, {})
-            value = {**({"choices": leaf} if isinstance(leaf, list) else leaf), part: value}
+            leaf = {"choices": leaf} if isinstance(leaf, list) else leaf
+            value = {**(leaf if isinstance(leaf, Mapping) else {}), part: value}
         else:
             name = path
         self.space[name] = value

@@ -299,10 +299,11 @@ def _text(choice: Any) -> Scalar:
 
 
 def _identity(choice: Any) -> str:
-    """Return the same for what Optuna would take for one choice: 1 and 1.0, a list and its text."""
+    """Return the same for what Optuna would take for one choice: 1, 1.0 and true, a list and its
+    text."""
     if isinstance(choice, str):
         return choice
-    whole = isinstance(choice, float) and choice.is_integer()
+    whole = isinstance(choice, bool) or (isinstance(choice, float) and choice.is_integer())
     return canonical_json(int(choice) if whole else choice)
 
 

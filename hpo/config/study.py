@@ -371,7 +371,7 @@ def _build(document: Document, text: str) -> StudyFile:
     study = _study_config(_with_pruner(_with_metric(document.study, train), document), space)
     baselines = _checked(document.baselines, space, train, complete=isinstance(study.sampler, Grid))
     file = StudyFile(study, train, space, baselines, text, _is_automatic(document.study))
-    for values in [*space.corners(), *baselines]:
+    for values in [*space.corners(), *(_tried(file, one) for one in baselines)]:
         _check_together(file, values)
         for metric in study.objectives:
             if metric not in COSTS:
@@ -459,6 +459,16 @@ def _checked_baseline(
         hint = "; under grid a baseline is complete" if error.message.startswith("missing") else ""
         raise ConfigError(error.message + hint, key=error.key) from None
     return space.decode(space.encode(values))
+
+
+def _tried(file: StudyFile, baseline: dict[str, Any]) -> dict[str, Any]:
+    """Return what a baseline, maybe partial, is judged by: where it does not go together with the
+    defaults of what it leaves out, which is searched, with the first values of that."""
+    try:
+        file.config(baseline)
+    except ConfigError:
+        return file.space.around(baseline)
+    return baseline
 
 
 def _check_together(file: StudyFile, values: Mapping[str, Any]) -> None:

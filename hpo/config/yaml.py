@@ -12,7 +12,7 @@ import yaml
 from yaml.events import AliasEvent, Event
 from yaml.nodes import MappingNode, Node
 
-from hpo.errors import ConfigError
+from hpo.errors import LONGEST_KEY, ConfigError
 
 _STR, _NULL = "tag:yaml.org,2002:str", "tag:yaml.org,2002:null"
 _SCALARS = {
@@ -43,10 +43,20 @@ class _Loader(yaml.SafeLoader):
             raise _problem("aliases (*name) are not read", self.peek_event())  # type: ignore[no-untyped-call]
         return super().compose_node(parent, index)
 
+    def construct_object(self, node: Node, deep: bool = False) -> Any:
+        """Refuse a scalar that is none of its tag, and whole numbers too long for Python."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError):
+            kind, text = node.tag.rpartition(":")[2], str(node.value)
+            shown = text if len(text) <= LONGEST_KEY else f"{text[:LONGEST_KEY]}..."
+            problem = f"{shown!r} cannot be read as {kind}"
+            raise yaml.MarkedYAMLError(None, None, problem, node.start_mark) from None
+
     def construct_mapping(self, node: MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Refuse a name that stands twice, and names that are no text."""
         seen = set()
-        for key, _ in node.value:
+        for key, _ in node.value if isinstance(node, MappingNode) else ():
             name = getattr(key, "value", None)
             if not isinstance(name, str):
                 raise yaml.MarkedYAMLError(None, None, "a name is text", key.start_mark)

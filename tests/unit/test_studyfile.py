@@ -69,6 +69,12 @@ def message(text: str, overrides: dict[str, Any] | None = None) -> str:
     return str(caught.value)
 
 
+def test_a_partial_baseline_is_not_judged_by_defaults_of_what_is_searched() -> None:
+    space = "[space]\nepochs = {low = 15, high = 30}\nschedule.warmup_epochs = [0.0, 12.0]\n"
+    file = parse(f'[study]\nname = "s"\n{space}[[baseline]]\nschedule.warmup_epochs = 12.0\n')
+    assert file.baselines == ({"schedule.warmup_epochs": 12.0},)  # the default of epochs is 10
+
+
 def test_a_good_file() -> None:
     file = parse(GOOD)
     assert (file.name, file.metric, file.direction, file.study.trials) == (
@@ -135,6 +141,7 @@ def test_a_good_file() -> None:
         ("epochs = {choices = 3}",
          "space.epochs.choices: 3: allowed: an array of values"),
         ("epochs = [3, 4, 3]", "space.epochs.choices: 3: given twice"),
+        ("model.options.x = [1, true]", "space.model.options.x.choices: true: given twice"),
         ("model.cnn.filters = [[8], [8]]", "space.model.cnn.filters.choices: [8]: given twice"),
         ("epochs = [3, '4']", 'space.epochs: "4": allowed: a whole number'),
         ("optimizer.name = ['sgd', 'sgdd']", 'space.optimizer.name: "sgdd": did you mean \'sgd\'?'),

@@ -84,6 +84,12 @@ def test_scalars_are_those_of_yaml_1_2(text: str, value: object) -> None:
         ("a: " + "[" * 5000, "nested too deep"),
         ("a: " + "[" * 100 + "]" * 100, "nested more than 32 deep"),
         ("a: 1\n\tb: 2", "line 2"),
+        ("b: 1\na: !!int foo", "'foo' cannot be read as int (at line 2, column 4)"),
+        ("a: !!bool foo", "'foo' cannot be read as bool"),
+        ("a: !!timestamp foo", "'foo' cannot be read as timestamp"),
+        ("a: " + "9" * 5000, "999...' cannot be read as int"),
+        ("a: !!map foo", "expected a mapping node"),
+        ("a: !!set [b]", "expected a mapping node"),
     ],
 )
 def test_what_is_wrong_is_told_with_its_place(tmp_path: Path, text: str, why: str) -> None:
