@@ -9,6 +9,7 @@ import io
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,6 +114,16 @@ def small_files(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
     return Home(tmp_path / "runs")
+
+
+@pytest.fixture
+def far_east() -> Iterator[None]:
+    """Local time is not UTC: Optuna's tables have the one, its trials the other."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TZ", "Asia/Tokyo")
+        time.tzset()
+        yield
+    time.tzset()
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -245,8 +245,8 @@ def _taken(
 
 
 def _moment(seconds: float | None) -> datetime | None:
-    """Return seconds since 1970 as Optuna stores times."""
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None)
+    """Return seconds since 1970 as Optuna's trials have times: local."""
+    return None if seconds is None else datetime.fromtimestamp(seconds)
 
 
 def _last_value(trial: FrozenTrial) -> list[float] | None:

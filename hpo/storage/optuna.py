@@ -24,6 +24,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime
 from functools import lru_cache, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
@@ -36,7 +37,7 @@ from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import orm
 
-from hpo.errors import Fenced
+from hpo.errors import Fenced, NotFound
 from hpo.storage import database as faults
 from hpo.storage import tables
 from hpo.storage.database import Database, bare, engine_options
@@ -104,8 +105,8 @@ def _frozen(trial: Any, parts: Mapping[str, Rows]) -> FrozenTrial:
         state=trial.state,
         value=None,
         values=[value_of(value, kind) for _, value, kind in sorted(of["values"])] or None,
-        datetime_start=trial.datetime_start,
-        datetime_complete=trial.datetime_complete,
+        datetime_start=_local(trial.datetime_start),
+        datetime_complete=_local(trial.datetime_complete),
         params={n: distributions[n].to_external_repr(value) for n, value, _ in of["params"]},
         distributions=distributions,
         user_attrs={key: json.loads(text) for key, text in of["user"]},
@@ -113,6 +114,11 @@ def _frozen(trial: Any, parts: Mapping[str, Rows]) -> FrozenTrial:
         intermediate_values={step: step_of(value, kind) for step, value, kind in of["steps"]},
         trial_id=trial.trial_id,
     )
+
+
+def _local(stored: datetime | None) -> datetime | None:
+    """Return a time as Optuna's trials have it: local, where its tables have UTC."""
+    return stored and stored.replace(tzinfo=UTC).astimezone().replace(tzinfo=None)
 
 
 P = ParamSpec("P")
@@ -318,8 +324,12 @@ class FencedStorage(RDBStorage):
 
 
 def add_waiting(storage: FencedStorage, study_id: int) -> None:
-    """Add one empty waiting trial; the database counts its number."""
-    storage.create_new_trial(study_id, optuna.trial.create_trial(state=TrialState.WAITING))
+    """Add one empty waiting trial; the database counts its number. Raises NotFound where the study
+    was deleted."""
+    try:
+        storage.create_new_trial(study_id, optuna.trial.create_trial(state=TrialState.WAITING))
+    except KeyError:
+        raise NotFound("the study was deleted") from None
 
 
 NOTE_VERSION, NOTE_PART, NOTE_LENGTH = "dashboard:note_ver", "dashboard:note_str:{}", 2045

@@ -69,6 +69,7 @@ def test_trials_are_read_as_optuna_reads_them(database: Database, directions: li
     assert orders[0] == orders[1]
 
 
+@pytest.mark.usefixtures("far_east")
 def test_one_trial_is_read_as_optuna_reads_it(database: Database) -> None:
     create_schema(database)
     storage = FencedStorage(database)

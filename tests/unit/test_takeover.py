@@ -20,6 +20,7 @@ from hpo.search.takeover import counterpart, take_over
 from hpo.storage import records
 from hpo.storage import studies as rows
 from hpo.storage.database import Database, connect
+from hpo.storage.optuna import FencedStorage
 from hpo.trained.export import export
 from tests.harness.filled import Trial, fill
 
@@ -156,6 +157,19 @@ def test_trials_that_are_taken_over_are_seen_and_cost_no_budget(database: Databa
 
     again = open_study(database, file, None, FROM_OLD)
     assert (again.is_new, len(read_status(database, "new").trials)) == (False, 5)
+
+
+@pytest.mark.usefixtures("far_east")
+def test_times_are_taken_over(database: Database) -> None:
+    open_study(database, study(), None, FROM_OLD)
+    storage = FencedStorage(database)
+    old, new = (
+        storage.get_all_trials(records.get_study(database, name).study_id)
+        for name in ("old", "new")
+    )
+    seen = [old[number] for number in (0, 1, 2, 4, 5)]
+    assert [one.datetime_start for one in new] == [one.datetime_start for one in seen]
+    assert all(one.duration and 0 <= one.duration.total_seconds() < 60 for one in new)
 
 
 def test_what_was_pruned_there_is_not_trained_here_once_the_study_is_extended(
