@@ -130,9 +130,9 @@ def geometric(first: int, reduction_factor: int, last: int) -> tuple[int, ...]:
 
 def may_go_on(rungs: Rungs, standings: Sequence[Standing], number: int, *, closing: bool) -> bool:
     """Return whether trial `number` may train beyond the epochs that it has; it asks at rungs
-    alone."""
-    one = next(one for one in standings if one.number == number)
-    if one.epochs not in rungs.epochs:
+    alone. One without a standing may: another worker has ended it, whose lease says so."""
+    one = next((one for one in standings if one.number == number), None)
+    if one is None or one.epochs not in rungs.epochs:
         return True
     rung = len(one.losses) - 1
     return number in _promoted(rungs, rung, standings) or (

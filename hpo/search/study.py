@@ -306,6 +306,7 @@ def extend(study: Study, *, retry_failed: bool = False, **limits: Unpack[Limits]
         raised[name] = _seconds(name, raised[name])
     for name, value in raised.items():
         _require_larger(study.row, name, value)
+    _require_possible(study.row, raised)
     new = {LIMITS[name]: value for name, value in raised.items()}
     if "trials" in new:
         new["trials"] += study.row.taken_over
@@ -340,6 +341,16 @@ def _require_larger(row: StudyRow, name: str, value: Any) -> None:
         raise InputError(f"{given}: {has}")
 
 
+def _require_possible(row: StudyRow, limits: Mapping[str, Any]) -> None:
+    """Raise ConfigError unless the study's file could have these limits: a grid has no more points,
+    promotion knows no patience, and each has its range."""
+    given = {**row.definition["study"], **limits}
+    try:
+        StudyFile.from_definition({**row.definition, "study": given})
+    except ConfigError as error:
+        raise error.at(f"hpo extend {row.name}") from None
+
+
 def _shown(name: str, value: float) -> str:
     if name in ("max_time", "timeout_s"):
         return exact_duration(value)
@@ -347,14 +358,21 @@ def _shown(name: str, value: float) -> str:
 
 
 def _enqueue_failed(study: Study) -> int:
-    queued = [params for params, _ in records.read_enqueued(study.database, study.uuid)]
+    """Enqueue the configurations of failed trials again, each once; return their number. None that
+    is queued, or was tried again without failing."""
     storage = FencedStorage(study.database)
-    failed = study.optuna_study(storage).get_trials(states=[optuna.trial.TrialState.FAIL])
+    states = [optuna.trial.TrialState.FAIL]
+    failed = {
+        trial.number: study.file.space.decode(trial.params)
+        for trial in study.optuna_study(storage).get_trials(deepcopy=False, states=states)
+    }
+    queued = records.read_enqueued(study.database, study.uuid)
+    known = [values for values, number in queued if number not in failed]
     count = 0
-    for trial in failed:
-        values = study.file.space.decode(trial.params)
-        if values and values not in queued:
+    for values in failed.values():
+        if values and values not in known:
             records.enqueue(study.database, study.uuid, values)
+            known.append(values)
             count += 1
     return count
 
@@ -368,6 +386,8 @@ def enqueue(study: Study, values: Mapping[str, Any]) -> None:
     _require_search(study)
     try:
         study.file.space.check(values)
+        if study.file.space.around(values) == dict(values):
+            study.file.config(values)  # nothing of it is sampled, so it can be judged now
     except ConfigError as error:
         raise error.at("enqueue") from None
     snapshot = study.snapshot()

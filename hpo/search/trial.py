@@ -584,7 +584,7 @@ def _attributes(runner: TrialRunner, lease: Lease, ending: Ending) -> dict[str, 
     best = Ranking(runner.study.file.directions).best_epoch(rows)
     found = {
         "outcome": ending.outcome,
-        "reason": ending.reason,
+        "reason": ending.row()["reason"],
         "best_epoch": best and best.epoch,
         "seconds": round(sum(row.metrics.get("seconds", 0.0) for row in rows), 1) if rows else None,
         "host": socket.gethostname(),

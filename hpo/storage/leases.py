@@ -26,6 +26,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from hpo.errors import Fenced
+from hpo.formatting import printable
 from hpo.redaction import redact
 from hpo.storage.database import Database
 from hpo.storage.records import (
@@ -113,7 +114,15 @@ class Ending:
 
     def row(self) -> dict[str, Any]:
         """Return the columns of the attempt's row."""
-        return asdict(self) | {"objectives": self.objectives and json.dumps(self.objectives)}
+        reason = None if self.reason is None else storable(self.reason)
+        objectives = self.objectives and json.dumps(self.objectives)
+        return asdict(self) | {"reason": reason, "objectives": objectives}
+
+
+def storable(reason: str) -> str:
+    """Return a reason as every database takes it and everybody may read it: without secrets, and
+    with what is no text (names of files are bytes) as \\udce9."""
+    return printable(redact(reason))
 
 
 @dataclass(frozen=True)
@@ -396,7 +405,7 @@ def note_damage(database: Database, lease: Lease, k: int, text: str) -> None:
         here = sa.and_(a.trial_id == lease.trial_id, a.k == k, a.k != lease.k)
         before = c.scalar(sa.select(a.reason).where(here)) or ""
         if text not in before:
-            reason = redact("; ".join(part for part in (before, text) if part))
+            reason = storable("; ".join(part for part in (before, text) if part))
             c.execute(sa.update(attempts).where(here).values(reason=reason))
 
 
@@ -408,7 +417,7 @@ def release(database: Database, lease: Lease, outcome: Outcome, reason: str) -> 
         done = c.execute(
             sa.update(attempts)
             .where(lease.holds())
-            .values(outcome=outcome, reason=redact(reason), ended=database.now())
+            .values(outcome=outcome, reason=storable(reason), ended=database.now())
         )
         return done.rowcount == 1
 

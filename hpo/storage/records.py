@@ -389,6 +389,7 @@ def enqueue(database: Database, uuid: str, params: Mapping[str, Any]) -> None:
         c.execute(enqueued.insert().values(study=uuid, params=json.dumps(dict(params))))
 
 
+@storage_call
 def read_enqueued(database: Database, uuid: str) -> list[tuple[dict[str, Any], int | None]]:
     """Return enqueued configurations, oldest first, each with the trial that took it or None."""
     with database.read() as c:

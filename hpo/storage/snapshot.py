@@ -173,18 +173,10 @@ def _best(c: sa.Connection, uuid: str, maximize: bool) -> tuple[float | None, in
 
 def _failures(c: sa.Connection, uuid: str, resumed: float) -> tuple[str, ...]:
     a = attempts.c
-    rows = c.execute(
-        sa.select(a.outcome, a.reason)
-        .where(a.study == uuid, a.outcome.in_(FINAL), a.ended >= resumed)
-        .order_by(a.ended.desc())
-        .limit(32)
-    )
-    reasons: list[str] = []
-    for row in rows:
-        if row.outcome != Outcome.FAILED:
-            break
-        reasons.append(row.reason or "")
-    return tuple(reasons)
+    over = sa.and_(a.study == uuid, a.outcome.in_(FINAL), a.ended >= resumed)
+    last = c.scalar(sa.select(sa.func.max(a.ended)).where(over, a.outcome != Outcome.FAILED))
+    failed = sa.select(a.reason).where(over, a.outcome == Outcome.FAILED, a.ended > (last or 0.0))
+    return tuple(reason or "" for reason in c.scalars(failed.order_by(a.ended.desc())))
 
 
 @storage_call

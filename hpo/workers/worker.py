@@ -50,8 +50,9 @@ LOOK_S = 1.0
 workers wait for that one, for one lease."""
 ROOM_S = 5.0
 """Shortest wait of a worker whose disk was full."""
-MISSING = (FileNotFoundError, NotFound, Damaged)
-"""Raised when another worker finished the trial and deleted its files."""
+MISSING = (FileNotFoundError, NotFound, Damaged, KeyError)
+"""Raised when another worker finished the trial and deleted its files, or somebody the study: by
+Optuna a KeyError."""
 DELETED = "the study was deleted"
 GONE = "the database is gone"
 LIBRARIES = ("torch", "torchvision", "optuna")

@@ -248,6 +248,16 @@ def test_enqueue_refuses_what_cannot_be_tried(study: Study, storage: FencedStora
         studies.enqueue(study, {"optimizer.lr": 0.01})
 
 
+def test_enqueue_refuses_what_does_not_go_together(database: Database) -> None:
+    space = "epochs = [20, 2]\nschedule.warmup_epochs = [0.0, 5.0]"
+    study, _ = studies.create(database, study_file(train="", space=space))
+    with pytest.raises(InputError, match=r"enqueue: schedule\.warmup_epochs: 5\.0: less than"):
+        studies.enqueue(study, {"epochs": 2, "schedule.warmup_epochs": 5.0})
+    for values in ({"epochs": 2}, {"epochs": 20, "schedule.warmup_epochs": 5.0}):
+        studies.enqueue(study, values)
+    assert len(records.read_enqueued(database, study.uuid)) == 2
+
+
 def test_a_study_deleted_and_made_again_refuses_the_old_worker(
     study: Study, storage: FencedStorage, home: Home
 ) -> None:
@@ -347,7 +357,10 @@ class Overtaken(InstantTrials):
         raise self.missing
 
 
-@pytest.mark.parametrize("missing", [FileNotFoundError("epoch-1.ckpt"), NotFound("epoch-1.ckpt")])
+@pytest.mark.parametrize(
+    "missing",
+    [FileNotFoundError("epoch-1.ckpt"), NotFound("epoch-1.ckpt"), KeyError("no such record")],
+)
 def test_a_worker_goes_on_whose_trial_another_one_finished_and_tidied(
     database: Database, home: Home, missing: Exception
 ) -> None:
@@ -360,6 +373,49 @@ def test_a_worker_goes_on_whose_trial_another_one_finished_and_tidied(
     attempts = records.read_attempts(study.database, study.uuid)
     assert [one.outcome for one in attempts[0]] == ["lost", "complete"]
     assert all(len(rows) == 1 for number, rows in attempts.items() if number)
+
+
+class DeletedMeanwhile(InstantTrials):
+    """Somebody deletes the study while a trial of it begins."""
+
+    def run(self, taken: Claim, control: Progress) -> None:
+        self.storage.delete_study(self.study.row.study_id)
+        super().run(taken, control)
+
+
+def test_a_worker_ends_whose_study_is_deleted_while_a_trial_begins(
+    study: Study, home: Home
+) -> None:
+    storage = FencedStorage(study.database)
+    worker = Worker(study, storage, DeletedMeanwhile(study, storage), home=home)
+    assert worker.run(threading.Event()) == "the study was deleted"
+
+
+def test_a_worker_ends_whose_study_is_deleted_before_it_adds_trials(
+    study: Study, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = FencedStorage(study.database)
+
+    def add(*args: Any) -> None:
+        storage.delete_study(study.row.study_id)
+        add_waiting(*args)
+
+    monkeypatch.setattr("hpo.workers.worker.add_waiting", add)
+    worker = Worker(study, storage, InstantTrials(study, storage), home=home)
+    assert worker.run(threading.Event()) == "the study was deleted"
+
+
+def test_a_reason_that_is_no_text_is_stored(study: Study, storage: FencedStorage) -> None:
+    """Names of files are bytes: a message may have what cannot be encoded, or a NUL."""
+    fill(study, storage, 2)
+    reason, stored = "caf\udce9\0.jpg cannot be read", r"caf\udce9\x00.jpg cannot be read"
+    leases.release(study.database, take(study).lease, Outcome.HANDED_BACK, reason)
+    taken = take(study)
+    storage.set_trial_state_values(taken.lease.trial_id, TrialState.RUNNING)
+    with storage.guarded(taken.lease, Ending(Outcome.FAILED, reason=reason)):
+        study.optuna_study(storage).tell(taken.lease.number, state=TrialState.FAIL)
+    rows = records.read_attempts(study.database, study.uuid)[0]
+    assert [row.reason for row in rows] == [stored, stored]
 
 
 def test_stop_resume_and_extend(study: Study, home: Home) -> None:
@@ -381,17 +437,54 @@ def test_stop_resume_and_extend(study: Study, home: Home) -> None:
     assert study.snapshot().finished == 8
 
 
+def fail(study: Study, storage: FencedStorage, reason: str) -> None:
+    """Let the next trial fail, with the parameters that it was to try."""
+    taken = take(study)
+    lease, view = taken.lease, study.optuna_study(storage)
+    fixed = study.file.space.encode(taken.enqueued or {"optimizer.lr": 0.01})
+    storage.set_trial_system_attr(lease.trial_id, "fixed_params", fixed)
+    storage.set_trial_state_values(lease.trial_id, TrialState.RUNNING)
+    view.get_trials()
+    trial = Trial(view, lease.trial_id)
+    study.file.space.suggest(trial)
+    with storage.guarded(lease, Ending(Outcome.FAILED, reason=reason)):
+        view.tell(trial, state=TrialState.FAIL)
+
+
+def test_what_failed_is_tried_again_as_often_as_that_is_asked(
+    study: Study, storage: FencedStorage, home: Home
+) -> None:
+    fill(study, storage, 6)
+    fail(study, storage, "no space left")
+    assert studies.extend(study, retry_failed=True) == 1
+    assert studies.extend(study, retry_failed=True) == 0  # it is queued
+    fail(study, storage, "no space left")
+    assert studies.extend(study, retry_failed=True) == 1
+    InstantTrials(study, storage).run(take(study), control(home))
+    assert studies.extend(study, retry_failed=True) == 0  # it was tried with success
+
+
 def test_several_failures_in_a_row_stop_a_study(study: Study, storage: FencedStorage) -> None:
     fill(study, storage, 3)
     for _ in range(3):
-        taken = take(study)
-        storage.set_trial_state_values(taken.lease.trial_id, TrialState.RUNNING)
-        with storage.guarded(taken.lease, Ending(Outcome.FAILED, reason="no such layer")):
-            study.optuna_study(storage).tell(taken.lease.number, state=TrialState.FAIL)
+        fail(study, storage, "no such layer")
     rule = study.rule(study.snapshot())
     assert rule == "3 trials in a row failed for the same reason: no such layer"
     studies.resume(study)
     assert study.rule(study.snapshot()) is None
+
+
+def test_as_many_failures_as_the_file_says_stop_a_study(database: Database) -> None:
+    study, _ = studies.create(database, study_file(trials=40, study="max_failures = 33"))
+    storage = FencedStorage(database)
+    fill(study, storage, 33)
+    for _ in range(33):
+        lease = take(study).lease
+        storage.set_trial_state_values(lease.trial_id, TrialState.RUNNING)
+        with storage.guarded(lease, Ending(Outcome.FAILED, reason="no such layer")):
+            storage.set_trial_state_values(lease.trial_id, TrialState.FAIL)
+    rule = study.rule(study.snapshot())
+    assert rule == "33 trials in a row failed for the same reason: no such layer"
 
 
 def test_a_late_owner_and_its_successor_do_not_block_each_other(

@@ -191,6 +191,16 @@ def test_a_trial_is_handed_back_once(study: Study, when: str) -> None:
     assert (attempt.outcome, attempt.reason) == ("handed_back", "test")
 
 
+def test_what_a_worker_reads_is_read_again(study: Study) -> None:
+    reads = (records.read_enqueued, records.read_outcomes, records.read_epoch_marks,
+             records.read_epochs, records.count_epochs, records.read_resolved)  # fmt: skip
+    for read in reads:
+        broken = breaking(study.database, iter([BEFORE]), reads_too=True)
+        with broken as found, patient(study, no_pause):
+            assert not read(study.database, study.uuid)
+        assert found.struck == 1, read
+
+
 def test_without_patience_the_fault_is_told_at_once(study: Study) -> None:
     with breaking(study.database, iter([BEFORE])), pytest.raises(StorageUnavailable) as caught:
         leases.claim_enqueuer(study.database, study.uuid, "w")

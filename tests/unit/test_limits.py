@@ -219,6 +219,8 @@ def test_limits_are_raised(database: Database) -> None:
         ({"timeout_s": 0.001, "trials": 200}, "would stop at once: timeout_s = 0.001 of training "
          "were spent; raise the limit: hpo extend toy --timeout-s ..."),
         ({"target": 0.0}, "would stop at once: the target 0 was reached"),
+        ({"target": float("nan")}, "hpo extend toy: study.target: nan: "),
+        ({"trials": 2**31 - 1}, "hpo extend toy: study.trials: 2147483647: "),
     ],
 )  # fmt: skip
 def test_a_limit_that_is_not_larger_changes_nothing(
@@ -229,6 +231,23 @@ def test_a_limit_that_is_not_larger_changes_nothing(
         studies.extend(studies.load(database, "toy"), **limits)  # type: ignore[misc]
     assert message in str(error.value)
     assert records.get_study(database, "toy") == before
+
+
+@pytest.mark.parametrize(
+    ("given", "limits", "message"),
+    [
+        ('sampler = "grid"', {"trials": 3}, "study.trials: 3: the grid has 2 points"),
+        ('scheduler = "promote"', {"patience_trials": 3}, "patience_trials: 3: under promote"),
+    ],
+)
+def test_a_limit_that_its_file_could_not_have_is_refused(
+    tmp_path: Path, given: str, limits: dict[str, int], message: str
+) -> None:
+    text = f'[study]\nname = "x"\ntrials = 2\n{given}\n[space]\noptimizer.lr = [0.1, 0.01]'
+    study, _ = studies.create(connect(f"sqlite:///{tmp_path}/x.db"), parse_study(text))
+    with pytest.raises(InputError) as error:
+        studies.extend(study, **limits)  # type: ignore[misc]
+    assert message in str(error.value)
 
 
 def test_a_study_whose_time_is_over_is_resumed_with_more_of_it(database: Database) -> None:

@@ -76,6 +76,7 @@ def test_a_trial_that_is_among_the_best_does_not_pause() -> None:
     assert not may_go_on(RUNGS, [*others, worse], 7, closing=False)
     between = RUNGS.standing(7, "running", [0.0, 0.0])
     assert may_go_on(RUNGS, [*others, between], 7, closing=False)  # asks at rungs alone
+    assert may_go_on(RUNGS, others, 7, closing=False)  # its successor ended it; the fence says so
 
 
 def test_the_best_are_finished_when_no_trial_is_left_to_begin() -> None:
