@@ -150,7 +150,7 @@ def _rate(
     if schedule.name == "replay":
         return min(level, rise * highest)
     if schedule.name == "cosine":
-        level = _between(highest, schedule.min_lr, done / of)
+        level = _between(highest, schedule.min_lr, done / of if of else 0.0)
     elif schedule.name == "onecycle":
         level = highest * onecycle(done, of, schedule.pct_start)
     return rise * level

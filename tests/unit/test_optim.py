@@ -93,6 +93,20 @@ def test_warm_up_of_a_fraction_of_an_epoch() -> None:
     assert mine[:6] == pytest.approx([LR / 4, LR / 2, LR * 3 / 4, LR, LR, LR])
 
 
+@pytest.mark.parametrize(("epochs", "warmup", "steps"), [(1, 0.9, 1), (2, 1.9, 3)])
+def test_a_warm_up_over_all_steps_never_falls(epochs: int, warmup: float, steps: int) -> None:
+    """Rounded to whole steps it leaves none for the cosine."""
+    settings = {"epochs": epochs, "schedule": {"name": "cosine", "warmup_epochs": warmup}}
+    config = TrainConfig.parse(settings | {"optimizer": {"lr": LR}})
+    rates = [
+        rate
+        for epoch in range(1, epochs + 1)
+        for rate in learning_rates(config, epoch=epoch, steps=steps)
+    ]
+    every = epochs * steps
+    assert rates == pytest.approx([LR * (step + 1) / every for step in range(every)])
+
+
 CURVES = {
     "val_loss": [1.0, 0.9, 0.9, 0.89999, 0.95, 0.5, 0.6, 0.6],
     "val_top1": [0.1, 0.1, 0.1, 0.2, 0.2, 0.2, 0.2, 0.2],
