@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from hpo.config.base import is_function_name
 from hpo.config.train import TrainConfig
 from hpo.paths import Home
 from hpo.training.augment import ops
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 
 WARM_UP = 3
 """Steps before one is recorded: libraries prepare themselves and the optimizer makes its state."""
+WAITED = "called a synchronizing CUDA operation"
+"""Part of the error that torch raises for waiting where that is forbidden."""
 MOST_COMPILED = 64
 """Networks of one architecture in one process; torch stops compiling after 8 by default."""
 
@@ -36,7 +39,7 @@ Step = Callable[[Tensor, Labels], Parts]
 def is_own(config: TrainConfig) -> bool:
     """Return whether code of the user's runs in a step: a recording would repeat what its Python
     did once."""
-    return ":" in config.model.architecture or ":" in config.loss
+    return is_function_name(config.model.architecture) or is_function_name(config.loss)
 
 
 def compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -55,11 +58,16 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".strip().splitlines()[0]
 
 
+class CannotRecord(Exception):
+    """Raised for work that waits for the device."""
+
+
 class Recorder(Protocol):
     """Records work on a device so that it can be repeated."""
 
-    def warm_up(self, work: Callable[[], Parts]) -> Parts:
-        """Do `work` as before a recording."""
+    def warm_up(self, work: Callable[[], Parts], *, last: bool) -> Parts:
+        """Do `work` as before a recording; the `last` time raise CannotRecord, in the middle of it,
+        if it waits for the device."""
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """Return what repeats `work` on the same memory. Raises RuntimeError if it cannot be
@@ -73,19 +81,31 @@ class CudaRecorder:
         self._device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
-    def warm_up(self, work: Callable[[], Parts]) -> Parts:
-        """Do `work` on the stream on which it will be recorded."""
-        current = torch.cuda.current_stream(self._device)
+    def warm_up(self, work: Callable[[], Parts], *, last: bool) -> Parts:
+        """Do `work` on the stream on which it will be recorded. A recording that fails because the
+        work waits would leave torch's random generator unusable, so that is found out before."""
+        current, mode = torch.cuda.current_stream(self._device), torch.cuda.get_sync_debug_mode()
         self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            parts = work()
-        current.wait_stream(self._stream)
-        return parts
+        try:
+            torch.cuda.set_sync_debug_mode("error" if last else mode)
+            with torch.cuda.stream(self._stream):
+                return work()
+        except RuntimeError as error:
+            if WAITED in str(error):
+                raise CannotRecord("it waits for the device") from error
+            raise
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+            current.wait_stream(self._stream)
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """Record `work`. Threads that prepare batches go on meanwhile."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+        with (
+            # A recording that fails leaves its stream as the current one.
+            torch.cuda.stream(torch.cuda.current_stream(self._device)),
+            torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"),
+        ):
             work()
         return graph.replay
 
@@ -105,8 +125,7 @@ class RecordedStep:
         if self._given_up:
             return self._step(images, labels)
         if self._warmed < WARM_UP:
-            self._warmed += 1
-            return self._recorder.warm_up(partial(self._step, images, labels))
+            return self._warm_up(partial(self._step, images, labels))
         if self._replay is None:
             self._record(images, labels)
         if self._replay is None:
@@ -114,6 +133,18 @@ class RecordedStep:
         self._fill(images, labels)
         self._replay()
         return self._parts
+
+    def _warm_up(self, work: Callable[[], Parts]) -> Parts:
+        self._warmed += 1
+        try:
+            return self._recorder.warm_up(work, last=self._warmed == WARM_UP)
+        except CannotRecord as error:
+            self._give_up(error)
+        return work()
+
+    def _give_up(self, error: Exception) -> None:
+        log.warning("steps are not recorded as a CUDA graph: %s", reason(error))
+        self._given_up = True
 
     def _record(self, images: Tensor, labels: Labels) -> None:
         self._images, self._labels = torch.empty_like(images), _empty_like(labels, images.device)
@@ -124,8 +155,7 @@ class RecordedStep:
         try:
             self._replay = self._recorder.record(work)
         except RuntimeError as error:  # out of memory too: a recording needs memory of its own
-            log.warning("steps are not recorded as a CUDA graph: %s", reason(error))
-            self._given_up = True
+            self._give_up(error)
             del self._images, self._labels
 
     def _fill(self, images: Tensor, labels: Labels) -> None:

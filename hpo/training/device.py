@@ -98,11 +98,13 @@ def resolve(
     of a large one.
     """
     runtime = with_defaults(config.runtime, device, threads)
+    if device.type not in ("cpu", "cuda"):
+        return choices_of(runtime, PRECISIONS, recorded=False)[0]
     with _arithmetic(runtime, device):
         there = tuple(one for one in PRECISIONS if not is_too_slow(one, device))
         recorded = is_fast(runtime, device) and not is_own(config)
         choices = choices_of(runtime, there, recorded=recorded)
-        if len(choices) == 1 or device.type not in ("cpu", "cuda"):
+        if len(choices) == 1:
             return choices[0]
         comparison, seconds = Comparison(config, classes, device), []
         for choice in choices:
@@ -156,11 +158,12 @@ def is_too_slow(precision: str, device: torch.device) -> bool:
     if precision == "float32":
         return False
     images = torch.zeros(4, 32, 28, 28, device=device)
-    conv, linear = nn.Conv2d(32, 32, 3, device=device), nn.Linear(26, 64, device=device)
+    layers = nn.Sequential(nn.Conv2d(32, 32, 3), nn.Linear(26, 64)).to(device)
 
     def least(precision: str) -> float:
         with torch.no_grad(), autocast(device, precision):
-            return min(_times(lambda: linear(conv(images)), device, math.inf))
+            layers(images)  # the first time libraries are loaded and algorithms chosen
+            return min(_times(lambda: layers(images), device, math.inf))
 
     return least(precision) > HOPELESS * least("float32")
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,11 @@ class Repeating:
     def __init__(self, fault: Exception | None = None) -> None:
         self.fault, self.warmed, self.recorded, self.replayed = fault, 0, 0, 0
 
-    def warm_up(self, work: Callable[[], compiling.Parts]) -> compiling.Parts:
+    def warm_up(self, work: Callable[[], compiling.Parts], *, last: bool) -> compiling.Parts:
         self.warmed += 1
+        assert last is (self.warmed == compiling.WARM_UP)
+        if last and isinstance(self.fault, compiling.CannotRecord):
+            raise self.fault
         return work()
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
@@ -92,7 +96,12 @@ def test_recorded_steps_are_those_that_would_be_taken(
 
 
 @pytest.mark.parametrize(
-    "fault", [RuntimeError("CUDA error: not permitted"), torch.OutOfMemoryError("no room")]
+    "fault",
+    [
+        RuntimeError("CUDA error: not permitted"),
+        torch.OutOfMemoryError("no room"),
+        compiling.CannotRecord("it waits for the device"),
+    ],
 )
 def test_what_cannot_be_recorded_runs_as_it_is(
     fault: Exception, recorders: list[Repeating], caplog: pytest.LogCaptureFixture
@@ -102,10 +111,75 @@ def test_what_cannot_be_recorded_runs_as_it_is(
         results = run(config(epochs=3))
     assert len(results) == 3
     (used,) = (one for one in recorders if one.warmed)
-    assert (used.recorded, used.replayed) == (1, 0)
+    tried = not isinstance(fault, compiling.CannotRecord)
+    assert (used.recorded, used.replayed) == (tried, 0)
     (said,) = (one.message for one in caplog.records if "recorded" in one.message)
     assert said.startswith("steps are not recorded as a CUDA graph: ")
     assert str(fault) in said
+
+
+class FakeCuda:
+    """torch.cuda's streams and graphs; a recording that fails leaves its stream as the current one,
+    as torch's does."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.current, self.mode = "default", 0
+        self.waited: list[tuple[str, str]] = []
+        fakes = {
+            "Stream": lambda device: FakeStream(self, "own"),
+            "current_stream": lambda device: FakeStream(self, self.current),
+            "stream": self.stream,
+            "CUDAGraph": object,
+            "graph": self.graph,
+            "get_sync_debug_mode": lambda: self.mode,
+            "set_sync_debug_mode": lambda mode: setattr(self, "mode", mode),
+        }
+        for name, fake in fakes.items():
+            monkeypatch.setattr(torch.cuda, name, fake)
+
+    @contextmanager
+    def stream(self, stream: FakeStream) -> Iterator[None]:
+        before, self.current = self.current, stream.name
+        try:
+            yield
+        finally:
+            self.current = before
+
+    @contextmanager
+    def graph(self, graph: object, stream: FakeStream, **_: Any) -> Iterator[None]:
+        self.current = stream.name
+        yield
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+
+class FakeStream:
+    def __init__(self, cuda: FakeCuda, name: str) -> None:
+        self.cuda, self.name = cuda, name
+
+    def wait_stream(self, other: FakeStream) -> None:
+        self.cuda.waited.append((self.name, other.name))
+
+
+def test_a_recording_that_fails_leaves_the_device_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuda = FakeCuda(monkeypatch)
+    recorder = compiling.CudaRecorder(torch.device("cuda:1"))
+    with pytest.raises(RuntimeError, match="previous error"):
+        recorder.record(lambda: None)
+    assert cuda.current == "default"
+
+    def waits() -> compiling.Parts:
+        assert cuda.current == "own"
+        if cuda.mode == "error":  # type: ignore[comparison-overlap]
+            raise RuntimeError(compiling.WAITED)
+        return []
+
+    assert recorder.warm_up(waits, last=False) == []
+    with pytest.raises(compiling.CannotRecord, match="waits for the device"):
+        recorder.warm_up(waits, last=True)
+    assert (cuda.current, cuda.mode) == ("default", 0)
+    assert cuda.waited == 2 * [("own", "default"), ("default", "own")]
 
 
 def test_a_recording_keeps_no_more_than_its_inputs() -> None:
@@ -168,6 +242,7 @@ def test_what_cannot_be_compiled_runs_as_it_is(
         ({"loss": "focal"}, False),
         ({"loss": "mine:loss"}, True),
         ({"model": {"architecture": "nets:build"}}, True),
+        ({"model": {"architecture": "timm:resnet18"}}, False),
     ],
 )
 def test_code_of_ones_own_is_not_recorded_unasked(fields: dict[str, Any], own: bool) -> None:

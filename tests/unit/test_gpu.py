@@ -32,7 +32,8 @@ def clean() -> Iterator[None]:
     """Nothing of the last test is left on the device, nor its settings."""
     yield
     torch.cuda.set_sync_debug_mode("default")
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.use_deterministic_algorithms(False)
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, False
     torch.cuda.empty_cache()
 

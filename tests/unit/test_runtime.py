@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -93,6 +94,19 @@ def test_a_precision_that_is_imitated_is_not_tried(
     monkeypatch.setattr(runtime.Comparison, "step_seconds", timed)
     runtime.resolve(config(), classes=3, device=CPU, threads=1)
     assert asked == ({"float32"} if dropped else set(runtime.PRECISIONS))
+
+
+def test_a_first_call_that_loads_libraries_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As cuDNN's on a GPU, which takes longer than all others together."""
+    cold = iter([0.3])
+    original = nn.Conv2d.forward
+
+    def forward(layer: nn.Conv2d, images: torch.Tensor) -> torch.Tensor:
+        time.sleep(next(cold, 0.0) if torch.is_autocast_enabled("cpu") else 0.01)
+        return original(layer, images)
+
+    monkeypatch.setattr(nn.Conv2d, "forward", forward)
+    assert not runtime.is_too_slow("bfloat16", CPU)
 
 
 class FakeSteps:
@@ -219,27 +233,45 @@ def test_a_network_is_compiled_where_that_is_made_up_for(
 
 
 @pytest.fixture
-def arithmetic() -> Iterator[None]:
-    """What a test changes of torch's settings is put back."""
+def chosen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.device]]:
+    """GPUs that become the current one; what a test changes of torch's settings is put back."""
+    found: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", found.append)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = cudnn.benchmark, cudnn.deterministic, matmul.fp32_precision
-    yield
-    cudnn.benchmark, cudnn.deterministic, matmul.fp32_precision = before
+    before = cudnn.benchmark, cudnn.deterministic
+    yield found
+    cudnn.benchmark, cudnn.deterministic = before
+    matmul.allow_tf32 = False
+    torch.use_deterministic_algorithms(False)
+    for enable in (
+        torch.backends.cuda.enable_flash_sdp,
+        torch.backends.cuda.enable_mem_efficient_sdp,
+        torch.backends.cuda.enable_cudnn_sdp,
+    ):
+        enable(True)
 
 
-@pytest.mark.usefixtures("arithmetic")
-def test_only_a_fast_gpu_changes_the_arithmetic() -> None:
+def test_only_a_fast_gpu_changes_the_arithmetic(chosen: list[torch.device]) -> None:
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.fp32_precision
     set_arithmetic(RuntimeConfig(deterministic=False), CPU)
     assert (cudnn.benchmark, cudnn.deterministic, matmul.fp32_precision) == (False, True, before)
-    gpu = torch.device("cuda")
-    set_arithmetic(RuntimeConfig(deterministic=False), gpu)
-    assert (cudnn.benchmark, cudnn.deterministic, matmul.fp32_precision) == (True, False, "tf32")
-    for same in (True, "auto"):
+    gpu = torch.device("cuda:1")
+    assert not chosen
+    for same in (False, True, "auto", False):
+        fast = same is False
         set_arithmetic(RuntimeConfig(deterministic=same), gpu)
-        assert (cudnn.benchmark, cudnn.deterministic) == (False, True)
-        assert matmul.fp32_precision == "ieee"
+        assert chosen.pop() == gpu, "what names no device is on this one"
+        assert (cudnn.benchmark, cudnn.deterministic) == (fast, not fast)
+        assert matmul.fp32_precision == ("tf32" if fast else "ieee")
+        assert torch.get_float32_matmul_precision() == ("high" if fast else "highest")
+        assert torch.are_deterministic_algorithms_enabled() is not fast
+        assert torch.is_deterministic_algorithms_warn_only_enabled() is not fast
+        assert torch.backends.cuda.flash_sdp_enabled() is fast
+        assert torch.backends.cuda.mem_efficient_sdp_enabled() is fast
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
 def test_measuring_leaves_no_auto_and_the_threads_alone() -> None:

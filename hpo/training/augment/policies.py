@@ -157,7 +157,7 @@ def _blend(images: Tensor, other: Tensor, amounts: Tensor) -> Tensor:
 
 
 def _posterize(images: Tensor, bits: Tensor) -> Tensor:
-    dropped = torch.exp2(8 - bits)
+    dropped = torch.exp2(8 - bits).round()  # exact on a CPU
     return images & per_image(256 - dropped).to(torch.uint8)
 
 
