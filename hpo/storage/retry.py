@@ -49,6 +49,8 @@ log = logging.getLogger(__name__)
 
 FIRST_DELAY_S = 0.2
 LARGEST_DELAY_S = 5.0
+JITTER = random.Random()
+"""Python's own is seeded alike in all workers while they train."""
 REMINDER_S = 60.0
 
 P = ParamSpec("P")
@@ -60,7 +62,7 @@ def delays() -> Iterator[float]:
     study do not all come back in the same instant."""
     delay = FIRST_DELAY_S
     while True:
-        yield delay * random.uniform(0.5, 1.0)
+        yield delay * JITTER.uniform(0.5, 1.0)
         delay = min(2 * delay, LARGEST_DELAY_S)
 
 

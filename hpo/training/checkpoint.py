@@ -133,9 +133,14 @@ def best_weights(checkpoint: Path) -> State:
 
 def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a state dict as safetensors with `metadata` in its header. Raises DiskFull."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    # A copy of each: safetensors refuses tensors that share their memory, as tied weights do.
+    plain = {name: _copied(tensor) for name, tensor in state.items()}
     content = with_checksum(safetensors.torch.save(plain, {**metadata, **blank()}))
     atomic_write(path, lambda file: file.write(content))
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
 def load_trained(path: Path, config: ModelConfig, *, classes: int, image_size: int) -> nn.Module:

@@ -33,7 +33,7 @@ from hpo.control import Control, enter_phase
 from hpo.errors import TrialFailed
 from hpo.training import metrics as goals
 from hpo.training import optim
-from hpo.training.arithmetic import set_arithmetic
+from hpo.training.arithmetic import kept_generators, seed_generators, set_arithmetic
 from hpo.training.checkpoint import Checkpoint, best_of
 from hpo.training.evaluation import require_measurable
 from hpo.training.feature_cache import FeatureSets, Preprocessing, build_cache, find_cut_or_warn
@@ -162,7 +162,7 @@ class Network:
         in this process."""
         set_arithmetic(self.config.runtime, self.device)
         mixed = np.random.SeedSequence((self.config.seed, epoch)).generate_state(1, np.uint64)
-        torch.manual_seed(int(mixed[0]))
+        seed_generators(int(mixed[0]))
 
     def epoch(self, epoch: int, history: Sequence[Metrics]) -> Metrics:
         """Train and evaluate for one epoch, after those in `history`; return the metrics."""
@@ -326,28 +326,28 @@ def train(
     if start:
         start.require(config)
         micro_batch = start.micro_batch
-    while True:
-        run = _Run(config, folds, control, device, metric, also, micro_batch, start, cache)
-        start = None
-        try:
-            for result in run.epochs(checkpoint):
-                resume = result.checkpoint
-                yield result
-            return
-        except torch.OutOfMemoryError as error:
-            reason = str(error)
-        # Only here, behind the `except`, is the traceback gone that holds the tensors.
-        done, min_micro_batch = run.done, run.min_micro_batch
-        del run
-        _free(device)
-        if micro_batch <= min_micro_batch:
-            raise TrialFailed(f"out of memory even with {micro_batch} images at once: {reason}")
-        if done and resume is None:
-            raise TrialFailed(
-                f"out of memory in epoch {done + 1}, without a checkpoint to go back to: {reason}"
-            )
-        micro_batch = max(min_micro_batch, micro_batch // 2)
-        start = Checkpoint.load(resume) if resume else None
+    with kept_generators():
+        while True:
+            run = _Run(config, folds, control, device, metric, also, micro_batch, start, cache)
+            start = None
+            try:
+                for result in run.epochs(checkpoint):
+                    resume = result.checkpoint
+                    yield result
+                return
+            except torch.OutOfMemoryError as error:
+                reason = str(error)
+            # Only here, behind the `except`, is the traceback gone that holds the tensors.
+            done, min_micro_batch = run.done, run.min_micro_batch
+            del run
+            _free(device)
+            if micro_batch <= min_micro_batch:
+                raise TrialFailed(f"out of memory even with {micro_batch} images at once: {reason}")
+            if done and resume is None:
+                lost = f"out of memory in epoch {done + 1}, without a checkpoint to go back to"
+                raise TrialFailed(f"{lost}: {reason}")
+            micro_batch = max(min_micro_batch, micro_batch // 2)
+            start = Checkpoint.load(resume) if resume else None
 
 
 class _Run:

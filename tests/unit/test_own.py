@@ -1,11 +1,13 @@
 """Architectures and losses of the user's own, found from the working directory."""
 
+import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -24,6 +26,9 @@ from hpo.training.losses import focal, make_loss
 from tests.harness.training import CPU, assert_resumes, config, files, run
 
 MINE = """
+import random
+
+import numpy
 import torch
 from torch import nn
 from torch.nn import functional
@@ -75,6 +80,28 @@ def strange_blocks(classes, image_size):
     model = Net(classes, image_size)
     model.blocks = [nn.Linear(1, 1)]
     return model
+
+
+class Tied(Net):
+    # One weight has two names, and layers are left out at random.
+
+    def __init__(self, classes, image_size):
+        super().__init__(classes, image_size)
+        self.again = nn.Conv2d(4, 4, 3, padding=1)
+        self.once_more = nn.Conv2d(4, 4, 3, padding=1)
+        self.once_more.weight = self.again.weight
+
+    def forward(self, x):
+        x = self.stem(x)
+        if not self.training or random.random() < 0.5:
+            x = self.again(x)
+        if not self.training or numpy.random.rand() < 0.5:
+            x = self.once_more(x)
+        return self.fc(self.features(x).flatten(1))
+
+
+def tied(classes, image_size):
+    return Tied(classes, image_size)
 
 
 def raises(classes, image_size):
@@ -205,6 +232,17 @@ class TestArchitectures:
         assert loaded(torch.zeros(1, 3, 8, 8)).shape == (1, 3)
         again = build("net", weights=str(tmp_path / "w.safetensors"))
         assert torch.equal(again.fc.weight, loaded.fc.weight)
+
+    def test_it_may_tie_weights_and_draw_from_any_generator(self, tmp_path: Path) -> None:
+        settings = config(model={"architecture": "mine:tied"})
+        before = random.getstate(), np.random.get_state()[1].tolist()
+        last = assert_resumes(settings, tmp_path, 2)[-1]
+        assert (random.getstate(), np.random.get_state()[1].tolist()) == before
+        assert last.checkpoint is not None
+        weights = best_weights(last.checkpoint)
+        save_weights(tmp_path / "w.safetensors", weights, {})
+        loaded = load_trained(tmp_path / "w.safetensors", settings.model, classes=3, image_size=8)
+        assert torch.equal(loaded.get_submodule("once_more").weight, weights["again.weight"])
 
     @pytest.mark.parametrize(
         ("name", "message"),
