@@ -342,7 +342,7 @@ def file_digests(
     """Return {name: content digest} of files below `root`. With `cache`, a file whose size and
     modification time have not changed is not read again."""
     memo = cache / "digests" / f"{short_hash(str(root.resolve()))}.json" if cache else None
-    known: dict[str, list[Any]] = json.loads(memo.read_text()) if memo and memo.exists() else {}
+    known: dict[str, list[Any]] = _remembered(memo) if memo else {}
     stamps = {name: _stamp(root, name) for name in names}
     entries = {name: known[name] for name in names if known.get(name, [])[:2] == stamps[name]}
     new = [name for name in names if name not in entries]
@@ -371,7 +371,7 @@ def inspect_images(
 
     Readable images are looked up in the file `memo`, which is updated if `remember`.
     """
-    stored = json.loads(memo.read_text()) if memo.exists() else {}
+    stored = _remembered(memo)
     known = {key: ImageInfo(Form(*form), *size) for key, (form, *size) in stored.items()}
     new = [name for name, digest in names.items() if digest not in known]
     with warnings.catch_warnings():
@@ -386,6 +386,18 @@ def inspect_images(
         with suppress(DiskFull):  # they will be looked at again
             atomic_write(memo, lambda file: file.write(json.dumps(seen).encode()))
     return result
+
+
+def _remembered(memo: Path) -> dict[str, Any]:
+    """Return the content of a JSON file of this cache; empty if it is missing or damaged."""
+    try:
+        found: dict[str, Any] = json.loads(memo.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        log.warning("%s is damaged: files are read again", memo)
+        return {}
+    return found
 
 
 def _try_inspect(reader: ImageReader, max_pixels: int, name: str) -> ImageInfo | str:

@@ -64,12 +64,12 @@ class Listing:
     """Files that are ignored, by extension."""
 
 
-def list_folder(root: Path, *, grouped: bool = False) -> Listing:
+def list_folder(root: Path, *, grouped: bool = False, learnt: bool = True) -> Listing:
     """Return the images of a folder with train/ [val/] [test/] by class, or with one folder per
     class.
 
-    With `grouped`, folders inside class folders may be groups. Raises DataError for a folder that
-    cannot be used.
+    With `grouped`, folders inside class folders may be groups; unless they are `learnt`, a single
+    class is enough. Raises DataError for a folder that cannot be used.
     """
     _require_folder(root)
     folders = _parts_of(root)
@@ -79,7 +79,7 @@ def list_folder(root: Path, *, grouped: bool = False) -> Listing:
     tree = {part: _list_classes(root, at) for part, at in (folders or {"all": root}).items()}
     first = next(iter(tree))
     for part, contents in tree.items():
-        _require_images(root, folders.get(part, root), contents, learnt=part == first)
+        _require_images(root, folders.get(part, root), contents, learnt=learnt and part == first)
     if first == "all":
         _refuse_parts(root, tree[first].inner, grouped=grouped)
     classes = tuple(sorted(tree[first].images))

@@ -1,8 +1,7 @@
 """Splits: which part an image belongs to, by a hash of its content, its group and a seed.
 
-across parts.
-
-changed.
+Identical files, and images of a group, are in one part. Names and the order of files decide
+nothing; contents that are added or removed may move others.
 """
 
 from __future__ import annotations

@@ -6,12 +6,12 @@ import hashlib
 import os
 import unicodedata
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ from hpo.trained.run import (
 )
 from hpo.trained.seen import Seen, seen_by
 from hpo.training import inputs, models
+from hpo.training.arithmetic import set_arithmetic
 from hpo.training.checkpoint import load_trained
 from hpo.training.device import default_device, torch_device
 from hpo.training.evaluation import (
@@ -64,6 +65,8 @@ from hpo.training.feature_cache import (
 from hpo.training.learner import memory_format
 from hpo.training.loader import EvalBatches
 from hpo.training.tasks import Rows, Task, task_of
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -190,13 +193,14 @@ class TrainedModel:
             self.loaded, data=folder, home=Home.default(), device=device, force=force
         )
 
-    def batches(self, images: Images, features: Features | None = None) -> EvalBatches:
-        """Return `images`, or `features` of them, preprocessed as in validation."""
+    def batches(
+        self, images: Images, features: Features | None = None, micro_batch: int = 0
+    ) -> EvalBatches:
+        """Return `images`, or `features` of them, preprocessed as in validation; by default as many
+        at once."""
         mean, std = self.metadata.mean, self.metadata.std
-        micro_batch = self.config.runtime.micro_batch
-        return inputs.eval_batches(
-            images, self.config, mean, std, self.device, micro_batch, features
-        )
+        at_once = micro_batch or self.config.runtime.micro_batch
+        return inputs.eval_batches(images, self.config, mean, std, self.device, at_once, features)
 
     def score(
         self, images: Images, others: Mapping[str, Network] | None = None
@@ -212,15 +216,30 @@ class TrainedModel:
         return torch.stack([logits.softmax(dim=1) for logits in found]).mean(dim=0)
 
     def _evaluate(self, networks: Mapping[str, Network], images: Images) -> dict[str, Evaluation]:
-        return evaluate_all(
-            networks,
-            self.batches(images),
-            classes=len(self.classes),
-            device=self.device,
-            precision=self.config.runtime.precision,
-            control=self.control,
-            logits=True,
-        )
+        def evaluated(micro_batch: int) -> dict[str, Evaluation]:
+            return evaluate_all(
+                networks,
+                self.batches(images, micro_batch=micro_batch),
+                classes=len(self.classes),
+                device=self.device,
+                precision=self.config.runtime.precision,
+                control=self.control,
+                logits=True,
+            )
+
+        return self._fitting(evaluated)
+
+    def _fitting(self, work: Callable[[int], T]) -> T:
+        """Return what `work` makes of as many images at once as fit the memory of the device: those
+        of training, or half as often as that is too many. Raises torch.OutOfMemoryError."""
+        micro_batch = self.config.runtime.micro_batch or self.config.batch_size
+        while True:
+            try:
+                return work(micro_batch)
+            except torch.OutOfMemoryError:
+                if micro_batch == 1:
+                    raise
+            micro_batch //= 2
 
     def embed(self, images: Images, cache: Path | None = None) -> Embedded:
         """Return the features of `images` in the first network; what its frozen layers make of them
@@ -236,16 +255,20 @@ class TrainedModel:
             )
             kept = found.get((images, NO_AUGMENT))
             suffix = cut.suffix(model) if cut and kept else None
-        return embed(
-            model,
-            images,
-            self.batches(images, kept),
-            classes=len(self.classes),
-            device=self.device,
-            precision=config.runtime.precision,
-            control=self.control,
-            suffix=suffix,
-        )[0]
+
+        def embedded(micro_batch: int) -> Embedded:
+            return embed(
+                model,
+                images,
+                self.batches(images, kept, micro_batch),
+                classes=len(self.classes),
+                device=self.device,
+                precision=config.runtime.precision,
+                control=self.control,
+                suffix=suffix,
+            )[0]
+
+        return self._fitting(embedded)
 
 
 def load_network(
@@ -380,9 +403,7 @@ def evaluate_run(
             f"{where}: {known.text()}. Their scores would be too good: give images that the run "
             "has not seen, or evaluate these all the same with --force"
         )
-    if run.config.runtime.threads:
-        # As in training: the number of threads changes the last bits.
-        torch.set_num_threads(run.config.runtime.threads)
+    set_arithmetic(run.config.runtime, chosen)  # as in training: it changes the last bits
     task, found = task_of(run.config), {}
     for one in run.seeds:
         model = TrainedModel.of_seeds(run.config, run.metadata, (one.files,), chosen, control)
@@ -422,7 +443,7 @@ def open_labelled(data: Path, classes: tuple[str, ...], config: DataConfig, cach
 
 def _listed(root: Path, *, grouped: bool) -> list[tuple[str, str]]:
     """Return name and class of each image of a folder by class."""
-    listing = list_folder(root, grouped=grouped)
+    listing = list_folder(root, grouped=grouped, learnt=False)
     if "all" not in listing.parts:
         raise DataError(f"{root}: has train/ but no test/; give a folder with one folder per class")
     return [(name, listing.classes[label]) for name, label in listing.parts["all"]]

@@ -43,7 +43,7 @@ from hpo.io import (
     raising_disk_full,
     short_hash,
 )
-from hpo.training.arithmetic import is_fast
+from hpo.training.arithmetic import is_fast, untimed_algorithms
 from hpo.training.augment.ops import moved
 from hpo.training.learner import autocast, memory_format
 from hpo.training.loader import TrainBatches
@@ -96,9 +96,7 @@ class Features:
         index = moved(order, parts[0].device)
         for part in slices:
             rows = _gathered(parts, index[part])
-            if self.device.type == "cuda" and not rows.is_cuda:
-                rows = rows.pin_memory()
-            yield rows.to(self.device, non_blocking=True)
+            yield rows if rows.is_cuda else moved(rows, self.device)
 
     def resident(self) -> Features:
         """Return the features on the device, if that is a GPU with twice the memory; otherwise
@@ -136,16 +134,16 @@ def find_cut(
     weighted = any(True for module in frozen for _ in module.parameters())
     if not (weighted and is_cacheable(config)):
         return None
-    side, precision = config.data.image_size, config.runtime.precision
-    return partition(
-        model,
-        frozen,
-        _noise(side)
-        .to(device)
-        .contiguous(memory_format=memory_format(config.runtime.memory_format)),
-        max_bytes=max(SMALL, WORTH * side**2 * 3),
-        running=lambda: autocast(device, precision),
-    )
+    side, runtime = config.data.image_size, config.runtime
+    noise = _noise(side).to(device).contiguous(memory_format=memory_format(runtime.memory_format))
+    with untimed_algorithms():  # the digest of the cut is to be the same in all processes
+        return partition(
+            model,
+            frozen,
+            noise,
+            max_bytes=max(SMALL, WORTH * side**2 * 3),
+            running=lambda: autocast(device, runtime.precision),
+        )
 
 
 def find_cut_or_obstacle(

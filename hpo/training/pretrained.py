@@ -140,7 +140,9 @@ def _download(name: str, architecture: str) -> dict[str, Tensor]:
 
     chosen = get_model_weights(architecture)[name]
     try:
-        state = chosen.get_state_dict(progress=False, check_hash=True, map_location="cpu")
+        state = chosen.get_state_dict(
+            progress=False, check_hash=True, map_location="cpu", weights_only=True
+        )
     except (pickle.UnpicklingError, *UNREADABLE) as error:
         raise DataError(
             f"model.weights: {file.path}: cannot be read ({error}); remove it, and it is "

@@ -100,6 +100,20 @@ def test_what_was_seen_is_remembered_by_content(
     assert seen == ["test/class1/0000.png"] * 2
 
 
+def test_what_is_remembered_may_be_damaged(
+    root: Path, home: Home, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = examine_data(config(root), home.cache)
+    (digests,), (looks,) = (home.cache.glob(f"{name}/*.json") for name in ("digests", "looks"))
+    digests.write_bytes(digests.read_bytes()[:-9])
+    looks.write_bytes(b"\xff")
+    assert examine_data(config(root), home.cache) == first
+    assert [one.message.partition(": ")[0] for one in caplog.records] == [
+        f"{digests} is damaged",
+        f"{looks} is damaged",
+    ]
+
+
 def _check(root: Path, home: Home, more: str) -> list[str]:
     file = study(root, more)
     return str(check(file, home=home, device="cpu", workers=1, threads=1)).splitlines()

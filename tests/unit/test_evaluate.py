@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
+from torch import nn
 from typer.testing import CliRunner, Result
 
 from hpo.cli.main import app
 from hpo.cli.results import select
 from hpo.cli.tables import PLAIN, evaluation_page
 from hpo.config.train import TrainConfig
+from hpo.data.dataset import open_test
 from hpo.errors import DataError, HpoError, InputError, NotFound
 from hpo.formatting import number
 from hpo.intervals import wilson
@@ -127,6 +130,9 @@ def test_some_of_the_classes_are_enough(
     assert found.scores()[0]["per_class"]["class1"]["support"] == 0
     whole = run.seeds[0].metrics["test"]["confusion"]
     assert confusion[2].tolist() == whole[2]  # labels are the run's, not the folder's
+    shutil.rmtree(tmp_path / "some" / "class0")
+    alone = evaluate_run(run, data=tmp_path / "some", home=home, device="cpu")
+    assert alone.seeds[0].confusion[2].tolist() == whole[2]
 
 
 def test_unknown_classes_are_named(run: TrainedRun, tmp_path: Path, home: Home) -> None:
@@ -192,6 +198,33 @@ def test_probabilities_are_the_mean_of_the_seeds(
     assert dict(prediction.rows) == pytest.approx(
         {f"class{i}": p for i, p in enumerate(expected.tolist())}, abs=1e-5
     )
+
+
+class Small(nn.Module):
+    """A network for which more than a few images at once are too many."""
+
+    def __init__(self, network: nn.Module, most: int) -> None:
+        super().__init__()
+        self.network, self.most, self.asked = network, most, list[int]()
+
+    def forward(self, images: torch.Tensor) -> Any:
+        self.asked.append(len(images))
+        if len(images) > self.most:
+            raise torch.OutOfMemoryError("out of memory")
+        return self.network(images)
+
+
+def test_what_does_not_fit_is_evaluated_in_smaller_parts(run: TrainedRun, home: Home) -> None:
+    model = TrainedModel.load(run.path / "seed-0", device="cpu")
+    images = open_test(run.config.data, home.cache)
+    assert images is not None
+    whole = model.score(images)[""]
+    small = Small(model.networks[0], 2)
+    parts = replace(model, networks=(small,)).score(images)[""]
+    assert small.asked[0] > 2 >= small.asked[-1]
+    np.testing.assert_allclose(parts.logits, whole.logits, atol=1e-5)
+    with pytest.raises(torch.OutOfMemoryError):
+        replace(model, networks=(Small(small, 0),)).score(images)
 
 
 def test_predictions_agree_with_evaluation(run: TrainedRun, root: Path, home: Home) -> None:

@@ -264,6 +264,21 @@ def test_retraining_on_everything_shares_them(
         assert one == pytest.approx(other, rel=1e-5)
 
 
+def test_the_cut_is_found_with_the_same_algorithms_in_each_process(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cuDNN times comes out otherwise in another process, whose outputs would not be found."""
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    settings, timed = config(folder), set[bool]()
+    learner = Learner(settings, classes=3, device=CPU)
+    learner.model.register_forward_pre_hook(
+        lambda *_: timed.add(torch.backends.cudnn.benchmark)  # type: ignore[func-returns-value]
+    )
+    assert feature_cache.find_cut(learner.model, learner.frozen, settings, CPU) is not None
+    assert timed == {False}
+    assert torch.backends.cudnn.benchmark
+
+
 def test_changes_are_noticed(folder: Path, tmp_path: Path, counted: Counted) -> None:
     cache = tmp_path / "cache"
     run(config(folder), cache)

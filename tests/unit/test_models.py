@@ -14,6 +14,7 @@ from torch import nn
 from hpo.config.model import TORCHVISION_ARCHITECTURES, ModelConfig
 from hpo.errors import ConfigError, DataError
 from hpo.training import models, pretrained
+from hpo.training.weights import weights_of
 
 QUICK = {"small_cnn", "resnet18", "mobilenet_v2", "vit_b_32"}
 # One small member of each family: image size, stem, blocks.
@@ -354,6 +355,22 @@ def test_weights_that_cannot_be_downloaded_never_become_random(
         DataError, match=r"no network.*Put .*resnet18-.*\.pth into .*--from-scratch"
     ):
         build("resnet18", weights="DEFAULT")
+
+
+def test_a_file_in_torch_hubs_cache_runs_no_code(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Code:
+        def __reduce__(self) -> Any:
+            return (tmp_path / "touched").mkdir, ()
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    path = weights_of("resnet18")["DEFAULT"].path
+    path.parent.mkdir(parents=True)
+    torch.save({"fc.weight": Code()}, path)
+    with pytest.raises(DataError, match="cannot be read"):
+        build("resnet18", weights="DEFAULT")
+    assert not (tmp_path / "touched").exists()
 
 
 def test_names_in_densenets_old_files() -> None:

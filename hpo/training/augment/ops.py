@@ -6,7 +6,7 @@ which is black there.
 A matrix, (B, 3, 3), maps homogeneous (x, y, 1) of the result to the input image, both in -1..1 with
 the centre at 0. The transformation that is applied first comes first in a product.
 
-itself shifted by one image, with one weight for the whole batch.
+Mixup and CutMix mix a batch with itself shifted by one image, with one weight for the whole batch.
 """
 
 from __future__ import annotations
