@@ -349,10 +349,13 @@ class Study:
 
     def extend(self, *, retry_failed: bool = False, **limits: Unpack[Limits]) -> int:
         """Raise the limits of the study: its budget of `trials` in all, `max_time` (seconds, or
-        "1h30m"), `max_full_trainings`, `timeout_s`, `target` and `patience_trials`. Starts no
-        worker. Returns how many failed configurations are tried again.
+        "1h30m"), `max_full_trainings`, `timeout_s`, `target` and `patience_trials`; and its
+        `epochs`, to which complete trials then go on. Starts no worker. Returns how many failed
+        configurations are tried again.
 
-        Raises InputError for a limit that is not larger, or where another one would end it at once.
+        Raises InputError for a limit that is not larger, where another one would end it at once, or
+        where what was trained depends on the number of epochs; Conflict for `epochs` while a worker
+        is at a trial.
         """
         from hpo.search import study as studies
 

@@ -63,6 +63,7 @@ def _number(text: str) -> float:
 
 
 READ: Mapping[str, Callable[[str], float]] = {
+    "epochs": _whole,
     "trials": _whole,
     "max_time": parse_duration,
     "max_full_trainings": _number,

@@ -205,8 +205,9 @@ def run(
     exits at once. The key q leaves the search running in the background. More workers may join at
     any time, from any host: hpo worker STUDY.
 
-    Of a study that exists, higher limits (--trials 32, --time 2h, in the file) extend it. Another
-    definition is refused, unless nothing of the study was trained yet: then it is replaced.
+    Of a study that exists, higher limits (--trials 32, --time 2h, --set epochs=30, in the file)
+    extend it. Another definition is refused, unless nothing of the study was trained yet: then it
+    is replaced.
 
     The search ends with the first of --trials, --time and --max-full-trainings, or of the limits in
     the file. With a time and no number of trials there are as many as fit.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,7 +20,11 @@ from hpo.cli.options import (
     storage_flag,
 )
 from hpo.errors import InputError
+from hpo.formatting import plural
 from hpo.paths import Home
+
+if TYPE_CHECKING:
+    from hpo.config.study import StudyFile
 
 
 def enqueue(
@@ -140,6 +144,14 @@ def extend(
             show_default="unchanged",
         ),
     ] = None,
+    epochs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|+N",
+            help="New number of epochs of a trial: complete trials go on to it.",
+            show_default="unchanged",
+        ),
+    ] = None,
     retry_failed: Annotated[
         bool,
         typer.Option("--retry-failed", help="Try failed configurations again, within the budget."),
@@ -149,20 +161,26 @@ def extend(
 ) -> None:
     """Raise the limits of a study and resume it. Starts no worker.
 
-    Example: hpo extend digits --trials +20
+    With more --epochs, complete trials go on, from the checkpoint where one was kept
+    (study.keep_checkpoints), else again from their start, and end as if they had had so many from
+    the beginning. Refused where that cannot be, as with a cosine schedule, which runs over all
+    epochs; the message says what helps. Stop the workers first.
+
+    Example: hpo extend digits --trials +20; hpo extend digits --epochs 30
     """
     from hpo.api.study import Study
     from hpo.reports.progress import time_and_epochs
 
     texts = {"trials": trials, "max_time": max_time, "max_full_trainings": max_full_trainings,
-             "timeout_s": timeout_s}  # fmt: skip
+             "timeout_s": timeout_s, "epochs": epochs}  # fmt: skip
     if {*texts.values(), target, patience_trials} == {None} and not retry_failed:
         raise InputError(
             "nothing to extend: give --trials, --max-time, --max-full-trainings, --timeout-s, "
-            "--target, --patience-trials or --retry-failed"
+            "--target, --patience-trials, --epochs or --retry-failed"
         )
     with database(storage) as found:
         chosen = Study(study, found)
+        complete = 0 if epochs is None else chosen.status().count("complete")
         retried = chosen.extend(
             retry_failed=retry_failed,
             target=target,
@@ -172,11 +190,24 @@ def extend(
         status, flag = chosen.status(), storage_flag(found)
     total = "no limit on trials" if status.budget is None else f"{status.budget} trials in total"
     again = f", {retried} failed configurations will be retried" if retry_failed else ""
+    continued = 0 if epochs is None else complete - status.count("complete")
+    more = () if epochs is None else (_going_on(continued, status.file),)
     say(
         as_json,
-        {**status.to_dict(), "retried": retried},
+        {**status.to_dict(), "retried": retried, "continued": continued},
         f"{study}: {', '.join((total, *time_and_epochs(status)))}{again}",
+        *more,
         f"start workers: {program()} worker {study}{flag}",
+    )
+
+
+def _going_on(trials: int, file: StudyFile) -> str:
+    """Say how complete trials go on."""
+    kept = file.study.keep_checkpoints
+    return (
+        f"{plural(trials, 'complete trial')} {'goes' if trials == 1 else 'go'} on to epoch "
+        f"{file.max_epochs}: from the checkpoint where one was kept (study.keep_checkpoints = "
+        f"{kept}), else again from epoch 1"
     )
 
 

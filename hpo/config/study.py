@@ -23,7 +23,7 @@ from hpo.config.data import DEFAULT_ROOT, FOLDERS
 from hpo.config.document import Document
 from hpo.config.metrics import COSTS, direction, direction_of, user_function
 from hpo.config.space import Space, parse_space
-from hpo.config.strategies import CmaEs, Grid, Hyperband, Patient, StudyConfig, why_default
+from hpo.config.strategies import NSGA2, CmaEs, Grid, Hyperband, Patient, StudyConfig, why_default
 from hpo.config.train import BEFORE, TrainConfig, check_path, field_errors
 from hpo.errors import ConfigError
 from hpo.io import same_place
@@ -98,6 +98,8 @@ class StudyFile:
     """Where it is the verification of another study, that one."""
     taken_over: TakenOver | None = field(default=None, compare=False)
     """What it took over from an earlier study when it was created."""
+    began_with: int | None = field(default=None, compare=False)
+    """The most epochs that a trial could have at first, where it was extended to more."""
 
     @property
     def name(self) -> str:
@@ -139,6 +141,22 @@ class StudyFile:
         """The most epochs that a trial of this study can have."""
         return max(self.config(corner).epochs for corner in self.space.corners())
 
+    @property
+    def planned_epochs(self) -> int:
+        """The number of epochs that its rungs and brackets are made for: the first one, since they
+        stay where they are when there are more."""
+        return self.began_with or self.max_epochs
+
+    @property
+    def tied_to_length(self) -> str | None:
+        """Why its trials cannot go on with more epochs, in words; None where they can."""
+        if "epochs" in self.space:
+            return "epochs is searched, so each trial has a number of its own"
+        if isinstance(self.study.sampler, NSGA2):
+            return "nsga2 goes on from generations of trials that are over"
+        ties = (self.config(corner).tied_to_length for corner in self.space.corners())
+        return next((one for one in ties if one is not None), None)
+
     @cached_property
     def first_rung(self) -> int:
         """Epochs after which trials are first compared, under promote."""
@@ -150,7 +168,7 @@ class StudyFile:
         if any(one.phases for one in configs):
             begun = max(begun, *(one.phases[0].epochs for one in configs if one.phases))
         # A first rung that tells nothing makes a model with early halving worse than chance.
-        return max(1, round(FIRST_RUNG * self.max_epochs), math.ceil(begun) + 1 if begun else 1)
+        return max(1, round(FIRST_RUNG * self.planned_epochs), math.ceil(begun) + 1 if begun else 1)
 
     @property
     def reduction_factor(self) -> int:
@@ -158,7 +176,7 @@ class StudyFile:
         scheduler = self.study.scheduler
         if scheduler is not None and scheduler.reduction_factor != "auto":
             return int(scheduler.reduction_factor)
-        return 4 if self.max_epochs < FEW_EPOCHS else 3
+        return 4 if self.planned_epochs < FEW_EPOCHS else 3
 
     @property
     def why_decided(self) -> str | None:
@@ -167,9 +185,13 @@ class StudyFile:
         return why_default(self.study) if self.automatic else None
 
     def decides_as(self, other: StudyFile) -> bool:
-        """Return whether the same scheduler or pruner decides which trials go on."""
-        mine, theirs = self.study, other.study
-        return (mine.scheduler, mine.pruner) == (theirs.scheduler, theirs.pruner)
+        """Return whether the same scheduler or pruner decides which trials go on, at the same
+        epochs."""
+        mine, theirs = (
+            (one.study.scheduler, one.study.pruner, one.planned_epochs, one.max_epochs)
+            for one in (self, other)
+        )
+        return mine == theirs
 
     def user_modules(self, *fields: str) -> list[str]:
         """Return modules of the user's that `fields`, fixed or searched, name as module:function;
@@ -214,6 +236,7 @@ class StudyFile:
             **({"proposals": proposals} if proposals else {}),
             **({"verifies": asdict(self.verifies)} if self.verifies else {}),
             **({"taken_over": asdict(self.taken_over)} if self.taken_over else {}),
+            **({"began_with": self.began_with} if self.began_with else {}),
         }
 
     def _resolved_train(self) -> dict[str, Any]:
@@ -287,13 +310,15 @@ class StudyFile:
             proposals=proposals,
             verifies=verifies,
             taken_over=taken_over,
+            began_with=definition.get("began_with"),
         )
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return the differences of two definitions, a line each: `study.trials: 20 -> 40`. The same
     folder of images or file of labels by another path is no difference, nor are trackers, which
-    decide no result, nor proposals and trials that were taken over, which no file says."""
+    decide no result, nor what no file says: proposals, trials that were taken over, and how many
+    epochs there were at first."""
     before, after = _flat_definition(old), _flat_definition(new)
     before.pop("study.log", None)
     after.pop("study.log", None)
@@ -311,7 +336,8 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 def _flat_definition(definition: Mapping[str, Any]) -> dict[str, Any]:
     named = {one["name"]: _without(one, "name") for one in definition["space"]}
     numbered = {str(i): one for i, one in enumerate(definition["baselines"], 1)}
-    rest = _without(_without(definition, "proposals"), "taken_over")
+    unsaid = ("proposals", "taken_over", "began_with")
+    rest = {key: value for key, value in definition.items() if key not in unsaid}
     return flatten({**rest, "space": named, "baselines": numbered})
 
 

@@ -29,6 +29,7 @@ from hpo.config.base import (
     field_type,
     is_model,
     list_path,
+    toml_repr,
     type_at,
 )
 from hpo.config.data import DataConfig
@@ -66,6 +67,8 @@ class Phase:
 OPTIONS = "model.options"
 """The one table whose names are the user's."""
 LOSSES = ("cross_entropy", "focal")
+SPANNING = ("cosine", "onecycle")
+"""Schedules that run from the first epoch to the last: each rate depends on how many there are."""
 
 
 class OptimizerConfig(ConfigModel):
@@ -249,6 +252,19 @@ class TrainConfig(ConfigModel):
         """True if nothing learns: retrieval by the features of a network as it is."""
         blocks = self.model.trainable_blocks
         return self.looks_up and blocks == 0 and not self.phases
+
+    @property
+    def tied_to_length(self) -> str | None:
+        """Why more epochs would change those that it has, in words; None where a longer training
+        begins with the same ones."""
+        if self.frozen:
+            return "nothing learns, so one epoch is all"
+        if self.phases:
+            return "the phases say how many epochs there are"
+        name = self.schedule.name
+        if name in SPANNING:
+            return f"schedule.name = {toml_repr(name)} runs over all epochs, however many"
+        return None
 
     @property
     def metrics(self) -> tuple[str, ...]:

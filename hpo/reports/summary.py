@@ -260,9 +260,12 @@ def _rising(status: StudyStatus) -> Iterator[str]:
     way = "rising" if noise.maximize else "falling"
     top = [one for one in status.ranked()[:BEST] if noise.still_rises(one)]
     others = f", and {len(top) - 1} of the next {BEST - 1}" if len(top) > 1 else ""
+    more = ""
+    if status.file.tied_to_length is None:
+        more = f": hpo extend {status.row.name} --epochs {2 * status.file.max_epochs}"
     yield (
         f"The best trial was still {way} in its last epoch, {len(best.epochs)}{others}: try more "
-        "epochs."
+        f"epochs{more}."
     )
 
 

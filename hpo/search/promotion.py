@@ -323,15 +323,20 @@ def what_decides(file: StudyFile) -> str:
     if study.scheduler is None:
         to_end = ": every trial runs to its end" if study.pruner.name == "none" else ""
         return f"pruner {study.pruner.name}{reason}{to_end}"
-    rungs, last = rungs_of(file), file.max_epochs
-    name = f"scheduler {study.scheduler.name}{reason}"
+    rungs, name = rungs_of(file), f"scheduler {study.scheduler.name}{reason}"
     if not rungs.epochs:
-        return f"{name}: no rung below epoch {last}, so every trial runs to its end"
-    first, *later = rungs.epochs
-    then = f", then {', '.join(map(str, later))}" if later else ""
-    where = f"first rung after epoch {first}{then} of {last}"
+        return f"{name}: {where_rungs_are(file)}, so every trial runs to its end"
     finish = f"; the best {rungs.finish} are finished" if rungs.finish else ""
-    return f"{name}: {where}; one in {rungs.reduction_factor} goes on{finish}"
+    return f"{name}: {where_rungs_are(file)}; one in {rungs.reduction_factor} goes on{finish}"
+
+
+def where_rungs_are(file: StudyFile) -> str:
+    """Say where the rungs of a study are: `first rung after epoch 1, then 3, 9 of 20`."""
+    if not (epochs := rungs_of(file).epochs):
+        return f"no rung below epoch {file.max_epochs}"
+    first, *later = epochs
+    then = f", then {', '.join(map(str, later))}" if later else ""
+    return f"first rung after epoch {first}{then} of {file.max_epochs}"
 
 
 def study_note(file: StudyFile) -> str:

@@ -82,7 +82,8 @@ def _is_at_random(file: StudyFile, number: int = 0) -> bool:
 
 
 def make_pruner(file: StudyFile) -> pruners.BasePruner:
-    """Return the study's pruner; Hyperband's largest resource is the space's largest `epochs`."""
+    """Return the study's pruner; Hyperband's largest resource is the space's largest `epochs`, as
+    it was at first."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         return _pruner(file, file.study.pruner)
@@ -91,7 +92,7 @@ def make_pruner(file: StudyFile) -> pruners.BasePruner:
 def _pruner(file: StudyFile, spec: Strategy) -> pruners.BasePruner:
     options = spec.options()
     if isinstance(spec, Hyperband):
-        options["max_resource"] = file.max_epochs
+        options["max_resource"] = file.planned_epochs
     if isinstance(spec, Patient):
         inner = options["wrapped_pruner"]
         # Optuna's way to say that patience alone decides; a NopPruner in it would never prune.

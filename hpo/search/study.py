@@ -19,18 +19,29 @@ from hpo.errors import ConfigError, Conflict, InputError, LimitsRaised, StorageE
 from hpo.formatting import exact_duration, parse_duration, plural
 from hpo.paths import Home, StudyDir
 from hpo.search import scheduling, sync
-from hpo.search.promotion import study_note
+from hpo.search.promotion import study_note, where_rungs_are
 from hpo.search.sampling import make_pruner
 from hpo.search.scheduling import option
 from hpo.search.takeover import NOTHING, TakeOver
 from hpo.search.warm_start import LearnFrom, learn
 from hpo.storage import leases, records
 from hpo.storage.database import Database
-from hpo.storage.optuna import FencedStorage, cached, find_optuna_study, keep_note
+from hpo.storage.optuna import (
+    FencedStorage,
+    cached,
+    change_note,
+    find_optuna_study,
+    keep_note,
+)
 from hpo.storage.records import StudyRow
 from hpo.storage.schema import create_schema
-from hpo.storage.snapshot import StudySnapshot, read_snapshot, read_spending
-from hpo.storage.studies import delete_unbegun, has_begun, insert_study, reopen_pruned
+from hpo.storage.snapshot import (
+    StudySnapshot,
+    read_definition,
+    read_snapshot,
+    read_spending,
+)
+from hpo.storage.studies import delete_unbegun, extend_study, has_begun, insert_study
 from hpo.storage.tables import OPEN_ENDED
 
 
@@ -73,7 +84,7 @@ class Study:
         fired = scheduling.stop_rule(
             snapshot, maximize=self.maximize, max_failures=self.file.study.max_failures
         )
-        return None if fired is None else self._stop(fired)
+        return None if fired is None or self.is_outdated() else self._stop(fired)
 
     def spent(self) -> str | None:
         """Return which budget of time or epochs is spent, in words, and record that it stops the
@@ -85,6 +96,11 @@ class Study:
     def _stop(self, fired: scheduling.StopRule) -> str:
         records.stop_study(self.database, self.uuid, "rule", fired.reason)
         return fired.reason
+
+    def is_outdated(self) -> bool:
+        """Return whether the study has more epochs since this was read."""
+        now = read_definition(self.database, self.uuid)["train"]
+        return bool(now != self.row.definition["train"])
 
     def optuna_study(self, storage: FencedStorage) -> optuna.Study:
         """Return Optuna's study with this study's pruner, over `storage`."""
@@ -205,12 +221,14 @@ LIMITS = {
     "target": "target",
     "patience_trials": "patience_trials",
 }
-"""Limits of a study that `extend` raises: fields of `[study]`, and their columns."""
+"""Limits of a study that `extend` raises: fields of `[study]`, and their columns. The number of
+epochs is one, too; it is in the definition."""
 
 
 class Limits(TypedDict, total=False):
     """New limits of a study; those that are None, or not there, stay as they are."""
 
+    epochs: int | None
     trials: int | None
     max_time: str | float | None
     """Seconds, also as "30m" or "1h30m"."""
@@ -237,8 +255,9 @@ def conflict_with(database: Database, row: StudyRow, file: StudyFile) -> Conflic
     changed = difference(before, now)
     if not changed:
         return None
-    names = [line.partition(":")[0].removeprefix("study.") for line in changed]
-    if all(name in LIMITS and name in now["study"] for name in names):
+    paths = [line.partition(":")[0] for line in changed]
+    names = ["epochs" if one == "train.epochs" else one.removeprefix("study.") for one in paths]
+    if all(_is_limit(name, stored, now) for name in names):
         return _other_limits(Study(database, row, stored), file, names)
     lines = "".join(f"\n  {line}" for line in changed)
     return Conflict(
@@ -248,10 +267,19 @@ def conflict_with(database: Database, row: StudyRow, file: StudyFile) -> Conflic
     )
 
 
+def _is_limit(name: str, stored: StudyFile, now: Mapping[str, Any]) -> bool:
+    """Return whether a field that differs is a limit, which `extend` may raise."""
+    if name == "epochs":
+        return stored.tied_to_length is None
+    return name in LIMITS and name in now["study"]
+
+
 def _other_limits(study: Study, file: StudyFile, names: Sequence[str]) -> Conflict:
     """Return the conflict with a study that differs from `file` in the limits `names` alone."""
     name, row = file.name, study.row
-    limits = {one: getattr(file.study, one) for one in names}
+    limits = {
+        one: file.max_epochs if one == "epochs" else getattr(file.study, one) for one in names
+    }
     try:
         for one, value in limits.items():
             _require_larger(row, one, value)
@@ -263,7 +291,7 @@ def _other_limits(study: Study, file: StudyFile, names: Sequence[str]) -> Confli
         )
     options = " ".join(f"{option(one)} {_shown(one, value)}" for one, value in limits.items())
     lines = "".join(
-        f"\n  study.{one}: {_limit_now(row, one)} -> {_shown(one, value)}"
+        f"\n  {_path(one)}: {_limit_now(row, one)} -> {_shown(one, value)}"
         for one, value in limits.items()
     )
     return LimitsRaised(
@@ -273,14 +301,20 @@ def _other_limits(study: Study, file: StudyFile, names: Sequence[str]) -> Confli
     )
 
 
+def _path(name: str) -> str:
+    return f"train.{name}" if name == "epochs" else f"study.{name}"
+
+
 def _limit_now(row: StudyRow, name: str) -> str:
     now = limit_of(row, name)
     return "(none)" if now is None else _shown(name, now)
 
 
 def limit_of(row: StudyRow, name: str) -> Any:
-    """Return a limit of a study by its name in `[study]`, as it is now; None where there is none.
-    Trials that were taken over are none of its `trials`."""
+    """Return a limit of a study by its name, as it is now; None where there is none. Trials that
+    were taken over are none of its `trials`."""
+    if name == "epochs":
+        return row.definition["train"].get(name)
     return row.budget if name == "trials" else getattr(row, LIMITS[name])
 
 
@@ -291,14 +325,19 @@ def _with_limits_now(stored: StudyFile, row: StudyRow, file: StudyFile) -> dict[
     for name in LIMITS:
         if name in given and getattr(file.study, name) == limit_of(row, name):
             definition["study"][name] = given[name]
+    if stored.began_with is not None and stored.began_with == file.max_epochs:
+        definition["train"]["epochs"] = stored.began_with
     return definition
 
 
 def extend(study: Study, *, retry_failed: bool = False, **limits: Unpack[Limits]) -> int:
     """Raise the limits of a study and let it go on; returns how many failed configurations were
     enqueued again (within the budget). Under a scheduler the trials that were told pruned at the
-    end are paused again, and go on where they are among the best of more trials. Raises InputError,
-    and changes nothing, for a limit that is not larger, and where a stop rule would fire at once.
+    end are paused again, and go on where they are among the best of more trials. With more `epochs`
+    complete trials that had all of them go on: each is then what it had been with so many from its
+    start. Raises InputError, and changes nothing, for a limit that is not larger, where a stop rule
+    would fire at once, and for `epochs` on which those that were trained depend; Conflict for
+    `epochs` while a worker is at a trial.
     """
     _require_search(study)
     raised: dict[str, Any] = {name: one for name, one in limits.items() if one is not None}
@@ -306,18 +345,51 @@ def extend(study: Study, *, retry_failed: bool = False, **limits: Unpack[Limits]
         raised[name] = _seconds(name, raised[name])
     for name, value in raised.items():
         _require_larger(study.row, name, value)
+    epochs = raised.pop("epochs", None)
     _require_possible(study.row, raised)
+    definition = None if epochs is None else _longer(study, epochs)
+    file = study.file if definition is None else StudyFile.from_definition(definition)
     new = {LIMITS[name]: value for name, value in raised.items()}
     if "trials" in new:
         new["trials"] += study.row.taken_over
-    _require_going_on(study, replace(study.snapshot(whole=True), **new))
-    if new:
-        records.update_study(study.database, study.uuid, **new)
-        if study.file.study.scheduler is not None:
-            reopen_pruned(study.database, study.uuid)
-    retried = _enqueue_failed(study) if retry_failed else 0
-    records.resume_study(study.database, study.uuid)
-    return retried
+    _require_going_on(study, replace(study.snapshot(whole=True), max_epochs=file.max_epochs, **new))
+    promotes = file.study.scheduler is not None
+    if definition is None:
+        extend_study(study.database, study.row, new, promotes=promotes and bool(new))
+    else:
+        new["definition"] = json.dumps(definition, sort_keys=True)
+        length, rungs = study.file.max_epochs, (where_rungs_are(study.file), where_rungs_are(file))
+        extend_study(study.database, study.row, new, promotes=promotes, length=length)
+        change_note(FencedStorage(study.database), study.row.study_id, *rungs)
+    return _enqueue_failed(study) if retry_failed else 0
+
+
+def _longer(study: Study, epochs: int) -> dict[str, Any]:
+    """Return the study's definition with more epochs. Raises InputError where its trials cannot go
+    on with it, saying what helps."""
+    from hpo.search import verification
+
+    file, name = study.file, study.row.name
+    if file.tied_to_length is not None:
+        raise InputError(
+            f"--epochs {epochs}: {file.tied_to_length}: trials of {name!r} cannot go on with more. "
+            f"A new study can try its best configurations first: hpo run STUDY.toml --set "
+            f"epochs={epochs} --set study.name={name}-{epochs} --learn-from {name}"
+        )
+    verified = verification.find(study.database, study.row)
+    if verified is not None:
+        raise InputError(
+            f"--epochs {epochs}: {verified.name!r} verified {name!r} as it is: hpo delete "
+            f"{verified.name} first"
+        )
+    stored = study.row.definition
+    train, began = {**stored["train"], "epochs": epochs}, file.planned_epochs
+    definition = {**stored, "train": train, "began_with": began}
+    try:
+        StudyFile.from_definition(definition)
+    except ConfigError as error:
+        raise InputError(f"--epochs {error.message}") from None
+    return definition
 
 
 def _seconds(name: str, value: str | float) -> float:

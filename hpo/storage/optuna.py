@@ -347,6 +347,13 @@ def keep_note(storage: FencedStorage, study_id: int, text: str) -> None:
     storage.set_study_system_attr(study_id, NOTE_VERSION, 1)
 
 
+def change_note(storage: FencedStorage, study_id: int, before: str, after: str) -> None:
+    """Replace a text in a study's note, if that has it."""
+    for name, body in storage.get_study_system_attrs(study_id).items():
+        if name.startswith(NOTE_PART.format("")) and before in body:
+            storage.set_study_system_attr(study_id, name, body.replace(before, after))
+
+
 def read_again(study: optuna.Study, trial_id: int) -> None:
     """Let the cache of `study` read a trial once more that it has as finished."""
     storage = study._storage

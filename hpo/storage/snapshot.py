@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -186,6 +187,14 @@ def read_spending(database: Database, uuid: str, *, max_epochs: int) -> Spending
     with database.read() as c:
         limits = (s.uuid, s.timeout_s, s.max_time_s, s.max_full_trainings)
         return _select_spending(c, database, _select_study(c, uuid, *limits), max_epochs)
+
+
+@storage_call
+def read_definition(database: Database, uuid: str) -> dict[str, Any]:
+    """Return a study's definition as it is now. Raises NotFound if it was deleted."""
+    with database.read() as c:
+        found: dict[str, Any] = json.loads(_select_study(c, uuid, studies.c.definition)[0])
+        return found
 
 
 def _select_study(c: sa.Connection, uuid: str, *columns: sa.ColumnElement[Any]) -> sa.Row[Any]:

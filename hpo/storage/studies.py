@@ -14,9 +14,10 @@ import sqlalchemy as sa
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo.errors import Conflict
 from hpo.storage import tables
 from hpo.storage.database import Database
-from hpo.storage.leases import Ending
+from hpo.storage.leases import RAN_OUT, Ending
 from hpo.storage.optuna import TRIALS, FencedStorage
 from hpo.storage.records import ALIVE_S, Epoch, Outcome, StudyRow
 from hpo.storage.tables import attempts
@@ -159,22 +160,64 @@ def end_trial(
         c.execute(models.TrialValueModel.__table__.insert().values(row))
 
 
-def reopen_pruned(database: Database, uuid: str) -> int:
-    """Let all pruned trials of a study go on as paused ones, in our tables and Optuna's, but those
-    that were taken over; return their number. Storages that have them in memory as finished see it
-    after `read_again`."""
-    a, ended = attempts.c, Outcome.PRUNED
+def extend_study(
+    database: Database,
+    row: StudyRow,
+    values: Mapping[str, Any],
+    *,
+    promotes: bool = False,
+    length: int | None = None,
+) -> None:
+    """Set columns of a study's row, lift its stop, and let trials that are over go on, in our
+    tables and Optuna's, but those that were taken over: all of that or nothing. `promotes`: pruned
+    ones, as paused ones. `length`: complete ones that have so many epochs, since the new definition
+    has more; paused as well where it `promotes`, else handed back. Storages that have them in
+    memory as finished see it after `read_again`.
+
+    Raises Conflict where, with `length`, a worker has a trial: it would end it after these. What
+    dead ones had is free.
+    """
+    uuid, s, e = row.uuid, tables.studies.c, tables.epochs.c
     with database.write() as c:
-        mine = sa.and_(a.study == uuid, a.k > tables.TAKEN_OVER)
-        query = sa.select(a.trial_id).where(mine, a.outcome == ended)
-        ids = list(c.scalars(query.order_by(a.trial_id).with_for_update()))
-        for some in (ids[first : first + 500] for first in range(0, len(ids), 500)):
-            here = a.trial_id.in_(some)
-            c.execute(
-                sa.update(attempts).where(here, a.outcome == ended).values(outcome=Outcome.PAUSED)
-            )
-            row = {"state": TrialState.RUNNING.name, "datetime_complete": None}
-            c.execute(sa.update(TRIALS).where(TRIALS.c.trial_id.in_(some)).values(row))
-            values = models.TrialValueModel.__table__
-            c.execute(sa.delete(values).where(values.c.trial_id.in_(some)))
-    return len(ids)
+        # Who takes a trial meanwhile waits for this.
+        c.execute(sa.select(s.uuid).where(s.uuid == uuid).with_for_update())
+        if length is not None:
+            _require_idle(c, database, row)
+            whole = sa.exists().where(e.trial_id == attempts.c.trial_id, e.epoch >= length)
+            outcome = Outcome.PAUSED if promotes else Outcome.HANDED_BACK
+            reason = f"complete after epoch {length}, the last one then"
+            _reopen(c, uuid, Outcome.COMPLETE, whole, outcome=outcome, reason=reason)
+        if promotes:
+            _reopen(c, uuid, Outcome.PRUNED, outcome=Outcome.PAUSED)
+        lifted = {"stop": None, "stop_reason": None, "resumed": database.now()}
+        c.execute(sa.update(tables.studies).where(s.uuid == uuid).values(**values, **lifted))
+
+
+def _require_idle(c: sa.Connection, database: Database, row: StudyRow) -> None:
+    """End attempts whose lease has run out; raise Conflict where one holds."""
+    a = attempts.c
+    open_ = sa.and_(a.study == row.uuid, a.outcome.is_(None))
+    lost = {"outcome": Outcome.LOST, "ended": a.until, "reason": RAN_OUT}
+    c.execute(sa.update(attempts).where(open_, a.until < database.now()).values(**lost))
+    holders = list(c.scalars(sa.select(a.worker).where(open_).distinct()))
+    if holders:
+        raise Conflict(
+            f"study {row.name!r} is being worked on by {', '.join(holders)}, with the epochs that "
+            f"it has now: hpo stop {row.name} first"
+        )
+
+
+def _reopen(
+    c: sa.Connection, uuid: str, ended: Outcome, *where: sa.ColumnElement[bool], **values: Any
+) -> None:
+    """Let trials of a study go on whose last attempt `ended` so: that gets `values`."""
+    a = attempts.c
+    mine = sa.and_(a.study == uuid, a.k > tables.TAKEN_OVER, a.outcome == ended, *where)
+    ids = list(c.scalars(sa.select(a.trial_id).where(mine).order_by(a.trial_id).with_for_update()))
+    for some in (ids[first : first + 500] for first in range(0, len(ids), 500)):
+        here = a.trial_id.in_(some)
+        c.execute(sa.update(attempts).where(here, a.outcome == ended).values(**values))
+        running = {"state": TrialState.RUNNING.name, "datetime_complete": None}
+        c.execute(sa.update(TRIALS).where(TRIALS.c.trial_id.in_(some)).values(running))
+        told = models.TrialValueModel.__table__
+        c.execute(sa.delete(told).where(told.c.trial_id.in_(some)))

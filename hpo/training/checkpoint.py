@@ -114,13 +114,15 @@ class Checkpoint:
             raise Damaged(f"checkpoint {error}") from error
 
     def require(self, config: TrainConfig) -> None:
-        """Raise Damaged unless this is a checkpoint of `config`."""
+        """Raise Damaged unless this is a checkpoint of `config`, or of the same training with
+        another number of epochs where its epochs do not depend on that."""
+        free = FREE if config.tied_to_length else (*FREE, "epochs")
         before = {f"runtime.{name}": value for name, value in BEFORE.items()}
         mine, theirs = {**before, **flatten(self.config)}, flatten(config.to_dict())
         differing = [
             f"{key} = {mine.get(key)} instead of {theirs.get(key)}"
             for key in sorted(mine.keys() | theirs.keys())
-            if key not in FREE and mine.get(key) != theirs.get(key)
+            if key not in free and mine.get(key) != theirs.get(key)
         ]
         if differing:
             raise Damaged(f"checkpoint of another configuration: {'; '.join(differing)}")

@@ -351,6 +351,7 @@ class Worker:
         log.info("trial %d: attempt %d", claim.lease.number, claim.lease.k)
         try:
             with raising_disk_full(self.home.root):
+                self._require_current(progress)
                 if drained is None:
                     self.runner.run(claim, progress)
                 else:
@@ -367,6 +368,13 @@ class Worker:
                 raise claim.lease.lost() from error
             raise
         self._show_idle()
+
+    def _require_current(self, progress: Progress) -> None:
+        """End, so that a new worker is started, where the study has more epochs since this one read
+        its definition. Asked with a trial in hand: while it is held there are none more."""
+        if self.study.is_outdated():
+            progress.stop.set()
+            raise Interrupted("the study has more epochs since this worker started")
 
     def _release(self, lease: Lease, outcome: Outcome, reason: str) -> bool:
         """Release the trial, and return whether it was still ours. Where the database is
