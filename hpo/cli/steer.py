@@ -191,7 +191,7 @@ def extend(
     total = "no limit on trials" if status.budget is None else f"{status.budget} trials in total"
     again = f", {retried} failed configurations will be retried" if retry_failed else ""
     continued = 0 if epochs is None else complete - status.count("complete")
-    more = () if epochs is None else (_going_on(continued, status.file),)
+    more = (_going_on(continued, status.file),) if continued else ()
     say(
         as_json,
         {**status.to_dict(), "retried": retried, "continued": continued},

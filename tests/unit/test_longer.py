@@ -194,6 +194,15 @@ def test_a_worker_of_fewer_epochs_hands_back_and_ends(
     assert status.trials[0].attempts[-1].outcome == Outcome.HANDED_BACK
 
 
+def test_a_worker_of_fewer_epochs_calls_no_budget_spent(database: Database) -> None:
+    study = filled_study(database, CONSTANT.format(3), study="max_full_trainings = 2")
+    studies.extend(study, epochs=6)
+    snapshot = study.snapshot()
+    assert snapshot.full_trainings == 2
+    assert study.rule(snapshot) is None
+    assert studies.load(database, "toy").snapshot().full_trainings == 1
+
+
 # What is refused, and what is told
 
 
