@@ -25,6 +25,7 @@ from hpo.training.compiling import WARM_UP, is_own
 from hpo.training.feature_cache import Extractor, Preprocessing, find_cut_or_obstacle
 from hpo.training.learner import Batch, Learner, autocast, memory_format
 from hpo.training.loader import TrainBatches
+from hpo.training.memory import release
 
 # Simplest first: the choice among those that are about as fast.
 PRECISIONS = ("float32", "bfloat16")
@@ -190,6 +191,8 @@ class Comparison:
         """Return the seconds of one training step; infinity if the first one shows that it is
         hopeless, or if it does not fit in memory."""
         try:
+            if self.device.type == "cuda":
+                release(self.device)  # of the choice before: its recording keeps all outputs
             learner = _learner(self.config, runtime, self.classes, self.device)
             if self.device.type == "cpu" and self._is_hopeless(learner):
                 return math.inf
@@ -320,6 +323,7 @@ def measure_step(config: TrainConfig, *, classes: int, device: torch.device) -> 
     """
     with _arithmetic(config.runtime, device):
         if device.type == "cuda":
+            release(device)
             torch.cuda.reset_peak_memory_stats(device)
         learner = Learner(
             config,

@@ -47,6 +47,7 @@ from hpo.training.arithmetic import is_fast, untimed_algorithms
 from hpo.training.augment.ops import moved
 from hpo.training.learner import autocast, memory_format
 from hpo.training.loader import TrainBatches
+from hpo.training.memory import available_bytes
 from hpo.training.partition import Partition, partition
 from hpo.training.tracing import MORE, CannotPartition
 
@@ -103,7 +104,7 @@ class Features:
         these."""
         if self.device.type != "cuda":
             return self
-        if sum(part.nbytes for part in self.parts) > torch.cuda.mem_get_info(self.device)[0] // 2:
+        if sum(part.nbytes for part in self.parts) > available_bytes(self.device) // 2:
             return self
         joined = torch.cat(self.parts, 1) if len(self.parts) > 1 else self.parts[0]
         return Features((joined.to(self.device),), self.device)

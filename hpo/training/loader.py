@@ -27,6 +27,7 @@ from hpo.data.images import Images, Numbers
 from hpo.training import augment as aug
 from hpo.training.augment import ops
 from hpo.training.augment.ops import moved
+from hpo.training.memory import available_bytes
 
 
 def class_weights(labels: Numbers, classes: int) -> Tensor:
@@ -260,7 +261,7 @@ def _fits(size: int, copied: bool, device: torch.device) -> bool:
     the model. The host maps an existing file, but padding and concatenation make a copy, and each
     worker, and each fold, has its own."""
     if device.type == "cuda":
-        return size <= torch.cuda.mem_get_info(device)[0] // 2
+        return size <= available_bytes(device) // 2
     return not copied or size <= _MOST_COPIED
 
 

@@ -11,7 +11,6 @@ and the epoch alone, and a learning rate on the metrics so far.
 
 from __future__ import annotations
 
-import gc
 import math
 import os
 import sys
@@ -40,6 +39,7 @@ from hpo.training.feature_cache import FeatureSets, Preprocessing, build_cache, 
 from hpo.training.inputs import Batches, TrainingData, make_batches, views
 from hpo.training.learner import Learner, RunningMeans
 from hpo.training.loader import TrainBatches, class_weights
+from hpo.training.memory import release
 from hpo.training.partition import Partition
 from hpo.training.tasks import task_of
 
@@ -326,6 +326,7 @@ def train(
     if start:
         start.require(config)
         micro_batch = start.micro_batch
+    release(device)  # of the training before, in a worker
     with kept_generators():
         while True:
             run = _Run(config, folds, control, device, metric, also, micro_batch, start, cache)
@@ -340,7 +341,7 @@ def train(
             # Only here, behind the `except`, is the traceback gone that holds the tensors.
             done, min_micro_batch = run.done, run.min_micro_batch
             del run
-            _free(device)
+            release(device)
             if micro_batch <= min_micro_batch:
                 raise TrialFailed(f"out of memory even with {micro_batch} images at once: {reason}")
             if done and resume is None:
@@ -467,9 +468,3 @@ def is_last(config: TrainConfig, history: Sequence[Mapping[str, float]]) -> bool
 
 def _diverged(metrics: Mapping[str, float]) -> bool:
     return not all(math.isfinite(metrics[name]) for name in metrics if name.endswith("_loss"))
-
-
-def _free(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()

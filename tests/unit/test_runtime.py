@@ -15,6 +15,7 @@ from torch import nn
 from hpo.config.train import RuntimeConfig, TrainConfig
 from hpo.errors import InputError
 from hpo.training import device as runtime
+from hpo.training import loader
 from hpo.training.arithmetic import set_arithmetic
 
 CPU = torch.device("cpu")
@@ -172,6 +173,36 @@ def test_the_cost_of_a_step_is_a_median(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(runtime, "seconds_of", lambda work, device: next(taken))
     monkeypatch.setattr(runtime, "LONG_S", 100.0)
     assert runtime.measure_step(config(), classes=3, device=CPU).seconds == 0.2
+
+
+def test_each_choice_on_a_gpu_has_all_of_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recorded step keeps the outputs of all layers until its network is collected."""
+    done: list[str] = []
+    monkeypatch.setattr(runtime, "release", lambda device: done.append("released"))
+    monkeypatch.setattr(runtime, "_learner", lambda *_: done.append("built") or FakeLearner())  # type: ignore[func-returns-value]
+    monkeypatch.setattr(runtime, "_random_batch", lambda *_: None)
+    monkeypatch.setattr(runtime, "_step_times", lambda *_: [0.1])
+    comparison = runtime.Comparison(config(), 3, torch.device("cuda:0"))
+    for _ in range(2):
+        assert comparison.step_seconds(RuntimeConfig()) == 0.1
+    assert done == ["released", "built"] * 2
+
+
+class FakeLearner:
+    config = config()
+
+
+def test_memory_of_tensors_that_are_gone_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = 100
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 1000))
+
+    def empty_cache() -> None:
+        nonlocal free
+        free = 900
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", empty_cache)
+    assert loader._fits(400, True, torch.device("cuda:0"))
+    assert not loader._fits(500, True, torch.device("cuda:0"))
 
 
 def test_what_is_given_stays() -> None:

@@ -1,6 +1,7 @@
 """The training generator: resuming, determinism, best epoch, divergence, memory."""
 
 import dataclasses
+import gc
 import weakref
 from contextlib import closing
 from pathlib import Path
@@ -43,6 +44,27 @@ def test_an_epoch_reports_its_metrics() -> None:
         *("lr", "seconds", "images_per_s", "peak_memory_mb"),
     }
     assert all(one.metrics["images_per_s"] > 0 for one in results)
+
+
+def test_a_training_begins_without_the_network_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network and its step refer to each other: only the garbage collector frees them, and on a
+    GPU the next trial of a worker would lack their memory."""
+    made: list[weakref.ref[Learner]] = []
+    build = Learner.__init__
+
+    def noting(self: Learner, *args: Any, **options: Any) -> None:
+        assert [one() for one in made] == [None] * len(made)
+        build(self, *args, **options)
+        made.append(weakref.ref(self))
+
+    monkeypatch.setattr(Learner, "__init__", noting)
+    gc.disable()
+    try:
+        for _ in range(2):
+            run(config(epochs=1))
+    finally:
+        gc.enable()
+    assert len(made) == 2
 
 
 def test_it_learns() -> None:

@@ -1,0 +1,23 @@
+"""Memory of a device: what a training may take, and what one that is over gives back."""
+
+from __future__ import annotations
+
+import gc
+
+import torch
+
+
+def release(device: torch.device) -> None:
+    """Give back what networks took that nobody uses any more. They refer to themselves, as a
+    network and its recorded step do, so that Python frees them at some later time, and torch keeps
+    a GPU's memory for itself."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def available_bytes(device: torch.device) -> int:
+    """Return how much of a GPU is free, without what torch keeps of tensors that are gone."""
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info(device)
+    return free
