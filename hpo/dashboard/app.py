@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 from werkzeug.wrappers import Response
 
+from hpo.config.metrics import COSTS
 from hpo.dashboard import pictures
 from hpo.dashboard.gateway import Request, json_response, refusal
 from hpo.dashboard.pages import Pages
 from hpo.errors import InputError, StorageError
-from hpo.formatting import duration, number, sparkline
+from hpo.formatting import duration, measured, number, plural, sparkline
 from hpo.paths import Home
 from hpo.reports import rungs, study_figures, summary
 from hpo.search import study as studies
@@ -235,7 +236,8 @@ def trial_note(status: StudyStatus, trial: Trial, shown: list[str]) -> str:
 
 
 def _metrics(trial: Trial) -> Iterator[str]:
-    """Yield the lines of a table of the metrics: curve, best epoch's value, last value."""
+    """Yield the lines of a table of the metrics: curve, best epoch's value, last value; then what
+    it cost."""
     if not trial.epochs:
         return
     yield "| | | best epoch | last |"
@@ -244,14 +246,18 @@ def _metrics(trial: Trial) -> Iterator[str]:
     for name in sorted({name for row in trial.epochs for name in row.metrics}):
         values = [row.metrics[name] for row in trial.epochs if name in row.metrics]
         cells = (number(best.metrics.get(name)), number(trial.epochs[-1].metrics.get(name)))
-        yield f"| {name} | {sparkline(values)} | {' | '.join(cells)} |"
+        yield f"| {_plain(name)} | {sparkline(values)} | {' | '.join(cells)} |"
     yield ""
-    yield f"{len(trial.epochs)} epochs, {duration(trial.seconds)} of training"
+    costs = [f", {name} {measured(name, trial.values[name])}" for name in COSTS
+             if name in trial.values]  # fmt: skip
+    spent = f"{plural(len(trial.epochs), 'epoch')} in {plural(len(trial.attempts), 'attempt')}"
+    yield f"{spent}, {duration(trial.seconds)} of training{''.join(costs)}"
 
 
 def _plain(text: str) -> str:
-    """Return `text` so that Markdown shows it as it is: it may come from outside."""
-    return "".join(f"\\{one}" if one in "\\`*_[]<>|#!" else one for one in text)
+    """Return `text` as one line that Markdown shows as it is: it may come from outside."""
+    line = " ".join(text.split())
+    return "".join(f"\\{one}" if one in "\\`*_[]<>|#!&~" else one for one in line)
 
 
 def _fewer(status: StudyStatus) -> StudyStatus:

@@ -40,7 +40,7 @@ READS = ("GET", "HEAD")
 class Request(werkzeug.Request):
     """A request, and what the gateway asks about it; forwarded headers are waitress's business."""
 
-    max_content_length = MAX_FORM_BYTES
+    max_content_length: int | None = MAX_FORM_BYTES
     """Of the form that the gateway itself reads, the login's."""
 
     def __init__(self, environ: WSGIEnvironment) -> None:

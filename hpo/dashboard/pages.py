@@ -67,6 +67,8 @@ HIDDEN = ("seconds", "images_per_s")
 HISTORY_WIDTH, HISTORY_HEIGHT, EDGE = 1000, 120, 8
 STUDY = r"/hpo/studies/(?P<name>[A-Za-z0-9._-]+)"
 PICTURE_POLICY = "default-src 'none'; img-src data:; sandbox; frame-ancestors 'none'"
+NOTHING: Mapping[str, str] = {}
+"""The fields of a form that was not sent."""
 TOLD = {
     "stop": "Stopping: workers save after the current epoch and exit.",
     "resume": "Resumed. Workers that wait go on; to start more: hpo resume, or hpo worker.",
@@ -117,7 +119,14 @@ class Pages:
         found = [read_status(self.database, row.name) for row in rows]
         return self._page("overview.html", title="Studies", table=studies_table(found))
 
-    def _study(self, request: Request, name: str, problem: str = "", code: int = 200) -> Response:
+    def _study(
+        self,
+        request: Request,
+        name: str,
+        problem: str = "",
+        given: Mapping[str, str] = NOTHING,
+        code: int = 200,
+    ) -> Response:
         status = read_status(self.database, name)
         state = request.args.get("state", "")
         chosen = [one for one in reversed(status.trials) if state in ("", one.state)]
@@ -141,7 +150,7 @@ class Pages:
             history=history_svg(status),
             problem=problem,
             told=TOLD.get(request.args.get("told", ""), ""),
-            given=request.form if problem else {},
+            given=given,
         )
 
     def _trial(self, request: Request, name: str, trial: str) -> Response:
@@ -183,13 +192,14 @@ class Pages:
         """Do what a form asks for, and show the study; where it is refused, say why there."""
         if request.reads:
             raise NotFound(f"{request.path}: this is the target of a form")
-        study = studies.load(self.database, name)
+        request.max_content_length = None  # beyond the server's own, of all bodies
+        study, form = studies.load(self.database, name), read_form(request)
         try:
-            _ACTIONS[action](study, read_form(request))
+            _ACTIONS[action](study, form)
         except StorageError:
             raise
         except HpoError as error:
-            return self._study(request, name, str(error), 409)
+            return self._study(request, name, str(error), form, 409)
         return redirect(f"/hpo/studies/{name}?told={action}")
 
     def _page(self, template: str, code: int = 200, **values: Any) -> Response:

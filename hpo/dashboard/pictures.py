@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from markupsafe import escape
 
 from hpo.errors import DataError
+from hpo.formatting import printable
 from hpo.paths import Home
 from hpo.reports.figures import LARGEST_MATRIX, short
 from hpo.search import predictions
@@ -186,5 +187,5 @@ def _text(
     font = f' font-size="{size}"' if size else ""
     return (
         f'<text x="{x}" y="{y}" text-anchor="{anchor}" fill="{fill}"{font}{more}>'
-        f"{escape(text)}</text>"
+        f"{escape(printable(text))}</text>"
     )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import optuna
 import pytest
 from werkzeug.test import Client
 
+from hpo.dashboard.app import trial_note
 from hpo.dashboard.server import make_app
+from hpo.search.status import read_status
 from hpo.search.study import Study
 from hpo.storage.database import Database
 from hpo.storage.optuna import FencedStorage
@@ -53,12 +56,23 @@ def test_each_trial_says_why_it_ended_and_all_its_metrics(study: Study) -> None:
     found = detail(make_app(study.database), study)
     complete, pruned = (one["note"]["body"] for one in found["trials"])
     assert complete.startswith("**complete**")
-    assert "| val_top1 | ▁█ | 0.6000 | 0.6000 |" in complete
+    assert r"| val\_top1 | ▁█ | 0.6000 | 0.6000 |" in complete
     assert "hpo export toy --trial 0" in complete
     assert "(/hpo/studies/toy/trials/0/curves.svg)" in complete
     assert "curves.svg" in found["best_trials"][0]["note"]["body"]
     # What came from outside is text: no image, no link, no tag.
     assert r"\!\[x\](http://evil.example/?) \<script\>" in pruned
+
+
+def test_a_class_is_text_in_the_table_of_metrics(database: Database) -> None:
+    """A class may be called anything, and metrics are named after classes."""
+    file = study_file(study="metric = 'val_recall:a|b <img src=x>'")
+    status = read_status(database, fill(database, file, [Trial("complete", (0.5,))]).row.name)
+    (trial,) = status.trials
+    rows = tuple(replace(row, metrics={file.metric: 0.5}) for row in trial.epochs)
+    note = trial_note(status, replace(trial, epochs=rows), [])
+    assert r"| val\_recall:a\|b \<img src=x\> | ▁ | 0.5000 | 0.5000 |" in note
+    assert "1 epoch in 1 attempt, " in note
 
 
 def test_figures_of_the_whole_study(study: Study) -> None:

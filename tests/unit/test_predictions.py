@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from hpo.dashboard import pictures
 from hpo.data.arrays import write_arrays
 from hpo.data.images import Images
 from hpo.errors import DataError
@@ -17,7 +19,7 @@ from hpo.paths import PREDICTIONS, WEIGHTS, Home, files_in
 from hpo.reports.study import study_report
 from hpo.search import predictions, sync
 from hpo.search import study as studies
-from hpo.search.predictions import Predictions
+from hpo.search.predictions import Mistake, Predictions
 from hpo.search.status import read_status
 from hpo.search.study import Study
 from hpo.storage.database import Database
@@ -52,6 +54,12 @@ def test_they_are_those_of_the_best_epoch(database: Database, home: Home, folds:
         assert one.of_actual <= one.probability <= 1
         assert one.thumbnail is not None
         assert max(Image.open(io.BytesIO(one.thumbnail)).size) <= 96
+
+
+def test_a_picture_takes_any_name() -> None:
+    drawn = pictures._tile(Mistake("a\udcff\x01.jpg", "<b>", "c", 0.9, 0.1, None), 0, 0)
+    assert ElementTree.fromstring(f"<g>{drawn}</g>".encode())
+    assert "a\\udcff\\x01.jpg" in drawn
 
 
 def test_the_report_shows_the_mistakes(
