@@ -16,7 +16,7 @@ from hpo.errors import NotFound
 from hpo.formatting import Table as Cells
 from hpo.formatting import duration, measured, number, plural, plus_minus, setting, sparkline
 from hpo.reports.progress import and_paused
-from hpo.search.status import StudyStatus
+from hpo.search.status import StudyStatus, words_of
 from hpo.storage.records import Trial
 
 if TYPE_CHECKING:
@@ -236,14 +236,13 @@ def _attempts(status: StudyStatus, trial: Trial) -> Table:
     for one in trial.attempts:
         done = [row.epoch for row in trial.epochs if row.attempt == one.k]
         epochs = "-" if not done else f"{done[0]} to {done[-1]}" if len(done) > 1 else f"{done[0]}"
-        running = "running" if one.live else "interrupted"
         table.add_row(
             str(one.k),
             Text(one.worker),
             Text(hosts.get(one.worker, "-")),
             epochs,
-            duration((one.ended or status.now) - one.started),
-            (one.outcome or running).replace("_", " "),
+            duration(status.end_of(one) - one.started),
+            words_of(one),
             Text(one.reason or ""),
         )
     return table

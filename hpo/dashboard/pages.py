@@ -18,6 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from werkzeug.wrappers import Response
 
+from hpo.config.metrics import COSTS
 from hpo.config.toml import parse_assignments
 from hpo.dashboard.gateway import PAGE_POLICY, Request, read_form, redirect
 from hpo.dashboard.pictures import PICTURES, names_of
@@ -26,6 +27,7 @@ from hpo.formatting import (
     Cell,
     Table,
     duration,
+    measured_cell,
     number,
     number_cell,
     plural,
@@ -41,7 +43,7 @@ from hpo.reports.study import study_report
 from hpo.reports.study_figures import STATE_COLORS, focus, is_maximized, measured_trials
 from hpo.reports.summary import Kind, summarize, texts
 from hpo.search import study as studies
-from hpo.search.status import STATES, StudyStatus, read_status
+from hpo.search.status import STATES, StudyStatus, read_status, words_of
 from hpo.storage import records
 from hpo.storage.database import Database
 from hpo.storage.records import Trial, WorkerRow
@@ -319,9 +321,10 @@ def studies_table(found: Iterable[StudyStatus]) -> Table:
 
 
 def trials_table(status: StudyStatus, trials: Sequence[Trial]) -> Table:
-    """Return a row for each of `trials`: every metric at its best epoch, why it ended, where it
-    ran, its parameters."""
+    """Return a row for each of `trials`: every metric at its best epoch, costs, why it ended, where
+    it ran, its parameters."""
     metrics = _metrics(status.trials, status.file.metric)
+    costs = [name for name in status.file.objectives if name in COSTS]
     names = list(status.file.space)
     hosts = {worker.id: f"{worker.host} {worker.device}" for worker in status.workers}
     rows = []
@@ -337,12 +340,13 @@ def trials_table(status: StudyStatus, trials: Sequence[Trial]) -> Table:
                 text_cell(trial.reason, "reason"),
                 *(setting_cell(trial.params.get(name, "")) for name in names),
                 *others,
+                *(measured_cell(name, trial.values.get(name)) for name in costs),
                 text_cell(hosts.get(trial.attempts[-1].worker) if trial.attempts else None),
                 text_cell(trial.origin),
             ]
         )
     head = ("trial", "state", metrics[0], "best epoch", "time", "reason")
-    return Table((*head, *names, *metrics[1:], "ran on", "origin"), rows)
+    return Table((*head, *names, *metrics[1:], *costs, "ran on", "origin"), rows)
 
 
 def _metrics(trials: Iterable[Trial], first: str) -> list[str]:
@@ -409,8 +413,8 @@ def attempts_table(status: StudyStatus, trial: Trial) -> Table:
         [
             Cell(str(one.k), one.k, "number"),
             text_cell(one.worker, "name"),
-            text_cell(duration((one.ended or status.now) - one.started)),
-            text_cell(one.outcome.words if one.outcome else "running"),
+            text_cell(duration(status.end_of(one) - one.started)),
+            text_cell(words_of(one)),
             text_cell(one.reason, "reason"),
         ]
         for one in trial.attempts

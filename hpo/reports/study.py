@@ -30,7 +30,7 @@ from hpo.search.promotion import what_decides
 from hpo.search.status import StudyStatus, read_status
 from hpo.storage import records
 from hpo.storage.database import Database
-from hpo.storage.records import FINAL, Trial
+from hpo.storage.records import FINAL, Trial, WorkerRow
 from hpo.storage.url import option
 
 
@@ -178,7 +178,7 @@ def _workers_table(status: StudyStatus) -> Table:
     for worker in status.workers:
         own = [a for a in attempts if a.worker == worker.id]
         ended = sum(a.outcome in FINAL for a in own)
-        busy = sum((a.ended or status.now) - a.started for a in own)
+        busy = sum(status.end_of(a) - a.started for a in own)
         rows.append(
             [
                 text_cell(worker.id, "name"),
@@ -186,10 +186,17 @@ def _workers_table(status: StudyStatus) -> Table:
                 text_cell(worker.device),
                 Cell(str(ended), ended, "number"),
                 Cell(duration(busy), busy, "number"),
-                text_cell(worker.reason or "at work"),
+                text_cell(_worker_state(status, worker)),
             ]
         )
     return Table(("worker", "host", "device", "trials ended", "busy", "state"), rows)
+
+
+def _worker_state(status: StudyStatus, worker: WorkerRow) -> str:
+    """Return why a worker ended, what it does, or that it is lost."""
+    if worker.ended is None and worker not in status.live_workers:
+        return "lost"
+    return worker.reason or "at work"
 
 
 def _versions(status: StudyStatus) -> list[tuple[str, str]]:

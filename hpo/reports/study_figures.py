@@ -33,7 +33,7 @@ from hpo.reports.figures import (
     short,
     tick,
 )
-from hpo.search.status import StudyStatus
+from hpo.search.status import StudyStatus, words_of
 from hpo.storage.records import WORTHLESS, Attempt, Trial
 
 STATE_COLORS = {
@@ -500,7 +500,7 @@ def worker_timeline(status: StudyStatus) -> Figure | None:
 
 
 def _bars(status: StudyStatus, state: str, pairs: list[tuple[Attempt, Trial]]) -> Trace:
-    ends = [attempt.ended or status.now for attempt, _ in pairs]
+    ends = [status.end_of(attempt) for attempt, _ in pairs]
     return {
         "type": "bar", "orientation": "h", "name": state, "marker": {"color": STATE_COLORS[state]},
         "y": [plain(attempt.worker) for attempt, _ in pairs],
@@ -516,9 +516,8 @@ def _moment(seconds: float) -> str:
 
 
 def _attempt_in_words(status: StudyStatus, attempt: Attempt, trial: Trial) -> str:
-    how = attempt.outcome.words if attempt.outcome else "running"
-    took = duration((attempt.ended or status.now) - attempt.started)
-    return f"trial {trial.number}, {how}, {took}"
+    took = duration(status.end_of(attempt) - attempt.started)
+    return f"trial {trial.number}, {words_of(attempt)}, {took}"
 
 
 def value_against_time(status: StudyStatus) -> Figure | None:

@@ -208,12 +208,15 @@ class StudyStatus:
             reached = max(reached, end)
         return elapsed
 
+    def end_of(self, attempt: Attempt) -> float:
+        """Return when an attempt ended; of one without an end now, or the end of its lease."""
+        return attempt.ended or (self.now if attempt.live else attempt.until)
+
     def _spans(self) -> Iterator[tuple[float, float]]:
-        """Yield when each attempt began and ended; of one without an end now, or the end of its
-        lease."""
+        """Yield when each attempt began and ended."""
         for trial in self.trials:
             for one in trial.attempts:
-                yield one.started, one.ended or (self.now if one.live else one.until)
+                yield one.started, self.end_of(one)
 
     @cached_property
     def spending(self) -> Spending:
@@ -499,6 +502,13 @@ def _origins(file: StudyFile, enqueued: Collection[int | None]) -> dict[int, str
 def is_alive(worker: WorkerRow, row: StudyRow, now: float) -> bool:
     """Return whether a worker of the study of `row` has not ended, and was heard of lately."""
     return worker.ended is None and now - worker.seen < ALIVE_S + row.lease_s
+
+
+def words_of(attempt: Attempt) -> str:
+    """Return how an attempt ended; of one without an end whether its lease still runs."""
+    if attempt.outcome is not None:
+        return attempt.outcome.words
+    return "running" if attempt.live else "interrupted"
 
 
 def _unfinished(last: Attempt | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from werkzeug.test import Client, TestResponse
 
 from hpo.dashboard.auth import Credentials
@@ -12,8 +13,10 @@ from hpo.dashboard.gateway import Settings
 from hpo.dashboard.server import make_app
 from hpo.paths import Home
 from hpo.search.study import Study
-from hpo.storage import records
+from hpo.storage import leases, records
 from hpo.storage.database import Database
+from hpo.storage.optuna import FencedStorage, add_waiting
+from hpo.storage.tables import attempts
 from tests.harness.fakes import study_file
 from tests.harness.filled import Trial, fill
 
@@ -132,6 +135,35 @@ def test_a_form_that_is_wrong_changes_nothing_and_is_shown_again(
         assert form["values"] in answer.text
     assert records.get_study(study.database, "toy").trials == 6
     assert not records.read_enqueued(study.database, study.uuid)
+
+
+def test_a_long_form_is_read_and_shown_again_whole(study: Study) -> None:
+    app, text = make_app(study.database), "optimizer.lr = " + "9" * 20_000
+    answer = own(app, f"{PAGE}/enqueue", {"values": text})
+    assert answer.status_code == 409
+    assert text in answer.text
+
+
+def test_costs_of_several_objectives_are_shown(database: Database) -> None:
+    several = study_file(study='metrics = ["val_top1", "latency_ms"]')
+    fill(database, several, [Trial("complete", (0.5, 0.6), costs=(3.25,))])
+    page = ask(make_app(database), PAGE).text
+    assert "latency_ms" in page
+    assert ">3.25<" in page
+
+
+def test_an_attempt_whose_worker_is_gone_ended_with_its_lease(study: Study) -> None:
+    add_waiting(FencedStorage(study.database), study.row.study_id)
+    taken = leases.claim(study.database, study.uuid, study.snapshot().free[0], "w")
+    assert taken is not None
+    app, number = make_app(study.database), taken.lease.number
+    assert ">running<" in ask(app, f"{PAGE}/trials/{number}").text
+    with study.database.write() as c:
+        c.execute(sa.update(attempts).where(attempts.c.outcome.is_(None)).values(
+            started=1_000.0, until=1_090.0))  # fmt: skip
+    page = ask(app, f"{PAGE}/trials/{number}").text
+    assert ">running<" not in page
+    assert ">1 min 30 s<" in page
 
 
 def test_a_page_elsewhere_changes_nothing(study: Study) -> None:
