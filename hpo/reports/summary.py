@@ -111,12 +111,13 @@ def _against(status: StudyStatus, best: Trial) -> Iterator[str]:
     if other.number == best.number:
         yield f"That is the {name} configuration itself: no other trial was better."
         return
-    side = "above" if status.file.direction == "maximize" else "below"
-    apart = abs((best.value or 0.0) - (other.value or 0.0))
+    apart = (best.value or 0.0) - (other.value or 0.0)
+    side = f"{number(abs(apart))} {'above' if apart > 0 else 'below'}" if apart else "equal to"
     ended = "" if other.state == "complete" else f", {other.state} after epoch {len(other.epochs)}"
     yield (
-        f"The {name} (trial {other.number}{ended}) reached {number(other.value)}: the best is "
-        f"{number(apart)} {side} it{_verdict(status, other)}."
+        f"The {name} (trial {other.number}{ended}) reached {number(other.value)}: the best "
+        f"{'' if other.state == 'complete' else 'complete one '}is {side} it"
+        f"{_verdict(status, other)}."
     )
 
 
@@ -154,6 +155,9 @@ def mattered(found: Importances) -> str:
 
 def _next(status: StudyStatus) -> Iterator[str]:
     """Yield what to try next, the most urgent first."""
+    if (verified := status.file.verifies) is not None:  # its trials are other seeds of a search's
+        yield f"hpo verify {verified.study} ranks its configurations."
+        return
     yield from _guessing(status)
     yield from _pressing(status)
     yield from _rising(status)
@@ -183,9 +187,10 @@ def _guessing(status: StudyStatus) -> Iterator[str]:
     what = "always named one class" if single else "did no better than guessing"
     names = [one.params["optimizer.lr"] for one in none if "optimizer.lr" in one.params]
     rates = f" (optimizer.lr {min(names):.3g} to {max(names):.3g})" if names else ""
+    bound = f"at {'most' if status.noise.maximize else 'least'} {number(level)}"
     yield (
-        f"{len(none)} of {len(long)} trials {what}, {status.file.metric} at most {number(level)}"
-        f"{rates}: try other learning rates, more epochs or pretrained weights."
+        f"{len(none)} of {len(long)} trials {what}, {status.file.metric} {bound}{rates}: try other "
+        "learning rates, more epochs or pretrained weights."
     )
 
 
@@ -258,8 +263,9 @@ def _rising(status: StudyStatus) -> Iterator[str]:
     if best is None or not noise.still_rises(best):
         return
     way = "rising" if noise.maximize else "falling"
-    top = [one for one in status.ranked()[:BEST] if noise.still_rises(one)]
-    others = f", and {len(top) - 1} of the next {BEST - 1}" if len(top) > 1 else ""
+    next_ones = status.ranked()[1:BEST]
+    rising = sum(map(noise.still_rises, next_ones))
+    others = f", and {rising} of the next {len(next_ones)}" if rising else ""
     more = ""
     if status.file.tied_to_length is None:
         more = f": hpo extend {status.row.name} --epochs {2 * status.file.max_epochs}"
@@ -283,10 +289,10 @@ def _coarse(status: StudyStatus) -> Iterator[str]:
         return
     half = (interval.high - interval.low) / 2
     if noise.counted and half > COARSE:
-        yield (
-            f"{noise.basis} tell an accuracy to ±{half:.3f}: more validation images "
-            "(data.val_fraction) or a cross-validation (data.folds) would tell the best apart."
-        )
+        more = "more images" if noise.folds else (
+            "more validation images (data.val_fraction) or a cross-validation (data.folds)"
+        )  # fmt: skip
+        yield f"{noise.basis} tell an accuracy to ±{half:.3f}: {more} would tell the best apart."
 
 
 def _untried(status: StudyStatus) -> Iterator[str]:
@@ -310,10 +316,18 @@ def _few(status: StudyStatus) -> Iterator[str]:
     if status.budget is None or status.file.study.sampler.name == "grid":
         return
     if 0 < status.finished < wanted:
-        few = (
-            f"{plural(status.finished, 'trial')} for {plural(len(status.file.space), 'parameter')}"
-        )
-        yield f"{few} are few: hpo extend {status.row.name} --trials {wanted}."
+        trials, searched = status.finished, plural(len(status.file.space), "parameter")
+        few = f"{plural(trials, 'trial')} for {searched} {'is' if trials == 1 else 'are'} few"
+        yield f"{few}: {_more_trials(status, wanted)}."
+
+
+def _more_trials(status: StudyStatus, wanted: int) -> str:
+    """Return what brings a study that is over or stopped to `wanted` trials, or why it is over."""
+    if status.state == "stopped":
+        return f"hpo resume {status.row.name}"
+    if status.row.stop_reason:
+        return f"it ended early, {status.row.stop_reason}"
+    return f"hpo extend {status.row.name} --trials {wanted}"
 
 
 def _capital(text: str) -> str:

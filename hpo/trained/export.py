@@ -272,7 +272,11 @@ def best_trials(status: StudyStatus, k: int) -> list[Trial]:
         name = status.row.name
         states = ("waiting", "running", "paused", "interrupted", *FINAL)
         there = [f"{status.count(one)} {one}" for one in states if status.count(one)]
-        advice = status.pruned_note or f"hpo run or hpo worker {name} goes on with it"
+        advice = status.pruned_note or (
+            f"hpo trials {name} says why, hpo extend {name} gives it more"
+            if status.state == "finished"
+            else f"hpo run or hpo worker {name} goes on with it"
+        )
         paused = next(iter(status.ranked("paused")), None)
         if paused is not None and not status.pruned_note:
             advice += f"; hpo export {name} --trial {paused.number} takes the best paused one"

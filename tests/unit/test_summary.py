@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hpo.config.study import Verified
 from hpo.reports.importance import Importances
 from hpo.reports.summary import Kind, mattered, summarize, texts
 from hpo.search.noise import VALIDATED
@@ -132,6 +133,39 @@ def test_bounds_and_choices_that_could_go_on(database: Database) -> None:
     assert pressing == [
         "The best trials press against optimizer.lr = 0.1 (5 of the best 5): let it go above 0.1."
     ]
+
+
+def test_a_reference_that_is_better_or_equal_is_told_so(database: Database) -> None:
+    pruned = Trial("pruned", (0.5, 0.9))
+    told = summarize(filled(database, [pruned, Trial("complete", (0.3, 0.6, 0.7))]))
+    assert texts(told, Kind.AGAINST) == [
+        "The baseline (trial 0, pruned after epoch 2) reached 0.9000: the best complete one is "
+        "0.2000 below it."
+    ]
+
+
+def test_what_to_try_next_can_be_typed(database: Database) -> None:
+    flat = [Trial("complete", (0.3, 0.6, 0.6))] * 3
+    status = filled(database, flat)
+
+    def few(**changes: object) -> str:
+        now = replace(status, row=replace(status.row, **changes))  # type: ignore[arg-type]
+        return texts(summarize(now), Kind.NEXT)[-1]
+
+    assert few() == "3 trials for 1 parameter are few: hpo extend toy --trials 10."
+    assert few(trials=40, stop="user").endswith("are few: hpo resume toy.")
+    over = few(trials=40, stop="rule", stop_reason="max_time = 1m is over")
+    assert over.endswith("are few: it ended early, max_time = 1m is over.")
+    again = replace(status, file=replace(status.file, verifies=Verified("parent", "u")))
+    assert texts(summarize(again), Kind.NEXT) == ["hpo verify parent ranks its configurations."]
+    folds = replace(status, file=study_file(trials=3, train="epochs = 3\ndata.folds = 3"))
+    assert not any("data.folds" in line for line in texts(summarize(folds), Kind.NEXT))
+
+
+def test_losses_that_only_guess_are_high(database: Database) -> None:
+    worse = [Trial("complete", (0.2, 0.3, 0.3))] * 3  # a loss of 0.9 or more, of two classes
+    told = summarize(filled(database, worse, study='metric = "val_loss"'))
+    assert "did no better than guessing, val_loss at least 0.68" in texts(told, Kind.NEXT)[0]
 
 
 def test_a_metric_without_an_interval(database: Database) -> None:
