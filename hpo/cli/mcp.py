@@ -7,6 +7,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 MOST_TRIALS = 200
 """Most trials of one answer: an assistant pays for each."""
+MOST_EPOCHS = 100
 Tool = Callable[..., Any]
 
 
@@ -78,13 +80,17 @@ INSTRUCTIONS = (
 
 
 def _refusing(tool: Tool) -> Tool:
-    """Return `tool`, whose errors reach the assistant with their own words, without passwords."""
+    """Return `tool`, which answers as `--json` does, and whose errors reach the assistant with
+    their own words, without passwords."""
     from mcp.server.mcpserver.exceptions import ToolError
+
+    from hpo.cli.tables import to_json
 
     @functools.wraps(tool)
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
-            return tool(*args, **kwargs)
+            answer = tool(*args, **kwargs)
+            return answer if isinstance(answer, str) else to_json(answer)
         except HpoError as error:
             raise ToolError(redact(str(error))) from None
         except Exception as error:
@@ -179,13 +185,18 @@ class Tools:
         return {"trials": rows, "of": len(trials)}
 
     def explain_trial(self, study: str, number: int) -> dict[str, Any]:
-        """Explain one trial: its parameters, the metrics of every epoch, its attempts, why it
-        ended."""
+        """Explain one trial: its parameters, the metrics of its epochs (all; of more than 100 an
+        even selection), its attempts, why it ended."""
         trials = self._study(study).trials
         chosen = next((one for one in trials if one.number == number), None)
         if chosen is None:
-            raise NotFound(f"no trial {number} in study {study!r}; allowed: 0 to {len(trials) - 1}")
-        return chosen.to_dict()
+            last = max((one.number for one in trials), default=None)
+            have = "it has none yet" if last is None else f"allowed: 0 to {last}"
+            raise NotFound(f"no trial {number} in study {study!r}; {have}")
+        rows, step = chosen.epochs, -(-len(chosen.epochs) // MOST_EPOCHS)
+        always = (1, chosen.best_epoch, len(rows))
+        told = [asdict(row) for row in rows if row.epoch % step == 0 or row.epoch in always]
+        return chosen.to_dict() | {"epochs": told, "of_epochs": len(rows)}
 
     def enqueue(self, study: str, values: dict[str, Any]) -> str:
         """Queue a configuration as the next trial; it counts toward the budget. `values` are

@@ -52,7 +52,7 @@ def call(database: Database, tool: str, **arguments: Any) -> tuple[bool, str]:
 def test_studies_and_trials_are_explained(study: Study) -> None:
     failed, listed = call(study.database, "list_studies")
     assert not failed
-    assert json.loads(listed)["study"] == "toy"
+    assert json.loads(listed)[0]["study"] == "toy"
     found = json.loads(call(study.database, "explain_study", study="toy")[1])
     assert found["summary"][0]["kind"] == "searched"
     assert found["status"]["finished"] == 2
@@ -60,6 +60,23 @@ def test_studies_and_trials_are_explained(study: Study) -> None:
     rows = json.loads(call(study.database, "list_trials", study="toy", state="failed")[1])
     assert [one["reason"] for one in rows["trials"]] == ["ran out of memory"]
     assert json.loads(call(study.database, "explain_trial", study="toy", number=0)[1])["epochs"]
+
+
+def test_answers_are_json_whatever_was_measured(database: Database) -> None:
+    assert json.loads(call(database, "list_studies")[1]) == []
+    odd = [Trial("diverged", (0.5, float("nan"))), Trial("complete", (0.1,) * 250)]
+    fill(database, study_file(trials=6, train="epochs = 250"), odd)
+    fill(database, study_file(name="other"), [])
+    listed = json.loads(call(database, "list_studies")[1])
+    assert [one["study"] for one in listed] == ["toy", "other"]
+    text = call(database, "explain_trial", study="toy", number=0)[1]
+    assert "NaN" not in text
+    assert json.loads(text)["epochs"][1]["metrics"]["val_top1"] is None
+    long = json.loads(call(database, "explain_trial", study="toy", number=1)[1])
+    assert (len(long["epochs"]), long["of_epochs"]) == (85, 250)
+    failed, text = call(database, "explain_trial", study="other", number=0)
+    assert failed
+    assert "it has none yet" in text
 
 
 def test_it_steers(study: Study) -> None:
