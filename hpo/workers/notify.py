@@ -52,12 +52,18 @@ def webhook(url: str) -> Target:
 
     def post(message: Message) -> None:
         from http.client import HTTPException
-        from urllib.request import Request, urlopen
+        from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+        class Stay(HTTPRedirectHandler):
+            """A redirect is an error: what follows it is a GET, without the message."""
+
+            def redirect_request(self, *_: Any) -> None:
+                return None
 
         body = json.dumps({**message, "content": message["text"]}).encode()
         head = {"Content-Type": "application/json", "User-Agent": "hpo"}
         try:
-            with urlopen(Request(url, body, head), timeout=POST_S):
+            with build_opener(Stay).open(Request(url, body, head), timeout=POST_S):
                 pass
         except (OSError, HTTPException, ValueError) as error:
             log.warning("--notify: %s did not take the message: %s", host, redact(str(error)))
@@ -71,7 +77,8 @@ def _host(url: str) -> str:
         host, _ = parts.hostname, parts.port
     except ValueError:
         host = None
-    if not host or not url.isprintable() or " " in url or parts.username is not None:
+    is_web = host is not None and parts.scheme.lower() in ("http", "https")
+    if not host or not is_web or not url.isprintable() or " " in url or parts.username is not None:
         raise InputError(
             "--notify: not a URL that can be posted to: allowed is http(s)://HOST/PATH, without a "
             "user"
@@ -114,8 +121,8 @@ def target(text: str) -> Target:
     """Return the target of a text: bell, a URL, or else a command. Raises InputError."""
     if text == "bell":
         return ring
-    is_url = text.lower().startswith(("http://", "https://"))
-    return webhook(text) if is_url else command(text)
+    first = text.split(maxsplit=1)[0] if text.strip() else ""
+    return webhook(text) if "://" in first else command(text)
 
 
 class Notifier:

@@ -52,6 +52,11 @@ def server(code: int = 200) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         def do_POST(self) -> None:
             bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             self.send_response(code)
+            self.send_header("Location", "/elsewhere")
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            self.send_response(200)
             self.end_headers()
 
         def log_message(self, *args: object) -> None: ...
@@ -100,6 +105,18 @@ def test_a_webhook_that_fails_is_only_warned_of(
     assert redact(f"posted to {url}") == "posted to ***"
 
 
+def test_a_redirect_did_not_take_the_message(
+    status: StudyStatus, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("http_proxy", raising=False)
+    with server(302) as (url, bodies):
+        told = Notifier.of([url])
+        told.ended(status, interrupted=True)
+        told.close()
+    assert "HTTP Error 302" in caplog.text
+    assert len(bodies) == 1
+
+
 def test_a_command_gets_the_message_but_no_shell(status: StudyStatus, tmp_path: Path) -> None:
     code = "import os, sys; open(sys.argv[1], 'w').write(os.environ['HPO_TEXT'] + sys.stdin.read())"
     out, evil = tmp_path / "out $(touch x)", tmp_path / "x"
@@ -146,6 +163,7 @@ def test_the_bell_rings_on_a_terminal_alone(
         ("http://", "not a URL that can be posted to"),
         ("https://me:hush@host/x", "without a user"),
         ("https://host:port/x", "not a URL"),
+        ("htps://host/hush", "not a URL that can be posted to"),
     ],
 )
 def test_what_cannot_be_a_target_is_refused_before_the_search(text: str, said: str) -> None:
