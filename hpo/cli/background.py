@@ -102,7 +102,7 @@ def _pressed() -> bool:
 
 
 def _wait(child: int, pipe: int) -> None:
-    """End as the child does, or with 0 once it has left."""
+    """End as the child does, or with 1 once it has left: there is no result yet."""
     import termios
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
@@ -114,7 +114,7 @@ def _wait(child: int, pipe: int) -> None:
     signal.signal(signal.SIGTERM, pass_on)
     signal.signal(signal.SIGHUP, pass_on)
     has_left = os.read(pipe, 1) == KEY
-    code = 0 if has_left else os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    code = 1 if has_left else os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     with suppress(termios.error):
         termios.tcsetattr(0, termios.TCSANOW, before)
     os._exit(code if code >= 0 else 128 - code)

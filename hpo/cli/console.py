@@ -74,6 +74,11 @@ def cell(item: Any) -> str:
     )
 
 
+def is_drawn(console: Console) -> bool:
+    """Return whether a console can be drawn on in place: a terminal whose cursor can be moved."""
+    return console.is_terminal and not console.is_dumb_terminal
+
+
 class SafeConsole(Console):
     """Console that shows escape sequences in a text instead of passing them to the terminal."""
 

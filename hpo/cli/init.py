@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -98,8 +99,8 @@ def init(
         weights = look(weights_of_study(file))
     lines = [*report.lines(), proposal(folder, wish), *weights]
     out.print("\n".join(lines), markup=False, soft_wrap=True)
-    hpo = program()
-    typer.echo(f"{path} written. Next:\n  {hpo} check {path}\n  {hpo} run {path}")
+    hpo, quoted = program(), shlex.quote(str(path))
+    typer.echo(f"{path} written. Next:\n  {hpo} check {quoted}\n  {hpo} run {quoted}")
 
 
 def wished(
@@ -178,7 +179,7 @@ def _require_own(path: Path, data: Path, wish: Wish) -> None:
     from hpo.config.template import command_of
 
     config = StudyFile.load(path).train.get("data", {})
-    other = f"{program()} init {data} -o OTHER.toml"
+    other = f"{program()} init {shlex.quote(str(data))} -o OTHER.toml"
     if not any(same_place(config.get(key), str(data)) for key in ("root", "labels")):
         raise Conflict(f"{path} is there and is not of {data}: {other} writes one beside it")
     written = f"\n# Written by: {command_of(wish)}\n"

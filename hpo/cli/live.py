@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from hpo.cli.console import Text
+from hpo.cli.console import Text, is_drawn
 from hpo.cli.tables import STYLES, cells_table, counts, parameters_table, state_text
 from hpo.formatting import duration, exact_duration, number, plural, setting, short_names, sparkline
 from hpo.reports.groups import front_table
@@ -313,7 +313,7 @@ def opened(
     say = partial(console.print, markup=False, soft_wrap=True)
     if quiet:
         yield View(read, say)
-    elif plain or not console.is_terminal:
+    elif plain or not is_drawn(console):
         yield PlainView(read, say)
     else:
         view = LiveView(console, read, devices=devices, stays=stays)

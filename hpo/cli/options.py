@@ -7,7 +7,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -277,6 +277,12 @@ def tell_warning(line: str) -> None:
     typer.echo(f"hpo: warning: {printable(line)}", err=True)
 
 
+def confirm(question: str, *, default: bool = False) -> None:
+    """Ask at the terminal, on standard error; raise Abort where the answer is no."""
+    with redirect_stdout(sys.stderr):
+        typer.confirm(question, default=default, abort=True)
+
+
 def program() -> str:
     """Return how hpo was called, so that commands that we print can be typed."""
     called = Path(sys.argv[0])
@@ -286,7 +292,7 @@ def program() -> str:
     if found is not None and called.exists() and called.samefile(found):
         return "hpo"
     here = Path.cwd()
-    return str(called.relative_to(here) if called.is_relative_to(here) else called)
+    return shlex.quote(str(called.relative_to(here) if called.is_relative_to(here) else called))
 
 
 def again_arguments(

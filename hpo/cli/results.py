@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -167,7 +168,7 @@ def _next_steps(
     else:
         if is_best and verified is None:
             yield f"one seed's result; to compare the best with other seeds: {verify}{flag}"
-        yield f"next: {program()} train {paths[0]} --seeds 3"
+        yield f"next: {program()} train {shlex.quote(str(paths[0]))} --seeds 3"
 
 
 def evaluate(

@@ -30,6 +30,7 @@ from hpo.cli.options import (
     WorkersDevice,
     WorkersPerDevice,
     again_arguments,
+    confirm,
     console,
     database,
     on_replacing,
@@ -213,9 +214,9 @@ def run(
     the file. With a time and no number of trials there are as many as fit.
 
     The exit code is 0 only if the study is finished and has a best trial, so that `hpo run ... &&
-    hpo export ...` is safe; 130 after Ctrl-C or SIGTERM; 1 if no trial was completed or another
-    command stopped the study; 2 if the search could not start, or the database file was removed
-    meanwhile.
+    hpo export ...` is safe; 130 after Ctrl-C or SIGTERM; 1 if no trial was completed, another
+    command stopped the study, or q left it; 2 if the search could not start, or the database file
+    was removed meanwhile.
 
     Example: hpo run studies/digits.toml --workers 2; hpo run photos/ --time 1h
     """
@@ -272,7 +273,7 @@ def run(
         if not study.is_over:
             fetch_weights(study.file, say)
             if not devices:
-                devices = study.devices(workers, per_device, device, say=tell, stop=stop)
+                devices = study.devices(workers, per_device, device, say=say, stop=stop)
             supervisor = study.supervisor(devices, force=force, early=early)
             work(study, file, supervisor, out, stop, notifier, terminal, **shown)
             out = console(stderr=as_json)  # if it left its terminal, of its log
@@ -308,8 +309,8 @@ def _extend(study: Study, raised: LimitsRaised, *, yes: bool) -> None:
     if not yes:
         if not sys.stdin.isatty():
             raise Conflict(f"{raised}, or the same command with --yes")
-        typer.echo(str(raised).partition("\nTo go on")[0])
-        typer.confirm(f"Extend {study.name}?", default=True, abort=True)
+        typer.echo(str(raised).partition("\nTo go on")[0], err=True)
+        confirm(f"Extend {study.name}?", default=True)
     study.extend(**raised.limits)
 
 
@@ -319,18 +320,19 @@ def _beginning(
 ) -> Iterator[Callable[[], object]]:
     """Say at once what takes seconds before a search: workers start, images are read. Yields what
     ends that, for a question to the user."""
+    from hpo.cli.console import Text, is_drawn
     from hpo.control import no_progress, phases_heard
     from hpo.reports.progress import starting
 
     line = ", ".join((*([starting(devices)] if devices else ()), "reading the images"))
-    if quiet or not out.is_terminal:
+    if quiet or not is_drawn(out):
         if not quiet:
             out.print(line, markup=False, soft_wrap=True)
         yield no_progress
     else:
         with (
             out.status(line) as shown,
-            phases_heard(lambda phase: shown.update(f"{line}: {phase}")),
+            phases_heard(lambda phase: shown.update(Text(f"{line}: {phase}"))),
         ):
             yield shown.stop
 
@@ -461,12 +463,13 @@ def _say_plan(
 ) -> None:
     """Print what decides which trials go on, and remarks on the study; without a live view, first
     who works on what."""
+    from hpo.cli.console import is_drawn
     from hpo.config.remarks import remarks
     from hpo.reports.progress import headline
     from hpo.search.promotion import what_decides
 
     whole = not out.is_terminal  # which breaks lines within words
-    if plain or whole:
+    if plain or not is_drawn(out):
         line = headline(study.status(), study.database.shown, supervisor.devices)
         out.print(line, markup=False, soft_wrap=True)
     out.print(what_decides(file), markup=False, soft_wrap=whole)

@@ -178,11 +178,12 @@ def trials(
         typer.echo(tables.to_json([one.to_dict() for one in now.trials]))
     else:
         _print_trials(now, wide=wide)
+        if not state and (line := tables.noise_lines(now)):
+            console().print(f"\n{line}", markup=False, soft_wrap=True)
 
 
 def _print_trials(now: StudyStatus, *, wide: bool) -> None:
     """Print the best first; a terminal gets what fits, unless `wide`."""
-    from hpo.cli.tables import noise_lines
     from hpo.cli.trial_list import MOST, trials_table
 
     out = console()
@@ -191,8 +192,6 @@ def _print_trials(now: StudyStatus, *, wide: bool) -> None:
     (console(WIDEST) if wide else out).print(table)
     if more:
         out.print(f"{more}: --wide", style="dim")
-    if line := noise_lines(now):
-        out.print(f"\n{line}", markup=False, soft_wrap=True)
 
 
 def _only(now: StudyStatus, states: Sequence[str]) -> StudyStatus:

@@ -14,6 +14,7 @@ from hpo.cli.options import (
     On,
     Storage,
     StudyName,
+    confirm,
     database,
     program,
     say,
@@ -257,4 +258,4 @@ def delete(
 def _confirm(study: str, finished: int) -> None:
     if not sys.stdin.isatty():
         raise InputError(f"{study} has {finished} finished trials; to delete it: --yes")
-    typer.confirm(f"Delete {study} with {finished} finished trials?", abort=True)
+    confirm(f"Delete {study} with {finished} finished trials?")

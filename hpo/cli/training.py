@@ -199,13 +199,13 @@ class _UntilStopped:
 @contextmanager
 def training_progress(out: Console) -> Iterator[tuple[Callable[[str], None], _UntilStopped]]:
     """Yield a function for progress lines (a status line on a terminal), and a control."""
+    from hpo.cli.console import Text, is_drawn
     from hpo.workers.process import stop_on_signal
 
     with stop_on_signal() as stop:
-        if not out.is_terminal:
+        if not is_drawn(out):
             yield lambda line: out.print(line, markup=False, soft_wrap=True), _UntilStopped(stop)
             return
-        from hpo.cli.console import Text
         from hpo.control import phases_heard
 
         told: list[str] = []  # phases are shown until the first line: decoding, downloading

@@ -266,7 +266,7 @@ class SeedResult:
     @cached_property
     def epochs(self) -> tuple[dict[str, float], ...]:
         """Return every metric of every epoch: {"epoch": number from 1, metric: value, ...}."""
-        with self.files.curves.open(newline="") as file:
+        with self.files.curves.open(newline="", encoding="utf-8") as file:
             rows = csv.DictReader(file)
             return tuple({"epoch": int(row.pop("epoch")), **_floats(row)} for row in rows)
 

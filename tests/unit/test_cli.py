@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import signal
 import subprocess
@@ -374,6 +375,17 @@ def test_delete_asks_first(hpo: Hpo, toy: Database) -> None:
     assert "toy" not in hpo("list").out
 
 
+@pytest.mark.usefixtures("toy")
+def test_a_question_is_no_part_of_the_result(hpo: Hpo, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = io.StringIO("n\ny\n")
+    monkeypatch.setattr(answer, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdin", answer)
+    called = hpo("delete", "toy", "--json")
+    assert (called.code, called.out) == (1, "")
+    assert "Delete toy with 3 finished trials?" in called.err
+    assert json.loads(hpo("delete", "toy", "--json").out)["deleted"] == "toy"
+
+
 def test_delete_spares_a_study_at_work(hpo: Hpo, toy: Database) -> None:
     study = studies.load(toy, "open")
     storage = FencedStorage(toy)
@@ -442,6 +454,22 @@ def test_a_study_that_another_command_stops_ends_with_1(
     called = hpo("run", "toy.toml")
     assert called.code == 1
     assert "To resume: hpo run toy.toml" in called.out
+
+
+def test_quiet_is_quiet_about_a_probe(hpo: Hpo, monkeypatch: pytest.MonkeyPatch) -> None:
+    def devices(
+        study: PublicStudy, *_: object, say: Callable[[str], None], **__: object
+    ) -> list[str]:
+        study.stop()
+        say("probed")
+        return ["cpu"]
+
+    monkeypatch.setattr(PublicStudy, "devices", devices)
+    monkeypatch.setattr("hpo.cli.search.work", lambda *_, **__: None)
+    Path("toy.toml").write_text(study_file(trials=2).text)
+    auto = ("run", "toy.toml", "--workers-per-device", "auto")
+    assert "probed" not in hpo(*auto, "--quiet").out
+    assert "probed" in hpo(*auto, "--plain").out
 
 
 def test_a_finished_study_ends_at_once_with_its_result(hpo: Hpo, toy: Database) -> None:

@@ -276,6 +276,12 @@ def test_names_with_markup_are_shown_as_they_are() -> None:
     assert "no [bold]class[/bold] [/x]" in out.file.getvalue()
 
 
+def test_a_terminal_that_cannot_be_drawn_on_gets_lines() -> None:
+    out = Console(file=io.StringIO(), force_terminal=True, _environ={"TERM": "dumb"})
+    with opened(out, Readings(status(())).read) as view:
+        assert isinstance(view, PlainView)
+
+
 def test_csv_is_safe_for_spreadsheets_and_exact() -> None:
     odd = trial(0, "failed", [0.1 + 0.2], '=HYPERLINK("http://x")')
     head, row = trials_csv(status((odd,))).splitlines()
