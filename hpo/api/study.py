@@ -82,7 +82,7 @@ class Study:
         *,
         storage: str | None = None,
         artifacts: str | None = None,
-        learn_from: Sequence[str] | Literal["auto"] | None = None,
+        learn_from: Sequence[str] | str | None = None,
         learn_storage: str | None = None,
         from_study: str | None = None,
     ) -> Study:
@@ -93,10 +93,10 @@ class Study:
         `storage` is a URL, by default HPO_STORAGE or hpo_runs/hpo.db under the working directory;
         `artifacts` a folder or URL where checkpoints and weights also go, by default HPO_ARTIFACTS.
         Every image is decoded first: bad data create nothing. A new study first tries the best
-        configurations of the studies `learn_from`, by default `study.learn_from` of the file, in
-        the database `learn_storage`, by default its own; "auto": of every compatible study. A new
-        one with another space takes the finished trials of `from_study`, of the same database, over
-        as its own, outside its budget, where it would train them alike.
+        configurations of the studies `learn_from` (names, or one), by default `study.learn_from` of
+        the file, in the database `learn_storage`, by default its own; "auto": of every compatible
+        study. A new one with another space takes the finished trials of `from_study`, of the same
+        database, over as its own, outside its budget, where it would train them alike.
 
         Raises ConfigError for a file that is wrong, DataError for data that cannot be used,
         Conflict where a study of that name has another definition, and NotFound or InputError for a
@@ -111,7 +111,8 @@ class Study:
         study = cls(file.name, connect_to(storage))
         weakref.finalize(study, study.database.dispose)
         artifacts = artifacts or os.environ.get("HPO_ARTIFACTS")
-        learning = Learning(learn_from, learn_storage, from_study)
+        names = [learn_from] if isinstance(learn_from, str) else learn_from
+        learning = Learning("auto" if names == ["auto"] else names, learn_storage, from_study)
         open_study(study.database, file, artifacts, learning)
         return study
 

@@ -184,6 +184,8 @@ def test_the_python_api_learns(database: Database, tmp_path: Path) -> None:
     assert made.file.learned
     with pytest.raises(NotFound):
         Study.create(study("b"), storage=f"sqlite:///{tmp_path / 'a.db'}", learn_from=["none"])
+    with pytest.raises(NotFound, match="no study 'none'"):  # a name alone is not its letters
+        Study.create(study("b"), storage=f"sqlite:///{tmp_path / 'a.db'}", learn_from="none")
 
 
 @pytest.mark.parametrize(
