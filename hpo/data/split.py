@@ -57,10 +57,11 @@ def split(items: Sequence[Item], fractions: Mapping[str, float], seed: int) -> P
     for digests in classes.values():
         order = _ranked(digests, "split", seed)
         count = sum(len(groups[digest]) for digest in order)
-        for part, fraction in fractions.items():
+        for place, (part, fraction) in enumerate(fractions.items()):
             rest = [digest for digest in order if digest not in chosen]
             sizes = [len(groups[digest]) for digest in rest]
-            for position in _fill(sizes, max(1, round(count * fraction))):
+            quota, others = max(1, round(count * fraction)), len(fractions) - place
+            for position in _fill(sizes, quota, others):
                 chosen[rest[position]] = part
     parts: Parts = {part: [] for part in ("train", *fractions)}
     for item in items:
@@ -68,13 +69,14 @@ def split(items: Sequence[Item], fractions: Mapping[str, float], seed: int) -> P
     return parts
 
 
-def _fill(sizes: Sequence[int], quota: int) -> list[int]:
+def _fill(sizes: Sequence[int], quota: int, others: int) -> list[int]:
     """Return indices of groups that together have at most `quota` images, or of the smallest group
-    if none is that small; never all of them."""
+    if none is that small; never all of them, and of enough groups no more than leave one to each of
+    `others` parts."""
     taken: list[int] = []
     left = quota
     for position, size in enumerate(sizes):
-        if size <= left and len(taken) + 1 < len(sizes):
+        if size <= left and len(taken) + others < len(sizes):
             taken.append(position)
             left -= size
     if not taken and len(sizes) > 1:

@@ -227,6 +227,13 @@ def test_where_every_file_has_a_copy_each_part_still_gets_some() -> None:
     assert {part: len(items) for part, items in parts.items()} == {"val": 2, "test": 2, "train": 2}
 
 
+@pytest.mark.parametrize("images", ["a1 a2 a3", "a1 a2 a3 a3 a3 a3", "a1 a2 a3 a4"])
+def test_a_large_first_part_leaves_some_for_the_next(images: str) -> None:
+    for seed in range(10):
+        parts = split(_items(images), {"val": 0.5, "test": 0.15}, seed)
+        assert all(parts.values())
+
+
 @pytest.mark.parametrize(
     ("limit", "wanted"), [(2, [1, 1]), (11, [10, 1]), (22, [20, 2]), (43, [39, 4]), (99, [40, 4])]
 )
