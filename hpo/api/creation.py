@@ -77,7 +77,7 @@ def open_study(
     hosts, and the workers will tell."""
     from hpo.search import study as studies
     from hpo.search import sync
-    from hpo.search.fingerprints import code_of, keep_report
+    from hpo.search.fingerprints import keep_report, require_modules
     from hpo.search.takeover import copy_weights
     from hpo.storage.database import require_folder
     from hpo.storage.optuna import quiet_optuna
@@ -92,7 +92,7 @@ def open_study(
     if row is None and not _is_own(found):
         require_folder(found)
     if row is None and look:
-        code_of(file)
+        require_modules(file)
         report = check_data(file)
     make_home(found)
     source = connect_to(learning.storage) if learning.storage else None

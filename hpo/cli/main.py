@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -15,19 +18,6 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 from typer.main import get_command
 
 from hpo import __version__
-from hpo.cli import (
-    dashboard,
-    init,
-    mcp,
-    results,
-    search,
-    status,
-    steer,
-    storage,
-    training,
-    verify,
-    workers,
-)
 from hpo.errors import HpoError
 from hpo.formatting import printable
 from hpo.io import disk_full, is_full
@@ -35,49 +25,59 @@ from hpo.redaction import safe_streams
 
 Command = Callable[..., Any]
 
-COMMANDS: dict[str, dict[str, Command]] = {
+COMMANDS: dict[str, dict[str, str]] = {
     "Search": {
-        "init": init.init,
-        "check": search.check,
-        "run": search.run,
-        "worker": workers.worker,
-        "launch": workers.launch,
-        "manifest": workers.manifest,
+        "init": "init.init",
+        "check": "search.check",
+        "run": "search.run",
+        "worker": "workers.worker",
+        "launch": "workers.launch",
+        "manifest": "workers.manifest",
     },
     "Look": {
-        "list": status.list_studies,
-        "status": status.status,
-        "trials": status.trials,
-        "trial": status.trial,
-        "workers": status.workers,
-        "logs": status.logs,
-        "report": results.report,
-        "compare": results.compare,
-        "dashboard": dashboard.dashboard,
-        "mcp": mcp.mcp,
+        "list": "status.list_studies",
+        "status": "status.status",
+        "trials": "status.trials",
+        "trial": "status.trial",
+        "workers": "status.workers",
+        "logs": "status.logs",
+        "report": "results.report",
+        "compare": "results.compare",
+        "dashboard": "dashboard.dashboard",
+        "mcp": "mcp.mcp",
     },
     "Steer": {
-        "enqueue": steer.enqueue,
-        "stop": steer.stop,
-        "resume": steer.resume,
-        "extend": steer.extend,
-        "delete": steer.delete,
+        "enqueue": "steer.enqueue",
+        "stop": "steer.stop",
+        "resume": "steer.resume",
+        "extend": "steer.extend",
+        "delete": "steer.delete",
     },
     "Use": {
-        "verify": verify.verify,
-        "export": results.export,
-        "train": training.train,
-        "evaluate": results.evaluate,
-        "predict": results.predict,
-        "reproduce": training.reproduce,
-        "schema": search.schema,
+        "verify": "verify.verify",
+        "export": "results.export",
+        "train": "training.train",
+        "evaluate": "results.evaluate",
+        "predict": "results.predict",
+        "reproduce": "training.reproduce",
+        "schema": "search.schema",
     },
     "Care": {
-        "storage": storage.storage,
+        "storage": "storage.storage",
     },
 }
-GROUPS: dict[Command, dict[str, Command]] = {storage.storage: storage.COMMANDS}
+"""Commands by their panel of the help: each is `module.function` of hpo.cli."""
+GROUPS = {"storage": "storage.COMMANDS"}
 """Commands that have subcommands."""
+HIDDEN = {
+    "probe": "workers.probe",
+    "agent": "workers.agent",
+    "keep": "workers.agent",  # its old name: launchers that are still running may call it
+}
+MANY = 50_000
+
+PLACES = {name: place for panel in COMMANDS.values() for name, place in panel.items()} | HIDDEN
+PANELS = {name: panel for panel, names in COMMANDS.items() for name in names}
 
 
 class _PlainHelp:
@@ -100,13 +100,44 @@ class _Command(_PlainHelp, TyperCommand):
     pass
 
 
+class _Look(_Command):
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        """Read the arguments; from here on look for garbage in cycles after each MANY objects, not
+        after 700: nearly all that a look makes, modules above all, stays to its end."""
+        gc.set_threshold(MANY)
+        return super().make_context(*args, **options)
+
+
 class _Group(_PlainHelp, TyperGroup):
     pass
 
 
+class _Commands(Mapping[str, Any]):
+    """All commands by their names, each loaded when it is first asked for: a call needs one."""
+
+    def __getitem__(self, name: str) -> Any:
+        return _loaded(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(PLACES)
+
+    def __len__(self) -> int:
+        return len(PLACES)
+
+
+class _Hpo(_Group):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.commands = _Commands()  # type: ignore[assignment]
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names without loading the commands."""
+        return list(self.commands)
+
+
 app = typer.Typer(
     name="hpo",
-    cls=_Group,
+    cls=_Hpo,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -132,28 +163,45 @@ def hpo(
     tested model."""
 
 
+@cache
+def _loaded(name: str) -> Any:
+    """Import a command, and return it as Typer makes it. Raises KeyError for an unknown name."""
+    command = _imported(PLACES[name])
+    made: Any = get_command(_group(name, command) if name in GROUPS else _alone(name, command))
+    made.rich_help_panel = PANELS.get(name)
+    return made
+
+
+def _alone(name: str, command: Command) -> typer.Typer:
+    made = typer.Typer(add_completion=False, rich_markup_mode="rich")
+    kind = _Look if PANELS.get(name) == "Look" else _Command
+    made.command(name, cls=kind, hidden=name in HIDDEN, help=_help(command))(command)
+    return made
+
+
+def _group(name: str, command: Command) -> typer.Typer:
+    made = typer.Typer(
+        name=name,
+        cls=_Group,
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode="rich",
+        help=_help(command),
+    )
+    for inner, subcommand in _imported(GROUPS[name]).items():
+        made.command(inner, cls=_Command, help=_help(subcommand))(subcommand)
+    return made
+
+
+def _imported(place: str) -> Any:
+    module, _, name = place.partition(".")
+    return getattr(import_module(f"hpo.cli.{module}"), name)
+
+
 def _help(command: Command) -> str:
     """Return the docstring, each paragraph as one line, for Typer to fill to the terminal."""
     paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-
-
-def _add(panel: str, name: str, command: Command) -> None:
-    if command not in GROUPS:
-        app.command(name, cls=_Command, rich_help_panel=panel, help=_help(command))(command)
-        return
-    group = typer.Typer(cls=_Group, no_args_is_help=True, rich_markup_mode="rich")
-    for inner, subcommand in GROUPS[command].items():
-        group.command(inner, cls=_Command, help=_help(subcommand))(subcommand)
-    app.add_typer(group, name=name, rich_help_panel=panel, help=_help(command))
-
-
-for panel, commands in COMMANDS.items():
-    for name, command in commands.items():
-        _add(panel, name, command)
-app.command("probe", hidden=True, help=_help(workers.probe))(workers.probe)
-for name in ("agent", "keep"):  # its old name: launchers that are still running may call it
-    app.command(name, hidden=True, help=_help(workers.agent))(workers.agent)
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
@@ -393,14 +394,14 @@ def value_error(path: str, value: Any) -> ConfigError | None:
     return None
 
 
-def field_paths(model: type[BaseModel] = TrainConfig, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted path of every single field, in the order of the definition."""
+@cache
+def field_paths(model: type[BaseModel] = TrainConfig, prefix: str = "") -> tuple[str, ...]:
+    """Return the dotted path of every single field, in the order of the definition."""
+    found: list[str] = []
     for name in model.model_fields:
         inner = field_type(model, name)
-        if is_model(inner):
-            yield from field_paths(inner, f"{prefix}{name}.")
-        else:
-            yield prefix + name
+        found += field_paths(inner, f"{prefix}{name}.") if is_model(inner) else [prefix + name]
+    return tuple(found)
 
 
 def is_option(path: str) -> bool:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from hpo.data.folders import left_out_summary
 from hpo.errors import DataError
 
 SHOWN = 10
@@ -91,6 +90,8 @@ class DataReport:
             yield f"{unreadable_summary(self.unreadable)}, left out:"
             yield from first_lines(self.unreadable)
         if self.left_out:
+            from hpo.data.folders import left_out_summary  # looks at a study need none of it
+
             yield left_out_summary(self.left_out)
         deep = any(mode.startswith("I") for mode in self.modes)
         if len(self.modes) > 1 or deep:

@@ -86,6 +86,19 @@ class Code:
         ]
 
 
+def require_modules(file: StudyFile) -> None:
+    """Raise ConfigError if a module of the user's that `file` names cannot be found, or timm, where
+    it is used, is not installed. Reads none of hpo's own modules, which takes long."""
+    _require_timm(wanted=file.uses_timm)
+    for name in file.user_modules(*DECISIVE, "data.dataset"):
+        _file_of(name)
+
+
+def _require_timm(*, wanted: bool) -> None:
+    if wanted and find_spec("timm") is None:
+        refuse_missing("timm:")
+
+
 def code_of(file: StudyFile) -> Code:
     """Return the code that would run the trials of `file` in this process. Raises ConfigError if a
     module of the user's cannot be found."""
@@ -97,8 +110,7 @@ def code_of(file: StudyFile) -> Code:
 def code_parts(own: Sequence[str], *, timm: bool = False) -> dict[str, str]:
     """Return the parts of a `Code` that names these modules of the user's, and with `timm` may
     train its networks. Raises ConfigError if one cannot be found, or timm is not installed."""
-    if timm and find_spec("timm") is None:
-        refuse_missing("timm:")
+    _require_timm(wanted=timm)
     parts = {"hpo sources": _sources_digest()}
     counted = (*LIBRARIES, "timm") if timm else LIBRARIES
     parts |= {name: ".".join(version(name).split(".")[:2]) for name in counted}

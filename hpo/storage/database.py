@@ -30,7 +30,6 @@ from typing import Any
 
 import psutil
 import sqlalchemy as sa
-from filelock import FileLock
 from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError, OperationalError
 
@@ -380,6 +379,8 @@ class Database:
         """Let one process at a time in, of all that use this database: for its one-time set-up."""
         if self.is_sqlite:
             self._require_writable()
+            from filelock import FileLock
+
             with FileLock(f"{self.url.database}.lock"):
                 yield
             return

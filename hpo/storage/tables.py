@@ -10,6 +10,8 @@ upgraded to; the highest is the one it has. A new schema of Optuna's comes with 
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 from sqlalchemy import (
     BigInteger,
@@ -23,8 +25,8 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    TypeDecorator,
 )
-from sqlalchemy.dialects.mysql import MEDIUMTEXT
 
 from hpo.errors import StorageError
 from hpo.storage.database import Database
@@ -39,8 +41,22 @@ OPEN_ENDED = 2**31 - 1
 TAKEN_OVER = 0
 """The attempt `k` of a trial that was taken over from an earlier study; workers' are from 1."""
 
-LongText = Text().with_variant(MEDIUMTEXT(), "mysql")
-"""Text of any length that occurs; MySQL's TEXT ends at 64 KiB, shorter than some study files."""
+
+class LongText(TypeDecorator[str]):
+    """Text of any length that occurs; MySQL's TEXT ends at 64 KiB, shorter than some study
+    files."""
+
+    impl = Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> Any:
+        """Return the type of a database; that of MySQL is imported only there."""
+        if dialect.name != "mysql":
+            return self.impl_instance
+        from sqlalchemy.dialects.mysql import MEDIUMTEXT
+
+        return dialect.type_descriptor(MEDIUMTEXT())
+
 
 metadata = MetaData()
 

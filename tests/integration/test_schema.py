@@ -16,6 +16,8 @@ from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
+from sqlalchemy.dialects import mysql
+from sqlalchemy.schema import CreateTable
 
 from hpo.errors import StorageError
 from hpo.search import study as studies
@@ -38,6 +40,11 @@ def database(url: str) -> Iterator[Database]:
     found = connect(url)
     yield found
     found.dispose()
+
+
+def test_mysql_has_room_for_long_texts() -> None:
+    made = str(CreateTable(tables.studies).compile(dialect=mysql.dialect()))
+    assert "definition MEDIUMTEXT" in made
 
 
 def make_version_1(database: Database) -> object:

@@ -14,6 +14,9 @@ import pytest
 import hpo
 from hpo.cli import storage
 from hpo.cli.main import COMMANDS
+from hpo.storage.database import connect
+from tests.harness.fakes import study_file
+from tests.harness.filled import Trial, fill
 
 PACKAGE = Path(hpo.__file__).parent
 CORE = "core"
@@ -152,10 +155,21 @@ def test_help_loads_nothing_heavy(tmp_path: Path) -> None:
     assert not loaded_by(code, tmp_path) & set(HEAVY)
 
 
-def test_looking_loads_no_torch(tmp_path: Path) -> None:
-    calls = [["list"], ["status", "x"], ["trials", "x"], ["trial", "x", "0"], ["logs", "x"]]
-    code = "\n".join(CALL.format(args=args, codes=(0, 2)) for args in calls)
-    assert not loaded_by(code, tmp_path) & {"torch", "torchvision", "optuna", "plotly", "sklearn"}
+def test_a_look_loads_what_it_shows(tmp_path: Path) -> None:
+    """Looks are typed often: neither Optuna nor anything that they do not show, of hpo either."""
+    (tmp_path / "runs").mkdir()
+    database = connect(f"sqlite:///{tmp_path}/runs/hpo.db")
+    fill(database, study_file(), [Trial("complete", (0.5, 0.6)), Trial("pruned", (0.2,))])
+    database.dispose()
+    calls = [["list"], ["status", "toy"], ["trials", "toy"], ["trial", "toy", "0"],
+             ["workers", "toy"]]  # fmt: skip
+    code = "\n".join(CALL.format(args=args, codes=(0,)) for args in calls)
+    loaded = loaded_by(code, tmp_path)
+    assert {"sqlalchemy", "hpo.cli.status", "hpo.search.status"} <= loaded
+    unneeded = {*HEAVY, "alembic", "scipy", "pandas", "filelock", "rich.progress", "rich.markdown"}
+    unneeded |= {"sqlalchemy.orm", "sqlalchemy.dialects.mysql", "hpo.data.folders"}
+    unneeded |= {"hpo.cli.search", "hpo.cli.results", "hpo.cli.workers", "hpo.storage.optuna"}
+    assert not loaded & (unneeded - {"sqlalchemy"})
 
 
 def test_looking_for_faults_loads_no_torch(tmp_path: Path) -> None:

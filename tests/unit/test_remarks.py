@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from hpo.config.base import field_type, is_model
+from hpo.config.base import descriptions, field_type, is_model
 from hpo.config.remarks import EFFECTIVE_WITH, remarks
 from hpo.config.study import StudyFile, parse_study
 from hpo.config.train import TrainConfig, check_path
@@ -29,12 +29,13 @@ def told(space: str, *, train: str = "", **options: object) -> list[str]:
 
 def fields(model: type[BaseModel] = TrainConfig, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Every field with its description."""
-    for name, field in model.model_fields.items():
+    texts = descriptions(model)
+    for name in model.model_fields:
         part = field_type(model, name)
         if is_model(part):
             yield from fields(part, f"{prefix}{name}.")
         else:
-            yield prefix + name, field.description or ""
+            yield prefix + name, texts.get(name, "")
 
 
 def test_what_a_description_restricts_the_table_knows() -> None:
