@@ -35,7 +35,6 @@ from hpo.storage.records import (
     Outcome,
     assign_enqueued,
     enqueued_for,
-    finite,
 )
 from hpo.storage.retry import storage_call
 from hpo.storage.tables import attempts, epochs, optuna_trials, studies, workers
@@ -317,8 +316,14 @@ def _renew(c: sa.Connection, database: Database, lease: Lease, **values: Any) ->
         raise lease.lost()
 
 
+def _finite(value: object) -> object:
+    """Return `value`; None for a metric that is no number, which a column of MySQL's cannot hold
+    (the epoch's row has it as text)."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _progress(c: sa.Connection, database: Database, worker: str, values: dict[str, Any]) -> None:
-    known = {name: finite(value) for name, value in values.items()}
+    known = {name: _finite(value) for name, value in values.items()}
     c.execute(sa.update(workers).where(workers.c.id == worker).values(seen=database.now(), **known))
 
 

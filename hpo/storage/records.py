@@ -49,16 +49,10 @@ def read_params(database: Database, study_id: int) -> dict[int, dict[str, Any]]:
 
 
 def _external(value: float, distribution: dict[str, Any]) -> Any:
-    """As Optuna's `to_external_repr`: a choice is stored by its place in the list."""
+    """Return a value as `to_external_repr` does: a choice is stored by its place in the list."""
     if distribution["name"] == "CategoricalDistribution":
         return distribution["attributes"]["choices"][int(value)]
     return int(value) if distribution["name"] == "IntDistribution" else value
-
-
-def finite(value: object) -> object:
-    """Return `value`; None for a metric that is no number, which a column of MySQL's cannot hold
-    (the epoch's row has it as text)."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 _PROCESS = "process"
