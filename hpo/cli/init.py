@@ -86,7 +86,7 @@ def init(
     from hpo.training.weights import look, weights_of_study
 
     wish, folder = wished(time, None, quick, from_scratch, None), summary_of(data_dir)
-    text = starter_file(data_dir, folder, output.stem if output else None, wish)
+    text = starter_file(data_dir, folder, output, wish)
     file, out = parse_study(text, str(data_dir)), console()
     path = output or Path(f"{file.name}.toml")
     if path.exists() and not force:

@@ -121,16 +121,15 @@ class Tools:
 
     def list_studies(self) -> list[dict[str, Any]]:
         """List all studies: state, finished trials, budget, metric and best value."""
-        from hpo.search.status import read_status
-        from hpo.storage import records
+        from hpo.search.status import read_studies
 
-        found = []
-        for row in records.list_studies(self._database):
-            status = read_status(self._database, row.name)
+        found: list[dict[str, Any]] = []
+        studies, problems = read_studies(self._database)
+        for status in studies:
             best = status.best
             found.append(
                 {
-                    "study": row.name,
+                    "study": status.row.name,
                     "state": status.state,
                     "finished": status.finished,
                     "budget": status.budget,
@@ -139,7 +138,7 @@ class Tools:
                     "live_workers": len(status.live_workers),
                 }
             )
-        return found
+        return [*found, *({"problem": one} for one in problems)]
 
     def explain_study(self, study: str) -> dict[str, Any]:
         """Explain one study: a summary in plain language (what was searched, what won, against what

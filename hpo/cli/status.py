@@ -19,6 +19,7 @@ from hpo.cli.options import (
     database,
     program,
     storage_flag,
+    tell_warning,
 )
 from hpo.errors import InputError, NotFound, StorageError
 from hpo.formatting import printable
@@ -43,18 +44,18 @@ def list_studies(as_json: Json = False, storage: Storage = None) -> None:
     Example: hpo list
     """
     from hpo.cli.tables import studies_table, to_json
-    from hpo.search.status import read_status
-    from hpo.storage import records
+    from hpo.search.status import read_studies
 
     with database(storage) as found:
-        rows = records.list_studies(found)
+        studies, problems = read_studies(found)
+        for problem in problems:
+            tell_warning(problem)
         if as_json:
-            typer.echo(to_json([read_status(found, row.name).to_dict() for row in rows]))
-            return
-        if not rows:
+            typer.echo(to_json([one.to_dict() for one in studies]))
+        elif studies:
+            console().print(studies_table(studies))
+        elif not problems:
             typer.echo(f"no studies in {found.shown}; to create one: {program()} run STUDY.toml")
-            return
-        console().print(studies_table([read_status(found, row.name) for row in rows]))
 
 
 def status(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import statistics
 import textwrap
 import warnings
@@ -17,6 +18,7 @@ from hpo.config.recommended import recommend
 from hpo.config.starter import FolderSummary, Starter, Wish, choose
 from hpo.config.study import parse_study
 from hpo.errors import DataError
+from hpo.formatting import printable
 
 SAMPLED = 60  # images whose size is read; enough for a median
 
@@ -116,28 +118,30 @@ def median_side(files: list[Path]) -> int:
 
 
 def starter_file(
-    data: Path, folder: FolderSummary, name: str | None = None, wish: Wish | None = None
+    data: Path, folder: FolderSummary, output: Path | None = None, wish: Wish | None = None
 ) -> str:
     """Return the text of a study file for the images of `data`, a folder or a CSV file, of which a
     look has told `folder`; it works as it is.
 
-    It holds what `choose` finds for `wish`. `name` is the study's; default: that of `data`.
+    It holds what `choose` finds for `wish`. The study is named after `output`, its file; default:
+    after `data`.
     """
     root = data.expanduser().absolute()
     root = root.resolve() if ".." in root.parts else root
     key, dataset = ("labels", "csv") if folder.listed else ("root", "folder")
-    name, wish = name or name_of(root), wish or Wish()
+    name, wish = name_of(root) if output is None else _name(output.stem), wish or Wish()
+    file = f"{name}.toml" if output is None else shlex.quote(printable(str(output)))
     chosen = choose(folder, wish)
     batches = _batches(chosen.limit_train or folder.images)
     text = TEMPLATE.format(
         name=name,
-        file=f"{name}.toml",
+        file=file,
         name_toml=_quoted(name),
         root=root if str(root).isprintable() else _quoted(str(root)),
         command=command_of(wish),
         source=f'dataset = "{dataset}"\n{key} = {_quoted(str(root))}',
         summary=_summary(folder),
-        budget=_budget(chosen, wish, f"{name}.toml"),
+        budget=_budget(chosen, wish, file),
         training=_training(chosen),
         size=chosen.image_size,
         normalize="imagenet" if chosen.pretrained else "dataset",
@@ -156,7 +160,7 @@ def starter_file(
     )  # fmt: skip
     found = recommend(parse_study(text, str(root)))
     lines = (f"#   {one.source}\n{_wrapped(one.values)}\n" for one in found)
-    return text + (NEXT.format(file=f"{name}.toml") + "".join(lines) if found else "")
+    return text + (NEXT.format(file=file) + "".join(lines) if found else "")
 
 
 def command_of(wish: Wish) -> str:
@@ -273,7 +277,10 @@ def _batches(images: int) -> list[int]:
 
 def name_of(root: Path) -> str:
     """Return a study's name made of a folder's, or a file's."""
-    stem = root.stem if root.is_file() else root.name
+    return _name(root.stem if root.is_file() else root.name)
+
+
+def _name(stem: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.")[:64] or "photos"
 
 

@@ -26,7 +26,7 @@ from hpo.config.metrics import COSTS
 from hpo.dashboard import pictures
 from hpo.dashboard.gateway import Request, json_response, refusal
 from hpo.dashboard.pages import Pages
-from hpo.errors import InputError, StorageError
+from hpo.errors import ConfigError, InputError, StorageError
 from hpo.formatting import duration, measured, number, plural, sparkline
 from hpo.paths import Home
 from hpo.reports import rungs, study_figures, summary
@@ -186,7 +186,10 @@ class Notes:
         name = next((row.name for row in rows if row.study_id == study_id), None)
         if name is None:
             return None
-        status = read_status(self._database, name)
+        try:
+            status = read_status(self._database, name)
+        except ConfigError:  # of a newer hpo
+            return None
         with self._lock:
             self._read = {study_id: (time.monotonic(), status)}
         return status

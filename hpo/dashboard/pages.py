@@ -43,7 +43,7 @@ from hpo.reports.study import study_report
 from hpo.reports.study_figures import STATE_COLORS, focus, is_maximized, measured_trials
 from hpo.reports.summary import Kind, summarize, texts
 from hpo.search import study as studies
-from hpo.search.status import STATES, StudyStatus, read_status, words_of
+from hpo.search.status import STATES, StudyStatus, read_status, read_studies, words_of
 from hpo.storage import records
 from hpo.storage.database import Database
 from hpo.storage.records import Trial, WorkerRow
@@ -93,6 +93,10 @@ class Pages:
             return self._respond(request)
         except NotFound as error:
             return self._page("problem.html", 404, title="Not found", problem=str(error))
+        except StorageError:
+            raise
+        except HpoError as error:
+            return self._page("problem.html", 500, title="Not shown", problem=str(error))
 
     def _respond(self, request: Request) -> Response:
         if request.path == "/hpo":
@@ -117,9 +121,9 @@ class Pages:
         }
 
     def _overview(self) -> Response:
-        rows = records.list_studies(self.database)
-        found = [read_status(self.database, row.name) for row in rows]
-        return self._page("overview.html", title="Studies", table=studies_table(found))
+        found, problems = read_studies(self.database)
+        table = studies_table(found)
+        return self._page("overview.html", title="Studies", table=table, problems=problems)
 
     def _study(
         self,

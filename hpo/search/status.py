@@ -12,6 +12,7 @@ from typing import Any
 
 from hpo.config.constraints import to_relax
 from hpo.config.study import StudyFile
+from hpo.errors import ConfigError, NotFound
 from hpo.formatting import plural
 from hpo.search import noise, promotion, scheduling
 from hpo.search.eta import SAMPLED, lengths_of, pace_of, time_left
@@ -439,10 +440,35 @@ class StudyStatus:
         return {"metrics": self.file.directions, "front": front}
 
 
+def file_of(row: StudyRow, text: str = "") -> StudyFile:
+    """Return the study file of a row, with its `text`. Raises ConfigError, which names the study,
+    for one that this version does not understand."""
+    try:
+        return StudyFile.from_definition(row.definition, text)
+    except ConfigError as error:
+        where = f"study {row.name!r} is of a newer hpo: use that version here, too"
+        raise error.at(where) from None
+
+
+def read_studies(database: Database) -> tuple[list[StudyStatus], list[str]]:
+    """Read the status of each study, the oldest first, and why there are others that cannot be
+    read."""
+    found, problems = [], []
+    for row in records.list_studies(database):
+        try:
+            found.append(read_status(database, row.name))
+        except NotFound:
+            continue  # deleted meanwhile
+        except ConfigError as error:
+            problems.append(str(error))
+    return found, problems
+
+
 def read_status(database: Database, name: str) -> StudyStatus:
-    """Read a study's status; raise NotFound naming the nearest studies."""
+    """Read a study's status. Raises NotFound, naming the nearest studies, and ConfigError for a
+    study that this version does not understand."""
     row = records.get_study(database, name)
-    file = StudyFile.from_definition(row.definition, row.source)
+    file = file_of(row, row.source)
     # In this order: of a trial that ends meanwhile, what was written before its end is read after.
     states = records.read_states(database, row.study_id)
     attempts = records.read_attempts(database, row.uuid)

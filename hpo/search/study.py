@@ -22,6 +22,7 @@ from hpo.search import scheduling, sync
 from hpo.search.promotion import study_note, where_rungs_are
 from hpo.search.sampling import make_pruner
 from hpo.search.scheduling import option
+from hpo.search.status import file_of
 from hpo.search.takeover import NOTHING, TakeOver
 from hpo.search.warm_start import LearnFrom, learn
 from hpo.storage import leases, records
@@ -112,7 +113,7 @@ class Study:
 def load(database: Database, name: str) -> Study:
     """Return a study by name; raise NotFound naming the nearest studies."""
     row = records.get_study(database, name)
-    return Study(database, row, StudyFile.from_definition(row.definition))
+    return Study(database, row, file_of(row))
 
 
 def create(

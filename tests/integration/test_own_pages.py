@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from typer.testing import CliRunner
 from werkzeug.test import Client, TestResponse
 
+from hpo.cli.main import app as cli
 from hpo.dashboard.auth import Credentials
 from hpo.dashboard.gateway import Settings
 from hpo.dashboard.server import make_app
@@ -164,6 +167,23 @@ def test_an_attempt_whose_worker_is_gone_ended_with_its_lease(study: Study) -> N
     page = ask(app, f"{PAGE}/trials/{number}").text
     assert ">running<" not in page
     assert ">1 min 30 s<" in page
+
+
+def test_a_study_of_a_newer_version_hides_no_other(study: Study) -> None:
+    database = study.database
+    newer = fill(database, study_file(name="newer"), []).row
+    odd = {**newer.definition, "study": {**newer.definition["study"], "novel": 1}}
+    records.update_study(database, newer.uuid, definition=json.dumps(odd))
+    app = make_app(database)
+    page = ask(app, "/hpo").text
+    assert "study &#39;newer&#39; is of a newer hpo" in page
+    assert 'href="/hpo/studies/toy"' in page
+    answer = ask(app, "/hpo/studies/newer")
+    assert (answer.status_code, "study.novel: unknown key" in answer.text) == (500, True)
+    assert ask(app, f"/api/studies/{newer.study_id}").status_code == 200
+    listed = CliRunner().invoke(cli, ["list", "--json", "--storage", database.secret_url])
+    assert [one["study"] for one in json.loads(listed.stdout)] == ["toy"]
+    assert "study 'newer' is of a newer hpo" in listed.stderr
 
 
 def test_a_page_elsewhere_changes_nothing(study: Study) -> None:

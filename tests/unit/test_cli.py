@@ -514,6 +514,11 @@ def test_init_writes_a_file_once(hpo: Hpo) -> None:
     assert "--force" in called.err
     assert hpo("init", "photos", "--force").code == 0
     assert hpo("init", "nowhere").code == 2
+    spaced = hpo("init", "photos", "-o", "my photos.toml")
+    assert "hpo run 'my photos.toml'" in spaced.out
+    text = Path("my photos.toml").read_text()
+    assert 'name = "my-photos"' in text
+    assert "#   hpo run 'my photos.toml'" in text
     files = [f"{name}/{i}.png,{name}\n" for name in ("cats", "dogs") for i in range(3)]
     Path("photos/labels.csv").write_text("file,label\n" + "".join(files))
     assert "hpo run labels.toml" in hpo("init", "photos/labels.csv").out
