@@ -165,17 +165,17 @@ def test_a_worker_that_dies_over_a_continued_trial_costs_an_epoch(
 
 
 def test_under_promote_they_go_on_to_the_next_rung(database: Database, home: Home) -> None:
-    study = search(database, home, small(2, PROMOTE, trials=6))
+    study = search(database, home, small(2, PROMOTE, trials=4))
     before = read_status(database, "toy")
     studies.extend(study, epochs=5)
     between = read_status(database, "toy")
-    assert between.count("paused") == 6
+    assert between.count("paused") == 4
     assert [rung.epoch for rung in between.count_rungs()] == [1, 3]
     work(studies.load(database, "toy"), home)
-    search(database, home, small(5, name="whole", trials=6))
+    search(database, home, small(5, name="whole", trials=4))
     whole = {one.number: one for one in read_status(database, "whole").trials}
     after = read_status(database, "toy")
-    assert (after.state, after.finished) == ("finished", 6)
+    assert (after.state, after.finished) == ("finished", 4)
     assert after.count("complete") >= 2
     for trial in after.trials:
         assert curve(trial) == curve(whole[trial.number])[: len(trial.epochs)]
