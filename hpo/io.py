@@ -22,7 +22,7 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from io import FileIO
 from pathlib import Path
 from typing import Protocol, Self
@@ -250,7 +250,8 @@ def atomic_write(
     path: Path, write: Callable[[CountingFile], object], *, sealed: bool = False
 ) -> None:
     """Let `write` make the file `path`, which is complete or as it was; `sealed` with a checksum as
-    its last line. Where its folder is removed meanwhile it is made once more. Raises DiskFull."""
+    its last line. Where its folder is removed meanwhile it is made once more. A device or a pipe,
+    such as /dev/stdout, is written to as it is. Raises DiskFull."""
     try:
         _write(path, write, sealed=sealed)
     except FileNotFoundError:
@@ -260,7 +261,7 @@ def atomic_write(
 def _write(path: Path, write: Callable[[CountingFile], object], *, sealed: bool) -> None:
     size = 0
     try:
-        with atomic_path(path) as temporary, FileIO(temporary, "w") as file:
+        with _written_at(path) as place, FileIO(place, "w") as file:
             sink = CountingFile(file)
             write(sink)
             if sealed:
@@ -272,6 +273,13 @@ def _write(path: Path, write: Callable[[CountingFile], object], *, sealed: bool)
         if not is_full(error):
             raise
         raise disk_full(path, size) from error  # the temporary file is gone: its room counts
+
+
+def _written_at(path: Path) -> AbstractContextManager[Path]:
+    """Return where `path` is written: beside it, or at it where it must not be replaced."""
+    is_stream = path.exists() and not path.is_file() and not path.is_dir()
+    names_stream = path.is_symlink() and path.parent == Path("/dev")  # of this process: /dev/stdout
+    return nullcontext(path) if is_stream or names_stream else atomic_path(path)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -107,6 +107,12 @@ class Text(rich.text.Text):
         return self
 
 
+def tell(out: Console, line: str, style: str = "") -> None:
+    """Print a sentence: broken between words on a terminal, which would break them anywhere; in one
+    line elsewhere."""
+    out.print(Text(line, style), soft_wrap=not out.is_terminal)
+
+
 class FittedTable(Table):
     """Table without lines and without empty columns.
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hpo.cli.options import console, program, working
-from hpo.errors import Conflict, InputError
+from hpo.cli.options import console, program, require_there, working
+from hpo.errors import Conflict, DataError, InputError
 from hpo.io import atomic_write, same_place
 from hpo.paths import Home
 from hpo.workers.process import threads_for, visible_gpus
@@ -85,6 +85,7 @@ def init(
     from hpo.data.dataset import examine_data
     from hpo.training.weights import look, weights_of_study
 
+    require_there(data_dir)
     wish, folder = wished(time, None, quick, from_scratch, None), summary_of(data_dir)
     text = starter_file(data_dir, folder, output, wish)
     file, out = parse_study(text, str(data_dir)), console()
@@ -93,10 +94,13 @@ def init(
         raise Conflict(f"{path} exists: choose another name with -o, or overwrite it with --force")
     write(path, text)
     config = file.config(file.baselines[0])
-    with working("reading the images"):
-        cache = Home.default().cache
-        report = examine_data(config.data, cache, remember=False, looked=MAX_INSPECTED)
-        weights = look(weights_of_study(file))
+    hpo, cache = program(), Home.default().cache
+    try:
+        with working("reading the images"):
+            report = examine_data(config.data, cache, remember=False, looked=MAX_INSPECTED)
+            weights = look(weights_of_study(file))
+    except DataError as error:
+        raise DataError(f"{error}\n{path} was written; then: {hpo} check {path}") from None
     lines = [*report.lines(), proposal(folder, wish), *weights]
     out.print("\n".join(lines), markup=False, soft_wrap=True)
     hpo, quoted = program(), shlex.quote(str(path))

@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from hpo.cli.console import Text, is_drawn
+from hpo.cli.console import Text, is_drawn, tell
 from hpo.cli.tables import STYLES, cells_table, counts, parameters_table, state_text
 from hpo.formatting import duration, exact_duration, number, plural, setting, short_names, sparkline
 from hpo.reports.groups import front_table
@@ -182,7 +182,8 @@ def best_lines(status: StudyStatus, best: Sequence[float]) -> Iterator[Renderabl
     if best and best[0] != best[-1]:
         step = max(1, math.ceil(len(best) / SPARKS))
         shown = best[::-1][::step][::-1]
-        rose = f"{number(best[0])} to {number(best[-1])} over {plural(len(best), 'trial')}"
+        measured = sum(trial.value is not None for trial in status.trials)
+        rose = f"{number(best[0])} to {number(best[-1])} over {plural(measured, 'trial')}"
         yield Text.assemble((sparkline(shown), "green"), f"  {rose}")
 
 
@@ -340,9 +341,9 @@ def print_ending(
     command that is printed."""
     out.print()
     out.print(Text(f"{status.row.name} is finished", "bold"))
-    out.print(_summary(status), markup=False, soft_wrap=True)
+    tell(out, _summary(status))
     if status.row.stop_reason:
-        out.print(f"stopped: {status.row.stop_reason}", markup=False, soft_wrap=True)
+        tell(out, f"stopped: {status.row.stop_reason}")
         for more in _more(status):
             line = f"to go on: {hpo} extend {status.row.name} {more}{flag}"
             out.print(line, markup=False, soft_wrap=True)
@@ -385,21 +386,21 @@ def _print_best(database: Database, status: StudyStatus, out: Console) -> None:
     out.print(Text(f"best: trial {best.number}, {value} in epoch {best.best_epoch}", "bold green"))
     for line in (status.noise.describe(best), *texts(told, Kind.AGAINST, Kind.NOISE)):
         if line:
-            out.print(Text(line), soft_wrap=True)
+            tell(out, line)
     _print_pruned(status, out)
     out.print()
     found = importances(database, status.row.name)
     out.print(parameters_table(best.params, found))
-    out.print(Text(found.verdict or found.basis, "dim"), soft_wrap=True)
+    tell(out, found.verdict or found.basis, "dim")
     if hints := texts(told, Kind.NEXT)[:HINTS]:
         out.print(Text("\nto improve it", "bold"))
         for line in hints:
-            out.print(Text(f"  {line}"), soft_wrap=True)
+            tell(out, f"  {line}")
 
 
 def _print_pruned(status: StudyStatus, out: Console) -> None:
     if status.pruned_note:
-        out.print(Text(status.pruned_note, "yellow"), soft_wrap=True)
+        tell(out, status.pruned_note, "yellow")
 
 
 def _print_front(status: StudyStatus, out: Console) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hpo.errors import HpoError, InputError
+from hpo.errors import HpoError, InputError, NotFound, nearest
 from hpo.formatting import printable
 from hpo.paths import Home
 
@@ -248,14 +248,23 @@ def say(as_json: bool, data: Any, *lines: str) -> None:
     typer.echo(to_json(data))
 
 
+def require_there(data: Path) -> None:
+    """Raise NotFound, with the nearest names beside it, unless there is such a file or folder."""
+    path = data.expanduser()
+    if not path.exists():
+        names = sorted(one.name for one in path.parent.glob("[!.]*"))
+        hint = f"; {nearest(path.name, names)}" if names else ""
+        raise NotFound(f"{data}: no such file or folder{hint}")
+
+
 @contextmanager
-def working(what: str, *, shown: bool = True) -> Iterator[None]:
-    """Show `what`, then the phases of the work, beside a spinner on standard error if that is a
-    terminal."""
+def working(what: str, *, shown: bool = True, out: Console | None = None) -> Iterator[None]:
+    """Show `what`, then the phases of the work, beside a spinner on `out`, by default standard
+    error, if that is a terminal. Lines that are printed meanwhile must be on the same console."""
     from hpo.cli.console import SafeConsole, Text
     from hpo.control import phases_heard
 
-    out = SafeConsole(stderr=True)
+    out = out or SafeConsole(stderr=True)
     if not shown or not out.is_terminal:
         yield
         return

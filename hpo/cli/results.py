@@ -22,6 +22,7 @@ from hpo.cli.options import (
     console,
     database,
     program,
+    require_there,
     say,
     storage_flag,
     tell_note,
@@ -200,6 +201,8 @@ def evaluate(
     """
     from hpo.cli.tables import evaluation_page, to_json
 
+    if data is not None:
+        require_there(data)
     with working("loading networks", shown=not as_json):
         from hpo.trained.inference import evaluate_run
         from hpo.trained.run import load_run

@@ -89,6 +89,7 @@ def check(
 
     Example: hpo check studies/digits.toml --workers 2
     """
+    from hpo.cli.console import tell
     from hpo.config.study import StudyFile
     from hpo.config.toml import parse_assignments
 
@@ -108,7 +109,7 @@ def check(
     if as_json:
         say(as_json, result.to_dict())
         return
-    console().print(str(result), markup=False, soft_wrap=True)
+    tell(console(), str(result))
 
 
 def schema() -> None:
@@ -223,6 +224,7 @@ def run(
     terminal = None if plain or quiet or as_json else background.fork()
     from hpo.api.creation import Learning, fetch_weights, open_study
     from hpo.api.study import Study
+    from hpo.cli.console import tell
     from hpo.config.study import StudyFile
     from hpo.config.toml import parse_assignments
     from hpo.search.trackers import require
@@ -235,11 +237,10 @@ def run(
     process.require_count(workers, per_device)
     process.require_device(device)
     quiet, out = quiet or as_json, console(stderr=as_json)
-    tell = partial(out.print, markup=False, soft_wrap=True)
-    say = no_line if quiet else tell
+    say = no_line if quiet else partial(tell, out)
     if is_data(study_file):
         wish = wished(time, trials, quick, from_scratch, device)
-        with working("reading the images", shown=not quiet):
+        with working("reading the images", shown=not quiet, out=out):
             study_file = study_file_of(study_file, wish, say)
     elif quick or from_scratch:
         raise InputError("--quick and --from-scratch are for a folder of images or a CSV file")
@@ -265,7 +266,7 @@ def run(
         if not file.decides_as(study.file):
             file = study.file  # made before, with other defaults
         for line in _opening(study, is_new=opened.is_new, quiet=quiet):
-            out.print(line, markup=False, soft_wrap=True)
+            tell(out, line)
         shown = {"plain": plain, "quiet": quiet, "dashboard": dashboard}
         placed = {"workers": workers, "workers_per_device": per_device, "device": device}
         again = again_arguments(study_file, set_, notify, {**placed, **shown})
@@ -463,18 +464,17 @@ def _say_plan(
 ) -> None:
     """Print what decides which trials go on, and remarks on the study; without a live view, first
     who works on what."""
-    from hpo.cli.console import is_drawn
+    from hpo.cli.console import is_drawn, tell
     from hpo.config.remarks import remarks
     from hpo.reports.progress import headline
     from hpo.search.promotion import what_decides
 
-    whole = not out.is_terminal  # which breaks lines within words
     if plain or not is_drawn(out):
         line = headline(study.status(), study.database.shown, supervisor.devices)
         out.print(line, markup=False, soft_wrap=True)
-    out.print(what_decides(file), markup=False, soft_wrap=whole)
+    tell(out, what_decides(file))
     for line in remarks(study.file):
-        out.print(line, markup=False, soft_wrap=whole, style="yellow")
+        tell(out, line, "yellow")
 
 
 def _leave(study: Study, supervisor: Supervisor, out: Console, terminal: Terminal) -> View:

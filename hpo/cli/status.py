@@ -77,6 +77,7 @@ def status(
     Example: hpo status digits --watch
     """
     from hpo.cli import live, tables
+    from hpo.cli.console import tell
     from hpo.reports.groups import front_table
     from hpo.reports.rungs import rung_table
     from hpo.reports.summary import as_dicts, summarize
@@ -102,7 +103,7 @@ def status(
             about = _verified(now) or tables.noise_lines(now)
             for line in (now.row.stop_reason, why, now.pruned_note, about):
                 if line:
-                    out.print(f"\n{line}", markup=False, soft_wrap=True)
+                    tell(out, f"\n{line}")
             for one in now.forced:
                 out.print(f"{one.worker} was forced to join: {one}", markup=False, style="yellow")
 
@@ -167,6 +168,7 @@ def trials(
     Example: hpo trials digits --format csv > trials.csv
     """
     from hpo.cli import tables
+    from hpo.cli.console import tell
     from hpo.search.status import read_status
 
     with database(storage) as found:
@@ -180,7 +182,7 @@ def trials(
     else:
         _print_trials(now, wide=wide)
         if not state and (line := tables.noise_lines(now)):
-            console().print(f"\n{line}", markup=False, soft_wrap=True)
+            tell(console(), f"\n{line}")
 
 
 def _print_trials(now: StudyStatus, *, wide: bool) -> None:

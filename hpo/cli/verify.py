@@ -103,18 +103,19 @@ def verify(
 
 def _say_what_is_ahead(parent: Study, child: Study, out: Console) -> None:
     """Say how much is to be trained, and that the study is not finished where it is not."""
+    from hpo.cli.console import tell
     from hpo.formatting import plural
 
     status, search = child.status(), parent.status()
     left = (status.budget or 0) - status.finished
     line = f"{child.name}: {plural(left, 'training')} to go on the search's validation images"
-    out.print(line, markup=False, soft_wrap=True)
+    tell(out, line)
     if search.state != "finished":
         warning = f"{parent.name} is not finished: better trials may come, which this leaves out"
-        out.print(warning, markup=False, soft_wrap=True, style="yellow")
+        tell(out, warning, "yellow")
     if len(search.file.objectives) > 1:
         line = f"ranked by {search.file.metric}, the first of its metrics"
-        out.print(line, markup=False, soft_wrap=True)
+        tell(out, line)
 
 
 def _train(
@@ -136,7 +137,7 @@ def _train(
 
 def _print(result: Verification, parent: Study, out: Console, *, as_json: bool) -> None:
     """Print the ranking, what it says, and the commands that come next."""
-    from hpo.cli.console import Text
+    from hpo.cli.console import tell
     from hpo.cli.tables import to_json
 
     if as_json:
@@ -145,9 +146,9 @@ def _print(result: Verification, parent: Study, out: Console, *, as_json: bool) 
     out.print()
     out.print(ranking_table(result))
     out.print()
-    out.print(Text(result.verdict, "bold green" if result.winner else "bold"), soft_wrap=True)
+    tell(out, result.verdict, "bold green" if result.winner else "bold")
     for line in result.remarks():
-        out.print(line, markup=False, soft_wrap=True)
+        tell(out, line)
     if result.winner is not None:
         hpo, flag, name = program(), storage_flag(parent.database), parent.name
         takes = f"{hpo} export {name}{flag} takes trial {result.winner.trial}"

@@ -558,11 +558,12 @@ def _check_split(config: DataConfig, classes: tuple[str, ...], part: str, parts:
             own = [item for items in parts.values() for item in items if item.label == label]
             grouped = any(item.group for item in own)
             count = len({item.key for item in own})
-            few = f"groups of images ({count})" if grouped else "different images"
+            few = f"groups of images ({count})" if grouped else f"different images ({count})"
+            without = ", or set data.test_fraction = 0" if count > 1 else ""
             raise DataError(
                 f"{config.title}: class {name!r} has too few {few} to leave one for "
-                f"{part}: 1 for each of train, val and test is needed; add images, or set "
-                "data.test_fraction = 0"
+                f"{part}: 1 for each of train, val and test is needed; add images, leave the "
+                f"class out{without}"
             )
 
 

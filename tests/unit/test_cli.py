@@ -500,6 +500,19 @@ def test_commands_that_are_printed_reach_the_storage(
     assert options.storage_flag(other) == ""
 
 
+def test_lines_on_a_terminal_break_between_words_and_beside_a_spinner() -> None:
+    from hpo.cli.console import SafeConsole, tell
+
+    for terminal, lines in ((True, ["decoding many", "images"]), (False, ["decoding many images"])):
+        out = SafeConsole(file=io.StringIO(), force_terminal=terminal, width=16, color_system=None)
+        tell(out, "decoding many images")
+        assert [one.rstrip() for one in out.file.getvalue().splitlines()] == lines  # type: ignore[attr-defined]
+    shown = SafeConsole(file=io.StringIO(), force_terminal=True, width=60)
+    with options.working("reading", out=shown):
+        tell(shown, "photos.toml written")
+    assert "reading" in shown.file.getvalue()  # type: ignore[attr-defined]
+
+
 def test_init_writes_a_file_once(hpo: Hpo) -> None:
     from PIL import Image
 
@@ -513,6 +526,10 @@ def test_init_writes_a_file_once(hpo: Hpo) -> None:
     assert called.code == 2
     assert "--force" in called.err
     assert hpo("init", "photos", "--force").code == 0
+    assert "did you mean 'photos'" in hpo("init", "phots").err
+    Path("photos/cats/3.png").write_text("no image")
+    assert "photos.toml was written; then:" in hpo("init", "photos", "--force").err
+    Path("photos/cats/3.png").unlink()
     assert hpo("init", "nowhere").code == 2
     spaced = hpo("init", "photos", "-o", "my photos.toml")
     assert "hpo run 'my photos.toml'" in spaced.out

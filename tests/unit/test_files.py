@@ -114,3 +114,19 @@ def test_a_file_whose_folder_is_removed_while_it_is_written_is_written_again(
     atomic_write(path, write)
     assert path.read_bytes() == b"content"
     assert [one.name for one in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("name", ["pipe", "link"])
+def test_what_is_no_file_is_written_to_and_stays(tmp_path: Path, name: str) -> None:
+    """/dev/stdout is such a link; put in its place, a file would be the output of all programs."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    (tmp_path / "link").symlink_to(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        atomic_write(tmp_path / name, lambda file: file.write(b"page"))
+        assert os.read(reader, 100) == b"page"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+    assert (tmp_path / "link").is_symlink()

@@ -242,6 +242,6 @@ def load(root, split):
     found: list = items(pixels, 6) + [(pixels(9, 9), "alone")]
     return found if split == "train" else None
 """
-    says = "mine:load: class 'alone' has too few different images to leave one for val"
+    says = "mine:load: class 'alone' has too few different images (1) to leave one for val"
     with pytest.raises(DataError, match=re.escape(says)):
         describe(write(module, code))

@@ -8,6 +8,7 @@ import random
 import re
 import warnings
 from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,16 @@ from optuna.distributions import (
     IntDistribution,
 )
 from rich.console import Console
+from werkzeug.test import Client
 
 from hpo.cli.live import print_ending
 from hpo.cli.tables import parameters_table
+from hpo.dashboard.server import make_app
 from hpo.errors import NotFound
 from hpo.formatting import duration, mean_and_spread, number, setting
+from hpo.paths import Home
 from hpo.reports import figures, study_figures
+from hpo.reports import page as page_module
 from hpo.reports.importance import Importances, importances, importances_of
 from hpo.reports.page import write_report
 from hpo.reports.ped_anova import PedAnova
@@ -136,6 +141,63 @@ def test_the_page_loads_nothing(database: Database) -> None:
     assert not re.findall(r"\b(?:src|href)\s*=|@import|url\(", own)
     assert "default-src 'none'" in page
     assert len(page) < 6_000_000
+
+
+class Scrollers(HTMLParser):
+    """Finds boxes that may scroll and hold nothing that a key could reach."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[tuple[str, bool]] = []
+        self.unreachable: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = {name: value or "" for name, value in attrs}
+        if tag in ("div", "pre"):
+            scrolls = {"scroll", "log"} & set(found.get("class", "").split())
+            self.open.append((str(attrs) if scrolls else "", "tabindex" in found))
+        if tag in ("a", "button") or ("data-figure" in found and "min-width" not in found["style"]):
+            self.open = [(box, True) for box, _ in self.open]
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("div", "pre"):
+            box, is_reached = self.open.pop()
+            self.unreachable += [box] if box and not is_reached else []
+
+
+def test_what_scrolls_is_reached_by_keys(database: Database, tmp_path: Path) -> None:
+    study = fill(database, study_file(trials=20, space=RICH_SPACE, name="rich"), MIXED)
+    log = study.directory(Home.default()).log("w1")
+    log.parent.mkdir(parents=True)
+    log.write_text("epoch 1\n")
+    client, here = Client(make_app(database)), "/hpo/studies/rich"
+    own = [client.get(f"{here}{end}").text for end in ("", "/trials/11", "/logs")]
+    for page in (study_report(database, "rich"), training_report(trained(tmp_path)), *own):
+        assert "tabindex" in page
+        assert not Scrollers(page).unreachable
+
+
+def test_text_stands_out_from_its_ground() -> None:
+    """4.5 to 1 in both schemes, as WCAG 2.2 has it for small text."""
+    style = Path(page_module.__file__).with_name("templates") / "style.html"
+    schemes = re.findall(r"(--ground:.*?)}", style.read_text(), re.DOTALL)
+    assert len(schemes) == 3
+    for scheme in schemes:
+        shade = {
+            name: luminance(color) for name, color in re.findall(r"--(\w+): #([0-9a-f]{6})", scheme)
+        }
+        for text in ("ink", "soft", "accent"):
+            for ground in ("ground", "card"):
+                light, dark = sorted((shade[text], shade[ground]), reverse=True)
+                assert (light + 0.05) / (dark + 0.05) >= 4.5, (text, ground, scheme)
+
+
+def luminance(color: str) -> float:
+    """Relative luminance of six hex digits (WCAG 2.2)."""
+    parts = (value / 255 for value in bytes.fromhex(color))
+    linear = [one / 12.92 if one <= 0.04045 else ((one + 0.055) / 1.055) ** 2.4 for one in parts]
+    return sum(weight * one for weight, one in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
 def test_a_study_without_trials(database: Database) -> None:
