@@ -10,7 +10,7 @@ import hashlib
 import math
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import optuna
@@ -63,13 +63,29 @@ def make_sampler(file: StudyFile, *seeds: int) -> samplers.BaseSampler:
         "random": samplers.RandomSampler,
         "grid": samplers.RandomSampler,  # its points are planned; nothing is left to draw
         "gp": samplers.GPSampler,
-        "cmaes": samplers.CmaEsSampler,
+        "cmaes": partial(_OfRanges, file.space.ranges),
         "qmc": samplers.QMCSampler,
         "nsga2": samplers.NSGAIISampler,
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         return kinds[spec.name](seed=derive_seed(*parts), **spec.options())
+
+
+class _OfRanges(samplers.CmaEsSampler):
+    """CMA-ES over the ranges that every trial has. Optuna's own takes those that all trials had so
+    far: once one comes without, its model has a dimension too many, and it draws at random."""
+
+    def __init__(self, ranges: Collection[str], **options: Any) -> None:
+        super().__init__(**options)
+        self._ranges = frozenset(ranges)
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """Return what is drawn together."""
+        found = super().infer_relative_search_space(study, trial)
+        return {name: one for name, one in found.items() if name in self._ranges}
 
 
 def _is_at_random(file: StudyFile, number: int = 0) -> bool:
@@ -140,9 +156,17 @@ class DraftTrial:
         self._study, self._sampler, self._frozen = study, sampler, frozen
         self._planned = planned
         sampler.before_trial(study, frozen)
-        self._space = sampler.infer_relative_search_space(study, frozen)
-        self._joint = sampler.sample_relative(study, frozen, self._space)
         self.params: dict[str, Any] = {}
+
+    @cached_property
+    def _space(self) -> dict[str, BaseDistribution]:
+        return self._sampler.infer_relative_search_space(self._study, self._frozen)
+
+    @cached_property
+    def _joint(self) -> dict[str, Any]:
+        """The joint draw: none for a trial that is planned as a whole, which would be taken for one
+        that the sampler has drawn."""
+        return self._sampler.sample_relative(self._study, self._frozen, self._space)
 
     def _suggest(self, name: str, distribution: BaseDistribution) -> Any:
         if name in self._planned:

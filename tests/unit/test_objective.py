@@ -146,6 +146,36 @@ def test_samplers_learn_from_trials_that_diverged(database: Database, sampler: s
     assert drafted.keys() == set(file.space)
 
 
+def test_cma_es_models_the_ranges_that_every_trial_has() -> None:
+    """Not those that all trials happened to have so far; and it learns nothing of what it did not
+    draw: a trial that was planned as a whole."""
+    when = '{low = 0.5, high = 0.9, when = {"optimizer.name" = "sgd"}}'
+    space = "optimizer.lr = {low = 0.1, high = 0.9}\nmodel.dropout = {low = 0.0, high = 0.5}\n"
+    space += f'optimizer.name = ["sgd", "adamw"]\noptimizer.momentum = {when}'
+    sampler = '{name = "cmaes", with_margin = true, popsize = 4}'
+    file, view = study_file(trials=9, space=space, sampler=sampler), optuna.create_study()
+    drawn = []
+    for number, name in enumerate(["sgd"] * 5 + ["adamw"] * 6):
+        trial, planned = view.ask(), {"optimizer.name": name}
+        if number == 10:
+            planned |= {"optimizer.lr": 0.5, "model.dropout": 0.0}
+        frozen = trial._cached_frozen_trial
+        params = draft_params(
+            view,
+            file.space,
+            frozen,
+            planned,
+            lambda k, n=number: make_sampler(file, n, 1, k),  # type: ignore[misc]
+        )
+        view._storage.set_trial_system_attr(trial._trial_id, "fixed_params", params)
+        file.space.suggest(optuna.trial.Trial(view, trial._trial_id))
+        view.tell(trial, number / 10)
+        drawn.append(view.trials[-1].system_attrs)
+    assert [len(one.get("x_for_tell", ())) for one in drawn] == [0, *[2] * 9, 0]
+    generations = [[one[key] for key in one if key.endswith(":generation")] for one in drawn]
+    assert generations == [[], *[[0]] * 4, *[[1]] * 4, [2], []]
+
+
 def test_a_trial_after_its_last_epoch_is_complete_whatever_the_pruner_says(
     database: Database, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
