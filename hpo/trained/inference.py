@@ -64,6 +64,7 @@ from hpo.training.feature_cache import (
 )
 from hpo.training.learner import memory_format
 from hpo.training.loader import EvalBatches
+from hpo.training.memory import is_lack
 from hpo.training.tasks import Rows, Task, task_of
 
 T = TypeVar("T")
@@ -231,13 +232,13 @@ class TrainedModel:
 
     def _fitting(self, work: Callable[[int], T]) -> T:
         """Return what `work` makes of as many images at once as fit the memory of the device: those
-        of training, or half as often as that is too many. Raises torch.OutOfMemoryError."""
+        of training, or half as often as that is too many. Raises RuntimeError where one is."""
         micro_batch = self.config.runtime.micro_batch or self.config.batch_size
         while True:
             try:
                 return work(micro_batch)
-            except torch.OutOfMemoryError:
-                if micro_batch == 1:
+            except RuntimeError as error:
+                if micro_batch == 1 or not is_lack(error):
                     raise
             micro_batch //= 2
 

@@ -25,7 +25,7 @@ from hpo.training.compiling import WARM_UP, is_own
 from hpo.training.feature_cache import Extractor, Preprocessing, find_cut_or_obstacle
 from hpo.training.learner import Batch, Learner, autocast, memory_format
 from hpo.training.loader import TrainBatches
-from hpo.training.memory import release
+from hpo.training.memory import is_lack, release
 
 # Simplest first: the choice among those that are about as fast.
 PRECISIONS = ("float32", "bfloat16")
@@ -199,7 +199,9 @@ class Comparison:
             self.images = self.images or self._enough_images(learner)
             batch = _random_batch(learner.config, self.images, self.classes, self.device)
             seconds = min(_step_times(learner, batch, self.best_s))
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_lack(error):
+                raise
             return math.inf
         self.best_s = min(self.best_s, seconds)
         return seconds

@@ -6,6 +6,15 @@ import gc
 
 import torch
 
+LACKING = ("out of memory", "_STATUS_ALLOC_FAILED")
+"""Parts of messages: of MPS, of the CUDA driver, and of cuBLAS and cuDNN, whose errors are no
+torch.OutOfMemoryError."""
+
+
+def is_lack(error: RuntimeError) -> bool:
+    """Return whether a device had too little memory, which less at once may need."""
+    return isinstance(error, torch.OutOfMemoryError) or any(one in str(error) for one in LACKING)
+
 
 def release(device: torch.device) -> None:
     """Give back what networks took that nobody uses any more. They refer to themselves, as a

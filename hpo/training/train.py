@@ -39,7 +39,7 @@ from hpo.training.feature_cache import FeatureSets, Preprocessing, build_cache, 
 from hpo.training.inputs import Batches, TrainingData, make_batches, views
 from hpo.training.learner import Learner, RunningMeans
 from hpo.training.loader import TrainBatches, class_weights
-from hpo.training.memory import release
+from hpo.training.memory import is_lack, release
 from hpo.training.partition import Partition
 from hpo.training.tasks import task_of
 
@@ -336,7 +336,9 @@ def train(
                     resume = result.checkpoint
                     yield result
                 return
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not is_lack(error):
+                    raise
                 reason = str(error)
             # Only here, behind the `except`, is the traceback gone that holds the tensors.
             done, min_micro_batch = run.done, run.min_micro_batch
@@ -386,7 +388,9 @@ class _Run:
         try:
             for network, state in zip(self.networks, states, strict=True):
                 network.build(state, start.epoch if start else 1)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_lack(error):
+                raise
             name, count = self.config.model.architecture, len(self.networks)
             what = f"{name} alone does" if count == 1 else f"{count} networks of {name} (folds) do"
             raise TrialFailed(f"{what} not fit in memory: {error}") from error

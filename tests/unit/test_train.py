@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import weakref
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -300,15 +301,16 @@ def test_evaluation_of_known_logits() -> None:
 
 
 @pytest.fixture
-def small_device(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+def small_device(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Networks run out of memory at more than `most` images, from step `after` on."""
-    limits = {"most": 10**9, "after": 0, "steps": 0}
+    limits: dict[str, Any] = {"most": 10**9, "after": 0, "steps": 0}
+    limits["error"] = partial(torch.OutOfMemoryError, "CUDA out of memory")
     original = models.build
 
     def check(model: nn.Module, inputs: tuple[torch.Tensor]) -> None:
         limits["steps"] += 1
         if len(inputs[0]) > limits["most"] and limits["steps"] > limits["after"]:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise limits["error"]()
 
     def build(*args: Any, **kwargs: Any) -> nn.Module:
         model = original(*args, **kwargs)
@@ -319,7 +321,7 @@ def small_device(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     return limits
 
 
-def test_out_of_memory_halves_the_micro_batch(small_device: dict[str, int]) -> None:
+def test_out_of_memory_halves_the_micro_batch(small_device: dict[str, Any]) -> None:
     small_device["most"] = 5
     results = run(config(epochs=2))
     assert [one.micro_batch for one in results] == [4, 4]
@@ -333,8 +335,24 @@ def test_out_of_memory_halves_the_micro_batch(small_device: dict[str, int]) -> N
     assert numbers(results) == numbers(run(config(epochs=2, runtime=runtime)))
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "MPS backend out of memory (MPS allocated: 17.36 GB, other allocations: 613.56 MB, ...",
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    ],
+)
+def test_lack_of_memory_has_several_names(small_device: dict[str, Any], message: str) -> None:
+    small_device |= {"most": 8, "error": partial(RuntimeError, message)}
+    assert run(config(epochs=1))[0].micro_batch == 8
+    small_device["error"] = partial(RuntimeError, "CUDA error: unspecified launch failure")
+    with pytest.raises(RuntimeError, match="launch failure"):
+        run(config(epochs=1))
+
+
 def test_out_of_memory_gives_the_memory_back_before_it_goes_on(
-    small_device: dict[str, int], monkeypatch: pytest.MonkeyPatch
+    small_device: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[weakref.ref[nn.Module]] = []
     alive: list[int] = []
@@ -353,7 +371,7 @@ def test_out_of_memory_gives_the_memory_back_before_it_goes_on(
 
 
 def test_out_of_memory_later_goes_back_to_the_checkpoint(
-    small_device: dict[str, int], tmp_path: Path
+    small_device: dict[str, Any], tmp_path: Path
 ) -> None:
     # An epoch runs the network seven times: this is in the second one.
     small_device |= {"most": 8, "after": 9}
@@ -364,7 +382,7 @@ def test_out_of_memory_later_goes_back_to_the_checkpoint(
     assert resumed[0].micro_batch == 8
 
 
-def test_out_of_memory_later_without_a_checkpoint_fails(small_device: dict[str, int]) -> None:
+def test_out_of_memory_later_without_a_checkpoint_fails(small_device: dict[str, Any]) -> None:
     small_device |= {"most": 8, "after": 9}
     with pytest.raises(TrialFailed, match="epoch 2, without a checkpoint"):
         run(config(epochs=3))
@@ -385,7 +403,7 @@ def test_one_image_cannot_teach_batch_norm() -> None:
         run(settings)
 
 
-def test_out_of_memory_to_the_end_fails_the_trial(small_device: dict[str, int]) -> None:
+def test_out_of_memory_to_the_end_fails_the_trial(small_device: dict[str, Any]) -> None:
     small_device["most"] = 0
     with pytest.raises(TrialFailed, match="out of memory even with 2 images at once"):
         run(config())
