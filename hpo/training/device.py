@@ -186,25 +186,39 @@ class Comparison:
     best_s: float = math.inf
     images: int = 0
     """Images of the timed steps; 0 before the first choice decides it."""
+    micro_batch: int = 0
+    """Images computed at once; 0: those of the batch."""
 
     def step_seconds(self, runtime: RuntimeConfig) -> float:
-        """Return the seconds of one training step; infinity if the first one shows that it is
-        hopeless, or if it does not fit in memory."""
-        try:
-            if self.device.type == "cuda":
-                release(self.device)  # of the choice before: its recording keeps all outputs
-            learner = _learner(self.config, runtime, self.classes, self.device)
-            if self.device.type == "cpu" and self._is_hopeless(learner):
+        """Return the seconds of one training step, with as many images at once as fit in memory;
+        infinity if the first one shows that it is hopeless, or if another choice takes more images
+        at once than this can."""
+        while True:
+            try:
+                seconds = self._measured(runtime)
+                break
+            except RuntimeError as error:
+                if not is_lack(error):
+                    raise
+            if self.best_s < math.inf or not self._halved():
                 return math.inf
-            self.images = self.images or self._enough_images(learner)
-            batch = _random_batch(learner.config, self.images, self.classes, self.device)
-            seconds = min(_step_times(learner, batch, self.best_s))
-        except RuntimeError as error:
-            if not is_lack(error):
-                raise
-            return math.inf
         self.best_s = min(self.best_s, seconds)
         return seconds
+
+    def _measured(self, runtime: RuntimeConfig) -> float:
+        if self.device.type == "cuda":
+            release(self.device)  # of the choice before: its recording keeps all outputs
+        learner = _learner(self.config, runtime, self.classes, self.device, self.micro_batch)
+        if self.device.type == "cpu" and self._is_hopeless(learner):
+            return math.inf
+        self.images = self.images or self._enough_images(learner)
+        batch = _random_batch(learner.config, self.images, self.classes, self.device)
+        return min(_step_times(learner, batch, self.best_s))
+
+    def _halved(self) -> bool:
+        """Halve the micro-batch; return False where it is as small as can be."""
+        self.micro_batch = (self.micro_batch or self.images) // 2
+        return self.micro_batch >= FEW
 
     def _is_hopeless(self, learner: Learner) -> bool:
         first_s = self._seconds(learner, FEW)
@@ -225,12 +239,23 @@ class Comparison:
 
 
 def _learner(
-    config: TrainConfig, runtime: RuntimeConfig, classes: int, device: torch.device
+    config: TrainConfig,
+    runtime: RuntimeConfig,
+    classes: int,
+    device: torch.device,
+    micro_batch: int,
 ) -> Learner:
     batch_size = min(config.batch_size, FILLED) if device.type == "cuda" else config.batch_size
     trial = config.model_copy(update={"runtime": runtime, "batch_size": batch_size})
     # In the last phase, when most is learning as a rule.
-    return Learner(trial, classes=classes, device=device, pretrained=False, epoch=trial.epochs)
+    return Learner(
+        trial,
+        classes=classes,
+        device=device,
+        micro_batch=micro_batch,
+        pretrained=False,
+        epoch=trial.epochs,
+    )
 
 
 def _step_times(learner: Learner, batch: Batch, best: float) -> Iterator[float]:

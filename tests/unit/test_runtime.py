@@ -192,6 +192,30 @@ class FakeLearner:
     config = config()
 
 
+@pytest.mark.parametrize(("most", "chosen"), [(4, "bfloat16"), (0, "float32")])
+def test_what_does_not_fit_is_compared_in_smaller_parts(
+    monkeypatch: pytest.MonkeyPatch, most: int, chosen: str
+) -> None:
+    """As a training would go on; a batch that is too large for all does not decide for the
+    simplest."""
+
+    def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+        work()
+        return 0.001 if parts[-1][1] == "bfloat16" else 0.01
+
+    def step(learner: runtime.Learner, batch: runtime.Batch, lr: float) -> None:
+        parts.append((min(len(batch[0]), learner.micro_batch), learner.config.runtime.precision))
+        if parts[-1][0] > max(most, runtime.FEW) or not most:
+            raise torch.OutOfMemoryError("out of memory")
+
+    parts: list[tuple[int, str]] = []
+    monkeypatch.setattr(runtime.Learner, "step", step)
+    monkeypatch.setattr(runtime, "seconds_of", seconds_of)
+    monkeypatch.setattr(runtime, "is_too_slow", lambda *_: False)
+    found = runtime.resolve(config(batch_size=16), classes=3, device=CPU, threads=1)
+    assert found.precision == chosen
+
+
 def test_memory_of_tensors_that_are_gone_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
     free = 100
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 1000))
