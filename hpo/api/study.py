@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from hpo.api.creation import Learning, connect_to, fetch_weights, open_study
-from hpo.api.trained import Progress, TrainOptions, print_line, train
+from hpo.api.trained import Progress, TrainOptions, as_names, print_line, train
 from hpo.errors import InputError, Interrupted
 from hpo.paths import Home
 
@@ -111,7 +111,7 @@ class Study:
         study = cls(file.name, connect_to(storage))
         weakref.finalize(study, study.database.dispose)
         artifacts = artifacts or os.environ.get("HPO_ARTIFACTS")
-        names = [learn_from] if isinstance(learn_from, str) else learn_from
+        names = None if learn_from is None else as_names(learn_from)
         learning = Learning("auto" if names == ["auto"] else names, learn_storage, from_study)
         open_study(study.database, file, artifacts, learning)
         return study

@@ -24,14 +24,19 @@ def print_line(line: str) -> None:
     print(printable(line), flush=True)
 
 
+def as_names(given: Sequence[str] | str) -> Sequence[str]:
+    """Return names, also of one that is given alone: it would be taken for its letters."""
+    return [given] if isinstance(given, str) else given
+
+
 class TrainOptions(TypedDict, total=False):
     """Options of `train`, as `Study.retrain` takes them, too."""
 
     seeds: int
     keep_validation: bool
     onnx: bool
-    quantize: Sequence[str]
-    log: Sequence[str]
+    quantize: Sequence[str] | str
+    log: Sequence[str] | str
     device: str | None
     control: Control | None
     progress: Progress | None
@@ -45,8 +50,8 @@ def train(
     seeds: int = 1,
     keep_validation: bool = False,
     onnx: bool = False,
-    quantize: Sequence[str] = (),
-    log: Sequence[str] = (),
+    quantize: Sequence[str] | str = (),
+    log: Sequence[str] | str = (),
     device: str | None = None,
     control: Control | None = None,
     progress: Progress | None = print_line,
@@ -93,8 +98,8 @@ def train(
         device=place,
         keep_validation=keep_validation,
         onnx=onnx,
-        quantize=quantize,
-        log=log,
+        quantize=as_names(quantize),
+        log=as_names(log),
         control=control,
         progress=progress or (lambda line: None),
     )

@@ -65,6 +65,12 @@ def test_an_unknown_name_is_refused() -> None:
     assert set(hpo.__all__) <= set(dir(hpo))
 
 
+@pytest.mark.parametrize("option", ["quantize", "log"])
+def test_a_name_alone_is_not_its_letters(tmp_path: Path, option: str) -> None:
+    with pytest.raises(InputError, match="nonesuch"):
+        hpo.train({"data": {"dataset": "digits"}}, out=tmp_path / "run", **{option: "nonesuch"})
+
+
 TINY: dict[str, Any] = {
     "study": {"name": "tiny", "trials": 3, "sampler": "random"},
     "train": {"epochs": 3, "batch_size": 64, "data.dataset": "digits", "model.cnn.filters": [4]},
