@@ -11,10 +11,11 @@ check:
 test:
 	$(BIN)/pytest
 
-# The rest: servers, clusters, browsers, processes that are killed, chaos with a fixed seed.
+# The rest: servers, clusters, browsers, processes that are killed, chaos with a fixed seed. Many
+# wait more than they compute, hence a process more than there are processors.
 REST := server or process or cluster or browser or chaos or slow
 test-rest:
-	$(BIN)/pytest --databases=all -m "$(REST)"
+	$(BIN)/pytest -n 3 --databases=all -m "$(REST)"
 
 test-all: test test-rest
 

@@ -37,6 +37,10 @@ __all__ = ["mariadb", "postgres", "s3", "s3_server"]
 
 SERVERS = {"postgres", "mariadb", "s3", "s3_server"}
 """Fixtures that start one."""
+SERVED = {"postgresql", "mysql", "s3"}
+"""Parameters of tests that ask for one."""
+LONGEST = ("cluster", "chaos", "process")
+"""Markers of the tests that take longest, these first."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -67,8 +71,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         case = getattr(getattr(item, "callspec", None), "id", "")
         fixtures = set(getattr(item, "fixturenames", ()))
-        if fixtures & SERVERS or {"postgresql", "mysql"} & set(case.split("-")):
+        if fixtures & SERVERS or SERVED & set(case.split("-")):
             item.add_marker("server")
+    items.sort(key=_place)  # the longest begin first, so that no processor is idle at the end
+
+
+def _place(item: pytest.Item) -> int:
+    return next((i for i, name in enumerate(LONGEST) if item.get_closest_marker(name)), 99)
 
 
 def pytest_collection_finish() -> None:

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-READY_S = 60.0
+READY_S = 120.0
 SMALL = ("--innodb-buffer-pool-size=32M", "--innodb-log-file-size=16M", "--performance-schema=OFF")
+UNSYNCED = ("--innodb-flush-log-at-trx-commit=0", "--innodb-flush-method=nosync")
+"""No test takes the power away: nothing need be on the disk itself."""
 
 
 class MariaDB:
@@ -26,7 +28,7 @@ class MariaDB:
         self.process: subprocess.Popen[bytes] | None = None
 
     def install(self) -> None:
-        self._call("mariadb-install-db", "--auth-root-authentication-method=normal")
+        self._call("mariadb-install-db", "--auth-root-authentication-method=normal", *UNSYNCED)
 
     def _call(self, program: str, *options: str) -> None:
         where = f"--datadir={self.folder / 'data'}", f"--user={getpass.getuser()}"
@@ -41,7 +43,7 @@ class MariaDB:
                 [
                     *("mariadbd", "--no-defaults", f"--datadir={self.folder / 'data'}"),
                     *(f"--user={getpass.getuser()}", f"--socket={self.socket}"),
-                    *("--skip-networking", f"--pid-file={self.folder / 'pid'}", *SMALL),
+                    *("--skip-networking", f"--pid-file={self.folder / 'pid'}", *SMALL, *UNSYNCED),
                 ],
                 stdout=log,
                 stderr=log,

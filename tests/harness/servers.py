@@ -7,6 +7,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,7 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 import sqlalchemy as sa
 
-READY_S = 30.0
+READY_S = 120.0
 RULE = "local all /^login_ scram-sha-256\n"
 """In front of the server's own rules, which trust everybody."""
 
@@ -30,8 +31,19 @@ def postgres() -> Iterator[Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the run-time directory of the machine
             server = server_module.get_server(Path(folder) / "data", cleanup_mode="stop")
+        _leave_unsynced(server)
         yield server
         server.cleanup()
+
+
+def _leave_unsynced(server: Any) -> None:
+    """No test takes the power away: nothing need be on the disk itself."""
+    admin = sa.create_engine(_url(server, "postgres"), isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        for setting in ("fsync", "full_page_writes", "synchronous_commit"):
+            connection.exec_driver_sql(f"ALTER SYSTEM SET {setting} = off")
+        connection.exec_driver_sql("SELECT pg_reload_conf()")
+    admin.dispose()
 
 
 def open_folder() -> tempfile.TemporaryDirectory[str]:
@@ -138,7 +150,6 @@ def s3_server() -> Iterator[str]:
 @pytest.fixture
 def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The URL of an empty bucket; this process and its children reach it by the environment."""
-    import boto3
     from s3fs import S3FileSystem
 
     S3FileSystem.clear_instance_cache()  # which knows another server, or other credentials
@@ -147,5 +158,13 @@ def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
         monkeypatch.setenv(name, "for-tests")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     bucket = f"b{uuid.uuid4().hex}"
-    boto3.client("s3").create_bucket(Bucket=bucket)
+    _client(s3_server).create_bucket(Bucket=bucket)
     return f"s3://{bucket}"
+
+
+@cache
+def _client(server: str) -> Any:
+    """One for all buckets: to make it takes half a second."""
+    import boto3
+
+    return boto3.client("s3")

@@ -39,10 +39,19 @@ FIRST_COLUMN = (
 )
 
 
-@pytest.fixture
-def offline(tmp_path: Path) -> Iterator[Browser]:
-    with browser(tmp_path / "profile", *OFFLINE) as found:
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with browser(tmp_path_factory.mktemp("profile"), *OFFLINE) as found:
         yield found
+
+
+@pytest.fixture
+def offline(chromium: Browser) -> Iterator[Browser]:
+    """The browser as new: no page, no complaints, its own size."""
+    yield chromium
+    chromium.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    chromium.open("about:blank")
+    chromium.complaints()
 
 
 @pytest.fixture

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hpo.paths import Home
 from hpo.search import study as studies
 from hpo.search.status import StudyStatus, read_status
 from hpo.storage.database import Database
 from hpo.storage.records import FINAL
 from tests.harness.fakes import study_file
 from tests.harness.scenes import PAUSES, WRITES, small_study
+from tests.harness.stage import play
 from tests.harness.verdict import promotions
 
 pytestmark = pytest.mark.process
@@ -25,15 +24,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(module: str, *arguments: str) -> dict[str, Any]:
-    """Run a scene or a swarm in an interpreter of its own; its JSON."""
-    command = [sys.executable, "-m", f"tests.harness.{module}", *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    """Run a scene or a swarm in a process of its own; its JSON."""
+    return play(module, *arguments, folder=Home.default().root.parent)
 
 
 on_both = pytest.mark.databases("sqlite", "postgresql")
@@ -61,7 +53,7 @@ def check_exact(database: Database, name: str, budget: int) -> StudyStatus:
     return status
 
 
-@pytest.mark.databases("postgresql", "mysql", *["sqlite"] * 10)
+@pytest.mark.databases("postgresql", "mysql", *["sqlite"] * 3)
 def test_eight_workers_run_exactly_the_budget_of_a_grid(url: str, database: Database) -> None:
     space = "batch_size = [8, 16, 32, 64, 128]\nseed = [0, 1, 2, 3, 4, 5, 6, 7]"
     studies.create(database, study_file(trials=40, sampler="grid", space=space))
@@ -82,8 +74,8 @@ def test_eight_workers_take_each_enqueued_configuration_once(url: str, database:
 
 
 def test_forty_kills_at_random_instants(url: str, database: Database) -> None:
-    studies.create(database, small_study("toy", trials=30, epochs=50))
-    told = run("swarm", url, "toy", "3", "real", "40")
+    studies.create(database, small_study("toy", trials=30, epochs=30))
+    told = run("swarm", url, "toy", "3", "real", "40", "0", "0.5")
     status = check_exact(database, "toy", 30)
     assert told["killed"] == 40
     assert computed_twice(status) <= told["killed"]

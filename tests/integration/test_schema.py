@@ -26,7 +26,8 @@ from hpo.storage import leases, migrations, records, tables
 from hpo.storage.database import Database, connect
 from hpo.storage.schema import create_schema, upgrade_schema
 from tests.harness.fakes import study_file
-from tests.harness.filled import MIXED, fill
+from tests.harness.filled import MIXED
+from tests.harness.filled import fill_anew as fill  # its tables are not those of today
 
 pytestmark = pytest.mark.databases()
 
@@ -150,13 +151,13 @@ def test_many_processes_upgrade_at_once(url: str, database: Database, old: bool)
         subprocess.Popen(
             command, env=os.environ | {"HPO_STORAGE": url}, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        ) for _ in range(6)
+        ) for _ in range(4)
     ]  # fmt: skip
     said = [child.communicate()[0] for child in children]
-    assert [child.returncode for child in children] == [0] * 6, said
+    assert [child.returncode for child in children] == [0] * 4, said
     done = f"schema 1 upgraded to {tables.VERSION}" if old else f"schema {tables.VERSION} made"
     assert sorted(line.rpartition(": ")[2].strip() for line in said) == sorted(
-        [done] + [f"schema {tables.VERSION} already"] * 5
+        [done] + [f"schema {tables.VERSION} already"] * 3
     )
     assert drift(database) == []
     assert not old or read_status(database, "toy").trials == trials
