@@ -81,7 +81,6 @@ def begun(database: Database, place: str | None, home: Home) -> str:
 @pytest.mark.parametrize(
     ("kind", "point", "attempts"),
     [
-        ("folder", "share", [1, 2, 3, 3, 3, 3]),
         ("folder", "record", [1, 1, 2, 2, 3, 3]),
         ("s3", "share", [1, 2, 3, 3, 3, 3]),
     ],

@@ -1,4 +1,4 @@
-"""Random faults for a minute and a half on each database; `make soak` has other seeds for hours."""
+"""Random faults for a minute on each database; `make soak` has other seeds for hours."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.integration.test_scenes import ROOT, on_both
 
 pytestmark = pytest.mark.process
 
-SECONDS = "90"
+SECONDS = "60"
 SEED = "CHAOS_SEED"
 """The environment variable with another seed; of one seed the faults are the same, their instants
 are not."""

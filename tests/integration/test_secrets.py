@@ -149,7 +149,9 @@ def taken_port() -> Iterator[int]:
         yield found.getsockname()[1]
 
 
-@pytest.mark.parametrize("in_argv", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "in_argv"), [("postgresql", False), ("postgresql", True), ("mysql", False)]
+)
 def test_no_command_prints_a_password(
     urls: dict[str, str],
     work: Path,

@@ -108,15 +108,21 @@ def shapes(found: Partition) -> list[tuple[int, ...]]:
     return [leaf.shape for leaf in found.packing.leaves if isinstance(leaf, PackedTensor)]
 
 
+QUICK = ("resnet18", "mobilenet_v2")
+HEAD = {"hidden": [4], "batch_norm": True}
+
+
 @pytest.mark.parametrize(
-    "architecture",
+    ("architecture", "trainable_blocks", "head"),
     [
-        pytest.param(one, marks=() if one in ("resnet18", "mobilenet_v2") else pytest.mark.slow)
-        for one in SMALLEST
+        *((one, *how) for one in QUICK for how in ((0, None), (1, None), (0, HEAD))),
+        *(
+            pytest.param(one, blocks, None, marks=pytest.mark.slow)
+            for one in SMALLEST
+            if one not in QUICK
+            for blocks in (0, 1)
+        ),
     ],
-)
-@pytest.mark.parametrize(
-    ("trainable_blocks", "head"), [(0, None), (1, None), (0, {"hidden": [4], "batch_norm": True})]
 )
 def test_the_parts_are_the_network(architecture: str, trainable_blocks: int, head: Any) -> None:
     model, size = build(architecture, head=head), SMALLEST[architecture]

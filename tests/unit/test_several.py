@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import threading
@@ -120,8 +121,9 @@ PRUNERS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pruner", PRUNERS)
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+@pytest.mark.parametrize(
+    ("pruner", "sampler"), list(zip(PRUNERS, itertools.cycle(["tpe", "nsga2"]), strict=False))
+)
 def test_every_pruner_judges_the_first_metric(
     database: Database, home: Home, pruner: str, sampler: str
 ) -> None:
