@@ -14,7 +14,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 T = TypeVar("T")
 
-DEADLINE_S = 60
+DEADLINE_S = 120
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")
 DRIVERS = ("chromedriver", "chromium.chromedriver")
 FLAGS = (

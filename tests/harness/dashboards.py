@@ -64,5 +64,5 @@ def running(
         yield Dashboard(words[1], errors)
     finally:
         child.terminate()  # SIGINT is ignored by whatever a script has started in the background
-        child.wait(30)
+        child.wait(120)
         child.stdout.close()

@@ -36,7 +36,7 @@ from hpo.workers.worker import Progress
 from tests.harness.fakes import study_file
 from tests.harness.swarm import Child, Forks
 
-DEADLINE_S = 120.0
+DEADLINE_S = 240.0
 
 # Each of a worker's writes, in the order of its life: (name, owner, attribute).
 WRITES: list[tuple[str, Any, str]] = [

@@ -29,7 +29,7 @@ from tests.harness.filled import Trial, fill
 
 pytestmark = pytest.mark.process
 
-DEADLINE_S = 30
+DEADLINE_S = 120
 STUDY = "/api/studies/1"
 NOTE = b'{"body": "seen", "version": 2}'
 PAGE = b'{"file": "data:text/html;base64,PGI+aGk8L2I+", "filename": "x.html"}'

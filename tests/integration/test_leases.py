@@ -509,7 +509,7 @@ def test_a_late_owner_and_its_successor_do_not_block_each_other(
         with study.database.write() as c:
             leases._renew(c, study.database, late.lease)
             successor = pool.submit(leases.claim, other, study.uuid, free, "successor")
-            assert at_the_lock.wait(30)
+            assert at_the_lock.wait(120)
             metrics = json.dumps({"val_top1": 0.5})
             row = {"trial_id": free.trial_id, "epoch": 1, "study": study.uuid, "attempt": 1}
             c.execute(tables.epochs.insert().values(finished=1.0, metrics=metrics, **row))

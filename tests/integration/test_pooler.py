@@ -23,7 +23,7 @@ from tests.harness.clusters import free_ports
 
 BOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 SESSIONS, WORKERS, TRIALS = 3, 4, 12
-READY_S = 30.0
+READY_S = 120.0
 CONFIGURATION = """
 [databases]
 * = host={socket} user=postgres

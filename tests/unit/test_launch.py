@@ -266,7 +266,7 @@ def test_a_task_is_requeued_where_its_time_ran_out(
         def run(self, stop: threading.Event) -> bool:
             if sent is not None:
                 os.kill(os.getpid(), sent)
-                assert stop.wait(10)
+                assert stop.wait(60)
             return over
 
     monkeypatch.setattr(slurm, "_call", call)
@@ -362,7 +362,7 @@ def test_a_second_sigterm_is_no_second_ctrl_c() -> None:
     with stop_on_signal() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.wait(10)
+        assert stop.wait(60)
 
 
 HAMMER = """
