@@ -238,11 +238,11 @@ def delete(
     Example: hpo delete digits
     """
     from hpo.api.study import Study
-    from hpo.search import verification
+    from hpo.search.status import find_verification
 
     with database(storage) as found:
         chosen = Study(study, found)
-        verified = verification.find(found, chosen.row)
+        verified = find_verification(found, chosen.row)
         if not yes:
             _confirm(study, chosen.status().finished)
         chosen.delete(force=force, keep_files=keep_files)

@@ -38,6 +38,8 @@ from hpo.storage.snapshot import Spending
 
 STATES = ("waiting", "running", "paused", "interrupted", *map(str, FINAL))
 """All states of a trial."""
+VERIFY, LONGEST_NAME = ".verify", 64
+"""How the name of a verification ends, and the most characters of a study's."""
 
 
 @dataclass(frozen=True)
@@ -462,6 +464,18 @@ def read_studies(database: Database) -> tuple[list[StudyStatus], list[str]]:
         except ConfigError as error:
             problems.append(str(error))
     return found, problems
+
+
+def verification_name(study: str) -> str:
+    """Return the name of the verification of a study."""
+    return f"{study[: LONGEST_NAME - len(VERIFY)]}{VERIFY}"
+
+
+def find_verification(database: Database, row: StudyRow) -> StudyRow | None:
+    """Return the verification of the study of `row`; None where there is none."""
+    found = records.find_study(database, verification_name(row.name))
+    verified = found and found.definition.get("verifies")
+    return found if verified and verified["uuid"] == row.uuid else None
 
 
 def read_status(database: Database, name: str) -> StudyStatus:

@@ -22,7 +22,7 @@ from hpo.search import scheduling, sync
 from hpo.search.promotion import study_note, where_rungs_are
 from hpo.search.sampling import make_pruner
 from hpo.search.scheduling import option
-from hpo.search.status import file_of
+from hpo.search.status import file_of, find_verification
 from hpo.search.takeover import NOTHING, TakeOver
 from hpo.search.warm_start import LearnFrom, learn
 from hpo.storage import leases, records
@@ -368,8 +368,6 @@ def extend(study: Study, *, retry_failed: bool = False, **limits: Unpack[Limits]
 def _longer(study: Study, epochs: int) -> dict[str, Any]:
     """Return the study's definition with more epochs. Raises InputError where its trials cannot go
     on with it, saying what helps."""
-    from hpo.search import verification
-
     file, name = study.file, study.row.name
     if file.tied_to_length is not None:
         raise InputError(
@@ -377,7 +375,7 @@ def _longer(study: Study, epochs: int) -> dict[str, Any]:
             f"A new study can try its best configurations first: hpo run STUDY.toml --set "
             f"epochs={epochs} --set study.name={name}-{epochs} --learn-from {name}"
         )
-    verified = verification.find(study.database, study.row)
+    verified = find_verification(study.database, study.row)
     if verified is not None:
         raise InputError(
             f"--epochs {epochs}: {verified.name!r} verified {name!r} as it is: hpo delete "

@@ -17,7 +17,12 @@ from hpo.errors import Conflict, InputError, NotFound
 from hpo.formatting import number, plural, plus_minus
 from hpo.intervals import Interval, of_mean, tied_with_first
 from hpo.paths import Home
-from hpo.search.status import StudyStatus, read_status
+from hpo.search.status import (
+    StudyStatus,
+    find_verification,
+    read_status,
+    verification_name,
+)
 from hpo.storage import records
 from hpo.storage.database import Database
 from hpo.storage.records import FINAL, Outcome, StudyRow, Trial
@@ -27,22 +32,8 @@ TOP, SEEDS = 5, 3
 MOST_SEEDS = 100
 SEED = "seed"
 """Field that a verification varies."""
-SUFFIX = ".verify"
-LONGEST_NAME = 64
 KEPT = ("metric", "seed", "lease_s", "stall_timeout_s", "max_failures", "log")
 """Fields of [study] that a verification has from the study that it verifies."""
-
-
-def name_of(study: str) -> str:
-    """Return the name of the verification of a study."""
-    return f"{study[: LONGEST_NAME - len(SUFFIX)]}{SUFFIX}"
-
-
-def find(database: Database, row: StudyRow) -> StudyRow | None:
-    """Return the verification of the study of `row`; None where there is none."""
-    found = records.find_study(database, name_of(row.name))
-    verified = found and found.definition.get("verifies")
-    return found if verified and verified["uuid"] == row.uuid else None
 
 
 # Which trainings there are
@@ -66,7 +57,7 @@ def definition_of(parent: StudyStatus) -> dict[str, Any]:
     fixed = {"sampler": "random", "pruner": "none", "defaults": False, "trials": 1}
     seed = {"name": SEED, "low": 0, "high": MOST_SEEDS}
     return {
-        "study": {"name": name_of(name), **study, **fixed},
+        "study": {"name": verification_name(name), **study, **fixed},
         "train": train,
         "space": [*given["space"], seed],
         "baselines": [],
@@ -150,7 +141,7 @@ def _require_code(database: Database, parent: StudyStatus, wanted: list[dict[str
     trained and the code here is not that with which the search began."""
     from hpo.search.fingerprints import require_code
 
-    row = find(database, parent.row)
+    row = find_verification(database, parent.row)
     if row is not None:
         child, enqueued = read_status(database, row.name), records.read_enqueued(database, row.uuid)
         if child.state == "finished" and not missing(child, enqueued, wanted):
@@ -163,7 +154,7 @@ def _created(database: Database, parent: StudyStatus, file: StudyFile) -> StudyR
     it is to train is written down."""
     from hpo.search import study as studies
 
-    row = find(database, parent.row)
+    row = find_verification(database, parent.row)
     if row is not None:
         return row
     taken = records.find_study(database, file.name)
@@ -370,7 +361,7 @@ class Verification:
 
 def read(database: Database, name: str) -> Verification | None:
     """Return what the verification of the study `name` has found; None where it has none."""
-    row = find(database, records.get_study(database, name))
+    row = find_verification(database, records.get_study(database, name))
     if row is None:
         return None
     parent, child = read_status(database, name), read_status(database, row.name)

@@ -15,7 +15,12 @@ from hpo.errors import Conflict, InputError, NotFound
 from hpo.paths import Home
 from hpo.search import study as studies
 from hpo.search import verification
-from hpo.search.status import StudyStatus, read_status
+from hpo.search.status import (
+    StudyStatus,
+    find_verification,
+    read_status,
+    verification_name,
+)
 from hpo.search.verification import Candidate, Verification, identity, prepare
 from hpo.storage import records
 from hpo.storage.database import Database
@@ -109,7 +114,7 @@ def test_it_computes_as_the_search_did(parent: StudyStatus, database: Database, 
     records.resolve_once(database, parent.row.uuid, "forced w code", told)
     with pytest.raises(Conflict, match="the code here"):
         prepare(database, "toy", 2, 2, home)
-    assert verification.find(database, parent.row) is None
+    assert find_verification(database, parent.row) is None
     child = prepare(database, "toy", 2, 2, home, force=True)
     assert records.read_resolved(database, child.row.uuid) == {"code": {"torch": "9.9"}}
     work(database, home, "toy.verify", rate)
@@ -240,5 +245,5 @@ def test_of_a_study_made_again_the_old_verification_is_none(
 
 
 def test_names_of_any_length() -> None:
-    assert verification.name_of("digits") == "digits.verify"
-    assert len(verification.name_of("n" * 64)) == 64
+    assert verification_name("digits") == "digits.verify"
+    assert len(verification_name("n" * 64)) == 64
