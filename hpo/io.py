@@ -242,6 +242,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())  # some file systems tell only now that they are full
         temporary.replace(path)
+    except OSError as error:
+        if error.filename == str(temporary):  # which nobody knows
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

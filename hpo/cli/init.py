@@ -94,16 +94,15 @@ def init(
         raise Conflict(f"{path} exists: choose another name with -o, or overwrite it with --force")
     write(path, text)
     config = file.config(file.baselines[0])
-    hpo, cache = program(), Home.default().cache
+    hpo, quoted, cache = program(), shlex.quote(str(path)), Home.default().cache
     try:
         with working("reading the images"):
             report = examine_data(config.data, cache, remember=False, looked=MAX_INSPECTED)
             weights = look(weights_of_study(file))
     except DataError as error:
-        raise DataError(f"{error}\n{path} was written; then: {hpo} check {path}") from None
+        raise DataError(f"{error}\n{path} was written; then: {hpo} check {quoted}") from None
     lines = [*report.lines(), proposal(folder, wish), *weights]
     out.print("\n".join(lines), markup=False, soft_wrap=True)
-    hpo, quoted = program(), shlex.quote(str(path))
     typer.echo(f"{path} written. Next:\n  {hpo} check {quoted}\n  {hpo} run {quoted}")
 
 

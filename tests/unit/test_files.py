@@ -130,3 +130,9 @@ def test_what_is_no_file_is_written_to_and_stays(tmp_path: Path, name: str) -> N
         os.close(reader)
     assert pipe.is_fifo()
     assert (tmp_path / "link").is_symlink()
+
+
+def test_an_error_names_the_file_that_was_to_be_written(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError) as caught:
+        atomic_write(tmp_path, lambda file: file.write(b"page"))
+    assert caught.value.filename == str(tmp_path)
