@@ -69,6 +69,11 @@ def message(text: str, overrides: dict[str, Any] | None = None) -> str:
     return str(caught.value)
 
 
+def test_a_part_of_a_range_that_is_a_single_value_in_the_file() -> None:
+    found = message("[space]\noptimizer.lr = 0.1", {"space.optimizer.lr.low": 0.01})
+    assert found == "s.toml: space.optimizer.lr.high: missing: give low and high, or choices"
+
+
 def test_a_partial_baseline_is_not_judged_by_defaults_of_what_is_searched() -> None:
     space = "[space]\nepochs = {low = 15, high = 30}\nschedule.warmup_epochs = [0.0, 12.0]\n"
     file = parse(f'[study]\nname = "s"\n{space}[[baseline]]\nschedule.warmup_epochs = 12.0\n')
