@@ -15,7 +15,14 @@ import optuna
 
 from hpo.config.recommended import recommend
 from hpo.config.study import Proposal, StudyFile, difference
-from hpo.errors import ConfigError, Conflict, InputError, LimitsRaised, StorageError
+from hpo.errors import (
+    ConfigError,
+    Conflict,
+    InputError,
+    LimitsRaised,
+    NotFound,
+    StorageError,
+)
 from hpo.formatting import exact_duration, parse_duration, plural
 from hpo.paths import Home, StudyDir
 from hpo.search import scheduling, sync
@@ -104,10 +111,14 @@ class Study:
         return bool(now != self.row.definition["train"])
 
     def optuna_study(self, storage: FencedStorage) -> optuna.Study:
-        """Return Optuna's study with this study's pruner, over `storage`."""
-        return optuna.load_study(
-            study_name=self.row.name, storage=cached(storage), pruner=make_pruner(self.file)
-        )
+        """Return Optuna's study with this study's pruner, over `storage`. Raises NotFound where it
+        was deleted."""
+        try:
+            return optuna.load_study(
+                study_name=self.row.name, storage=cached(storage), pruner=make_pruner(self.file)
+            )
+        except KeyError:
+            raise NotFound("the study was deleted") from None
 
 
 def load(database: Database, name: str) -> Study:

@@ -280,6 +280,9 @@ def test_a_study_deleted_and_made_again_refuses_the_old_worker(
         leases.renew(study.database, old.lease)
     with pytest.raises(NotFound, match="deleted"):
         study.snapshot()
+    studies.delete(new, home, force=True)
+    with pytest.raises(NotFound, match="deleted"):
+        new.optuna_study(storage)
 
 
 def test_our_rows_go_when_optuna_or_the_dashboard_deletes_a_study(
