@@ -16,6 +16,11 @@ def is_lack(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(one in str(error) for one in LACKING)
 
 
+def is_scarce(device: torch.device) -> bool:
+    """Return whether it is worth a tenth of a second to have memory back at once."""
+    return device.type != "cpu"
+
+
 def release(device: torch.device) -> None:
     """Give back what networks took that nobody uses any more. They refer to themselves, as a
     network and its recorded step do, so that Python frees them at some later time, and torch keeps

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from hpo.training.feature_cache import FeatureSets, Preprocessing, build_cache, 
 from hpo.training.inputs import Batches, TrainingData, make_batches, views
 from hpo.training.learner import Learner, RunningMeans
 from hpo.training.loader import TrainBatches, class_weights
-from hpo.training.memory import is_lack, release
+from hpo.training.memory import is_lack, is_scarce, release
 from hpo.training.partition import Partition
 from hpo.training.tasks import task_of
 
@@ -321,36 +322,54 @@ def train(
     that cannot be trained; Damaged for a checkpoint that cannot be resumed.
     """
     folds = [data] if isinstance(data, TrainingData) else data
+    begin = partial(_Run, config, folds, control, device, metric, also, cache)
+    if is_scarce(device):
+        release(device)  # of what was measured before
+    try:
+        with kept_generators():
+            yield from _restarted(begin, config, device, checkpoint, resume)
+    finally:
+        if is_scarce(device):
+            release(device)
+
+
+def _restarted(
+    begin: Callable[[int, Checkpoint | None], _Run],
+    config: TrainConfig,
+    device: torch.device,
+    checkpoint: Callable[[int], Path] | None,
+    resume: Path | None,
+) -> Generator[EpochResult, None, None]:
+    """Yield the epochs of a training; begin it again at its last checkpoint, with fewer images at
+    once, where `device` lacks memory."""
     micro_batch = min(config.runtime.micro_batch or config.batch_size, config.batch_size)
     start = Checkpoint.load(resume) if resume else None
     if start:
         start.require(config)
         micro_batch = start.micro_batch
-    release(device)  # of the training before, in a worker
-    with kept_generators():
-        while True:
-            run = _Run(config, folds, control, device, metric, also, micro_batch, start, cache)
-            start = None
-            try:
-                for result in run.epochs(checkpoint):
-                    resume = result.checkpoint
-                    yield result
-                return
-            except RuntimeError as error:
-                if not is_lack(error):
-                    raise
-                reason = str(error)
-            # Only here, behind the `except`, is the traceback gone that holds the tensors.
-            done, min_micro_batch = run.done, run.min_micro_batch
-            del run
-            release(device)
-            if micro_batch <= min_micro_batch:
-                raise TrialFailed(f"out of memory even with {micro_batch} images at once: {reason}")
-            if done and resume is None:
-                lost = f"out of memory in epoch {done + 1}, without a checkpoint to go back to"
-                raise TrialFailed(f"{lost}: {reason}")
-            micro_batch = max(min_micro_batch, micro_batch // 2)
-            start = Checkpoint.load(resume) if resume else None
+    while True:
+        run = begin(micro_batch, start)
+        start = None
+        try:
+            for result in run.epochs(checkpoint):
+                resume = result.checkpoint
+                yield result
+            return
+        except RuntimeError as error:
+            if not is_lack(error):
+                raise
+            reason = str(error)
+        # Only here, behind the `except`, is the traceback gone that holds the tensors.
+        done, min_micro_batch = run.done, run.min_micro_batch
+        del run
+        release(device)
+        if micro_batch <= min_micro_batch:
+            raise TrialFailed(f"out of memory even with {micro_batch} images at once: {reason}")
+        if done and resume is None:
+            lost = f"out of memory in epoch {done + 1}, without a checkpoint to go back to"
+            raise TrialFailed(f"{lost}: {reason}")
+        micro_batch = max(min_micro_batch, micro_batch // 2)
+        start = Checkpoint.load(resume) if resume else None
 
 
 class _Run:
@@ -364,9 +383,9 @@ class _Run:
         device: torch.device,
         metric: str,
         also: Sequence[str],
+        cache: Path | None,
         micro_batch: int,
         start: Checkpoint | None,
-        cache: Path | None,
     ) -> None:
         self.config, self.metric, self.micro_batch = config, metric, micro_batch
         self.validated = all(fold.val is not None for fold in folds)
