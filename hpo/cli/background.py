@@ -31,6 +31,7 @@ class Terminal:
     pipe: int
     """Tells it that the search has left."""
     left: bool = False
+    reads_keys: bool = False
 
     def follow(self, stop: threading.Event) -> bool:
         """Return whether the user wants the search to leave. Sets `stop` where the process in front
@@ -40,7 +41,11 @@ class Terminal:
         if os.getppid() != self.front:
             stop.set()
             return False
-        return _is_in_front() and _pressed()
+        if not _is_in_front():
+            return False
+        if self.reads_keys:
+            _read_single_keys()
+        return _pressed()
 
     def leave(self, log: Path) -> None:
         """Go on in the background, all output going to `log`."""
@@ -59,13 +64,14 @@ class Terminal:
     def keys_read(self) -> Iterator[None]:
         """Let single keys be read, without their echo, as long as the search is in front."""
         import termios
-        import tty
 
         before = termios.tcgetattr(0)
-        tty.setcbreak(0, termios.TCSANOW)
+        _read_single_keys()
+        self.reads_keys = True
         try:
             yield
         finally:
+            self.reads_keys = False
             if not self.left and _is_in_front():
                 termios.tcsetattr(0, termios.TCSANOW, before)
 
@@ -94,6 +100,16 @@ def _is_in_front() -> bool:
         return os.tcgetpgrp(0) == os.getpgrp()
     except OSError:  # the terminal was closed
         return False
+
+
+def _read_single_keys() -> None:
+    """Have the terminal pass keys on at once. A shell that lets a suspended search go on leaves its
+    own mode."""
+    import termios
+    import tty
+
+    if termios.tcgetattr(0)[3] & termios.ICANON:
+        tty.setcbreak(0, termios.TCSANOW)
 
 
 def _pressed() -> bool:

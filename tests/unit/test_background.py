@@ -96,6 +96,13 @@ def search(tmp_path: Path) -> Iterator[OnTerminal]:
 def test_q_leaves_it_running_and_nothing_is_lost(search: OnTerminal) -> None:
     search.read_until("/60")
     before = [worker.id for worker in search.status().live_workers]
+    mode = termios.tcgetattr(search.fd)
+    mode[3] |= termios.ICANON
+    termios.tcsetattr(search.fd, termios.TCSANOW, mode)  # as a shell does after Ctrl-Z and fg
+    deadline = time.monotonic() + WAIT_S
+    while termios.tcgetattr(search.fd)[3] & termios.ICANON:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     os.write(search.fd, b"q")
     assert search.end() == 1  # `hpo run x && hpo export x` has nothing to export yet
     assert "small goes on in the background" in search.shown
