@@ -249,11 +249,10 @@ class Ranking:
         return mine != theirs and all(a <= b for a, b in zip(mine, theirs, strict=True))
 
     def best_epoch(self, rows: Iterable[Epoch]) -> Epoch | None:
-        """Return the epoch of the best first objective, the earlier one of equals; NaN is none."""
+        """Return the epoch of the best first objective, the earlier one of equals; one where that
+        is not finite is none."""
         metric = next(iter(self.directions))
-        known = {
-            row.epoch: row for row in rows if not math.isnan(row.metrics.get(metric, math.nan))
-        }
+        known = {row.epoch: row for row in rows if math.isfinite(row.metrics.get(metric, math.nan))}
         order = self.order({epoch: (row.metrics[metric],) for epoch, row in known.items()})
         return known[order[0]] if order else None
 

@@ -219,6 +219,14 @@ def test_a_study_without_a_complete_trial(database: Database, outcome: str) -> N
     assert "parallel" not in drawn(page)
 
 
+def test_a_loss_that_is_not_finite_is_no_value(database: Database) -> None:
+    """Of a worker that died between the epoch and its trial's end, which is diverged."""
+    file = study_file(study='metric = "val_loss"')
+    fill(database, file, [Trial("paused", (-float("inf"),)), Trial("complete", (0.5,))])
+    assert [one.value for one in read_status(database, "toy").trials] == [None, 0.7]
+    assert "not finite" not in text_of(study_report(database, "toy"))
+
+
 def test_a_pruned_trial_that_was_the_best_is_told(database: Database) -> None:
     trials = [Trial("complete", (0.5,)), Trial("pruned", (0.6, 0.9, 0.2), "behind"),
               Trial("pruned", (0.4,), "behind"), Trial("complete", (0.7,))]  # fmt: skip
