@@ -5,6 +5,7 @@ Reads the database alone, without Optuna's storage: `hpo status` answers in a fr
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -59,14 +60,18 @@ class StudyStatus:
     validated: Mapping[str, int] = field(default_factory=dict)
     """Validation images of each class, of all folds together; empty if unknown."""
 
-    @property
+    @cached_property
     def own_trials(self) -> tuple[Trial, ...]:
         """Its trials but for those that it took over from an earlier study."""
         return tuple(one for one in self.trials if one.number >= self.file.known_trials)
 
     def count(self, *states: str) -> int:
         """Count its own trials in any of `states`."""
-        return sum(trial.state in states for trial in self.own_trials)
+        return sum(self._counts[state] for state in states)
+
+    @cached_property
+    def _counts(self) -> Counter[str]:
+        return Counter(trial.state for trial in self.own_trials)
 
     @property
     def taken_note(self) -> str | None:
