@@ -317,7 +317,7 @@ def studies_table(found: Iterable[StudyStatus]) -> Table:
             text_cell(one.file.metric),
             number_cell(one.best.value if one.best else None),
             Cell(str(len(one.live_workers)), len(one.live_workers), "number"),
-            text_cell("" if one.eta_s is None else f"about {duration(one.eta_s)}"),
+            text_cell(f"about {duration(one.eta_s)}" if one.eta_s else ""),
         ]
         for one in found
     ]

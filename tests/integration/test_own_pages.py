@@ -65,6 +65,13 @@ def test_studies_and_their_trials_with_reasons(study: Study) -> None:
     assert "pruned after" not in only
 
 
+def test_a_study_that_is_over_has_no_time_left(database: Database) -> None:
+    fill(database, study_file(trials=1), [Trial("complete", (0.5,))])
+    overview = ask(make_app(database), "/hpo").text
+    assert "finished" in overview
+    assert "about 0" not in overview
+
+
 def test_a_trial_the_logs_and_the_report(study: Study) -> None:
     log = study.directory(Home.default()).log("w1")
     log.parent.mkdir(parents=True)
