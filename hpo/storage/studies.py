@@ -179,6 +179,8 @@ def extend_study(
     """
     uuid, s, e = row.uuid, tables.studies.c, tables.epochs.c
     with database.write() as c:
+        if length is not None:  # attempts before the study, as a claim does: no deadlock with one
+            c.execute(sa.select(attempts.c.k).where(_is_open(uuid)).with_for_update()).all()
         # Who takes a trial meanwhile waits for this.
         c.execute(sa.select(s.uuid).where(s.uuid == uuid).with_for_update())
         if length is not None:
@@ -193,10 +195,14 @@ def extend_study(
         c.execute(sa.update(tables.studies).where(s.uuid == uuid).values(**values, **lifted))
 
 
+def _is_open(uuid: str) -> sa.ColumnElement[bool]:
+    """Return the condition of a study's attempts that have not ended."""
+    return sa.and_(attempts.c.study == uuid, attempts.c.outcome.is_(None))
+
+
 def _require_idle(c: sa.Connection, database: Database, row: StudyRow) -> None:
     """End attempts whose lease has run out; raise Conflict where one holds."""
-    a = attempts.c
-    open_ = sa.and_(a.study == row.uuid, a.outcome.is_(None))
+    a, open_ = attempts.c, _is_open(row.uuid)
     lost = {"outcome": Outcome.LOST, "ended": a.until, "reason": RAN_OUT}
     c.execute(sa.update(attempts).where(open_, a.until < database.now()).values(**lost))
     holders = list(c.scalars(sa.select(a.worker).where(open_).distinct()))

@@ -4,6 +4,7 @@ from their start."""
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -290,6 +291,39 @@ def test_what_ended_before_its_last_epoch_stays_as_it_is(database: Database) -> 
     assert status.trials[0].reason == "complete after epoch 3, the last one then"
     assert status.trials[3].attempts[0].outcome == Outcome.LOST  # its worker is dead
     assert status.file.max_epochs == 6
+
+
+@pytest.mark.databases
+def test_a_worker_that_takes_a_dead_one_s_trial_meanwhile_has_it(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither waits for what the other has locked: a deadlock would end one of them."""
+    study = filled_study(database, CONSTANT.format(3))
+    hold(study)
+    with database.write() as c:
+        c.execute(
+            sa.update(tables.attempts).where(tables.attempts.c.worker == "w9").values(until=0)
+        )
+    refused: list[str] = []
+
+    def extend() -> None:
+        with pytest.raises(Conflict) as caught:
+            studies.extend(studies.load(database, "toy"), epochs=6)
+        refused.append(str(caught.value))
+
+    original, other = leases._open_attempt, threading.Thread(target=extend)
+
+    def slow(*args: Any) -> None:
+        other.start()
+        time.sleep(0.5)  # it has come to a lock
+        original(*args)
+
+    monkeypatch.setattr(leases, "_open_attempt", slow)
+    free, seen = study.snapshot().free[0], leases.ContactWindow(0.0, time.time())
+    assert leases.claim(database, study.uuid, free, "w10", seen) is not None
+    other.join()
+    assert "being worked on by w10" in refused[0]
+    assert read_status(database, "toy").file.max_epochs == 3
 
 
 def test_the_command_says_how_they_go_on(
